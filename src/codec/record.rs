@@ -1,0 +1,487 @@
+//! A record: one appended batch. Its body is encoded once, on the caller's thread, and its bytes go unchanged from there to the
+//! journal, to the segment and to the events handed out.
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::codec::{Decoded, Fault, Reader, Salt, put_prefixed, put_varint, put_zigzag};
+use crate::event::{Batch, Event, EventType, NewEvent, Seq, Turn};
+use crate::ids::{EventId, MessageId, Stamp, timestamp};
+use crate::session::SessionId;
+
+const KIND_BATCH: u8 = 1;
+
+const HEAD_EXTENDED: u8 = 1;
+const HEAD_FLAGS: u8 = HEAD_EXTENDED;
+
+const BODY_KEYED: u8 = 1;
+const BODY_EXTENDED: u8 = 2;
+const BODY_FLAGS: u8 = BODY_KEYED | BODY_EXTENDED;
+
+const EVENT_OPENS: u8 = 1;
+const EVENT_IN_TURN: u8 = 2;
+const EVENT_EXTENDED: u8 = 4;
+const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED;
+
+/// No encoded event is shorter: flags and two lengths.
+const EVENT_BYTES_MIN: usize = 3;
+const FINGERPRINT_BYTES: usize = 32;
+
+/// Where a head says how long it is.
+const HEAD_LENGTH_AT: usize = 8;
+
+/// The longest head this version writes: fixed part, 32-bit varint, two 64-bit varints.
+pub(crate) const HEAD_BYTES_MAX: usize = 27 + 5 + 10 + 10;
+
+/// A batch as it will be stored, before it has a place in its session.
+#[derive(Debug, Clone)]
+pub(crate) struct EncodedBatch {
+    pub session: SessionId,
+    pub count: u32,
+    pub key: Option<Box<IdempotencyKey>>,
+    body: Bytes,
+    body_checksum: u32,
+    events_at: usize,
+}
+
+/// A key and what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct IdempotencyKey {
+    pub text: ByteString,
+    /// BLAKE3 of what the caller gave, as encoded.
+    pub fingerprint: [u8; FINGERPRINT_BYTES],
+}
+
+/// A stored batch. Its names and events share `body`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub session: SessionId,
+    pub generation: u32,
+    pub first: Seq,
+    pub count: u32,
+    pub base: EventId,
+    pub created_ms: u64,
+    pub key: Option<Box<IdempotencyKey>>,
+    /// The head's extension area as it was found, to be passed on.
+    extensions: Option<Box<[u8]>>,
+    body: Bytes,
+    body_checksum: u32,
+    events_at: usize,
+}
+
+impl EncodedBatch {
+    /// Encodes a batch that was checked against the limits.
+    pub(crate) fn new(session: &SessionId, batch: &Batch) -> Self {
+        let mut body = Vec::with_capacity(body_capacity(session, batch));
+        body.push(if batch.key.is_some() { BODY_KEYED } else { 0 });
+        put_prefixed(&mut body, session.as_str().as_bytes());
+        let session_end = body.len();
+        let mut fingerprint_at = 0;
+        if let Some(key) = &batch.key {
+            put_prefixed(&mut body, key.as_bytes());
+            fingerprint_at = body.len();
+            body.extend_from_slice(&[0; FINGERPRINT_BYTES]);
+        }
+        let events_at = body.len();
+        put_varint(&mut body, batch.events.len() as u64);
+        for event in &batch.events {
+            put_event(&mut body, event);
+        }
+        let key = batch.key.as_ref().map(|key| {
+            let (before, events) = body.split_at_mut(events_at);
+            let fingerprint = *blake3::hash(events).as_bytes();
+            let place = before.get_mut(fingerprint_at..).expect("the fingerprint lies before the events");
+            place.copy_from_slice(&fingerprint);
+            Box::new(IdempotencyKey { text: key.clone(), fingerprint })
+        });
+        let body = Bytes::from(body);
+        let name = body.slice(session_end - session.as_str().len()..session_end);
+        Self {
+            session: SessionId::from_stored(name).expect("the bytes of a session ID are one"),
+            count: u32::try_from(batch.events.len()).expect("the cap on events in a batch fits 32 bits"),
+            key,
+            body_checksum: Salt::NONE.checksum(&body),
+            body,
+            events_at,
+        }
+    }
+
+    /// The record that this becomes at a place in its session.
+    pub(crate) fn stamped(self, generation: u32, first: Seq, stamp: Stamp) -> Record {
+        Record {
+            session: self.session,
+            generation,
+            first,
+            count: self.count,
+            base: stamp.base,
+            created_ms: stamp.created_ms,
+            key: self.key,
+            extensions: None,
+            body: self.body,
+            body_checksum: self.body_checksum,
+            events_at: self.events_at,
+        }
+    }
+
+    /// At least as many bytes as the record takes when it is stored.
+    pub(crate) fn stored_bytes_max(&self) -> usize {
+        HEAD_BYTES_MAX + self.body.len()
+    }
+}
+
+fn body_capacity(session: &SessionId, batch: &Batch) -> usize {
+    let names = session.as_str().len() + batch.key.as_ref().map_or(0, |key| key.len() + FINGERPRINT_BYTES);
+    let events = batch.events.iter().map(|event| 32 + event.event_type.as_str().len() + event.data.len()).sum::<usize>();
+    16 + names + events
+}
+
+fn put_event(out: &mut Vec<u8>, event: &NewEvent) {
+    match event.turn {
+        Turn::None => out.push(0),
+        Turn::Opens => out.push(EVENT_OPENS),
+        Turn::Of(message) => {
+            out.push(EVENT_IN_TURN);
+            out.extend_from_slice(&message.event_id().to_u128().to_le_bytes());
+        }
+    }
+    put_prefixed(out, event.event_type.as_str().as_bytes());
+    put_prefixed(out, &event.data);
+}
+
+impl Record {
+    /// The seq of the last event.
+    pub(crate) fn last(&self) -> Seq {
+        self.first + u64::from(self.count) - 1
+    }
+
+    /// The ID of the last event.
+    pub(crate) fn last_id(&self) -> EventId {
+        self.base.plus(self.count - 1)
+    }
+
+    /// The seq of the event with this ID, if it is one of this batch.
+    pub(crate) fn seq_of(&self, id: EventId) -> Option<Seq> {
+        let offset = id.offset_from(self.base)?;
+        (offset < u128::from(self.count)).then(|| self.first + u64::try_from(offset).expect("less than a 32-bit count"))
+    }
+
+    pub(crate) fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// Puts the head's bytes in `out`, in place of what was there; the body follows it.
+    pub(crate) fn put_head(&self, out: &mut Vec<u8>) {
+        out.clear();
+        let body_bytes = u32::try_from(self.body.len()).expect("the caps on a batch fit 32 bits");
+        out.extend_from_slice(&body_bytes.to_le_bytes());
+        out.extend_from_slice(&self.body_checksum.to_le_bytes());
+        let flags = if self.extensions.is_some() { HEAD_EXTENDED } else { 0 };
+        out.extend_from_slice(&[0, KIND_BATCH, flags]);
+        out.extend_from_slice(&self.base.to_u128().to_le_bytes());
+        put_varint(out, self.generation.into());
+        put_varint(out, self.first);
+        put_zigzag(out, self.created_ms.cast_signed() - self.base.timestamp_ms().cast_signed());
+        if let Some(extensions) = &self.extensions {
+            out.extend_from_slice(extensions);
+        }
+        let length = u8::try_from(out.len()).expect("a head is as long as it was found, or of this version's own form");
+        *out.get_mut(HEAD_LENGTH_AT).expect("the length lies within the head") = length;
+    }
+
+    /// Reads the record at `at`. The body's checksum is not looked at.
+    pub(crate) fn decode(bytes: &Bytes, at: usize) -> Decoded<Self> {
+        let raw = RawRecord::split(bytes, at)?;
+        let head = RecordHead::decode(Reader::new(raw.head)).map_err(|fault| fault.moved(at))?;
+        Self::with_body(&head, bytes.slice(raw.end - raw.body.len()..raw.end))
+            .map_err(|fault| fault.moved(raw.end - raw.body.len()))
+    }
+
+    /// Checks that every event decodes.
+    pub(crate) fn check_events(&self) -> Decoded<()> {
+        let mut events = self.events();
+        events.try_for_each(|event| event.map(|_event| ()))?;
+        if events.frames.left() > 0 { Err(events.frames.damaged("bytes behind the last event")) } else { Ok(()) }
+    }
+
+    /// The events from first to last.
+    pub(crate) fn events(&self) -> EventFrames<'_> {
+        let mut frames = Reader::from(&self.body, self.events_at).expect("the events lie within the body");
+        frames.varint().expect("the count was read before");
+        EventFrames { record: self, frames, next: 0 }
+    }
+
+    fn with_body(head: &RecordHead<'_>, body: Bytes) -> Decoded<Self> {
+        let mut reader = Reader::new(&body);
+        let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
+        let session = shared(&body, &mut reader)?;
+        let session = SessionId::from_stored(session).map_err(|_error| reader.damaged("a session ID that breaks the rules"))?;
+        let mut key = None;
+        if flags & BODY_KEYED != 0 {
+            let text =
+                ByteString::try_from(shared(&body, &mut reader)?).map_err(|_error| reader.damaged("a key that is no text"))?;
+            key = Some(Box::new(IdempotencyKey { text, fingerprint: reader.array()? }));
+        }
+        if flags & BODY_EXTENDED != 0 {
+            reader.extensions()?;
+        }
+        let events_at = reader.position();
+        let count = reader.varint_u32()?;
+        if count == 0 || reader.left() / EVENT_BYTES_MIN < count as usize {
+            return Err(reader.damaged("an impossible number of events"));
+        }
+        if head.first == 0 || head.first.checked_add(count.into()).is_none() {
+            return Err(reader.damaged("an impossible seq"));
+        }
+        Ok(Self {
+            session,
+            generation: head.generation,
+            first: head.first,
+            count,
+            base: head.base,
+            created_ms: head.created_ms,
+            key,
+            extensions: head.extensions.map(Box::from),
+            body_checksum: head.body_checksum,
+            events_at,
+            body: body.clone(),
+        })
+    }
+}
+
+impl Fault {
+    /// The same fault seen from `base` bytes before.
+    pub(crate) fn moved(self, base: usize) -> Self {
+        match self {
+            Fault::Damaged { at, what } => Fault::Damaged { at: at + base, what },
+            unknown @ Fault::Unknown { .. } => unknown,
+        }
+    }
+}
+
+/// The bytes of a record of any kind, so that checksums can be checked before anything is believed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RawRecord<'a> {
+    pub head: &'a [u8],
+    pub body: &'a [u8],
+    /// Where the next record begins.
+    pub end: usize,
+    body_checksum: u32,
+}
+
+impl<'a> RawRecord<'a> {
+    /// The record at `at`.
+    pub(crate) fn split(bytes: &'a [u8], at: usize) -> Decoded<Self> {
+        let mut reader = Reader::from(bytes, at)?;
+        let (body_bytes, body_checksum, head_bytes) = (reader.u32()?, reader.u32()?, reader.u8()?);
+        let mut reader = Reader::from(bytes, at)?;
+        let (head, body) = (reader.take(head_bytes.into())?, reader.take(body_bytes as usize)?);
+        if head.len() <= HEAD_LENGTH_AT {
+            return Err(Fault::Damaged { at, what: "an impossible length of a head" });
+        }
+        Ok(Self { head, body, end: reader.position(), body_checksum })
+    }
+
+    /// Whether the body is as its caller's thread encoded it.
+    pub(crate) fn body_matches(&self) -> bool {
+        Salt::NONE.checksum(self.body) == self.body_checksum
+    }
+}
+
+struct RecordHead<'a> {
+    body_checksum: u32,
+    base: EventId,
+    generation: u32,
+    first: Seq,
+    created_ms: u64,
+    extensions: Option<&'a [u8]>,
+}
+
+impl<'a> RecordHead<'a> {
+    fn decode(mut reader: Reader<'a>) -> Decoded<Self> {
+        let (_body_bytes, body_checksum, _head_bytes) = (reader.u32()?, reader.u32()?, reader.u8()?);
+        let kind = reader.u8()?;
+        if kind != KIND_BATCH {
+            return Err(Fault::Unknown { what: "record kind", found: kind.into(), supported: KIND_BATCH.into() });
+        }
+        let flags = known_flags(reader.u8()?, HEAD_FLAGS, "head flags")?;
+        let base = EventId::from_u128(reader.u128()?);
+        let (generation, first, delta) = (reader.varint_u32()?, reader.varint()?, reader.zigzag()?);
+        let mut extensions = None;
+        if flags & HEAD_EXTENDED != 0 {
+            extensions = Some(reader.clone().take(reader.left())?);
+            reader.extensions()?;
+        }
+        if reader.left() > 0 {
+            return Err(reader.damaged("bytes behind the last field of a head"));
+        }
+        let created_ms = base.timestamp_ms().checked_add_signed(delta).ok_or_else(|| reader.damaged("an impossible time"))?;
+        Ok(Self { body_checksum, base, generation, first, created_ms, extensions })
+    }
+}
+
+/// The events of a record, in order.
+pub(crate) struct EventFrames<'a> {
+    record: &'a Record,
+    frames: Reader<'a>,
+    next: u32,
+}
+
+impl Iterator for EventFrames<'_> {
+    type Item = Decoded<Event>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next == self.record.count {
+            return None;
+        }
+        let event = self.event();
+        self.next = if event.is_ok() { self.next + 1 } else { self.record.count };
+        Some(event)
+    }
+}
+
+impl EventFrames<'_> {
+    fn event(&mut self) -> Decoded<Event> {
+        let record = self.record;
+        let id = record.base.plus(self.next);
+        let flags = known_flags(self.frames.u8()?, EVENT_FLAGS, "event flags")?;
+        let mut message_id = (flags & EVENT_OPENS != 0).then(|| MessageId::from(id));
+        if flags & EVENT_IN_TURN != 0 {
+            message_id = Some(EventId::from_u128(self.frames.u128()?).into());
+        }
+        if flags & EVENT_EXTENDED != 0 {
+            self.frames.extensions()?;
+        }
+        let event_type = EventType::from_stored(shared(&record.body, &mut self.frames)?);
+        Ok(Event {
+            id,
+            session_id: record.session.clone(),
+            seq: record.first + u64::from(self.next),
+            event_type: event_type.ok_or_else(|| self.frames.damaged("an event type that is no text"))?,
+            data: shared(&record.body, &mut self.frames)?,
+            message_id,
+            created_at: timestamp(record.created_ms),
+        })
+    }
+}
+
+fn known_flags(flags: u8, known: u8, what: &'static str) -> Decoded<u8> {
+    if flags & !known == 0 {
+        return Ok(flags);
+    }
+    Err(Fault::Unknown { what, found: flags.into(), supported: known.into() })
+}
+
+/// Length-prefixed bytes that share the memory of `body`, which `reader` reads.
+fn shared(body: &Bytes, reader: &mut Reader<'_>) -> Decoded<Bytes> {
+    let length = reader.prefixed()?.len();
+    Ok(body.slice(reader.position() - length..reader.position()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stored(record: &Record) -> Bytes {
+        let mut bytes = Vec::new();
+        record.put_head(&mut bytes);
+        assert!(bytes.len() <= HEAD_BYTES_MAX);
+        bytes.extend_from_slice(record.body());
+        Bytes::from(bytes)
+    }
+
+    fn sample(batch: &Batch, created_ms: u64) -> Record {
+        let session = SessionId::new("sess_ä").unwrap();
+        let stamp = Stamp { base: EventId::from_u128(5 << 80 | 17), created_ms };
+        EncodedBatch::new(&session, batch).stamped(3, 40, stamp)
+    }
+
+    fn any_event() -> impl Strategy<Value = NewEvent> {
+        let turn = prop_oneof![Just(None), any::<u128>().prop_map(Some)];
+        ("[a-z.]{1,20}|user\\.message", proptest::collection::vec(any::<u8>(), 0..300), turn).prop_map(|(name, data, turn)| {
+            let event = NewEvent::new(name, data);
+            turn.map_or(event.clone(), |id| event.in_turn(EventId::from_u128(id).into()))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_reads_back_as_stored(
+            events in proptest::collection::vec(any_event(), 1..20),
+            key in proptest::option::of("[a-z0-9]{1,40}"),
+            created_ms in 0_u64..1 << 48,
+        ) {
+            let mut batch = Batch::new().events(events.clone());
+            if let Some(key) = &key {
+                batch = batch.idempotency_key(key);
+            }
+            let record = sample(&batch, created_ms);
+            let bytes = stored(&record);
+            let raw = RawRecord::split(&bytes, 0).unwrap();
+            prop_assert_eq!((raw.head.len(), raw.end), (bytes.len() - record.body().len(), bytes.len()));
+            prop_assert!(raw.body_matches());
+            let read = Record::decode(&bytes, 0).unwrap();
+            prop_assert_eq!(&read, &record);
+            prop_assert_eq!(read.check_events(), Ok(()));
+            prop_assert_eq!(read.key.as_ref().map(|key| key.text.to_string()), key);
+            for (i, (event, given)) in read.events().zip(&events).enumerate() {
+                let event = event.unwrap();
+                prop_assert_eq!(event.seq, 40 + i as u64);
+                prop_assert_eq!(Some(event.seq), read.seq_of(event.id));
+                prop_assert_eq!(&event.event_type, &given.event_type);
+                prop_assert_eq!(&event.data, &given.data);
+                let turn = match given.turn {
+                    Turn::None => None,
+                    Turn::Opens => Some(event.id.into()),
+                    Turn::Of(message) => Some(message),
+                };
+                prop_assert_eq!(event.message_id, turn);
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            if let Ok(record) = Record::decode(&Bytes::from(bytes), 0) {
+                let _refused_or_not = record.check_events();
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_never_goes_unnoticed_together_with_the_heads_checksum(bit in 0_usize..8 * 60) {
+            let record = sample(&Batch::new().event(NewEvent::new("a", "some data to flip a bit of")), 9);
+            let bytes = stored(&record);
+            let mut flipped = bytes.to_vec();
+            prop_assume!(bit / 8 < flipped.len());
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let flipped = Bytes::from(flipped);
+            let raw = RawRecord::split(&bytes, 0).unwrap();
+            if let Ok(read) = RawRecord::split(&flipped, 0) {
+                prop_assert!(read.head != raw.head || !read.body_matches());
+            }
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_tells_content_apart_and_nothing_else() {
+        let print = |batch: Batch, session: &str| {
+            let batch = batch.idempotency_key("k");
+            EncodedBatch::new(&SessionId::new(session).unwrap(), &batch).key.unwrap().fingerprint
+        };
+        let one = || Batch::new().event(NewEvent::new("a", "1"));
+        assert_eq!(print(one(), "s"), print(one(), "t"));
+        assert_ne!(print(one(), "s"), print(Batch::new().event(NewEvent::new("a", "2")), "s"));
+        assert_ne!(print(one(), "s"), print(Batch::new().event(NewEvent::new("b", "1")), "s"));
+        assert_ne!(print(one(), "s"), print(one().event(NewEvent::new("a", "1")), "s"));
+        let in_turn = NewEvent::new("a", "1").in_turn(EventId::from_u128(1).into());
+        assert_ne!(print(one(), "s"), print(Batch::new().event(in_turn), "s"));
+    }
+
+    #[test]
+    fn an_unknown_kind_is_unsupported() {
+        let mut bytes = stored(&sample(&Batch::new().event(NewEvent::new("a", "1")), 9)).to_vec();
+        bytes[9] = 2;
+        let read = Record::decode(&Bytes::from(bytes), 0);
+        assert_eq!(read.unwrap_err(), Fault::Unknown { what: "record kind", found: 2, supported: 1 });
+    }
+}

@@ -1,0 +1,98 @@
+//! Framed values: the only place that names bincode. A length is checked against what is there before anything is decoded.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{Decoded, FORMAT_VERSION, Fault, Reader, Salt, check_version};
+
+/// What a framed value is: its magic bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ValueKind {
+    magic: [u8; 8],
+}
+
+pub(crate) const TRAILER: ValueKind = ValueKind { magic: *b"slogtrlr" };
+pub(crate) const MANIFEST: ValueKind = ValueKind { magic: *b"slogmani" };
+
+const HEADER_BYTES: usize = 24;
+
+/// The most a value may take: room for a manifest of a million segments.
+const VALUE_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// Fixed for version 1: little-endian, variable-length integers.
+const CONFIG: bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<VALUE_BYTES_MAX>,
+> = bincode::config::standard().with_limit::<VALUE_BYTES_MAX>();
+
+/// Frames `value`.
+pub(crate) fn encode_value(kind: ValueKind, salt: Salt, value: &impl Serialize) -> Vec<u8> {
+    let value = encode_bare(value);
+    let length = u32::try_from(value.len()).expect("the cap on values fits 32 bits");
+    let mut out = Vec::with_capacity(HEADER_BYTES + value.len());
+    out.extend_from_slice(&kind.magic);
+    out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    out.extend_from_slice(&salt.over(&length.to_le_bytes()).checksum(&value).to_le_bytes());
+    out.extend_from_slice(&length.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&value);
+    out
+}
+
+/// Reads a framed value from the start of `bytes`, which may go on behind it.
+pub(crate) fn decode_value<T: DeserializeOwned>(kind: ValueKind, salt: Salt, bytes: &[u8]) -> Decoded<T> {
+    let mut reader = Reader::new(bytes);
+    if reader.array()? != kind.magic {
+        return Err(Fault::Damaged { at: 0, what: "wrong magic bytes" });
+    }
+    check_version(reader.u32()?, 8)?;
+    let checksum = reader.u32()?;
+    let length = reader.u32()?;
+    if reader.array()? != [0; 4] {
+        return Err(Fault::Damaged { at: 20, what: "reserved bytes that are not zero" });
+    }
+    let value = reader.take(length as usize)?;
+    if value.len() > VALUE_BYTES_MAX || salt.over(&length.to_le_bytes()).checksum(value) != checksum {
+        return Err(Fault::Damaged { at: 12, what: "a checksum that does not match" });
+    }
+    decode_bare(value).ok_or(Fault::Damaged { at: HEADER_BYTES, what: "a value that does not decode" })
+}
+
+/// Encodes a value that something else frames and checks: an entry of the index.
+pub(crate) fn encode_bare(value: &impl Serialize) -> Vec<u8> {
+    bincode::serde::encode_to_vec(value, CONFIG).expect("values hold plain numbers and lists within the cap")
+}
+
+/// Reads what [`encode_bare`] wrote; `None` when it did not.
+pub(crate) fn decode_bare<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let (value, used) = bincode::serde::decode_from_slice(bytes, CONFIG).ok()?;
+    (used == bytes.len()).then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_reads_back_and_any_flipped_bit_is_refused() {
+        let value = (7_u64, vec![1_u32, 2, 3], Some(String::from("x")));
+        let salt = Salt::NONE.at(3);
+        let bytes = encode_value(MANIFEST, salt, &value);
+        assert_eq!(decode_value(MANIFEST, salt, &bytes), Ok(value));
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let read: Decoded<(u64, Vec<u32>, Option<String>)> = decode_value(MANIFEST, salt, &flipped);
+            assert!(read.is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_a_later_version_is_unsupported_not_damaged() {
+        let mut bytes = encode_value(TRAILER, Salt::NONE, &1_u64);
+        bytes[8] = 9;
+        let read: Decoded<u64> = decode_value(TRAILER, Salt::NONE, &bytes);
+        assert_eq!(read, Err(Fault::Unknown { what: "format version", found: 9, supported: 1 }));
+    }
+}

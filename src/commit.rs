@@ -1,0 +1,419 @@
+//! The commit group: callers queue, whoever leads takes all that is queued and gives it one write and one barrier.
+//!
+//! A lone caller leads its own group, so that nothing is handed from thread to thread. As soon as more is queued when a group is
+//! done, the commit thread leads, until the queue is empty again.
+//!
+//! Invariants:
+//! * One leader at a time holds the [`Committer`], and with it the only right to give out IDs and seqs and to write the journal. So ID
+//!   order is commit order is the order that readers see.
+//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group it was decided in, so it
+//!   never rests on something that a crash could take back.
+//! * After a failed write nothing is written again: the log is poisoned, and records of the failed group reach no reader.
+//! * The leader does no I/O but the journal's, and takes no lock that is held over I/O.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::codec::{EncodedBatch, Record};
+use crate::error::{Error, Result};
+use crate::event::Expected;
+use crate::ids::IdClock;
+use crate::journal::{JournalWriter, Spares, group_bytes};
+use crate::options::Options;
+use crate::recent::{EntryState, Pin, Recent};
+use crate::seal::SealSignal;
+use crate::stats::Counters;
+use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
+use crate::watermark::Waiter;
+
+/// How long the log is without appends before the durable LSN is recorded in a witness.
+const WITNESS_AFTER: Duration = Duration::from_millis(100);
+
+/// The active journal file is ended early when it accounts for this share of the memory for recent records.
+const ACTIVE_SHARE: u64 = 3;
+
+/// A batch on its way.
+pub(crate) struct Request {
+    pub batch: EncodedBatch,
+    pub expected: Expected,
+    pub session: Pin,
+    /// The sealed record that landed under the batch's key, looked up under the pin.
+    pub sealed: Option<Record>,
+    pub ticket: Arc<Ticket>,
+}
+
+/// What an append came to: the record, and whether it had been there.
+#[derive(Debug, Clone)]
+pub(crate) struct Landed {
+    pub record: Arc<Record>,
+    pub replayed: bool,
+}
+
+/// Where the caller finds the answer.
+#[derive(Default)]
+pub(crate) struct Ticket {
+    answer: Mutex<Option<Result<Landed>>>,
+    waiter: Waiter,
+}
+
+impl Ticket {
+    pub(crate) fn wait(&self) -> Result<Landed> {
+        loop {
+            if let Some(answer) = self.answer.lock().take() {
+                return answer;
+            }
+            self.waiter.wait(None);
+        }
+    }
+
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
+        // The waker is left first, so that an answer that comes in between wakes it.
+        let _woken = self.waiter.poll(context);
+        self.answer.lock().take().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    fn complete(&self, answer: Result<Landed>) {
+        *self.answer.lock() = Some(answer);
+        self.waiter.wake();
+    }
+}
+
+/// The queue and what leads it.
+pub(crate) struct Commit {
+    queue: Mutex<Queue>,
+    /// For the commit thread: there is work, or an end to it.
+    work: Condvar,
+    /// For callers: there is room in the queue, or an end to waiting.
+    room: Condvar,
+    committer: Mutex<Committer>,
+    recent: Arc<Recent>,
+    spares: Arc<Spares>,
+    seal: Arc<SealSignal>,
+    counters: Arc<Counters>,
+    group_bytes_max: usize,
+    queue_bytes_max: usize,
+    recent_bytes_max: u64,
+    stall_wait: Duration,
+}
+
+#[derive(Default)]
+struct Queue {
+    requests: VecDeque<Request>,
+    bytes: usize,
+    /// Async callers that found the queue full.
+    room_waiters: Vec<Arc<Waiter>>,
+    /// Somebody has the committer.
+    led: bool,
+    /// When the last group was committed, until a witness is written after it.
+    unwitnessed: Option<Instant>,
+    closing: bool,
+    poison: Option<Arc<Error>>,
+}
+
+/// What the leader holds.
+pub(crate) struct Committer {
+    pub journal: JournalWriter,
+    pub clock: IdClock,
+}
+
+/// What became of a request within its group.
+enum Decision {
+    Append(Arc<Record>),
+    Answer(Result<Landed>),
+}
+
+impl Commit {
+    pub(crate) fn new(
+        committer: Committer,
+        recent: Arc<Recent>,
+        spares: Arc<Spares>,
+        seal: Arc<SealSignal>,
+        counters: Arc<Counters>,
+        options: &Options,
+    ) -> Self {
+        Self {
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            committer: Mutex::new(committer),
+            recent,
+            spares,
+            seal,
+            counters,
+            group_bytes_max: options.group_bytes_max,
+            queue_bytes_max: options.queue_bytes_max,
+            recent_bytes_max: options.recent_bytes_max as u64,
+            stall_wait: options.stall_wait,
+        }
+    }
+
+    /// Queues the request and waits for its answer.
+    pub(crate) fn append(&self, request: Request) -> Result<Landed> {
+        let deadline = Instant::now() + self.stall_wait;
+        let ticket = Arc::clone(&request.ticket);
+        let mut queue = self.queue.lock();
+        while queue.is_full(&request, self.queue_bytes_max) {
+            queue.check_open()?;
+            if self.room.wait_until(&mut queue, deadline).timed_out() {
+                return Err(Error::Stalled { waited: self.stall_wait });
+            }
+        }
+        queue.check_open()?;
+        queue.push(request);
+        if queue.led {
+            drop(queue);
+        } else {
+            self.lead_one_group(queue);
+        }
+        ticket.wait()
+    }
+
+    /// Queues the request for the commit thread. Where the queue is full the request comes back, and `waiter` is woken once
+    /// there is room.
+    pub(crate) fn submit(&self, request: Request, waiter: &Arc<Waiter>) -> Result<Option<Request>> {
+        let mut queue = self.queue.lock();
+        queue.check_open()?;
+        if queue.is_full(&request, self.queue_bytes_max) {
+            queue.room_waiters.push(Arc::clone(waiter));
+            return Ok(Some(request));
+        }
+        queue.push(request);
+        if !queue.led {
+            self.work.notify_one();
+        }
+        Ok(None)
+    }
+
+    /// The work of the commit thread, until [`stop`](Commit::stop).
+    pub(crate) fn run(&self) {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.led {
+                self.work.wait(&mut queue);
+            } else if !queue.requests.is_empty() {
+                self.lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
+            } else if queue.closing {
+                return;
+            } else if let Some(committed) = queue.unwitnessed {
+                let due = committed + WITNESS_AFTER;
+                if Instant::now() < due {
+                    self.work.wait_until(&mut queue, due);
+                    continue;
+                }
+                // A failure has poisoned the log, which is all there is to do about it.
+                self.lead(&mut queue, |queue| queue.unwitnessed = None, |()| drop(self.write_witness()));
+            } else {
+                self.work.wait(&mut queue);
+            }
+        }
+    }
+
+    /// Takes no more requests. The commit thread ends once it has answered those that are queued.
+    pub(crate) fn stop(&self) {
+        let mut queue = self.queue.lock();
+        queue.closing = true;
+        self.work.notify_all();
+        self.wake_for_room(&mut queue);
+    }
+
+    /// Records the durable LSN. Errors poison the log.
+    pub(crate) fn write_witness(&self) -> Result<()> {
+        self.check_poison()?;
+        let mut committer = self.committer.lock();
+        if !committer.journal.fits(0) {
+            // A full file is followed by the header of the next, which records the same.
+            return Ok(());
+        }
+        committer.journal.begin();
+        committer.journal.commit().map(|_bytes| ()).map_err(|error| self.poison(error))
+    }
+
+    pub(crate) fn committer(&self) -> MutexGuard<'_, Committer> {
+        self.committer.lock()
+    }
+
+    /// Lets nothing more be written, because a write failed. Returns the error.
+    pub(crate) fn poison(&self, error: Error) -> Error {
+        self.queue.lock().poison.get_or_insert_with(|| Arc::new(error.clone()));
+        error
+    }
+
+    pub(crate) fn check_poison(&self) -> Result<()> {
+        self.queue.lock().check_poison()
+    }
+
+    /// Takes a group from the queue, which is not empty, commits it on this thread, and leaves the rest to the commit thread.
+    fn lead_one_group(&self, mut queue: MutexGuard<'_, Queue>) {
+        self.lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
+        if !queue.requests.is_empty() || queue.closing {
+            self.work.notify_one();
+        }
+    }
+
+    /// Leads for as long as `act` takes, with what `take` took from the queue and without its lock.
+    fn lead<T>(&self, queue: &mut MutexGuard<'_, Queue>, take: impl FnOnce(&mut Queue) -> T, act: impl FnOnce(T)) {
+        queue.led = true;
+        let taken = take(queue);
+        MutexGuard::unlocked(queue, || act(taken));
+        queue.led = false;
+    }
+
+    /// Decides, writes, publishes and answers a group.
+    fn commit(&self, group: Vec<Request>) {
+        let mut committer = self.committer.lock();
+        let file_before = committer.journal.active_use();
+        let ready = self.check_poison().and_then(|()| self.make_room(&mut committer, &group));
+        let result = ready.and_then(|()| {
+            committer.journal.begin();
+            let Committer { journal, clock } = &mut *committer;
+            let decisions: Vec<Decision> = group.iter().map(|request| decide(request, journal, clock)).collect();
+            self.write(journal, &decisions).map(|()| decisions)
+        });
+        let filled_a_file = committer.journal.active_use() != file_before;
+        match result {
+            Ok(decisions) => self.publish(group, decisions),
+            Err(error) => group.into_iter().for_each(|request| answer(request, Err(error.clone()))),
+        }
+        drop(committer);
+        if filled_a_file {
+            self.seal.notify();
+        }
+        let mut queue = self.queue.lock();
+        if queue.unwitnessed.replace(Instant::now()).is_none() {
+            self.work.notify_one();
+        }
+        self.wake_for_room(&mut queue);
+    }
+
+    /// Sees to it that the group fits the active journal file and that memory for its records is left.
+    fn make_room(&self, committer: &mut Committer, group: &[Request]) -> Result<()> {
+        let waited = self.seal.wait_until(self.stall_wait, || self.recent.bytes() <= self.recent_bytes_max);
+        if !waited {
+            return Err(Error::Stalled { waited: self.stall_wait });
+        }
+        let record_bytes = group.iter().map(|request| request.batch.stored_bytes_max()).sum();
+        let journal = &mut committer.journal;
+        let is_large = self.recent.active_bytes() > self.recent_bytes_max / ACTIVE_SHARE && !journal.active_is_empty();
+        if journal.fits(record_bytes) && !is_large {
+            return Ok(());
+        }
+        let bytes_min = crate::journal::HEADER_BYTES + group_bytes(record_bytes) as u64;
+        journal.rotate(self.spares.take(bytes_min, self.stall_wait)?);
+        self.recent.begin_file(journal.active_use(), journal.active_bytes(), journal.durable_lsn());
+        self.spares.prepare_next(journal.active_bytes());
+        Ok(())
+    }
+
+    fn write(&self, journal: &mut JournalWriter, decisions: &[Decision]) -> Result<()> {
+        let appended = decisions.iter().filter(|decision| matches!(decision, Decision::Append(_))).count();
+        if appended == 0 {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let bytes = journal.commit().map_err(|error| self.poison(error))?;
+        self.counters.note_group(appended, bytes, began.elapsed());
+        Ok(())
+    }
+
+    fn publish(&self, group: Vec<Request>, decisions: Vec<Decision>) {
+        let appended = group.iter().zip(&decisions).filter_map(|(request, decision)| match decision {
+            Decision::Append(record) => Some((&*request.session, Arc::clone(record))),
+            Decision::Answer(_) => None,
+        });
+        let waiters = self.recent.publish(&appended.collect::<Vec<_>>());
+        for (request, decision) in group.into_iter().zip(decisions) {
+            answer(
+                request,
+                match decision {
+                    Decision::Append(record) => Ok(Landed { record, replayed: false }),
+                    Decision::Answer(answer) => answer,
+                },
+            );
+        }
+        waiters.iter().for_each(|waiter| waiter.wake());
+    }
+
+    fn wake_for_room(&self, queue: &mut Queue) {
+        self.room.notify_all();
+        queue.room_waiters.drain(..).for_each(|waiter| waiter.wake());
+    }
+}
+
+impl Queue {
+    /// Whether there is no room for the request. An empty queue takes any.
+    fn is_full(&self, request: &Request, bytes_max: usize) -> bool {
+        !self.requests.is_empty() && self.bytes + request.batch.stored_bytes_max() > bytes_max
+    }
+
+    fn push(&mut self, request: Request) {
+        self.bytes += request.batch.stored_bytes_max();
+        self.requests.push_back(request);
+    }
+
+    /// The oldest requests, up to a number of bytes, but one at least.
+    fn take_group(&mut self, bytes_max: usize) -> Vec<Request> {
+        let mut bytes = 0;
+        let fitting = self.requests.iter().take_while(|request| {
+            bytes += request.batch.stored_bytes_max();
+            bytes <= bytes_max
+        });
+        let count = fitting.count().max(1).min(self.requests.len());
+        let group: Vec<Request> = self.requests.drain(..count).collect();
+        self.bytes -= group.iter().map(|request| request.batch.stored_bytes_max()).sum::<usize>();
+        group
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closing { Err(Error::Closed) } else { self.check_poison() }
+    }
+
+    fn check_poison(&self) -> Result<()> {
+        self.poison.as_ref().map_or(Ok(()), |source| Err(Error::Poisoned { source: Arc::clone(source) }))
+    }
+}
+
+/// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.
+fn decide(request: &Request, journal: &mut JournalWriter, clock: &mut IdClock) -> Decision {
+    let mut state = request.session.lock();
+    if let Some(answer) = replay(request, &state) {
+        return Decision::Answer(answer);
+    }
+    if !request.expected.holds(state.assigned) {
+        return Decision::Answer(Err(Error::ExpectedMismatch {
+            session: request.session.id().clone(),
+            expected: request.expected,
+            actual: state.assigned,
+        }));
+    }
+    let stamp = clock.stamp(request.batch.count);
+    let record = Arc::new(request.batch.clone().stamped(state.generation(), state.assigned + 1, stamp));
+    state.assign(&record);
+    journal.put(&record);
+    Decision::Append(record)
+}
+
+/// The answer for a key that was used before.
+fn replay(request: &Request, state: &EntryState) -> Option<Result<Landed>> {
+    let key = request.batch.key.as_ref()?;
+    let landed = match state.record_of_key(&key.text) {
+        Some(recent) => Arc::clone(recent),
+        None => Arc::new(request.sealed.clone()?),
+    };
+    if landed.key.as_ref().is_some_and(|stored| stored.fingerprint == key.fingerprint) {
+        return Some(Ok(Landed { record: landed, replayed: true }));
+    }
+    Some(Err(Error::IdempotencyConflict {
+        session: request.session.id().clone(),
+        key: key.text.to_string(),
+        first_seq: landed.first,
+    }))
+}
+
+/// Answers a request. The session is let go first, so that a caller who has its answer leaves nothing behind.
+fn answer(request: Request, answer: Result<Landed>) {
+    let Request { session, ticket, .. } = request;
+    drop(session);
+    ticket.complete(answer);
+}

@@ -1,0 +1,295 @@
+//! What goes in and what comes out: a new event, a batch of them, a stored event, an acknowledgement.
+
+use std::fmt;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::error::{Error, Limit, Result, check_limit};
+use crate::ids::{EventId, MessageId};
+use crate::options::Limits;
+use crate::session::SessionId;
+use crate::user_message::{self, UserMessage};
+
+/// The place of an event in its session: dense, from 1.
+pub type Seq = u64;
+
+/// The type of an event, such as `user.message`: 1 to 128 bytes of UTF-8 without control characters.
+///
+/// The set is open: a type that this crate knows nothing of is stored and read back like any other.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventType(ByteString);
+
+impl EventType {
+    /// The type's name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Takes a name from stored bytes, which it shares.
+    pub(crate) fn from_stored(bytes: Bytes) -> Option<Self> {
+        ByteString::try_from(bytes).ok().map(Self)
+    }
+}
+
+impl fmt::Debug for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+impl fmt::Display for EventType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl<T: AsRef<str> + ?Sized> From<&T> for EventType {
+    fn from(name: &T) -> Self {
+        Self(ByteString::from(name.as_ref()))
+    }
+}
+
+impl From<String> for EventType {
+    fn from(name: String) -> Self {
+        Self(ByteString::from(name))
+    }
+}
+
+impl PartialEq<str> for EventType {
+    fn eq(&self, other: &str) -> bool {
+        self.as_str() == other
+    }
+}
+
+impl PartialEq<&str> for EventType {
+    fn eq(&self, other: &&str) -> bool {
+        self.as_str() == *other
+    }
+}
+
+/// An event to append.
+///
+/// `data` is opaque to the log and JSON by convention. An event of type `user.message` opens a turn and gets a message ID of its
+/// own; any other may [name the turn](NewEvent::in_turn) it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    pub(crate) event_type: EventType,
+    pub(crate) data: Bytes,
+    pub(crate) turn: Turn,
+}
+
+/// How an event is tied to a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// To none.
+    None,
+    /// It opens one; the message ID is its own.
+    Opens,
+    /// It belongs to the one with this ID.
+    Of(MessageId),
+}
+
+impl NewEvent {
+    /// An event with these bytes as data.
+    #[must_use]
+    pub fn new(event_type: impl Into<EventType>, data: impl Into<Bytes>) -> Self {
+        let event_type = event_type.into();
+        let turn = if user_message::opens_turn(&event_type) { Turn::Opens } else { Turn::None };
+        Self { event_type, data: data.into(), turn }
+    }
+
+    /// An event with `value` as JSON data.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when `value` cannot be written as JSON, for instance a map with keys that are not strings.
+    pub fn json(event_type: impl Into<EventType>, value: &impl Serialize) -> Result<Self> {
+        let data = serde_json::to_vec(value).map_err(|error| Error::invalid("event data", error.to_string()))?;
+        Ok(Self::new(event_type, data))
+    }
+
+    /// The same event as part of the turn that `message` opened. It is not looked up: a reader of the turn takes only events of
+    /// the message's own session. On an event that opens a turn itself this changes nothing.
+    #[must_use]
+    pub fn in_turn(mut self, message: MessageId) -> Self {
+        if self.turn != Turn::Opens {
+            self.turn = Turn::Of(message);
+        }
+        self
+    }
+}
+
+/// Events to append together: all are stored, next to each other and in this order, or none.
+///
+/// ```
+/// use sessionlog::{Batch, Expected, NewEvent};
+///
+/// let batch = Batch::new()
+///     .event(NewEvent::new("tool.call_requested", r#"{"call_id":"c1","name":"search"}"#))
+///     .idempotency_key("req-7")
+///     .expected(Expected::Exists);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "a batch does nothing until it is appended"]
+pub struct Batch {
+    pub(crate) events: Vec<NewEvent>,
+    pub(crate) key: Option<ByteString>,
+    pub(crate) expected: Expected,
+}
+
+impl Batch {
+    /// An empty batch. Appending it as it is is an error.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an event.
+    pub fn event(mut self, event: NewEvent) -> Self {
+        self.events.push(event);
+        self
+    }
+
+    /// Adds several events in their order.
+    pub fn events(mut self, events: impl IntoIterator<Item = NewEvent>) -> Self {
+        self.events.extend(events);
+        self
+    }
+
+    /// Adds a `user.message`, which opens a turn.
+    pub fn user_message(self, message: impl Into<UserMessage>) -> Self {
+        self.event(message.into().into_event())
+    }
+
+    /// Makes a retry safe: within its session, a key lands once. Appending the same content under it again returns the events
+    /// that were stored the first time; other content is [`Error::IdempotencyConflict`]. A key lives as long as its batch.
+    pub fn idempotency_key(mut self, key: impl AsRef<str>) -> Self {
+        self.key = Some(ByteString::from(key.as_ref()));
+        self
+    }
+
+    /// Lands only when the session is where the caller thinks it is. The idempotency key is looked at first, so that a retry of
+    /// what landed is a replay and no mismatch.
+    pub fn expected(mut self, expected: Expected) -> Self {
+        self.expected = expected;
+        self
+    }
+
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
+        if self.events.is_empty() {
+            return Err(Error::invalid("batch", "it has no events"));
+        }
+        check_limit(Limit::BatchEvents, self.events.len(), limits.batch_events_max)?;
+        let mut batch_bytes = 0_usize;
+        for event in &self.events {
+            event.check(limits)?;
+            batch_bytes = batch_bytes.saturating_add(event.data.len());
+        }
+        check_limit(Limit::BatchBytes, batch_bytes, limits.batch_bytes_max)?;
+        let Some(key) = &self.key else { return Ok(()) };
+        if key.is_empty() {
+            return Err(Error::invalid("idempotency key", "it is empty"));
+        }
+        check_limit(Limit::IdempotencyKeyBytes, key.len(), limits.idempotency_key_bytes_max)
+    }
+}
+
+impl NewEvent {
+    fn check(&self, limits: &Limits) -> Result<()> {
+        let name = self.event_type.as_str();
+        if name.is_empty() {
+            return Err(Error::invalid("event type", "it is empty"));
+        }
+        check_limit(Limit::EventTypeBytes, name.len(), limits.event_type_bytes_max)?;
+        if name.chars().any(char::is_control) {
+            return Err(Error::invalid("event type", "it holds a control character"));
+        }
+        check_limit(Limit::EventBytes, self.data.len(), limits.event_bytes_max)
+    }
+}
+
+/// Where a session must stand for a batch to land.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// Anywhere.
+    #[default]
+    Any,
+    /// It has no event yet.
+    NoSession,
+    /// It has an event.
+    Exists,
+    /// Its last seq is this. `Seq(0)` is [`NoSession`](Expected::NoSession).
+    Seq(Seq),
+}
+
+impl Expected {
+    /// Whether a session whose last seq is `last` (0 when it has no event) is as expected.
+    pub(crate) fn holds(self, last: Seq) -> bool {
+        match self {
+            Expected::Any => true,
+            Expected::NoSession => last == 0,
+            Expected::Exists => last > 0,
+            Expected::Seq(seq) => last == seq,
+        }
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Expected::Any => f.write_str("any seq"),
+            Expected::NoSession => f.write_str("seq 0 (no events)"),
+            Expected::Exists => f.write_str("seq 1 or later"),
+            Expected::Seq(seq) => write!(f, "seq {seq}"),
+        }
+    }
+}
+
+/// A stored event. Its type and data share the memory they were read into, about 64 KiB at most unless the batch was larger; copy
+/// them out to keep one event for long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Event {
+    /// Unique in the store, and greater than those of all events committed before.
+    pub id: EventId,
+    /// The session it belongs to.
+    pub session_id: SessionId,
+    /// Its place in the session, from 1 without holes.
+    pub seq: Seq,
+    /// Its type.
+    pub event_type: EventType,
+    /// Its data, as given.
+    pub data: Bytes,
+    /// The turn it opened or was said to belong to.
+    pub message_id: Option<MessageId>,
+    /// The wall clock when it was committed, in milliseconds. Order comes from `seq` and `id`, never from this.
+    pub created_at: Timestamp,
+}
+
+impl Event {
+    /// The data as JSON.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when it is not JSON of this shape.
+    pub fn json<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T> {
+        serde_json::from_slice(&self.data).map_err(|error| Error::invalid("event data", error.to_string()))
+    }
+}
+
+/// The answer to an append: its events are on stable storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ack {
+    /// The batch's events as stored, in order.
+    pub events: Vec<Event>,
+    /// The seq of the first of them.
+    pub first: Seq,
+    /// The seq of the last.
+    pub last: Seq,
+    /// Whether an earlier append with the same idempotency key had stored them.
+    pub replayed: bool,
+}

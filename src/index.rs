@@ -1,0 +1,298 @@
+//! The index: which run of which segment holds a session's seq. The only file that names sled.
+//!
+//! One tree, one append-only keyspace per session: `(session, generation, first seq) -> (segment, run)`. It only accelerates. It is
+//! written in the background, behind the segments, by one thread; what it says is checked against segments by those who ask,
+//! and whatever it fails to say is found in their footers. So nothing here can lose or change anything, and every
+//! failure, panics inside sled included, has one answer: set the folder aside and build it again.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::{StoreId, decode_bare, encode_bare};
+use crate::disk::Disk;
+use crate::event::Seq;
+use crate::segment::{Run, Segment, SegmentSet, run_key, session_key};
+use crate::session::SessionId;
+use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, RwLock};
+
+/// Larger than sled's default, so that no value or consolidated node becomes a file of its own in `blobs/`.
+const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+
+/// Entries written at once. Much larger batches made sled's memory grow several times over.
+const BATCH_ENTRIES: usize = 1_000;
+
+/// How long to leave sled alone after it failed to open.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+const KIND_RUN: u8 = 1;
+const KIND_POSITION: u8 = 2;
+
+/// What an entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct IndexEntry {
+    pub segment: u64,
+    pub run: Run,
+}
+
+/// How far the index has got; it stands in the index itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Position {
+    store: StoreId,
+    /// All segments up to this number are in.
+    through: u64,
+}
+
+pub(crate) struct Index {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    store: StoreId,
+    cache_bytes: u64,
+    db: RwLock<Option<sled::Db>>,
+    through: AtomicU64,
+    rebuilds: AtomicU64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    distrusted: bool,
+    stopped: bool,
+    /// The newest segment there is.
+    newest: u64,
+}
+
+/// Why the background thread gave up on what it was doing.
+enum Setback {
+    /// The log is closing.
+    Stopped,
+    /// The folder is of no use any more.
+    Broken,
+    /// A segment could not be read; the index is as it was.
+    Unreadable,
+}
+
+impl Index {
+    pub(crate) fn new(disk: Arc<dyn Disk>, log: &Path, store: StoreId, cache_bytes: usize) -> Self {
+        Self {
+            disk,
+            folder: log.join("index"),
+            store,
+            cache_bytes: cache_bytes as u64,
+            db: RwLock::new(None),
+            through: AtomicU64::new(0),
+            rebuilds: AtomicU64::new(0),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The entry for the last run of `session` that begins at or before `seq` of `generation`, if the index knows one. It
+    /// may be wrong.
+    pub(crate) fn floor(&self, session: &SessionId, generation: u32, seq: Seq) -> Option<IndexEntry> {
+        let db = self.db.read();
+        let db = db.as_ref()?;
+        let mut above = run_tree_key(session, generation, seq);
+        above.push(0);
+        let found = guarded(|| db.get_lt(&above));
+        match found {
+            Some(Ok(Some((key, value)))) if key.get(1..)?.starts_with(&session_key(session)) => {
+                let entry = decode_bare(&value);
+                if entry.is_none() {
+                    self.distrust();
+                }
+                entry
+            }
+            Some(Ok(_of_another_session)) => None,
+            Some(Err(_)) | None => {
+                self.distrust();
+                None
+            }
+        }
+    }
+
+    /// All segments up to this number are in the index.
+    pub(crate) fn through(&self) -> u64 {
+        self.through.load(Ordering::Acquire)
+    }
+
+    /// How often the folder was set aside and built again since the log was opened.
+    pub(crate) fn rebuilds(&self) -> u64 {
+        self.rebuilds.load(Ordering::Relaxed)
+    }
+
+    /// Called by whoever finds that the index said something untrue.
+    pub(crate) fn distrust(&self) {
+        self.state.lock().distrusted = true;
+        self.changed.notify_all();
+    }
+
+    /// Tells the background thread that there are segments up to `number`.
+    pub(crate) fn note_segment(&self, number: u64) {
+        let mut state = self.state.lock();
+        state.newest = state.newest.max(number);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// The work of the background thread: keeps the index up with `segments` until [`stop`](Index::stop).
+    pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
+        while self.wait_for_work() {
+            match self.catch_up(&segments()) {
+                Ok(()) => {}
+                Err(Setback::Stopped) => break,
+                Err(Setback::Broken) => self.set_aside(),
+                Err(Setback::Unreadable) => self.pause(),
+            }
+        }
+        self.close();
+    }
+
+    fn wait_for_work(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.stopped && !state.distrusted && state.newest <= self.through() {
+            self.changed.wait(&mut state);
+        }
+        !state.stopped
+    }
+
+    fn catch_up(&self, segments: &SegmentSet) -> Result<(), Setback> {
+        if self.state.lock().distrusted {
+            return Err(Setback::Broken);
+        }
+        let db = self.opened()?;
+        for segment in segments.iter().filter(|segment| segment.info.number > self.through()) {
+            self.insert(&db, segment)?;
+            self.set_position(&db, segment.info.number)?;
+        }
+        Ok(())
+    }
+
+    /// The open database, with `through` set to what it says of itself.
+    fn opened(&self) -> Result<sled::Db, Setback> {
+        if let Some(db) = self.db.read().as_ref() {
+            return Ok(db.clone());
+        }
+        self.remove_unfinished_snapshots();
+        let config = sled::Config::new()
+            .path(&self.folder)
+            .cache_capacity(self.cache_bytes)
+            .segment_size(SLED_SEGMENT_BYTES)
+            .flush_every_ms(None);
+        let db = whole(guarded(|| config.open()))?;
+        let position = whole(guarded(|| db.get([KIND_POSITION])))?;
+        let position = match position {
+            Some(bytes) => decode_bare(&bytes).ok_or(Setback::Broken)?,
+            None if db.is_empty() => Position { store: self.store, through: 0 },
+            None => return Err(Setback::Broken),
+        };
+        if position.store != self.store || position.through > self.state.lock().newest {
+            return Err(Setback::Broken);
+        }
+        self.through.store(position.through, Ordering::Release);
+        *self.db.write() = Some(db.clone());
+        Ok(db)
+    }
+
+    fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), Setback> {
+        let mut batch = sled::Batch::default();
+        let mut entries = 0;
+        for run in segment.runs().map_err(|_error| Setback::Unreadable)? {
+            let (key, run) = run.map_err(|_error| Setback::Unreadable)?;
+            let entry = IndexEntry { segment: segment.info.number, run };
+            batch.insert(tree_key(&key), encode_bare(&entry));
+            entries += 1;
+            if entries == BATCH_ENTRIES {
+                self.apply(db, std::mem::take(&mut batch))?;
+                entries = 0;
+            }
+        }
+        self.apply(db, batch)
+    }
+
+    fn apply(&self, db: &sled::Db, batch: sled::Batch) -> Result<(), Setback> {
+        let state = self.state.lock();
+        if state.stopped {
+            return Err(Setback::Stopped);
+        }
+        if state.distrusted {
+            return Err(Setback::Broken);
+        }
+        drop(state);
+        whole(guarded(|| db.apply_batch(batch)))
+    }
+
+    fn set_position(&self, db: &sled::Db, through: u64) -> Result<(), Setback> {
+        let position = Position { store: self.store, through };
+        whole(guarded(|| db.insert([KIND_POSITION], encode_bare(&position))))?;
+        // Not for safety, which the index does not need, but so that less is left to write on close.
+        whole(guarded(|| db.flush()))?;
+        self.through.store(through, Ordering::Release);
+        Ok(())
+    }
+
+    /// Puts the folder where somebody may look at it, in place of an earlier one, and begins anew.
+    fn set_aside(&self) {
+        self.close();
+        self.through.store(0, Ordering::Release);
+        self.rebuilds.fetch_add(1, Ordering::Relaxed);
+        let aside = self.folder.with_extension("set-aside");
+        let moved = self.disk.exists(&aside).and_then(|exists| if exists { self.disk.remove_tree(&aside) } else { Ok(()) });
+        if moved.and_then(|()| self.disk.rename(&self.folder, &aside)).is_ok() {
+            self.state.lock().distrusted = false;
+        } else {
+            self.pause();
+        }
+    }
+
+    /// sled does not open a folder in which it left one of these behind.
+    fn remove_unfinished_snapshots(&self) {
+        let files = self.disk.list(&self.folder).unwrap_or_default();
+        for (name, _) in files.iter().filter(|(name, _)| name.starts_with("snap.") && name.ends_with(".generating")) {
+            // Should it stay, sled refuses to open, and the folder is set aside.
+            let _removed = self.disk.remove(&self.folder.join(name));
+        }
+    }
+
+    fn close(&self) {
+        let db = self.db.write().take();
+        // sled writes when it is dropped; a panic in it changes nothing that is believed.
+        let _dropped = guarded(move || drop(db));
+    }
+
+    fn pause(&self) {
+        let mut state = self.state.lock();
+        if !state.stopped {
+            self.changed.wait_for(&mut state, RETRY_AFTER);
+        }
+    }
+}
+
+fn run_tree_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
+    tree_key(&run_key(session, generation, first))
+}
+
+fn tree_key(run_key: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(run_key.len() + 2);
+    key.push(KIND_RUN);
+    key.extend_from_slice(run_key);
+    key
+}
+
+/// Calls into sled, which panics on some kinds of damage.
+fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(call)).ok()
+}
+
+fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, Setback> {
+    match answer {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(_)) | None => Err(Setback::Broken),
+    }
+}

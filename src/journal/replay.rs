@@ -1,0 +1,313 @@
+//! Reads the journal back: follows the chain of groups from file to file, tells a torn tail from corruption, and changes nothing.
+//!
+//! The chain ends at the first group that is not whole or does not continue it. That place is the end of the log, unless
+//! anything valid (a later group, a witness, a file header, the manifest) records a durable LSN above it: then acknowledged
+//! bytes are damaged, and the answer is an error.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use crate::codec::{Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, StoreId};
+use crate::disk::{BLOCK, BlockBuf, Disk, Mode};
+use crate::error::{Error, Result};
+use crate::ids::EventId;
+use crate::journal::{self, GroupPlace, HEADER_BYTES, group_bytes};
+use crate::manifest::{JournalUse, Manifest};
+
+/// What the journal holds.
+pub(crate) struct Replayed {
+    /// The files in use, in commit order; at least one.
+    pub files: Vec<ReplayedFile>,
+    /// Numbers and sizes of the files that hold nothing that counts.
+    pub unused: Vec<(u32, u64)>,
+    /// The end of the log.
+    pub end_lsn: u64,
+    pub last_id: EventId,
+    /// Higher than that of any file that was ever used.
+    pub next_incarnation: u64,
+}
+
+pub(crate) struct ReplayedFile {
+    pub number: u32,
+    pub bytes: u64,
+    pub header: FileHeader,
+    pub groups: Vec<ReplayedGroup>,
+    pub end_lsn: u64,
+    /// The chain value there.
+    pub end_chain: u32,
+    /// The highest event ID given out by then.
+    pub end_id: EventId,
+}
+
+impl ReplayedFile {
+    pub(crate) fn used_as(&self) -> JournalUse {
+        JournalUse { number: self.number, incarnation: self.header.incarnation }
+    }
+}
+
+pub(crate) struct ReplayedGroup {
+    pub header: GroupHeader,
+    pub records: Vec<Record>,
+}
+
+impl ReplayedGroup {
+    pub(crate) fn place(&self) -> GroupPlace {
+        let GroupHeader { lsn, durable_lsn, last_id, .. } = self.header;
+        GroupPlace { lsn, durable_lsn, last_id }
+    }
+}
+
+/// Reads all that `manifest` says is in use, and what continues it.
+pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Result<Replayed> {
+    let mut candidates = Candidates::read(disk, folder, manifest.store)?;
+    let Some(first) = manifest.journal.first() else {
+        return Err(Error::corrupt(folder, 0, "the manifest names no journal file"));
+    };
+    let mut walk = Walk { disk, store: manifest.store, durable_lsn: manifest.durable_lsn, files: Vec::new(), end: None };
+    let mut next = candidates.take_named(first.number, first.incarnation)?;
+    loop {
+        let end = walk.follow(next)?;
+        let named = manifest.journal.get(walk.files.len());
+        next = match named {
+            Some(named) => {
+                let file = candidates.take_named(named.number, named.incarnation)?;
+                walk.durable_lsn = walk.durable_lsn.max(file.header.start_lsn);
+                if !end.is_continued_by(&file.header) {
+                    return Err(walk.damage_at_the_end());
+                }
+                file
+            }
+            None => match candidates.take_next(&end) {
+                Some(file) => file,
+                None => break,
+            },
+        };
+    }
+    walk.finish(candidates, manifest)
+}
+
+/// Whether a journal file holds anything that looks like a group, of whatever store.
+pub(crate) fn holds_group(disk: &dyn Disk, path: &Path) -> Result<bool> {
+    let start = read_device(disk, path, 2 * BLOCK)?;
+    Ok(start.as_slice().get(BLOCK..).is_some_and(GroupHeader::is_begun))
+}
+
+/// Where the chain has got to.
+#[derive(Debug, Clone, Copy)]
+struct End {
+    lsn: u64,
+    chain: u32,
+    incarnation: u64,
+    last_id: EventId,
+}
+
+impl End {
+    fn is_continued_by(&self, header: &FileHeader) -> bool {
+        header.incarnation > self.incarnation && header.start_lsn == self.lsn && header.chain == self.chain
+    }
+}
+
+struct Candidate {
+    path: PathBuf,
+    number: u32,
+    bytes: u64,
+    header: FileHeader,
+}
+
+/// The journal files that the walk did not come to yet.
+struct Candidates {
+    folder: PathBuf,
+    used: HashMap<u32, Candidate>,
+    /// Files with zeroes or damage in place of a header.
+    others: Vec<(PathBuf, u32, u64)>,
+}
+
+impl Candidates {
+    fn read(disk: &dyn Disk, folder: &Path, store: StoreId) -> Result<Self> {
+        let mut found = Self { folder: folder.to_path_buf(), used: HashMap::new(), others: Vec::new() };
+        for (name, bytes) in disk.list(folder)? {
+            let Some(number) = journal::number(&name) else { continue };
+            let path = folder.join(name);
+            let block = read_device(disk, &path, BLOCK.min(usize::try_from(bytes).unwrap_or(BLOCK)))?;
+            match FileHeader::decode(block.as_slice()) {
+                Ok(Some(header)) if header.store == store => {
+                    found.used.insert(number, Candidate { path, number, bytes, header });
+                }
+                Ok(Some(_of_another)) => return Err(Error::corrupt(path, 16, "a journal file of another store")),
+                Ok(None) | Err(Fault::Damaged { .. }) => found.others.push((path, number, bytes)),
+                Err(unknown) => return Err(unknown.at(&path, 0)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn take_named(&mut self, number: u32, incarnation: u64) -> Result<Candidate> {
+        match self.used.remove(&number) {
+            Some(file) if file.header.incarnation == incarnation => Ok(file),
+            _ => Err(Error::corrupt(journal::path(&self.folder, number), 0, "not the journal file that the manifest names")),
+        }
+    }
+
+    fn take_next(&mut self, end: &End) -> Option<Candidate> {
+        let next = self.used.values().filter(|file| end.is_continued_by(&file.header));
+        // Should a recovery have been cut short while it wrote a file again, the first of the two is the whole one.
+        let number = next.min_by_key(|file| file.header.incarnation)?.number;
+        self.used.remove(&number)
+    }
+}
+
+struct Walk<'a> {
+    disk: &'a dyn Disk,
+    store: StoreId,
+    /// The highest durable LSN recorded anywhere so far.
+    durable_lsn: u64,
+    files: Vec<ReplayedFile>,
+    end: Option<(PathBuf, End)>,
+}
+
+impl Walk<'_> {
+    /// Reads one file to where its chain ends.
+    fn follow(&mut self, file: Candidate) -> Result<End> {
+        let bytes = read_device(self.disk, &file.path, to_length(&file.path, file.bytes)?)?;
+        let bytes = bytes.as_slice();
+        let header = file.header;
+        let mut end =
+            End { lsn: header.start_lsn, chain: header.chain, incarnation: header.incarnation, last_id: header.last_id };
+        let mut groups = Vec::new();
+        let mut at = BLOCK;
+        while let Some(group) = group_at(self.store, bytes, at, &end) {
+            let offset = at as u64;
+            let (header, checksum, records) = group.map_err(|fault| fault.at(&file.path, offset))?;
+            self.durable_lsn = self.durable_lsn.max(header.durable_lsn);
+            at += group_bytes(header.record_bytes as usize);
+            end = End { lsn: file.header.start_lsn + (at - BLOCK) as u64, chain: checksum, last_id: header.last_id, ..end };
+            groups.push(ReplayedGroup { header, records });
+        }
+        self.durable_lsn = self.durable_lsn.max(durable_lsn_in(self.store, bytes.get(at..).unwrap_or_default()));
+        let (number, bytes) = (file.number, file.bytes);
+        let End { lsn: end_lsn, chain: end_chain, last_id: end_id, .. } = end;
+        self.files.push(ReplayedFile { number, bytes, header, groups, end_lsn, end_chain, end_id });
+        self.end = Some((file.path, end));
+        Ok(end)
+    }
+
+    fn finish(mut self, candidates: Candidates, manifest: &Manifest) -> Result<Replayed> {
+        let (_, end) = self.end.as_ref().expect("the walk begins with a file");
+        let end = *end;
+        let closed_here = manifest.clean && manifest.durable_lsn == end.lsn;
+        let used = candidates.used.into_values();
+        let mut next_incarnation = manifest.incarnation.max(end.incarnation) + 1;
+        let mut unused = Vec::new();
+        for file in used {
+            next_incarnation = next_incarnation.max(file.header.incarnation + 1);
+            if !closed_here && file.header.incarnation > end.incarnation {
+                self.scan(&file.path, file.bytes)?;
+            }
+            unused.push((file.number, file.bytes));
+        }
+        for (path, number, bytes) in candidates.others {
+            if !closed_here && self.begins_with_a_later_group(&path, bytes, end.incarnation)? {
+                self.scan(&path, bytes)?;
+            }
+            unused.push((number, bytes));
+        }
+        if self.durable_lsn > end.lsn {
+            return Err(self.damage_at_the_end());
+        }
+        let files = self.files;
+        Ok(Replayed { files, unused, end_lsn: end.lsn, last_id: end.last_id, next_incarnation })
+    }
+
+    /// A file without a header is scanned only when its first group is not left over from an earlier use.
+    fn begins_with_a_later_group(&self, path: &Path, bytes: u64, incarnation: u64) -> Result<bool> {
+        if bytes < 2 * BLOCK as u64 {
+            return Ok(false);
+        }
+        let start = read_device(self.disk, path, 2 * BLOCK)?;
+        let group = start.as_slice().get(BLOCK..).and_then(|group| GroupHeader::decode(self.store, group));
+        Ok(group.is_some_and(|(group, _)| group.incarnation > incarnation))
+    }
+
+    fn scan(&mut self, path: &Path, bytes: u64) -> Result<()> {
+        let bytes = read_device(self.disk, path, to_length(path, bytes)?)?;
+        self.durable_lsn = self.durable_lsn.max(durable_lsn_in(self.store, bytes.as_slice()));
+        Ok(())
+    }
+
+    fn damage_at_the_end(&self) -> Error {
+        let (path, end) = self.end.as_ref().expect("the walk begins with a file");
+        let start_lsn = self.files.last().map_or(0, |file| file.header.start_lsn);
+        let what = format!("a group that was durable, up to LSN {}, is not whole", self.durable_lsn);
+        Error::corrupt(path, HEADER_BYTES + end.lsn - start_lsn, what)
+    }
+}
+
+/// The group at `at`, if it is whole and continues the chain.
+fn group_at(store: StoreId, bytes: &[u8], at: usize, end: &End) -> Option<Decoded<(GroupHeader, u32, Vec<Record>)>> {
+    let (header, checksum) = GroupHeader::decode(store, bytes.get(at..)?)?;
+    if (header.incarnation, header.lsn, header.chain) != (end.incarnation, end.lsn, end.chain) {
+        return None;
+    }
+    let from = at + GROUP_HEADER_BYTES;
+    let records = bytes.get(from..from + header.record_bytes as usize)?;
+    if !is_whole(store, &header, records) {
+        return None;
+    }
+    let decoded = decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
+    Some(decoded.map(|records| (header, checksum, records)))
+}
+
+fn is_whole(store: StoreId, header: &GroupHeader, bytes: &[u8]) -> bool {
+    let mut heads = GroupHeader::salt(store, header.incarnation);
+    let mut at = 0;
+    for _ in 0..header.records {
+        let Ok(record) = RawRecord::split(bytes, at) else { return false };
+        if !record.body_matches() {
+            return false;
+        }
+        heads = heads.over(record.head);
+        at = record.end;
+    }
+    at == bytes.len() && heads.value() == header.heads_checksum
+}
+
+/// Decodes records whose checksums were found to match, each into memory of its own.
+fn decode_records(bytes: &[u8], mut last_id: EventId) -> Decoded<Vec<Record>> {
+    let mut records = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = RawRecord::split(bytes, at)?.end;
+        let stored = Bytes::copy_from_slice(bytes.get(at..end).expect("a record lies within its group"));
+        let record = Record::decode(&stored, 0).map_err(|fault| fault.moved(at))?;
+        record.check_events().map_err(|fault| fault.moved(at))?;
+        if record.base <= last_id {
+            return Err(Fault::Damaged { at, what: "an event ID that does not rise" });
+        }
+        last_id = record.last_id();
+        records.push(record);
+        at = end;
+    }
+    Ok(records)
+}
+
+/// The highest durable LSN recorded by a group header on any block boundary.
+fn durable_lsn_in(store: StoreId, bytes: &[u8]) -> u64 {
+    let headers = bytes.chunks(BLOCK).filter_map(|block| GroupHeader::decode(store, block));
+    headers.map(|(header, _)| header.durable_lsn).max().unwrap_or(0)
+}
+
+fn to_length(path: &Path, bytes: u64) -> Result<usize> {
+    usize::try_from(bytes).map_err(|_too_long| Error::corrupt(path, 0, "an impossible length"))
+}
+
+/// The first `length` bytes as the device holds them, rounded up to whole blocks where the file goes on so far.
+fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result<BlockBuf> {
+    let length = length - length % BLOCK;
+    let file = disk.open(path, Mode::ReadDevice)?;
+    let mut buf = BlockBuf::with_capacity(length);
+    buf.pad(length);
+    file.read_exact_at(buf.as_mut_slice(), 0)?;
+    Ok(buf)
+}

@@ -1,0 +1,162 @@
+//! Journal files that are ready to be used: prepared and recycled in the background, so that going on in the next file never
+//! waits for zeroes to be written.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::disk::{Disk, DiskFile, Mode, write_zeroes};
+use crate::error::{Error, Result};
+use crate::journal;
+use crate::sync::{Condvar, Instant, Mutex};
+
+/// How long to wait before asking a disk again that refused.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// Beside the one that is used next, one more is kept for a burst; the rest is given back to the file system.
+const SPARES_MAX: usize = 2;
+
+/// A pre-written file that holds nothing that counts.
+pub(crate) struct Spare {
+    pub number: u32,
+    pub bytes: u64,
+    pub file: Arc<dyn DiskFile>,
+}
+
+pub(crate) struct Spares {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    bytes_max: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    ready: Vec<Spare>,
+    next_number: u32,
+    /// How large the next file should be, and how large it must be for the batch that waits.
+    wanted: u64,
+    refused: Option<Error>,
+    stopped: bool,
+}
+
+impl Spares {
+    pub(crate) fn new(disk: Arc<dyn Disk>, folder: PathBuf, bytes_max: u64, next_number: u32) -> Self {
+        let state = State { ready: Vec::new(), next_number, wanted: 0, refused: None, stopped: false };
+        Self { disk, folder, bytes_max, state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to the cap.
+    pub(crate) fn prepare_next(&self, active_bytes: u64) {
+        let mut state = self.state.lock();
+        state.wanted = state.wanted.max(active_bytes.saturating_mul(2).min(self.bytes_max));
+        self.changed.notify_all();
+    }
+
+    /// The largest spare file, once there is one of at least `bytes_min`.
+    ///
+    /// # Errors
+    ///
+    /// After `wait`, [`Error::NoSpace`] when the disk is full and [`Error::Stalled`] otherwise. Both may be tried again.
+    pub(crate) fn take(&self, bytes_min: u64, wait: Duration) -> Result<Spare> {
+        let deadline = Instant::now() + wait;
+        let mut state = self.state.lock();
+        loop {
+            let fitting = state.ready.iter().enumerate().filter(|(_, spare)| spare.bytes >= bytes_min);
+            if let Some((place, _)) = fitting.max_by_key(|(_, spare)| spare.bytes) {
+                return Ok(state.ready.swap_remove(place));
+            }
+            if state.stopped {
+                return Err(Error::Closed);
+            }
+            state.wanted = state.wanted.max(bytes_min.next_power_of_two());
+            self.changed.notify_all();
+            if self.changed.wait_until(&mut state, deadline).timed_out() {
+                return Err(self.refusal(&state, wait));
+            }
+        }
+    }
+
+    /// Takes back a file whose contents no longer count.
+    pub(crate) fn give(&self, number: u32, bytes: u64) -> Result<()> {
+        let path = journal::path(&self.folder, number);
+        let mut state = self.state.lock();
+        state.next_number = state.next_number.max(number + 1);
+        let outgrown = bytes < state.wanted && !state.ready.is_empty();
+        if state.ready.len() < SPARES_MAX && !outgrown {
+            let file = self.disk.open(&path, Mode::WriteThrough)?;
+            state.ready.push(Spare { number, bytes, file });
+            self.changed.notify_all();
+            return Ok(());
+        }
+        drop(state);
+        self.disk.remove(&path)
+    }
+
+    /// The work of the background thread: keeps one file of the wanted size ready until [`stop`](Spares::stop).
+    pub(crate) fn run(&self) {
+        let mut state = self.state.lock();
+        while !state.stopped {
+            if state.ready.iter().any(|spare| spare.bytes >= state.wanted) {
+                self.changed.wait(&mut state);
+                continue;
+            }
+            let (number, bytes) = (state.next_number, state.wanted);
+            state.next_number += 1;
+            drop(state);
+            let made = self.make(number, bytes);
+            state = self.state.lock();
+            match made {
+                Ok(spare) => {
+                    state.ready.push(spare);
+                    state.refused = None;
+                    self.changed.notify_all();
+                }
+                Err(error) => {
+                    state.refused = Some(error);
+                    self.changed.wait_for(&mut state, RETRY_AFTER);
+                }
+            }
+        }
+    }
+
+    /// A spare file of at least `bytes_min`, made here and now if there is none, for a log that is being opened.
+    pub(crate) fn take_or_make(&self, bytes_min: u64) -> Result<Spare> {
+        let mut state = self.state.lock();
+        if let Some(place) = state.ready.iter().position(|spare| spare.bytes >= bytes_min) {
+            return Ok(state.ready.swap_remove(place));
+        }
+        drop(state);
+        self.make_now(bytes_min)
+    }
+
+    /// Makes a file here and now.
+    pub(crate) fn make_now(&self, bytes: u64) -> Result<Spare> {
+        let number = {
+            let mut state = self.state.lock();
+            state.next_number += 1;
+            state.next_number - 1
+        };
+        self.make(number, bytes)
+    }
+
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    fn make(&self, number: u32, bytes: u64) -> Result<Spare> {
+        let path = journal::path(&self.folder, number);
+        write_zeroes(&*self.disk, &path, bytes)?;
+        Ok(Spare { number, bytes, file: self.disk.open(&path, Mode::WriteThrough)? })
+    }
+
+    fn refusal(&self, state: &State, waited: Duration) -> Error {
+        match &state.refused {
+            Some(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::StorageFull => {
+                Error::NoSpace { path: self.folder.clone(), source: Arc::clone(source) }
+            }
+            _ => Error::Stalled { waited },
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The durable, ordered event log of agent sessions, embedded in the server process that runs them.
+
+mod codec;
+mod commit;
+mod disk;
+mod error;
+mod event;
+mod feed;
+mod ids;
+mod index;
+mod journal;
+mod locate;
+mod log;
+mod manifest;
+mod message;
+mod options;
+mod read;
+mod recent;
+mod recover;
+mod seal;
+mod segment;
+mod session;
+mod stats;
+mod stream;
+mod sync;
+mod turns;
+mod user_message;
+mod watermark;
+
+pub use error::{CursorProblem, Error, Limit, Result};
+pub use event::{Ack, Batch, Event, EventType, Expected, NewEvent, Seq};
+pub use feed::After;
+pub use ids::{EventId, MessageId};
+pub use log::SessionLog;
+pub use message::{Message, MessagePage, MessageStatus};
+pub use options::Options;
+pub use read::{Cursor, EventPage, Page};
+pub use session::{Head, SessionId};
+pub use stats::{Recovery, Stats};
+pub use stream::{AsyncEventStream, EventStream, From, StreamItem};
+pub use user_message::{ContentBlock, UserMessage};

@@ -1,0 +1,421 @@
+//! The handle: wiring only. What each call does is in the module it hands on to.
+
+use std::future::{Future, poll_fn};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::codec::{EncodedBatch, StoreId};
+use crate::commit::{Commit, Landed, Request, Ticket};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::event::{Ack, Batch, Event};
+use crate::feed::After;
+use crate::ids::{EventId, MessageId};
+use crate::index::Index;
+use crate::journal::Spares;
+use crate::manifest::Manifest;
+use crate::message::{Message, MessagePage};
+use crate::options::Options;
+use crate::read::{EventPage, Page, Store};
+use crate::recover;
+use crate::seal::{SealSignal, Sealer};
+use crate::session::{Head, SessionId};
+use crate::stats::{Counters, Recovery, Stats};
+use crate::stream::{EventStream, From};
+use crate::sync::{AtomicBool, JoinHandle, Mutex, Ordering, spawn};
+use crate::watermark::Waiter;
+
+/// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less tidily when the last is dropped.
+///
+/// All methods may be called from any thread. Those that read do not wait for those that append.
+#[derive(Clone)]
+pub struct SessionLog {
+    handle: Arc<Handle>,
+}
+
+/// Ends the log when the last clone is gone.
+struct Handle {
+    core: Arc<Core>,
+    threads: Mutex<Threads>,
+}
+
+#[derive(Default)]
+struct Threads {
+    commit: Option<JoinHandle<()>>,
+    background: Vec<JoinHandle<()>>,
+}
+
+/// What handles, streams and background threads share.
+pub(crate) struct Core {
+    pub store: Store,
+    pub counters: Arc<Counters>,
+    pub writer: Option<Writer>,
+    pub index: Arc<Index>,
+    pub recovery: Recovery,
+    /// Given back on close.
+    pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    closed: AtomicBool,
+}
+
+/// What only a log that is not read-only has.
+pub(crate) struct Writer {
+    pub disk: Arc<dyn Disk>,
+    pub folder: PathBuf,
+    pub store_id: StoreId,
+    pub commit: Arc<Commit>,
+    pub spares: Arc<Spares>,
+    pub seal: Arc<SealSignal>,
+    pub manifest: Arc<Mutex<Manifest>>,
+}
+
+impl SessionLog {
+    /// Opens the log in `folder` with the default [`Options`], making both if they are not there.
+    ///
+    /// When this returns, everything that was ever acknowledged can be read, and whatever else can be read is durable too. After a clean
+    /// stop it takes milliseconds, after a crash as long as replaying the journal, whatever the size of the store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] while another handle, here or in another process, has the folder open. [`Error::Corrupt`] when acknowledged
+    /// bytes are damaged, [`Error::Unsupported`] when a later version wrote them: nothing is changed then.
+    /// [`Error::Io`]: opening again is safe.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        Options::new().open(folder)
+    }
+
+    pub(crate) fn open_with(folder: &Path, options: Options) -> Result<Self> {
+        let core = Arc::new(recover::open(folder, options)?);
+        let threads = Mutex::new(Threads::default());
+        let log = Self { handle: Arc::new(Handle { core, threads }) };
+        log.handle.start()?;
+        Ok(log)
+    }
+
+    /// Appends `batch` to `session` and returns the stored events.
+    ///
+    /// When this returns `Ok`, the batch is on stable storage, every reader sees it, and its IDs are greater than all returned before.
+    /// It blocks until its group is durable; callers that append together share one write and one barrier. It waits for
+    /// room up to [`stall_wait`](Options::stall_wait).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`], [`Error::IdempotencyConflict`], [`Error::ReadOnly`],
+    /// [`Error::Closed`], [`Error::Poisoned`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was written, and
+    /// the call may be repeated. [`Error::Io`]: the batch may or may not be found after reopening, and the log is poisoned
+    /// until then. [`Error::Corrupt`]: the session's own records could not be read; nothing was written.
+    pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
+        let core = &self.handle.core;
+        let request = core.request(session, &batch)?;
+        core.writer()?.commit.append(request).map(|landed| to_ack(&landed))
+    }
+
+    /// As [`append`](Self::append), for async callers on any runtime. The batch is queued at the first poll, in the same queue; no thread is
+    /// held. A session that is not in memory is looked up in that poll, which may read from the disk.
+    ///
+    /// A future that is dropped before it was polled appends nothing; one that is dropped later may still land. Where the queue is
+    /// full it waits without a limit.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`append`](Self::append).
+    pub fn append_async(&self, session: &SessionId, batch: Batch) -> impl Future<Output = Result<Ack>> + Send + use<> {
+        let (core, session) = (Arc::clone(&self.handle.core), session.clone());
+        async move {
+            let commit = &core.writer()?.commit;
+            let request = core.request(&session, &batch)?;
+            let ticket = Arc::clone(&request.ticket);
+            let room: Arc<Waiter> = Arc::default();
+            let mut waiting = commit.submit(request, &room)?;
+            while let Some(request) = waiting {
+                poll_fn(|context| room.poll(context)).await;
+                waiting = commit.submit(request, &room)?;
+            }
+            poll_fn(|context| ticket.poll(context)).await.map(|landed| to_ack(&landed))
+        }
+    }
+
+    /// Reads a page of a session, as far as it is durable.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for the page's limit;
+    /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
+    pub fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
+        self.handle.core.open_store()?.list(session, &page)
+    }
+
+    /// Streams a session from a place on: what is there, then what comes, without a gap or a duplicate.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSession`], unless it is to be [waited for](From::Creation); [`Error::Cursor`].
+    pub fn stream(&self, session: &SessionId, from: From) -> Result<EventStream> {
+        let core = &self.handle.core;
+        let store = core.open_store()?;
+        let entry = store.recent.pin(session, || store.locator.head(session))?;
+        EventStream::of_session(Arc::clone(core), entry, from)
+    }
+
+    /// Streams every session in commit order: what comes after an event, or everything from the first on.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{After, Batch};
+    ///
+    /// let ack = log.append(&"a".parse()?, Batch::new().user_message("hello"))?;
+    /// log.append(&"b".parse()?, Batch::new().user_message("hello"))?;
+    /// assert_eq!(log.feed(None)?.until_tail().events().count(), 2);
+    /// assert_eq!(log.feed(After(ack.events[0].id))?.until_tail().events().count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`].
+    pub fn feed(&self, from: impl Into<Option<After<EventId>>>) -> Result<EventStream> {
+        self.handle.core.open_store()?;
+        let after = from.into().map(|After(id)| id);
+        Ok(EventStream::of_all(Arc::clone(&self.handle.core), after))
+    }
+
+    /// Reads the event with this ID.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownEvent`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
+    pub fn event(&self, id: EventId) -> Result<Event> {
+        self.handle.core.open_store()?.event(id)?.ok_or(Error::UnknownEvent { id })
+    }
+
+    /// Reads a turn as one message: a fold over the events from the one that opened it to its first final status.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
+    pub fn message(&self, id: MessageId) -> Result<Message> {
+        self.handle.core.open_store()?.message(id)
+    }
+
+    /// Reads a page of a session's messages. The page counts messages; its cursors are places in the session, as for
+    /// [`list`](Self::list).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`list`](Self::list).
+    pub fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
+        self.handle.core.open_store()?.messages(session, page)
+    }
+
+    /// Where a session stands.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSession`] when it has no event.
+    pub fn head(&self, session: &SessionId) -> Result<Head> {
+        self.handle.core.open_store()?.known_head(session)
+    }
+
+    /// At most `limit` sessions in the byte order of their IDs, from the first or from the one that follows `after`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
+    pub fn sessions<'a>(&self, from: impl Into<Option<After<&'a SessionId>>>, limit: usize) -> Result<Vec<SessionId>> {
+        self.handle.core.open_store()?.sessions_after(from.into().map(|After(session)| session), limit)
+    }
+
+    /// At most `limit` sessions, those with the newest events first. It walks back from the newest event over what is in memory and 10,000
+    /// batches behind that, so it may find fewer sessions than there are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
+    pub fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
+        self.handle.core.open_store()?.recent_sessions(limit)
+    }
+
+    /// The log's figures.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.handle.core.stats()
+    }
+
+    /// Closes the log, for all handles. Appends that were queued are answered first; streams end; the clean stop is recorded, so
+    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds. Closing again does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Poisoned`] when a write had failed before, [`Error::Io`] when the clean stop could not be recorded. The log is closed all the
+    /// same, and everything acknowledged is there on the next open.
+    pub fn close(&self) -> Result<()> {
+        self.handle.stop(Stop::Clean)
+    }
+}
+
+impl std::fmt::Debug for SessionLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionLog").field("closed", &self.handle.core.is_closed()).finish_non_exhaustive()
+    }
+}
+
+fn to_ack(landed: &Landed) -> Ack {
+    let record = &landed.record;
+    let events = record.events().map(|event| event.expect("the record was encoded here, or checked when it was read"));
+    Ack { events: events.collect(), first: record.first, last: record.last(), replayed: landed.replayed }
+}
+
+impl Core {
+    pub(crate) fn new(
+        store: Store,
+        index: Arc<Index>,
+        counters: Arc<Counters>,
+        writer: Option<Writer>,
+        recovery: Recovery,
+    ) -> Self {
+        let (lock, closed) = (Mutex::new(None), AtomicBool::new(false));
+        Self { store, counters, writer, index, recovery, lock, closed }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn open_store(&self) -> Result<&Store> {
+        if self.is_closed() { Err(Error::Closed) } else { Ok(&self.store) }
+    }
+
+    fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().ok_or(Error::ReadOnly)
+    }
+
+    /// Checks and encodes a batch, and loads what the commit section will decide by.
+    fn request(&self, session: &SessionId, batch: &Batch) -> Result<Request> {
+        self.writer()?;
+        let store = self.open_store()?;
+        batch.check(&store.options.limits)?;
+        let encoded = EncodedBatch::new(session, batch);
+        let entry = store.recent.pin(session, || store.locator.head(session))?;
+        let mut sealed = None;
+        if let Some(key) = &batch.key {
+            let state = entry.lock();
+            let (head, is_recent) = (state.head, state.record_of_key(key).is_some());
+            drop(state);
+            if let (Some(head), false) = (head, is_recent) {
+                sealed = store.locator.record_of_key(session, head.generation, key)?;
+            }
+        }
+        Ok(Request { batch: encoded, expected: batch.expected, session: entry, sealed, ticket: Arc::new(Ticket::default()) })
+    }
+
+    fn stats(&self) -> Stats {
+        let count = |counter: &crate::sync::AtomicU64| counter.load(Ordering::Relaxed);
+        let recent = &self.store.recent;
+        // Memory first: what leaves it meanwhile is then counted twice for a moment, never missed.
+        let recent_events = recent.events();
+        let segments = self.store.locator.segments();
+        let (barrier_time, barrier_time_max) = self.counters.barrier_time();
+        Stats {
+            events: recent_events + segments.iter().map(|segment| segment.info.events).sum::<u64>(),
+            batches: count(&self.counters.batches),
+            groups: count(&self.counters.groups),
+            journal_bytes: count(&self.counters.journal_bytes),
+            barrier_time,
+            barrier_time_max,
+            segments: segments.iter().count() as u64,
+            segment_bytes: segments.iter().map(|segment| segment.info.file_bytes).sum(),
+            recent_bytes: recent.bytes(),
+            index_lag: segments.iter().filter(|segment| segment.info.number > self.index.through()).count() as u64,
+            index_rebuilds: self.index.rebuilds(),
+            streams: count(&self.counters.streams),
+            clock_skew: self.writer.as_ref().and_then(|writer| writer.commit.committer().clock.skew()),
+            recovery: self.recovery.clone(),
+        }
+    }
+}
+
+/// How a log ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// With a record of it.
+    Clean,
+    /// As fast as it can be: the next open replays the journal.
+    Dropped,
+}
+
+impl Handle {
+    fn start(&self) -> Result<()> {
+        let Some(writer) = &self.core.writer else { return Ok(()) };
+        let sealer = Sealer {
+            disk: Arc::clone(&writer.disk),
+            folder: writer.folder.clone(),
+            store: writer.store_id,
+            signal: Arc::clone(&writer.seal),
+            recent: Arc::clone(&self.core.store.recent),
+            commit: Arc::clone(&writer.commit),
+            manifest: Arc::clone(&writer.manifest),
+            locator: Arc::clone(&self.core.store.locator),
+            cache: Arc::clone(&self.core.store.cache),
+            spares: Arc::clone(&writer.spares),
+        };
+        let (commit, spares) = (Arc::clone(&writer.commit), Arc::clone(&writer.spares));
+        let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));
+        let started = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            spawn(name, run).map_err(crate::disk::io_error("start a thread for", &writer.folder))
+        };
+        let mut threads = self.threads.lock();
+        threads.commit = Some(started("log-commit", Box::new(move || commit.run()))?);
+        threads.background.push(started("log-spares", Box::new(move || spares.run()))?);
+        threads.background.push(started("log-seal", Box::new(move || sealer.run()))?);
+        threads.background.push(started("log-index", Box::new(move || index.run(|| locator.segments())))?);
+        Ok(())
+    }
+
+    /// Stops everything; a second call waits for the first and does nothing.
+    fn stop(&self, how: Stop) -> Result<()> {
+        let core = &self.core;
+        let mut threads = self.threads.lock();
+        let is_first = !core.closed.swap(true, Ordering::SeqCst);
+        let mut result = Ok(());
+        if let (Some(writer), true) = (&core.writer, is_first) {
+            writer.commit.stop();
+            join(threads.commit.take());
+            writer.seal.stop();
+            writer.spares.stop();
+            core.index.stop();
+            threads.background.drain(..).for_each(|thread| join(Some(thread)));
+            if how == Stop::Clean {
+                result = writer.record_clean_stop(&core.store);
+            }
+        }
+        core.store.recent.all_waiters().iter().for_each(|waiter| waiter.wake());
+        drop(core.lock.lock().take());
+        result
+    }
+}
+
+/// A thread that panicked has said so on stderr already; what it worked on is checked on the next open.
+fn join(thread: Option<JoinHandle<()>>) {
+    if let Some(thread) = thread {
+        drop(thread.join());
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Errors come out of `close`; a log that is only dropped is recovered when it is opened.
+        drop(self.stop(Stop::Dropped));
+    }
+}
+
+impl Writer {
+    fn record_clean_stop(&self, store: &Store) -> Result<()> {
+        self.commit.write_witness()?;
+        let committer = self.commit.committer();
+        let mut manifest = self.manifest.lock();
+        manifest.journal = store.recent.files_from(0);
+        manifest.durable_lsn = committer.journal.durable_lsn();
+        manifest.clean = true;
+        manifest.store(&*self.disk, &self.folder)
+    }
+}

@@ -1,0 +1,105 @@
+//! The manifest: which files count. Two slots, written one after the other, so that one is whole at any moment.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{MANIFEST, Salt, StoreId, decode_value, encode_value};
+use crate::disk::{Disk, Mode};
+use crate::error::{Error, Result};
+use crate::segment::SegmentInfo;
+
+const SLOTS: [&str; 2] = ["MANIFEST-0", "MANIFEST-1"];
+
+/// What the store consists of.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    /// Rises with every write; the valid slot with the higher one counts.
+    sequence: u64,
+    pub store: StoreId,
+    /// In commit order.
+    pub segments: Vec<SegmentInfo>,
+    /// The journal files in use when this was written, in commit order. Later ones are found by following the chain.
+    pub journal: Vec<JournalUse>,
+    /// Everything before this was on stable storage when this was written.
+    pub durable_lsn: u64,
+    /// The highest incarnation that any journal file ever had.
+    pub incarnation: u64,
+    /// Whether the log was closed and `durable_lsn` is its very end.
+    pub clean: bool,
+}
+
+/// One use of one journal file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JournalUse {
+    pub number: u32,
+    pub incarnation: u64,
+}
+
+impl Manifest {
+    pub(crate) fn new(store: StoreId) -> Self {
+        let (segments, journal) = (Vec::new(), Vec::new());
+        Self { sequence: 0, store, segments, journal, durable_lsn: 0, incarnation: 0, clean: false }
+    }
+
+    /// Where the segments end and the journal begins.
+    pub(crate) fn sealed_lsn(&self) -> u64 {
+        self.segments.last().map_or(0, |segment| segment.end_lsn)
+    }
+
+    /// The manifest of the log in `folder`; `None` where neither slot exists.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] when a slot exists and none is valid, [`Error::Unsupported`] when one is of a later version.
+    pub(crate) fn load(disk: &dyn Disk, folder: &Path) -> Result<Option<Self>> {
+        let mut newest: Option<Self> = None;
+        let mut refused = None;
+        for path in slots(folder) {
+            if !disk.exists(&path)? {
+                continue;
+            }
+            match Self::read(disk, &path) {
+                Ok(found) if newest.as_ref().is_none_or(|newest| newest.sequence < found.sequence) => newest = Some(found),
+                Ok(_older) => {}
+                Err(error @ Error::Corrupt { .. }) => refused = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match (newest, refused) {
+            (None, Some(error)) => Err(error),
+            (newest, _) => Ok(newest),
+        }
+    }
+
+    /// Makes this the manifest: when it returns both slots are on stable storage.
+    pub(crate) fn store(&mut self, disk: &dyn Disk, folder: &Path) -> Result<()> {
+        for path in slots(folder) {
+            self.sequence += 1;
+            let is_new = !disk.exists(&path)?;
+            let file = disk.open(&path, Mode::Write)?;
+            file.write_all_at(&encode_value(MANIFEST, salt(), self), 0)?;
+            file.sync()?;
+            if is_new {
+                disk.sync_dir(folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(disk: &dyn Disk, path: &Path) -> Result<Self> {
+        let file = disk.open(path, Mode::Read)?;
+        let length = usize::try_from(file.len()?).map_err(|_too_long| Error::corrupt(path, 0, "an impossible length"))?;
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, 0)?;
+        decode_value(MANIFEST, salt(), &bytes).map_err(|fault| fault.at(path, 0))
+    }
+}
+
+fn salt() -> Salt {
+    Salt::new(StoreId::default(), *b"mani", 0)
+}
+
+fn slots(folder: &Path) -> [PathBuf; 2] {
+    SLOTS.map(|name| folder.join(name))
+}

@@ -1,0 +1,780 @@
+//! A turn as one message: a pure fold over the turn's events, oldest first.
+//!
+//! It reads nothing, keeps no clock and never fails on an event: types are an open set and data is opaque to the log, so what
+//! does not fit is ignored. The event that opens the turn makes the message: queued, attempt 1. Then, until the first final
+//! status:
+//!
+//! | event | data it understands | effect |
+//! |---|---|---|
+//! | any | | ignored when it is of another turn or session, not newer than the last one taken, or its data does not fit |
+//! | `message.status_changed` | `{status, attempt?, error?}` | below; no `attempt` means the one in force |
+//! | `assistant.message_completed` | any JSON | appended to `output`, unless it repeats the message before it with no tool event between; a queued turn is running |
+//! | `tool.call_requested` | `{call_id?, calls?: [{id}], id?}` | each call is outstanding, unless it was answered already; a queued turn is running |
+//! | `tool.call_completed`, `tool.call_failed` | the same | each call is answered; a failed call is the agent's to handle and fails no turn |
+//! | other | | ignored |
+//!
+//! | status | of an older attempt | of the one in force | of a later one |
+//! |---|---|---|---|
+//! | `queued` | late, ignored | nothing: a turn does not go back | begins the attempt: output and calls of the earlier one are dropped |
+//! | `running` | late, ignored | running | the same |
+//! | `waiting_for_tool` | late, ignored | waiting | ignored: it announces no attempt |
+//! | `completed`, `failed` | late, ignored | final | final, and `attempt` is that one; what was put out stays |
+//!
+//! The status shown is `waiting_for_tool` as long as a call is outstanding, whatever else was said, and `running` once the last
+//! one is answered. A call is known by its `call_id`, else by the IDs in `calls`, else by its `id`; one without an ID is only
+//! counted. An answer goes to the call it names; one that names a call nobody requested goes to a call without an ID; one that
+//! names none goes to a call without an ID, else to any. An answer that finds no call, or names one that has its answer, is
+//! late or a duplicate, and changes no status.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Display};
+use std::num::NonZeroU32;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Seq};
+use crate::ids::MessageId;
+use crate::session::SessionId;
+use crate::user_message::{self, ContentBlock, UserMessage};
+
+/// A turn as one value: what the user sent, how far the work on it is, and what came of it.
+///
+/// It is computed from the turn's events each time it is read and stored nowhere. Serialized it has these fields under these
+/// names, with times in RFC 3339 in UTC.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Message {
+    /// The ID of the message: that of the event that opened the turn.
+    pub id: MessageId,
+    /// The session it belongs to.
+    #[serde(serialize_with = "as_text")]
+    pub session_id: SessionId,
+    /// The seq of the event that opened the turn, so messages of a session are in order but not dense.
+    pub sequence_number: Seq,
+    /// How far the work on the turn is.
+    pub status: MessageStatus,
+    /// What the user sent. Empty when the event's data does not hold it in the form of a [`UserMessage`].
+    pub content: Vec<ContentBlock>,
+    /// What the sender attached. Empty like [`content`](Message::content).
+    pub metadata: Map<String, Value>,
+    /// Which try at the turn this is, from 1.
+    pub attempt: u32,
+    /// The data of this attempt's assistant messages, in order; the last is the latest, and of a completed turn the answer.
+    ///
+    /// All of them, because an agent says something before most of its tool calls, and who shows the turn wants that too. The
+    /// calls and their results are in the session's events.
+    pub output: Vec<Value>,
+    /// What was given with the status `failed`, if anything.
+    pub error: Option<Value>,
+    /// When the event that opened the turn was committed.
+    #[serde(serialize_with = "as_text")]
+    pub created_at: Timestamp,
+    /// When the final status was committed, by the wall clock of that moment. `None` until then.
+    #[serde(serialize_with = "as_text_if_any")]
+    pub completed_at: Option<Timestamp>,
+}
+
+/// How far the work on a turn is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum MessageStatus {
+    /// Nobody works on it yet, or a new attempt is due.
+    Queued,
+    /// An agent works on it.
+    Running,
+    /// The agent waits for a tool.
+    WaitingForTool,
+    /// It is done. Final.
+    Completed,
+    /// It was given up. Final.
+    Failed,
+}
+
+impl MessageStatus {
+    /// Whether the turn is over: nothing that is appended later changes the message.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(self, MessageStatus::Completed | MessageStatus::Failed)
+    }
+
+    /// The name of the status, as in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            MessageStatus::Queued => "queued",
+            MessageStatus::Running => "running",
+            MessageStatus::WaitingForTool => "waiting_for_tool",
+            MessageStatus::Completed => "completed",
+            MessageStatus::Failed => "failed",
+        }
+    }
+}
+
+impl Display for MessageStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A stretch of a session's messages.
+///
+/// `first..=last` is the stretch of seqs that the page covers, with every turn that was opened in it; an empty stretch has
+/// `first == last + 1`. Go on with `after(last)`, or newest first with `before(first)`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MessagePage {
+    /// The messages, in the order asked for.
+    pub messages: Vec<Message>,
+    /// Whether there may be more messages beyond the page, in the direction read and within the range asked for.
+    pub has_more: bool,
+    /// The first seq covered.
+    pub first: Seq,
+    /// The last seq covered.
+    pub last: Seq,
+    /// The last seq of the session when the page was read.
+    pub tail: Seq,
+}
+
+const STATUS_CHANGED: &str = "message.status_changed";
+const ASSISTANT_COMPLETED: &str = "assistant.message_completed";
+const TOOL_REQUESTED: &str = "tool.call_requested";
+const TOOL_COMPLETED: &str = "tool.call_completed";
+const TOOL_FAILED: &str = "tool.call_failed";
+
+/// The message as far as its events have been applied. The rules are in the module's doc.
+#[derive(Debug, Clone)]
+pub(crate) struct Fold {
+    /// All but the wait for outstanding calls, which is added when the message is taken out.
+    message: Message,
+    calls: Calls,
+    /// The seq of the last event taken, so that reads may overlap.
+    last_seq: Seq,
+    /// Whether a tool event came after the last assistant message, so that the same words again are no repeat.
+    tools_since_output: bool,
+}
+
+impl Fold {
+    /// Begins with the event that opened the turn. Its content may be anything, since the log takes any bytes under any type: a
+    /// reader is better served by a message without content than by none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownMessage`] when `opening` does not open a turn.
+    pub(crate) fn open(opening: &Event) -> Result<Self> {
+        let id = MessageId::from(opening.id);
+        if opening.message_id != Some(id) || !user_message::opens_turn(&opening.event_type) {
+            return Err(Error::UnknownMessage { id });
+        }
+        let UserMessage { content, metadata } = UserMessage::from_event_lossy(opening);
+        let message = Message {
+            id,
+            // A message may be kept for long, and must not keep the block that its first event was read from.
+            session_id: opening.session_id.detached(),
+            sequence_number: opening.seq,
+            status: MessageStatus::Queued,
+            content,
+            metadata,
+            attempt: 1,
+            output: Vec::new(),
+            error: None,
+            created_at: opening.created_at,
+            completed_at: None,
+        };
+        Ok(Self { message, calls: Calls::default(), last_seq: opening.seq, tools_since_output: false })
+    }
+
+    /// Takes the session's next event into account, if it says something about this turn.
+    pub(crate) fn apply(&mut self, event: &Event) {
+        if self.is_final() || !self.is_next(event) {
+            return;
+        }
+        self.last_seq = event.seq;
+        match event.event_type.as_str() {
+            STATUS_CHANGED => self.status_changed(event),
+            ASSISTANT_COMPLETED => self.assistant_completed(event),
+            TOOL_REQUESTED => self.tool_requested(event),
+            TOOL_COMPLETED | TOOL_FAILED => self.tool_answered(event),
+            _ => {}
+        }
+    }
+
+    /// Whether no later event can change the message.
+    pub(crate) fn is_final(&self) -> bool {
+        self.message.status.is_final()
+    }
+
+    /// The message after the events applied so far.
+    pub(crate) fn into_message(self) -> Message {
+        let waits = self.calls.are_outstanding() && !self.is_final();
+        let status = if waits { MessageStatus::WaitingForTool } else { self.message.status };
+        Message { status, ..self.message }
+    }
+
+    fn is_next(&self, event: &Event) -> bool {
+        event.message_id == Some(self.message.id) && event.session_id == self.message.session_id && event.seq > self.last_seq
+    }
+
+    fn status_changed(&mut self, event: &Event) {
+        let Some(StatusChanged { status, attempt, error }) = decode(event) else { return };
+        let attempt = attempt.map_or(self.message.attempt, NonZeroU32::get);
+        if attempt < self.message.attempt {
+            return;
+        }
+        let is_later = attempt > self.message.attempt;
+        match (status, is_later) {
+            (MessageStatus::Completed, _) => self.finish(status, attempt, None, event.created_at),
+            (MessageStatus::Failed, _) => self.finish(status, attempt, error, event.created_at),
+            (MessageStatus::Queued | MessageStatus::Running, true) => self.begin(status, attempt),
+            (MessageStatus::Running | MessageStatus::WaitingForTool, false) => self.message.status = status,
+            (MessageStatus::Queued, false) | (MessageStatus::WaitingForTool, true) => {}
+        }
+    }
+
+    fn begin(&mut self, status: MessageStatus, attempt: u32) {
+        self.message.status = status;
+        self.message.attempt = attempt;
+        self.message.output.clear();
+        self.calls = Calls::default();
+        self.tools_since_output = false;
+    }
+
+    fn finish(&mut self, status: MessageStatus, attempt: u32, error: Option<Value>, at: Timestamp) {
+        self.message.status = status;
+        self.message.attempt = attempt;
+        self.message.error = error;
+        self.message.completed_at = Some(at);
+    }
+
+    fn assistant_completed(&mut self, event: &Event) {
+        let Some(said) = decode(event) else { return };
+        self.work_shows();
+        if self.tools_since_output || self.message.output.last() != Some(&said) {
+            self.message.output.push(said);
+            self.tools_since_output = false;
+        }
+    }
+
+    fn tool_requested(&mut self, event: &Event) {
+        let Some(data) = decode(event) else { return };
+        self.work_shows();
+        self.tools_since_output = true;
+        for id in call_ids(&data) {
+            self.calls.request(id);
+        }
+    }
+
+    fn tool_answered(&mut self, event: &Event) {
+        let Some(data) = decode(event) else { return };
+        self.tools_since_output = true;
+        let were_outstanding = self.calls.are_outstanding();
+        for id in call_ids(&data) {
+            self.calls.answer(id);
+        }
+        if were_outstanding && !self.calls.are_outstanding() {
+            self.message.status = MessageStatus::Running;
+        }
+    }
+
+    /// Work on a turn shows that it runs, also where nobody writes status events.
+    fn work_shows(&mut self) {
+        if self.message.status == MessageStatus::Queued {
+            self.message.status = MessageStatus::Running;
+        }
+    }
+}
+
+/// The data of a status event. Attempts count from 1.
+#[derive(Deserialize)]
+struct StatusChanged {
+    status: MessageStatus,
+    attempt: Option<NonZeroU32>,
+    error: Option<Value>,
+}
+
+/// The tool calls of one attempt.
+#[derive(Debug, Clone, Default)]
+struct Calls {
+    /// Outstanding, by ID.
+    named: BTreeSet<String>,
+    /// The number of outstanding calls without an ID.
+    unnamed: usize,
+    /// The IDs that have had their answer, so that a duplicate of it answers no other call.
+    answered: BTreeSet<String>,
+}
+
+impl Calls {
+    fn are_outstanding(&self) -> bool {
+        self.unnamed > 0 || !self.named.is_empty()
+    }
+
+    fn request(&mut self, id: Option<String>) {
+        match id {
+            None => self.unnamed += 1,
+            Some(id) if self.answered.contains(&id) => {}
+            Some(id) => {
+                self.named.insert(id);
+            }
+        }
+    }
+
+    fn answer(&mut self, id: Option<String>) {
+        match id {
+            Some(id) if self.answered.contains(&id) => {}
+            Some(id) => {
+                if self.named.remove(&id) || self.answer_unnamed() {
+                    self.answered.insert(id);
+                }
+            }
+            None => {
+                if !self.answer_unnamed() {
+                    self.answered.extend(self.named.pop_first());
+                }
+            }
+        }
+    }
+
+    fn answer_unnamed(&mut self) -> bool {
+        let found = self.unnamed > 0;
+        self.unnamed = self.unnamed.saturating_sub(1);
+        found
+    }
+}
+
+/// The calls that a tool event is about, each by its ID if it has one; at least one.
+fn call_ids(data: &Map<String, Value>) -> Vec<Option<String>> {
+    let id = |call: &Map<String, Value>, key: &str| call.get(key).and_then(id_text);
+    if let Some(call_id) = id(data, "call_id") {
+        return vec![Some(call_id)];
+    }
+    match data.get("calls") {
+        Some(Value::Array(calls)) if !calls.is_empty() => {
+            calls.iter().map(|call| call.as_object().and_then(|call| id(call, "call_id").or_else(|| id(call, "id")))).collect()
+        }
+        _ => vec![id(data, "id")],
+    }
+}
+
+fn id_text(id: &Value) -> Option<String> {
+    match id {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// The event's data, unless it is of another form: then the event is one that this fold does not understand.
+fn decode<'a, T: Deserialize<'a>>(event: &'a Event) -> Option<T> {
+    event.json().ok()
+}
+
+fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+fn as_text_if_any<S: Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.serialize_some(&value.to_string()),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::EventType;
+    use crate::ids::EventId;
+
+    const OPENING_SEQ: Seq = 4;
+
+    /// An event of the turn under test, save for its seq and time.
+    fn event(event_type: &str, data: impl AsRef<[u8]>) -> Event {
+        Event {
+            id: EventId::from_u128(1_000),
+            session_id: "sess_123".parse().unwrap(),
+            seq: OPENING_SEQ,
+            event_type: EventType::from(event_type),
+            data: bytes::Bytes::copy_from_slice(data.as_ref()),
+            message_id: Some(EventId::from_u128(1_000).into()),
+            created_at: Timestamp::from_second(1_774_982_400).unwrap(),
+        }
+    }
+
+    fn opening() -> Event {
+        event(user_message::EVENT_TYPE, r#"{"content":[{"type":"text","text":"Summarize."}],"metadata":{"ticket_id":"T-1042"}}"#)
+    }
+
+    fn json_event(event_type: &str, data: &Value) -> Event {
+        event(event_type, data.to_string())
+    }
+
+    fn status(data: &Value) -> Event {
+        json_event(STATUS_CHANGED, data)
+    }
+
+    fn said(text: &str) -> Event {
+        json_event(ASSISTANT_COMPLETED, &json!({ "text": text }))
+    }
+
+    fn requested(data: &Value) -> Event {
+        json_event(TOOL_REQUESTED, data)
+    }
+
+    fn answered(data: &Value) -> Event {
+        json_event(TOOL_COMPLETED, data)
+    }
+
+    /// Numbers the events as the session would, one second apart, and folds them.
+    fn fold(events: &[Event]) -> Fold {
+        let mut fold = Fold::open(&opening()).unwrap();
+        for (seq, event) in (OPENING_SEQ + 1..).zip(events) {
+            let created_at = Timestamp::from_second(1_774_982_400 + i64::try_from(seq).unwrap()).unwrap();
+            fold.apply(&Event { seq, id: EventId::from_u128(u128::from(seq) + 1_000), created_at, ..event.clone() });
+        }
+        fold
+    }
+
+    fn message(events: &[Event]) -> Message {
+        fold(events).into_message()
+    }
+
+    #[track_caller]
+    fn check(events: &[Event], status: MessageStatus, attempt: u32, output: &[&str]) {
+        let message = message(events);
+        let texts: Vec<&str> = message.output.iter().map(|data| data["text"].as_str().unwrap()).collect();
+        assert_eq!((message.status, message.attempt, texts.as_slice()), (status, attempt, output));
+        assert_eq!(message.completed_at.is_some(), status.is_final());
+    }
+
+    #[track_caller]
+    fn check_status(events: &[Event], status: MessageStatus) {
+        assert_eq!(message(events).status, status);
+    }
+
+    use MessageStatus::{Completed, Failed, Queued, Running, WaitingForTool};
+
+    #[test]
+    fn a_turn_begins_queued_with_what_the_user_sent() {
+        let message = message(&[]);
+        assert_eq!(message.id, EventId::from_u128(1_000).into());
+        assert_eq!(message.content, [ContentBlock::text("Summarize.")]);
+        assert_eq!(message.metadata["ticket_id"], "T-1042");
+        assert_eq!((message.sequence_number, message.status, message.attempt), (OPENING_SEQ, Queued, 1));
+    }
+
+    #[test]
+    fn only_an_event_that_opens_a_turn_is_a_message() {
+        let other_turn = Event { message_id: Some(EventId::from_u128(999).into()), ..opening() };
+        let no_turn = Event { message_id: None, ..opening() };
+        let other_type = Event { event_type: "assistant.message_completed".into(), ..opening() };
+        for not_opening in [other_turn, no_turn, other_type] {
+            let error = Fold::open(&not_opening).unwrap_err();
+            assert!(matches!(error, Error::UnknownMessage { id } if id == EventId::from_u128(1_000).into()));
+        }
+    }
+
+    #[test]
+    fn a_turn_opened_with_any_bytes_is_a_message_without_content() {
+        for data in ["", "hello", "[1]", r#"{"content":"hello"}"#, "\u{0}"] {
+            let mut fold = Fold::open(&event(user_message::EVENT_TYPE, data)).unwrap();
+            fold.apply(&Event { seq: OPENING_SEQ + 1, ..status(&json!({"status": "completed"})) });
+            let message = fold.into_message();
+            assert!(message.content.is_empty() && message.metadata.is_empty());
+            assert_eq!(message.status, Completed);
+        }
+    }
+
+    #[test]
+    fn it_serializes_as_the_contract_says() {
+        let events =
+            [status(&json!({"status": "running"})), said("Done."), status(&json!({"status": "failed", "error": {"code": 7}}))];
+        let expected = json!({
+            "id": MessageId::from(EventId::from_u128(1_000)).to_string(),
+            "session_id": "sess_123",
+            "sequence_number": 4,
+            "status": "failed",
+            "content": [{"type": "text", "text": "Summarize."}],
+            "metadata": {"ticket_id": "T-1042"},
+            "attempt": 1,
+            "output": [{"text": "Done."}],
+            "error": {"code": 7},
+            "created_at": "2026-03-31T18:40:00Z",
+            "completed_at": "2026-03-31T18:40:07Z",
+        });
+        assert_eq!(serde_json::to_value(message(&events)).unwrap(), expected);
+        assert_eq!(serde_json::to_value(message(&[])).unwrap()["completed_at"], Value::Null);
+    }
+
+    #[test]
+    fn a_status_has_one_name() {
+        for status in [Queued, Running, WaitingForTool, Completed, Failed] {
+            assert_eq!(serde_json::to_value(status).unwrap(), status.to_string());
+        }
+    }
+
+    #[test]
+    fn an_assistant_message_alone_finishes_nothing() {
+        check(&[said("a")], Running, 1, &["a"]);
+        check(&[said("a"), status(&json!({"status": "completed", "attempt": 1}))], Completed, 1, &["a"]);
+    }
+
+    #[test]
+    fn output_is_every_assistant_message_in_order() {
+        let call = [requested(&json!({"tool": "shell", "calls": null})), answered(&json!({"output": "ok"}))];
+        let [request, answer] = call;
+        let events =
+            [said("a"), request.clone(), answer.clone(), said("b"), request.clone(), answer.clone(), said("b"), said("a")];
+        check(&events, Running, 1, &["a", "b", "b", "a"]);
+        check(&[said("a"), status(&json!({"status": "running"})), said("a")], Running, 1, &["a"]);
+    }
+
+    #[test]
+    fn the_fold_ends_at_the_first_final_status() {
+        let done = status(&json!({"status": "completed"}));
+        let failed = status(&json!({"status": "failed", "error": "no"}));
+        let again = status(&json!({"status": "running", "attempt": 2}));
+        let whole = message(&[said("a"), done.clone()]);
+        assert_eq!(message(&[said("a"), done.clone(), failed.clone(), again.clone(), said("b"), requested(&json!({}))]), whole);
+        assert_eq!(whole.error, None);
+        let message = message(&[failed, done, again]);
+        assert_eq!((message.status, message.error, message.attempt), (Failed, Some("no".into()), 1));
+    }
+
+    #[test]
+    fn a_new_attempt_is_announced_by_queued_or_running() {
+        let before = [status(&json!({"status": "running", "attempt": 1})), said("a"), requested(&json!({"call_id": "c1"}))];
+        for (name, shown) in [("queued", Queued), ("running", Running)] {
+            let announced = [before.as_slice(), &[status(&json!({"status": name, "attempt": 2}))]].concat();
+            check(&announced, shown, 2, &[]);
+            let same_words = [announced.as_slice(), &[said("a")]].concat();
+            check(&same_words, Running, 2, &["a"]);
+            let same_call = [announced.as_slice(), &[requested(&json!({"call_id": "c1"}))]].concat();
+            check(&same_call, WaitingForTool, 2, &[]);
+        }
+        let waiting = [said("a"), status(&json!({"status": "waiting_for_tool", "attempt": 2}))];
+        check(&waiting, Running, 1, &["a"]);
+        let failed = [said("a"), status(&json!({"status": "failed", "attempt": 2}))];
+        check(&failed, Failed, 2, &["a"]);
+    }
+
+    #[test]
+    fn a_status_of_an_older_attempt_is_late() {
+        let retried = [status(&json!({"status": "running", "attempt": 2})), said("b")];
+        for name in ["queued", "running", "waiting_for_tool", "completed", "failed"] {
+            let late = [retried.as_slice(), &[status(&json!({"status": name, "attempt": 1, "error": "late"}))]].concat();
+            check(&late, Running, 2, &["b"]);
+            assert_eq!(message(&late).error, None);
+        }
+    }
+
+    #[test]
+    fn a_turn_does_not_go_back_to_queued() {
+        for again in [json!({"status": "queued"}), json!({"status": "queued", "attempt": 1})] {
+            check(&[said("a"), status(&again)], Running, 1, &["a"]);
+        }
+    }
+
+    #[test]
+    fn waiting_may_be_said_without_a_call() {
+        let waiting = status(&json!({"status": "waiting_for_tool"}));
+        check_status(std::slice::from_ref(&waiting), WaitingForTool);
+        check_status(&[waiting.clone(), status(&json!({"status": "running"}))], Running);
+        check_status(&[requested(&json!({})), waiting, answered(&json!({}))], Running);
+    }
+
+    #[test]
+    fn a_turn_waits_while_a_call_is_outstanding() {
+        let one = |id: &str| json!({ "call_id": id });
+        let two = json!({"calls": [{"id": "c1"}, {"id": "c2"}], "id": "of the event"});
+        check_status(&[requested(&one("c1"))], WaitingForTool);
+        check_status(&[requested(&one("c1")), status(&json!({"status": "running"}))], WaitingForTool);
+        check_status(&[requested(&one("c1")), answered(&json!({"id": "c1"}))], Running);
+        check_status(&[requested(&two), answered(&one("c2"))], WaitingForTool);
+        check_status(&[requested(&two), answered(&one("c2")), answered(&one("c1"))], Running);
+        check_status(&[requested(&two), answered(&json!({})), answered(&json!({}))], Running);
+        check_status(&[requested(&two), answered(&two)], Running);
+        check_status(&[requested(&json!({"id": 7})), answered(&json!({"id": 7, "calls": []}))], Running);
+    }
+
+    #[test]
+    fn a_failed_call_is_an_answer_and_fails_no_turn() {
+        let failed = json_event(TOOL_FAILED, &json!({"call_id": "c1", "error": "exit 1"}));
+        let message = message(&[requested(&json!({"call_id": "c1"})), failed]);
+        assert_eq!((message.status, message.error), (Running, None));
+    }
+
+    #[test]
+    fn a_late_or_second_answer_answers_nothing_else() {
+        let one = |id: &str| json!({ "call_id": id });
+        let late = [status(&json!({"status": "queued", "attempt": 2})), answered(&one("c1"))];
+        check_status(&[&[requested(&one("c1"))], late.as_slice()].concat(), Queued);
+        check_status(&[answered(&json!({}))], Queued);
+        check_status(&[requested(&one("c1")), requested(&one("c2")), answered(&one("c1")), answered(&one("c1"))], WaitingForTool);
+        check_status(&[requested(&one("c1")), requested(&json!({})), answered(&one("c1")), answered(&one("c1"))], WaitingForTool);
+        check_status(&[requested(&one("c1")), requested(&one("c1")), answered(&one("c1"))], Running);
+        check_status(&[requested(&one("c1")), answered(&one("c1")), requested(&one("c1"))], Running);
+    }
+
+    #[test]
+    fn calls_without_an_id_are_counted() {
+        let (request, answer) = (requested(&json!({"tool": "shell"})), answered(&json!({"output": "ok"})));
+        check_status(&[request.clone(), request.clone(), answer.clone()], WaitingForTool);
+        check_status(&[request.clone(), request.clone(), answer.clone(), answer.clone()], Running);
+        check_status(&[answer.clone(), request.clone(), answer.clone(), answer.clone(), request.clone()], WaitingForTool);
+        check_status(&[request.clone(), answered(&json!({"id": "of the result"}))], Running);
+        check_status(&[requested(&json!({"call_id": "c1"})), answer], Running);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_ignored() {
+        let before = [said("a"), requested(&json!({"call_id": "c1"}))];
+        let expected = message(&before);
+        let statuses = [
+            json!({"status": "cancelled"}),
+            json!({"status": 1}),
+            json!({}),
+            json!("completed"),
+            json!({"status": "completed", "attempt": 0}),
+            json!({"status": "completed", "attempt": -1}),
+            json!({"status": "completed", "attempt": 1.5}),
+            json!({"status": "completed", "attempt": "1"}),
+            json!({"status": "completed", "attempt": 4_294_967_296_u64}),
+        ];
+        let misfits = statuses.iter().map(status).chain([
+            event(STATUS_CHANGED, "completed"),
+            event(ASSISTANT_COMPLETED, "Done."),
+            event(ASSISTANT_COMPLETED, [0xff]),
+            event(TOOL_REQUESTED, "[]"),
+            event(TOOL_COMPLETED, ""),
+            event("turn.rated", "5"),
+            opening(),
+        ]);
+        for misfit in misfits {
+            let events = [before.as_slice(), std::slice::from_ref(&misfit)].concat();
+            assert_eq!(message(&events), expected, "{misfit:?}");
+        }
+    }
+
+    #[test]
+    fn an_event_that_was_taken_is_not_taken_again() {
+        let mut fold = Fold::open(&opening()).unwrap();
+        let request = Event { seq: 6, ..requested(&json!({})) };
+        let answer = Event { seq: 7, ..answered(&json!({})) };
+        for event in [&opening(), &request, &request, &answer, &request] {
+            fold.apply(event);
+        }
+        assert_eq!(fold.into_message().status, Running);
+    }
+
+    /// Data that the fold understands, data that it nearly understands, and noise.
+    fn any_data() -> impl Strategy<Value = Vec<u8>> {
+        let statuses = vec!["queued", "running", "waiting_for_tool", "completed", "failed", "cancelled"];
+        let status = (proptest::sample::select(statuses), proptest::option::of(0_u32..5))
+            .prop_map(|(status, attempt)| json!({"status": status, "attempt": attempt, "error": "e"}));
+        let call = (proptest::sample::select(vec!["call_id", "id", "calls"]), 0..4).prop_map(|(key, id)| match key {
+            "calls" => json!({"calls": [{"id": id}, {"id": id + 1}, {}]}),
+            key => json!({ key: id }),
+        });
+        let text = (0..3_u8).prop_map(|text| json!({ "text": text.to_string() }));
+        prop_oneof![
+            4 => status.prop_map(|data| data.to_string().into_bytes()),
+            4 => call.prop_map(|data| data.to_string().into_bytes()),
+            2 => text.prop_map(|data| data.to_string().into_bytes()),
+            1 => proptest::collection::vec(any::<u8>(), 0..8),
+        ]
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let types =
+            vec![STATUS_CHANGED, ASSISTANT_COMPLETED, TOOL_REQUESTED, TOOL_COMPLETED, TOOL_FAILED, user_message::EVENT_TYPE, "x"];
+        (proptest::sample::select(types), any_data()).prop_map(|(event_type, data)| event(event_type, data))
+    }
+
+    fn any_events() -> impl Strategy<Value = Vec<Event>> {
+        proptest::collection::vec(any_event(), 0..24)
+    }
+
+    proptest! {
+        #[test]
+        fn any_events_fold_and_always_to_the_same_message(events in any_events()) {
+            let whole = message(&events);
+            prop_assert_eq!(whole.status.is_final(), whole.completed_at.is_some());
+            prop_assert!(whole.error.is_none() || whole.status == Failed);
+            prop_assert_eq!(message(&events), whole);
+        }
+
+        #[test]
+        fn events_of_other_turns_and_sessions_change_nothing(
+            events in any_events(),
+            others in any_events(),
+            elsewhere in any::<[bool; 24]>(),
+        ) {
+            let mut plain = Fold::open(&opening()).unwrap();
+            let mut mixed = plain.clone();
+            let mut others = others.into_iter().cycle();
+            for (n, event) in events.into_iter().enumerate() {
+                let seq = OPENING_SEQ + 1 + 2 * n as u64;
+                if let Some(other) = others.next() {
+                    mixed.apply(&if elsewhere[n] {
+                        // The seqs of another session say nothing about those of this one.
+                        Event { seq: seq + 1_000, session_id: "other".parse().unwrap(), ..other }
+                    } else {
+                        Event { seq, message_id: Some(EventId::from_u128(5).into()), ..other }
+                    });
+                }
+                let event = Event { seq: seq + 1, ..event };
+                plain.apply(&event);
+                mixed.apply(&event);
+            }
+            prop_assert_eq!(plain.into_message(), mixed.into_message());
+        }
+
+        #[test]
+        fn what_is_not_a_tool_event_may_come_twice(events in any_events(), twice in any::<[bool; 24]>()) {
+            // The time is left out, since events that come twice move the later ones.
+            let core = |events: &[Event]| Message { completed_at: None, ..message(events) };
+            let repeated: Vec<Event> = events
+                .iter()
+                .zip(twice)
+                .flat_map(|(event, twice)| {
+                    let again = twice && !event.event_type.as_str().starts_with("tool.");
+                    std::iter::repeat_n(event.clone(), if again { 2 } else { 1 })
+                })
+                .collect();
+            prop_assert_eq!(core(&repeated), core(&events));
+        }
+
+        #[test]
+        fn a_final_message_stays_as_it_is(events in any_events(), later in any_events()) {
+            let done = [events, vec![status(&json!({"status": "completed", "attempt": u32::MAX}))]].concat();
+            prop_assert!(fold(&done).is_final());
+            prop_assert_eq!(message(&[done.clone(), later].concat()), message(&done));
+        }
+
+        #[test]
+        fn a_turn_waits_exactly_while_a_named_call_has_no_answer(
+            ids in proptest::collection::vec((any::<bool>(), 0..5_u8), 0..24),
+        ) {
+            let mut open = BTreeSet::new();
+            let mut closed = BTreeSet::new();
+            let mut events = vec![status(&json!({"status": "running"}))];
+            for (request, id) in ids {
+                let data = json!({"call_id": id.to_string()});
+                events.push(if request { requested(&data) } else { answered(&data) });
+                if request && !closed.contains(&id) {
+                    open.insert(id);
+                } else if open.remove(&id) {
+                    closed.insert(id);
+                }
+            }
+            prop_assert_eq!(message(&events).status, if open.is_empty() { Running } else { WaitingForTool });
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Reading a session page by page, and one event by its ID.
+//!
+//! A reader looks at what is in memory first and at the segments second; what leaves memory is in a segment before.
+
+use std::ops::{ControlFlow, RangeInclusive};
+use std::sync::Arc;
+
+use crate::codec::{Fault, Record};
+use crate::error::{CursorProblem, Error, Limit, Result, check_limit};
+use crate::event::{Event, EventType, Seq};
+use crate::ids::EventId;
+use crate::locate::Locator;
+use crate::options::Options;
+use crate::recent::Recent;
+use crate::segment::{BlockCache, Segment};
+use crate::session::{FIRST_SEQ, Head, SessionId};
+
+/// The limit of a page that names none.
+const PAGE_EVENTS_DEFAULT: usize = 100;
+
+/// A filtered page reads at least so many events at once, since few of them may match.
+const FILTERED_EVENTS_MIN: usize = 1_000;
+
+/// A place in a session: a seq, or the event at it. It means the same whatever filter a page has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cursor {
+    /// The event at this seq; 0 is the place before the first event.
+    Seq(Seq),
+    /// The event with this ID, which must be of the session.
+    Event(EventId),
+}
+
+impl From<Seq> for Cursor {
+    fn from(seq: Seq) -> Self {
+        Cursor::Seq(seq)
+    }
+}
+
+impl From<EventId> for Cursor {
+    fn from(id: EventId) -> Self {
+        Cursor::Event(id)
+    }
+}
+
+/// Which events of a session to read.
+///
+/// ```
+/// use sessionlog::Page;
+///
+/// let first = Page::new().limit(20);
+/// let next = Page::after(20).limit(20);
+/// let newest = Page::new().newest_first().limit(20);
+/// let some = Page::after(100).and_before(200).types(["user.message"]);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "a page does nothing until it is listed"]
+pub struct Page {
+    after: Option<Cursor>,
+    before: Option<Cursor>,
+    limit: Option<usize>,
+    order: Order,
+    types: Option<Vec<EventType>>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Order {
+    #[default]
+    OldestFirst,
+    NewestFirst,
+}
+
+impl Page {
+    /// The first 100 events of a session.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The events that come after a place, the event there not included.
+    pub fn after(cursor: impl Into<Cursor>) -> Self {
+        Self::new().and_after(cursor)
+    }
+
+    /// The events that come before a place, the event there not included.
+    pub fn before(cursor: impl Into<Cursor>) -> Self {
+        Self::new().and_before(cursor)
+    }
+
+    /// As [`after`](Page::after), on a page that is bounded already.
+    pub fn and_after(mut self, cursor: impl Into<Cursor>) -> Self {
+        self.after = Some(cursor.into());
+        self
+    }
+
+    /// As [`before`](Page::before), on a page that is bounded already.
+    pub fn and_before(mut self, cursor: impl Into<Cursor>) -> Self {
+        self.before = Some(cursor.into());
+        self
+    }
+
+    /// At most so many events: 100 unless said otherwise, and at most [`page_events_max`](Options::page_events_max).
+    pub fn limit(mut self, events: usize) -> Self {
+        self.limit = Some(events);
+        self
+    }
+
+    /// From the end of the range backwards.
+    pub fn newest_first(mut self) -> Self {
+        self.order = Order::NewestFirst;
+        self
+    }
+
+    /// Only events of these types. Cursors mean what they mean without.
+    pub fn types<T: Into<EventType>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
+        self.types = Some(types.into_iter().map(Into::into).collect());
+        self
+    }
+
+    fn checked_limit(&self, options: &Options) -> Result<usize> {
+        let max = options.limits.page_events_max;
+        let limit = self.limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(max));
+        check_page_limit(limit, max)
+    }
+
+    fn takes(&self, event: &Event) -> bool {
+        self.types.as_ref().is_none_or(|types| types.contains(&event.event_type))
+    }
+}
+
+pub(crate) fn check_page_limit(limit: usize, max: usize) -> Result<usize> {
+    if limit == 0 {
+        return Err(Error::invalid("page limit", "it is 0"));
+    }
+    check_limit(Limit::PageEvents, limit, max)?;
+    Ok(limit)
+}
+
+/// A page of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EventPage {
+    /// The events, in the page's order.
+    pub events: Vec<Event>,
+    /// Whether the range goes on behind this page.
+    pub has_more: bool,
+    /// The lowest seq that the page covers. Reading newest first, go on [`before`](Page::before) it.
+    pub first: Seq,
+    /// The highest seq that the page covers. Go on [`after`](Page::after) it. A page that covers nothing has `first == last + 1`. With a
+    /// filter a page covers more events than it holds.
+    pub last: Seq,
+    /// The session's last seq.
+    pub tail: Seq,
+}
+
+/// All that reading needs.
+pub(crate) struct Store {
+    pub recent: Arc<Recent>,
+    pub locator: Arc<Locator>,
+    pub cache: Arc<BlockCache>,
+    pub options: Options,
+}
+
+/// How much to read at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Appetite {
+    pub events: usize,
+    /// Reading stops behind the event that reaches this.
+    pub bytes: usize,
+}
+
+/// A part of a session's records, and the segment they were read from, if not from memory.
+struct Stretch {
+    records: Vec<Arc<Record>>,
+    segment: Option<Arc<Segment>>,
+}
+
+impl Stretch {
+    /// The events with seqs in the range.
+    fn events(&self, range: &RangeInclusive<Seq>) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        for record in &self.records {
+            for event in record.events() {
+                let event = event.map_err(|fault| self.fault(fault))?;
+                if range.contains(&event.seq) {
+                    events.push(event);
+                }
+            }
+        }
+        Ok(events)
+    }
+
+    fn fault(&self, fault: Fault) -> Error {
+        let segment = self.segment.as_ref().expect("records in memory were checked when they got there");
+        segment.fault_in_records(fault)
+    }
+}
+
+impl Store {
+    /// Where a session stands; `None` when it has no event.
+    pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
+        match self.recent.look(session) {
+            Some(entry) => Ok(entry.lock().head),
+            None => self.locator.head(session),
+        }
+    }
+
+    pub(crate) fn known_head(&self, session: &SessionId) -> Result<Head> {
+        self.head(session)?.ok_or_else(|| Error::UnknownSession { session: session.clone() })
+    }
+
+    pub(crate) fn list(&self, session: &SessionId, page: &Page) -> Result<EventPage> {
+        let limit = page.checked_limit(&self.options)?;
+        let head = self.known_head(session)?;
+        let range = self.range(session, &head, page)?;
+        let mut scan = Scan { page, limit, bytes_left: self.scan_bytes(page), events: Vec::new() };
+        let (from, to) = (*range.start(), *range.end());
+        let (first, last) = match page.order {
+            Order::OldestFirst => (from, self.scan_up(session, &head, range, &mut scan)?),
+            Order::NewestFirst => (self.scan_down(session, &head, range, &mut scan)?, to),
+        };
+        let has_more = if page.order == Order::OldestFirst { last < to } else { first > from };
+        Ok(EventPage { events: scan.events, has_more, first, last, tail: head.last })
+    }
+
+    /// The events from `from` on, up to `through` and as far as the appetite goes; at least one where there is one.
+    pub(crate) fn events_from(
+        &self,
+        session: &SessionId,
+        head: &Head,
+        range: RangeInclusive<Seq>,
+        appetite: Appetite,
+    ) -> Result<Vec<Event>> {
+        let page = Page::new();
+        let mut scan = Scan { page: &page, limit: appetite.events, bytes_left: appetite.bytes, events: Vec::new() };
+        self.scan_up(session, head, range, &mut scan)?;
+        Ok(scan.events)
+    }
+
+    /// The event with this ID.
+    pub(crate) fn event(&self, id: EventId) -> Result<Option<Event>> {
+        let stretch = match self.recent.record_of(id) {
+            Some(record) => Stretch { records: vec![record], segment: None },
+            None => {
+                let segments = self.locator.segments();
+                let Some(segment) = segments.from_id(id).first() else { return Ok(None) };
+                let Some(record) = segment.record_of(id)? else { return Ok(None) };
+                Stretch { records: vec![Arc::new(record)], segment: Some(Arc::clone(segment)) }
+            }
+        };
+        let seq = stretch.records.first().and_then(|record| record.seq_of(id)).expect("the record was found by this ID");
+        Ok(stretch.events(&(seq..=seq))?.pop())
+    }
+
+    /// The seq that a cursor stands for.
+    pub(crate) fn seq_of(&self, session: &SessionId, cursor: Cursor) -> Result<Seq> {
+        let id = match cursor {
+            Cursor::Seq(seq) => return Ok(seq),
+            Cursor::Event(id) => id,
+        };
+        let problem = match self.event(id)? {
+            Some(event) if event.session_id == *session => return Ok(event.seq),
+            Some(_) => CursorProblem::OtherSession(id),
+            None => CursorProblem::Unknown(id),
+        };
+        Err(Error::Cursor { session: session.clone(), problem })
+    }
+
+    /// Refuses a place that the session has not come to.
+    pub(crate) fn check_cursor(session: &SessionId, seq: Seq, reached: Seq, tail: Seq) -> Result<()> {
+        if seq <= reached {
+            return Ok(());
+        }
+        let problem = CursorProblem::BeyondTail { seq, tail };
+        Err(Error::Cursor { session: session.clone(), problem })
+    }
+
+    /// The seqs between the page's cursors; `from` is `to` + 1 where there are none.
+    fn range(&self, session: &SessionId, head: &Head, page: &Page) -> Result<RangeInclusive<Seq>> {
+        let (mut from, mut to) = (FIRST_SEQ, head.last);
+        if let Some(after) = page.after {
+            let after = self.seq_of(session, after)?;
+            Self::check_cursor(session, after, head.last, head.last)?;
+            from = from.max(after + 1);
+        }
+        if let Some(before) = page.before {
+            let before = self.seq_of(session, before)?;
+            Self::check_cursor(session, before, head.last + 1, head.last)?;
+            to = before.saturating_sub(1);
+        }
+        Ok(match page.order {
+            Order::OldestFirst => from..=to.max(from - 1),
+            Order::NewestFirst => from.min(to + 1)..=to,
+        })
+    }
+
+    fn scan_bytes(&self, page: &Page) -> usize {
+        if page.types.is_some() { self.options.scan_bytes_max } else { usize::MAX }
+    }
+
+    /// Feeds the scan upwards; returns the last seq that it has seen.
+    fn scan_up(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan<'_>) -> Result<Seq> {
+        let (mut next, to) = range.into_inner();
+        while next <= to {
+            let wanted = next..=to.min(next.saturating_add(scan.lookahead()));
+            let stretch = self.stretch(session, head.generation, next, &wanted)?;
+            for event in stretch.events(&wanted)? {
+                next = event.seq + 1;
+                if scan.visit(event).is_break() {
+                    return Ok(next - 1);
+                }
+            }
+        }
+        Ok(next - 1)
+    }
+
+    /// Feeds the scan downwards; returns the last seq that it has seen.
+    fn scan_down(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan<'_>) -> Result<Seq> {
+        let (from, mut to) = range.into_inner();
+        let mut seen = to + 1;
+        while to >= from && seen > from {
+            let wanted = from.max(to.saturating_sub(scan.lookahead()))..=to;
+            let stretch = self.stretch(session, head.generation, to, &wanted)?;
+            for event in stretch.events(&wanted)?.into_iter().rev() {
+                seen = event.seq;
+                if scan.visit(event).is_break() {
+                    return Ok(seen);
+                }
+            }
+            to = seen.saturating_sub(1);
+        }
+        Ok(seen)
+    }
+
+    /// The records around `seq` that overlap the range and lie together, in memory or in one run of a segment.
+    fn stretch(&self, session: &SessionId, generation: u32, seq: Seq, range: &RangeInclusive<Seq>) -> Result<Stretch> {
+        if let Some(entry) = self.recent.look(session) {
+            let state = entry.lock();
+            if state.records.front().is_some_and(|first| first.first <= seq) {
+                return Ok(Stretch { records: state.overlapping(*range.start(), *range.end()), segment: None });
+            }
+        }
+        let (segment, records) = self.locator.records(session, generation, seq, (*range.start(), *range.end()))?;
+        Ok(Stretch { records: records.into_iter().map(Arc::new).collect(), segment: Some(segment) })
+    }
+}
+
+/// Takes events one by one until it has enough.
+struct Scan<'a> {
+    page: &'a Page,
+    limit: usize,
+    bytes_left: usize,
+    events: Vec<Event>,
+}
+
+impl Scan<'_> {
+    fn visit(&mut self, event: Event) -> ControlFlow<()> {
+        self.bytes_left = self.bytes_left.saturating_sub(event.data.len());
+        if self.page.takes(&event) {
+            self.events.push(event);
+        }
+        if self.events.len() == self.limit || self.bytes_left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// How many events behind the next one are worth reading with it.
+    fn lookahead(&self) -> Seq {
+        let wanted = self.limit - self.events.len();
+        let read = if self.page.types.is_some() { wanted.max(FILTERED_EVENTS_MIN) } else { wanted };
+        read.saturating_sub(1) as Seq
+    }
+}

@@ -1,0 +1,485 @@
+//! What is durable but not yet in a segment, in memory: by session, and in commit order. And where each session in use stands.
+//!
+//! Invariants:
+//! * A record gets here after its group's barrier, so whatever a reader finds here survives a crash.
+//! * A record leaves only after the segment that holds it was published, so a reader that looks here first, and then at the
+//!   segments, misses nothing.
+//! * While anybody holds a [`Pin`] on a session, its entry stays, and so do the idempotency keys it has seen. Who proved a key
+//!   absent from the segments under a pin therefore finds a later use of it in the entry.
+//! * An entry that nobody pins and that has no records is dropped: memory does not grow with the number of sessions.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::{ControlFlow, Deref};
+use std::sync::Arc;
+
+use bytestring::ByteString;
+
+use crate::codec::Record;
+use crate::error::Result;
+use crate::event::Seq;
+use crate::ids::EventId;
+use crate::manifest::JournalUse;
+use crate::session::{FIRST_SEQ, Head, SessionId};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
+use crate::watermark::{WaitList, Waiter};
+
+/// Locks that sessions are spread over.
+const SHARDS: usize = 64;
+
+/// Memory for a record beside its body: itself, its counters and its places in two lists.
+const RECORD_OVERHEAD: usize = size_of::<Record>() + 64;
+
+/// Memory for the key of a keyed record.
+const KEY_OVERHEAD: usize = 192;
+
+/// Memory for the entry of a session.
+const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 160;
+
+pub(crate) struct Recent {
+    shards: Vec<Mutex<HashMap<SessionId, Arc<Entry>>>>,
+    hasher: RandomState,
+    commits: RwLock<Commits>,
+    /// All of `commits`, by estimate.
+    bytes: AtomicU64,
+    feeds: Mutex<WaitList>,
+}
+
+/// The records in commit order, by journal file.
+struct Commits {
+    files: VecDeque<RecentFile>,
+    events: u64,
+    /// The newest durable event of the store.
+    last_id: EventId,
+}
+
+/// What one journal file holds.
+struct RecentFile {
+    file: JournalUse,
+    file_bytes: u64,
+    start_lsn: u64,
+    /// The file's header is on stable storage, so that the manifest may name it.
+    begun: bool,
+    groups: Vec<Vec<Arc<Record>>>,
+    bytes: u64,
+}
+
+/// What is ready to be sealed: all of the journal but the file that is being written.
+pub(crate) struct Sealable {
+    pub records: Vec<Arc<Record>>,
+    pub start_lsn: u64,
+    pub end_lsn: u64,
+    /// The journal files and their sizes.
+    pub files: Vec<(JournalUse, u64)>,
+}
+
+/// A session that is in use or has recent records.
+pub(crate) struct Entry {
+    id: SessionId,
+    /// Whether `state` says where the session stands; set once, under `loading`.
+    loaded: AtomicBool,
+    loading: Mutex<()>,
+    state: Mutex<EntryState>,
+}
+
+#[derive(Default)]
+pub(crate) struct EntryState {
+    /// Where the session stands for readers.
+    pub head: Option<Head>,
+    /// The last seq given out. Ahead of `head` only while a group is in flight.
+    pub assigned: Seq,
+    /// Oldest first, without gaps up to the head.
+    pub records: VecDeque<Arc<Record>>,
+    /// The recent keyed batches. `None` while there is none, which is most of the time.
+    keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
+    /// Some of `keys` stand for records that were sealed.
+    keys_outlive_records: bool,
+    pub waiters: WaitList,
+}
+
+impl Recent {
+    /// Nothing, in a store whose newest durable event is `last_id`.
+    pub(crate) fn new(last_id: EventId) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::new(),
+            commits: RwLock::new(Commits { files: VecDeque::new(), events: 0, last_id }),
+            bytes: AtomicU64::new(0),
+            feeds: Mutex::default(),
+        }
+    }
+
+    /// Keeps the session's entry in memory for as long as the pin lives. `load` finds out where a session stands that has no
+    /// entry yet; it may read from the disk, and no lock that a commit takes is held meanwhile.
+    pub(crate) fn pin(self: &Arc<Self>, id: &SessionId, load: impl FnOnce() -> Result<Option<Head>>) -> Result<Pin> {
+        let pin = self.pin_unloaded(id);
+        if !pin.loaded.load(Ordering::Acquire) {
+            let _alone = pin.loading.lock();
+            if !pin.loaded.load(Ordering::Acquire) {
+                let head = load()?;
+                pin.lock().set_head(head);
+                pin.loaded.store(true, Ordering::Release);
+            }
+        }
+        Ok(pin)
+    }
+
+    /// The session's entry if there is one that knows where the session stands. Where there is none, the segments have all of it.
+    pub(crate) fn look(self: &Arc<Self>, id: &SessionId) -> Option<Pin> {
+        let shard = self.shard(id).lock();
+        let entry = shard.get(id).filter(|entry| entry.loaded.load(Ordering::Acquire))?;
+        Some(Pin { recent: Arc::clone(self), entry: Some(Arc::clone(entry)) })
+    }
+
+    fn pin_unloaded(self: &Arc<Self>, id: &SessionId) -> Pin {
+        let mut shard = self.shard(id).lock();
+        let entry = shard.get(id).map(Arc::clone).unwrap_or_else(|| {
+            let entry = Arc::new(Entry::new(id.detached()));
+            shard.insert(entry.id.clone(), Arc::clone(&entry));
+            entry
+        });
+        Pin { recent: Arc::clone(self), entry: Some(entry) }
+    }
+
+    /// Begins the file that the next groups belong to. Its header will be durable with the first of them.
+    pub(crate) fn begin_file(&self, file: JournalUse, file_bytes: u64, start_lsn: u64) {
+        let file = RecentFile { file, file_bytes, start_lsn, begun: false, groups: Vec::new(), bytes: 0 };
+        self.commits.write().files.push_back(file);
+    }
+
+    /// As [`begin_file`](Recent::begin_file), for a file whose header is durable.
+    pub(crate) fn restore_file(&self, file: JournalUse, file_bytes: u64, start_lsn: u64) {
+        let file = RecentFile { file, file_bytes, start_lsn, begun: true, groups: Vec::new(), bytes: 0 };
+        self.commits.write().files.push_back(file);
+    }
+
+    /// Lets readers see a group that is on stable storage. Returns who waits for them.
+    pub(crate) fn publish(&self, entries: &[(&Entry, Arc<Record>)]) -> Vec<Arc<Waiter>> {
+        let mut to_wake = Vec::new();
+        let mut bytes = 0;
+        let mut group = Vec::with_capacity(entries.len());
+        for (entry, record) in entries {
+            let mut state = entry.lock();
+            bytes += state.publish(Arc::clone(record));
+            to_wake.append(&mut state.waiters.take());
+            group.push(Arc::clone(record));
+        }
+        self.push_group(group, bytes as u64);
+        to_wake.append(&mut self.feeds.lock().take());
+        to_wake
+    }
+
+    /// Takes in a group found in the journal. A record says itself where its session stands, so nothing is looked up.
+    ///
+    /// # Errors
+    ///
+    /// The position in the group of a record that does not follow the one before it in its session.
+    pub(crate) fn restore(self: &Arc<Self>, records: Vec<Record>) -> Result<(), usize> {
+        let mut bytes = 0;
+        let mut group = Vec::with_capacity(records.len());
+        for (at, record) in records.into_iter().enumerate() {
+            let record = Arc::new(record);
+            let pin = self.pin_unloaded(&record.session);
+            let mut state = pin.lock();
+            if state.head.is_some_and(|head| head.last + 1 != record.first) {
+                return Err(at);
+            }
+            state.assign(&record);
+            bytes += state.publish(Arc::clone(&record));
+            drop(state);
+            pin.loaded.store(true, Ordering::Release);
+            group.push(record);
+        }
+        self.push_group(group, bytes as u64);
+        Ok(())
+    }
+
+    /// Memory for what is here, by estimate.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Of that, what the file in use accounts for.
+    pub(crate) fn active_bytes(&self) -> u64 {
+        self.commits.read().files.back().map_or(0, |file| file.bytes)
+    }
+
+    pub(crate) fn events(&self) -> u64 {
+        self.commits.read().events
+    }
+
+    /// The journal files with a durable header that begin at or after an LSN, in commit order.
+    pub(crate) fn files_from(&self, lsn: u64) -> Vec<JournalUse> {
+        let commits = self.commits.read();
+        commits.files.iter().filter(|file| file.begun && file.start_lsn >= lsn).map(|file| file.file).collect()
+    }
+
+    /// What is ready to be sealed, if it holds a record. That waits for the file behind it to be begun, since the manifest must
+    /// name a file that the next records are in.
+    pub(crate) fn sealable(&self) -> Option<Sealable> {
+        let commits = self.commits.read();
+        let active = commits.files.back().filter(|file| file.begun)?;
+        let full = commits.files.range(..commits.files.len() - 1);
+        let records: Vec<_> = full.clone().flat_map(|file| file.groups.iter().flatten()).map(Arc::clone).collect();
+        (!records.is_empty()).then(|| Sealable {
+            records,
+            start_lsn: commits.files.front().unwrap_or(active).start_lsn,
+            end_lsn: active.start_lsn,
+            files: full.map(|file| (file.file, file.file_bytes)).collect(),
+        })
+    }
+
+    /// Lets go of what was sealed. The segment is visible to readers by now.
+    pub(crate) fn release_sealed(&self, sealed: &Sealable) {
+        let mut commits = self.commits.write();
+        let files: Vec<_> = sealed.files.iter().filter_map(|_| commits.files.pop_front()).collect();
+        commits.events -= sealed.records.iter().map(|record| u64::from(record.count)).sum::<u64>();
+        drop(commits);
+        for record in &sealed.records {
+            self.release_record(record);
+        }
+        // Counted down last, so that the bound holds for what is really in memory.
+        self.bytes.fetch_sub(files.iter().map(|file| file.bytes).sum(), Ordering::Relaxed);
+    }
+
+    /// The record that holds the event with this ID.
+    pub(crate) fn record_of(&self, id: EventId) -> Option<Arc<Record>> {
+        let commits = self.commits.read();
+        let record = commits.groups_from(id).next()?.iter().find(|record| record.last_id() >= id)?;
+        record.seq_of(id).is_some().then(|| Arc::clone(record))
+    }
+
+    /// At most `count` records in commit order, beginning with the one that holds `id` or else the first behind it.
+    pub(crate) fn records_from(&self, id: EventId, count: usize) -> Vec<Arc<Record>> {
+        let commits = self.commits.read();
+        let records = commits.groups_from(id).flatten().filter(|record| record.last_id() >= id);
+        records.take(count).map(Arc::clone).collect()
+    }
+
+    /// Shows the records to `visit`, newest first, until it has enough.
+    pub(crate) fn visit_newest(&self, mut visit: impl FnMut(&Record) -> ControlFlow<()>) -> ControlFlow<()> {
+        let commits = self.commits.read();
+        let groups = commits.files.iter().rev().flat_map(|file| file.groups.iter().rev());
+        groups.flat_map(|group| group.iter().rev()).try_for_each(|record| visit(record))
+    }
+
+    /// The sessions with recent records whose IDs come after `after`, in no order.
+    pub(crate) fn sessions_after(&self, after: Option<&SessionId>) -> Vec<SessionId> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let later = shard.values().filter(|entry| after.is_none_or(|after| entry.id > *after));
+            found.extend(later.filter(|entry| entry.lock().head.is_some()).map(|entry| entry.id.clone()));
+        }
+        found
+    }
+
+    /// The newest durable event of the store; a nil ID before the first.
+    pub(crate) fn last_id(&self) -> EventId {
+        self.commits.read().last_id
+    }
+
+    /// Registers a waiter for the next event of any session, unless there is one behind `seen` already.
+    pub(crate) fn wait_for_any(&self, seen: EventId, waiter: &Arc<Waiter>) -> bool {
+        let mut feeds = self.feeds.lock();
+        feeds.add(waiter);
+        let commits = self.commits.read();
+        let waits = commits.last_id <= seen;
+        drop(commits);
+        if !waits {
+            feeds.remove(waiter);
+        }
+        waits
+    }
+
+    pub(crate) fn forget_feed(&self, waiter: &Arc<Waiter>) {
+        self.feeds.lock().remove(waiter);
+    }
+
+    /// Everybody who waits for an event.
+    pub(crate) fn all_waiters(&self) -> Vec<Arc<Waiter>> {
+        let mut waiters = self.feeds.lock().take();
+        for shard in &self.shards {
+            shard.lock().values().for_each(|entry| waiters.append(&mut entry.lock().waiters.take()));
+        }
+        waiters
+    }
+
+    fn push_group(&self, group: Vec<Arc<Record>>, bytes: u64) {
+        let Some(last) = group.last() else { return };
+        let last_id = last.last_id();
+        let events = group.iter().map(|record| u64::from(record.count)).sum::<u64>();
+        let mut commits = self.commits.write();
+        commits.events += events;
+        commits.last_id = last_id;
+        let file = commits.files.back_mut().expect("a file is begun before its first group");
+        file.begun = true;
+        file.groups.push(group);
+        file.bytes += bytes;
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn release_record(&self, sealed: &Arc<Record>) {
+        let mut shard = self.shard(&sealed.session).lock();
+        let Some(entry) = shard.get(&sealed.session) else { return };
+        let pinned = Arc::strong_count(entry) > 1;
+        let mut state = entry.lock();
+        if state.records.front().is_some_and(|first| Arc::ptr_eq(first, sealed)) {
+            state.records.pop_front();
+        }
+        if let Some(key) = &sealed.key {
+            if pinned {
+                state.keys_outlive_records = true;
+            } else {
+                state.forget_key(&key.text);
+            }
+        }
+        let unused = state.records.is_empty() && !pinned;
+        drop(state);
+        if unused {
+            shard.remove(&sealed.session);
+        }
+    }
+
+    fn unpin(&self, entry: Arc<Entry>) {
+        let state = entry.lock();
+        let nothing_to_do = !state.records.is_empty() && !state.keys_outlive_records;
+        drop(state);
+        if nothing_to_do {
+            return;
+        }
+        let mut shard = self.shard(&entry.id).lock();
+        let id = entry.id.clone();
+        drop(entry);
+        let Some(entry) = shard.get(&id) else { return };
+        // Pins are taken from the map under this lock, so nobody else has the entry when the map is the only one.
+        if Arc::strong_count(entry) > 1 {
+            return;
+        }
+        let mut state = entry.lock();
+        state.forget_sealed_keys();
+        let unused = state.records.is_empty();
+        drop(state);
+        if unused {
+            shard.remove(&id);
+        }
+    }
+
+    fn shard(&self, id: &SessionId) -> &Mutex<HashMap<SessionId, Arc<Entry>>> {
+        let hash = self.hasher.hash_one(id);
+        let at = usize::try_from(hash % SHARDS as u64).expect("a shard's number is small");
+        self.shards.get(at).expect("the remainder is below the number of shards")
+    }
+}
+
+impl Commits {
+    /// The groups from the one that may hold `id` on.
+    fn groups_from(&self, id: EventId) -> impl Iterator<Item = &Vec<Arc<Record>>> {
+        let ends_before = move |group: &Vec<Arc<Record>>| group.last().is_some_and(|record| record.last_id() < id);
+        self.files.iter().flat_map(move |file| {
+            let before = file.groups.partition_point(ends_before);
+            file.groups.get(before..).unwrap_or_default()
+        })
+    }
+}
+
+impl Entry {
+    fn new(id: SessionId) -> Self {
+        Self { id, loaded: AtomicBool::new(false), loading: Mutex::default(), state: Mutex::default() }
+    }
+
+    pub(crate) fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, EntryState> {
+        self.state.lock()
+    }
+}
+
+impl EntryState {
+    /// The generation that the next record belongs to.
+    pub(crate) fn generation(&self) -> u32 {
+        self.head.map_or(1, |head| head.generation)
+    }
+
+    /// The recent record that landed under a key.
+    pub(crate) fn record_of_key(&self, key: &str) -> Option<&Arc<Record>> {
+        self.keys.as_ref()?.get(key)
+    }
+
+    /// Counts a record as given out, before it is durable.
+    pub(crate) fn assign(&mut self, record: &Arc<Record>) {
+        self.assigned = record.last();
+        if let Some(key) = &record.key {
+            self.keys.get_or_insert_default().insert(key.text.clone(), Arc::clone(record));
+        }
+    }
+
+    /// The records that overlap the seqs from `from` to `to`, oldest first.
+    pub(crate) fn overlapping(&self, from: Seq, to: Seq) -> Vec<Arc<Record>> {
+        let first = self.records.partition_point(|record| record.last() < from);
+        let end = self.records.partition_point(|record| record.first <= to);
+        self.records.range(first..end.max(first)).map(Arc::clone).collect()
+    }
+
+    fn set_head(&mut self, head: Option<Head>) {
+        self.assigned = head.map_or(0, |head| head.last);
+        self.head = head;
+    }
+
+    /// Makes a durable record visible; returns the memory it takes.
+    fn publish(&mut self, record: Arc<Record>) -> usize {
+        let entry = if self.records.is_empty() { ENTRY_OVERHEAD } else { 0 };
+        let key = record.key.as_ref().map_or(0, |_| KEY_OVERHEAD);
+        let bytes = RECORD_OVERHEAD + record.body().len() + entry + key;
+        self.head =
+            Some(Head { generation: record.generation, first: FIRST_SEQ, last: record.last(), last_id: record.last_id() });
+        self.records.push_back(record);
+        bytes
+    }
+
+    fn forget_key(&mut self, key: &str) {
+        if let Some(keys) = &mut self.keys {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.keys = None;
+            }
+        }
+    }
+
+    fn forget_sealed_keys(&mut self) {
+        if !std::mem::take(&mut self.keys_outlive_records) {
+            return;
+        }
+        let first = self.records.front().map(|record| record.base);
+        if let Some(keys) = &mut self.keys {
+            keys.retain(|_, record| first.is_some_and(|first| record.base >= first));
+            if keys.is_empty() {
+                self.keys = None;
+            }
+        }
+    }
+}
+
+/// Holds a session's entry in memory.
+pub(crate) struct Pin {
+    recent: Arc<Recent>,
+    entry: Option<Arc<Entry>>,
+}
+
+impl Deref for Pin {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        self.entry.as_ref().expect("a pin holds its entry until it is dropped")
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.recent.unpin(entry);
+        }
+    }
+}

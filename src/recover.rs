@@ -1,0 +1,299 @@
+//! Opening: from whatever is in the folder to a log that readers and writers may use.
+//!
+//! Invariants:
+//! * Before anybody is let in, everything that can be read is on stable storage. After a stop that was not clean the last journal
+//!   file is therefore written again into another one, under a new incarnation, with a barrier and then the manifest: a barrier over the
+//!   old bytes proves nothing, since after a failed sync the page cache may hold what the disk lacks.
+//! * Whatever lies behind the end of the log is discarded for good: nothing is ever written behind it in the old file.
+//! * Recovery may be cut short at any point and begins anew: until the manifest names the new file, the old one counts.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::codec::{FileHeader, StoreId};
+use crate::commit::{Commit, Committer};
+use crate::disk::{Disk, Hold, Mode, RealDisk, TEMPORARY};
+use crate::error::{Error, Result};
+use crate::ids::{EventId, IdClock, fresh_store_number};
+use crate::index::Index;
+use crate::journal::{
+    self, ActiveFile, GroupEncoder, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, replay,
+};
+use crate::locate::Locator;
+use crate::log::{Core, Writer};
+use crate::manifest::{JournalUse, Manifest};
+use crate::options::{JOURNAL_FILE_BYTES_MIN, Options};
+use crate::read::Store;
+use crate::recent::Recent;
+use crate::seal::SealSignal;
+use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentSet};
+use crate::stats::{Counters, Recovery};
+use crate::sync::{Instant, Mutex};
+
+const LOCK: &str = "LOCK";
+
+/// Opens the log in `folder`.
+pub(crate) fn open(folder: &Path, options: Options) -> Result<Core> {
+    let began = Instant::now();
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
+    let opening = Opening { disk, folder, options };
+    let mut core = if opening.options.read_only { opening.read_only()? } else { opening.writable()? };
+    core.recovery.took = began.elapsed();
+    Ok(core)
+}
+
+struct Opening<'a> {
+    disk: Arc<dyn Disk>,
+    folder: &'a Path,
+    options: Options,
+}
+
+impl Opening<'_> {
+    fn read_only(self) -> Result<Core> {
+        let lock = self.folder.join(LOCK);
+        let held = if self.disk.exists(&lock)? { Some(self.disk.lock(&lock, Hold::WithReaders)?) } else { None };
+        let mut manifest = match Manifest::load(&*self.disk, self.folder)? {
+            Some(manifest) => manifest,
+            None => return Err(no_log_in(self.folder)),
+        };
+        let mut recovery = Recovery::default();
+        self.take_in_segments(&mut manifest, &mut recovery)?;
+        let journal = journal::folder(self.folder);
+        let replayed = replay(&*self.disk, &journal, &manifest)?;
+        for file in &replayed.files {
+            // What was read came past the page cache; this empties the device's own.
+            self.disk.open(&journal::path(&journal, file.number), Mode::ReadDevice)?.sync()?;
+        }
+        recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
+        let recent = Arc::new(Recent::new(Ends::of(&replayed, &manifest).last_id));
+        let (kept, _sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
+        self.restore(&manifest, kept, &recent, &mut recovery)?;
+        let core = self.core(&manifest, recent, None, recovery);
+        *core.lock.lock() = held;
+        Ok(core)
+    }
+
+    fn writable(self) -> Result<Core> {
+        let disk = &*self.disk;
+        disk.make_dir(self.folder)?;
+        let held = disk.lock(&self.folder.join(LOCK), Hold::Alone)?;
+        self.make_folders()?;
+        let mut recovery = Recovery::default();
+        let mut manifest = match Manifest::load(disk, self.folder)? {
+            Some(manifest) => manifest,
+            None => self.create()?,
+        };
+        self.take_in_segments(&mut manifest, &mut recovery)?;
+        let mut replayed = replay(disk, &journal::folder(self.folder), &manifest)?;
+        let ends = Ends::of(&replayed, &manifest);
+        let spares = self.spares(&mut replayed)?;
+        recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
+        let last = replayed.files.last_mut().expect("the journal has a file");
+        let (writer, mut freed) =
+            if recovery.clean { self.go_on(last)? } else { self.rewrite(last, &spares, replayed.next_incarnation)? };
+        let (kept, sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
+        freed.extend(sealed.iter().map(|file| (file.number, file.bytes)));
+        self.name_in_manifest(&mut manifest, &kept, ends.lsn)?;
+        freed.into_iter().try_for_each(|(number, bytes)| spares.give(number, bytes))?;
+        let recent = Arc::new(Recent::new(ends.last_id));
+        self.restore(&manifest, kept, &recent, &mut recovery)?;
+        let clock = IdClock::new(Arc::clone(&self.options.clock), ends.last_id);
+        recovery.clock_skew = clock.skew();
+        spares.prepare_next(writer.active_bytes());
+        let (seal, counters) = (Arc::new(SealSignal::default()), Arc::new(Counters::default()));
+        seal.notify();
+        let committer = Committer { journal: writer, clock };
+        let commit = Commit::new(
+            committer,
+            Arc::clone(&recent),
+            Arc::clone(&spares),
+            Arc::clone(&seal),
+            Arc::clone(&counters),
+            &self.options,
+        );
+        let writer = Writer {
+            disk: Arc::clone(&self.disk),
+            folder: self.folder.to_path_buf(),
+            store_id: manifest.store,
+            commit: Arc::new(commit),
+            spares,
+            seal,
+            manifest: Arc::new(Mutex::new(manifest.clone())),
+        };
+        let core = self.core(&manifest, recent, Some((writer, counters)), recovery);
+        *core.lock.lock() = Some(held);
+        Ok(core)
+    }
+
+    /// Makes the folders durable, and takes away what was not finished in them.
+    fn make_folders(&self) -> Result<()> {
+        for folder in [journal::folder(self.folder), segment::folder(self.folder)] {
+            self.disk.make_dir(&folder)?;
+            for (name, _) in self.disk.list(&folder)? {
+                let path = folder.join(name);
+                if path.extension().is_some_and(|extension| extension == TEMPORARY) {
+                    self.disk.remove(&path)?;
+                }
+            }
+        }
+        self.disk.sync_dir(self.folder)?;
+        match self.folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => self.disk.sync_dir(parent),
+            None => self.disk.sync_dir(Path::new(".")),
+        }
+    }
+
+    /// Begins a log where there is none. A folder that holds anything of a log but no manifest has lost it.
+    fn create(&self) -> Result<Manifest> {
+        let journal = journal::folder(self.folder);
+        let segments = self.disk.list(&segment::folder(self.folder))?;
+        if let Some((name, _)) = segments.first() {
+            return Err(Error::corrupt(segment::folder(self.folder).join(name), 0, "a segment without a manifest"));
+        }
+        let mut next_number = 1;
+        for (name, bytes) in self.disk.list(&journal)? {
+            let Some(number) = journal::number(&name) else { continue };
+            next_number = next_number.max(number + 1);
+            if bytes > HEADER_BYTES && journal::holds_group(&*self.disk, &journal.join(&name))? {
+                return Err(Error::corrupt(journal.join(name), HEADER_BYTES, "a group of a log without a manifest"));
+            }
+        }
+        let store = StoreId(fresh_store_number());
+        let mut manifest = Manifest::new(store);
+        let spares = Spares::new(Arc::clone(&self.disk), journal, JOURNAL_FILE_BYTES_MIN as u64, next_number);
+        let first = spares.make_now(JOURNAL_FILE_BYTES_MIN as u64)?;
+        let header = FileHeader { store, incarnation: 1, start_lsn: 0, chain: 0, last_id: EventId::from_u128(0) };
+        write_image(&*self.disk, &first, &header, &[])?;
+        manifest.journal.push(JournalUse { number: first.number, incarnation: header.incarnation });
+        manifest.incarnation = header.incarnation;
+        manifest.clean = true;
+        manifest.store(&*self.disk, self.folder)?;
+        Ok(manifest)
+    }
+
+    /// Checks the segments, and adds to the manifest those that a crash kept out of it.
+    fn take_in_segments(&self, manifest: &mut Manifest, recovery: &mut Recovery) -> Result<()> {
+        let folder = segment::folder(self.folder);
+        let files = self.disk.list(&folder)?;
+        segment::check_files(&folder, &manifest.segments, &files)?;
+        let adopted = segment::adopt(&*self.disk, &folder, manifest.store, &manifest.segments, &files)?;
+        recovery.adopted_segments = adopted.len() as u64;
+        manifest.segments.extend(adopted);
+        Ok(())
+    }
+
+    fn spares(&self, replayed: &mut Replayed) -> Result<Arc<Spares>> {
+        let numbers = replayed.files.iter().map(|file| file.number).chain(replayed.unused.iter().map(|(number, _)| *number));
+        let next_number = numbers.max().unwrap_or(0) + 1;
+        let bytes_max = self.options.journal_file_bytes_max as u64;
+        let spares = Spares::new(Arc::clone(&self.disk), journal::folder(self.folder), bytes_max, next_number);
+        replayed.unused.drain(..).try_for_each(|(number, bytes)| spares.give(number, bytes))?;
+        Ok(Arc::new(spares))
+    }
+
+    /// Goes on in the file where the clean stop was recorded.
+    fn go_on(&self, last: &ReplayedFile) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
+        let path = journal::path(&journal::folder(self.folder), last.number);
+        let file = self.disk.open(&path, Mode::WriteThrough)?;
+        let active = ActiveFile { file, number: last.number, bytes: last.bytes, header: last.header, header_written: true };
+        Ok((JournalWriter::new(active, last.end_chain, last.end_lsn, last.end_id), Vec::new()))
+    }
+
+    /// Writes the last file again into another one and makes it durable; it then stands in the place of the old one, whose number and
+    /// size are returned. Groups keep their LSNs.
+    fn rewrite(&self, last: &mut ReplayedFile, spares: &Spares, incarnation: u64) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
+        let spare = spares.take_or_make(last.bytes)?;
+        let header = FileHeader { incarnation, ..last.header };
+        let chain = write_image(&*self.disk, &spare, &header, &last.groups)?;
+        let old = (last.number, last.bytes);
+        (last.number, last.bytes, last.header) = (spare.number, spare.bytes, header);
+        let active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_written: true };
+        Ok((JournalWriter::new(active, chain, last.end_lsn, last.end_id), vec![old]))
+    }
+
+    fn name_in_manifest(&self, manifest: &mut Manifest, kept: &[ReplayedFile], end_lsn: u64) -> Result<()> {
+        manifest.journal = kept.iter().map(ReplayedFile::used_as).collect();
+        manifest.durable_lsn = end_lsn;
+        manifest.incarnation = kept.last().map_or(manifest.incarnation, |file| file.header.incarnation);
+        manifest.clean = false;
+        manifest.store(&*self.disk, self.folder)
+    }
+
+    /// Puts into memory what no segment holds.
+    fn restore(&self, manifest: &Manifest, kept: Vec<ReplayedFile>, recent: &Arc<Recent>, recovery: &mut Recovery) -> Result<()> {
+        let (journal, sealed_lsn) = (journal::folder(self.folder), manifest.sealed_lsn());
+        let begins = kept.first().map_or(0, |file| file.header.start_lsn);
+        if begins != sealed_lsn {
+            let what = format!("the journal begins at LSN {begins}, and the segments end at {sealed_lsn}");
+            return Err(Error::corrupt(journal, 0, what));
+        }
+        for file in kept {
+            recent.restore_file(file.used_as(), file.bytes, file.header.start_lsn);
+            for group in file.groups {
+                recovery.replayed_groups += 1;
+                recovery.replayed_events += group.records.iter().map(|record| u64::from(record.count)).sum::<u64>();
+                let offset = HEADER_BYTES + group.header.lsn - file.header.start_lsn;
+                recent.restore(group.records).map_err(|_position| {
+                    let what = "a record that does not follow the one before it in its session";
+                    Error::corrupt(journal::path(&journal, file.number), offset, what)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn core(self, manifest: &Manifest, recent: Arc<Recent>, writer: Option<(Writer, Arc<Counters>)>, recovery: Recovery) -> Core {
+        let folder = segment::folder(self.folder);
+        let cache = Arc::new(BlockCache::new(self.options.cache_bytes_max));
+        let segments = manifest.segments.iter().fold(SegmentSet::default(), |set, info| {
+            let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&cache));
+            set.with(Arc::new(Segment::new(info.clone(), manifest.store, &folder, disk, cache)))
+        });
+        let index = Index::new(Arc::clone(&self.disk), self.folder, manifest.store, self.options.index_cache_bytes_max);
+        let index = Arc::new(index);
+        index.note_segment(segments.newest_number());
+        let locator = Arc::new(Locator::new(segments, Arc::clone(&index)));
+        let store = Store { recent, locator, cache, options: self.options };
+        let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
+        Core::new(store, index, counters, writer, recovery)
+    }
+}
+
+/// Where the log ends.
+struct Ends {
+    lsn: u64,
+    last_id: EventId,
+}
+
+impl Ends {
+    fn of(replayed: &Replayed, manifest: &Manifest) -> Self {
+        let sealed = manifest.segments.last().map_or(EventId::from_u128(0), SegmentInfo::last_id);
+        Self { lsn: replayed.end_lsn, last_id: replayed.last_id.max(sealed) }
+    }
+}
+
+/// Tells the files that hold what no segment holds from those that can be used again. The last file is kept also when it is empty.
+fn split_off_sealed(files: Vec<ReplayedFile>, sealed_lsn: u64) -> (Vec<ReplayedFile>, Vec<ReplayedFile>) {
+    let last = files.last().map(|file| file.number);
+    files.into_iter().partition(|file| file.end_lsn > sealed_lsn || Some(file.number) == last)
+}
+
+/// Writes a whole journal file, header and groups, and makes it durable; returns the chain value of its end.
+fn write_image(disk: &dyn Disk, spare: &Spare, header: &FileHeader, groups: &[journal::ReplayedGroup]) -> Result<u32> {
+    let mut encoder = GroupEncoder::new(header.store, header.incarnation, header.chain);
+    encoder.put_file_header(header);
+    for group in groups {
+        encoder.begin();
+        group.records.iter().for_each(|record| encoder.put(record));
+        encoder.end(group.place());
+    }
+    let file = disk.open(spare.file.path(), Mode::WriteBlocks)?;
+    file.write_all_at(encoder.bytes(), 0)?;
+    file.sync()?;
+    Ok(encoder.chain())
+}
+
+fn no_log_in(folder: &Path) -> Error {
+    let source = std::io::Error::new(std::io::ErrorKind::NotFound, "there is no log in this folder");
+    crate::disk::io_error("open the log in", folder)(source)
+}

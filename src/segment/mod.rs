@@ -1,0 +1,171 @@
+//! Segments keep the log: immutable files in which one session's events lie together.
+//!
+//! A segment covers a stretch of LSNs and therefore a stretch of event IDs; segments are numbered, and follow each other, in
+//! commit order. Invariant: a file with a segment's name is whole, because it got the name after its bytes were durable.
+
+mod cache;
+mod filter;
+mod open;
+mod set;
+mod table;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{Decoded, Reader, Salt, StoreId, put_varint};
+use crate::event::Seq;
+use crate::ids::EventId;
+use crate::session::SessionId;
+
+pub(crate) use cache::BlockCache;
+pub(crate) use filter::FilterPlace;
+pub(crate) use open::Segment;
+pub(crate) use set::{FoundRun, SegmentSet, adopt, check_files};
+pub(crate) use table::TableRoot;
+pub(crate) use write::{SegmentPlan, write_segment};
+
+const EXTENSION: &str = "segment";
+
+/// The folder of the segments.
+pub(crate) fn folder(log: &Path) -> PathBuf {
+    log.join("segments")
+}
+
+fn path(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("{number:016}.{EXTENSION}"))
+}
+
+/// The number in a segment's name.
+fn number(name: &str) -> Option<u64> {
+    let digits = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
+    (digits.len() == 16).then(|| digits.parse().ok()).flatten()
+}
+
+fn salt(store: StoreId, number: u64) -> Salt {
+    Salt::new(store, *b"sblk", number)
+}
+
+/// What a segment holds and where its tables are. It stands in the segment's trailer and in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SegmentInfo {
+    pub number: u64,
+    pub start_lsn: u64,
+    pub end_lsn: u64,
+    first_id: u128,
+    last_id: u128,
+    pub file_bytes: u64,
+    pub records: u64,
+    pub events: u64,
+    /// The bodies of all records: data, types and names as encoded.
+    pub body_bytes: u64,
+    runs: TableRoot,
+    ids: TableRoot,
+    keys: Option<TableRoot>,
+    filter: FilterPlace,
+}
+
+impl SegmentInfo {
+    pub(crate) fn last_id(&self) -> EventId {
+        EventId::from_u128(self.last_id)
+    }
+}
+
+/// Where a record lies: its block, and the offset within the block's records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Place {
+    pub block_offset: u64,
+    pub block_bytes: u32,
+    pub at: u32,
+}
+
+/// A stretch of one session's records in one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    pub generation: u32,
+    pub first: Seq,
+    pub events: u32,
+    last_id: u128,
+    pub place: Place,
+}
+
+impl Run {
+    pub(crate) fn last(&self) -> Seq {
+        self.first + u64::from(self.events) - 1
+    }
+
+    pub(crate) fn last_id(&self) -> EventId {
+        EventId::from_u128(self.last_id)
+    }
+
+    pub(crate) fn holds(&self, seq: Seq) -> bool {
+        (self.first..=self.last()).contains(&seq)
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        self.place.put(out);
+        put_varint(out, self.events.into());
+        out.extend_from_slice(&self.last_id.to_le_bytes());
+    }
+
+    fn read(generation: u32, first: Seq, value: &[u8]) -> Decoded<Self> {
+        let mut reader = Reader::new(value);
+        let place = Place::read(&mut reader)?;
+        let events = reader.varint_u32()?;
+        if events == 0 || first.checked_add(events.into()).is_none() {
+            return Err(reader.damaged("an impossible run"));
+        }
+        Ok(Self { generation, first, events, last_id: reader.u128()?, place })
+    }
+}
+
+impl Place {
+    fn put(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.block_offset);
+        put_varint(out, self.block_bytes.into());
+        put_varint(out, self.at.into());
+    }
+
+    fn read(reader: &mut Reader<'_>) -> Decoded<Self> {
+        Ok(Self { block_offset: reader.varint()?, block_bytes: reader.varint_u32()?, at: reader.varint_u32()? })
+    }
+}
+
+/// The key of a run, in tables and in the index: ordered by session ID, generation and seq. Session IDs hold no NUL, so the one behind
+/// the ID both ends it and sorts a prefix before what it is a prefix of.
+pub(crate) fn run_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
+    let mut key = session_key(session);
+    key.extend_from_slice(&generation.to_be_bytes());
+    key.extend_from_slice(&first.to_be_bytes());
+    key
+}
+
+/// What the keys of a session's runs begin with.
+pub(crate) fn session_key(session: &SessionId) -> Vec<u8> {
+    let mut key = Vec::with_capacity(session.as_str().len() + 13);
+    key.extend_from_slice(session.as_str().as_bytes());
+    key.push(0);
+    key
+}
+
+/// The parts of a run's key, the session ID as bytes.
+pub(crate) fn split_run_key(key: &[u8]) -> Option<(&[u8], u32, Seq)> {
+    let (session, rest) = key.split_at_checked(key.len().checked_sub(13)?)?;
+    let (nul, rest) = rest.split_first()?;
+    let (generation, first) = rest.split_at_checked(4)?;
+    let generation = u32::from_be_bytes(generation.try_into().ok()?);
+    (*nul == 0).then_some((session, generation, u64::from_be_bytes(first.try_into().ok()?)))
+}
+
+/// What stands for an idempotency key of a session, in the key table and in the filter.
+fn key_hash(session: &SessionId, key: &str) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(session.as_str().as_bytes()).update(&[0]).update(key.as_bytes());
+    hasher.finalize().as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
+}
+
+/// What stands for a session in the filter.
+fn session_hash(session: &SessionId) -> [u8; 16] {
+    blake3::hash(session.as_str().as_bytes()).as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
+}

@@ -1,0 +1,277 @@
+//! One segment, read: through the cache, every part checked when it comes from the disk.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codec::{
+    BLOCK_HEADER_BYTES, BlockHeader, Decoded, Fault, RawRecord, Reader, Record, Salt, SegmentHeader, StoreId, TRAILER,
+    decode_value,
+};
+use crate::disk::{BLOCK, Disk, DiskFile, Mode};
+use crate::error::{Error, Result};
+use crate::event::Seq;
+use crate::ids::EventId;
+use crate::segment::table::{PagePlace, Pages, TableIter, check_page};
+use crate::segment::write::trailer_salt;
+use crate::segment::{
+    self, BlockCache, Place, Run, SegmentInfo, filter, key_hash, run_key, session_hash, session_key, split_run_key,
+};
+use crate::session::SessionId;
+
+/// A segment of the store.
+pub(crate) struct Segment {
+    pub info: SegmentInfo,
+    salt: Salt,
+    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    cache: Arc<BlockCache>,
+}
+
+impl Segment {
+    pub(crate) fn new(info: SegmentInfo, store: StoreId, folder: &Path, disk: Arc<dyn Disk>, cache: Arc<BlockCache>) -> Self {
+        let (path, salt) = (segment::path(folder, info.number), segment::salt(store, info.number));
+        Self { info, salt, path, disk, cache }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The error for a record of this segment whose events do not decode.
+    pub(crate) fn fault_in_records(&self, fault: Fault) -> Error {
+        fault.at(&self.path, 0)
+    }
+
+    /// The last run of `session` that begins at or before `seq` of `generation`.
+    pub(crate) fn floor_run(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<Run>> {
+        let found = self.info.runs.floor(self, &run_key(session, generation, seq))?;
+        let Some((key, value)) = found else { return Ok(None) };
+        match split_run_key(&key) {
+            Some((name, generation, first)) if name == session.as_str().as_bytes() => {
+                Run::read(generation, first, &value).map(Some).map_err(|fault| fault.at(&self.path, 0))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether the session may have events here; never `false` when it has.
+    pub(crate) fn may_hold_session(&self, session: &SessionId) -> Result<bool> {
+        Ok(filter::may_hold(&self.filter()?, session_hash(session)))
+    }
+
+    /// The record that holds the event with this ID.
+    pub(crate) fn record_of(&self, id: EventId) -> Result<Option<Record>> {
+        let Some((_, place)) = self.info.ids.floor(self, &id.to_u128().to_be_bytes())? else { return Ok(None) };
+        let record = self.record_at(self.place(&place)?)?;
+        Ok(record.seq_of(id).is_some().then_some(record))
+    }
+
+    /// The record that landed under an idempotency key in this generation of the session.
+    pub(crate) fn record_of_key(&self, session: &SessionId, generation: u32, key: &str) -> Result<Option<Record>> {
+        let hash = key_hash(session, key);
+        let Some(keys) = &self.info.keys else { return Ok(None) };
+        if !filter::may_hold(&self.filter()?, hash) {
+            return Ok(None);
+        }
+        for entry in keys.iter_from(self, &hash)? {
+            let (found, place) = entry?;
+            if !found.starts_with(&hash) {
+                break;
+            }
+            let record = self.record_at(self.place(&place)?)?;
+            let same_key = record.key.as_ref().is_some_and(|stored| stored.text == key);
+            if same_key && record.session == *session && record.generation == generation {
+                record.check_events().map_err(|fault| fault.at(&self.path, 0))?;
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The records in commit order, from the one that may hold `id` on.
+    pub(crate) fn records_from(&self, id: EventId) -> Result<impl Iterator<Item = Result<Record>>> {
+        let from = self.info.ids.floor(self, &id.to_u128().to_be_bytes())?.map(|(key, _)| key).unwrap_or_default();
+        let ids = self.info.ids.iter_from(self, &from)?;
+        Ok(ids.map(|entry| entry.and_then(|(_, place)| self.record_at(self.place(&place)?))))
+    }
+
+    /// The last record in commit order that begins before `id`.
+    pub(crate) fn record_before(&self, id: EventId) -> Result<Option<Record>> {
+        let Some(below) = id.to_u128().checked_sub(1) else { return Ok(None) };
+        let found = self.info.ids.floor(self, &below.to_be_bytes())?;
+        found.map(|(_, place)| self.record_at(self.place(&place)?)).transpose()
+    }
+
+    /// The first session in ID order that comes after `session`.
+    pub(crate) fn session_after(&self, session: Option<&SessionId>) -> Result<Option<SessionId>> {
+        // No byte of a session ID is below 1, so this sorts behind all runs of `session` and before any longer ID.
+        let from = session.map(|session| {
+            let mut key = session_key(session);
+            key.extend_from_slice(&[0xFF; 13]);
+            key
+        });
+        let mut runs = self.info.runs.iter_from(self, &from.unwrap_or_default())?;
+        let Some(run) = runs.next() else { return Ok(None) };
+        let (key, _) = run?;
+        let name = split_run_key(&key).map(|(name, ..)| Bytes::copy_from_slice(name));
+        let session = name.and_then(|name| SessionId::from_stored(name).ok());
+        session.map(Some).ok_or_else(|| Error::corrupt(&self.path, 0, "a run of an impossible session"))
+    }
+
+    /// All runs, with their keys, in order.
+    pub(crate) fn runs(&self) -> Result<impl Iterator<Item = Result<(Bytes, Run)>>> {
+        let runs: TableIter<'_, Self> = self.info.runs.iter_from(self, &[])?;
+        Ok(runs.map(|entry| {
+            let (key, value) = entry?;
+            let (_, generation, first) = split_run_key(&key).ok_or_else(|| Error::corrupt(&self.path, 0, "an impossible run"))?;
+            let run = Run::read(generation, first, &value).map_err(|fault| fault.at(&self.path, 0))?;
+            Ok((key, run))
+        }))
+    }
+
+    /// The records of a run, in order, decoded as they are asked for. A run that is not what it says is damage.
+    pub(crate) fn run_records(&self, session: &SessionId, run: &Run) -> Result<RunRecords<'_>> {
+        let block = self.block(run.place)?;
+        let at = BLOCK_HEADER_BYTES + run.place.at as usize;
+        Ok(RunRecords { segment: self, session: session.clone(), run: *run, block, at, next: run.first })
+    }
+
+    fn record_at(&self, place: Place) -> Result<Record> {
+        let block = self.block(place)?;
+        let at = BLOCK_HEADER_BYTES + place.at as usize;
+        Record::decode(&block, at).map_err(|fault| fault.at(&self.path, place.block_offset))
+    }
+
+    fn place(&self, value: &[u8]) -> Result<Place> {
+        Place::read(&mut Reader::new(value)).map_err(|fault| fault.at(&self.path, 0))
+    }
+
+    fn block(&self, place: Place) -> Result<Bytes> {
+        self.part(place.block_offset, place.block_bytes, |salt, bytes| {
+            let header = BlockHeader::decode(salt, bytes)?;
+            check_bodies(&header, bytes)
+        })
+    }
+
+    fn filter(&self) -> Result<Bytes> {
+        self.part(self.info.filter.offset, self.info.filter.bytes, filter::check)
+    }
+
+    /// A part of the file, which `check` looks at when it comes from the disk.
+    fn part(&self, offset: u64, bytes: u32, check: impl FnOnce(Salt, &[u8]) -> Decoded<()>) -> Result<Bytes> {
+        self.cache.part(self.info.number, offset, || {
+            if offset.checked_add(bytes.into()).is_none_or(|end| end > self.info.file_bytes) {
+                return Err(Error::corrupt(&self.path, offset, "a part beyond the end of the file"));
+            }
+            let mut part = vec![0; bytes as usize];
+            self.file()?.read_exact_at(&mut part, offset).map_err(|error| self.shortened(offset, error))?;
+            check(self.salt.at(offset), &part).map_err(|fault| fault.at(&self.path, offset))?;
+            Ok(Bytes::from(part))
+        })
+    }
+
+    fn file(&self) -> Result<Arc<dyn DiskFile>> {
+        self.cache.file(self.info.number, || self.disk.open(&self.path, Mode::Read))
+    }
+
+    /// A file that ends before a part that was once there is damaged.
+    fn shortened(&self, offset: u64, error: Error) -> Error {
+        match error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Error::corrupt(&self.path, offset, "the file ends too early")
+            }
+            other => other,
+        }
+    }
+}
+
+impl Pages for Segment {
+    fn page(&self, place: PagePlace) -> Result<Bytes> {
+        self.part(place.offset, place.bytes, check_page)
+    }
+
+    fn fault(&self, place: PagePlace, fault: Fault) -> Error {
+        fault.at(&self.path, place.offset)
+    }
+}
+
+/// Checks each record's body against the checksum made on its caller's thread.
+fn check_bodies(header: &BlockHeader, block: &[u8]) -> Decoded<()> {
+    let mut at = BLOCK_HEADER_BYTES;
+    for _ in 0..header.records {
+        let record = RawRecord::split(block, at)?;
+        if !record.body_matches() {
+            return Err(Fault::Damaged { at, what: "the body of a record does not match its checksum" });
+        }
+        at = record.end;
+    }
+    if at == block.len() { Ok(()) } else { Err(Fault::Damaged { at, what: "bytes behind the last record" }) }
+}
+
+/// The records of a run.
+pub(crate) struct RunRecords<'a> {
+    segment: &'a Segment,
+    session: SessionId,
+    run: Run,
+    block: Bytes,
+    at: usize,
+    next: Seq,
+}
+
+impl RunRecords<'_> {
+    fn fault(&self, fault: Fault) -> Error {
+        fault.at(&self.segment.path, self.run.place.block_offset)
+    }
+
+    fn record(&mut self) -> Result<Record> {
+        let raw = RawRecord::split(&self.block, self.at).map_err(|fault| self.fault(fault))?;
+        let record = Record::decode(&self.block, self.at).map_err(|fault| self.fault(fault))?;
+        let expected = record.session == self.session
+            && record.generation == self.run.generation
+            && record.first == self.next
+            && record.last() <= self.run.last();
+        if !expected {
+            return Err(self.fault(Fault::Damaged { at: self.at, what: "a record that is not of its run" }));
+        }
+        self.at = raw.end;
+        self.next = record.last() + 1;
+        Ok(record)
+    }
+}
+
+impl Iterator for RunRecords<'_> {
+    type Item = Result<Record>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next > self.run.last() {
+            return None;
+        }
+        let record = self.record();
+        if record.is_err() {
+            self.next = Seq::MAX;
+        }
+        Some(record)
+    }
+}
+
+/// Reads a segment's own account of itself: header and trailer, which must agree.
+pub(crate) fn read_info(disk: &dyn Disk, path: &Path, number: u64, file_bytes: u64, store: StoreId) -> Result<SegmentInfo> {
+    if file_bytes < 2 * BLOCK as u64 {
+        return Err(Error::corrupt(path, 0, "too short for a segment"));
+    }
+    let file = disk.open(path, Mode::Read)?;
+    let mut block = vec![0; BLOCK];
+    file.read_exact_at(&mut block, 0)?;
+    let header = SegmentHeader::decode(&block).map_err(|fault| fault.at(path, 0))?;
+    let trailer_at = file_bytes - BLOCK as u64;
+    file.read_exact_at(&mut block, trailer_at)?;
+    let info: SegmentInfo =
+        decode_value(TRAILER, trailer_salt(store, number), &block).map_err(|fault| fault.at(path, trailer_at))?;
+    let said = (header.store, header.number, header.start_lsn, header.end_lsn);
+    if said != (store, number, info.start_lsn, info.end_lsn) || info.number != number || info.file_bytes != file_bytes {
+        return Err(Error::corrupt(path, trailer_at, "header and trailer do not agree"));
+    }
+    Ok(info)
+}

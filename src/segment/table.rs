@@ -1,0 +1,305 @@
+//! Sorted tables in a segment: a tree of pages of about 4 KiB, written once from the leaves up, read through the cache.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{Decoded, Fault, PAGE_HEADER_BYTES, Reader, Salt, put_prefixed, put_varint};
+use crate::error::Result;
+
+const PAGE_BYTES: usize = 4096;
+
+/// Where a table's uppermost page lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TableRoot {
+    page: PagePlace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PagePlace {
+    pub offset: u64,
+    pub bytes: u32,
+}
+
+/// Takes the bytes of a part and says at which offset in the file they were put.
+pub(crate) trait Sink {
+    fn offset(&self) -> u64;
+    fn put(&mut self, bytes: &[u8]) -> Result<()>;
+}
+
+/// Writes a table from entries in strictly ascending order of their keys; there must be at least one.
+pub(crate) fn write_table<S: Sink>(
+    sink: &mut S,
+    salt: Salt,
+    entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+) -> Result<TableRoot> {
+    let mut level = 0;
+    let mut pages = write_level(sink, salt, level, entries)?;
+    while pages.len() > 1 {
+        level += 1;
+        let above = pages.into_iter().map(|(key, page)| {
+            let mut value = Vec::with_capacity(8);
+            put_varint(&mut value, page.offset);
+            put_varint(&mut value, page.bytes.into());
+            (key, value)
+        });
+        pages = write_level(sink, salt, level, above)?;
+    }
+    let (_first_key, page) = pages.pop().expect("a table is written from at least one entry");
+    Ok(TableRoot { page })
+}
+
+/// Writes the pages of one level; returns each page's first key and place.
+fn write_level<S: Sink>(
+    sink: &mut S,
+    salt: Salt,
+    level: u8,
+    entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+) -> Result<Vec<(Vec<u8>, PagePlace)>> {
+    let mut pages = Vec::new();
+    let mut page = Vec::with_capacity(PAGE_BYTES);
+    let mut first_key = None;
+    for (key, value) in entries {
+        if !page.is_empty() && page.len() + key.len() + value.len() + 4 > PAGE_BYTES - PAGE_HEADER_BYTES {
+            pages.push((first_key.take().unwrap_or_default(), write_page(sink, salt, level, &page)?));
+            page.clear();
+        }
+        put_prefixed(&mut page, &key);
+        put_prefixed(&mut page, &value);
+        first_key.get_or_insert(key);
+    }
+    if let Some(first_key) = first_key {
+        pages.push((first_key, write_page(sink, salt, level, &page)?));
+    }
+    Ok(pages)
+}
+
+fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> Result<PagePlace> {
+    let offset = sink.offset();
+    let length = u32::try_from(entries.len()).expect("a page holds a few entries with short keys");
+    let checksum = salt.at(offset).over(&length.to_le_bytes()).over(&[level]).checksum(entries);
+    let mut page = Vec::with_capacity(PAGE_HEADER_BYTES + entries.len());
+    page.extend_from_slice(&length.to_le_bytes());
+    page.extend_from_slice(&checksum.to_le_bytes());
+    page.push(level);
+    page.extend_from_slice(entries);
+    sink.put(&page)?;
+    Ok(PagePlace { offset, bytes: u32::try_from(page.len()).expect("a page holds a few entries with short keys") })
+}
+
+/// Checks a page's bytes, once, when they are read.
+pub(crate) fn check_page(salt: Salt, bytes: &[u8]) -> Decoded<()> {
+    let mut reader = Reader::new(bytes);
+    let (length, checksum, level) = (reader.array::<4>()?, reader.u32()?, reader.u8()?);
+    let entries = reader.take(reader.left())?;
+    let matches = salt.over(&length).over(&[level]).checksum(entries) == checksum;
+    if matches && u32::from_le_bytes(length) as usize == entries.len() {
+        return Ok(());
+    }
+    Err(Fault::Damaged { at: 4, what: "a checksum that does not match" })
+}
+
+/// Reads checked pages.
+pub(crate) trait Pages {
+    fn page(&self, place: PagePlace) -> Result<Bytes>;
+    /// The error for a page whose entries do not decode.
+    fn fault(&self, place: PagePlace, fault: Fault) -> crate::error::Error;
+}
+
+/// An entry: its key, its value.
+pub(crate) type Entry = (Bytes, Bytes);
+
+impl TableRoot {
+    /// The last entry whose key is at most `key`.
+    pub(crate) fn floor(&self, pages: &impl Pages, key: &[u8]) -> Result<Option<Entry>> {
+        let mut place = self.page;
+        loop {
+            let page = OpenPage::read(pages, place)?;
+            let found = page.floor(key).map_err(|fault| pages.fault(place, fault))?;
+            let (Some((_, value)), false) = (&found, page.is_leaf()) else { return Ok(found) };
+            place = child(value).map_err(|fault| pages.fault(place, fault))?;
+        }
+    }
+
+    /// The entries from `key` on, in order.
+    pub(crate) fn iter_from<'a, P: Pages>(&self, pages: &'a P, key: &[u8]) -> Result<TableIter<'a, P>> {
+        let mut iter = TableIter { pages, path: Vec::new(), failed: false };
+        let mut place = self.page;
+        loop {
+            let mut page = OpenPage::read(pages, place)?;
+            let below = page.seek(key).map_err(|fault| pages.fault(place, fault))?;
+            let is_leaf = page.is_leaf();
+            iter.path.push(page);
+            if is_leaf {
+                return Ok(iter);
+            }
+            place = below.ok_or_else(|| pages.fault(place, Fault::Damaged { at: 0, what: "an empty page" }))?;
+        }
+    }
+}
+
+/// Walks a table from entry to entry.
+pub(crate) struct TableIter<'a, P> {
+    pages: &'a P,
+    /// From the root to a leaf, each just behind the entry that was followed.
+    path: Vec<OpenPage>,
+    failed: bool,
+}
+
+impl<P: Pages> Iterator for TableIter<'_, P> {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.failed {
+            let page = self.path.last_mut()?;
+            let (place, is_leaf) = (page.place, page.is_leaf());
+            match page.next() {
+                Ok(Some(entry)) if is_leaf => return Some(Ok(entry)),
+                Ok(Some((_, value))) => {
+                    let below = child(&value).map_err(|fault| self.pages.fault(place, fault));
+                    match below.and_then(|below| OpenPage::read(self.pages, below)) {
+                        Ok(below) => self.path.push(below),
+                        Err(error) => return Some(Err(self.fail(error))),
+                    }
+                }
+                Ok(None) => {
+                    self.path.pop();
+                }
+                Err(fault) => return Some(Err(self.fail(self.pages.fault(place, fault)))),
+            }
+        }
+        None
+    }
+}
+
+impl<P> TableIter<'_, P> {
+    fn fail(&mut self, error: crate::error::Error) -> crate::error::Error {
+        self.failed = true;
+        error
+    }
+}
+
+fn child(value: &[u8]) -> Decoded<PagePlace> {
+    let mut reader = Reader::new(value);
+    Ok(PagePlace { offset: reader.varint()?, bytes: reader.varint_u32()? })
+}
+
+/// A page and a place in it.
+struct OpenPage {
+    place: PagePlace,
+    bytes: Bytes,
+    at: usize,
+}
+
+impl OpenPage {
+    fn read(pages: &impl Pages, place: PagePlace) -> Result<Self> {
+        Ok(Self { place, bytes: pages.page(place)?, at: PAGE_HEADER_BYTES })
+    }
+
+    fn is_leaf(&self) -> bool {
+        self.bytes.get(PAGE_HEADER_BYTES - 1) == Some(&0)
+    }
+
+    fn next(&mut self) -> Decoded<Option<Entry>> {
+        let mut reader = Reader::from(&self.bytes, self.at)?;
+        if reader.left() == 0 {
+            return Ok(None);
+        }
+        let key = reader.prefixed()?.len();
+        let key_end = reader.position();
+        let value = reader.prefixed()?.len();
+        self.at = reader.position();
+        Ok(Some((self.bytes.slice(key_end - key..key_end), self.bytes.slice(self.at - value..self.at))))
+    }
+
+    /// The last entry whose key is at most `key`.
+    fn floor(&self, key: &[u8]) -> Decoded<Option<Entry>> {
+        let mut reader = Reader::from(&self.bytes, PAGE_HEADER_BYTES)?;
+        let mut at = None;
+        while reader.left() > 0 {
+            let start = reader.position();
+            if reader.prefixed()? > key {
+                break;
+            }
+            reader.prefixed()?;
+            at = Some(start);
+        }
+        at.map_or(Ok(None), |at| Self { place: self.place, bytes: self.bytes.clone(), at }.next())
+    }
+
+    /// In a leaf, goes to the first entry whose key is at least `key`. Above, goes behind the entry under which `key` belongs
+    /// and returns the page below it.
+    fn seek(&mut self, key: &[u8]) -> Decoded<Option<PagePlace>> {
+        let mut below = None;
+        loop {
+            let before = self.at;
+            let Some((found, value)) = self.next()? else { return Ok(below) };
+            if self.is_leaf() {
+                if found >= key {
+                    self.at = before;
+                    return Ok(None);
+                }
+                continue;
+            }
+            if found > key && below.is_some() {
+                self.at = before;
+                return Ok(below);
+            }
+            below = Some(child(&value)?);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Error;
+
+    #[derive(Default)]
+    struct InMemory(Vec<u8>);
+
+    impl Sink for InMemory {
+        fn offset(&self) -> u64 {
+            self.0.len() as u64
+        }
+
+        fn put(&mut self, bytes: &[u8]) -> Result<()> {
+            self.0.extend_from_slice(bytes);
+            Ok(())
+        }
+    }
+
+    impl Pages for InMemory {
+        fn page(&self, place: PagePlace) -> Result<Bytes> {
+            let from = usize::try_from(place.offset).unwrap();
+            let bytes = &self.0[from..from + place.bytes as usize];
+            check_page(Salt::NONE.at(place.offset), bytes).map_err(|fault| self.fault(place, fault))?;
+            Ok(Bytes::copy_from_slice(bytes))
+        }
+
+        fn fault(&self, place: PagePlace, fault: Fault) -> Error {
+            fault.at("table".as_ref(), place.offset)
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_answers_like_a_sorted_map(
+            entries in proptest::collection::btree_map(proptest::collection::vec(any::<u8>(), 1..60), proptest::collection::vec(any::<u8>(), 0..60), 1..600),
+            probes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 50),
+        ) {
+            let mut file = InMemory::default();
+            let root = write_table(&mut file, Salt::NONE, entries.clone().into_iter()).unwrap();
+            for probe in probes.iter().chain(entries.keys()) {
+                let floor = root.floor(&file, probe).unwrap().map(|(key, value)| (key.to_vec(), value.to_vec()));
+                let expected = entries.range(..=probe.clone()).next_back().map(|(key, value)| (key.clone(), value.clone()));
+                prop_assert_eq!(floor, expected);
+                let from: Vec<Bytes> = root.iter_from(&file, probe).unwrap().take(5).map(|entry| entry.unwrap().0).collect();
+                let expected: Vec<Bytes> = entries.range(probe.clone()..).take(5).map(|(key, _)| Bytes::copy_from_slice(key)).collect();
+                prop_assert_eq!(from, expected);
+            }
+            prop_assert_eq!(root.iter_from(&file, &[]).unwrap().count(), entries.len());
+        }
+    }
+}

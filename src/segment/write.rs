@@ -1,0 +1,246 @@
+//! Writes a segment: records in session order, then the tables, the filter and the trailer. The file gets its name when all of it is durable.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::codec::{BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value};
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, TEMPORARY, publish};
+use crate::error::{Error, Result};
+use crate::segment::filter::FilterBuilder;
+use crate::segment::table::{Sink, write_table};
+use crate::segment::{self, FilterPlace, Place, Run, SegmentInfo, key_hash, run_key, session_hash};
+use crate::sync::{AtomicBool, Ordering};
+
+/// A block is closed when it holds this much.
+const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
+
+/// What goes to the disk with one call.
+const WRITE_BYTES: usize = 1024 * 1024;
+
+/// What a segment will hold.
+pub(crate) struct SegmentPlan {
+    pub store: StoreId,
+    pub number: u64,
+    pub start_lsn: u64,
+    pub end_lsn: u64,
+    /// In commit order; at least one.
+    pub records: Vec<Arc<Record>>,
+}
+
+/// Writes the segment and makes it durable. A failure leaves no segment and may be tried again; so does `stop`, with
+/// [`Error::Closed`].
+pub(crate) fn write_segment(disk: &dyn Disk, folder: &Path, plan: &SegmentPlan, stop: &AtomicBool) -> Result<SegmentInfo> {
+    let path = segment::path(folder, plan.number);
+    let unfinished = path.with_extension(TEMPORARY);
+    let written = Writer::new(disk.open(&unfinished, Mode::WriteBlocks)?, plan).and_then(|writer| writer.write(plan, stop));
+    match written {
+        Ok(info) => publish(disk, &unfinished, &path).map(|()| info),
+        Err(error) => {
+            // What failed is the write; a left-over temporary file is removed on the next open anyway.
+            let _removed = disk.remove(&unfinished);
+            Err(error)
+        }
+    }
+}
+
+struct Writer {
+    sink: BlockSink,
+    salt: Salt,
+    runs: Vec<(usize, Run)>,
+    /// By position in the plan.
+    places: Vec<Place>,
+}
+
+impl Writer {
+    fn new(file: Arc<dyn DiskFile>, plan: &SegmentPlan) -> Result<Self> {
+        let mut sink = BlockSink { file, written: 0, buf: BlockBuf::with_capacity(WRITE_BYTES) };
+        let SegmentPlan { store, number, start_lsn, end_lsn, .. } = *plan;
+        sink.put(&SegmentHeader { store, number, start_lsn, end_lsn }.encode())?;
+        sink.buf.pad_to_block();
+        let nowhere = Place { block_offset: 0, block_bytes: 0, at: 0 };
+        let places = vec![nowhere; plan.records.len()];
+        Ok(Self { sink, salt: segment::salt(store, number), runs: Vec::new(), places })
+    }
+
+    fn write(mut self, plan: &SegmentPlan, stop: &AtomicBool) -> Result<SegmentInfo> {
+        self.write_blocks(&plan.records, stop)?;
+        let records = &plan.records;
+        let mut hashes: Vec<_> = (0..).zip(records).filter_map(|(at, record)| hash_of_key(record, at)).collect();
+        hashes.sort_unstable();
+        let filter = self.write_filter(records, &hashes)?;
+        let (sink, salt, places) = (&mut self.sink, self.salt, &self.places);
+        let runs = self.runs.iter().map(|(at, run)| {
+            let record = record_at(records, *at);
+            (run_key(&record.session, run.generation, run.first), encoded(|out| run.put(out)))
+        });
+        let runs = write_table(sink, salt, runs)?;
+        let place = |at: usize| encoded(|out| places.get(at).expect("every record got a place").put(out));
+        let ids = records.iter().enumerate().map(|(at, record)| (record.base.to_u128().to_be_bytes().to_vec(), place(at)));
+        let ids = write_table(sink, salt, ids)?;
+        let keys = hashes.iter().map(|(key, at)| (key.to_vec(), place(*at)));
+        let keys = if hashes.is_empty() { None } else { Some(write_table(sink, salt, keys)?) };
+        let (first, last) = (record_at(records, 0), record_at(records, records.len() - 1));
+        sink.buf.pad_to_block();
+        let info = SegmentInfo {
+            number: plan.number,
+            start_lsn: plan.start_lsn,
+            end_lsn: plan.end_lsn,
+            first_id: first.base.to_u128(),
+            last_id: last.last_id().to_u128(),
+            file_bytes: sink.offset() + BLOCK as u64,
+            records: records.len() as u64,
+            events: records.iter().map(|record| u64::from(record.count)).sum(),
+            body_bytes: records.iter().map(|record| record.body().len() as u64).sum(),
+            runs,
+            ids,
+            keys,
+            filter,
+        };
+        sink.finish(&encode_value(TRAILER, trailer_salt(plan.store, plan.number), &info))?;
+        Ok(info)
+    }
+
+    /// Writes the records in session order, noting where each went.
+    fn write_blocks(&mut self, records: &[Arc<Record>], stop: &AtomicBool) -> Result<()> {
+        let mut order: Vec<usize> = (0..records.len()).collect();
+        order.sort_unstable_by(|&a, &b| session_order(record_at(records, a)).cmp(&session_order(record_at(records, b))));
+        let mut block = Block::default();
+        let mut head = Vec::new();
+        for at in order {
+            let record = record_at(records, at);
+            record.put_head(&mut head);
+            if !block.members.is_empty() && block.bytes.len() + head.len() + record.body().len() > BLOCK_RECORDS_BYTES {
+                self.write_block(&mut block, records)?;
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Error::Closed);
+                }
+            }
+            block.members.push((at, u32::try_from(block.bytes.len()).expect("a block is small until its last record")));
+            block.bytes.extend_from_slice(&head);
+            block.bytes.extend_from_slice(record.body());
+        }
+        self.write_block(&mut block, records)
+    }
+
+    fn write_block(&mut self, block: &mut Block, records: &[Arc<Record>]) -> Result<()> {
+        let block_offset = self.sink.offset();
+        let record_bytes = u32::try_from(block.bytes.len()).expect("the caps on a batch fit 32 bits");
+        let header = BlockHeader { record_bytes, records: u32::try_from(block.members.len()).expect("records have bytes") };
+        let block_bytes = record_bytes + u32::try_from(BLOCK_HEADER_BYTES).expect("a small constant");
+        for &(member, at) in &block.members {
+            let place = Place { block_offset, block_bytes, at };
+            *self.places.get_mut(member).expect("every record has a place") = place;
+            self.note_run(records, member, place);
+        }
+        self.sink.put(&header.encode(self.salt.at(block_offset), &block.bytes))?;
+        self.sink.put(&block.bytes)?;
+        block.bytes.clear();
+        block.members.clear();
+        Ok(())
+    }
+
+    /// Makes the record part of the run before it, or begins one.
+    fn note_run(&mut self, records: &[Arc<Record>], member: usize, place: Place) {
+        let record = record_at(records, member);
+        let last_id = record.last_id().to_u128();
+        if let Some((at, run)) = self.runs.last_mut() {
+            let same_block = run.place.block_offset == place.block_offset;
+            let continues = run.generation == record.generation && run.last() + 1 == record.first;
+            if same_block && continues && record_at(records, *at).session == record.session {
+                run.events += record.count;
+                run.last_id = last_id;
+                return;
+            }
+        }
+        let run = Run { generation: record.generation, first: record.first, events: record.count, last_id, place };
+        self.runs.push((member, run));
+    }
+
+    fn write_filter(&mut self, records: &[Arc<Record>], keys: &[([u8; 32], usize)]) -> Result<FilterPlace> {
+        let mut builder = FilterBuilder::new(self.runs.len() + keys.len());
+        self.runs.iter().for_each(|(at, _)| builder.insert(session_hash(&record_at(records, *at).session)));
+        keys.iter().for_each(|(key, _)| builder.insert(*key.first_chunk().expect("a key begins with its hash")));
+        let offset = self.sink.offset();
+        let bytes = builder.encode(self.salt.at(offset));
+        self.sink.put(&bytes)?;
+        Ok(FilterPlace { offset, bytes: u32::try_from(bytes.len()).expect("a filter of 4 GiB is out of reach") })
+    }
+}
+
+/// Records that will be one block, with their offsets in it.
+#[derive(Default)]
+struct Block {
+    members: Vec<(usize, u32)>,
+    bytes: Vec<u8>,
+}
+
+/// The key of the key table for a keyed record, and which record it is.
+fn hash_of_key(record: &Record, at: usize) -> Option<([u8; 32], usize)> {
+    let key = record.key.as_ref()?;
+    let mut out = [0; 32];
+    let (hash, id) = out.split_at_mut(16);
+    hash.copy_from_slice(&key_hash(&record.session, &key.text));
+    id.copy_from_slice(&record.base.to_u128().to_be_bytes());
+    Some((out, at))
+}
+
+pub(crate) fn trailer_salt(store: StoreId, number: u64) -> Salt {
+    Salt::new(store, *b"trlr", number)
+}
+
+fn session_order(record: &Record) -> (&str, u32, u64) {
+    (record.session.as_str(), record.generation, record.first)
+}
+
+fn record_at(records: &[Arc<Record>], at: usize) -> &Record {
+    records.get(at).expect("positions come from the same list")
+}
+
+fn encoded(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::with_capacity(48);
+    put(&mut out);
+    out
+}
+
+/// Turns parts of any length into large writes of whole blocks.
+struct BlockSink {
+    file: Arc<dyn DiskFile>,
+    written: u64,
+    buf: BlockBuf,
+}
+
+impl Sink for BlockSink {
+    fn offset(&self) -> u64 {
+        self.written + self.buf.len() as u64
+    }
+
+    fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(WRITE_BYTES - self.buf.len()));
+            self.buf.extend(now);
+            bytes = later;
+            if self.buf.len() == WRITE_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BlockSink {
+    fn flush(&mut self) -> Result<()> {
+        self.file.write_all_at(self.buf.as_slice(), self.written)?;
+        self.written += self.buf.len() as u64;
+        self.buf.clear();
+        Ok(())
+    }
+
+    /// Writes the last block and makes the file durable.
+    fn finish(&mut self, trailer: &[u8]) -> Result<()> {
+        const { assert!(WRITE_BYTES.is_multiple_of(BLOCK), "a full buffer is whole blocks") };
+        self.buf.extend(trailer);
+        self.buf.pad_to_block();
+        self.flush()?;
+        self.file.sync()
+    }
+}

@@ -1,0 +1,94 @@
+//! Figures about a log: what it holds, what its groups cost, how far the background work is, what was found on open.
+
+use std::time::Duration;
+
+use crate::sync::{AtomicU64, Ordering};
+
+/// A log's figures at one moment. Counters of groups count from when the log was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Durable events in the store.
+    pub events: u64,
+    /// Batches appended since the log was opened; replays are not counted.
+    pub batches: u64,
+    /// Commit groups written since the log was opened: each is one write and one barrier.
+    pub groups: u64,
+    /// Bytes written to the journal since the log was opened, padding included.
+    pub journal_bytes: u64,
+    /// Time spent in the groups' writes and barriers.
+    pub barrier_time: Duration,
+    /// The longest of them.
+    pub barrier_time_max: Duration,
+    /// Segments in the store.
+    pub segments: u64,
+    /// Bytes of the segments' files.
+    pub segment_bytes: u64,
+    /// Memory, by estimate, for what is not yet in a segment.
+    pub recent_bytes: u64,
+    /// Segments that the index does not cover yet; they are answered from their footers.
+    pub index_lag: u64,
+    /// How often the index was found to be wrong and built again since the log was opened.
+    pub index_rebuilds: u64,
+    /// Streams and feeds that are open.
+    pub streams: u64,
+    /// How far the wall clock is from the newest event ID, where that is over a day: one of the two is wrong.
+    pub clock_skew: Option<Duration>,
+    /// What was found when the log was opened.
+    pub recovery: Recovery,
+}
+
+impl Stats {
+    /// Batches in a commit group, on average; 0 before the first.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "an average of counts below 2^52")]
+    pub fn batches_per_group(&self) -> f64 {
+        if self.groups == 0 { 0.0 } else { self.batches as f64 / self.groups as f64 }
+    }
+}
+
+/// What was found, and done, when a log was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// The log had been closed, so nothing had to be recovered.
+    pub clean: bool,
+    /// Events read back from the journal.
+    pub replayed_events: u64,
+    /// Commit groups read back from the journal.
+    pub replayed_groups: u64,
+    /// Segments that were whole but not yet named in the manifest.
+    pub adopted_segments: u64,
+    /// The wall clock was over a day away from the newest event ID.
+    pub clock_skew: Option<Duration>,
+    /// How long opening took.
+    pub took: Duration,
+}
+
+/// What is counted while the log runs.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub batches: AtomicU64,
+    pub groups: AtomicU64,
+    pub journal_bytes: AtomicU64,
+    barrier_nanos: AtomicU64,
+    barrier_nanos_max: AtomicU64,
+    pub streams: AtomicU64,
+}
+
+impl Counters {
+    /// A group of `batches` reached stable storage.
+    pub(crate) fn note_group(&self, batches: usize, bytes: usize, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.batches.fetch_add(batches as u64, Ordering::Relaxed);
+        self.groups.fetch_add(1, Ordering::Relaxed);
+        self.journal_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.barrier_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.barrier_nanos_max.fetch_max(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn barrier_time(&self) -> (Duration, Duration) {
+        let read = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
+        (read(&self.barrier_nanos), read(&self.barrier_nanos_max))
+    }
+}

@@ -1,0 +1,290 @@
+//! A page that does not end: replay, then live, without a gap and without a duplicate.
+//!
+//! A stream is a cursor. It holds nothing of a writer's, and a writer does nothing for it but wake it, so a slow reader falls back
+//! to storage and costs nobody anything. It reads by seq (or by event ID, for all sessions), and what it reads is durable.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Seq};
+use crate::ids::EventId;
+use crate::log::Core;
+use crate::read::{Appetite, Cursor, Store};
+use crate::recent;
+use crate::session::FIRST_SEQ;
+use crate::sync::{Instant, Ordering};
+use crate::watermark::Waiter;
+
+/// What a stream reads ahead at the most.
+const APPETITE: Appetite = Appetite { events: 256, bytes: 1024 * 1024 };
+
+/// Where a stream begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// At the session's first event.
+    Start,
+    /// Behind a place; the event there is not repeated. `After(Cursor::Seq(0))` is [`Creation`](From::Creation).
+    After(Cursor),
+    /// Behind what is there now.
+    Now,
+    /// At the session's first event, which is waited for when there is none yet.
+    Creation,
+}
+
+/// What a stream yields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamItem {
+    /// The next event.
+    Event(Event),
+    /// Everything durable has been yielded. It comes once each time the reader catches up.
+    CaughtUp,
+}
+
+impl StreamItem {
+    /// The event, if it is one.
+    #[must_use]
+    pub fn into_event(self) -> Option<Event> {
+        match self {
+            StreamItem::Event(event) => Some(event),
+            StreamItem::CaughtUp => None,
+        }
+    }
+}
+
+/// A session, or all of them, from some place on: what is there, then what comes.
+///
+/// As an iterator it blocks while there is nothing new. It ends when the log is closed; what it has not yielded then is
+/// read by a stream from the last seq, after reopening. After an error it goes on where it was, should it be asked to.
+/// Dropping it frees all it holds.
+#[must_use = "a stream does nothing until it is read"]
+pub struct EventStream {
+    core: Arc<Core>,
+    source: Source,
+    ahead: VecDeque<Event>,
+    waiter: Arc<Waiter>,
+    /// `waiter` is in the source's list.
+    registered: bool,
+    caught_up: bool,
+    bounded: bool,
+    ended: bool,
+}
+
+enum Source {
+    Session { entry: recent::Pin, last: Seq, until: Seq },
+    All { last: EventId, until: EventId },
+}
+
+/// What became of asking for the next item.
+enum Next {
+    Item(Result<StreamItem>),
+    Wait,
+    End,
+}
+
+impl EventStream {
+    pub(crate) fn of_session(core: Arc<Core>, entry: recent::Pin, from: From) -> Result<Self> {
+        let head = entry.lock().head;
+        let tail = head.map_or(0, |head| head.last);
+        let unknown = || Error::UnknownSession { session: entry.id().clone() };
+        let last = match from {
+            From::Creation | From::After(Cursor::Seq(0)) => 0,
+            From::Start => head.map(|_| FIRST_SEQ - 1).ok_or_else(unknown)?,
+            From::Now => head.map(|head| head.last).ok_or_else(unknown)?,
+            From::After(cursor) => {
+                head.ok_or_else(unknown)?;
+                core.store.seq_of(entry.id(), cursor)?
+            }
+        };
+        Store::check_cursor(entry.id(), last, tail, tail)?;
+        Ok(Self::new(core, Source::Session { entry, last, until: tail }))
+    }
+
+    pub(crate) fn of_all(core: Arc<Core>, after: Option<EventId>) -> Self {
+        let until = core.store.recent.last_id();
+        Self::new(core, Source::All { last: after.unwrap_or(EventId::from_u128(0)), until })
+    }
+
+    fn new(core: Arc<Core>, source: Source) -> Self {
+        core.counters.streams.fetch_add(1, Ordering::Relaxed);
+        let waiter = Arc::default();
+        Self { core, source, ahead: VecDeque::new(), waiter, registered: false, caught_up: false, bounded: false, ended: false }
+    }
+
+    /// Ends the stream behind what was durable when it was opened: a read up to now.
+    pub fn until_tail(mut self) -> Self {
+        self.bounded = true;
+        self
+    }
+
+    /// The events alone, without the markers.
+    pub fn events(self) -> impl Iterator<Item = Result<Event>> + Send {
+        self.filter_map(|item| item.map(StreamItem::into_event).transpose())
+    }
+
+    /// The next item, waiting for it at most `wait`. `None` when none came, and when the stream has [ended](Self::is_ended).
+    pub fn next_timeout(&mut self, wait: Duration) -> Option<Result<StreamItem>> {
+        let deadline = Instant::now().checked_add(wait);
+        self.next_until(deadline)
+    }
+
+    /// Whether nothing will come any more.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// The same stream for async callers. It holds no thread; catching up with what is not in memory reads from the disk in
+    /// `poll_next`, a page at a time.
+    #[must_use]
+    pub fn into_async(self) -> AsyncEventStream {
+        AsyncEventStream { stream: self }
+    }
+
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Result<StreamItem>> {
+        loop {
+            match self.advance() {
+                Next::Item(item) => return Some(item),
+                Next::End => return None,
+                Next::Wait => {
+                    if !self.waiter.wait(deadline) {
+                        return None;
+                    }
+                    self.registered = false;
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Next {
+        if let Some(event) = self.ahead.pop_front() {
+            return Next::Item(Ok(StreamItem::Event(event)));
+        }
+        if self.ended || self.core.is_closed() {
+            self.ended = true;
+            return Next::End;
+        }
+        match self.read_ahead() {
+            Err(error) => return Next::Item(Err(error)),
+            Ok(events) => self.ahead.extend(events),
+        }
+        if let Some(event) = self.ahead.pop_front() {
+            self.caught_up = false;
+            return Next::Item(Ok(StreamItem::Event(event)));
+        }
+        if !std::mem::replace(&mut self.caught_up, true) {
+            return Next::Item(Ok(StreamItem::CaughtUp));
+        }
+        if self.bounded {
+            self.ended = true;
+            return Next::End;
+        }
+        self.register()
+    }
+
+    /// Reads what follows the last event that was read, none at the end.
+    fn read_ahead(&mut self) -> Result<Vec<Event>> {
+        let store = &self.core.store;
+        match &mut self.source {
+            Source::Session { entry, last, until } => {
+                let Some(head) = entry.lock().head else { return Ok(Vec::new()) };
+                let to = if self.bounded { *until } else { head.last };
+                let events = store.events_from(entry.id(), &head, *last + 1..=to, APPETITE)?;
+                *last = events.last().map_or(*last, |event| event.seq);
+                Ok(events)
+            }
+            Source::All { last, until } => {
+                let mut events = store.committed_after(*last, APPETITE)?;
+                if self.bounded {
+                    events.retain(|event| event.id <= *until);
+                }
+                *last = events.last().map_or(*last, |event| event.id);
+                Ok(events)
+            }
+        }
+    }
+
+    /// Asks to be woken by the next event. One that came meanwhile, or the end of the log, is not waited for.
+    fn register(&mut self) -> Next {
+        if !self.registered {
+            self.registered = match &self.source {
+                Source::Session { entry, last, .. } => {
+                    let mut state = entry.lock();
+                    let at_the_end = state.head.is_none_or(|head| head.last <= *last);
+                    if at_the_end {
+                        state.waiters.add(&self.waiter);
+                    }
+                    at_the_end
+                }
+                Source::All { last, .. } => self.core.store.recent.wait_for_any(*last, &self.waiter),
+            };
+            if !self.registered {
+                self.waiter.wake();
+            }
+        }
+        // The log wakes all who are registered after it is marked as closed, so this comes second.
+        if self.core.is_closed() {
+            self.ended = true;
+            return Next::End;
+        }
+        Next::Wait
+    }
+}
+
+impl Iterator for EventStream {
+    type Item = Result<StreamItem>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_until(None)
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.core.counters.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.registered {
+            match &self.source {
+                Source::Session { entry, .. } => entry.lock().waiters.remove(&self.waiter),
+                Source::All { .. } => self.core.store.recent.forget_feed(&self.waiter),
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("EventStream");
+        match &self.source {
+            Source::Session { entry, last, .. } => debug.field("session", entry.id()).field("last", last),
+            Source::All { last, .. } => debug.field("last", last),
+        };
+        debug.field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+/// An [`EventStream`] as a [`Stream`](futures_core::Stream), for any runtime.
+#[derive(Debug)]
+#[must_use = "a stream does nothing until it is polled"]
+pub struct AsyncEventStream {
+    stream: EventStream,
+}
+
+impl futures_core::Stream for AsyncEventStream {
+    type Item = Result<StreamItem>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match self.stream.advance() {
+                Next::Item(item) => return Poll::Ready(Some(item)),
+                Next::End => return Poll::Ready(None),
+                Next::Wait => {
+                    ready!(self.stream.waiter.poll(context));
+                    self.stream.registered = false;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The typed `user.message`: what a user sends to open a turn, as content blocks and metadata.
+//!
+//! The only file that knows the name of that event type. It does not interpret content: a block of a type it has no accessor
+//! for, and a field it has no accessor for, come back as they were sent. For that a block is the JSON object itself and not an
+//! enum with a field for each thing known today, and `serde_json` is built with `preserve_order` and `arbitrary_precision`, so
+//! that the order of keys and the digits of numbers survive too.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::event::{Event, EventType, NewEvent};
+
+/// The type of the event that opens a turn.
+pub(crate) const EVENT_TYPE: &str = "user.message";
+
+/// Whether an event of this type opens a turn and has a message ID of its own.
+pub(crate) fn opens_turn(event_type: &EventType) -> bool {
+    *event_type == EVENT_TYPE
+}
+
+/// What a user sends: content blocks in order, and metadata that the sender attaches.
+///
+/// Appended with [`Batch::user_message`](crate::Batch::user_message) it opens a turn. Its JSON form is
+/// `{"content": [..], "metadata": {..}}`; missing metadata reads as empty, missing content is an error, other fields are dropped.
+///
+/// ```
+/// use sessionlog::{ContentBlock, UserMessage};
+///
+/// let message = UserMessage::text("Summarize this ticket and draft a reply.")
+///     .with_block(ContentBlock::file("file_456"))
+///     .with_metadata("ticket_id", "T-1042");
+/// assert_eq!(message.content[1].as_file_id(), Some("file_456"));
+/// assert_eq!(message.metadata["ticket_id"], "T-1042");
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct UserMessage {
+    /// The content, in the order in which it was written.
+    pub content: Vec<ContentBlock>,
+    /// The sender's own keys and values, in their order.
+    #[serde(default)]
+    pub metadata: Map<String, Value>,
+}
+
+impl UserMessage {
+    /// A message of these blocks without metadata.
+    #[must_use]
+    pub fn new(content: impl IntoIterator<Item = ContentBlock>) -> Self {
+        Self { content: content.into_iter().collect(), metadata: Map::new() }
+    }
+
+    /// A message of one text block.
+    #[must_use]
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::new([ContentBlock::text(text)])
+    }
+
+    /// The same message with `block` after its other blocks.
+    #[must_use]
+    pub fn with_block(mut self, block: ContentBlock) -> Self {
+        self.content.push(block);
+        self
+    }
+
+    /// The same message with `value` under `key` in its metadata; a value already there is replaced in its place.
+    #[must_use]
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Reads the message that `event` stores.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when the event is not a `user.message`, or when its data is not the JSON form of one. The log itself
+    /// takes any bytes as data, so only what was appended as a `UserMessage` is sure to read back as one.
+    pub fn from_event(event: &Event) -> Result<Self> {
+        if !opens_turn(&event.event_type) {
+            return Err(Error::invalid("event type", format!("it is {}, not {EVENT_TYPE}", event.event_type)));
+        }
+        event.json()
+    }
+
+    /// Reads as much of the message as the event's data has and leaves out the rest, be it a block or all of it. For readers that
+    /// must show a turn whatever was appended to open it.
+    pub(crate) fn from_event_lossy(event: &Event) -> Self {
+        let mut data: Map<String, Value> = serde_json::from_slice(&event.data).unwrap_or_default();
+        // By hand, since `serde_json::from_value` would make `-0` a `0`.
+        let content = match data.remove("content") {
+            Some(Value::Array(blocks)) => blocks.into_iter().filter_map(ContentBlock::from_value).collect(),
+            _ => Vec::new(),
+        };
+        let metadata = match data.remove("metadata") {
+            Some(Value::Object(metadata)) => metadata,
+            _ => Map::new(),
+        };
+        Self { content, metadata }
+    }
+
+    /// The event that stores the message.
+    pub(crate) fn into_event(self) -> NewEvent {
+        let data = serde_json::to_vec(&self).expect("JSON values under string keys always have a JSON form");
+        NewEvent::new(EVENT_TYPE, data)
+    }
+}
+
+impl From<&str> for UserMessage {
+    fn from(text: &str) -> Self {
+        Self::text(text)
+    }
+}
+
+impl From<String> for UserMessage {
+    fn from(text: String) -> Self {
+        Self::text(text)
+    }
+}
+
+/// One piece of a message's content: a JSON object whose `type` is a string.
+///
+/// There are accessors for the text and file blocks. Any other type, and any other field of these two, is kept as it is, in the
+/// order and with the digits it was sent with. Not kept are what JSON gives no meaning: white space, the spelling of escapes and
+/// of exponents (`1E5` becomes `1e+5`), and all but the last of repeated keys.
+///
+/// ```
+/// use sessionlog::ContentBlock;
+///
+/// let block: ContentBlock = serde_json::from_str(r#"{"type":"text","text":"Hi","cache_control":{"ttl":300}}"#)?;
+/// assert_eq!(block.as_text(), Some("Hi"));
+/// assert_eq!(block.as_object()["cache_control"]["ttl"], 300);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
+pub struct ContentBlock(Map<String, Value>);
+
+impl ContentBlock {
+    const TYPE: &str = "type";
+    const TEXT: &str = "text";
+    const FILE: &str = "file";
+    const FILE_ID: &str = "file_id";
+
+    /// A text block: `{"type": "text", "text": ..}`.
+    #[must_use]
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::of_type(Self::TEXT).with(Self::TEXT, text.into())
+    }
+
+    /// A reference to a file that is kept elsewhere: `{"type": "file", "file_id": ..}`.
+    #[must_use]
+    pub fn file(file_id: impl Into<String>) -> Self {
+        Self::of_type(Self::FILE).with(Self::FILE_ID, file_id.into())
+    }
+
+    /// A block of any type, without other fields yet.
+    #[must_use]
+    pub fn of_type(block_type: impl Into<String>) -> Self {
+        Self(Map::from_iter([(Self::TYPE.to_owned(), Value::String(block_type.into()))]))
+    }
+
+    /// The same block with `value` under `field`; a value already there is replaced in its place. The type stays what it is: a
+    /// `value` for the field `type` is ignored.
+    #[must_use]
+    pub fn with(mut self, field: impl Into<String>, value: impl Into<Value>) -> Self {
+        let field = field.into();
+        if field != Self::TYPE {
+            self.0.insert(field, value.into());
+        }
+        self
+    }
+
+    /// The block's type, such as `text`.
+    #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "it cannot panic, since the type is checked when a block is made")]
+    pub fn block_type(&self) -> &str {
+        self.string(Self::TYPE).expect("a block is made only with a string as its type")
+    }
+
+    /// The text of a text block. `None` for other types, and for a text block that does not hold one.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        self.field_of(Self::TEXT, Self::TEXT)
+    }
+
+    /// The file ID of a file block. `None` for other types, and for a file block that does not hold one.
+    #[must_use]
+    pub fn as_file_id(&self) -> Option<&str> {
+        self.field_of(Self::FILE, Self::FILE_ID)
+    }
+
+    /// The whole block, its type included.
+    #[must_use]
+    pub fn as_object(&self) -> &Map<String, Value> {
+        &self.0
+    }
+
+    /// The whole block, its type included.
+    #[must_use]
+    pub fn into_object(self) -> Map<String, Value> {
+        self.0
+    }
+
+    fn from_value(value: Value) -> Option<Self> {
+        match value {
+            Value::Object(object) => Self::try_from(object).ok(),
+            _ => None,
+        }
+    }
+
+    fn field_of(&self, block_type: &str, field: &str) -> Option<&str> {
+        if self.block_type() == block_type { self.string(field) } else { None }
+    }
+
+    fn string(&self, field: &str) -> Option<&str> {
+        self.0.get(field).and_then(Value::as_str)
+    }
+}
+
+impl TryFrom<Map<String, Value>> for ContentBlock {
+    type Error = Error;
+
+    /// Takes any object whose `type` is a string; anything else is [`Error::Invalid`].
+    fn try_from(object: Map<String, Value>) -> Result<Self> {
+        match object.get(Self::TYPE) {
+            Some(Value::String(_)) => Ok(Self(object)),
+            Some(_) => Err(Error::invalid("content block", "its type is not a string")),
+            None => Err(Error::invalid("content block", "it has no type")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::event::Turn;
+    use crate::ids::EventId;
+
+    fn stored(event_type: &str, data: impl AsRef<[u8]>) -> Event {
+        let id = EventId::from_u128(7);
+        Event {
+            id,
+            session_id: "s".parse().unwrap(),
+            seq: 1,
+            event_type: event_type.into(),
+            data: bytes::Bytes::copy_from_slice(data.as_ref()),
+            message_id: Some(id.into()),
+            created_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_message_is_stored_in_the_form_of_the_contract() {
+        let message =
+            UserMessage::text("Summarize.").with_block(ContentBlock::file("file_456")).with_metadata("ticket_id", "T-1042");
+        let event = message.clone().into_event();
+        assert_eq!(event.turn, Turn::Opens);
+        let content = r#"[{"type":"text","text":"Summarize."},{"type":"file","file_id":"file_456"}]"#;
+        assert_eq!(event.data, format!(r#"{{"content":{content},"metadata":{{"ticket_id":"T-1042"}}}}"#));
+        assert_eq!(UserMessage::from_event(&stored(EVENT_TYPE, event.data)).unwrap(), message);
+    }
+
+    #[test]
+    fn what_is_not_known_comes_back_exactly_as_sent() {
+        let blocks = [
+            r#"{"type":"text","text":"a","cache_control":{"z":1,"a":2}}"#,
+            r#"{"zeta":null,"type":"image","source":{"b":[1,"x",{}],"a":true},"alpha":"\u0000\"ä"}"#,
+            r#"{"type":"file","file_id":7,"path":"x"}"#,
+            r#"{"type":""}"#,
+            r#"{"type":"n","n":[1.0,1.10,-0,-0.0,1e+400,123456789012345678901234567890,0.1000000000000000055511151231257827]}"#,
+        ];
+        let metadata = r#"{"z":1,"y":{"b":2.50,"a":[]},"a":18446744073709551616,"":null}"#;
+        let sent = format!(r#"{{"content":[{}],"metadata":{metadata}}}"#, blocks.join(","));
+        let message: UserMessage = serde_json::from_str(&sent).unwrap();
+        assert_eq!(message.clone().into_event().data, sent);
+        let lossy = UserMessage::from_event_lossy(&stored(EVENT_TYPE, &sent));
+        assert_eq!(lossy.into_event().data, sent);
+        for (block, text) in message.content.iter().zip(blocks) {
+            assert_eq!(serde_json::to_string(block).unwrap(), text);
+        }
+        let block: ContentBlock = serde_json::from_str(r#"{ "type": "n", "n": 1E400, "\u006e": 12e-3 }"#).unwrap();
+        assert_eq!(serde_json::to_string(&block).unwrap(), r#"{"type":"n","n":12e-3}"#);
+    }
+
+    #[test]
+    fn accessors_answer_only_for_their_own_type() {
+        let text = ContentBlock::text("t").with("file_id", "f");
+        assert_eq!((text.block_type(), text.as_text(), text.as_file_id()), ("text", Some("t"), None));
+        let file = ContentBlock::file("f").with("text", "t");
+        assert_eq!((file.block_type(), file.as_text(), file.as_file_id()), ("file", None, Some("f")));
+        let other = ContentBlock::of_type("image").with("text", "t").with("file_id", "f");
+        assert_eq!((other.block_type(), other.as_text(), other.as_file_id()), ("image", None, None));
+        let odd = ContentBlock::of_type("text").with("text", 7);
+        assert_eq!((odd.as_text(), odd.as_object().len()), (None, 2));
+    }
+
+    #[test]
+    fn a_block_keeps_its_type() {
+        assert_eq!(ContentBlock::text("t").with("type", 7), ContentBlock::text("t"));
+    }
+
+    #[test]
+    fn missing_metadata_is_empty_and_a_string_is_a_text_block() {
+        let message: UserMessage =
+            serde_json::from_str(r#"{"content":[{"type":"text","text":"hi"}],"message_id":"msg_1"}"#).unwrap();
+        assert_eq!(message, "hi".into());
+        assert_eq!(message, String::from("hi").into());
+        assert_eq!(UserMessage::default().into_event().data, r#"{"content":[],"metadata":{}}"#);
+    }
+
+    #[test]
+    fn what_is_not_a_user_message_is_invalid() {
+        let bad = [
+            "",
+            "hi",
+            "[]",
+            "{}",
+            r#"{"content":"hi"}"#,
+            r#"{"content":["hi"]}"#,
+            r#"{"content":[{}]}"#,
+            r#"{"content":[{"type":7}]}"#,
+            r#"{"content":[],"metadata":null}"#,
+            r#"{"content":[],"metadata":[]}"#,
+        ];
+        for data in bad {
+            let error = UserMessage::from_event(&stored(EVENT_TYPE, data)).unwrap_err();
+            assert_eq!(error.code(), "invalid", "{data:?}");
+            assert!(UserMessage::from_event_lossy(&stored(EVENT_TYPE, data)).content.is_empty(), "{data:?}");
+        }
+        let error = UserMessage::from_event(&stored("assistant.message_completed", r#"{"content":[]}"#)).unwrap_err();
+        assert_eq!(error.code(), "invalid");
+    }
+
+    #[test]
+    fn a_lossy_read_keeps_what_can_be_read() {
+        let read = |data| UserMessage::from_event_lossy(&stored(EVENT_TYPE, data));
+        assert_eq!(read(r#"{"content":[{"type":"text","text":"hi"}],"metadata":null}"#), "hi".into());
+        assert_eq!(read(r#"{"content":["lost",{"type":"text","text":"hi"},{}]}"#), "hi".into());
+        assert_eq!(read(r#"{"content":"hi","metadata":{"k":1}}"#), UserMessage::default().with_metadata("k", 1));
+        assert_eq!(read("\u{fffd}"), UserMessage::default());
+    }
+}
