@@ -6,7 +6,6 @@
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::cast_precision_loss,
-    missing_docs,
     unreachable_pub,
     reason = "a benchmark prints its figures, and stops where something is wrong"
 )]
@@ -51,7 +50,17 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let mut criterion = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(3)).configure_from_args();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-    let mut table = Table::new(&["append", "batches/s", "events/s", "MB/s", "ack p50 us", "p99 us", "batches a group", "floor p50 us", "of the floor's rate"]);
+    let mut table = Table::new(&[
+        "append",
+        "batches/s",
+        "events/s",
+        "MB/s",
+        "ack p50 us",
+        "p99 us",
+        "batches a group",
+        "floor p50 us",
+        "of the floor's rate",
+    ]);
     for kind in [Kind::Blocking, Kind::Async] {
         for callers in [1, 8, 64] {
             for events in [1, 10, 100] {

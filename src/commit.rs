@@ -193,7 +193,7 @@ impl Commit {
             if queue.led {
                 self.work.wait(&mut queue);
             } else if !queue.requests.is_empty() {
-                self.lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
+                lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
             } else if queue.closing {
                 return;
             } else if let Some(committed) = queue.unwitnessed {
@@ -203,7 +203,7 @@ impl Commit {
                     continue;
                 }
                 // A failure has poisoned the log, which is all there is to do about it.
-                self.lead(&mut queue, |queue| queue.unwitnessed = None, |()| drop(self.write_witness()));
+                lead(&mut queue, |queue| queue.unwitnessed = None, |()| drop(self.write_witness()));
             } else {
                 self.work.wait(&mut queue);
             }
@@ -246,18 +246,10 @@ impl Commit {
 
     /// Takes a group from the queue, which is not empty, commits it on this thread, and leaves the rest to the commit thread.
     fn lead_one_group(&self, mut queue: MutexGuard<'_, Queue>) {
-        self.lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
+        lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
         if !queue.requests.is_empty() || queue.closing {
             self.work.notify_one();
         }
-    }
-
-    /// Leads for as long as `act` takes, with what `take` took from the queue and without its lock.
-    fn lead<T>(&self, queue: &mut MutexGuard<'_, Queue>, take: impl FnOnce(&mut Queue) -> T, act: impl FnOnce(T)) {
-        queue.led = true;
-        let taken = take(queue);
-        MutexGuard::unlocked(queue, || act(taken));
-        queue.led = false;
     }
 
     /// Decides, writes, publishes and answers a group.
@@ -332,12 +324,16 @@ impl Commit {
                 },
             );
         }
-        waiters.iter().for_each(|waiter| waiter.wake());
+        for waiter in waiters {
+            waiter.wake();
+        }
     }
 
     fn wake_for_room(&self, queue: &mut Queue) {
         self.room.notify_all();
-        queue.room_waiters.drain(..).for_each(|waiter| waiter.wake());
+        for waiter in queue.room_waiters.drain(..) {
+            waiter.wake();
+        }
     }
 }
 
@@ -372,6 +368,14 @@ impl Queue {
     fn check_poison(&self) -> Result<()> {
         self.poison.as_ref().map_or(Ok(()), |source| Err(Error::Poisoned { source: Arc::clone(source) }))
     }
+}
+
+/// Leads for as long as `act` takes, with what `take` took from the queue and without its lock.
+fn lead<T>(queue: &mut MutexGuard<'_, Queue>, take: impl FnOnce(&mut Queue) -> T, act: impl FnOnce(T)) {
+    queue.led = true;
+    let taken = take(queue);
+    MutexGuard::unlocked(queue, || act(taken));
+    queue.led = false;
 }
 
 /// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.

@@ -157,7 +157,7 @@ impl Disk for RealDisk {
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
         if mode.bypasses_cache() && !self.cannot_bypass_cache.load(Ordering::Relaxed) {
             match open_file(path, mode, OFlags::DIRECT | mode.write_through()) {
-                Ok(file) if accepts_blocks(&file) => return Ok(self.wrap(file, path, Bypass::Yes)),
+                Ok(file) if accepts_blocks(&file) => return Ok(RealFile::wrap(file, path, Bypass::Yes)),
                 Ok(_) => {}
                 Err(error) if refuses_direct(&error) => {}
                 Err(error) => return Err(io_error("open", path)(error)),
@@ -166,7 +166,7 @@ impl Disk for RealDisk {
         }
         let file = open_file(path, mode, OFlags::empty()).map_err(io_error("open", path))?;
         let barrier = if mode == Mode::WriteThrough { Bypass::NoAndSync } else { Bypass::No };
-        Ok(self.wrap(file, path, barrier))
+        Ok(RealFile::wrap(file, path, barrier))
     }
 
     fn lock(&self, path: &Path, hold: Hold) -> Result<Box<dyn Send + Sync>> {
@@ -178,12 +178,6 @@ impl Disk for RealDisk {
             Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.parent().unwrap_or(path).to_path_buf() }),
             Err(TryLockError::Error(error)) => Err(io_error("lock", path)(error)),
         }
-    }
-}
-
-impl RealDisk {
-    fn wrap(&self, file: File, path: &Path, bypass: Bypass) -> Arc<dyn DiskFile> {
-        Arc::new(RealFile { file, path: path.to_path_buf(), bypass })
     }
 }
 
@@ -229,6 +223,12 @@ struct RealFile {
     file: File,
     path: PathBuf,
     bypass: Bypass,
+}
+
+impl RealFile {
+    fn wrap(file: File, path: &Path, bypass: Bypass) -> Arc<dyn DiskFile> {
+        Arc::new(Self { file, path: path.to_path_buf(), bypass })
+    }
 }
 
 impl DiskFile for RealFile {

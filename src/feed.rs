@@ -35,7 +35,7 @@ impl Store {
         // Memory is looked at first: what has left it by then is in the segments looked at next.
         let recent = self.recent.records_from(from, RECORDS_AT_ONCE);
         let segments = self.locator.segments();
-        for segment in segments.from_id(from) {
+        for segment in segments.ending_at_or_after(from) {
             for record in segment.records_from(from)? {
                 if takes.record(&record?, Some(segment))?.is_break() {
                     return Ok(takes.events);

@@ -87,13 +87,15 @@ impl Locator {
     /// The last run as the index has it, if the segment's own footer says the same.
     fn indexed_last_run(&self, segments: &SegmentSet, session: &SessionId) -> Result<Option<FoundRun>> {
         let Some(entry) = self.index.floor(session, u32::MAX, Seq::MAX) else { return Ok(None) };
-        if let Some(segment) = segments.by_number(entry.segment) {
-            if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) {
-                return Ok(Some((Arc::clone(segment), entry.run)));
+        match segments.by_number(entry.segment) {
+            Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {
+                Ok(Some((Arc::clone(segment), entry.run)))
+            }
+            _ => {
+                self.index.distrust();
+                Ok(None)
             }
         }
-        self.index.distrust();
-        Ok(None)
     }
 
     fn indexed_run(&self, segments: &SegmentSet, session: &SessionId, generation: u32, seq: Seq) -> Option<FoundRun> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{EncodedBatch, StoreId};
-use crate::commit::{Commit, Landed, Request, Ticket};
+use crate::commit::{Commit, Landed, Request};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
@@ -105,7 +105,7 @@ impl SessionLog {
     /// until then. [`Error::Corrupt`]: the session's own records could not be read; nothing was written.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let core = &self.handle.core;
-        let request = core.request(session, &batch)?;
+        let request = core.request(session, batch)?;
         core.writer()?.commit.append(request).map(|landed| to_ack(&landed))
     }
 
@@ -122,7 +122,7 @@ impl SessionLog {
         let (core, session) = (Arc::clone(&self.handle.core), session.clone());
         async move {
             let commit = &core.writer()?.commit;
-            let request = core.request(&session, &batch)?;
+            let request = core.request(&session, batch)?;
             let ticket = Arc::clone(&request.ticket);
             let room: Arc<Waiter> = Arc::default();
             let mut waiting = commit.submit(request, &room)?;
@@ -141,7 +141,7 @@ impl SessionLog {
     /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for the page's limit;
     /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
-        self.handle.core.open_store()?.list(session, &page)
+        self.handle.core.open_store()?.list(session, page)
     }
 
     /// Streams a session from a place on: what is there, then what comes, without a gap or a duplicate.
@@ -290,22 +290,23 @@ impl Core {
     }
 
     /// Checks and encodes a batch, and loads what the commit section will decide by.
-    fn request(&self, session: &SessionId, batch: &Batch) -> Result<Request> {
+    fn request(&self, session: &SessionId, batch: Batch) -> Result<Request> {
         self.writer()?;
         let store = self.open_store()?;
         batch.check(&store.options.limits)?;
-        let encoded = EncodedBatch::new(session, batch);
+        let expected = batch.expected;
+        let batch = EncodedBatch::new(session, batch);
         let entry = store.recent.pin(session, || store.locator.head(session))?;
         let mut sealed = None;
         if let Some(key) = &batch.key {
             let state = entry.lock();
-            let (head, is_recent) = (state.head, state.record_of_key(key).is_some());
+            let (head, is_recent) = (state.head, state.record_of_key(&key.text).is_some());
             drop(state);
             if let (Some(head), false) = (head, is_recent) {
-                sealed = store.locator.record_of_key(session, head.generation, key)?;
+                sealed = store.locator.record_of_key(session, head.generation, &key.text)?;
             }
         }
-        Ok(Request { batch: encoded, expected: batch.expected, session: entry, sealed, ticket: Arc::new(Ticket::default()) })
+        Ok(Request { batch, expected, session: entry, sealed, ticket: Arc::default() })
     }
 
     fn stats(&self) -> Stats {

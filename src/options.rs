@@ -39,6 +39,7 @@ pub struct Options {
 
 /// What a caller may give at the most.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_field_names, reason = "each is named like its option")]
 pub(crate) struct Limits {
     pub event_bytes_max: usize,
     pub batch_bytes_max: usize,
@@ -100,6 +101,10 @@ impl Options {
 
     /// Opens without writing a byte, also on a full disk or a read-only file system. Appends are [`Error::ReadOnly`]. While
     /// a writer has the folder open this is [`Error::Locked`]. Off by default.
+    #[expect(
+        clippy::fn_params_excessive_bools,
+        reason = "it reads as `read_only(true)`, and a caller's own flag can be passed on"
+    )]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self

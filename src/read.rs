@@ -120,10 +120,6 @@ impl Page {
         let limit = self.limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(max));
         check_page_limit(limit, max)
     }
-
-    fn takes(&self, event: &Event) -> bool {
-        self.types.as_ref().is_none_or(|types| types.contains(&event.event_type))
-    }
 }
 
 pub(crate) fn check_page_limit(limit: usize, max: usize) -> Result<usize> {
@@ -207,17 +203,19 @@ impl Store {
         self.head(session)?.ok_or_else(|| Error::UnknownSession { session: session.clone() })
     }
 
-    pub(crate) fn list(&self, session: &SessionId, page: &Page) -> Result<EventPage> {
+    pub(crate) fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
         let limit = page.checked_limit(&self.options)?;
         let head = self.known_head(session)?;
-        let range = self.range(session, &head, page)?;
-        let mut scan = Scan { page, limit, bytes_left: self.scan_bytes(page), events: Vec::new() };
+        let range = self.range(session, &head, &page)?;
+        let order = page.order;
+        let bytes_left = if page.types.is_some() { self.options.scan_bytes_max } else { usize::MAX };
+        let mut scan = Scan { types: page.types, limit, bytes_left, events: Vec::new() };
         let (from, to) = (*range.start(), *range.end());
-        let (first, last) = match page.order {
+        let (first, last) = match order {
             Order::OldestFirst => (from, self.scan_up(session, &head, range, &mut scan)?),
             Order::NewestFirst => (self.scan_down(session, &head, range, &mut scan)?, to),
         };
-        let has_more = if page.order == Order::OldestFirst { last < to } else { first > from };
+        let has_more = if order == Order::OldestFirst { last < to } else { first > from };
         Ok(EventPage { events: scan.events, has_more, first, last, tail: head.last })
     }
 
@@ -229,23 +227,14 @@ impl Store {
         range: RangeInclusive<Seq>,
         appetite: Appetite,
     ) -> Result<Vec<Event>> {
-        let page = Page::new();
-        let mut scan = Scan { page: &page, limit: appetite.events, bytes_left: appetite.bytes, events: Vec::new() };
+        let mut scan = Scan { types: None, limit: appetite.events, bytes_left: appetite.bytes, events: Vec::new() };
         self.scan_up(session, head, range, &mut scan)?;
         Ok(scan.events)
     }
 
     /// The event with this ID.
     pub(crate) fn event(&self, id: EventId) -> Result<Option<Event>> {
-        let stretch = match self.recent.record_of(id) {
-            Some(record) => Stretch { records: vec![record], segment: None },
-            None => {
-                let segments = self.locator.segments();
-                let Some(segment) = segments.from_id(id).first() else { return Ok(None) };
-                let Some(record) = segment.record_of(id)? else { return Ok(None) };
-                Stretch { records: vec![Arc::new(record)], segment: Some(Arc::clone(segment)) }
-            }
-        };
+        let Some(stretch) = self.stretch_of(id)? else { return Ok(None) };
         let seq = stretch.records.first().and_then(|record| record.seq_of(id)).expect("the record was found by this ID");
         Ok(stretch.events(&(seq..=seq))?.pop())
     }
@@ -292,12 +281,8 @@ impl Store {
         })
     }
 
-    fn scan_bytes(&self, page: &Page) -> usize {
-        if page.types.is_some() { self.options.scan_bytes_max } else { usize::MAX }
-    }
-
     /// Feeds the scan upwards; returns the last seq that it has seen.
-    fn scan_up(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan<'_>) -> Result<Seq> {
+    fn scan_up(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
         let (mut next, to) = range.into_inner();
         while next <= to {
             let wanted = next..=to.min(next.saturating_add(scan.lookahead()));
@@ -313,7 +298,7 @@ impl Store {
     }
 
     /// Feeds the scan downwards; returns the last seq that it has seen.
-    fn scan_down(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan<'_>) -> Result<Seq> {
+    fn scan_down(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
         let (from, mut to) = range.into_inner();
         let mut seen = to + 1;
         while to >= from && seen > from {
@@ -330,6 +315,17 @@ impl Store {
         Ok(seen)
     }
 
+    /// The record that holds the event with this ID.
+    fn stretch_of(&self, id: EventId) -> Result<Option<Stretch>> {
+        if let Some(record) = self.recent.record_of(id) {
+            return Ok(Some(Stretch { records: vec![record], segment: None }));
+        }
+        let segments = self.locator.segments();
+        let Some(segment) = segments.ending_at_or_after(id).first() else { return Ok(None) };
+        let Some(record) = segment.record_of(id)? else { return Ok(None) };
+        Ok(Some(Stretch { records: vec![Arc::new(record)], segment: Some(Arc::clone(segment)) }))
+    }
+
     /// The records around `seq` that overlap the range and lie together, in memory or in one run of a segment.
     fn stretch(&self, session: &SessionId, generation: u32, seq: Seq, range: &RangeInclusive<Seq>) -> Result<Stretch> {
         if let Some(entry) = self.recent.look(session) {
@@ -344,17 +340,17 @@ impl Store {
 }
 
 /// Takes events one by one until it has enough.
-struct Scan<'a> {
-    page: &'a Page,
+struct Scan {
+    types: Option<Vec<EventType>>,
     limit: usize,
     bytes_left: usize,
     events: Vec<Event>,
 }
 
-impl Scan<'_> {
+impl Scan {
     fn visit(&mut self, event: Event) -> ControlFlow<()> {
         self.bytes_left = self.bytes_left.saturating_sub(event.data.len());
-        if self.page.takes(&event) {
+        if self.types.as_ref().is_none_or(|types| types.contains(&event.event_type)) {
             self.events.push(event);
         }
         if self.events.len() == self.limit || self.bytes_left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -363,7 +359,7 @@ impl Scan<'_> {
     /// How many events behind the next one are worth reading with it.
     fn lookahead(&self) -> Seq {
         let wanted = self.limit - self.events.len();
-        let read = if self.page.types.is_some() { wanted.max(FILTERED_EVENTS_MIN) } else { wanted };
+        let read = if self.types.is_some() { wanted.max(FILTERED_EVENTS_MIN) } else { wanted };
         read.saturating_sub(1) as Seq
     }
 }

@@ -91,6 +91,7 @@ pub(crate) struct EntryState {
     /// Oldest first, without gaps up to the head.
     pub records: VecDeque<Arc<Record>>,
     /// The recent keyed batches. `None` while there is none, which is most of the time.
+    #[expect(clippy::box_collection, reason = "most of a million entries have none, and a pointer is smaller than a map")]
     keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
     /// Some of `keys` stand for records that were sealed.
     keys_outlive_records: bool,
@@ -133,11 +134,13 @@ impl Recent {
 
     fn pin_unloaded(self: &Arc<Self>, id: &SessionId) -> Pin {
         let mut shard = self.shard(id).lock();
-        let entry = shard.get(id).map(Arc::clone).unwrap_or_else(|| {
+        let entry = if let Some(entry) = shard.get(id) {
+            Arc::clone(entry)
+        } else {
             let entry = Arc::new(Entry::new(id.detached()));
             shard.insert(entry.id.clone(), Arc::clone(&entry));
             entry
-        });
+        };
         Pin { recent: Arc::clone(self), entry: Some(entry) }
     }
 

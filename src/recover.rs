@@ -52,10 +52,7 @@ impl Opening<'_> {
     fn read_only(self) -> Result<Core> {
         let lock = self.folder.join(LOCK);
         let held = if self.disk.exists(&lock)? { Some(self.disk.lock(&lock, Hold::WithReaders)?) } else { None };
-        let mut manifest = match Manifest::load(&*self.disk, self.folder)? {
-            Some(manifest) => manifest,
-            None => return Err(no_log_in(self.folder)),
-        };
+        let Some(mut manifest) = Manifest::load(&*self.disk, self.folder)? else { return Err(no_log_in(self.folder)) };
         let mut recovery = Recovery::default();
         self.take_in_segments(&mut manifest, &mut recovery)?;
         let journal = journal::folder(self.folder);

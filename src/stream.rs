@@ -68,9 +68,15 @@ pub struct EventStream {
     waiter: Arc<Waiter>,
     /// `waiter` is in the source's list.
     registered: bool,
-    caught_up: bool,
     bounded: bool,
-    ended: bool,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Behind,
+    CaughtUp,
+    Ended,
 }
 
 enum Source {
@@ -111,7 +117,7 @@ impl EventStream {
     fn new(core: Arc<Core>, source: Source) -> Self {
         core.counters.streams.fetch_add(1, Ordering::Relaxed);
         let waiter = Arc::default();
-        Self { core, source, ahead: VecDeque::new(), waiter, registered: false, caught_up: false, bounded: false, ended: false }
+        Self { core, source, ahead: VecDeque::new(), waiter, registered: false, bounded: false, phase: Phase::Behind }
     }
 
     /// Ends the stream behind what was durable when it was opened: a read up to now.
@@ -134,12 +140,11 @@ impl EventStream {
     /// Whether nothing will come any more.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.ended
+        self.phase == Phase::Ended
     }
 
     /// The same stream for async callers. It holds no thread; catching up with what is not in memory reads from the disk in
     /// `poll_next`, a page at a time.
-    #[must_use]
     pub fn into_async(self) -> AsyncEventStream {
         AsyncEventStream { stream: self }
     }
@@ -163,26 +168,27 @@ impl EventStream {
         if let Some(event) = self.ahead.pop_front() {
             return Next::Item(Ok(StreamItem::Event(event)));
         }
-        if self.ended || self.core.is_closed() {
-            self.ended = true;
-            return Next::End;
+        if self.phase == Phase::Ended || self.core.is_closed() {
+            return self.end();
         }
         match self.read_ahead() {
             Err(error) => return Next::Item(Err(error)),
             Ok(events) => self.ahead.extend(events),
         }
         if let Some(event) = self.ahead.pop_front() {
-            self.caught_up = false;
+            self.phase = Phase::Behind;
             return Next::Item(Ok(StreamItem::Event(event)));
         }
-        if !std::mem::replace(&mut self.caught_up, true) {
+        if self.phase == Phase::Behind {
+            self.phase = Phase::CaughtUp;
             return Next::Item(Ok(StreamItem::CaughtUp));
         }
-        if self.bounded {
-            self.ended = true;
-            return Next::End;
-        }
-        self.register()
+        if self.bounded { self.end() } else { self.register() }
+    }
+
+    fn end(&mut self) -> Next {
+        self.phase = Phase::Ended;
+        Next::End
     }
 
     /// Reads what follows the last event that was read, none at the end.
@@ -226,11 +232,7 @@ impl EventStream {
             }
         }
         // The log wakes all who are registered after it is marked as closed, so this comes second.
-        if self.core.is_closed() {
-            self.ended = true;
-            return Next::End;
-        }
-        Next::Wait
+        if self.core.is_closed() { self.end() } else { Next::Wait }
     }
 }
 
@@ -261,7 +263,7 @@ impl std::fmt::Debug for EventStream {
             Source::Session { entry, last, .. } => debug.field("session", entry.id()).field("last", last),
             Source::All { last, .. } => debug.field("last", last),
         };
-        debug.field("ended", &self.ended).finish_non_exhaustive()
+        debug.field("phase", &self.phase).finish_non_exhaustive()
     }
 }
 

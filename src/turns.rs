@@ -20,7 +20,7 @@ impl Store {
 
     /// The turns that were opened in a stretch of a session.
     pub(crate) fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
-        let opened = self.list(session, &page.types([EVENT_TYPE]))?;
+        let opened = self.list(session, page.types([EVENT_TYPE]))?;
         let messages = opened.events.iter().map(|opening| self.fold(opening)).collect::<Result<_>>()?;
         Ok(MessagePage { messages, has_more: opened.has_more, first: opened.first, last: opened.last, tail: opened.tail })
     }
@@ -32,7 +32,9 @@ impl Store {
         let mut next = opening.seq + 1;
         while !fold.is_final() && next <= head.last {
             let events = self.events_from(&opening.session_id, &head, next..=head.last, APPETITE)?;
-            events.iter().for_each(|event| fold.apply(event));
+            for event in &events {
+                fold.apply(event);
+            }
             next += events.len() as u64;
         }
         Ok(fold.into_message())

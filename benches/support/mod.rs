@@ -71,7 +71,12 @@ pub fn session(number: usize) -> SessionId {
 /// The value below which `share` of the values lie.
 pub fn percentile(values: &mut [Duration], share: f64) -> Duration {
     values.sort_unstable();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a position in a list")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a position in a list"
+    )]
     let at = ((values.len() as f64 - 1.0) * share) as usize;
     values.get(at).copied().unwrap_or_default()
 }

@@ -179,7 +179,7 @@ pub(crate) struct BlockHeader {
 }
 
 impl BlockHeader {
-    pub(crate) fn encode(&self, salt: Salt, records: &[u8]) -> [u8; BLOCK_HEADER_BYTES] {
+    pub(crate) fn encode(self, salt: Salt, records: &[u8]) -> [u8; BLOCK_HEADER_BYTES] {
         let length = self.record_bytes.to_le_bytes();
         let count = self.records.to_le_bytes();
         let checksum = salt.over(&length).over(&count).over(&[0; 4]).checksum(records).to_le_bytes();

@@ -71,8 +71,8 @@ pub(crate) struct Record {
 
 impl EncodedBatch {
     /// Encodes a batch that was checked against the limits.
-    pub(crate) fn new(session: &SessionId, batch: &Batch) -> Self {
-        let mut body = Vec::with_capacity(body_capacity(session, batch));
+    pub(crate) fn new(session: &SessionId, batch: Batch) -> Self {
+        let mut body = Vec::with_capacity(body_capacity(session, &batch));
         body.push(if batch.key.is_some() { BODY_KEYED } else { 0 });
         put_prefixed(&mut body, session.as_str().as_bytes());
         let session_end = body.len();
@@ -83,22 +83,23 @@ impl EncodedBatch {
             body.extend_from_slice(&[0; FINGERPRINT_BYTES]);
         }
         let events_at = body.len();
-        put_varint(&mut body, batch.events.len() as u64);
+        let count = u32::try_from(batch.events.len()).expect("the cap on events in a batch fits 32 bits");
+        put_varint(&mut body, count.into());
         for event in &batch.events {
             put_event(&mut body, event);
         }
-        let key = batch.key.as_ref().map(|key| {
+        let key = batch.key.map(|key| {
             let (before, events) = body.split_at_mut(events_at);
             let fingerprint = *blake3::hash(events).as_bytes();
             let place = before.get_mut(fingerprint_at..).expect("the fingerprint lies before the events");
             place.copy_from_slice(&fingerprint);
-            Box::new(IdempotencyKey { text: key.clone(), fingerprint })
+            Box::new(IdempotencyKey { text: key, fingerprint })
         });
         let body = Bytes::from(body);
         let name = body.slice(session_end - session.as_str().len()..session_end);
         Self {
             session: SessionId::from_stored(name).expect("the bytes of a session ID are one"),
-            count: u32::try_from(batch.events.len()).expect("the cap on events in a batch fits 32 bits"),
+            count,
             key,
             body_checksum: Salt::NONE.checksum(&body),
             body,
@@ -192,7 +193,7 @@ impl Record {
     pub(crate) fn decode(bytes: &Bytes, at: usize) -> Decoded<Self> {
         let raw = RawRecord::split(bytes, at)?;
         let head = RecordHead::decode(Reader::new(raw.head)).map_err(|fault| fault.moved(at))?;
-        Self::with_body(&head, bytes.slice(raw.end - raw.body.len()..raw.end))
+        Self::with_body(&head, &bytes.slice(raw.end - raw.body.len()..raw.end))
             .map_err(|fault| fault.moved(raw.end - raw.body.len()))
     }
 
@@ -210,15 +211,15 @@ impl Record {
         EventFrames { record: self, frames, next: 0 }
     }
 
-    fn with_body(head: &RecordHead<'_>, body: Bytes) -> Decoded<Self> {
-        let mut reader = Reader::new(&body);
+    fn with_body(head: &RecordHead<'_>, body: &Bytes) -> Decoded<Self> {
+        let mut reader = Reader::new(body);
         let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
-        let session = shared(&body, &mut reader)?;
+        let session = shared(body, &mut reader)?;
         let session = SessionId::from_stored(session).map_err(|_error| reader.damaged("a session ID that breaks the rules"))?;
         let mut key = None;
         if flags & BODY_KEYED != 0 {
             let text =
-                ByteString::try_from(shared(&body, &mut reader)?).map_err(|_error| reader.damaged("a key that is no text"))?;
+                ByteString::try_from(shared(body, &mut reader)?).map_err(|_error| reader.damaged("a key that is no text"))?;
             key = Some(Box::new(IdempotencyKey { text, fingerprint: reader.array()? }));
         }
         if flags & BODY_EXTENDED != 0 {
@@ -393,8 +394,8 @@ mod tests {
 
     fn sample(batch: &Batch, created_ms: u64) -> Record {
         let session = SessionId::new("sess_ä").unwrap();
-        let stamp = Stamp { base: EventId::from_u128(5 << 80 | 17), created_ms };
-        EncodedBatch::new(&session, batch).stamped(3, 40, stamp)
+        let stamp = Stamp { base: EventId::from_u128((5 << 80) + 17), created_ms };
+        EncodedBatch::new(&session, batch.clone()).stamped(3, 40, stamp)
     }
 
     fn any_event() -> impl Strategy<Value = NewEvent> {
@@ -466,7 +467,7 @@ mod tests {
     fn the_fingerprint_tells_content_apart_and_nothing_else() {
         let print = |batch: Batch, session: &str| {
             let batch = batch.idempotency_key("k");
-            EncodedBatch::new(&SessionId::new(session).unwrap(), &batch).key.unwrap().fingerprint
+            EncodedBatch::new(&SessionId::new(session).unwrap(), batch).key.unwrap().fingerprint
         };
         let one = || Batch::new().event(NewEvent::new("a", "1"));
         assert_eq!(print(one(), "s"), print(one(), "t"));

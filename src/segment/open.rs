@@ -151,7 +151,7 @@ impl Segment {
     fn block(&self, place: Place) -> Result<Bytes> {
         self.part(place.block_offset, place.block_bytes, |salt, bytes| {
             let header = BlockHeader::decode(salt, bytes)?;
-            check_bodies(&header, bytes)
+            check_bodies(header, bytes)
         })
     }
 
@@ -198,7 +198,7 @@ impl Pages for Segment {
 }
 
 /// Checks each record's body against the checksum made on its caller's thread.
-fn check_bodies(header: &BlockHeader, block: &[u8]) -> Decoded<()> {
+fn check_bodies(header: BlockHeader, block: &[u8]) -> Decoded<()> {
     let mut at = BLOCK_HEADER_BYTES;
     for _ in 0..header.records {
         let record = RawRecord::split(block, at)?;

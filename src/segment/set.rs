@@ -81,7 +81,7 @@ impl SegmentSet {
     }
 
     /// The segment whose range of IDs ends at or above `id`, if any, and those behind it.
-    pub(crate) fn from_id(&self, id: EventId) -> &[Arc<Segment>] {
+    pub(crate) fn ending_at_or_after(&self, id: EventId) -> &[Arc<Segment>] {
         let before = self.segments.partition_point(|segment| segment.info.last_id() < id);
         self.segments.get(before..).unwrap_or_default()
     }

@@ -158,8 +158,12 @@ impl Writer {
 
     fn write_filter(&mut self, records: &[Arc<Record>], keys: &[([u8; 32], usize)]) -> Result<FilterPlace> {
         let mut builder = FilterBuilder::new(self.runs.len() + keys.len());
-        self.runs.iter().for_each(|(at, _)| builder.insert(session_hash(&record_at(records, *at).session)));
-        keys.iter().for_each(|(key, _)| builder.insert(*key.first_chunk().expect("a key begins with its hash")));
+        for (at, _) in &self.runs {
+            builder.insert(session_hash(&record_at(records, *at).session));
+        }
+        for (key, _) in keys {
+            builder.insert(*key.first_chunk().expect("a key begins with its hash"));
+        }
         let offset = self.sink.offset();
         let bytes = builder.encode(self.salt.at(offset));
         self.sink.put(&bytes)?;
