@@ -6,7 +6,6 @@
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::cast_precision_loss,
-    unreachable_pub,
     reason = "a benchmark prints its figures, and stops where something is wrong"
 )]
 

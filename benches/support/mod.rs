@@ -1,4 +1,11 @@
 //! What the benchmarks share: the floor, percentiles, a table of ratios.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "each benchmark uses its part of this, prints its figures, and stops where something is wrong"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

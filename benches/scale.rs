@@ -1,0 +1,221 @@
+//! Large stores, which take minutes and gigabytes, so each is run by name:
+//!
+//! * `cargo bench --bench scale -- sessions 1000000`: one event in each of so many sessions, then one more in each.
+//! * `cargo bench --bench scale -- bytes 10 1000`: so many gigabytes in so many sessions, then opened clean, after a kill, and with
+//!   the index deleted.
+//! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 100 events for so many seconds, beside a floor that
+//!   writes the same bytes a second time in the background.
+//!
+//! Each prints rates, the peak of the resident set, and bytes written by the process as the kernel counts them.
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    reason = "a benchmark prints its figures, and stops where something is wrong"
+)]
+
+mod support;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use sessionlog::{NewEvent, Page, SessionLog};
+use support::{Floor, batch, is_test, micros, percentile, session};
+
+const WRITERS: usize = 64;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let number = |at: usize, default: usize| arguments.get(at).map_or(default, |text| text.parse().unwrap());
+    let base = std::env::var_os("SESSION_LOG_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
+    let folder = tempfile::tempdir_in(base).unwrap();
+    match arguments.first().map(String::as_str) {
+        _ if is_test() => {
+            sessions(folder.path(), 200);
+            sustained(folder.path(), Duration::from_millis(100));
+        }
+        Some("sessions") => sessions(folder.path(), number(1, 1_000_000)),
+        Some("bytes") => bytes(folder.path(), number(1, 10), number(2, 1_000)),
+        Some("sustained") => sustained(folder.path(), Duration::from_secs(number(1, 60) as u64)),
+        _ => println!("name one of: sessions COUNT, bytes GIGABYTES SESSIONS, sustained SECONDS"),
+    }
+}
+
+fn sessions(folder: &Path, count: usize) {
+    let log = SessionLog::open(folder.join("sessions")).unwrap();
+    for pass in ["first", "second"] {
+        let began = Instant::now();
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..WRITERS {
+                scope.spawn(|| {
+                    while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < count) {
+                        log.append(&session(at), batch(1, 256)).unwrap();
+                    }
+                });
+            }
+        });
+        report(&format!("{pass} event in each of {count} sessions"), count, began.elapsed());
+        println!("  {:?}", log.stats());
+    }
+    settle(&log);
+    let mut reads: Vec<_> = (0..count.min(10_000))
+        .map(|at| {
+            let began = Instant::now();
+            assert_eq!(log.list(&session(at * 7_919 % count), Page::new()).unwrap().events.len(), 2);
+            began.elapsed()
+        })
+        .collect();
+    println!(
+        "a page of two events: p50 {:.0} us, p99 {:.0} us",
+        micros(percentile(&mut reads, 0.5)),
+        micros(percentile(&mut reads, 0.99))
+    );
+    log.close().unwrap();
+    println!("  {}", process());
+}
+
+fn bytes(folder: &Path, gigabytes: usize, sessions: usize) {
+    let path = folder.join("bytes");
+    let log = SessionLog::open(&path).unwrap();
+    let batches = gigabytes * 1_000_000_000 / 16_000;
+    let began = Instant::now();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < batches) {
+                    log.append(&session(at % sessions), batch(16, 1_000)).unwrap();
+                }
+            });
+        }
+    });
+    report(&format!("{gigabytes} GB in {sessions} sessions, batches of 16 x 1,000 B"), batches, began.elapsed());
+    settle(&log);
+    println!("  {}", process());
+    log.close().unwrap();
+    drop(log);
+    open(&path, "clean");
+    drop(SessionLog::open(&path).unwrap());
+    open(&path, "not closed");
+    std::fs::remove_dir_all(path.join("index")).unwrap();
+    open(&path, "index deleted");
+    println!("  {}", process());
+}
+
+fn open(path: &Path, how: &str) {
+    let began = Instant::now();
+    let log = SessionLog::open(path).unwrap();
+    let opened = began.elapsed();
+    let page = log.list(&session(3), Page::new().newest_first()).unwrap();
+    println!(
+        "open, {how}: {opened:?}; with a page of {} events: {:?}; {:?}",
+        page.events.len(),
+        began.elapsed(),
+        log.stats().recovery
+    );
+    drop(log);
+}
+
+/// Waits for the index to have everything.
+fn settle(log: &SessionLog) {
+    let began = Instant::now();
+    while log.stats().index_lag > 0 {
+        std::thread::yield_now();
+    }
+    println!("  the index was done {:?} later", began.elapsed());
+}
+
+fn sustained(folder: &Path, time: Duration) {
+    let log = SessionLog::open(folder.join("sustained")).unwrap();
+    let before = written();
+    let began = Instant::now();
+    let mut acks: Vec<Duration> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..8)
+            .map(|writer| {
+                let log = &log;
+                scope.spawn(move || {
+                    let events: Vec<NewEvent> = (0..100).map(|_| NewEvent::new("bench.event", vec![b'x'; 512])).collect();
+                    let mut acks = Vec::new();
+                    while began.elapsed() < time {
+                        let batch = sessionlog::Batch::new().events(events.iter().cloned());
+                        let append = Instant::now();
+                        log.append(&session(writer * 100 + acks.len() % 100), batch).unwrap();
+                        acks.push(append.elapsed());
+                    }
+                    acks
+                })
+            })
+            .collect();
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+    });
+    let took = began.elapsed();
+    let payload = acks.len() * 100 * 512;
+    let stats = log.stats();
+    println!(
+        "{} batches of 100 x 512 B in {took:?}: {:.1} MB/s; ack p50 {:.0} us, p99 {:.0} us, max {:.0} us",
+        acks.len(),
+        payload as f64 / took.as_secs_f64() / 1e6,
+        micros(percentile(&mut acks, 0.5)),
+        micros(percentile(&mut acks, 0.99)),
+        micros(percentile(&mut acks, 1.0))
+    );
+    settle(&log);
+    log.close().unwrap();
+    println!(
+        "  {:.2} bytes written for a byte of data, {:.2} without a block a group; {}",
+        (written() - before) as f64 / payload as f64,
+        (written() - before - stats.groups * 4096) as f64 / payload as f64,
+        process()
+    );
+    let group_bytes = usize::try_from(stats.journal_bytes / stats.groups).unwrap();
+    let rate = floor_twice(folder, group_bytes, time);
+    let reached = stats.journal_bytes as f64 / took.as_secs_f64() / rate;
+    println!("floor, groups of {group_bytes} B written twice: {:.1} MB/s; the log reaches {reached:.2} of it", rate / 1e6);
+}
+
+/// Bytes a second of a floor that also writes what it wrote a second time, in the background.
+fn floor_twice(folder: &Path, group_bytes: usize, time: Duration) -> f64 {
+    let mut floor = Floor::new(folder, 64 << 20, group_bytes);
+    let mut again = Floor::new(folder, 63 << 20, 1 << 20);
+    let (sender, receiver) = std::sync::mpsc::sync_channel(256);
+    let began = Instant::now();
+    let mut floor_bytes = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut due = 0;
+            for bytes in receiver {
+                due += bytes;
+                while due >= 1 << 20 {
+                    again.write(1 << 20);
+                    due -= 1 << 20;
+                }
+            }
+        });
+        while began.elapsed() < time {
+            floor.write(group_bytes);
+            floor_bytes += group_bytes;
+            sender.send(group_bytes).unwrap();
+        }
+        drop(sender);
+    });
+    floor_bytes as f64 / began.elapsed().as_secs_f64()
+}
+
+fn report(what: &str, operations: usize, took: Duration) {
+    println!("{what}: {took:?}, {:.0} appends/s; {}", operations as f64 / took.as_secs_f64(), process());
+}
+
+fn process() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM: unknown").to_owned();
+    format!("{peak}, {} MB written", written() / 1_000_000)
+}
+
+/// Bytes that this process caused to be written to disks.
+fn written() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+}
