@@ -2,8 +2,6 @@
 //!
 //! Rounds of the log and of the floor alternate, so that a machine that drifts drifts for both.
 #![expect(
-    clippy::print_stdout,
-    clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::cast_precision_loss,
     reason = "a benchmark prints its figures, and stops where something is wrong"

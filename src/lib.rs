@@ -1,4 +1,25 @@
-//! The durable, ordered event log of agent sessions, embedded in the server process that runs them.
+#![doc = include_str!("../README.md")]
+//!
+//! # Where to go on
+//!
+//! * Writing: [`SessionLog::append`], [`Batch`], [`NewEvent`], [`UserMessage`]; retries and expectations: [`Batch::idempotency_key`],
+//!   [`Expected`]; what may go wrong: [`Error`].
+//! * Reading: [`SessionLog::list`] and [`Page`], [`SessionLog::stream`] and [`EventStream`], [`SessionLog::feed`] for all sessions.
+//! * Turns: [`SessionLog::message`] and [`Message`], with the rules of the fold.
+//! * Running it: [`Options`], [`Stats`], [`SessionLog::close`].
+//!
+//! # What it costs to keep open
+//!
+//! Four threads, which sleep while nothing happens, and those of the index. Memory: up to
+//! [`recent_bytes_max`](Options::recent_bytes_max) for what is not yet in a segment, [`cache_bytes_max`](Options::cache_bytes_max) for
+//! what was read, [`index_cache_bytes_max`](Options::index_cache_bytes_max) for the index, and about 200 bytes a segment. Idle sessions cost
+//! none. A stream costs a few hundred bytes and no thread, plus what it has read ahead, a megabyte at the most.
+//!
+//! # What blocks
+//!
+//! [`append`](SessionLog::append) blocks for its barrier. Everything else returns as soon as it has read what it needs, from memory or
+//! with a few reads from the disk; no reader waits for a writer and no writer for a reader. Only an iterator over a stream waits for
+//! what is not there yet.
 
 mod codec;
 mod commit;
@@ -6,6 +27,8 @@ mod disk;
 mod error;
 mod event;
 mod feed;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod ids;
 mod index;
 mod journal;

@@ -169,3 +169,11 @@ fn key_hash(session: &SessionId, key: &str) -> [u8; 16] {
 fn session_hash(session: &SessionId) -> [u8; 16] {
     blake3::hash(session.as_str().as_bytes()).as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
 }
+
+/// Reads bytes as each part of a segment, past the checksums.
+#[cfg(fuzzing)]
+pub(crate) fn decode_parts(bytes: &bytes::Bytes) {
+    let _refused_or_not = (table::check_page(Salt::NONE, bytes), filter::check(Salt::NONE, bytes));
+    let _refused_or_not = (filter::may_hold(bytes, [7; 16]), split_run_key(bytes), Run::read(1, 1, bytes));
+    table::decode_page(bytes);
+}

@@ -249,6 +249,15 @@ impl OpenPage {
     }
 }
 
+/// Walks a page that nobody checked.
+#[cfg(fuzzing)]
+pub(crate) fn decode_page(bytes: &Bytes) {
+    let place = PagePlace { offset: 0, bytes: 0 };
+    let mut page = OpenPage { place, bytes: bytes.clone(), at: PAGE_HEADER_BYTES };
+    let _refused_or_not = (page.floor(b"key"), page.seek(b"key"));
+    while let Ok(Some(_)) = page.next() {}
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

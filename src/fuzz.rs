@@ -1,0 +1,38 @@
+//! The decoders for the fuzz targets; built under `cfg(fuzzing)` alone, so it is no part of the API.
+
+use bytes::Bytes;
+
+use crate::codec::{self, BlockHeader, FileHeader, GroupHeader, MANIFEST, RawRecord, Record, Salt, SegmentHeader, StoreId, TRAILER};
+use crate::index::IndexEntry;
+use crate::manifest::Manifest;
+use crate::segment::{self, SegmentInfo};
+
+/// Reads `bytes` as everything that the log reads from a disk. Whatever they are, each decoder refuses or takes them; none panics,
+/// and none allocates more than a small multiple of what it was given.
+pub fn decode(bytes: &[u8]) {
+    let shared = Bytes::copy_from_slice(bytes);
+    let mut at = 0;
+    while let Ok(raw) = RawRecord::split(bytes, at) {
+        if let Ok(record) = Record::decode(&shared, at) {
+            let _refused_or_not = (record.check_events(), raw.body_matches());
+            put_back(&record, raw.head);
+        }
+        at = raw.end;
+    }
+    let _refused_or_not = (FileHeader::decode(bytes), SegmentHeader::decode(bytes), BlockHeader::decode(Salt::NONE, bytes));
+    let _refused_or_not = GroupHeader::decode(StoreId::default(), bytes);
+    let _refused_or_not = codec::decode_value::<Manifest>(MANIFEST, Salt::NONE, bytes);
+    let _refused_or_not = codec::decode_value::<SegmentInfo>(TRAILER, Salt::NONE, bytes);
+    // Past their checksums, which random bytes do not pass.
+    let _refused_or_not = (codec::decode_bare::<Manifest>(bytes), codec::decode_bare::<SegmentInfo>(bytes));
+    let _refused_or_not = codec::decode_bare::<IndexEntry>(bytes);
+    segment::decode_parts(&shared);
+}
+
+/// A record that was read is written back as it was, so that sealing and recovery change nothing. A varint may have come in a longer form
+/// than the one that is written.
+fn put_back(record: &Record, head: &[u8]) {
+    let mut again = Vec::new();
+    record.put_head(&mut again);
+    assert!(again.len() <= head.len(), "a head grew from {} to {} bytes", head.len(), again.len());
+}
