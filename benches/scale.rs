@@ -5,6 +5,7 @@
 //!   the index deleted.
 //! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 100 events for so many seconds, beside a floor that
 //!   writes the same bytes a second time in the background.
+//! * `cargo bench --bench scale -- appends 10000 8`: so many appends of one event from so many threads, to be run under `strace -fc`.
 //!
 //! Each prints rates, the peak of the resident set, and bytes written by the process as the kernel counts them.
 #![expect(
@@ -37,8 +38,9 @@ fn main() {
         }
         Some("sessions") => sessions(folder.path(), number(1, 1_000_000)),
         Some("bytes") => bytes(folder.path(), number(1, 10), number(2, 1_000)),
+        Some("appends") => appends(folder.path(), number(1, 10_000), number(2, 1)),
         Some("sustained") => sustained(folder.path(), Duration::from_secs(number(1, 60) as u64)),
-        _ => println!("name one of: sessions COUNT, bytes GIGABYTES SESSIONS, sustained SECONDS"),
+        _ => println!("name one of: sessions COUNT, bytes GIGABYTES SESSIONS, appends COUNT THREADS, sustained SECONDS"),
     }
 }
 
@@ -74,6 +76,24 @@ fn sessions(folder: &Path, count: usize) {
     );
     log.close().unwrap();
     println!("  {}", process());
+}
+
+fn appends(folder: &Path, count: usize, threads: usize) {
+    let log = SessionLog::open(folder.join("appends")).unwrap();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let log = &log;
+            scope.spawn(move || {
+                for _ in 0..count / threads {
+                    log.append(&session(thread), batch(1, 512)).unwrap();
+                }
+            });
+        }
+    });
+    report(&format!("{count} appends from {threads} threads"), count, began.elapsed());
+    println!("  {:?}", log.stats());
+    log.close().unwrap();
 }
 
 fn bytes(folder: &Path, gigabytes: usize, sessions: usize) {

@@ -12,6 +12,7 @@
 //! * The leader does no I/O but the journal's, and takes no lock that is held over I/O.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -32,7 +33,7 @@ use crate::watermark::Waiter;
 const WITNESS_AFTER: Duration = Duration::from_millis(100);
 
 /// The active journal file is ended early when it accounts for this share of the memory for recent records.
-const ACTIVE_SHARE: u64 = 3;
+pub(crate) const ACTIVE_SHARE: u64 = 3;
 
 /// A batch on its way.
 pub(crate) struct Request {
@@ -41,7 +42,26 @@ pub(crate) struct Request {
     pub session: Pin,
     /// The sealed record that landed under the batch's key, looked up under the pin.
     pub sealed: Option<Record>,
-    pub ticket: Arc<Ticket>,
+    pub answer: Answer,
+}
+
+/// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread panicked, that is the answer.
+pub(crate) struct Answer(Arc<Ticket>);
+
+impl Answer {
+    pub(crate) fn owed_to(ticket: &Arc<Ticket>) -> Self {
+        Self(Arc::clone(ticket))
+    }
+
+    fn give(self, answer: Result<Landed>) {
+        self.0.complete(answer);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.0.complete(Err(lost()));
+    }
 }
 
 /// What an append came to: the record, and whether it had been there.
@@ -54,14 +74,20 @@ pub(crate) struct Landed {
 /// Where the caller finds the answer.
 #[derive(Default)]
 pub(crate) struct Ticket {
-    answer: Mutex<Option<Result<Landed>>>,
+    given: Mutex<Given>,
     waiter: Waiter,
+}
+
+#[derive(Default)]
+struct Given {
+    answer: Option<Result<Landed>>,
+    done: bool,
 }
 
 impl Ticket {
     pub(crate) fn wait(&self) -> Result<Landed> {
         loop {
-            if let Some(answer) = self.answer.lock().take() {
+            if let Some(answer) = self.given.lock().answer.take() {
                 return answer;
             }
             self.waiter.wait(None);
@@ -71,12 +97,17 @@ impl Ticket {
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
         // The waker is left first, so that an answer that comes in between wakes it.
         let _woken = self.waiter.poll(context);
-        self.answer.lock().take().map_or(Poll::Pending, Poll::Ready)
+        self.given.lock().answer.take().map_or(Poll::Pending, Poll::Ready)
     }
 
+    /// The first answer counts.
     fn complete(&self, answer: Result<Landed>) {
-        *self.answer.lock() = Some(answer);
-        self.waiter.wake();
+        let mut given = self.given.lock();
+        if !std::mem::replace(&mut given.done, true) {
+            given.answer = Some(answer);
+            drop(given);
+            self.waiter.wake();
+        }
     }
 }
 
@@ -149,10 +180,9 @@ impl Commit {
         }
     }
 
-    /// Queues the request and waits for its answer.
-    pub(crate) fn append(&self, request: Request) -> Result<Landed> {
+    /// Queues the request, waiting for room, and commits it here and now if nobody else leads.
+    pub(crate) fn append(&self, request: Request) -> Result<()> {
         let deadline = Instant::now() + self.stall_wait;
-        let ticket = Arc::clone(&request.ticket);
         let mut queue = self.queue.lock();
         while queue.is_full(&request, self.queue_bytes_max) {
             queue.check_open()?;
@@ -162,12 +192,10 @@ impl Commit {
         }
         queue.check_open()?;
         queue.push(request);
-        if queue.led {
-            drop(queue);
-        } else {
+        if !queue.led {
             self.lead_one_group(queue);
         }
-        ticket.wait()
+        Ok(())
     }
 
     /// Queues the request for the commit thread. Where the queue is full the request comes back, and `waiter` is woken once
@@ -374,8 +402,20 @@ impl Queue {
 fn lead<T>(queue: &mut MutexGuard<'_, Queue>, take: impl FnOnce(&mut Queue) -> T, act: impl FnOnce(T)) {
     queue.led = true;
     let taken = take(queue);
-    MutexGuard::unlocked(queue, || act(taken));
+    let acted = MutexGuard::unlocked(queue, || catch_unwind(AssertUnwindSafe(|| act(taken))));
     queue.led = false;
+    if let Err(panic) = acted {
+        // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
+        queue.poison.get_or_insert_with(|| Arc::new(lost()));
+        queue.requests.clear();
+        resume_unwind(panic);
+    }
+}
+
+/// What is said of a batch whose leader panicked.
+fn lost() -> Error {
+    let source = std::io::Error::other("the thread that wrote it panicked");
+    crate::disk::io_error("commit a batch to", "the journal".as_ref())(source)
 }
 
 /// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.
@@ -417,7 +457,7 @@ fn replay(request: &Request, state: &EntryState) -> Option<Result<Landed>> {
 
 /// Answers a request. The session is let go first, so that a caller who has its answer leaves nothing behind.
 fn answer(request: Request, answer: Result<Landed>) {
-    let Request { session, ticket, .. } = request;
+    let Request { session, answer: owed, .. } = request;
     drop(session);
-    ticket.complete(answer);
+    owed.give(answer);
 }

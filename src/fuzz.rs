@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::codec::{self, BlockHeader, FileHeader, GroupHeader, MANIFEST, RawRecord, Record, Salt, SegmentHeader, StoreId, TRAILER};
+use crate::codec::{
+    self, BlockHeader, FileHeader, GroupHeader, MANIFEST, RawRecord, Record, Salt, SegmentHeader, StoreId, TRAILER,
+};
 use crate::index::IndexEntry;
 use crate::manifest::Manifest;
 use crate::segment::{self, SegmentInfo};

@@ -199,22 +199,22 @@ impl IdClock {
 
     /// Takes the IDs `base ..= base + (count - 1)`.
     pub(crate) fn stamp(&mut self, count: u32) -> Stamp {
-        let created_ms = self.now_ms();
+        let created_ms = now_ms(&self.wall);
         let base = if created_ms > self.last.timestamp_ms() { fresh(created_ms) } else { self.last.plus(1) };
         self.last = base.plus(count.saturating_sub(1));
         Stamp { base, created_ms }
     }
+}
 
-    /// How far the wall clock lies behind or ahead of the newest ID, when that is suspicious.
-    pub(crate) fn skew(&self) -> Option<Duration> {
-        let apart = Duration::from_millis(self.now_ms().abs_diff(self.last.timestamp_ms()));
-        (self.last != EventId(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)
-    }
+/// How far the wall clock lies behind or ahead of the newest ID, when that is suspicious.
+pub(crate) fn clock_skew(wall: &WallClock, last: EventId) -> Option<Duration> {
+    let apart = Duration::from_millis(now_ms(wall).abs_diff(last.timestamp_ms()));
+    (last != EventId(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)
+}
 
-    fn now_ms(&self) -> u64 {
-        let since = (self.wall)().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX).min(TIME_MS_MAX)
-    }
+fn now_ms(wall: &WallClock) -> u64 {
+    let since = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX).min(TIME_MS_MAX)
 }
 
 /// A random ID of a fresh millisecond. The top random bit is clear, so counting on cannot carry into the time.
@@ -264,7 +264,7 @@ mod tests {
         let last = IdClock::new(clock_at(&now), EventId(0)).stamp(3).base.plus(2);
         now.store(10, Ordering::Relaxed);
         let mut reopened = IdClock::new(clock_at(&now), last);
-        assert!(reopened.skew().is_none(), "five seconds are not worth a report");
+        assert!(clock_skew(&reopened.wall, last).is_none(), "five seconds are not worth a report");
         assert_eq!(reopened.stamp(1).base, last.plus(1));
     }
 
@@ -272,7 +272,7 @@ mod tests {
     fn a_clock_a_day_off_is_reported() {
         let now = Arc::new(AtomicU64::new(0));
         let last = fresh(2 * 86_400_000);
-        assert_eq!(IdClock::new(clock_at(&now), last).skew(), Some(Duration::from_hours(48)));
+        assert_eq!(clock_skew(&clock_at(&now), last), Some(Duration::from_hours(48)));
     }
 
     #[test]

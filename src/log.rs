@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{EncodedBatch, StoreId};
-use crate::commit::{Commit, Landed, Request};
+use crate::commit::{ACTIVE_SHARE, Answer, Commit, Landed, Request, Ticket};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
 use crate::feed::After;
-use crate::ids::{EventId, MessageId};
+use crate::ids::{EventId, MessageId, clock_skew};
 use crate::index::Index;
 use crate::journal::Spares;
 use crate::manifest::Manifest;
@@ -105,8 +105,10 @@ impl SessionLog {
     /// until then. [`Error::Corrupt`]: the session's own records could not be read; nothing was written.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let core = &self.handle.core;
-        let request = core.request(session, batch)?;
-        core.writer()?.commit.append(request).map(|landed| to_ack(&landed))
+        let ticket = Arc::default();
+        let request = core.request(session, batch, &ticket)?;
+        core.writer()?.commit.append(request)?;
+        ticket.wait().map(|landed| to_ack(&landed))
     }
 
     /// As [`append`](Self::append), for async callers on any runtime. The batch is queued at the first poll, in the same queue; no thread is
@@ -122,8 +124,8 @@ impl SessionLog {
         let (core, session) = (Arc::clone(&self.handle.core), session.clone());
         async move {
             let commit = &core.writer()?.commit;
-            let request = core.request(&session, batch)?;
-            let ticket = Arc::clone(&request.ticket);
+            let ticket = Arc::default();
+            let request = core.request(&session, batch, &ticket)?;
             let room: Arc<Waiter> = Arc::default();
             let mut waiting = commit.submit(request, &room)?;
             while let Some(request) = waiting {
@@ -290,7 +292,7 @@ impl Core {
     }
 
     /// Checks and encodes a batch, and loads what the commit section will decide by.
-    fn request(&self, session: &SessionId, batch: Batch) -> Result<Request> {
+    fn request(&self, session: &SessionId, batch: Batch, ticket: &Arc<Ticket>) -> Result<Request> {
         self.writer()?;
         let store = self.open_store()?;
         batch.check(&store.options.limits)?;
@@ -306,7 +308,7 @@ impl Core {
                 sealed = store.locator.record_of_key(session, head.generation, &key.text)?;
             }
         }
-        Ok(Request { batch, expected, session: entry, sealed, ticket: Arc::default() })
+        Ok(Request { batch, expected, session: entry, sealed, answer: Answer::owed_to(ticket) })
     }
 
     fn stats(&self) -> Stats {
@@ -329,7 +331,7 @@ impl Core {
             index_lag: segments.iter().filter(|segment| segment.info.number > self.index.through()).count() as u64,
             index_rebuilds: self.index.rebuilds(),
             streams: count(&self.counters.streams),
-            clock_skew: self.writer.as_ref().and_then(|writer| writer.commit.committer().clock.skew()),
+            clock_skew: clock_skew(&self.store.options.clock, recent.last_id()),
             recovery: self.recovery.clone(),
         }
     }
@@ -358,6 +360,8 @@ impl Handle {
             locator: Arc::clone(&self.core.store.locator),
             cache: Arc::clone(&self.core.store.cache),
             spares: Arc::clone(&writer.spares),
+            file_bytes_min: self.core.store.options.journal_file_bytes_max as u64,
+            memory_min: self.core.store.options.recent_bytes_max as u64 / ACTIVE_SHARE,
         };
         let (commit, spares) = (Arc::clone(&writer.commit), Arc::clone(&writer.spares));
         let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));

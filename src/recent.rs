@@ -217,12 +217,17 @@ impl Recent {
         commits.files.iter().filter(|file| file.begun && file.start_lsn >= lsn).map(|file| file.file).collect()
     }
 
-    /// What is ready to be sealed, if it holds a record. That waits for the file behind it to be begun, since the manifest must
-    /// name a file that the next records are in.
-    pub(crate) fn sealable(&self) -> Option<Sealable> {
+    /// The full journal files, once they hold a record and are worth a segment: they take so many bytes on the disk, or in memory.
+    /// That waits for the file behind them to be begun, since the manifest must name a file that the next records are in.
+    pub(crate) fn sealable(&self, file_bytes_min: u64, memory_min: u64) -> Option<Sealable> {
         let commits = self.commits.read();
         let active = commits.files.back().filter(|file| file.begun)?;
         let full = commits.files.range(..commits.files.len() - 1);
+        let (file_bytes, memory) =
+            full.clone().fold((0, 0), |(disk, memory), file| (disk + file.file_bytes, memory + file.bytes));
+        if file_bytes < file_bytes_min && memory < memory_min {
+            return None;
+        }
         let records: Vec<_> = full.clone().flat_map(|file| file.groups.iter().flatten()).map(Arc::clone).collect();
         (!records.is_empty()).then(|| Sealable {
             records,

@@ -14,7 +14,7 @@ use crate::codec::{FileHeader, StoreId};
 use crate::commit::{Commit, Committer};
 use crate::disk::{Disk, Hold, Mode, RealDisk, TEMPORARY};
 use crate::error::{Error, Result};
-use crate::ids::{EventId, IdClock, fresh_store_number};
+use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number};
 use crate::index::Index;
 use crate::journal::{
     self, ActiveFile, GroupEncoder, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, replay,
@@ -95,7 +95,7 @@ impl Opening<'_> {
         let recent = Arc::new(Recent::new(ends.last_id));
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let clock = IdClock::new(Arc::clone(&self.options.clock), ends.last_id);
-        recovery.clock_skew = clock.skew();
+        recovery.clock_skew = clock_skew(&self.options.clock, ends.last_id);
         spares.prepare_next(writer.active_bytes());
         let (seal, counters) = (Arc::new(SealSignal::default()), Arc::new(Counters::default()));
         seal.notify();

@@ -99,6 +99,10 @@ pub(crate) struct Sealer {
     pub locator: Arc<Locator>,
     pub cache: Arc<BlockCache>,
     pub spares: Arc<Spares>,
+    /// A segment is made of journal files that take this much on the disk, so that a young log does not leave many small ones,
+    pub file_bytes_min: u64,
+    /// or this much in memory.
+    pub memory_min: u64,
 }
 
 impl Sealer {
@@ -116,7 +120,7 @@ impl Sealer {
     }
 
     fn seal_all(&self) -> Result<()> {
-        while let Some(sealable) = self.recent.sealable() {
+        while let Some(sealable) = self.recent.sealable(self.file_bytes_min, self.memory_min) {
             self.seal(&sealable)?;
         }
         Ok(())
@@ -138,7 +142,8 @@ impl Sealer {
         self.recent.release_sealed(sealable);
         self.signal.finished();
         for (file, bytes) in &sealable.files {
-            self.spares.give(file.number, *bytes)?;
+            // A file that is not taken back lies idle until the next open finds it.
+            let _taken_back = self.spares.give(file.number, *bytes);
         }
         Ok(())
     }
