@@ -149,10 +149,29 @@ pub(crate) struct Committer {
     pub clock: IdClock,
 }
 
-/// What became of a request within its group.
-enum Decision {
+/// A request whose place in its group is known.
+struct Decided {
+    session: Pin,
+    owed: Answer,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    /// It becomes this record, once the group is durable.
     Append(Arc<Record>),
-    Answer(Result<Landed>),
+    /// It writes nothing, and is told this once the group is durable.
+    Tell(Result<Landed>),
+}
+
+impl Decided {
+    /// Gives the answer that was decided.
+    fn answer(self) {
+        let answer = match self.outcome {
+            Outcome::Append(record) => Ok(Landed { record, replayed: false }),
+            Outcome::Tell(answer) => answer,
+        };
+        finish(self.session, self.owed, answer);
+    }
 }
 
 impl Commit {
@@ -285,17 +304,11 @@ impl Commit {
         let mut committer = self.committer.lock();
         let file_before = committer.journal.active_use();
         let ready = self.check_poison().and_then(|()| self.make_room(&mut committer, &group));
-        let result = ready.and_then(|()| {
-            committer.journal.begin();
-            let Committer { journal, clock } = &mut *committer;
-            let decisions: Vec<Decision> = group.iter().map(|request| decide(request, journal, clock)).collect();
-            self.write(journal, &decisions).map(|()| decisions)
-        });
-        let filled_a_file = committer.journal.active_use() != file_before;
-        match result {
-            Ok(decisions) => self.publish(group, decisions),
-            Err(error) => group.into_iter().for_each(|request| answer(request, Err(error.clone()))),
+        match ready {
+            Ok(()) => self.commit_in_place(&mut committer, group),
+            Err(error) => group.into_iter().for_each(|request| finish(request.session, request.answer, Err(error.clone()))),
         }
+        let filled_a_file = committer.journal.active_use() != file_before;
         drop(committer);
         if filled_a_file {
             self.seal.notify();
@@ -305,6 +318,17 @@ impl Commit {
             self.work.notify_one();
         }
         self.wake_for_room(&mut queue);
+    }
+
+    /// Commits a group for which there is room.
+    fn commit_in_place(&self, committer: &mut Committer, group: Vec<Request>) {
+        let Committer { journal, clock } = committer;
+        journal.begin();
+        let decided: Vec<Decided> = group.into_iter().map(|request| decide(request, journal, clock)).collect();
+        match self.write(journal, &decided) {
+            Ok(()) => self.publish(decided),
+            Err(error) => decided.into_iter().for_each(|decided| finish(decided.session, decided.owed, Err(error.clone()))),
+        }
     }
 
     /// Sees to it that the group fits the active journal file and that memory for its records is left.
@@ -326,8 +350,8 @@ impl Commit {
         Ok(())
     }
 
-    fn write(&self, journal: &mut JournalWriter, decisions: &[Decision]) -> Result<()> {
-        let appended = decisions.iter().filter(|decision| matches!(decision, Decision::Append(_))).count();
+    fn write(&self, journal: &mut JournalWriter, decided: &[Decided]) -> Result<()> {
+        let appended = decided.iter().filter(|decided| matches!(decided.outcome, Outcome::Append(_))).count();
         if appended == 0 {
             return Ok(());
         }
@@ -337,21 +361,14 @@ impl Commit {
         Ok(())
     }
 
-    fn publish(&self, group: Vec<Request>, decisions: Vec<Decision>) {
-        let appended = group.iter().zip(&decisions).filter_map(|(request, decision)| match decision {
-            Decision::Append(record) => Some((&*request.session, Arc::clone(record))),
-            Decision::Answer(_) => None,
+    /// Lets readers see the group, and then answers those who wait for it.
+    fn publish(&self, decided: Vec<Decided>) {
+        let appended = decided.iter().filter_map(|decided| match &decided.outcome {
+            Outcome::Append(record) => Some((&*decided.session, record)),
+            Outcome::Tell(_) => None,
         });
-        let waiters = self.recent.publish(&appended.collect::<Vec<_>>());
-        for (request, decision) in group.into_iter().zip(decisions) {
-            answer(
-                request,
-                match decision {
-                    Decision::Append(record) => Ok(Landed { record, replayed: false }),
-                    Decision::Answer(answer) => answer,
-                },
-            );
-        }
+        let waiters = self.recent.publish(appended);
+        decided.into_iter().for_each(Decided::answer);
         for waiter in waiters {
             waiter.wake();
         }
@@ -419,45 +436,41 @@ fn lost() -> Error {
 }
 
 /// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.
-fn decide(request: &Request, journal: &mut JournalWriter, clock: &mut IdClock) -> Decision {
-    let mut state = request.session.lock();
-    if let Some(answer) = replay(request, &state) {
-        return Decision::Answer(answer);
-    }
-    if !request.expected.holds(state.assigned) {
-        return Decision::Answer(Err(Error::ExpectedMismatch {
-            session: request.session.id().clone(),
-            expected: request.expected,
-            actual: state.assigned,
-        }));
-    }
-    let stamp = clock.stamp(request.batch.count);
-    let record = Arc::new(request.batch.clone().stamped(state.generation(), state.assigned + 1, stamp));
-    state.assign(&record);
-    journal.put(&record);
-    Decision::Append(record)
+fn decide(request: Request, journal: &mut JournalWriter, clock: &mut IdClock) -> Decided {
+    let Request { batch, expected, session, sealed, answer: owed } = request;
+    let mut state = session.lock();
+    let outcome = if let Some(answer) = replay(&session, &batch, sealed, &state) {
+        Outcome::Tell(answer)
+    } else if expected.holds(state.assigned) {
+        let stamp = clock.stamp(batch.count);
+        let record = Arc::new(batch.stamped(state.generation(), state.assigned + 1, stamp));
+        state.assign(&record);
+        journal.put(&record);
+        Outcome::Append(record)
+    } else {
+        let (session, actual) = (session.id().clone(), state.assigned);
+        Outcome::Tell(Err(Error::ExpectedMismatch { session, expected, actual }))
+    };
+    drop(state);
+    Decided { session, owed, outcome }
 }
 
 /// The answer for a key that was used before.
-fn replay(request: &Request, state: &EntryState) -> Option<Result<Landed>> {
-    let key = request.batch.key.as_ref()?;
-    let landed = match state.record_of_key(&key.text) {
+fn replay(session: &Pin, batch: &EncodedBatch, sealed: Option<Record>, state: &EntryState) -> Option<Result<Landed>> {
+    let key = batch.key.as_ref()?;
+    let record = match state.record_of_key(&key.text) {
         Some(recent) => Arc::clone(recent),
-        None => Arc::new(request.sealed.clone()?),
+        None => Arc::new(sealed?),
     };
-    if landed.key.as_ref().is_some_and(|stored| stored.fingerprint == key.fingerprint) {
-        return Some(Ok(Landed { record: landed, replayed: true }));
+    if record.key.as_ref().is_some_and(|stored| stored.fingerprint == key.fingerprint) {
+        return Some(Ok(Landed { record, replayed: true }));
     }
-    Some(Err(Error::IdempotencyConflict {
-        session: request.session.id().clone(),
-        key: key.text.to_string(),
-        first_seq: landed.first,
-    }))
+    let (session, key) = (session.id().clone(), key.text.to_string());
+    Some(Err(Error::IdempotencyConflict { session, key, first_seq: record.first }))
 }
 
 /// Answers a request. The session is let go first, so that a caller who has its answer leaves nothing behind.
-fn answer(request: Request, answer: Result<Landed>) {
-    let Request { session, answer: owed, .. } = request;
+fn finish(session: Pin, owed: Answer, answer: Result<Landed>) {
     drop(session);
     owed.give(answer);
 }

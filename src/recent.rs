@@ -157,11 +157,11 @@ impl Recent {
     }
 
     /// Lets readers see a group that is on stable storage. Returns who waits for them.
-    pub(crate) fn publish(&self, entries: &[(&Entry, Arc<Record>)]) -> Vec<Arc<Waiter>> {
+    pub(crate) fn publish<'a>(&self, appended: impl Iterator<Item = (&'a Entry, &'a Arc<Record>)>) -> Vec<Arc<Waiter>> {
         let mut to_wake = Vec::new();
         let mut bytes = 0;
-        let mut group = Vec::with_capacity(entries.len());
-        for (entry, record) in entries {
+        let mut group = Vec::with_capacity(appended.size_hint().1.unwrap_or(0));
+        for (entry, record) in appended {
             let mut state = entry.lock();
             bytes += state.publish(Arc::clone(record));
             to_wake.append(&mut state.waiters.take());
