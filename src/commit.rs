@@ -26,7 +26,7 @@ use crate::options::Options;
 use crate::recent::{EntryState, Pin, Recent};
 use crate::seal::SealSignal;
 use crate::stats::Counters;
-use crate::sync::{Condvar, Instant, Mutex, MutexGuard};
+use crate::sync::{Condvar, Deadline, Instant, Mutex, MutexGuard};
 use crate::watermark::Waiter;
 
 /// How long the log is without appends before the durable LSN is recorded in a witness.
@@ -90,7 +90,7 @@ impl Ticket {
             if let Some(answer) = self.given.lock().answer.take() {
                 return answer;
             }
-            self.waiter.wait(None);
+            self.waiter.wait(Deadline::NEVER);
         }
     }
 
@@ -201,11 +201,11 @@ impl Commit {
 
     /// Queues the request, waiting for room, and commits it here and now if nobody else leads.
     pub(crate) fn append(&self, request: Request) -> Result<()> {
-        let deadline = Instant::now() + self.stall_wait;
+        let deadline = Deadline::after(self.stall_wait);
         let mut queue = self.queue.lock();
         while queue.is_full(&request, self.queue_bytes_max) {
             queue.check_open()?;
-            if self.room.wait_until(&mut queue, deadline).timed_out() {
+            if !deadline.wait(&self.room, &mut queue) {
                 return Err(Error::Stalled { waited: self.stall_wait });
             }
         }
@@ -240,7 +240,7 @@ impl Commit {
             if queue.led {
                 self.work.wait(&mut queue);
             } else if !queue.requests.is_empty() {
-                lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
+                self.lead_group(&mut queue);
             } else if queue.closing {
                 return;
             } else if let Some(committed) = queue.unwitnessed {
@@ -293,31 +293,29 @@ impl Commit {
 
     /// Takes a group from the queue, which is not empty, commits it on this thread, and leaves the rest to the commit thread.
     fn lead_one_group(&self, mut queue: MutexGuard<'_, Queue>) {
-        lead(&mut queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
-        if !queue.requests.is_empty() || queue.closing {
+        let was_witnessed = queue.unwitnessed.is_none();
+        self.lead_group(&mut queue);
+        // The commit thread has nothing to do but to see to the next group, the next witness, or the end.
+        if !queue.requests.is_empty() || was_witnessed || queue.closing {
             self.work.notify_one();
         }
+    }
+
+    /// Takes a group from the queue, which is not empty, and commits it.
+    fn lead_group(&self, queue: &mut MutexGuard<'_, Queue>) {
+        lead(queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
+        queue.unwitnessed = Some(Instant::now());
+        self.wake_for_room(queue);
     }
 
     /// Decides, writes, publishes and answers a group.
     fn commit(&self, group: Vec<Request>) {
         let mut committer = self.committer.lock();
-        let file_before = committer.journal.active_use();
         let ready = self.check_poison().and_then(|()| self.make_room(&mut committer, &group));
         match ready {
             Ok(()) => self.commit_in_place(&mut committer, group),
             Err(error) => group.into_iter().for_each(|request| finish(request.session, request.answer, Err(error.clone()))),
         }
-        let filled_a_file = committer.journal.active_use() != file_before;
-        drop(committer);
-        if filled_a_file {
-            self.seal.notify();
-        }
-        let mut queue = self.queue.lock();
-        if queue.unwitnessed.replace(Instant::now()).is_none() {
-            self.work.notify_one();
-        }
-        self.wake_for_room(&mut queue);
     }
 
     /// Commits a group for which there is room.
@@ -333,8 +331,8 @@ impl Commit {
 
     /// Sees to it that the group fits the active journal file and that memory for its records is left.
     fn make_room(&self, committer: &mut Committer, group: &[Request]) -> Result<()> {
-        let waited = self.seal.wait_until(self.stall_wait, || self.recent.bytes() <= self.recent_bytes_max);
-        if !waited {
+        let has_room = || self.recent.bytes() <= self.recent_bytes_max || !self.recent.has_full_file();
+        if !self.seal.wait_until(self.stall_wait, has_room) {
             return Err(Error::Stalled { waited: self.stall_wait });
         }
         let record_bytes = group.iter().map(|request| request.batch.stored_bytes_max()).sum();
@@ -367,10 +365,13 @@ impl Commit {
             Outcome::Append(record) => Some((&*decided.session, record)),
             Outcome::Tell(_) => None,
         });
-        let waiters = self.recent.publish(appended);
+        let published = self.recent.publish(appended);
         decided.into_iter().for_each(Decided::answer);
-        for waiter in waiters {
+        for waiter in published.to_wake {
             waiter.wake();
+        }
+        if published.began_file {
+            self.seal.notify();
         }
     }
 

@@ -174,10 +174,21 @@ impl Disk for RealDisk {
         let file = open_file(path, mode, OFlags::empty()).map_err(io_error("open", path))?;
         let taken = if hold == Hold::Alone { file.try_lock() } else { file.try_lock_shared() };
         match taken {
-            Ok(()) => Ok(Box::new(file)),
+            Ok(()) => Ok(Box::new(FolderLock(file))),
             Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.parent().unwrap_or(path).to_path_buf() }),
             Err(TryLockError::Error(error)) => Err(io_error("lock", path)(error)),
         }
+    }
+}
+
+/// A lock on a file belongs to the open file, which a child process shares between its fork and its exec; so it is given back, not
+/// just closed.
+struct FolderLock(File);
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Should this fail, closing the file gives the lock back a moment later.
+        let _given_back = self.0.unlock();
     }
 }
 

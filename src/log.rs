@@ -17,6 +17,7 @@ use crate::manifest::Manifest;
 use crate::message::{Message, MessagePage};
 use crate::options::Options;
 use crate::read::{EventPage, Page, Store};
+use crate::recent::Worth;
 use crate::recover;
 use crate::seal::{SealSignal, Sealer};
 use crate::session::{Head, SessionId};
@@ -349,6 +350,7 @@ enum Stop {
 impl Handle {
     fn start(&self) -> Result<()> {
         let Some(writer) = &self.core.writer else { return Ok(()) };
+        let options = &self.core.store.options;
         let sealer = Sealer {
             disk: Arc::clone(&writer.disk),
             folder: writer.folder.clone(),
@@ -360,8 +362,11 @@ impl Handle {
             locator: Arc::clone(&self.core.store.locator),
             cache: Arc::clone(&self.core.store.cache),
             spares: Arc::clone(&writer.spares),
-            file_bytes_min: self.core.store.options.journal_file_bytes_max as u64,
-            memory_min: self.core.store.options.recent_bytes_max as u64 / ACTIVE_SHARE,
+            worth: Worth {
+                file_bytes_min: options.journal_file_bytes_max as u64,
+                memory_min: options.recent_bytes_max as u64 / ACTIVE_SHARE,
+                memory_max: options.recent_bytes_max as u64,
+            },
         };
         let (commit, spares) = (Arc::clone(&writer.commit), Arc::clone(&writer.spares));
         let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));

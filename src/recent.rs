@@ -64,6 +64,17 @@ struct RecentFile {
     bytes: u64,
 }
 
+/// When full journal files are worth a segment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Worth {
+    /// They take this much on the disk, so that a young log does not leave many small segments,
+    pub(crate) file_bytes_min: u64,
+    /// or this much in memory,
+    pub(crate) memory_min: u64,
+    /// or all that is recent takes more than this.
+    pub(crate) memory_max: u64,
+}
+
 /// What is ready to be sealed: all of the journal but the file that is being written.
 pub(crate) struct Sealable {
     pub records: Vec<Arc<Record>>,
@@ -71,6 +82,14 @@ pub(crate) struct Sealable {
     pub end_lsn: u64,
     /// The journal files and their sizes.
     pub files: Vec<(JournalUse, u64)>,
+}
+
+/// What follows from publishing a group.
+pub(crate) struct Published {
+    /// Who waited for its events.
+    pub(crate) to_wake: Vec<Arc<Waiter>>,
+    /// It is the first of its journal file, so the files before can be sealed.
+    pub(crate) began_file: bool,
 }
 
 /// A session that is in use or has recent records.
@@ -156,8 +175,8 @@ impl Recent {
         self.commits.write().files.push_back(file);
     }
 
-    /// Lets readers see a group that is on stable storage. Returns who waits for them.
-    pub(crate) fn publish<'a>(&self, appended: impl Iterator<Item = (&'a Entry, &'a Arc<Record>)>) -> Vec<Arc<Waiter>> {
+    /// Lets readers see a group that is on stable storage. Returns what follows from it.
+    pub(crate) fn publish<'a>(&self, appended: impl Iterator<Item = (&'a Entry, &'a Arc<Record>)>) -> Published {
         let mut to_wake = Vec::new();
         let mut bytes = 0;
         let mut group = Vec::with_capacity(appended.size_hint().1.unwrap_or(0));
@@ -167,9 +186,9 @@ impl Recent {
             to_wake.append(&mut state.waiters.take());
             group.push(Arc::clone(record));
         }
-        self.push_group(group, bytes as u64);
+        let began_file = self.push_group(group, bytes as u64);
         to_wake.append(&mut self.feeds.lock().take());
-        to_wake
+        Published { to_wake, began_file }
     }
 
     /// Takes in a group found in the journal. A record says itself where its session stands, so nothing is looked up.
@@ -207,6 +226,11 @@ impl Recent {
         self.commits.read().files.back().map_or(0, |file| file.bytes)
     }
 
+    /// Whether there is a full file, which sealing will free.
+    pub(crate) fn has_full_file(&self) -> bool {
+        self.commits.read().files.len() > 1
+    }
+
     pub(crate) fn events(&self) -> u64 {
         self.commits.read().events
     }
@@ -217,15 +241,15 @@ impl Recent {
         commits.files.iter().filter(|file| file.begun && file.start_lsn >= lsn).map(|file| file.file).collect()
     }
 
-    /// The full journal files, once they hold a record and are worth a segment: they take so many bytes on the disk, or in memory.
+    /// The full journal files, once they hold a record and are worth a segment.
     /// That waits for the file behind them to be begun, since the manifest must name a file that the next records are in.
-    pub(crate) fn sealable(&self, file_bytes_min: u64, memory_min: u64) -> Option<Sealable> {
+    pub(crate) fn sealable(&self, worth: Worth) -> Option<Sealable> {
         let commits = self.commits.read();
         let active = commits.files.back().filter(|file| file.begun)?;
         let full = commits.files.range(..commits.files.len() - 1);
         let (file_bytes, memory) =
             full.clone().fold((0, 0), |(disk, memory), file| (disk + file.file_bytes, memory + file.bytes));
-        if file_bytes < file_bytes_min && memory < memory_min {
+        if file_bytes < worth.file_bytes_min && memory < worth.memory_min && self.bytes() <= worth.memory_max {
             return None;
         }
         let records: Vec<_> = full.clone().flat_map(|file| file.groups.iter().flatten()).map(Arc::clone).collect();
@@ -313,18 +337,20 @@ impl Recent {
         waiters
     }
 
-    fn push_group(&self, group: Vec<Arc<Record>>, bytes: u64) {
-        let Some(last) = group.last() else { return };
+    /// Whether it is the first group of its file.
+    fn push_group(&self, group: Vec<Arc<Record>>, bytes: u64) -> bool {
+        let Some(last) = group.last() else { return false };
         let last_id = last.last_id();
         let events = group.iter().map(|record| u64::from(record.count)).sum::<u64>();
         let mut commits = self.commits.write();
         commits.events += events;
         commits.last_id = last_id;
         let file = commits.files.back_mut().expect("a file is begun before its first group");
-        file.begun = true;
+        let began_file = !std::mem::replace(&mut file.begun, true);
         file.groups.push(group);
         file.bytes += bytes;
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        began_file
     }
 
     fn release_record(&self, sealed: &Arc<Record>) {

@@ -52,7 +52,12 @@ impl Opening<'_> {
     fn read_only(self) -> Result<Core> {
         let lock = self.folder.join(LOCK);
         let held = if self.disk.exists(&lock)? { Some(self.disk.lock(&lock, Hold::WithReaders)?) } else { None };
-        let Some(mut manifest) = Manifest::load(&*self.disk, self.folder)? else { return Err(no_log_in(self.folder)) };
+        let Some(mut manifest) = Manifest::load(&*self.disk, self.folder)? else {
+            if self.disk.exists(&journal::folder(self.folder))? {
+                self.check_that_nothing_is_lost()?;
+            }
+            return Err(no_log_in(self.folder));
+        };
         let mut recovery = Recovery::default();
         self.take_in_segments(&mut manifest, &mut recovery)?;
         let journal = journal::folder(self.folder);
@@ -83,6 +88,7 @@ impl Opening<'_> {
         self.take_in_segments(&mut manifest, &mut recovery)?;
         let mut replayed = replay(disk, &journal::folder(self.folder), &manifest)?;
         let ends = Ends::of(&replayed, &manifest);
+        self.remove_unfinished()?;
         let spares = self.spares(&mut replayed)?;
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
         let last = replayed.files.last_mut().expect("the journal has a file");
@@ -122,16 +128,23 @@ impl Opening<'_> {
         Ok(core)
     }
 
-    /// Makes the folders durable, and takes away what was not finished in them.
-    fn make_folders(&self) -> Result<()> {
+    /// Takes away what was not finished when the log stopped. After the log was found to be sound: a failed open changes nothing.
+    fn remove_unfinished(&self) -> Result<()> {
         for folder in [journal::folder(self.folder), segment::folder(self.folder)] {
-            self.disk.make_dir(&folder)?;
             for (name, _) in self.disk.list(&folder)? {
                 let path = folder.join(name);
                 if path.extension().is_some_and(|extension| extension == TEMPORARY) {
                     self.disk.remove(&path)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the folders, durably.
+    fn make_folders(&self) -> Result<()> {
+        for folder in [journal::folder(self.folder), segment::folder(self.folder)] {
+            self.disk.make_dir(&folder)?;
         }
         self.disk.sync_dir(self.folder)?;
         match self.folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -140,21 +153,30 @@ impl Opening<'_> {
         }
     }
 
-    /// Begins a log where there is none. A folder that holds anything of a log but no manifest has lost it.
-    fn create(&self) -> Result<Manifest> {
-        let journal = journal::folder(self.folder);
-        let segments = self.disk.list(&segment::folder(self.folder))?;
-        if let Some((name, _)) = segments.first() {
-            return Err(Error::corrupt(segment::folder(self.folder).join(name), 0, "a segment without a manifest"));
-        }
-        let mut next_number = 1;
-        for (name, bytes) in self.disk.list(&journal)? {
-            let Some(number) = journal::number(&name) else { continue };
-            next_number = next_number.max(number + 1);
-            if bytes > HEADER_BYTES && journal::holds_group(&*self.disk, &journal.join(&name))? {
-                return Err(Error::corrupt(journal.join(name), HEADER_BYTES, "a group of a log without a manifest"));
+    /// Where there is no manifest there was no log, or it was lost: then something else of it is there.
+    fn check_that_nothing_is_lost(&self) -> Result<()> {
+        let (journal, segments) = (journal::folder(self.folder), segment::folder(self.folder));
+        for (name, _) in self.disk.list(&segments)? {
+            let path = segments.join(name);
+            if path.extension().is_none_or(|extension| extension != TEMPORARY) {
+                return Err(Error::corrupt(path, 0, "a segment without a manifest"));
             }
         }
+        for (name, bytes) in self.disk.list(&journal)? {
+            let path = journal.join(&name);
+            if journal::number(&name).is_some() && bytes > HEADER_BYTES && journal::holds_group(&*self.disk, &path)? {
+                return Err(Error::corrupt(path, HEADER_BYTES, "a group of a log without a manifest"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a log where there is none. An earlier attempt may have left a journal file without groups.
+    fn create(&self) -> Result<Manifest> {
+        self.check_that_nothing_is_lost()?;
+        let journal = journal::folder(self.folder);
+        let files = self.disk.list(&journal)?;
+        let next_number = files.iter().filter_map(|(name, _)| journal::number(name)).max().unwrap_or(0) + 1;
         let store = StoreId(fresh_store_number());
         let mut manifest = Manifest::new(store);
         let spares = Spares::new(Arc::clone(&self.disk), journal, JOURNAL_FILE_BYTES_MIN as u64, next_number);

@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::journal::Spares;
 use crate::locate::Locator;
 use crate::manifest::Manifest;
-use crate::recent::{Recent, Sealable};
+use crate::recent::{Recent, Sealable, Worth};
 use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentPlan, write_segment};
-use crate::sync::{AtomicBool, Condvar, Instant, Mutex, Ordering};
+use crate::sync::{AtomicBool, Condvar, Deadline, Mutex, Ordering};
 
 /// How long to wait before a segment is written again after a failure.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -51,10 +51,11 @@ impl SealSignal {
         if condition() {
             return true;
         }
-        let deadline = Instant::now() + wait;
+        self.notify();
+        let deadline = Deadline::after(wait);
         let mut state = self.state.lock();
         while !condition() {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
+            if !deadline.wait(&self.changed, &mut state) {
                 return condition();
             }
         }
@@ -69,8 +70,8 @@ impl SealSignal {
     fn wait_for_work(&self, retry: Option<Duration>) -> bool {
         let mut state = self.state.lock();
         if let Some(retry) = retry {
-            let deadline = Instant::now() + retry;
-            while !self.is_stopped() && !self.changed.wait_until(&mut state, deadline).timed_out() {}
+            let deadline = Deadline::after(retry);
+            while !self.is_stopped() && deadline.wait(&self.changed, &mut state) {}
             state.work = true;
         }
         while !state.work && !self.is_stopped() {
@@ -99,10 +100,7 @@ pub(crate) struct Sealer {
     pub locator: Arc<Locator>,
     pub cache: Arc<BlockCache>,
     pub spares: Arc<Spares>,
-    /// A segment is made of journal files that take this much on the disk, so that a young log does not leave many small ones,
-    pub file_bytes_min: u64,
-    /// or this much in memory.
-    pub memory_min: u64,
+    pub worth: Worth,
 }
 
 impl Sealer {
@@ -120,7 +118,7 @@ impl Sealer {
     }
 
     fn seal_all(&self) -> Result<()> {
-        while let Some(sealable) = self.recent.sealable(self.file_bytes_min, self.memory_min) {
+        while let Some(sealable) = self.recent.sealable(self.worth) {
             self.seal(&sealable)?;
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::log::Core;
 use crate::read::{Appetite, Cursor, Store};
 use crate::recent;
 use crate::session::FIRST_SEQ;
-use crate::sync::{Instant, Ordering};
+use crate::sync::{Deadline, Ordering};
 use crate::watermark::Waiter;
 
 /// What a stream reads ahead at the most.
@@ -133,8 +133,7 @@ impl EventStream {
 
     /// The next item, waiting for it at most `wait`. `None` when none came, and when the stream has [ended](Self::is_ended).
     pub fn next_timeout(&mut self, wait: Duration) -> Option<Result<StreamItem>> {
-        let deadline = Instant::now().checked_add(wait);
-        self.next_until(deadline)
+        self.next_until(Deadline::after(wait))
     }
 
     /// Whether nothing will come any more.
@@ -149,7 +148,7 @@ impl EventStream {
         AsyncEventStream { stream: self }
     }
 
-    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Result<StreamItem>> {
+    fn next_until(&mut self, deadline: Deadline) -> Option<Result<StreamItem>> {
         loop {
             match self.advance() {
                 Next::Item(item) => return Some(item),
@@ -240,7 +239,7 @@ impl Iterator for EventStream {
     type Item = Result<StreamItem>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_until(None)
+        self.next_until(Deadline::NEVER)
     }
 }
 

@@ -5,7 +5,30 @@ pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) use std::thread::JoinHandle;
 pub(crate) use std::time::Instant;
 
+use std::time::Duration;
+
 pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+
+/// When to stop waiting; never, where the wait is longer than a clock can count.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    pub(crate) const NEVER: Self = Self(None);
+
+    pub(crate) fn after(wait: Duration) -> Self {
+        Self(Instant::now().checked_add(wait))
+    }
+
+    /// Waits to be notified. `false` when the deadline came first.
+    pub(crate) fn wait<T>(self, condition: &Condvar, guard: &mut MutexGuard<'_, T>) -> bool {
+        if let Some(deadline) = self.0 {
+            return !condition.wait_until(guard, deadline).timed_out();
+        }
+        condition.wait(guard);
+        true
+    }
+}
 
 /// Starts a thread that shows up under `name` in debuggers and profilers.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {

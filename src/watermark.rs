@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use crate::sync::{Condvar, Instant, Mutex};
+use crate::sync::{Condvar, Deadline, Mutex};
 
 /// Somebody who waits for one thing to happen: a thread or a task. Kept by the one who waits and lent to the one who wakes.
 #[derive(Default)]
@@ -37,15 +37,9 @@ impl Waiter {
     }
 
     /// Waits to be woken and clears that. `false` when the deadline came first.
-    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+    pub(crate) fn wait(&self, deadline: Deadline) -> bool {
         let mut state = self.state.lock();
-        while !state.woken {
-            match deadline {
-                None => self.changed.wait(&mut state),
-                Some(deadline) if self.changed.wait_until(&mut state, deadline).timed_out() => break,
-                Some(_) => {}
-            }
-        }
+        while !state.woken && deadline.wait(&self.changed, &mut state) {}
         std::mem::take(&mut state.woken)
     }
 

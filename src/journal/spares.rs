@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::disk::{Disk, DiskFile, Mode, write_zeroes};
 use crate::error::{Error, Result};
 use crate::journal;
-use crate::sync::{Condvar, Instant, Mutex};
+use crate::sync::{Condvar, Deadline, Mutex};
 
 /// How long to wait before asking a disk again that refused.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -59,7 +59,7 @@ impl Spares {
     ///
     /// After `wait`, [`Error::NoSpace`] when the disk is full and [`Error::Stalled`] otherwise. Both may be tried again.
     pub(crate) fn take(&self, bytes_min: u64, wait: Duration) -> Result<Spare> {
-        let deadline = Instant::now() + wait;
+        let deadline = Deadline::after(wait);
         let mut state = self.state.lock();
         loop {
             let fitting = state.ready.iter().enumerate().filter(|(_, spare)| spare.bytes >= bytes_min);
@@ -71,7 +71,7 @@ impl Spares {
             }
             state.wanted = state.wanted.max(bytes_min.next_power_of_two());
             self.changed.notify_all();
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
+            if !deadline.wait(&self.changed, &mut state) {
                 return Err(self.refusal(&state, wait));
             }
         }

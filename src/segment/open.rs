@@ -23,6 +23,7 @@ use crate::session::SessionId;
 /// A segment of the store.
 pub(crate) struct Segment {
     pub info: SegmentInfo,
+    store: StoreId,
     salt: Salt,
     path: PathBuf,
     disk: Arc<dyn Disk>,
@@ -32,7 +33,7 @@ pub(crate) struct Segment {
 impl Segment {
     pub(crate) fn new(info: SegmentInfo, store: StoreId, folder: &Path, disk: Arc<dyn Disk>, cache: Arc<BlockCache>) -> Self {
         let (path, salt) = (segment::path(folder, info.number), segment::salt(store, info.number));
-        Self { info, salt, path, disk, cache }
+        Self { info, store, salt, path, disk, cache }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -166,14 +167,23 @@ impl Segment {
                 return Err(Error::corrupt(&self.path, offset, "a part beyond the end of the file"));
             }
             let mut part = vec![0; bytes as usize];
-            self.file()?.read_exact_at(&mut part, offset).map_err(|error| self.shortened(offset, error))?;
+            let read = self.file().and_then(|file| file.read_exact_at(&mut part, offset));
+            read.map_err(|error| self.shortened(offset, error))?;
             check(self.salt.at(offset), &part).map_err(|fault| fault.at(&self.path, offset))?;
             Ok(Bytes::from(part))
         })
     }
 
     fn file(&self) -> Result<Arc<dyn DiskFile>> {
-        self.cache.file(self.info.number, || self.disk.open(&self.path, Mode::Read))
+        self.cache.file(self.info.number, || {
+            let file = self.disk.open(&self.path, Mode::Read)?;
+            let header = read_header(&*file, &self.path)?;
+            let SegmentInfo { number, start_lsn, end_lsn, .. } = self.info;
+            if header != (SegmentHeader { store: self.store, number, start_lsn, end_lsn }) {
+                return Err(Error::corrupt(&self.path, 0, "another segment than the manifest names"));
+            }
+            Ok(file)
+        })
     }
 
     /// A file that ends before a part that was once there is damaged.
@@ -256,15 +266,20 @@ impl Iterator for RunRecords<'_> {
     }
 }
 
+fn read_header(file: &dyn DiskFile, path: &Path) -> Result<SegmentHeader> {
+    let mut block = vec![0; BLOCK];
+    file.read_exact_at(&mut block, 0)?;
+    SegmentHeader::decode(&block).map_err(|fault| fault.at(path, 0))
+}
+
 /// Reads a segment's own account of itself: header and trailer, which must agree.
 pub(crate) fn read_info(disk: &dyn Disk, path: &Path, number: u64, file_bytes: u64, store: StoreId) -> Result<SegmentInfo> {
     if file_bytes < 2 * BLOCK as u64 {
         return Err(Error::corrupt(path, 0, "too short for a segment"));
     }
     let file = disk.open(path, Mode::Read)?;
+    let header = read_header(&*file, path)?;
     let mut block = vec![0; BLOCK];
-    file.read_exact_at(&mut block, 0)?;
-    let header = SegmentHeader::decode(&block).map_err(|fault| fault.at(path, 0))?;
     let trailer_at = file_bytes - BLOCK as u64;
     file.read_exact_at(&mut block, trailer_at)?;
     let info: SegmentInfo =
