@@ -26,6 +26,8 @@ mod commit;
 mod disk;
 mod error;
 mod event;
+#[cfg(test)]
+mod faults;
 mod feed;
 #[cfg(fuzzing)]
 pub mod fuzz;

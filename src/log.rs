@@ -84,8 +84,8 @@ impl SessionLog {
         Options::new().open(folder)
     }
 
-    pub(crate) fn open_with(folder: &Path, options: Options) -> Result<Self> {
-        let core = Arc::new(recover::open(folder, options)?);
+    pub(crate) fn open_on(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Self> {
+        let core = Arc::new(recover::open(disk, folder, options)?);
         let threads = Mutex::new(Threads::default());
         let log = Self { handle: Arc::new(Handle { core, threads }) };
         log.handle.start()?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::disk::{Disk, RealDisk};
 use crate::error::{Error, Result};
 use crate::ids::{WallClock, system_clock};
 use crate::log::SessionLog;
@@ -95,8 +96,13 @@ impl Options {
     ///
     /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other.
     pub fn open(self, folder: impl AsRef<Path>) -> Result<SessionLog> {
+        self.open_on(Arc::new(RealDisk::default()), folder.as_ref())
+    }
+
+    /// As [`open`](Options::open), on a disk that a test may own.
+    pub(crate) fn open_on(self, disk: Arc<dyn Disk>, folder: &Path) -> Result<SessionLog> {
         self.check()?;
-        SessionLog::open_with(folder.as_ref(), self)
+        SessionLog::open_on(disk, folder, self)
     }
 
     /// Opens without writing a byte, also on a full disk or a read-only file system. Appends are [`Error::ReadOnly`]. While

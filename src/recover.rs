@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
 use crate::commit::{Commit, Committer};
-use crate::disk::{Disk, Hold, Mode, RealDisk, TEMPORARY};
+use crate::disk::{Disk, Hold, Mode, TEMPORARY};
 use crate::error::{Error, Result};
 use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number};
 use crate::index::Index;
@@ -32,10 +32,9 @@ use crate::sync::{Instant, Mutex};
 
 const LOCK: &str = "LOCK";
 
-/// Opens the log in `folder`.
-pub(crate) fn open(folder: &Path, options: Options) -> Result<Core> {
+/// Opens the log in `folder` on `disk`.
+pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Core> {
     let began = Instant::now();
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
     let opening = Opening { disk, folder, options };
     let mut core = if opening.options.read_only { opening.read_only()? } else { opening.writable()? };
     core.recovery.took = began.elapsed();

@@ -1,0 +1,247 @@
+//! Tests on a disk that refuses: what the log says, what it shows, and what it still has afterwards.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
+use crate::error::{Error, Result};
+use crate::sync::{AtomicU64, Instant, Mutex, Ordering};
+use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
+
+const MIB: usize = 1024 * 1024;
+
+/// The real disk, with files whose writes fail on demand.
+#[derive(Default)]
+struct FaultyDisk {
+    real: RealDisk,
+    plan: Arc<Plan>,
+}
+
+/// Which writes fail: those to paths that contain `part`, after so many more have passed.
+#[derive(Default)]
+struct Plan {
+    part: Mutex<Option<&'static str>>,
+    passes: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Plan {
+    fn refuse(&self, part: &'static str, passes: u64) {
+        self.passes.store(passes, Ordering::SeqCst);
+        *self.part.lock() = Some(part);
+    }
+
+    fn relent(&self) {
+        *self.part.lock() = None;
+    }
+
+    fn check(&self, path: &Path, kind: io::ErrorKind) -> Result<()> {
+        let hit = self.part.lock().is_some_and(|part| path.to_string_lossy().contains(part));
+        if !hit || self.passes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Ok(());
+        }
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        Err(io_error("write", path)(kind.into()))
+    }
+}
+
+struct FaultyFile {
+    real: Arc<dyn DiskFile>,
+    plan: Arc<Plan>,
+}
+
+impl Disk for FaultyDisk {
+    fn make_dir(&self, path: &Path) -> Result<()> {
+        self.real.make_dir(path)
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>> {
+        self.real.list(dir)
+    }
+
+    fn exists(&self, path: &Path) -> Result<bool> {
+        self.real.exists(path)
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        self.real.remove(path)
+    }
+
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        self.real.remove_tree(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.real.rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.real.sync_dir(dir)
+    }
+
+    fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(FaultyFile { real: self.real.open(path, mode)?, plan: Arc::clone(&self.plan) }))
+    }
+
+    fn lock(&self, path: &Path, hold: Hold) -> Result<Box<dyn Send + Sync>> {
+        self.real.lock(path, hold)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn len(&self) -> Result<u64> {
+        self.real.len()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.real.read_exact_at(buf, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.plan.check(self.path(), io::ErrorKind::Other)?;
+        self.real.write_all_at(bytes, offset)
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<()> {
+        self.plan.check(self.path(), io::ErrorKind::StorageFull)?;
+        self.real.allocate(bytes)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.plan.check(self.path(), io::ErrorKind::Other)?;
+        self.real.sync()
+    }
+
+    fn path(&self) -> &Path {
+        self.real.path()
+    }
+}
+
+struct Scene {
+    folder: tempfile::TempDir,
+    plan: Arc<Plan>,
+    session: SessionId,
+}
+
+impl Scene {
+    fn new() -> (Self, SessionLog) {
+        let folder = tempfile::Builder::new().prefix("log").tempdir().unwrap();
+        let scene = Self { folder, plan: Arc::default(), session: SessionId::new("s").unwrap() };
+        let log = scene.open();
+        (scene, log)
+    }
+
+    fn open(&self) -> SessionLog {
+        let disk = FaultyDisk { real: RealDisk::default(), plan: Arc::clone(&self.plan) };
+        let options = Options::new().journal_file_bytes_max(4 * MIB).stall_wait(Duration::from_millis(300));
+        options.open_on(Arc::new(disk), self.folder.path()).unwrap()
+    }
+
+    fn append(&self, log: &SessionLog, data: &[u8]) -> Result<Vec<Event>> {
+        log.append(&self.session, Batch::new().event(NewEvent::new("note", data.to_vec()))).map(|ack| ack.events)
+    }
+
+    fn events(&self, log: &SessionLog) -> Vec<Event> {
+        let events: Result<Vec<Event>> = log.stream(&self.session, From::Start).unwrap().until_tail().events().collect();
+        let events = events.unwrap();
+        let page = log.list(&self.session, Page::new().limit(1_000)).unwrap();
+        assert_eq!(page.events, events.iter().take(1_000).cloned().collect::<Vec<_>>(), "a list and a stream differ");
+        events
+    }
+}
+
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to this: {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_failed_write_of_a_group_poisons_the_log_until_it_is_opened_again() {
+    let (scene, log) = Scene::new();
+    let kept = scene.append(&log, b"kept").unwrap();
+    scene.plan.refuse("journal/", 0);
+    assert!(matches!(scene.append(&log, b"failed"), Err(Error::Io { .. })));
+    scene.plan.relent();
+    for _ in 0..3 {
+        assert!(matches!(scene.append(&log, b"refused"), Err(Error::Poisoned { .. })));
+    }
+    assert_eq!(scene.events(&log), kept, "reads of what was durable go on");
+    assert!(matches!(log.close(), Err(Error::Poisoned { .. })));
+    let log = scene.open();
+    assert_eq!(scene.events(&log), kept);
+    let next = scene.append(&log, b"next").unwrap();
+    assert!(next[0].id > kept[0].id && next[0].seq == 2);
+}
+
+#[test]
+fn callers_that_share_a_failed_group_all_hear_of_it_and_none_is_left_waiting() {
+    let (scene, log) = Scene::new();
+    scene.append(&log, b"kept").unwrap();
+    scene.plan.refuse("journal/", 20);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| while scene.append(&log, b"more").is_ok() {});
+        }
+    });
+    assert!(matches!(scene.append(&log, b"refused"), Err(Error::Poisoned { .. })));
+    let shown = scene.events(&log);
+    scene.plan.relent();
+    drop(log);
+    let found = scene.events(&scene.open());
+    assert_eq!(found[..shown.len()], shown, "what a reader saw is there after reopening");
+}
+
+#[test]
+fn a_failed_segment_write_is_done_again_and_appends_go_on_meanwhile() {
+    let (scene, log) = Scene::new();
+    scene.plan.refuse("segments/", 0);
+    let mut events = Vec::new();
+    for _ in 0..7 {
+        events.extend(scene.append(&log, &vec![7; MIB]).unwrap());
+    }
+    eventually("a segment was refused", || scene.plan.refused.load(Ordering::SeqCst) > 0);
+    assert_eq!((scene.events(&log), log.stats().segments), (events.clone(), 0));
+    scene.plan.relent();
+    eventually("a segment was made", || log.stats().segments > 0);
+    events.extend(scene.append(&log, b"after").unwrap());
+    assert_eq!(scene.events(&log), events);
+    log.close().unwrap();
+    assert_eq!(scene.events(&scene.open()), events);
+}
+
+#[test]
+fn a_failed_manifest_write_poisons_the_log_and_loses_nothing() {
+    let (scene, log) = Scene::new();
+    scene.plan.refuse("MANIFEST", 1);
+    eventually("the log was poisoned", || matches!(scene.append(&log, &vec![7; MIB]), Err(Error::Poisoned { .. })));
+    let events = scene.events(&log);
+    scene.plan.relent();
+    assert!(matches!(log.close(), Err(Error::Poisoned { .. })));
+    assert_eq!(scene.events(&scene.open()), events);
+}
+
+#[test]
+fn a_full_disk_is_a_retryable_error_once_the_journal_is_full_and_passes_without_reopening() {
+    let (scene, log) = Scene::new();
+    eventually("a spare journal file was made", || std::fs::read_dir(scene.folder.path().join("journal")).unwrap().count() == 2);
+    scene.plan.refuse(".tmp", 0);
+    let mut events = Vec::new();
+    let error = loop {
+        match scene.append(&log, &vec![7; MIB]) {
+            Ok(stored) => events.extend(stored),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::NoSpace { .. }) && error.is_retryable(), "{error:?}");
+    assert_eq!(scene.events(&log), events, "reads go on while the disk is full");
+    scene.plan.relent();
+    events.extend(scene.append(&log, b"after").unwrap());
+    assert_eq!(scene.events(&log), events);
+    log.close().unwrap();
+    assert_eq!(scene.events(&scene.open()), events);
+}
