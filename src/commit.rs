@@ -18,12 +18,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::codec::{EncodedBatch, Record};
+use crate::entry::EntryState;
 use crate::error::{Error, Result};
 use crate::event::Expected;
 use crate::ids::IdClock;
 use crate::journal::{JournalWriter, Spares, group_bytes};
 use crate::options::Options;
-use crate::recent::{EntryState, Pin, Recent};
+use crate::recent::{Pin, Recent};
 use crate::seal::SealSignal;
 use crate::stats::Counters;
 use crate::sync::{Condvar, Deadline, Instant, Mutex, MutexGuard};

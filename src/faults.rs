@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
 use crate::error::{Error, Result};
-use crate::sync::{AtomicU64, Instant, Mutex, Ordering};
+use crate::sync::{AtomicU64, Instant, Mutex, Ordering, scope, yield_now};
 use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
 
 const MIB: usize = 1024 * 1024;
@@ -156,7 +156,7 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come to this: {what}");
-        std::thread::yield_now();
+        yield_now();
     }
 }
 
@@ -183,7 +183,7 @@ fn callers_that_share_a_failed_group_all_hear_of_it_and_none_is_left_waiting() {
     let (scene, log) = Scene::new();
     scene.append(&log, b"kept").unwrap();
     scene.plan.refuse("journal/", 20);
-    std::thread::scope(|scope| {
+    scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| while scene.append(&log, b"more").is_ok() {});
         }
@@ -228,7 +228,9 @@ fn a_failed_manifest_write_poisons_the_log_and_loses_nothing() {
 #[test]
 fn a_full_disk_is_a_retryable_error_once_the_journal_is_full_and_passes_without_reopening() {
     let (scene, log) = Scene::new();
-    eventually("a spare journal file was made", || std::fs::read_dir(scene.folder.path().join("journal")).unwrap().count() == 2);
+    eventually("a spare journal file was made", || {
+        RealDisk::default().list(&scene.folder.path().join("journal")).unwrap().len() == 2
+    });
     scene.plan.refuse(".tmp", 0);
     let mut events = Vec::new();
     let error = loop {

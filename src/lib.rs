@@ -24,6 +24,7 @@
 mod codec;
 mod commit;
 mod disk;
+mod entry;
 mod error;
 mod event;
 #[cfg(test)]

@@ -13,28 +13,17 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::{ControlFlow, Deref};
 use std::sync::Arc;
 
-use bytestring::ByteString;
-
 use crate::codec::Record;
+use crate::entry::Entry;
 use crate::error::Result;
-use crate::event::Seq;
 use crate::ids::EventId;
 use crate::manifest::JournalUse;
-use crate::session::{FIRST_SEQ, Head, SessionId};
-use crate::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
+use crate::session::{Head, SessionId};
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 use crate::watermark::{WaitList, Waiter};
 
 /// Locks that sessions are spread over.
 const SHARDS: usize = 64;
-
-/// Memory for a record beside its body: itself, its counters and its places in two lists.
-const RECORD_OVERHEAD: usize = size_of::<Record>() + 64;
-
-/// Memory for the key of a keyed record.
-const KEY_OVERHEAD: usize = 192;
-
-/// Memory for the entry of a session.
-const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 160;
 
 pub(crate) struct Recent {
     shards: Vec<Mutex<HashMap<SessionId, Arc<Entry>>>>,
@@ -92,31 +81,6 @@ pub(crate) struct Published {
     pub(crate) began_file: bool,
 }
 
-/// A session that is in use or has recent records.
-pub(crate) struct Entry {
-    id: SessionId,
-    /// Whether `state` says where the session stands; set once, under `loading`.
-    loaded: AtomicBool,
-    loading: Mutex<()>,
-    state: Mutex<EntryState>,
-}
-
-#[derive(Default)]
-pub(crate) struct EntryState {
-    /// Where the session stands for readers.
-    pub head: Option<Head>,
-    /// The last seq given out. Ahead of `head` only while a group is in flight.
-    pub assigned: Seq,
-    /// Oldest first, without gaps up to the head.
-    pub records: VecDeque<Arc<Record>>,
-    /// The recent keyed batches. `None` while there is none, which is most of the time.
-    #[expect(clippy::box_collection, reason = "most of a million entries have none, and a pointer is smaller than a map")]
-    keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
-    /// Some of `keys` stand for records that were sealed.
-    keys_outlive_records: bool,
-    pub waiters: WaitList,
-}
-
 impl Recent {
     /// Nothing, in a store whose newest durable event is `last_id`.
     pub(crate) fn new(last_id: EventId) -> Self {
@@ -133,21 +97,14 @@ impl Recent {
     /// entry yet; it may read from the disk, and no lock that a commit takes is held meanwhile.
     pub(crate) fn pin(self: &Arc<Self>, id: &SessionId, load: impl FnOnce() -> Result<Option<Head>>) -> Result<Pin> {
         let pin = self.pin_unloaded(id);
-        if !pin.loaded.load(Ordering::Acquire) {
-            let _alone = pin.loading.lock();
-            if !pin.loaded.load(Ordering::Acquire) {
-                let head = load()?;
-                pin.lock().set_head(head);
-                pin.loaded.store(true, Ordering::Release);
-            }
-        }
+        pin.load(load)?;
         Ok(pin)
     }
 
     /// The session's entry if there is one that knows where the session stands. Where there is none, the segments have all of it.
     pub(crate) fn look(self: &Arc<Self>, id: &SessionId) -> Option<Pin> {
         let shard = self.shard(id).lock();
-        let entry = shard.get(id).filter(|entry| entry.loaded.load(Ordering::Acquire))?;
+        let entry = shard.get(id).filter(|entry| entry.is_loaded())?;
         Some(Pin { recent: Arc::clone(self), entry: Some(Arc::clone(entry)) })
     }
 
@@ -157,7 +114,7 @@ impl Recent {
             Arc::clone(entry)
         } else {
             let entry = Arc::new(Entry::new(id.detached()));
-            shard.insert(entry.id.clone(), Arc::clone(&entry));
+            shard.insert(entry.id().clone(), Arc::clone(&entry));
             entry
         };
         Pin { recent: Arc::clone(self), entry: Some(entry) }
@@ -202,14 +159,7 @@ impl Recent {
         for (at, record) in records.into_iter().enumerate() {
             let record = Arc::new(record);
             let pin = self.pin_unloaded(&record.session);
-            let mut state = pin.lock();
-            if state.head.is_some_and(|head| head.last + 1 != record.first) {
-                return Err(at);
-            }
-            state.assign(&record);
-            bytes += state.publish(Arc::clone(&record));
-            drop(state);
-            pin.loaded.store(true, Ordering::Release);
+            bytes += pin.restore(&record).ok_or(at)?;
             group.push(record);
         }
         self.push_group(group, bytes as u64);
@@ -300,8 +250,8 @@ impl Recent {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let later = shard.values().filter(|entry| after.is_none_or(|after| entry.id > *after));
-            found.extend(later.filter(|entry| entry.lock().head.is_some()).map(|entry| entry.id.clone()));
+            let later = shard.values().filter(|entry| after.is_none_or(|after| entry.id() > after));
+            found.extend(later.filter(|entry| entry.lock().head.is_some()).map(|entry| entry.id().clone()));
         }
         found
     }
@@ -358,15 +308,10 @@ impl Recent {
         let Some(entry) = shard.get(&sealed.session) else { return };
         let pinned = Arc::strong_count(entry) > 1;
         let mut state = entry.lock();
-        if state.records.front().is_some_and(|first| Arc::ptr_eq(first, sealed)) {
-            state.records.pop_front();
-        }
-        if let Some(key) = &sealed.key {
-            if pinned {
-                state.keys_outlive_records = true;
-            } else {
-                state.forget_key(&key.text);
-            }
+        if pinned {
+            state.release_keeping_key(sealed);
+        } else {
+            state.release(sealed);
         }
         let unused = state.records.is_empty() && !pinned;
         drop(state);
@@ -376,24 +321,18 @@ impl Recent {
     }
 
     fn unpin(&self, entry: Arc<Entry>) {
-        let state = entry.lock();
-        let nothing_to_do = !state.records.is_empty() && !state.keys_outlive_records;
-        drop(state);
-        if nothing_to_do {
+        if entry.lock().outlives_pins() {
             return;
         }
-        let mut shard = self.shard(&entry.id).lock();
-        let id = entry.id.clone();
+        let id = entry.id().clone();
+        let mut shard = self.shard(&id).lock();
         drop(entry);
         let Some(entry) = shard.get(&id) else { return };
         // Pins are taken from the map under this lock, so nobody else has the entry when the map is the only one.
         if Arc::strong_count(entry) > 1 {
             return;
         }
-        let mut state = entry.lock();
-        state.forget_sealed_keys();
-        let unused = state.records.is_empty();
-        drop(state);
+        let unused = entry.lock().unpin();
         if unused {
             shard.remove(&id);
         }
@@ -414,85 +353,6 @@ impl Commits {
             let before = file.groups.partition_point(ends_before);
             file.groups.get(before..).unwrap_or_default()
         })
-    }
-}
-
-impl Entry {
-    fn new(id: SessionId) -> Self {
-        Self { id, loaded: AtomicBool::new(false), loading: Mutex::default(), state: Mutex::default() }
-    }
-
-    pub(crate) fn id(&self) -> &SessionId {
-        &self.id
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, EntryState> {
-        self.state.lock()
-    }
-}
-
-impl EntryState {
-    /// The generation that the next record belongs to.
-    pub(crate) fn generation(&self) -> u32 {
-        self.head.map_or(1, |head| head.generation)
-    }
-
-    /// The recent record that landed under a key.
-    pub(crate) fn record_of_key(&self, key: &str) -> Option<&Arc<Record>> {
-        self.keys.as_ref()?.get(key)
-    }
-
-    /// Counts a record as given out, before it is durable.
-    pub(crate) fn assign(&mut self, record: &Arc<Record>) {
-        self.assigned = record.last();
-        if let Some(key) = &record.key {
-            self.keys.get_or_insert_default().insert(key.text.clone(), Arc::clone(record));
-        }
-    }
-
-    /// The records that overlap the seqs from `from` to `to`, oldest first.
-    pub(crate) fn overlapping(&self, from: Seq, to: Seq) -> Vec<Arc<Record>> {
-        let first = self.records.partition_point(|record| record.last() < from);
-        let end = self.records.partition_point(|record| record.first <= to);
-        self.records.range(first..end.max(first)).map(Arc::clone).collect()
-    }
-
-    fn set_head(&mut self, head: Option<Head>) {
-        self.assigned = head.map_or(0, |head| head.last);
-        self.head = head;
-    }
-
-    /// Makes a durable record visible; returns the memory it takes.
-    fn publish(&mut self, record: Arc<Record>) -> usize {
-        let entry = if self.records.is_empty() { ENTRY_OVERHEAD } else { 0 };
-        let key = record.key.as_ref().map_or(0, |_| KEY_OVERHEAD);
-        let bytes = RECORD_OVERHEAD + record.body().len() + entry + key;
-        self.head =
-            Some(Head { generation: record.generation, first: FIRST_SEQ, last: record.last(), last_id: record.last_id() });
-        self.records.push_back(record);
-        bytes
-    }
-
-    fn forget_key(&mut self, key: &str) {
-        if let Some(keys) = &mut self.keys {
-            keys.remove(key);
-            if keys.is_empty() {
-                self.keys = None;
-            }
-        }
-    }
-
-    fn forget_sealed_keys(&mut self) {
-        if !std::mem::take(&mut self.keys_outlive_records) {
-            return;
-        }
-        let first = self.records.front().map(|record| record.base);
-        if let Some(keys) = &mut self.keys {
-            keys.retain(|_, record| first.is_some_and(|first| record.base >= first));
-            if keys.is_empty() {
-                self.keys = None;
-            }
-        }
     }
 }
 

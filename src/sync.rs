@@ -3,6 +3,8 @@
 
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) use std::thread::JoinHandle;
+#[cfg(test)]
+pub(crate) use std::thread::{scope, yield_now};
 pub(crate) use std::time::Instant;
 
 use std::time::Duration;

@@ -177,10 +177,8 @@ impl Segment {
     fn file(&self) -> Result<Arc<dyn DiskFile>> {
         self.cache.file(self.info.number, || {
             let file = self.disk.open(&self.path, Mode::Read)?;
-            let header = read_header(&*file, &self.path)?;
-            let SegmentInfo { number, start_lsn, end_lsn, .. } = self.info;
-            if header != (SegmentHeader { store: self.store, number, start_lsn, end_lsn }) {
-                return Err(Error::corrupt(&self.path, 0, "another segment than the manifest names"));
+            if read_info(&*file, self.info.number, self.info.file_bytes, self.store)? != self.info {
+                return Err(Error::corrupt(&self.path, 0, "not the segment that the manifest names"));
             }
             Ok(file)
         })
@@ -266,20 +264,15 @@ impl Iterator for RunRecords<'_> {
     }
 }
 
-fn read_header(file: &dyn DiskFile, path: &Path) -> Result<SegmentHeader> {
-    let mut block = vec![0; BLOCK];
-    file.read_exact_at(&mut block, 0)?;
-    SegmentHeader::decode(&block).map_err(|fault| fault.at(path, 0))
-}
-
 /// Reads a segment's own account of itself: header and trailer, which must agree.
-pub(crate) fn read_info(disk: &dyn Disk, path: &Path, number: u64, file_bytes: u64, store: StoreId) -> Result<SegmentInfo> {
+pub(crate) fn read_info(file: &dyn DiskFile, number: u64, file_bytes: u64, store: StoreId) -> Result<SegmentInfo> {
+    let path = file.path();
     if file_bytes < 2 * BLOCK as u64 {
         return Err(Error::corrupt(path, 0, "too short for a segment"));
     }
-    let file = disk.open(path, Mode::Read)?;
-    let header = read_header(&*file, path)?;
     let mut block = vec![0; BLOCK];
+    file.read_exact_at(&mut block, 0)?;
+    let header = SegmentHeader::decode(&block).map_err(|fault| fault.at(path, 0))?;
     let trailer_at = file_bytes - BLOCK as u64;
     file.read_exact_at(&mut block, trailer_at)?;
     let info: SegmentInfo =

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::{Record, StoreId};
-use crate::disk::Disk;
+use crate::disk::{Disk, Mode};
 use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::ids::EventId;
@@ -122,7 +122,7 @@ pub(crate) fn adopt(
     let mut adopted = Vec::new();
     for (number, bytes) in later {
         let path = segment::path(folder, number);
-        let info = read_info(disk, &path, number, bytes, store)?;
+        let info = read_info(&*disk.open(&path, Mode::Read)?, number, bytes, store)?;
         if info.start_lsn != end_lsn {
             return Err(Error::corrupt(path, 0, "the segment does not follow the one before"));
         }

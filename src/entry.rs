@@ -1,0 +1,179 @@
+//! A session that is in use or has recent records: where it stands, for the commit section and for readers.
+//!
+//! Its lock is held for moments only and never over I/O. Only the commit section gives out seqs, and only what is durable is published.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytestring::ByteString;
+
+use crate::codec::Record;
+use crate::error::Result;
+use crate::event::Seq;
+use crate::session::{FIRST_SEQ, Head, SessionId};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
+use crate::watermark::WaitList;
+
+/// Memory for a record beside its body: itself, its counters and its places in two lists.
+const RECORD_OVERHEAD: usize = size_of::<Record>() + 64;
+
+/// Memory for the key of a keyed record.
+const KEY_OVERHEAD: usize = 192;
+
+/// Memory for the entry of a session.
+const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 160;
+
+/// A session that is in use or has recent records.
+pub(crate) struct Entry {
+    id: SessionId,
+    /// Whether `state` says where the session stands; set once, under `loading`.
+    loaded: AtomicBool,
+    loading: Mutex<()>,
+    state: Mutex<EntryState>,
+}
+
+#[derive(Default)]
+pub(crate) struct EntryState {
+    /// Where the session stands for readers.
+    pub head: Option<Head>,
+    /// The last seq given out. Ahead of `head` only while a group is in flight.
+    pub assigned: Seq,
+    /// Oldest first, without gaps up to the head.
+    pub records: VecDeque<Arc<Record>>,
+    /// The recent keyed batches. `None` while there is none, which is most of the time.
+    #[expect(clippy::box_collection, reason = "most of a million entries have none, and a pointer is smaller than a map")]
+    keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
+    /// Some of `keys` stand for records that were sealed.
+    keys_outlive_records: bool,
+    pub waiters: WaitList,
+}
+
+impl Entry {
+    /// An entry that does not know yet where its session stands.
+    pub(crate) fn new(id: SessionId) -> Self {
+        Self { id, loaded: AtomicBool::new(false), loading: Mutex::default(), state: Mutex::default() }
+    }
+
+    pub(crate) fn id(&self) -> &SessionId {
+        &self.id
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+
+    /// Finds out where the session stands, unless that is known. Who comes second waits for the first.
+    pub(crate) fn load(&self, load: impl FnOnce() -> Result<Option<Head>>) -> Result<()> {
+        if self.is_loaded() {
+            return Ok(());
+        }
+        let _alone = self.loading.lock();
+        if !self.is_loaded() {
+            let head = load()?;
+            let mut state = self.lock();
+            state.assigned = head.map_or(0, |head| head.last);
+            state.head = head;
+            self.loaded.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Takes in a record found in the journal, which says itself where the session stands. Returns the memory it takes, or `None` when it
+    /// does not follow the record before it.
+    pub(crate) fn restore(&self, record: &Arc<Record>) -> Option<usize> {
+        let mut state = self.lock();
+        if state.head.is_some_and(|head| head.last + 1 != record.first) {
+            return None;
+        }
+        state.assign(record);
+        self.loaded.store(true, Ordering::Release);
+        Some(state.publish(Arc::clone(record)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, EntryState> {
+        self.state.lock()
+    }
+}
+
+impl EntryState {
+    /// The generation that the next record belongs to.
+    pub(crate) fn generation(&self) -> u32 {
+        self.head.map_or(1, |head| head.generation)
+    }
+
+    /// The recent record that landed under a key.
+    pub(crate) fn record_of_key(&self, key: &str) -> Option<&Arc<Record>> {
+        self.keys.as_ref()?.get(key)
+    }
+
+    /// Counts a record as given out, before it is durable.
+    pub(crate) fn assign(&mut self, record: &Arc<Record>) {
+        self.assigned = record.last();
+        if let Some(key) = &record.key {
+            self.keys.get_or_insert_default().insert(key.text.clone(), Arc::clone(record));
+        }
+    }
+
+    /// The records that overlap the seqs from `from` to `to`, oldest first.
+    pub(crate) fn overlapping(&self, from: Seq, to: Seq) -> Vec<Arc<Record>> {
+        let first = self.records.partition_point(|record| record.last() < from);
+        let end = self.records.partition_point(|record| record.first <= to);
+        self.records.range(first..end.max(first)).map(Arc::clone).collect()
+    }
+
+    /// Makes a durable record visible; returns the memory it takes.
+    pub(crate) fn publish(&mut self, record: Arc<Record>) -> usize {
+        let entry = if self.records.is_empty() { ENTRY_OVERHEAD } else { 0 };
+        let key = record.key.as_ref().map_or(0, |_| KEY_OVERHEAD);
+        let bytes = RECORD_OVERHEAD + record.body().len() + entry + key;
+        self.head =
+            Some(Head { generation: record.generation, first: FIRST_SEQ, last: record.last(), last_id: record.last_id() });
+        self.records.push_back(record);
+        bytes
+    }
+
+    /// Lets go of a record that was sealed, and of its key.
+    pub(crate) fn release(&mut self, sealed: &Arc<Record>) {
+        self.pop(sealed);
+        if let (Some(key), Some(keys)) = (&sealed.key, &mut self.keys) {
+            keys.remove(&key.text);
+        }
+        self.tidy_keys();
+    }
+
+    /// As [`release`](Self::release) while the entry is pinned: who proved the key absent from the segments before may still come to ask
+    /// for it.
+    pub(crate) fn release_keeping_key(&mut self, sealed: &Arc<Record>) {
+        self.pop(sealed);
+        self.keys_outlive_records |= sealed.key.is_some();
+    }
+
+    fn pop(&mut self, sealed: &Arc<Record>) {
+        if self.records.front().is_some_and(|first| Arc::ptr_eq(first, sealed)) {
+            self.records.pop_front();
+        }
+    }
+
+    /// Whether the end of a pin changes anything.
+    pub(crate) fn outlives_pins(&self) -> bool {
+        !self.records.is_empty() && !self.keys_outlive_records
+    }
+
+    /// Lets go of what only a pin kept. Whether nothing is left that anybody needs.
+    pub(crate) fn unpin(&mut self) -> bool {
+        if std::mem::take(&mut self.keys_outlive_records)
+            && let Some(keys) = &mut self.keys
+        {
+            let first = self.records.front().map(|record| record.base);
+            keys.retain(|_, record| first.is_some_and(|first| record.base >= first));
+        }
+        self.tidy_keys();
+        self.records.is_empty()
+    }
+
+    fn tidy_keys(&mut self) {
+        if self.keys.as_ref().is_some_and(|keys| keys.is_empty()) {
+            self.keys = None;
+        }
+    }
+}

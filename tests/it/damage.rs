@@ -1,0 +1,720 @@
+//! Damage to every file of a log: torn tails, flipped bytes, lost and outdated files.
+//!
+//! A copy of the folder, made right after an append returned and with none under way, stands for the image that a crash leaves
+//! behind. Offsets come from comparing such images and from the format's specification beside the codec, whose field places
+//! are spelled out in the constants below alone.
+
+#![allow(clippy::print_stdout, reason = "it says how many flips were noticed")]
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sessionlog::{Ack, Batch, Error, Event, EventId, Expected, NewEvent, Options, Page, SessionId, SessionLog};
+
+/// Every header has its format version here: journal file, segment, and framed value.
+const VERSION_AT: usize = 8;
+/// A framed value begins behind such a header.
+const VALUE_AT: usize = 24;
+const JOURNAL_MAGIC: &[u8] = b"slogjrnl";
+const JOURNAL_HEADER_BYTES: usize = 72;
+/// A segment ends with its trailer.
+const TRAILER_BYTES: usize = 4096;
+/// A group of the journal begins on such a boundary.
+const BLOCK: usize = 4096;
+/// A log that has been idle for this long may write a witness, which makes a torn tail provable damage.
+const BEFORE_THE_WITNESS: Duration = Duration::from_millis(80);
+const DEADLINE: Duration = Duration::from_secs(30);
+const PAGE: usize = 1_000;
+const WORKERS: usize = 2;
+
+#[test]
+fn a_group_torn_at_any_byte_is_wholly_gone_and_nothing_else_is() {
+    let scene = Scene::new(Past::Short, End::Crash);
+    each_in_parallel(scene.last.clone(), |at| {
+        scene.check_torn(&format!("zeroed from byte {at}"), |journal| journal[at..].fill(0));
+        if at.is_multiple_of(3) {
+            scene.check_torn(&format!("garbage from byte {at}"), |journal| {
+                let end = scene.last.end.next_multiple_of(BLOCK).max(at + 1);
+                journal[at..end].copy_from_slice(&noise(at as u64, end - at));
+            });
+        }
+    });
+}
+
+#[test]
+fn a_torn_group_whose_later_bytes_reached_the_disk_first_is_wholly_gone() {
+    let scene = Scene::new(Past::Short, End::Crash);
+    each_in_parallel(scene.last.clone().step_by(8), |at| {
+        scene.check_torn(&format!("zeroed up to byte {at}"), |journal| journal[scene.last.start..=at].fill(0));
+        scene.check_torn(&format!("eight bytes zeroed at {at}"), |journal| journal[at..at + 8].fill(0));
+    });
+}
+
+#[test]
+fn a_torn_group_in_a_journal_file_that_was_used_before_is_wholly_gone_and_nothing_else_is() {
+    let scene = Scene::new(Past::Recycled, End::Crash);
+    let behind = scene.last.end.next_multiple_of(BLOCK);
+    assert!(
+        scene.image[&scene.journal][behind..].iter().any(|byte| *byte != 0),
+        "an earlier use of the file lies behind its end"
+    );
+    each_in_parallel(scene.last.clone().step_by(24), |at| {
+        scene.check_torn(&format!("old bytes from byte {at}"), |journal| journal[at..].copy_from_slice(&scene.before_last[at..]));
+        scene.check_torn(&format!("zeroed from byte {at}"), |journal| journal[at..behind].fill(0));
+    });
+    check_flips_are_corruption(&scene, scene.earlier.clone().step_by(24));
+}
+
+#[test]
+fn a_flipped_byte_before_what_is_known_to_be_durable_is_corruption_that_changes_nothing() {
+    let scene = Scene::new(Past::Short, End::Crash);
+    check_flips_are_corruption(&scene, scene.earlier.clone());
+}
+
+#[test]
+fn a_flipped_byte_in_the_header_of_the_journal_file_is_an_error_that_changes_nothing() {
+    for scene in [Scene::new(Past::Short, End::Crash), Scene::new(Past::Short, End::Close)] {
+        let names_the_file = |error: &Error| matches!(error, Error::Corrupt { file, .. } | Error::Unsupported { file, .. } if file.ends_with(&scene.journal));
+        for at in 0..JOURNAL_HEADER_BYTES {
+            let flip = |image: &mut Image| bytes_of(image, &scene.journal)[at] ^= 0x10;
+            check_refused(&scene.image, &format!("byte {at} of the header flipped"), flip, names_the_file);
+        }
+    }
+}
+
+#[test]
+fn after_a_clean_close_a_flipped_byte_of_the_last_group_is_corruption() {
+    let scene = Scene::new(Past::Short, End::Close);
+    check_flips_are_corruption(&scene, scene.last.clone());
+}
+
+#[test]
+fn once_the_log_was_idle_a_flipped_byte_of_the_last_group_is_corruption() {
+    let scene = Scene::new(Past::Short, End::Idle);
+    check_flips_are_corruption(&scene, scene.last.clone());
+}
+
+#[test]
+fn a_flipped_byte_of_a_segment_is_healed_or_an_error_that_names_the_file() {
+    let sealed = Sealed::new();
+    let bytes = sealed.image[&sealed.segment].len();
+    // Every byte of the header's fields, and every record.
+    let places = (0..bytes).filter(|at| *at < 64 || at % 24 == 0);
+    let folder = || lay_out(&sealed.image);
+    let noticed = each_in_parallel_with(folder, places, |folder, at| sealed.check_flip(folder.path(), at));
+    let corrupt = noticed.into_iter().filter(|noticed| *noticed).count();
+    println!("flips in a segment of {bytes} bytes: {corrupt} were errors");
+    assert!(corrupt > 100, "only {corrupt} flips were noticed in a segment of {bytes} bytes");
+}
+
+#[test]
+fn a_segment_that_is_cut_short_or_missing_is_an_error_and_never_fewer_events() {
+    let sealed = Sealed::new();
+    let bytes = sealed.image[&sealed.segment].len();
+    for left in [0, 1, 100, TRAILER_BYTES, bytes / 2, bytes - TRAILER_BYTES, bytes - 1] {
+        sealed.check_lost(&format!("cut to {left} bytes"), |image| bytes_of(image, &sealed.segment).truncate(left));
+    }
+    sealed.check_lost("missing", |image| drop(image.remove(&sealed.segment)));
+}
+
+#[test]
+fn damage_to_the_index_changes_nothing_that_a_reader_or_an_appender_sees() {
+    let sealed = Sealed::new();
+    let index: Vec<PathBuf> = sealed.image.keys().filter(|name| name.starts_with("index")).cloned().collect();
+    assert!(!index.is_empty(), "a sealed log has an index");
+    let on_each = |image: &mut Image, damage: &dyn Fn(&mut Vec<u8>)| {
+        for name in &index {
+            damage(bytes_of(image, name));
+        }
+    };
+    sealed.check_index("untouched", |_| ());
+    sealed.check_index("deleted", |image| image.retain(|name, _| !name.starts_with("index")));
+    sealed.check_index("empty files", |image| on_each(image, &|bytes| bytes.clear()));
+    sealed.check_index("cut in half", |image| on_each(image, &|bytes| bytes.truncate(bytes.len() / 2)));
+    sealed.check_index("zeroed", |image| on_each(image, &|bytes| bytes.fill(0)));
+    sealed.check_index("an older copy", |image| {
+        image.retain(|name, _| !name.starts_with("index"));
+        image.extend(sealed.older_index.clone());
+    });
+    for seed in 0..4 {
+        sealed.check_index(&format!("scribbled over with seed {seed}"), |image| on_each(image, &|bytes| scribble(bytes, seed)));
+    }
+    for name in &index {
+        sealed.check_index(&format!("without {}", name.display()), |image| drop(image.remove(name)));
+    }
+}
+
+#[test]
+fn damage_to_one_manifest_slot_changes_nothing() {
+    let damages: [fn(&mut Vec<u8>); 4] = [|b| b.fill(0), |b| b.truncate(10), Vec::clear, |b| b[VALUE_AT] ^= 1];
+    for image in [&Scene::new(Past::Short, End::Crash).image, &Scene::new(Past::Short, End::Close).image, &Sealed::new().image] {
+        let before = contents_of(lay_out(image).path()).expect("the log is whole");
+        let check = |how: &str, image: &Image| {
+            assert!(contents_of(lay_out(image).path()).expect("one slot is enough") == before, "{how}: other contents");
+        };
+        for slot in SLOTS.map(Path::new) {
+            for (n, damage) in damages.iter().enumerate() {
+                check(&format!("damage {n} to {}", slot.display()), &with(image, |image| damage(bytes_of(image, slot))));
+            }
+            check(&format!("no {}", slot.display()), &with(image, |image| drop(image.remove(slot))));
+        }
+    }
+}
+
+#[test]
+fn damage_to_both_manifest_slots_is_an_error_and_never_an_empty_log() {
+    let both = |image: &mut Image, damage: &dyn Fn(&mut Vec<u8>)| {
+        for slot in SLOTS {
+            damage(bytes_of(image, Path::new(slot)));
+        }
+    };
+    for image in [&Scene::new(Past::Short, End::Close).image, &Sealed::new().image] {
+        check_refused(image, "zeroed", |image| both(image, &|bytes| bytes.fill(0)), is_corrupt);
+        check_refused(image, "cut", |image| both(image, &|bytes| bytes.truncate(30)), is_corrupt);
+        check_refused(image, "emptied", |image| both(image, &|bytes| bytes.clear()), is_corrupt);
+        check_refused(image, "flipped", |image| both(image, &|bytes| bytes[VALUE_AT] ^= 1), is_corrupt);
+        check_refused(
+            image,
+            "missing",
+            |image| image.retain(|name, _| !SLOTS.map(Path::new).contains(&name.as_path())),
+            is_corrupt,
+        );
+    }
+}
+
+#[test]
+fn a_later_format_version_is_refused_as_unsupported_and_nothing_is_changed() {
+    let sealed = Sealed::new();
+    let set = |name: &Path, at: usize| with(&sealed.image, |image| bytes_of(image, name)[at] = 2);
+    for slot in SLOTS {
+        check_refused(&set(Path::new(slot), VERSION_AT), slot, |_| (), is_unsupported);
+    }
+    check_refused(&set(&sealed.journal, VERSION_AT), "the journal", |_| (), is_unsupported);
+    let trailer_at = sealed.image[&sealed.segment].len() - TRAILER_BYTES;
+    for (part, at) in [("the segment's header", 0), ("the segment's trailer", trailer_at)] {
+        let folder = lay_out(&set(&sealed.segment, at + VERSION_AT));
+        let error = contents_of(folder.path()).expect_err(part);
+        assert!(is_unsupported(&error), "{part} has a later version: {error:?}");
+    }
+}
+
+const SLOTS: [&str; 2] = ["MANIFEST-0", "MANIFEST-1"];
+
+/// The files of a folder, by their path in it.
+type Image = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A small log as a crash or a close left it, and where its last two groups lie.
+struct Scene {
+    image: Image,
+    /// The journal file.
+    journal: PathBuf,
+    /// The bytes of the last group, and of the one before.
+    last: Range<usize>,
+    earlier: Range<usize>,
+    /// What the journal file held before the last group was written over it.
+    before_last: Vec<u8>,
+    whole: Contents,
+    without_last: Contents,
+}
+
+/// What the log went through before its last groups.
+#[derive(Clone, Copy)]
+enum Past {
+    /// A few small appends: behind the last group there are zeroes.
+    Short,
+    /// Enough to use journal files again: behind the last group lies an earlier use of the file.
+    Recycled,
+}
+
+/// What happened between the last append and the image.
+#[derive(Clone, Copy)]
+enum End {
+    /// Nothing: the process was killed.
+    Crash,
+    Close,
+    /// Time, so that a witness was written behind the last group; then a kill.
+    Idle,
+}
+
+impl Scene {
+    /// The first attempt that the machine was fast enough for, and that no background work disturbed.
+    fn new(past: Past, end: End) -> Self {
+        let begun = Instant::now();
+        while begun.elapsed() < DEADLINE {
+            if let Some(scene) = Self::attempt(past, end) {
+                return scene;
+            }
+        }
+        panic!("no undisturbed crash image within {DEADLINE:?}")
+    }
+
+    fn attempt(past: Past, end: End) -> Option<Self> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let log = options().open(folder.path()).expect("open");
+        past.make(&log, folder.path());
+        let begun = Instant::now();
+        append(&log, 0, 4);
+        let first = read_image(folder.path());
+        append(&log, 1, 5);
+        let second = read_image(folder.path());
+        let ack = append(&log, 0, 6);
+        let third = read_image(folder.path());
+        if begun.elapsed() >= BEFORE_THE_WITNESS {
+            return None;
+        }
+        let (journal, earlier) = difference(&first, &second)?;
+        let (last_journal, last) = difference(&second, &third)?;
+        let whole = contents_of(lay_out(&third).path()).expect("a crash image opens");
+        assert_eq!(whole.newest(), ack.events[0].id, "the last append is stored");
+        let without_last = whole.without(&ack);
+        let image = match end {
+            End::Crash => third,
+            End::Close => {
+                log.close().expect("close");
+                read_image(folder.path())
+            }
+            End::Idle => {
+                until(|| read_image(folder.path())[&journal] != third[&journal]);
+                read_image(folder.path())
+            }
+        };
+        let before_last = second[&journal].clone();
+        // A crash may also have come while another journal file was being prepared.
+        let image = with(&image, |image| drop(image.insert("journal/00000099.tmp".into(), vec![0; BLOCK])));
+        (journal == last_journal).then_some(Self { image, journal, last, earlier, before_last, whole, without_last })
+    }
+
+    /// Opens with the journal changed by `tear`: if that changed the last group, the group is gone as a whole.
+    fn check_torn(&self, how: &str, tear: impl FnOnce(&mut [u8])) {
+        let torn = with(&self.image, |image| tear(bytes_of(image, &self.journal)));
+        let untouched = torn[&self.journal][self.last.clone()] == self.image[&self.journal][self.last.clone()];
+        let expected = if untouched { &self.whole } else { &self.without_last };
+        let folder = lay_out(&torn);
+        let log = options().open(folder.path()).unwrap_or_else(|error| panic!("{how}: the log does not open: {error:?}"));
+        assert!(contents(&log).unwrap_or_else(|error| panic!("{how}: {error:?}")) == *expected, "{how}: other contents");
+        let ack = append(&log, 1, 99);
+        assert!(ack.events[0].id > expected.newest(), "{how}: {} is not above what is stored", ack.events[0].id);
+        let grown = contents(&log).expect("read what was appended");
+        assert!(grown.without(&ack) == *expected, "{how}: an append changed what was there");
+        drop(log);
+        let reopened = options().read_only(true).open(folder.path()).and_then(|log| contents(&log));
+        assert!(reopened.expect("reopen") == grown, "{how}: reopened with other contents");
+    }
+}
+
+impl Past {
+    fn make(self, log: &SessionLog, folder: &Path) {
+        match self {
+            Past::Short => (0..4).for_each(|n| drop(append(log, n % 2, n))),
+            Past::Recycled => {
+                let session = SessionId::new("filler").expect("the name follows the rules");
+                let mut n = 0;
+                while segments(folder).len() < 4 {
+                    n += 1;
+                    log.append(&session, Batch::new().event(NewEvent::new("note", noise(n, 30_000)))).expect("an append");
+                }
+                (0..40).for_each(|n| drop(append(log, n % 2, n + 1_000)));
+            }
+        }
+    }
+}
+
+/// The journal is damaged at each place in turn: the error names the file and the block.
+fn check_flips_are_corruption(scene: &Scene, places: impl Iterator<Item = usize>) {
+    let folder = || lay_out(&scene.image);
+    each_in_parallel_with(folder, places, |folder, at| {
+        let block = (at - at % BLOCK) as u64..(at - at % BLOCK + BLOCK) as u64;
+        let names_the_place = |error: &Error| match error {
+            Error::Corrupt { file, offset, .. } => file.ends_with(&scene.journal) && block.contains(offset),
+            _ => false,
+        };
+        let damaged = with(&scene.image, |image| bytes_of(image, &scene.journal)[at] ^= 0x10);
+        put_byte(folder.path(), &damaged, &scene.journal, at);
+        assert_refused(folder.path(), &damaged, &format!("byte {at} flipped"), names_the_place);
+        put_byte(folder.path(), &scene.image, &scene.journal, at);
+    });
+}
+
+/// Opening the damaged image fails as `expected`, and leaves every byte as it was.
+fn check_refused(image: &Image, how: &str, damage: impl FnOnce(&mut Image), expected: impl Fn(&Error) -> bool) {
+    let damaged = with(image, damage);
+    assert_refused(lay_out(&damaged).path(), &damaged, how, expected);
+}
+
+fn assert_refused(folder: &Path, image: &Image, how: &str, expected: impl Fn(&Error) -> bool) {
+    for (kind, options) in [("", options()), ("reading only, ", options().read_only(true))] {
+        let error = options.open(folder).map(drop).expect_err(how);
+        assert!(expected(&error), "{kind}{how}: {error:?}");
+    }
+    let after = read_image(folder);
+    let is_changed = |name: &&PathBuf| **name != Path::new("LOCK") && after.get(*name) != image.get(*name);
+    let changed: Vec<_> = after.keys().chain(image.keys()).filter(is_changed).collect();
+    assert!(changed.is_empty(), "{how}: the failing open changed {changed:?}");
+}
+
+fn put_byte(folder: &Path, image: &Image, name: &Path, at: usize) {
+    let file = fs::OpenOptions::new().write(true).open(folder.join(name)).expect("open a file");
+    file.write_all_at(&image[name][at..=at], at as u64).expect("write a byte");
+}
+
+fn is_corrupt(error: &Error) -> bool {
+    matches!(error, Error::Corrupt { .. })
+}
+
+fn is_unsupported(error: &Error) -> bool {
+    matches!(error, Error::Unsupported { found: 2, supported: 1, .. })
+}
+
+/// A closed log with three small segments, an index, and some more events in its journal.
+struct Sealed {
+    image: Image,
+    /// The second segment.
+    segment: PathBuf,
+    /// A journal file that is or was in use.
+    journal: PathBuf,
+    /// The index as it was before the last two segments.
+    older_index: Image,
+    contents: Contents,
+}
+
+const SEALED_SESSIONS: u64 = 5;
+
+impl Sealed {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let numbers = &mut (0..);
+        // With so little memory for what is not sealed yet, a few dozen records make a segment.
+        let grow = |numbers: &mut dyn Iterator<Item = u64>, count: usize| {
+            let log = options().recent_bytes_max(64 * 1024).open(folder.path()).expect("open");
+            for n in numbers.take_while(|n| *n < 10_000) {
+                append(&log, n % SEALED_SESSIONS, n);
+                if segments(folder.path()).len() >= count {
+                    break;
+                }
+            }
+            log.close().expect("close");
+            read_image(folder.path())
+        };
+        let older_index = grow(numbers, 1).into_iter().filter(|(name, _)| name.starts_with("index")).collect();
+        let image = grow(numbers, 3);
+        let segment = segments(folder.path()).remove(1);
+        let used = |name: &Path, bytes: &[u8]| name.starts_with("journal") && bytes.starts_with(JOURNAL_MAGIC);
+        let journal = image.iter().find(|(name, bytes)| used(name, bytes)).expect("a log has a journal").0.clone();
+        let contents = contents_of(lay_out(&image).path()).expect("the log is whole");
+        Self { image, segment, journal, older_index, contents }
+    }
+
+    /// Whether the flip was noticed. Some are looked at by a log that may write as well.
+    fn check_flip(&self, folder: &Path, at: usize) -> bool {
+        let segment = folder.join(&self.segment);
+        let mut damaged = Image::from([(self.segment.clone(), self.image[&self.segment].clone())]);
+        bytes_of(&mut damaged, &self.segment)[at] ^= 0x04;
+        put_byte(folder, &damaged, &self.segment, at);
+        let noticed = self.check_damaged(&segment, options().read_only(true).open(folder), at);
+        if at.is_multiple_of(96) {
+            self.check_damaged(&segment, options().open(folder), at);
+            self.check_replay(&segment, options().open(folder), at);
+        }
+        put_byte(folder, &self.image, &self.segment, at);
+        noticed
+    }
+
+    /// A version or a kind that is not known is no damage, so a flip may also make a file unsupported.
+    fn check_damaged(&self, segment: &Path, opened: Result<SessionLog, Error>, at: usize) -> bool {
+        match opened.and_then(|log| contents(&log)) {
+            Ok(contents) => assert!(contents == self.contents, "byte {at} flipped: other contents"),
+            Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => {
+                assert_eq!(file, segment, "byte {at} flipped: another file is named");
+                return true;
+            }
+            Err(error) => panic!("byte {at} flipped: {error:?}"),
+        }
+        false
+    }
+
+    /// A key of a damaged segment replays or is an error; it never lands again.
+    fn check_replay(&self, segment: &Path, opened: Result<SessionLog, Error>, at: usize) {
+        let event = &self.contents.feed[self.contents.feed.len() / 2];
+        match opened.and_then(|log| log.append(&event.session_id, batch(number_of(event)))) {
+            Ok(ack) => assert!(ack.replayed && ack.events == [event.clone()], "byte {at} flipped: {ack:?}"),
+            Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => assert_eq!(file, segment, "byte {at} flipped"),
+            Err(error) => panic!("byte {at} flipped: {error:?}"),
+        }
+    }
+
+    fn check_lost(&self, how: &str, damage: impl FnOnce(&mut Image)) {
+        let folder = lay_out(&with(&self.image, damage));
+        match contents_of(folder.path()) {
+            Ok(contents) => assert!(contents == self.contents, "the segment {how}: other contents"),
+            Err(Error::Corrupt { file, .. }) => {
+                assert!(file.ends_with(&self.segment), "the segment {how}: {} is named", file.display());
+            }
+            Err(error) => panic!("the segment {how}: {error:?}"),
+        }
+    }
+
+    fn check_index(&self, how: &str, damage: impl FnOnce(&mut Image)) {
+        let folder = lay_out(&with(&self.image, damage));
+        let log = options().open(folder.path()).unwrap_or_else(|error| panic!("index {how}: {error:?}"));
+        assert!(
+            contents(&log).unwrap_or_else(|error| panic!("index {how}: {error:?}")) == self.contents,
+            "index {how}: other contents"
+        );
+        for (session, events) in &self.contents.sessions {
+            check_appends(how, &log, session, events);
+        }
+        let grown = contents(&log).expect("read");
+        log.close().expect("close");
+        drop(log);
+        assert!(contents_of(folder.path()).expect("reopen") == grown, "index {how}: reopened with other contents");
+    }
+}
+
+/// Old keys replay, keys of other content conflict, and what is expected is compared with the true tail.
+fn check_appends(how: &str, log: &SessionLog, session: &SessionId, events: &[Event]) {
+    for event in [events.first(), events.get(events.len() / 2), events.last()].into_iter().flatten() {
+        let n = number_of(event);
+        let again = log.append(session, batch(n)).expect("a replay");
+        assert!(again.replayed && again.events.contains(event), "index {how}: key {n} of {session} is no replay");
+        let other = log.append(session, batch(n).event(NewEvent::new("more", "x")));
+        assert!(
+            matches!(other, Err(Error::IdempotencyConflict { first_seq, .. }) if first_seq == again.first),
+            "index {how}: {other:?}"
+        );
+    }
+    let tail = events.last().expect("a session has events").seq;
+    let absent = log.append(session, Batch::new().event(NewEvent::new("more", "x")).expected(Expected::NoSession));
+    assert!(matches!(absent, Err(Error::ExpectedMismatch { actual, .. }) if actual == tail), "index {how}: {absent:?}");
+    let next = log.append(session, batch(1_000_000).expected(Expected::Seq(tail))).expect("an append at the tail");
+    assert!(!next.replayed && next.first == tail + 1, "index {how}: the append after {tail} went to {}", next.first);
+}
+
+/// All that readers can see of a log.
+#[derive(Clone, PartialEq)]
+struct Contents {
+    sessions: Vec<(SessionId, Vec<Event>)>,
+    recent: Vec<SessionId>,
+    feed: Vec<Event>,
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} events of {} sessions", self.feed.len(), self.sessions.len())
+    }
+}
+
+impl Contents {
+    fn without(&self, ack: &Ack) -> Self {
+        let keep = |events: &[Event]| events.iter().filter(|event| !ack.events.contains(event)).cloned().collect::<Vec<_>>();
+        let feed = keep(&self.feed);
+        let sessions = self
+            .sessions
+            .iter()
+            .map(|(session, events)| (session.clone(), keep(events)))
+            .filter(|(_, events)| !events.is_empty());
+        Self { sessions: sessions.collect(), recent: recent_of(&feed), feed }
+    }
+
+    fn newest(&self) -> EventId {
+        self.feed.last().map_or(EventId::from_u128(0), |event| event.id)
+    }
+}
+
+fn recent_of(feed: &[Event]) -> Vec<SessionId> {
+    let mut recent: Vec<SessionId> = Vec::new();
+    for event in feed.iter().rev() {
+        if !recent.contains(&event.session_id) {
+            recent.push(event.session_id.clone());
+        }
+    }
+    recent
+}
+
+/// Reads everything in every way there is; the ways must agree.
+fn contents(log: &SessionLog) -> Result<Contents, Error> {
+    let feed = log.feed(None)?.until_tail().events().collect::<Result<Vec<_>, _>>()?;
+    let mut sessions = Vec::new();
+    for session in log.sessions(None, PAGE)? {
+        let events = all_pages(log, &session)?;
+        let head = log.head(&session)?;
+        assert_eq!(
+            (head.first, head.last, Some(head.last_id)),
+            (1, events.len() as u64, events.last().map(|e| e.id)),
+            "the head of {session}"
+        );
+        assert!(
+            events.iter().eq(feed.iter().filter(|event| event.session_id == session)),
+            "{session} is not what the feed has of it"
+        );
+        let turns: Vec<EventId> =
+            events.iter().filter(|event| event.event_type == "user.message").map(|event| event.id).collect();
+        let messages = log.messages(&session, Page::new().limit(PAGE))?.messages;
+        assert!(messages.iter().map(|message| message.id.event_id()).eq(turns), "the messages of {session}");
+        sessions.push((session, events));
+    }
+    assert_eq!(
+        sessions.iter().map(|(_, events)| events.len()).sum::<usize>(),
+        feed.len(),
+        "the sessions hold what the feed holds"
+    );
+    for event in feed.iter().step_by(feed.len() / 50 + 1) {
+        assert_eq!(log.event(event.id)?, *event, "an event by its ID");
+    }
+    Ok(Contents { sessions, recent: log.recent_sessions(PAGE)?, feed })
+}
+
+fn all_pages(log: &SessionLog, session: &SessionId) -> Result<Vec<Event>, Error> {
+    let mut events = Vec::new();
+    loop {
+        let page = log.list(session, Page::after(events.len() as u64).limit(PAGE))?;
+        events.extend(page.events);
+        if !page.has_more {
+            break;
+        }
+    }
+    let newest = log.list(session, Page::new().newest_first().limit(PAGE))?.events;
+    assert!(newest.iter().eq(events.iter().rev().take(PAGE)), "{session} reads otherwise from its end");
+    Ok(events)
+}
+
+fn contents_of(folder: &Path) -> Result<Contents, Error> {
+    let log = options().open(folder)?;
+    let contents = contents(&log)?;
+    log.close()?;
+    Ok(contents)
+}
+
+fn options() -> Options {
+    Options::new().journal_file_bytes_max(4 * 1024 * 1024)
+}
+
+/// A keyed batch whose events tell its number.
+fn batch(n: u64) -> Batch {
+    let message = NewEvent::new("user.message", format!(r#"{{"content":[{{"type":"text","text":"{n}"}}]}}"#));
+    let event = if n.is_multiple_of(7) { message } else { NewEvent::new("note", format!("{n}")) };
+    Batch::new().event(event).idempotency_key(n.to_string())
+}
+
+fn number_of(event: &Event) -> u64 {
+    let digits: String = event.data.iter().map(|byte| char::from(*byte)).filter(char::is_ascii_digit).collect();
+    digits.parse().expect("an event tells its number")
+}
+
+fn append(log: &SessionLog, session: u64, n: u64) -> Ack {
+    let session = SessionId::new(format!("session {session}")).expect("the name follows the rules");
+    log.append(&session, batch(n)).unwrap_or_else(|error| panic!("append {n} to {session}: {error:?}"))
+}
+
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let files =
+        fs::read_dir(folder.join("segments")).into_iter().flatten().map(|entry| entry.expect("a folder entry").file_name());
+    let mut names: Vec<PathBuf> = files.map(|name| Path::new("segments").join(name)).collect();
+    names.retain(|name| name.extension().is_some_and(|extension| extension == "segment"));
+    names.sort();
+    names
+}
+
+/// The one journal file that the later image has otherwise, and the bytes in which it differs. Background work is not waited for.
+fn difference(earlier: &Image, later: &Image) -> Option<(PathBuf, Range<usize>)> {
+    let mut changed =
+        later.iter().filter(|(name, bytes)| name.starts_with("journal") && earlier.get(*name).is_some_and(|old| old != *bytes));
+    let (name, bytes) = changed.next()?;
+    let differs = |at: &usize| earlier[name].get(*at) != bytes.get(*at);
+    // A group is padded with zeroes, which may differ from what was there before.
+    let range = (0..bytes.len()).find(differs)?..(0..bytes.len()).rfind(|at| differs(at) && bytes[*at] != 0)? + 1;
+    (changed.next().is_none() && range.start.is_multiple_of(BLOCK) && range.len() <= BLOCK).then(|| (name.clone(), range))
+}
+
+fn bytes_of<'a>(image: &'a mut Image, name: &Path) -> &'a mut Vec<u8> {
+    image.get_mut(name).expect("a file of the image")
+}
+
+fn with(image: &Image, change: impl FnOnce(&mut Image)) -> Image {
+    let mut image = image.clone();
+    change(&mut image);
+    image
+}
+
+fn lay_out(image: &Image) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, bytes) in image {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().expect("a file lies in a folder")).expect("make a folder");
+        fs::write(path, bytes).expect("write a file");
+    }
+    folder
+}
+
+/// All files. One that goes away meanwhile was only being prepared.
+fn read_image(folder: &Path) -> Image {
+    let mut image = Image::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(inner) = folders.pop() {
+        for entry in fs::read_dir(inner).expect("a folder of the log") {
+            let path = entry.expect("a folder entry").path();
+            let name = path.strip_prefix(folder).expect("it lies in the folder").to_path_buf();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(bytes) = fs::read(&path) {
+                image.insert(name, bytes);
+            }
+        }
+    }
+    image
+}
+
+fn until(condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < DEADLINE, "it did not come true within {DEADLINE:?}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+/// Calls `check` with every item, on a few threads.
+fn each_in_parallel<I: Send>(items: impl Iterator<Item = I>, check: impl Fn(I) + Sync) {
+    each_in_parallel_with(|| (), items, |(), item| check(item));
+}
+
+/// The same with something that each thread makes for itself; returns what `check` gave, in no particular order.
+fn each_in_parallel_with<S, I: Send, R: Send>(
+    make: impl Fn() -> S + Sync,
+    items: impl Iterator<Item = I>,
+    check: impl Fn(&S, I) -> R + Sync,
+) -> Vec<R> {
+    let mut shares: Vec<Vec<I>> = (0..WORKERS).map(|_| Vec::new()).collect();
+    items.enumerate().for_each(|(n, item)| shares[n % WORKERS].push(item));
+    let work = |share: Vec<I>| {
+        let own = make();
+        share.into_iter().map(|item| check(&own, item)).collect::<Vec<_>>()
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = shares.into_iter().map(|share| scope.spawn(|| work(share))).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
+/// Ruins one byte in about sixty.
+fn scribble(bytes: &mut [u8], seed: u64) {
+    let noise = noise(seed, bytes.len());
+    bytes.iter_mut().zip(noise).filter(|(_, noise)| *noise < 4).for_each(|(byte, noise)| *byte ^= noise + 1);
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = (seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

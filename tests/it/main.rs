@@ -1,0 +1,27 @@
+//! The promises of the log, each as a test named after it, through the public API alone.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and waits with the wall clock"
+)]
+
+mod append;
+mod concurrency;
+mod crash;
+mod damage;
+mod feed;
+mod idempotency;
+mod limits;
+mod list;
+mod message;
+mod model;
+mod options;
+mod reopen;
+mod sessions;
+mod stats;
+mod stream;
+mod support;
+mod tidy;

@@ -1,0 +1,281 @@
+//! A turn reads back as one message, at once and wherever its events lie.
+
+use serde_json::{Value, json};
+use sessionlog::{
+    Batch, ContentBlock, Error, Event, EventId, Message, MessageId, MessageStatus, NewEvent, Page, Seq, SessionId, SessionLog,
+    UserMessage,
+};
+
+use crate::support::{append_notes, assert_error, folder, note, notes, open, seal_once, session, small_files};
+
+use MessageStatus::{Completed, Failed, Queued, Running, WaitingForTool};
+
+/// Opens a turn and returns its event.
+fn ask(log: &SessionLog, session: &SessionId, text: &str) -> Event {
+    log.append(session, Batch::new().user_message(text)).unwrap().events.remove(0)
+}
+
+/// Appends an event of a turn.
+fn tell(log: &SessionLog, session: &SessionId, turn: MessageId, event_type: &str, data: &Value) -> Event {
+    let event = NewEvent::json(event_type, data).unwrap().in_turn(turn);
+    log.append(session, Batch::new().event(event)).unwrap().events.remove(0)
+}
+
+fn tell_status(log: &SessionLog, session: &SessionId, turn: MessageId, data: &Value) -> Event {
+    tell(log, session, turn, "message.status_changed", data)
+}
+
+#[test]
+fn a_message_can_be_read_as_soon_as_its_append_returned() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "before", 2);
+    let asked = UserMessage::text("Summarize this ticket.")
+        .with_block(ContentBlock::file("file_456"))
+        .with_block(ContentBlock::of_type("sketch").with("strokes", json!([1, 2])))
+        .with_metadata("ticket_id", "T-1042");
+    for n in 0..20 {
+        let ack = log.append(&id, Batch::new().user_message(asked.clone())).unwrap();
+        let message = log.message(ack.events[0].message_id.unwrap()).unwrap();
+        assert_eq!((message.id, &message.session_id), (MessageId::from(ack.events[0].id), &id));
+        assert_eq!((message.sequence_number, message.created_at), (3 + n, ack.events[0].created_at));
+        assert_eq!((&message.content, &message.metadata), (&asked.content, &asked.metadata));
+        assert_eq!((message.status, message.attempt, message.completed_at), (Queued, 1, None));
+        assert_eq!((message.output, message.error), (vec![], None));
+    }
+}
+
+#[test]
+fn a_message_shows_each_step_of_its_turn_at_once() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let turn = MessageId::from(ask(&log, &id, "hello").id);
+    let steps = [
+        ("message.status_changed", json!({"status": "running"}), Running, 0),
+        ("assistant.message_completed", json!({"text": "I look."}), Running, 1),
+        ("tool.call_requested", json!({"call_id": "c1"}), WaitingForTool, 1),
+        ("tool.call_requested", json!({"call_id": "c2"}), WaitingForTool, 1),
+        ("tool.call_completed", json!({"call_id": "c1", "output": "x"}), WaitingForTool, 1),
+        ("tool.call_failed", json!({"call_id": "c2"}), Running, 1),
+        ("agent.thought_of_later", json!({"status": "failed"}), Running, 1),
+        ("assistant.message_completed", json!({"text": "Done."}), Running, 2),
+    ];
+    for (event_type, data, status, said) in steps {
+        tell(&log, &id, turn, event_type, &data);
+        let message = log.message(turn).unwrap();
+        assert_eq!((message.status, message.output.len(), message.completed_at), (status, said, None), "after {event_type}");
+    }
+    let end = tell_status(&log, &id, turn, &json!({"status": "completed"}));
+    let message = log.message(turn).unwrap();
+    assert_eq!((message.status, message.completed_at), (Completed, Some(end.created_at)));
+    assert_eq!(message.output, [json!({"text": "I look."}), json!({"text": "Done."})]);
+
+    for late in [json!({"status": "failed", "error": "late"}), json!({"status": "running", "attempt": 2})] {
+        tell_status(&log, &id, turn, &late);
+        tell(&log, &id, turn, "assistant.message_completed", &json!({"text": "late"}));
+        assert_eq!(log.message(turn).unwrap(), message);
+    }
+}
+
+#[test]
+fn a_turn_may_begin_and_end_in_one_batch() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let first = ask(&log, &id, "one");
+    let end = |status: &str| NewEvent::json("message.status_changed", &json!({"status": status, "error": "why"})).unwrap();
+    let batch = notes("n", 1).event(end("failed").in_turn(first.id.into())).user_message("two").event(end("completed"));
+    let events = log.append(&id, batch).unwrap().events;
+    let message = log.message(first.id.into()).unwrap();
+    assert_eq!((message.status, message.error), (Failed, Some("why".into())));
+    assert_eq!(log.message(events[2].id.into()).unwrap().status, Queued, "an event that names no turn belongs to none");
+}
+
+#[test]
+fn only_events_of_its_own_session_that_name_it_change_a_message() {
+    let dir = folder();
+    let log = open(&dir);
+    let (id, other) = (session("s"), session("other"));
+    let (first, second) = (ask(&log, &id, "one"), ask(&log, &id, "two"));
+    let elsewhere = ask(&log, &other, "three");
+    let failed = json!({"status": "failed"});
+    tell_status(&log, &other, first.id.into(), &failed);
+    tell_status(&log, &id, elsewhere.id.into(), &failed);
+    tell_status(&log, &id, EventId::from_u128(7).into(), &failed);
+    log.append(&id, Batch::new().event(NewEvent::json("message.status_changed", &failed).unwrap())).unwrap();
+    let statuses = || [&first, &second, &elsewhere].map(|event| log.message(event.id.into()).unwrap().status);
+    assert_eq!(statuses(), [Queued, Queued, Queued]);
+    tell_status(&log, &id, second.id.into(), &json!({"status": "running"}));
+    assert_eq!(statuses(), [Queued, Running, Queued]);
+    tell_status(&log, &id, first.id.into(), &failed);
+    assert_eq!(statuses(), [Failed, Running, Queued]);
+    tell_status(&log, &other, elsewhere.id.into(), &json!({"status": "completed"}));
+    assert_eq!(statuses(), [Failed, Running, Completed]);
+}
+
+#[test]
+fn what_opened_no_turn_is_an_unknown_message() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let id = session("s");
+    let asked = ask(&log, &id, "hello");
+    let told = tell_status(&log, &id, asked.id.into(), &json!({"status": "running"}));
+    let noted = log.append(&id, Batch::new().event(note("n"))).unwrap().events.remove(0);
+    let check = || {
+        for event in [told.id, noted.id, EventId::from_u128(0), EventId::from_u128(noted.id.to_u128() + 1)] {
+            let unknown = MessageId::from(event);
+            assert_error!(log.message(unknown), Error::UnknownMessage { id } if *id == unknown);
+        }
+        assert_eq!(log.message(asked.id.into()).unwrap().status, Running);
+    };
+    check();
+    seal_once(&dir, &log, &session("filler"));
+    check();
+}
+
+#[test]
+fn a_message_whose_content_cannot_be_read_is_still_a_message() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    for data in ["", "no json", "[]", r#"{"content":7}"#] {
+        let event = log.append(&id, Batch::new().event(NewEvent::new("user.message", data))).unwrap().events.remove(0);
+        let message = log.message(event.id.into()).unwrap();
+        assert_eq!((message.status, message.content, message.sequence_number), (Queued, vec![], event.seq));
+    }
+}
+
+#[test]
+fn a_turn_over_several_segments_reads_back_whole() {
+    let dir = folder();
+    let mut log = small_files().open(dir.path()).unwrap();
+    let (id, filler) = (session("s"), session("filler"));
+    let turn = MessageId::from(ask(&log, &id, "a long task").id);
+    let mut said = Vec::new();
+    for round in 0..3 {
+        tell(&log, &id, turn, "tool.call_requested", &json!({"call_id": round}));
+        seal_once(&dir, &log, &filler);
+        assert_eq!(log.message(turn).unwrap().status, WaitingForTool);
+        ask(&log, &id, "another task");
+        tell(&log, &id, turn, "tool.call_completed", &json!({"call_id": round}));
+        said.push(json!({ "text": round }));
+        tell(&log, &id, turn, "assistant.message_completed", &said[said.len() - 1]);
+        let message = log.message(turn).unwrap();
+        assert_eq!((message.status, &message.output), (Running, &said));
+        log.close().unwrap();
+        log = small_files().open(dir.path()).unwrap();
+        assert_eq!(log.message(turn).unwrap(), message);
+    }
+    tell_status(&log, &id, turn, &json!({"status": "completed"}));
+    let done = log.message(turn).unwrap();
+    assert_eq!((done.status, &done.output), (Completed, &said));
+    seal_once(&dir, &log, &filler);
+    assert_eq!(log.message(turn).unwrap(), done);
+    assert_eq!(log.messages(&id, Page::new()).unwrap().messages.len(), 4);
+}
+
+#[test]
+fn a_turn_longer_than_any_page_reads_back_whole() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let turn = MessageId::from(ask(&log, &id, "count").id);
+    for round in 0..5 {
+        let said = (0..500).map(|n| NewEvent::json("assistant.message_completed", &(round * 500 + n)).unwrap().in_turn(turn));
+        log.append(&id, Batch::new().events(said).event(note("in between"))).unwrap();
+    }
+    tell_status(&log, &id, turn, &json!({"status": "completed"}));
+    let message = log.message(turn).unwrap();
+    assert_eq!(message.status, Completed);
+    assert_eq!(message.output, (0..2_500).map(Value::from).collect::<Vec<_>>());
+}
+
+/// Walks the session's messages from page to page, in both orders.
+fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: Seq) {
+    for limit in [1, 2, 3, all.len().max(1), 1_000] {
+        let mut walked: Vec<Message> = Vec::new();
+        let mut page = log.messages(session, Page::new().limit(limit)).unwrap();
+        assert_eq!(page.first, 1);
+        loop {
+            assert_eq!(page.tail, tail);
+            assert!(page.messages.len() <= limit);
+            assert!(page.messages.iter().all(|message| (page.first..=page.last).contains(&message.sequence_number)), "{page:?}");
+            walked.append(&mut page.messages);
+            if !page.has_more {
+                break;
+            }
+            let next = log.messages(session, Page::after(page.last).limit(limit)).unwrap();
+            assert_eq!(next.first, page.last + 1);
+            page = next;
+        }
+        assert_eq!(page.last, tail);
+        assert_eq!(walked, all, "in pages of {limit}");
+
+        walked.clear();
+        page = log.messages(session, Page::new().newest_first().limit(limit)).unwrap();
+        assert_eq!(page.last, tail);
+        loop {
+            assert!(page.messages.len() <= limit);
+            walked.append(&mut page.messages);
+            if !page.has_more {
+                break;
+            }
+            let next = log.messages(session, Page::before(page.first).newest_first().limit(limit)).unwrap();
+            assert_eq!(next.last + 1, page.first);
+            page = next;
+        }
+        walked.reverse();
+        assert_eq!(walked, all, "newest first in pages of {limit}");
+    }
+    for message in all {
+        assert_eq!(log.message(message.id).unwrap(), *message);
+    }
+}
+
+/// Reads what lies between two bounds, as seqs and as event IDs.
+fn check_range(log: &SessionLog, session: &SessionId, all: &[Message], after: &Event, before: &Event) {
+    let wanted: Vec<_> =
+        all.iter().filter(|message| (after.seq + 1..before.seq).contains(&message.sequence_number)).cloned().collect();
+    for page in [Page::after(after.seq).and_before(before.seq), Page::before(before.id).and_after(after.id)] {
+        let page = log.messages(session, page.limit(1_000)).unwrap();
+        assert_eq!((&page.messages, page.has_more), (&wanted, false));
+        assert_eq!((page.first, page.last), (after.seq + 1, before.seq - 1));
+    }
+}
+
+#[test]
+fn messages_are_listed_in_the_order_of_their_turns() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let id = session("s");
+    append_notes(&log, &id, "before any turn", 3);
+    check_messages(&log, &id, &[], 3);
+    let mut turns: Vec<Event> = Vec::new();
+    for round in 0..3 {
+        let asked = log.append(&id, Batch::new().user_message("one").user_message("two").event(note("n"))).unwrap().events;
+        turns.extend_from_slice(&asked[..2]);
+        append_notes(&log, &id, "n", 5);
+        turns.push(ask(&log, &id, "three"));
+        // An answer that comes after later turns have begun.
+        tell(&log, &id, turns[round].id.into(), "assistant.message_completed", &json!(round));
+        tell_status(&log, &id, turns[round].id.into(), &json!({"status": "completed"}));
+        if round < 2 {
+            seal_once(&dir, &log, &session("filler"));
+        }
+    }
+    let tail = log.head(&id).unwrap().last;
+    let all: Vec<_> = turns.iter().map(|event| log.message(event.id.into()).unwrap()).collect();
+    let statuses: Vec<_> = all.iter().map(|message| message.status).collect();
+    assert_eq!(statuses, [[Completed; 3], [Queued; 3], [Queued; 3]].concat());
+    let check = |log: &SessionLog| {
+        check_messages(log, &id, &all, tail);
+        for (after, before) in [(0, 8), (1, 2), (2, 5), (3, 7)] {
+            check_range(log, &id, &all, &turns[after], &turns[before]);
+        }
+    };
+    check(&log);
+    log.close().unwrap();
+    check(&small_files().open(dir.path()).unwrap());
+}

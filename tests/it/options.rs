@@ -1,0 +1,118 @@
+//! An option that is accepted works, also at its extremes, and also on a log that was written under others.
+
+use std::time::Duration;
+
+use sessionlog::{Error, Event, Options, Page, SessionLog};
+use tempfile::TempDir;
+
+use crate::support::{
+    append_notes, assert_error, feed_all, folder, note, notes, open, read_all, seal_once, seqs, session, small_files,
+};
+
+/// Appends enough to seal, reads it back, and does both again after reopening. Options may be refused as invalid, but not later.
+fn check_works(options: &Options) {
+    let dir = folder();
+    let id = session("s");
+    let mut all: Vec<Event> = Vec::new();
+    for round in 0..2 {
+        let log = match options.clone().open(dir.path()) {
+            Err(Error::Invalid { .. }) if round == 0 => return,
+            opened => opened.unwrap(),
+        };
+        all.extend(append_notes(&log, &id, &round.to_string(), 3));
+        all.extend(seal_once(&dir, &log, &id));
+        all.extend(append_notes(&log, &id, &round.to_string(), 3));
+        for _ in 0..2 {
+            assert_eq!(read_all(&log, &id), all, "{options:?}");
+            assert_eq!(feed_all(&log), all, "{options:?}");
+        }
+        log.close().unwrap();
+    }
+}
+
+#[test]
+fn the_smallest_sizes_only_slow_a_log_down() {
+    check_works(&small_files().queue_bytes_max(0));
+    check_works(&small_files().group_bytes_max(1));
+    check_works(&small_files().cache_bytes_max(0));
+    check_works(&small_files().index_cache_bytes_max(0));
+    check_works(&small_files().scan_bytes_max(1));
+}
+
+#[test]
+fn a_batch_larger_than_the_bound_on_memory_stalls_nobody() {
+    for bytes in [0, 1, 100 * 1024, 1024 * 1024] {
+        check_works(&small_files().recent_bytes_max(bytes));
+    }
+}
+
+#[test]
+fn the_largest_sizes_ask_for_nothing_in_advance() {
+    check_works(&small_files().queue_bytes_max(usize::MAX));
+    check_works(&small_files().recent_bytes_max(usize::MAX));
+    check_works(&small_files().cache_bytes_max(usize::MAX));
+    check_works(&small_files().index_cache_bytes_max(usize::MAX));
+    check_works(&small_files().scan_bytes_max(usize::MAX));
+}
+
+#[test]
+fn a_writer_may_wait_for_room_without_end() {
+    check_works(&small_files().stall_wait(Duration::MAX));
+}
+
+/// A log with a turn, large and small batches, and a key, in more than one of the smallest journal files.
+fn written(dir: &TempDir, options: &Options) -> Vec<Event> {
+    let log = options.clone().open(dir.path()).unwrap();
+    let id = session("s");
+    let mut all = log.append(&id, notes("keyed", 50).user_message("hello").idempotency_key("a long key")).unwrap().events;
+    for n in 0..12 {
+        all.extend(log.append(&id, notes("n", 50).event(note(vec![n; 500_000]))).unwrap().events);
+    }
+    log.close().unwrap();
+    all
+}
+
+#[test]
+fn lower_limits_hide_nothing_that_is_stored() {
+    let dir = folder();
+    let all = written(&dir, &small_files());
+    let strict = Options::new().event_bytes_max(6).batch_bytes_max(6).batch_events_max(1).event_type_bytes_max(4);
+    let log = strict.idempotency_key_bytes_max(1).page_events_max(7).open(dir.path()).unwrap();
+    let id = session("s");
+    let mut walked: Vec<Event> = Vec::new();
+    while walked.len() < all.len() {
+        let page = log.list(&id, Page::after(walked.len() as u64).limit(7)).unwrap();
+        assert!(!page.events.is_empty(), "{page:?}");
+        walked.extend(page.events);
+    }
+    assert_eq!(walked, all);
+    assert_eq!(feed_all(&log), all);
+    assert_eq!(seqs(&log.list(&id, Page::new()).unwrap().events), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(log.messages(&id, Page::new()).unwrap().messages.len(), 1);
+    assert_error!(log.append(&id, notes("n", 2)), Error::TooLarge { .. });
+    assert_eq!(log.append(&id, notes("n", 1)).unwrap().first, all.len() as u64 + 1);
+}
+
+#[test]
+fn a_log_goes_on_under_other_sizes_of_journal_files() {
+    let dir = folder();
+    let large = Options::new().journal_file_bytes_max(4096 << 20).group_bytes_max(4096 << 20);
+    let mut all = written(&dir, &large);
+    let id = session("s");
+    let check = |log: &SessionLog, all: &mut Vec<Event>| {
+        assert_eq!(read_all(log, &id), *all);
+        assert!(log.append(&id, notes("keyed", 50).user_message("hello").idempotency_key("a long key")).unwrap().replayed);
+        all.extend(append_notes(log, &id, "more", 2));
+        assert_eq!(read_all(log, &id), *all);
+    };
+    for options in [small_files(), large, small_files()] {
+        let log = options.open(dir.path()).unwrap();
+        check(&log, &mut all);
+        // More than the files of the options before hold, so that each of them comes to its end.
+        for _ in 0..4 {
+            all.extend((0..20).flat_map(|_| log.append(&id, notes("n", 1).event(note(vec![7; 200_000]))).unwrap().events));
+        }
+        check(&log, &mut all);
+    }
+    check(&open(&dir), &mut all);
+}

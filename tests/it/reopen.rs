@@ -1,0 +1,429 @@
+//! What is there after a close, after a drop, for a second opener, and for one that may only read.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+use std::{env, fs, thread};
+
+use sessionlog::{Batch, Error, Event, EventId, From, Head, Message, MessageId, Options, Page, SessionId, SessionLog};
+use tempfile::TempDir;
+
+use crate::support::{
+    append_notes, assert_dense, assert_error, assert_rising, block_on, copy_folder, drain, feed_all, folder, listing, notes,
+    open, paths_below, read_all, seal_once, session, small_files,
+};
+
+/// All that a reader can see of a log.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    sessions: Vec<(SessionId, Head, Vec<Event>, Vec<Message>)>,
+    recent: Vec<SessionId>,
+    feed: Vec<Event>,
+    events: u64,
+}
+
+fn seen(log: &SessionLog) -> Seen {
+    let sessions = log.sessions(None, 1_000).unwrap().into_iter().map(|id| {
+        let (head, events) = (log.head(&id).unwrap(), read_all(log, &id));
+        assert_dense(&events, head.first..=head.last);
+        assert_eq!(drain(&mut log.stream(&id, From::Start).unwrap().until_tail()), events);
+        assert!(events.iter().all(|event| log.event(event.id).unwrap() == *event));
+        let messages = log.messages(&id, Page::new()).unwrap().messages;
+        assert!(messages.iter().all(|message| log.message(message.id).unwrap() == *message));
+        (id, head, events, messages)
+    });
+    let sessions = sessions.collect();
+    Seen { sessions, recent: log.recent_sessions(1_000).unwrap(), feed: feed_all(log), events: log.stats().events }
+}
+
+/// Appends to three sessions, with turns, keys and batches.
+fn append_some(log: &SessionLog, tag: &str) {
+    for name in ["a", "b", "a/b"] {
+        let id = session(name);
+        let asked = log.append(&id, Batch::new().user_message(tag)).unwrap().events.remove(0);
+        let answer = sessionlog::NewEvent::new("assistant.message_completed", r#"{"text":"an answer"}"#);
+        log.append(&id, notes(tag, 3).event(answer.in_turn(MessageId::from(asked.id)))).unwrap();
+        log.append(&id, notes(tag, 2).idempotency_key(tag)).unwrap();
+    }
+}
+
+/// Fails unless the log takes and shows further appends, and knows the keys of those that came before.
+fn check_goes_on(log: &SessionLog, tag: &str) {
+    let id = session("a");
+    let newest = feed_all(log).last().unwrap().id;
+    assert!(log.append(&id, notes(tag, 2).idempotency_key(tag)).unwrap().replayed);
+    let new = append_notes(log, &id, "new", 1).remove(0);
+    assert!(new.id > newest, "{new:?} came after {newest}");
+    assert_eq!(log.head(&id).unwrap().last_id, new.id);
+}
+
+/// Ends the log in some way, again and again, with appends in between; everything must be there each time.
+fn check_reopening(options: &Options, after_round: impl Fn(&TempDir, &SessionLog), end: impl Fn(SessionLog)) {
+    let dir = folder();
+    let mut log = options.clone().open(dir.path()).unwrap();
+    for round in 0..3 {
+        let tag = format!("round{round}");
+        append_some(&log, &tag);
+        after_round(&dir, &log);
+        let before = seen(&log);
+        for _ in 0..2 {
+            end(log);
+            log = options.clone().open(dir.path()).unwrap();
+            assert_eq!(seen(&log), before);
+        }
+        check_goes_on(&log, &tag);
+    }
+}
+
+fn seal(dir: &TempDir, log: &SessionLog) {
+    seal_once(dir, log, &session("filler"));
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "a way to end a log, as `drop` is one")]
+fn close(log: SessionLog) {
+    log.close().unwrap();
+}
+
+#[test]
+fn everything_is_there_after_a_close() {
+    check_reopening(&Options::new(), |_, _| {}, close);
+}
+
+#[test]
+fn everything_is_there_after_a_drop_without_close() {
+    check_reopening(&Options::new(), |_, _| {}, drop);
+}
+
+#[test]
+fn everything_sealed_is_there_after_a_close() {
+    check_reopening(&small_files(), seal, close);
+}
+
+#[test]
+fn everything_sealed_is_there_after_a_drop_without_close() {
+    check_reopening(&small_files(), seal, drop);
+}
+
+#[test]
+fn a_log_without_events_reopens_empty() {
+    let dir = folder();
+    for end in [close, drop] {
+        for _ in 0..3 {
+            let log = open(&dir);
+            assert_eq!(seen(&log), Seen { sessions: vec![], recent: vec![], feed: vec![], events: 0 });
+            assert_error!(log.event(EventId::from_u128(1)), Error::UnknownEvent { .. });
+            end(log);
+        }
+    }
+    assert_eq!(append_notes(&open(&dir), &session("s"), "n", 1)[0].seq, 1);
+}
+
+#[test]
+fn ids_go_on_upwards_over_reopening_whatever_the_clock_says() {
+    let dir = folder();
+    let id = session("s");
+    let start = 1_900_000_000_000;
+    let mut all = Vec::new();
+    for (n, ms) in [start, start, start - 1, 1_000, 0, start, start + 1, start - 86_400_000].into_iter().enumerate() {
+        let log = Options::new().clock(move || UNIX_EPOCH + Duration::from_millis(ms)).open(dir.path()).unwrap();
+        all.extend(log.append(&id, notes(&n.to_string(), 3)).unwrap().events);
+        all.extend(append_notes(&log, &session(&format!("s{n}")), "n", 1));
+        if n % 2 == 0 { close(log) } else { drop(log) }
+    }
+    assert_rising(&all);
+    assert_eq!(feed_all(&open(&dir)), all);
+}
+
+#[test]
+fn a_second_opener_is_refused_until_the_first_lets_go() {
+    let dir = folder();
+    let log = open(&dir);
+    append_notes(&log, &session("s"), "n", 1);
+    let link = folder();
+    let link = link.path().join("link");
+    std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+    let spellings =
+        [dir.path().to_owned(), dir.path().join("."), dir.path().join("..").join(dir.path().file_name().unwrap()), link];
+    for path in &spellings {
+        assert_error!(SessionLog::open(path), Error::Locked { .. });
+        assert_error!(Options::new().read_only(true).open(path), Error::Locked { .. });
+    }
+    assert_error!(SessionLog::open(dir.path()), Error::Locked { path } if path == dir.path());
+    append_notes(&log, &session("s"), "n", 1);
+    drop(log);
+
+    for end in [close, drop] {
+        let log = open(&dir);
+        let clone = log.clone();
+        drop(log);
+        assert_error!(SessionLog::open(dir.path()), Error::Locked { .. });
+        end(clone);
+    }
+}
+
+#[test]
+fn processes_that_are_started_meanwhile_do_not_keep_the_folder_locked() {
+    let dir = folder();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // A process that is being started has every open file of this one, the lock's among them, until it runs its program.
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                Command::new("true").status().unwrap();
+            }
+        });
+        let refused = (0..25).find_map(|n| match SessionLog::open(dir.path()) {
+            Ok(log) if n % 2 == 0 => log.close().err(),
+            opened => opened.err(),
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(refused.is_none(), "{refused:?}");
+    });
+}
+
+#[test]
+fn of_many_that_open_at_once_one_wins() {
+    let dir = folder();
+    for _ in 0..5 {
+        let opened: Vec<_> = thread::scope(|scope| {
+            let openers: Vec<_> = (0..8).map(|_| scope.spawn(|| SessionLog::open(dir.path()))).collect();
+            openers.into_iter().map(|opener| opener.join().unwrap()).collect()
+        });
+        assert_eq!(opened.iter().filter(|opened| opened.is_ok()).count(), 1, "{opened:?}");
+        for refused in opened.iter().filter_map(|opened| opened.as_ref().err()) {
+            assert!(matches!(refused, Error::Locked { .. }), "{refused:?}");
+        }
+    }
+}
+
+#[test]
+fn the_folder_is_free_as_soon_as_the_log_closed_or_was_dropped() {
+    let dir = folder();
+    let id = session("s");
+    for round in 0..8 {
+        let log = open(&dir);
+        append_notes(&log, &id, "n", 1);
+        let (clone, stream) = (log.clone(), log.stream(&id, From::Now).unwrap());
+        if round % 2 == 0 {
+            log.close().unwrap();
+            assert_eq!(open(&dir).head(&id).unwrap().last, round + 1);
+            assert_error!(clone.append(&id, notes("late", 1)), Error::Closed);
+        }
+        drop((log, clone));
+        assert_eq!(open(&dir).head(&id).unwrap().last, round + 1);
+        drop(stream);
+    }
+}
+
+/// Set for the process that a test starts: the folder it is to open.
+const OTHER_PROCESS: &str = "SESSIONLOG_TEST_OPENS";
+
+/// Runs one test of this binary again in a process of its own, which opens `folder` and says on its error output how that went.
+/// It holds what it opened until its input ends.
+fn start_opener(test: &str, folder: &Path) -> (Child, String) {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(OTHER_PROCESS, folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let outcome = lines.into_iter().find_map(|line| line.strip_prefix("outcome: ").map(str::to_owned));
+    (child, outcome.expect("the other process says how it went"))
+}
+
+/// The other process's part: opens the folder, appends once, says how it went, and waits.
+fn be_the_opener(folder: PathBuf) {
+    let log = SessionLog::open(folder);
+    let appended = log.as_ref().map(|log| append_notes(log, &session("other process"), "n", 1));
+    eprintln!("outcome: {}", appended.as_ref().map_or_else(|error| error.code(), |_| "open"));
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn a_second_process_is_refused_until_the_first_lets_go() {
+    if let Some(folder) = env::var_os(OTHER_PROCESS) {
+        return be_the_opener(folder.into());
+    }
+    let start = |folder: &Path| start_opener("reopen::a_second_process_is_refused_until_the_first_lets_go", folder);
+    let dir = folder();
+    let log = open(&dir);
+    let (mut child, outcome) = start(dir.path());
+    assert_eq!(outcome, "locked");
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    log.close().unwrap();
+
+    for n in 1..=3 {
+        let (mut child, outcome) = start(dir.path());
+        assert_eq!(outcome, "open");
+        assert_error!(SessionLog::open(dir.path()), Error::Locked { .. });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(open(&dir).head(&session("other process")).unwrap().last, n);
+    }
+}
+
+/// Opens the folder for reading only; it must show `expected`, refuse to write, and leave every byte alone.
+fn check_read_only(folder: &Path, expected: &Seen) {
+    let before = listing(folder);
+    let log = Options::new().read_only(true).open(folder).unwrap();
+    assert_eq!(seen(&log), *expected);
+    let id = session("a");
+    assert_error!(log.append(&id, notes("n", 1)), Error::ReadOnly);
+    assert_error!(block_on(log.append_async(&id, notes("n", 1))), Error::ReadOnly);
+    assert_error!(log.list(&session("nobody"), Page::new()), Error::UnknownSession { .. });
+    assert_error!(log.head(&session("nobody")), Error::UnknownSession { .. });
+    assert_eq!(seen(&log), *expected);
+    log.close().unwrap();
+    assert_eq!(listing(folder), before);
+    drop(Options::new().read_only(true).open(folder).unwrap());
+    assert_eq!(listing(folder), before);
+}
+
+#[test]
+fn a_log_opened_for_reading_only_shows_everything_and_changes_no_byte() {
+    for seals in [false, true] {
+        let dir = folder();
+        let log = small_files().open(dir.path()).unwrap();
+        append_some(&log, "one");
+        if seals {
+            seal_once(&dir, &log, &session("filler"));
+            append_some(&log, "two");
+        }
+        let expected = seen(&log);
+        log.close().unwrap();
+        check_read_only(dir.path(), &expected);
+        drop(open(&dir));
+        check_read_only(dir.path(), &expected);
+        check_goes_on(&open(&dir), if seals { "two" } else { "one" });
+    }
+}
+
+#[test]
+fn a_log_that_was_not_closed_reads_the_same_with_and_without_writing() {
+    let dir = folder();
+    let log = open(&dir);
+    append_some(&log, "one");
+    append_some(&log, "two");
+    let expected = seen(&log);
+    let image = folder();
+    copy_folder(dir.path(), image.path());
+    check_read_only(image.path(), &expected);
+    for _ in 0..2 {
+        let reopened = open(&image);
+        assert_eq!(seen(&reopened), expected);
+        drop(reopened);
+    }
+    check_read_only(image.path(), &expected);
+    check_goes_on(&open(&image), "two");
+    assert_eq!(seen(&log), expected);
+}
+
+#[test]
+fn readers_share_a_folder_and_keep_writers_out() {
+    let dir = folder();
+    let log = open(&dir);
+    append_some(&log, "one");
+    let expected = seen(&log);
+    log.close().unwrap();
+    let read_only = || Options::new().read_only(true).open(dir.path());
+    let readers = [read_only().unwrap(), read_only().unwrap()];
+    for reader in readers {
+        assert_error!(SessionLog::open(dir.path()), Error::Locked { .. });
+        assert_eq!(seen(&reader), expected);
+    }
+    check_goes_on(&open(&dir), "one");
+}
+
+#[test]
+fn files_of_others_are_left_alone() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    append_some(&log, "one");
+    seal_once(&dir, &log, &session("filler"));
+    let expected = seen(&log);
+    log.close().unwrap();
+    let folders = paths_below(dir.path()).into_iter().filter(|path| path.is_dir() && path.parent() == Some(dir.path()));
+    // The index is built anew when in doubt, so its folder is no place for others.
+    let folders = folders.filter(|path| !path.ends_with("index")).chain([dir.path().to_owned()]);
+    let names = ["README.txt", "segment", "00000001.segment.bak", "x.journal.old", "1.segment.copy"];
+    let files: Vec<_> = folders.flat_map(|folder| names.map(|name| folder.join(name))).collect();
+    for file in &files {
+        fs::write(file, "not ours").unwrap();
+    }
+    for _ in 0..2 {
+        let log = small_files().open(dir.path()).unwrap();
+        assert_eq!(seen(&log), expected);
+        drop(log);
+    }
+    for file in &files {
+        assert_eq!(fs::read(file).unwrap(), b"not ours", "{}", file.display());
+    }
+}
+
+#[test]
+fn reading_only_makes_no_log_where_there_is_none() {
+    let dir = folder();
+    let missing = dir.path().join("missing");
+    assert_error!(Options::new().read_only(true).open(&missing), Error::Io { .. });
+    assert!(!missing.exists());
+    let file = dir.path().join("file");
+    fs::write(&file, "not a folder").unwrap();
+    assert_error!(Options::new().read_only(true).open(&file), Error::Io { .. });
+    assert_error!(SessionLog::open(&file), Error::Io { .. });
+    assert_eq!(fs::read(&file).unwrap(), b"not a folder");
+
+    let empty = folder();
+    if let Ok(log) = Options::new().read_only(true).open(empty.path()) {
+        assert_eq!(seen(&log), Seen { sessions: vec![], recent: vec![], feed: vec![], events: 0 });
+        assert_error!(log.append(&session("s"), notes("n", 1)), Error::ReadOnly);
+    }
+    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_closed_log_refuses_every_call_and_may_be_closed_again() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let event = log.append(&id, Batch::new().user_message("hello")).unwrap().events.remove(0);
+    let pending = log.append_async(&id, notes("pending", 1));
+    let clone = log.clone();
+    log.close().unwrap();
+    for log in [log, clone] {
+        assert_error!(log.append(&id, notes("n", 1)), Error::Closed);
+        assert_error!(block_on(log.append_async(&id, notes("n", 1))), Error::Closed);
+        assert_error!(log.list(&id, Page::new()), Error::Closed);
+        assert_error!(log.head(&id), Error::Closed);
+        assert_error!(log.event(event.id), Error::Closed);
+        assert_error!(log.message(event.id.into()), Error::Closed);
+        assert_error!(log.messages(&id, Page::new()), Error::Closed);
+        assert_error!(log.sessions(None, 1), Error::Closed);
+        assert_error!(log.recent_sessions(1), Error::Closed);
+        // Whether a second close is refused is not promised; that it comes back and leaves the folder alone is.
+        drop(log.close());
+    }
+    assert_error!(block_on(pending), Error::Closed);
+    assert_eq!(read_all(&open(&dir), &id), [event]);
+}
+
+#[test]
+fn an_async_append_outlives_its_handle_and_ends() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let append = log.append_async(&id, notes("n", 2));
+    drop(log);
+    let outcome = block_on(append);
+    let found = open(&dir).head(&id);
+    match outcome {
+        Ok(ack) => assert_eq!(found.unwrap().last_id, ack.events[1].id),
+        Err(Error::Closed) => assert_error!(found, Error::UnknownSession { .. }),
+        Err(error) => panic!("{error:?}"),
+    }
+}

@@ -1,0 +1,103 @@
+//! The figures say what happened, and the open report what was found.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use sessionlog::{From, Options, SessionLog};
+
+use crate::support::{
+    append_notes, copy_folder, eventually, folder, notes, open, paths_below, seal_once, segments, session, small_files,
+    take_events,
+};
+
+#[test]
+fn the_figures_count_what_was_appended_and_no_replay() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let zero = log.stats();
+    assert_eq!((zero.events, zero.batches, zero.groups, zero.journal_bytes), (0, 0, 0, 0));
+    for n in 0..5 {
+        log.append(&id, notes(&n.to_string(), 3).idempotency_key(n.to_string())).unwrap();
+    }
+    assert!(log.append(&id, notes("4", 3).idempotency_key("4")).unwrap().replayed);
+    let stats = log.stats();
+    assert_eq!((stats.events, stats.batches, stats.groups), (15, 5, 5), "one writer's batches are a group each");
+    assert!(stats.journal_bytes >= 5 * 3 * 3, "{stats:?}");
+    assert!(stats.barrier_time >= stats.barrier_time_max && stats.barrier_time_max > Duration::ZERO, "{stats:?}");
+    log.close().unwrap();
+    let stats = open(&dir).stats();
+    assert_eq!((stats.events, stats.batches, stats.groups), (15, 0, 0));
+}
+
+#[test]
+fn a_dropped_stream_is_gone() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "n", 1);
+    let mut streams: Vec<_> = (0..10).map(|_| log.stream(&id, From::Start).unwrap()).collect();
+    streams.push(log.feed(None).unwrap());
+    for stream in &mut streams {
+        take_events(stream, 1);
+    }
+    let last = streams.pop().unwrap().into_async();
+    assert_eq!(log.stats().streams, 11);
+    drop(streams);
+    assert_eq!(log.stats().streams, 1);
+    drop(last);
+    assert_eq!(log.stats().streams, 0);
+}
+
+#[test]
+fn the_figures_show_segments_and_an_index_that_catches_up() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    assert_eq!((log.stats().segments, log.stats().segment_bytes), (0, 0));
+    let filled = seal_once(&dir, &log, &session("s"));
+    let caught_up = |log: &SessionLog| {
+        eventually("the index to cover every segment", || {
+            let stats = log.stats();
+            stats.index_lag == 0 && stats.segments == segments(dir.path()) as u64
+        });
+    };
+    caught_up(&log);
+    assert_eq!(log.stats().events, filled.len() as u64);
+    let on_disk = paths_below(&dir.path().join("segments")).iter().map(|path| path.metadata().unwrap().len()).sum::<u64>();
+    assert_eq!(log.stats().segment_bytes, on_disk);
+    log.close().unwrap();
+    let log = small_files().open(dir.path()).unwrap();
+    caught_up(&log);
+    assert_eq!((log.stats().events, log.stats().index_rebuilds), (filled.len() as u64, 0));
+}
+
+#[test]
+fn the_open_report_tells_a_clean_stop_from_any_other() {
+    let dir = folder();
+    let log = open(&dir);
+    assert_eq!(log.stats().recovery.replayed_events, 0);
+    append_notes(&log, &session("s"), "n", 7);
+    let image = folder();
+    copy_folder(dir.path(), image.path());
+    log.close().unwrap();
+    assert!(open(&dir).stats().recovery.clean);
+    let recovery = open(&image).stats().recovery;
+    assert!(!recovery.clean);
+    assert_eq!((recovery.replayed_events, recovery.replayed_groups, recovery.adopted_segments), (7, 7, 0));
+}
+
+#[test]
+fn a_clock_more_than_a_day_away_is_reported() {
+    const START: u64 = 1_900_000_000;
+    const DAY: u64 = 24 * 60 * 60;
+    let dir = folder();
+    let at = |seconds: u64| Options::new().clock(move || UNIX_EPOCH + Duration::from_secs(seconds)).open(dir.path()).unwrap();
+    let log = at(START);
+    append_notes(&log, &session("s"), "n", 1);
+    assert_eq!((log.stats().clock_skew, log.stats().recovery.clock_skew), (None, None));
+    drop(log);
+    for (now, apart) in [(START - 2 * DAY, Some(2 * DAY)), (START + 3 * DAY, Some(3 * DAY)), (START - DAY / 2, None)] {
+        let stats = at(now).stats();
+        let apart = apart.map(Duration::from_secs);
+        assert_eq!((stats.clock_skew, stats.recovery.clock_skew), (apart, apart), "at {now}");
+    }
+}

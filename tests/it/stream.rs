@@ -1,0 +1,452 @@
+//! Streams: replay, then live, without a gap and without a duplicate, until the log closes.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::Duration;
+
+use futures_core::Stream;
+use sessionlog::{AsyncEventStream, Cursor, Error, Event, EventStream, From, Seq, SessionId, SessionLog, StreamItem};
+
+use crate::support::{
+    DEADLINE, SILENCE, append_notes, assert_dense, assert_error, block_on, drain, eventually, feed_all, folder, in_time,
+    next_item, notes, on_tokio, open, read_all, seal_once, session, small_files, take_events, take_events_async, threads,
+};
+
+fn next(stream: &mut EventStream) -> StreamItem {
+    stream.next_timeout(DEADLINE).expect("an item").unwrap()
+}
+
+/// Fails unless the stream says once that it has caught up, and then nothing.
+fn check_caught_up(stream: &mut EventStream) {
+    assert_eq!(next(stream), StreamItem::CaughtUp);
+    check_silent(stream);
+}
+
+fn check_silent(stream: &mut EventStream) {
+    if let Some(item) = stream.next_timeout(SILENCE) {
+        panic!("the stream gave {item:?}");
+    }
+    assert!(!stream.is_ended());
+}
+
+#[test]
+fn a_stream_replays_says_that_it_caught_up_and_goes_on_live() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let before = append_notes(&log, &id, "before", 10);
+    let mut stream = log.stream(&id, From::Start).unwrap();
+    for event in &before {
+        assert_eq!(next(&mut stream), StreamItem::Event(event.clone()));
+    }
+    check_caught_up(&mut stream);
+    for round in 0..3 {
+        append_notes(&log, &session("other"), "elsewhere", 1);
+        check_silent(&mut stream);
+        for event in log.append(&id, notes(&round.to_string(), 3)).unwrap().events {
+            assert_eq!(next(&mut stream), StreamItem::Event(event));
+        }
+        check_caught_up(&mut stream);
+    }
+}
+
+/// Fails unless a stream from here gives the events after `after` that are there, and then the next one.
+fn check_from(log: &SessionLog, session: &SessionId, from: From, after: Seq) {
+    let mut stream = log.stream(session, from).unwrap();
+    let tail = log.head(session).unwrap().last;
+    let next = append_notes(log, session, "next", 1);
+    let events = take_events(&mut stream, usize::try_from(tail - after).unwrap() + 1);
+    assert_dense(&events, after + 1..=tail + 1);
+    assert_eq!(events.last(), next.last());
+}
+
+#[test]
+fn a_stream_begins_where_it_was_asked_to() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let events = append_notes(&log, &id, "before", 5);
+    check_from(&log, &id, From::Start, 0);
+    check_from(&log, &id, From::Creation, 0);
+    for after in [0, 1, 4, 5] {
+        check_from(&log, &id, From::After(Cursor::Seq(after)), after);
+    }
+    for event in &events {
+        check_from(&log, &id, From::After(Cursor::Event(event.id)), event.seq);
+    }
+    let tail = log.head(&id).unwrap();
+    check_from(&log, &id, From::After(tail.last_id.into()), tail.last);
+    check_from(&log, &id, From::Now, tail.last + 1);
+}
+
+#[test]
+fn a_stream_from_creation_waits_for_the_first_append() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    assert_error!(log.stream(&id, From::Start), Error::UnknownSession { session } if *session == id);
+    let mut streams: Vec<_> = (0..3).map(|_| log.stream(&id, From::Creation).unwrap()).collect();
+    append_notes(&log, &session("other"), "elsewhere", 1);
+    let events = log.append(&id, notes("n", 2)).unwrap().events;
+    for stream in &mut streams {
+        assert_eq!(take_events(stream, 2), events);
+    }
+}
+
+#[test]
+fn a_stream_until_the_tail_ends_there() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let before = append_notes(&log, &id, "before", 5);
+    let starts = [(From::Start, 0), (From::After(Cursor::Seq(3)), 3), (From::After(Cursor::Seq(5)), 5), (From::Now, 5)];
+    for (from, after) in starts {
+        let mut stream = log.stream(&id, from).unwrap().until_tail();
+        append_notes(&log, &session("other"), "elsewhere", 1);
+        assert_eq!(drain(&mut stream), before[after..]);
+        assert!(stream.next().is_none());
+    }
+    let stream = log.stream(&id, From::Start).unwrap().until_tail();
+    let after = append_notes(&log, &id, "after", 1);
+    let events: Vec<_> = stream.events().map(Result::unwrap).collect();
+    assert_eq!(events, before);
+    assert_eq!(drain(&mut log.stream(&id, From::After(Cursor::Seq(5))).unwrap().until_tail()), after);
+}
+
+#[test]
+fn streams_are_gapless_under_concurrent_writers() {
+    const WRITERS: usize = 4;
+    const BATCHES: usize = 50;
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "first", 1);
+    let tail = (1 + WRITERS * BATCHES * 2) as Seq;
+    let read_to_tail = |from: From| {
+        let mut stream = log.stream(&id, from).unwrap();
+        let mut events: Vec<Event> = Vec::new();
+        while events.last().is_none_or(|event| event.seq < tail) {
+            events.extend(next(&mut stream).into_event());
+        }
+        events
+    };
+    thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let (log, id) = (&log, &id);
+            scope.spawn(move || (0..BATCHES).for_each(|n| drop(log.append(id, notes(&format!("{writer}.{n}"), 2)).unwrap())));
+        }
+        let readers: Vec<_> = [From::Start, From::Creation, From::After(Cursor::Seq(1)), From::Start]
+            .map(|from| scope.spawn(move || read_to_tail(from)))
+            .into_iter()
+            .collect();
+        let late: Vec<_> = (0..20)
+            .map(|_| log.head(&id).unwrap().last.min(tail - 1))
+            .map(|after| (after, read_to_tail(From::After(Cursor::Seq(after)))))
+            .collect();
+        for reader in readers {
+            let events = reader.join().unwrap();
+            assert_dense(&events, events[0].seq..=tail);
+            assert!(events[0].seq <= 2);
+        }
+        for (after, events) in late {
+            assert_dense(&events, after + 1..=tail);
+        }
+    });
+    assert_eq!(read_to_tail(From::Start), read_all(&log, &id));
+}
+
+#[test]
+fn a_stream_from_now_gives_every_append_that_began_after_it() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "first", 1);
+    thread::scope(|scope| {
+        scope.spawn(|| append_notes(&log, &id, "meanwhile", 200));
+        for round in 0..20 {
+            let mut stream = log.stream(&id, From::Now).unwrap();
+            let wanted = log.append(&id, notes(&format!("mine{round}"), 1)).unwrap().events.remove(0);
+            let mut last = None;
+            while last.as_ref() != Some(&wanted) {
+                let event = take_events(&mut stream, 1).remove(0);
+                assert!(event.seq <= wanted.seq, "{wanted:?} was left out");
+                assert!(last.is_none_or(|last: Event| last.seq + 1 == event.seq), "a gap before {event:?}");
+                last = Some(event);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_stream_that_lags_behind_sealing_misses_nothing() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let (id, filler) = (session("s"), session("filler"));
+    let mut all = append_notes(&log, &id, "before", 5);
+    let mut by_one = log.stream(&id, From::Start).unwrap();
+    let mut untouched = log.stream(&id, From::Start).unwrap();
+    let mut feed = log.feed(None).unwrap();
+    assert_eq!(take_events(&mut by_one, 1), all[..1]);
+    assert_eq!(take_events(&mut feed, 1), all[..1]);
+    for round in 0..3 {
+        seal_once(&dir, &log, &filler);
+        all.extend(append_notes(&log, &id, &round.to_string(), 5));
+        let at = 1 + round * 4;
+        assert_eq!(take_events(&mut by_one, 4), all[at..at + 4]);
+    }
+    all.extend(seal_once(&dir, &log, &id));
+    assert_eq!(take_events(&mut by_one, all.len() - 13), all[13..]);
+    assert_eq!(take_events(&mut untouched, all.len()), all);
+    let rest = feed_all(&log).split_off(1);
+    assert_eq!(take_events(&mut feed, rest.len()), rest);
+    let live = append_notes(&log, &id, "live", 1);
+    for stream in [&mut by_one, &mut untouched, &mut feed] {
+        assert_eq!(take_events(stream, 1), live);
+    }
+}
+
+#[test]
+fn a_reader_that_stops_reading_stops_no_writer() {
+    let dir = folder();
+    let log = small_files().queue_bytes_max(64 * 1024).open(dir.path()).unwrap();
+    let id = session("s");
+    let mut all = append_notes(&log, &id, "first", 1);
+    let mut stalled: Vec<_> = (0..8).map(|_| log.stream(&id, From::Start).unwrap()).collect();
+    let mut feed = log.feed(None).unwrap();
+    for stream in stalled.iter_mut().step_by(2) {
+        assert_eq!(next(stream), StreamItem::Event(all[0].clone()));
+    }
+    all.extend(append_notes(&log, &id, "n", 500));
+    all.extend(seal_once(&dir, &log, &id));
+    all.extend(append_notes(&log, &id, "m", 500));
+    for (n, stream) in stalled.iter_mut().enumerate() {
+        let from = usize::from(n % 2 == 0);
+        assert_eq!(take_events(stream, all.len() - from), all[from..]);
+    }
+    assert_eq!(take_events(&mut feed, all.len()), all);
+}
+
+/// Blocks in `next` on one thread while `end` is called on another, after which every stream must have ended.
+fn check_ends(end: impl FnOnce(SessionLog) + Send + 'static) {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "n", 3);
+    let streams = [
+        log.stream(&id, From::Start).unwrap(),
+        log.stream(&id, From::Now).unwrap(),
+        log.stream(&session("not yet"), From::Creation).unwrap(),
+        log.feed(None).unwrap(),
+    ];
+    let blocked: Vec<_> = streams.map(|stream| thread::spawn(move || stream.map(Result::unwrap).count())).into_iter().collect();
+    let mut unread = log.stream(&id, From::Now).unwrap();
+    let mut caught_up = log.stream(&id, From::Start).unwrap();
+    take_events(&mut caught_up, 3);
+    check_caught_up(&mut caught_up);
+    end(log);
+    in_time("a stream of a log that ended", move || {
+        for thread in blocked {
+            thread.join().unwrap();
+        }
+    });
+    for stream in [&mut unread, &mut caught_up] {
+        assert_eq!(drain(stream), []);
+        assert!(stream.next().is_none());
+        assert!(stream.is_ended());
+    }
+}
+
+#[test]
+fn a_stream_ends_when_the_log_closes() {
+    check_ends(|log| log.close().unwrap());
+}
+
+#[test]
+fn a_stream_ends_when_the_last_handle_is_dropped() {
+    check_ends(drop);
+}
+
+#[test]
+fn a_clone_of_the_handle_keeps_streams_alive() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "n", 1);
+    let mut stream = log.stream(&id, From::Now).unwrap();
+    let clone = log.clone();
+    drop(log);
+    let events = append_notes(&clone, &id, "m", 1);
+    assert_eq!(take_events(&mut stream, 1), events);
+}
+
+#[test]
+fn a_closed_log_gives_no_stream() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "n", 1);
+    log.close().unwrap();
+    for from in [From::Start, From::Now, From::Creation, From::After(Cursor::Seq(1))] {
+        assert_error!(log.stream(&id, from), Error::Closed);
+    }
+    assert_error!(log.feed(None), Error::Closed);
+}
+
+#[test]
+fn thousands_of_idle_streams_hold_no_thread_and_all_wake() {
+    const SESSIONS: usize = 100;
+    const EACH: usize = 40;
+    let dir = folder();
+    let log = open(&dir);
+    let sessions: Vec<_> = (0..SESSIONS).map(|n| session(&format!("s{n}"))).collect();
+    let before = threads();
+    let stream = |id: &SessionId| log.stream(id, From::Creation).unwrap();
+    let mut blocking: Vec<_> = (0..SESSIONS * EACH / 2).map(|n| stream(&sessions[n % SESSIONS])).collect();
+    let mut polled: Vec<_> = (0..SESSIONS * EACH / 2).map(|n| stream(&sessions[n % SESSIONS]).into_async()).collect();
+    // Other tests run beside this one and have threads of their own, but not as many as there are streams.
+    let grown = threads().saturating_sub(before);
+    assert!(grown < SESSIONS * EACH / 20, "{grown} more threads for {} streams", SESSIONS * EACH);
+
+    let events: Vec<_> = sessions.iter().map(|id| append_notes(&log, id, "n", 1)).collect();
+    for (n, stream) in blocking.iter_mut().enumerate() {
+        assert_eq!(take_events(stream, 1), events[n % SESSIONS]);
+    }
+    block_on(async {
+        for (n, stream) in polled.iter_mut().enumerate() {
+            assert_eq!(take_events_async(stream, 1).await, events[n % SESSIONS]);
+        }
+    });
+    drop((blocking, polled));
+    let events = append_notes(&log, &sessions[0], "after", 1);
+    assert_eq!(read_all(&log, &sessions[0]).last(), events.last());
+}
+
+#[test]
+fn an_async_stream_replays_wakes_for_what_comes_and_ends() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let before = append_notes(&log, &id, "before", 3);
+    let (log, mut after) = on_tokio(async move {
+        let mut stream = log.stream(&id, From::Start).unwrap().into_async();
+        assert_eq!(take_events_async(&mut stream, 3).await, before);
+        assert!(matches!(next_item(&mut stream).await, Some(Ok(StreamItem::CaughtUp))));
+        let reader = tokio::spawn(async move { (take_events_async(&mut stream, 20).await, stream) });
+        let mut live = Vec::new();
+        for n in 0..10 {
+            live.extend(log.append_async(&id, notes(&n.to_string(), 2)).await.unwrap().events);
+        }
+        let (events, stream) = reader.await.unwrap();
+        assert_eq!(events, live);
+        (log, stream)
+    });
+    on_tokio(async move {
+        let reader = tokio::spawn(async move {
+            while let Some(item) = next_item(&mut after).await {
+                assert_eq!(item.unwrap(), StreamItem::CaughtUp);
+            }
+        });
+        log.close().unwrap();
+        reader.await.unwrap();
+    });
+}
+
+/// Counts how often it was woken.
+#[derive(Default)]
+struct Wakes(AtomicUsize);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Polls until the stream waits, and returns the events that came before that.
+fn poll_until_pending(stream: &mut AsyncEventStream, wakes: &Arc<Wakes>) -> Vec<Event> {
+    let counted = Waker::from(Arc::clone(wakes));
+    let mut events = Vec::new();
+    while let Poll::Ready(item) = Pin::new(&mut *stream).poll_next(&mut Context::from_waker(&counted)) {
+        events.extend(item.expect("a stream that goes on").unwrap().into_event());
+    }
+    events
+}
+
+#[test]
+fn a_waiting_async_stream_is_woken_by_its_own_events_and_by_nothing_else() {
+    let dir = folder();
+    let log = open(&dir);
+    let (id, other) = (session("s"), session("other"));
+    append_notes(&log, &id, "before", 2);
+    let stream = |from| (log.stream(&id, from).unwrap().into_async(), Arc::new(Wakes::default()));
+    let mut streams = [stream(From::Start), stream(From::Now)];
+    for (stream, wakes) in &mut streams {
+        poll_until_pending(stream, wakes);
+    }
+    for round in 0..5 {
+        append_notes(&log, &other, "elsewhere", 3);
+        let woken = |streams: &[(_, Arc<Wakes>)]| [0, 1].map(|n: usize| streams[n].1.0.swap(0, Ordering::SeqCst) > 0);
+        assert_eq!(woken(&streams), [false, false], "an append to another session woke a stream");
+        let events = append_notes(&log, &id, &round.to_string(), 1);
+        for (stream, wakes) in &mut streams {
+            eventually("a wake", || wakes.0.load(Ordering::SeqCst) > 0);
+            assert_eq!(poll_until_pending(stream, wakes), events);
+            wakes.0.store(0, Ordering::SeqCst);
+        }
+    }
+    log.close().unwrap();
+    for (stream, wakes) in &mut streams {
+        eventually("a wake", || wakes.0.load(Ordering::SeqCst) > 0);
+        assert!(block_on(next_item(stream)).is_none());
+    }
+}
+
+#[test]
+fn a_stream_that_changes_its_task_wakes_the_new_one() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    append_notes(&log, &id, "before", 1);
+    let mut stream = log.stream(&id, From::Now).unwrap().into_async();
+    let (old, new) = (Arc::default(), Arc::default());
+    poll_until_pending(&mut stream, &old);
+    poll_until_pending(&mut stream, &new);
+    let events = append_notes(&log, &id, "live", 1);
+    eventually("a wake", || new.0.load(Ordering::SeqCst) > 0);
+    assert_eq!(poll_until_pending(&mut stream, &new), events);
+}
+
+#[test]
+fn a_stream_that_waits_for_no_time_gives_what_is_there() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let events = append_notes(&log, &id, "n", 3);
+    let mut stream = log.stream(&id, From::Start).unwrap();
+    let items: Vec<_> = std::iter::from_fn(|| stream.next_timeout(Duration::ZERO)).map(Result::unwrap).collect();
+    let expected: Vec<_> = events.into_iter().map(StreamItem::Event).chain([StreamItem::CaughtUp]).collect();
+    assert_eq!(items, expected);
+    assert!(!stream.is_ended());
+}
+
+#[test]
+fn a_stream_goes_on_as_async_where_it_was_as_an_iterator() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let events = append_notes(&log, &id, "n", 10);
+    let mut stream = log.stream(&id, From::Start).unwrap();
+    assert_eq!(take_events(&mut stream, 4), events[..4]);
+    assert_eq!(block_on(take_events_async(&mut stream.into_async(), 6)), events[4..]);
+
+    let mut waiting = log.stream(&id, From::Now).unwrap();
+    check_caught_up(&mut waiting);
+    let mut waiting = waiting.into_async();
+    let wakes = Arc::default();
+    assert_eq!(poll_until_pending(&mut waiting, &wakes), []);
+    let live = append_notes(&log, &id, "live", 1);
+    eventually("a wake", || wakes.0.load(Ordering::SeqCst) > 0);
+    assert_eq!(poll_until_pending(&mut waiting, &wakes), live);
+}

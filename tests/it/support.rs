@@ -1,0 +1,273 @@
+//! What the tests share: folders, sessions, batches, waiting for a state, forcing a seal, reading everything back.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant, SystemTime};
+use std::{fs, io};
+
+use futures_core::Stream;
+use sessionlog::{
+    Ack, AsyncEventStream, Batch, Event, EventStream, NewEvent, Options, Page, Result, Seq, SessionId, SessionLog, StreamItem,
+};
+use tempfile::TempDir;
+
+/// How long a test waits for what must happen. Only a failing test waits this long.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long a test listens to make sure that nothing comes. Something that comes later is missed, never wrongly reported.
+pub(crate) const SILENCE: Duration = Duration::from_millis(20);
+
+/// Passes when the call fails with an error of this pattern.
+macro_rules! assert_error {
+    ($result:expr, $pattern:pat $(if $guard:expr)?) => {
+        match $result {
+            Ok(_) => panic!("{} succeeded, and {} was expected", stringify!($result), stringify!($pattern)),
+            Err(error) => match &error {
+                $pattern $(if $guard)? => {}
+                _ => panic!("{} failed with {error:?}, and {} was expected", stringify!($result), stringify!($pattern)),
+            },
+        }
+    };
+}
+pub(crate) use assert_error;
+
+pub(crate) fn folder() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+pub(crate) fn open(folder: &TempDir) -> SessionLog {
+    SessionLog::open(folder.path()).unwrap()
+}
+
+/// Options whose journal files stay at their smallest, so that a few megabytes are enough to make segments.
+pub(crate) fn small_files() -> Options {
+    Options::new().journal_file_bytes_max(4 * 1024 * 1024)
+}
+
+pub(crate) fn session(name: &str) -> SessionId {
+    SessionId::new(name).unwrap()
+}
+
+/// An event without a turn.
+pub(crate) fn note(data: impl AsRef<[u8]>) -> NewEvent {
+    NewEvent::new("note", data.as_ref().to_vec())
+}
+
+/// A batch of notes, each with other data.
+pub(crate) fn notes(tag: &str, count: usize) -> Batch {
+    Batch::new().events((0..count).map(|n| note(format!("{tag}/{n}"))))
+}
+
+/// Appends `count` notes, each as a batch of its own.
+pub(crate) fn append_notes(log: &SessionLog, session: &SessionId, tag: &str, count: usize) -> Vec<Event> {
+    (0..count).flat_map(|n| log.append(session, notes(&format!("{tag}.{n}"), 1)).unwrap().events).collect()
+}
+
+/// What a caller gave of an event, to compare with what came back.
+pub(crate) fn given(event: &Event) -> (&str, &[u8]) {
+    (event.event_type.as_str(), &event.data)
+}
+
+/// How many segments lie in the folder.
+pub(crate) fn segments(folder: &Path) -> usize {
+    let is_segment = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end == "segment");
+    fs::read_dir(folder.join("segments")).into_iter().flatten().flatten().filter(is_segment).count()
+}
+
+/// Appends to `session` more than a journal file of [`small_files`] holds, and waits until one more segment is there.
+pub(crate) fn seal_once(folder: &TempDir, log: &SessionLog, session: &SessionId) -> Vec<Event> {
+    let before = segments(folder.path());
+    let filler = |n| Batch::new().event(NewEvent::new("filler", vec![n; 256 * 1024]));
+    let events = (0..20).flat_map(|n| log.append(session, filler(n)).unwrap().events).collect();
+    eventually("one more segment", || segments(folder.path()) > before);
+    events
+}
+
+/// Waits until `condition` holds, and fails when it does not before the deadline.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "still waiting for: {what}");
+        thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// Runs `work` on a thread of its own and fails when it does not come back, so that a hang is a failed test and no stuck one.
+pub(crate) fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, answer) = mpsc::channel();
+    let worker = thread::spawn(move || {
+        // The receiver is gone only when the test has failed already.
+        let _ = done.send(work());
+    });
+    match answer.recv_timeout(DEADLINE) {
+        Ok(value) => value,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("{what} did not come to an end"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => std::panic::resume_unwind(worker.join().unwrap_err()),
+    }
+}
+
+/// Every event of the session, page by page.
+pub(crate) fn read_all(log: &SessionLog, session: &SessionId) -> Vec<Event> {
+    let mut page = log.list(session, Page::new().limit(1_000)).unwrap();
+    let mut events = std::mem::take(&mut page.events);
+    while page.has_more {
+        page = log.list(session, Page::after(page.last).limit(1_000)).unwrap();
+        events.append(&mut page.events);
+    }
+    events
+}
+
+/// The next `count` events, without the markers.
+pub(crate) fn take_events(stream: &mut EventStream, count: usize) -> Vec<Event> {
+    let mut events = Vec::with_capacity(count);
+    while events.len() < count {
+        match stream.next_timeout(DEADLINE) {
+            Some(item) => events.extend(item.unwrap().into_event()),
+            None => panic!("{} of {count} events came, ended: {}", events.len(), stream.is_ended()),
+        }
+    }
+    events
+}
+
+/// Every event up to the end of the stream, which must come.
+pub(crate) fn drain(stream: &mut EventStream) -> Vec<Event> {
+    let mut events = Vec::new();
+    while let Some(item) = stream.next_timeout(DEADLINE) {
+        events.extend(item.unwrap().into_event());
+    }
+    assert!(stream.is_ended(), "the stream fell silent after {} events and did not end", events.len());
+    events
+}
+
+/// Every event committed so far, of all sessions.
+pub(crate) fn feed_all(log: &SessionLog) -> Vec<Event> {
+    drain(&mut log.feed(None).unwrap().until_tail())
+}
+
+/// The next item of an async stream.
+pub(crate) async fn next_item(stream: &mut AsyncEventStream) -> Option<Result<StreamItem>> {
+    poll_fn(|context| Pin::new(&mut *stream).poll_next(context)).await
+}
+
+/// The next `count` events of an async stream, without the markers.
+pub(crate) async fn take_events_async(stream: &mut AsyncEventStream, count: usize) -> Vec<Event> {
+    let mut events = Vec::with_capacity(count);
+    while events.len() < count {
+        let item = next_item(stream).await.unwrap_or_else(|| panic!("the stream ended after {} of {count} events", events.len()));
+        events.extend(item.unwrap().into_event());
+    }
+    events
+}
+
+/// Polls a future once, with a waker that wakes nobody.
+pub(crate) fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// Wakes the thread that waits for a future.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future on this thread and on no runtime, and fails when it does not come back.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    let deadline = Instant::now() + DEADLINE;
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+        // Looked at before the next poll, so that a wake that got lost is a failure and not only slow.
+        assert!(Instant::now() < deadline, "the future did not come to an end");
+    }
+}
+
+/// Runs a future on tokio, and fails when it does not come back.
+pub(crate) fn on_tokio<F: Future>(future: F) -> F::Output {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("the future's end") })
+}
+
+/// How many threads this process has.
+pub(crate) fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// The seqs of events, in their order.
+pub(crate) fn seqs(events: &[Event]) -> Vec<Seq> {
+    events.iter().map(|event| event.seq).collect()
+}
+
+/// Fails unless the events have the seqs of `range` in order and rising IDs.
+pub(crate) fn assert_dense(events: &[Event], range: RangeInclusive<Seq>) {
+    assert_eq!(seqs(events), range.collect::<Vec<_>>());
+    assert_rising(events);
+}
+
+/// Fails unless each event's ID is greater than that of the one before it.
+pub(crate) fn assert_rising(events: &[Event]) {
+    for pair in events.windows(2) {
+        assert!(pair[0].id < pair[1].id, "{:?} stands before {:?}", pair[0], pair[1]);
+    }
+}
+
+/// The events of one session, in their order.
+pub(crate) fn of_session(events: &[Event], session: &SessionId) -> Vec<Event> {
+    events.iter().filter(|event| event.session_id == *session).cloned().collect()
+}
+
+/// Fails unless an ack says the same of its ends as its events do.
+pub(crate) fn assert_ack_fits(ack: &Ack, session: &SessionId) {
+    assert_dense(&ack.events, ack.first..=ack.last);
+    assert!(ack.events.iter().all(|event| event.session_id == *session), "{ack:?}");
+}
+
+/// Every path below a folder with what tells whether it was touched: its size, a hash of its bytes, when it was written.
+pub(crate) fn listing(folder: &Path) -> BTreeMap<PathBuf, (u64, String, SystemTime)> {
+    let mut found = BTreeMap::new();
+    for path in paths_below(folder) {
+        let meta = fs::metadata(&path).unwrap();
+        let hash = if meta.is_dir() { String::new() } else { blake3::hash(&fs::read(&path).unwrap()).to_string() };
+        found.insert(path, (if meta.is_dir() { 0 } else { meta.len() }, hash, meta.modified().unwrap()));
+    }
+    found
+}
+
+/// Every path below a folder, in no order.
+pub(crate) fn paths_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let below: Vec<_> = found.iter().filter(|path| path.is_dir()).flat_map(|path| paths_below(path)).collect();
+    found.extend(below);
+    found
+}
+
+/// Copies a log's folder as it lies on disk. Of one that is open this is what a kill would leave behind.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+            continue;
+        }
+        match fs::copy(entry.path(), target) {
+            Ok(_) => {}
+            // Background work may have taken the file away since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => panic!("{}: {error}", entry.path().display()),
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! What clippy cannot hold: the walls between modules, a module doc first, no loose ends. It reads the source files and runs nothing.
+//!
+//! A wall is about code: comments are blanked out first, and what stands in a `#[cfg(test)]` module at the end of a file may name
+//! whatever its tests need.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+const CODE_LINES_MAX: usize = 500;
+
+/// A path, a word or a text that only some files under `src` may name.
+struct Wall {
+    named: Named,
+    /// Files, or folders with a `/` at their end.
+    only_in: &'static [&'static str],
+}
+
+#[derive(Clone, Copy)]
+enum Named {
+    /// A path of a crate or module, wherever it is imported or spelled out; `std::sync::Mutex` also stands for `use std::sync;`.
+    Path(&'static str),
+    /// Any text in the code.
+    Text(&'static str),
+}
+
+const SYNC: &[&str] = &["src/sync.rs", "src/sync/"];
+const DISK: &[&str] = &["src/disk.rs", "src/disk/"];
+
+const WALLS: &[Wall] = &[
+    Wall { named: Named::Path("sled"), only_in: &["src/index.rs", "src/index/"] },
+    Wall { named: Named::Path("bincode"), only_in: &["src/codec.rs", "src/codec/"] },
+    Wall { named: Named::Path("std::fs"), only_in: DISK },
+    Wall { named: Named::Path("rustix"), only_in: DISK },
+    Wall { named: Named::Path("std::os"), only_in: DISK },
+    Wall { named: Named::Path("parking_lot"), only_in: SYNC },
+    Wall { named: Named::Path("std::sync::atomic"), only_in: SYNC },
+    Wall { named: Named::Path("std::sync::Mutex"), only_in: SYNC },
+    Wall { named: Named::Path("std::sync::Condvar"), only_in: SYNC },
+    Wall { named: Named::Path("std::sync::RwLock"), only_in: SYNC },
+    Wall { named: Named::Path("std::sync::mpsc"), only_in: SYNC },
+    Wall { named: Named::Path("std::thread"), only_in: SYNC },
+    Wall { named: Named::Text("SystemTime::now"), only_in: &["src/ids.rs"] },
+    Wall { named: Named::Text("\"user.message\""), only_in: &["src/user_message.rs"] },
+];
+
+#[test]
+fn every_file_says_first_what_it_is() {
+    check("a file begins with its `//!` doc", SOURCES.iter(), |source| {
+        let first = source.text.lines().next().unwrap_or_default();
+        let says = first.starts_with("//!") || (source.name.ends_with("/lib.rs") && first.starts_with("#![doc"));
+        if says { Vec::new() } else { vec![1] }
+    });
+}
+
+#[test]
+fn the_walls_between_modules_stand() {
+    for wall in WALLS {
+        let rule = format!("only {} names {}", wall.only_in.join(" or "), wall.named.shown());
+        check(&rule, sources(), |source| {
+            let inside = wall.only_in.iter().any(|allowed| source.is(allowed));
+            if inside { Vec::new() } else { wall.named.lines_in(&source.code) }
+        });
+    }
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    for marker in [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X"),
+        concat!("to", "do!"),
+        concat!("unimple", "mented!"),
+        concat!("db", "g!"),
+    ] {
+        check(&format!("no {marker}"), SOURCES.iter(), |source| lines_with(&source.text, |line| has_word(line, marker)));
+    }
+}
+
+#[test]
+fn a_file_under_src_is_short_enough_to_read() {
+    check(&format!("at most {CODE_LINES_MAX} lines outside the tests"), sources(), |source| {
+        let lines = source.code.lines().count();
+        if lines <= CODE_LINES_MAX { Vec::new() } else { vec![lines] }
+    });
+}
+
+#[test]
+fn no_file_knows_the_machine_it_was_written_on() {
+    let homes = [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/")];
+    let texts: Vec<Source> =
+        ["README.md", "CHANGELOG.md", "Cargo.toml", "clippy.toml", ".ci/run"].into_iter().filter_map(Source::read).collect();
+    for home in homes {
+        check(&format!("no path below {home}"), SOURCES.iter().chain(&texts), |source| {
+            lines_with(&source.text, |line| line.contains(home))
+        });
+    }
+}
+
+#[test]
+fn the_checks_above_see_what_they_look_for() {
+    let code = Source::new("src/x.rs", SAMPLE).code;
+    let found = |named: Named| named.lines_in(&code);
+    assert_eq!(found(Named::Path("std::sync::Mutex")), [5, 12], "an import in braces over two lines, and a path");
+    assert_eq!(found(Named::Path("std::sync::atomic")), [5]);
+    assert_eq!(found(Named::Path("std::thread")), [9], "the module's own import counts");
+    assert_eq!(found(Named::Path("std::fs")), [10], "also under another name");
+    assert_eq!(found(Named::Path("sled")), [] as [usize; 0], "comments, words that contain it and tests do not count");
+    assert_eq!(found(Named::Text("\"user.message\"")), [13]);
+    assert_eq!(code.lines().count(), 15, "the tests at the end are not code");
+}
+
+const SAMPLE: &str = r##"//! Uses sled.
+
+/* sled::open and
+   std::fs */
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
+};
+use std::thread;
+use std::fs as files;
+fn bobsled(quote: char) {
+    let lock = std::sync::Mutex::new('"'); // std::thread, sled::Db
+    let text = ["user.message", "a \" // b", r#"" // c"#];
+}
+
+#[cfg(test)]
+mod tests {
+    use sled::Db;
+}
+"##;
+
+/// A file and what of it is code.
+struct Source {
+    name: String,
+    text: String,
+    /// Without comments, and up to the test module at the end; lines keep their numbers.
+    code: String,
+}
+
+/// Fails with every line that breaks `rule`.
+fn check<'a>(rule: &str, sources: impl Iterator<Item = &'a Source>, lines_that_break_it: impl Fn(&Source) -> Vec<usize>) {
+    let mut broken = Vec::new();
+    let mut seen = 0;
+    for source in sources {
+        seen += 1;
+        broken.extend(lines_that_break_it(source).into_iter().map(|line| format!("{}:{line}: {rule}", source.name)));
+    }
+    assert!(seen > 0, "no file was found to check that {rule}");
+    assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
+}
+
+/// Every source file of the package, read once.
+static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
+    let mut files = Vec::new();
+    for folder in ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets", "fuzz/tests"] {
+        collect(&root().join(folder), &mut files);
+    }
+    files.sort();
+    files.iter().filter_map(|path| Source::read(path.strip_prefix(root()).ok()?.to_str()?)).collect()
+});
+
+/// The files whose code the product is.
+fn sources() -> impl Iterator<Item = &'static Source> {
+    SOURCES.iter().filter(|source| source.name.starts_with("src/"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.expect("a folder entry").path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+impl Source {
+    fn read(name: &str) -> Option<Self> {
+        fs::read_to_string(root().join(name)).ok().map(|text| Self::new(name, &text))
+    }
+
+    fn new(name: &str, text: &str) -> Self {
+        let code = without_comments(text);
+        let tests = code
+            .lines()
+            .zip(code.lines().skip(1))
+            .position(|(line, next)| line.trim_end() == "#[cfg(test)]" && next.starts_with("mod ") && next.ends_with('{'));
+        let code = code.split_inclusive('\n').take(tests.unwrap_or(usize::MAX)).collect();
+        Self { name: name.replace('\\', "/"), text: text.to_owned(), code }
+    }
+
+    fn is(&self, allowed: &str) -> bool {
+        self.name == allowed || (allowed.ends_with('/') && self.name.starts_with(allowed))
+    }
+}
+
+impl Named {
+    fn shown(self) -> &'static str {
+        match self {
+            Named::Path(text) | Named::Text(text) => text,
+        }
+    }
+
+    fn lines_in(self, code: &str) -> Vec<usize> {
+        match self {
+            Named::Text(text) => lines_with(code, |line| line.contains(text)),
+            Named::Path(path) => {
+                let mut lines = lines_with(code, |line| !line.trim_start().starts_with("use ") && names_path(line, path));
+                lines.extend(imports(code).into_iter().filter(|(_, import)| import_names(import, path)).map(|(line, _)| line));
+                lines.sort_unstable();
+                lines.dedup();
+                lines
+            }
+        }
+    }
+}
+
+/// Whether `import` brings in `path`, something below it, or its parent module as a whole.
+fn import_names(import: &str, path: &str) -> bool {
+    let parent = path.rsplit_once("::").map_or("", |(parent, _)| parent);
+    import == path
+        || import.strip_prefix(path).is_some_and(|rest| rest.starts_with("::"))
+        || (parent != "std" && import == parent)
+}
+
+/// Whether `path::` or, for a longer path, `path` itself is spelled out in `line`.
+fn names_path(line: &str, path: &str) -> bool {
+    let ends = |rest: &str| if path.contains("::") { !rest.starts_with(is_word) } else { rest.starts_with("::") };
+    line.match_indices(path)
+        .any(|(at, _)| !line[..at].ends_with(|c| is_word(c) || c == ':' || c == '.') && ends(&line[at + path.len()..]))
+}
+
+fn has_word(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| !line[..at].ends_with(is_word) && !line[at + word.len()..].starts_with(is_word))
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+fn lines_with(text: &str, breaks: impl Fn(&str) -> bool) -> Vec<usize> {
+    text.lines().zip(1..).filter(|(line, _)| breaks(line)).map(|(_, number)| number).collect()
+}
+
+/// Every path that a `use` brings in, its braces spread out, with the line that the `use` stands in.
+fn imports(code: &str) -> Vec<(usize, String)> {
+    let mut imports = Vec::new();
+    for (at, _) in code.match_indices("use ").filter(|(at, _)| !code[..*at].ends_with(is_word)) {
+        let line = code[..at].matches('\n').count() + 1;
+        let statement = code[at + 4..].split(';').next().unwrap_or_default();
+        spread("", statement.trim(), &mut |import| imports.push((line, import)));
+    }
+    imports
+}
+
+fn spread(prefix: &str, tree: &str, found: &mut impl FnMut(String)) {
+    match tree.split_once('{') {
+        Some((path, inner)) if inner.ends_with('}') => {
+            let prefix = format!("{prefix}{}", path.trim());
+            for tree in split_at_commas(&inner[..inner.len() - 1]) {
+                spread(&prefix, tree, found);
+            }
+        }
+        _ => {
+            let path = tree.split(" as ").next().unwrap_or_default().trim();
+            let path = path.strip_suffix("::self").or_else(|| path.strip_suffix("::*")).unwrap_or(path);
+            if !path.is_empty() {
+                let import = format!("{prefix}{path}");
+                found(import.strip_suffix("::self").or_else(|| import.strip_suffix("::*")).unwrap_or(&import).to_owned());
+            }
+        }
+    }
+}
+
+/// The parts between commas that lie in no inner braces.
+fn split_at_commas(list: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let (mut depth, mut from) = (0, 0);
+    for (at, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(list[from..at].trim());
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(list[from..].trim());
+    parts
+}
+
+/// `text` with its comments blanked out. Strings stay, and what looks like a comment in them too.
+fn without_comments(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let (len, keep) = match token(rest, &code) {
+            Token::Comment(len) => (len, false),
+            Token::Literal(len) => (len, true),
+            Token::Other => (first.len_utf8(), true),
+        };
+        let (token, behind) = rest.split_at(len);
+        code.extend(token.chars().filter(|c| keep || *c == '\n'));
+        rest = behind;
+    }
+    code
+}
+
+enum Token {
+    Comment(usize),
+    Literal(usize),
+    Other,
+}
+
+/// What `rest` begins with, which comes after `before`.
+fn token(rest: &str, before: &str) -> Token {
+    let until = |end: Option<usize>| end.unwrap_or(rest.len());
+    if rest.starts_with("//") {
+        Token::Comment(until(rest.find('\n')))
+    } else if rest.starts_with("/*") {
+        Token::Comment(until(rest.find("*/").map(|at| at + 2)))
+    } else if rest.starts_with('"') {
+        Token::Literal(until(end_of_string(rest)))
+    } else if !before.ends_with(is_word) && rest.starts_with(['r', 'b']) {
+        raw_string(rest).map_or(Token::Other, Token::Literal)
+    } else {
+        ["'\"'", "'\\\"'", "'\\\\'"]
+            .iter()
+            .find(|quoted| rest.starts_with(**quoted))
+            .map_or(Token::Other, |quoted| Token::Literal(quoted.len()))
+    }
+}
+
+fn end_of_string(rest: &str) -> Option<usize> {
+    let mut escaped = false;
+    rest.char_indices().skip(1).find_map(|(at, c)| {
+        let ends = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        ends.then_some(at + 1)
+    })
+}
+
+/// The length of the raw string that `rest` begins with, if it does.
+fn raw_string(rest: &str) -> Option<usize> {
+    let opened = rest.trim_start_matches('b').strip_prefix('r')?;
+    let hashes = opened.len() - opened.trim_start_matches('#').len();
+    let body = opened[hashes..].strip_prefix('"')?;
+    let closing = format!("\"{}", "#".repeat(hashes));
+    Some(rest.len() - body.len() + body.find(&closing)? + closing.len())
+}
