@@ -181,6 +181,8 @@ fn sustained(folder: &Path, time: Duration) {
         micros(percentile(&mut acks, 0.99)),
         micros(percentile(&mut acks, 1.0))
     );
+    let in_barriers = stats.barrier_time.as_secs_f64() / took.as_secs_f64();
+    println!("  {} groups, {in_barriers:.2} of the time in their writes and barriers", stats.groups);
     settle(&log);
     log.close().unwrap();
     println!(

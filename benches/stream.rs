@@ -1,9 +1,6 @@
 //! From append to delivery on a live stream: how long after the caller began does a reader have the event, and how does that grow with
 //! the number of idle streams on other sessions.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a benchmark prints its figures, and stops where something is wrong"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark prints its figures, and stops where something is wrong")]
 
 mod support;
 

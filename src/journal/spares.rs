@@ -13,8 +13,9 @@ use crate::sync::{Condvar, Deadline, Mutex};
 /// How long to wait before asking a disk again that refused.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// Beside the one that is used next, one more is kept for a burst; the rest is given back to the file system.
-const SPARES_MAX: usize = 2;
+/// Beside the one that is used next, two more are kept for when sealing takes several files at once; the rest is given back to the
+/// file system.
+const SPARES_MAX: usize = 3;
 
 /// A pre-written file that holds nothing that counts.
 pub(crate) struct Spare {
