@@ -1,17 +1,18 @@
-//! The commit group: callers queue, whoever leads takes all that is queued and gives it one write and one barrier.
+//! The commit group: callers join the open group, and whoever leads gives it one write and one barrier while the next one fills.
 //!
-//! A lone caller leads its own group, so that nothing is handed from thread to thread. As soon as more is queued when a group is
-//! done, the commit thread leads, until the queue is empty again.
+//! A lone caller leads its own group, so that nothing is handed from thread to thread. As soon as the next group has members when one is
+//! done, the commit thread leads, until it finds none.
 //!
 //! Invariants:
-//! * One leader at a time holds the [`Committer`], and with it the only right to give out IDs and seqs and to write the journal. So ID
-//!   order is commit order is the order that readers see.
-//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group it was decided in, so it
-//!   never rests on something that a crash could take back.
-//! * After a failed write nothing is written again: the log is poisoned, and records of the failed group reach no reader.
-//! * The leader does no I/O but the journal's, and takes no lock that is held over I/O.
+//! * IDs and seqs are given out in the *section*, under its lock, in the order in which requests join; groups are written in the
+//!   order in which they were open. So ID order is commit order is the order that readers see.
+//! * One leader at a time holds the journal, and one group at a time is being written.
+//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group it was decided in, and so of all
+//!   before it: it never rests on something that a crash could take back.
+//! * After a failed write nothing is written again: the log is poisoned, and records of the failed group reach no reader. A group that
+//!   could not be written for lack of room takes back what it was given, and so does the open group, which rests on it.
+//! * The section does no I/O and its lock is not held over any.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,7 +23,7 @@ use crate::entry::EntryState;
 use crate::error::{Error, Result};
 use crate::event::Expected;
 use crate::ids::IdClock;
-use crate::journal::{JournalWriter, Spares, group_bytes};
+use crate::journal::{GroupBuffer, HEADER_BYTES, JournalWriter, Spares, group_bytes};
 use crate::options::Options;
 use crate::recent::{Pin, Recent};
 use crate::seal::SealSignal;
@@ -112,31 +113,31 @@ impl Ticket {
     }
 }
 
-/// The queue and what leads it.
+/// The open group, and what writes groups.
 pub(crate) struct Commit {
-    queue: Mutex<Queue>,
+    section: Mutex<Section>,
     /// For the commit thread: there is work, or an end to it.
     work: Condvar,
-    /// For callers: there is room in the queue, or an end to waiting.
+    /// For callers: there is room in the open group, or an end to waiting.
     room: Condvar,
-    committer: Mutex<Committer>,
+    journal: Mutex<JournalWriter>,
     recent: Arc<Recent>,
     spares: Arc<Spares>,
     seal: Arc<SealSignal>,
     counters: Arc<Counters>,
     group_bytes_max: usize,
-    queue_bytes_max: usize,
     recent_bytes_max: u64,
     stall_wait: Duration,
 }
 
-#[derive(Default)]
-struct Queue {
-    requests: VecDeque<Request>,
-    bytes: usize,
-    /// Async callers that found the queue full.
+struct Section {
+    clock: IdClock,
+    open: Group,
+    /// The buffers of the last group, for the next one.
+    spare: Option<Group>,
+    /// Async callers that found the open group full.
     room_waiters: Vec<Arc<Waiter>>,
-    /// Somebody has the committer.
+    /// Somebody has the journal.
     led: bool,
     /// When the last group was committed, until a witness is written after it.
     unwitnessed: Option<Instant>,
@@ -144,10 +145,11 @@ struct Queue {
     poison: Option<Arc<Error>>,
 }
 
-/// What the leader holds.
-pub(crate) struct Committer {
-    pub journal: JournalWriter,
-    pub clock: IdClock,
+/// Requests that share a write and a barrier.
+#[derive(Default)]
+struct Group {
+    members: Vec<Decided>,
+    buffer: GroupBuffer,
 }
 
 /// A request whose place in its group is known.
@@ -164,71 +166,70 @@ enum Outcome {
     Tell(Result<Landed>),
 }
 
-impl Decided {
-    /// Gives the answer that was decided.
-    fn answer(self) {
-        let answer = match self.outcome {
-            Outcome::Append(record) => Ok(Landed { record, replayed: false }),
-            Outcome::Tell(answer) => answer,
-        };
-        finish(self.session, self.owed, answer);
-    }
-}
-
 impl Commit {
     pub(crate) fn new(
-        committer: Committer,
+        journal: JournalWriter,
+        clock: IdClock,
         recent: Arc<Recent>,
         spares: Arc<Spares>,
         seal: Arc<SealSignal>,
         counters: Arc<Counters>,
         options: &Options,
     ) -> Self {
+        let section = Section {
+            clock,
+            open: Group::default(),
+            spare: None,
+            room_waiters: Vec::new(),
+            led: false,
+            unwitnessed: None,
+            closing: false,
+            poison: None,
+        };
         Self {
-            queue: Mutex::default(),
+            section: Mutex::new(section),
             work: Condvar::new(),
             room: Condvar::new(),
-            committer: Mutex::new(committer),
+            journal: Mutex::new(journal),
             recent,
             spares,
             seal,
             counters,
             group_bytes_max: options.group_bytes_max,
-            queue_bytes_max: options.queue_bytes_max,
             recent_bytes_max: options.recent_bytes_max as u64,
             stall_wait: options.stall_wait,
         }
     }
 
-    /// Queues the request, waiting for room, and commits it here and now if nobody else leads.
+    /// Puts the request into the open group, waiting for room, and writes that here and now if nobody else leads.
     pub(crate) fn append(&self, request: Request) -> Result<()> {
         let deadline = Deadline::after(self.stall_wait);
-        let mut queue = self.queue.lock();
-        while queue.is_full(&request, self.queue_bytes_max) {
-            queue.check_open()?;
-            if !deadline.wait(&self.room, &mut queue) {
+        let mut section = self.section.lock();
+        section.check_open()?;
+        while section.open.is_full_for(&request, self.group_bytes_max) {
+            if !deadline.wait(&self.room, &mut section) {
                 return Err(Error::Stalled { waited: self.stall_wait });
             }
+            section.check_open()?;
         }
-        queue.check_open()?;
-        queue.push(request);
-        if !queue.led {
-            self.lead_one_group(queue);
+        section.join(request);
+        if !section.led {
+            self.lead_one_group(section);
         }
         Ok(())
     }
 
-    /// Queues the request for the commit thread. Where the queue is full the request comes back, and `waiter` is woken once
-    /// there is room.
+    /// Puts the request into the open group and leaves the writing to the commit thread. Where there is no room the request comes
+    /// back, and `waiter` is woken once there is some.
     pub(crate) fn submit(&self, request: Request, waiter: &Arc<Waiter>) -> Result<Option<Request>> {
-        let mut queue = self.queue.lock();
-        queue.check_open()?;
-        if queue.is_full(&request, self.queue_bytes_max) {
-            queue.room_waiters.push(Arc::clone(waiter));
+        let mut section = self.section.lock();
+        section.check_open()?;
+        if section.open.is_full_for(&request, self.group_bytes_max) {
+            section.room_waiters.push(Arc::clone(waiter));
             return Ok(Some(request));
         }
-        queue.push(request);
-        if !queue.led {
+        section.join(request);
+        if !section.led {
             self.work.notify_one();
         }
         Ok(None)
@@ -236,138 +237,136 @@ impl Commit {
 
     /// The work of the commit thread, until [`stop`](Commit::stop).
     pub(crate) fn run(&self) {
-        let mut queue = self.queue.lock();
+        let mut section = self.section.lock();
         loop {
-            if queue.led {
-                self.work.wait(&mut queue);
-            } else if !queue.requests.is_empty() {
-                self.lead_group(&mut queue);
-            } else if queue.closing {
+            if section.led {
+                self.work.wait(&mut section);
+            } else if !section.open.members.is_empty() {
+                self.lead_group(&mut section);
+            } else if section.closing {
                 return;
-            } else if let Some(committed) = queue.unwitnessed {
+            } else if let Some(committed) = section.unwitnessed {
                 let due = committed + WITNESS_AFTER;
                 if Instant::now() < due {
-                    self.work.wait_until(&mut queue, due);
+                    self.work.wait_until(&mut section, due);
                     continue;
                 }
+                section.unwitnessed = None;
                 // A failure has poisoned the log, which is all there is to do about it.
-                lead(&mut queue, |queue| queue.unwitnessed = None, |()| drop(self.write_witness()));
+                lead(&mut section, || drop(self.write_witness()));
             } else {
-                self.work.wait(&mut queue);
+                self.work.wait(&mut section);
             }
         }
     }
 
-    /// Takes no more requests. The commit thread ends once it has answered those that are queued.
+    /// Takes no more requests. The commit thread ends once it has answered those that have joined.
     pub(crate) fn stop(&self) {
-        let mut queue = self.queue.lock();
-        queue.closing = true;
+        let mut section = self.section.lock();
+        section.closing = true;
         self.work.notify_all();
-        self.wake_for_room(&mut queue);
+        self.wake_for_room(&mut section);
     }
 
     /// Records the durable LSN. Errors poison the log.
     pub(crate) fn write_witness(&self) -> Result<()> {
         self.check_poison()?;
-        let mut committer = self.committer.lock();
-        if !committer.journal.fits(0) {
+        let mut journal = self.journal.lock();
+        if !journal.fits(0) {
             // A full file is followed by the header of the next, which records the same.
             return Ok(());
         }
-        committer.journal.begin();
-        committer.journal.commit().map(|_bytes| ()).map_err(|error| self.poison(error))
+        journal.commit(&mut GroupBuffer::default()).map(|_bytes| ()).map_err(|error| self.poison(error))
     }
 
-    pub(crate) fn committer(&self) -> MutexGuard<'_, Committer> {
-        self.committer.lock()
+    /// Everything before this is on stable storage.
+    pub(crate) fn durable_lsn(&self) -> u64 {
+        self.journal.lock().durable_lsn()
     }
 
     /// Lets nothing more be written, because a write failed. Returns the error.
     pub(crate) fn poison(&self, error: Error) -> Error {
-        self.queue.lock().poison.get_or_insert_with(|| Arc::new(error.clone()));
+        self.section.lock().poison.get_or_insert_with(|| Arc::new(error.clone()));
         error
     }
 
     pub(crate) fn check_poison(&self) -> Result<()> {
-        self.queue.lock().check_poison()
+        self.section.lock().check_poison()
     }
 
-    /// Takes a group from the queue, which is not empty, commits it on this thread, and leaves the rest to the commit thread.
-    fn lead_one_group(&self, mut queue: MutexGuard<'_, Queue>) {
-        let was_witnessed = queue.unwitnessed.is_none();
-        self.lead_group(&mut queue);
+    /// Writes the open group on this thread and leaves the next to the commit thread.
+    fn lead_one_group(&self, mut section: MutexGuard<'_, Section>) {
+        let was_witnessed = section.unwitnessed.is_none();
+        self.lead_group(&mut section);
         // The commit thread has nothing to do but to see to the next group, the next witness, or the end.
-        if !queue.requests.is_empty() || was_witnessed || queue.closing {
+        if !section.open.members.is_empty() || was_witnessed || section.closing {
             self.work.notify_one();
         }
     }
 
-    /// Takes a group from the queue, which is not empty, and commits it.
-    fn lead_group(&self, queue: &mut MutexGuard<'_, Queue>) {
-        lead(queue, |queue| queue.take_group(self.group_bytes_max), |group| self.commit(group));
-        queue.unwitnessed = Some(Instant::now());
-        self.wake_for_room(queue);
+    /// Writes the open group while the next one fills.
+    fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
+        let next = section.spare.take().unwrap_or_default();
+        let mut group = std::mem::replace(&mut section.open, next);
+        self.wake_for_room(section);
+        lead(section, || self.commit(&mut group));
+        group.buffer.clear();
+        section.spare = Some(group);
+        section.unwitnessed = Some(Instant::now());
     }
 
-    /// Decides, writes, publishes and answers a group.
-    fn commit(&self, group: Vec<Request>) {
-        let mut committer = self.committer.lock();
-        let ready = self.check_poison().and_then(|()| self.make_room(&mut committer, &group));
-        match ready {
-            Ok(()) => self.commit_in_place(&mut committer, group),
-            Err(error) => group.into_iter().for_each(|request| finish(request.session, request.answer, Err(error.clone()))),
+    /// Writes and publishes a group, and answers its members, whom it no longer has then.
+    fn commit(&self, group: &mut Group) {
+        let mut journal = self.journal.lock();
+        let ready = self.check_poison().and_then(|()| self.make_room(&mut journal, &group.buffer));
+        if let Err(error) = ready {
+            return self.take_back(group, &error);
+        }
+        match self.write(&mut journal, &mut group.buffer) {
+            Ok(()) => self.publish(&mut group.members),
+            Err(error) => group.members.drain(..).for_each(|member| member.finish(Err(error.clone()))),
         }
     }
 
-    /// Commits a group for which there is room.
-    fn commit_in_place(&self, committer: &mut Committer, group: Vec<Request>) {
-        let Committer { journal, clock } = committer;
-        journal.begin();
-        let decided: Vec<Decided> = group.into_iter().map(|request| decide(request, journal, clock)).collect();
-        match self.write(journal, &decided) {
-            Ok(()) => self.publish(decided),
-            Err(error) => decided.into_iter().for_each(|decided| finish(decided.session, decided.owed, Err(error.clone()))),
+    /// Sees to it that the group fits the active journal file and that memory for its records is left. A group that writes nothing needs
+    /// neither.
+    fn make_room(&self, journal: &mut JournalWriter, group: &GroupBuffer) -> Result<()> {
+        if group.records() == 0 {
+            return Ok(());
         }
-    }
-
-    /// Sees to it that the group fits the active journal file and that memory for its records is left.
-    fn make_room(&self, committer: &mut Committer, group: &[Request]) -> Result<()> {
         let has_room = || self.recent.bytes() <= self.recent_bytes_max || !self.recent.has_full_file();
         if !self.seal.wait_until(self.stall_wait, has_room) {
             return Err(Error::Stalled { waited: self.stall_wait });
         }
-        let record_bytes = group.iter().map(|request| request.batch.stored_bytes_max()).sum();
-        let journal = &mut committer.journal;
         let is_large = self.recent.active_bytes() > self.recent_bytes_max / ACTIVE_SHARE && !journal.active_is_empty();
-        if journal.fits(record_bytes) && !is_large {
+        if journal.fits(group.record_bytes()) && !is_large {
             return Ok(());
         }
-        let bytes_min = crate::journal::HEADER_BYTES + group_bytes(record_bytes) as u64;
+        let bytes_min = HEADER_BYTES + group_bytes(group.record_bytes()) as u64;
         journal.rotate(self.spares.take(bytes_min, self.stall_wait)?);
         self.recent.begin_file(journal.active_use(), journal.active_bytes(), journal.durable_lsn());
         self.spares.prepare_next(journal.active_bytes());
         Ok(())
     }
 
-    fn write(&self, journal: &mut JournalWriter, decided: &[Decided]) -> Result<()> {
-        let appended = decided.iter().filter(|decided| matches!(decided.outcome, Outcome::Append(_))).count();
-        if appended == 0 {
+    fn write(&self, journal: &mut JournalWriter, group: &mut GroupBuffer) -> Result<()> {
+        if group.records() == 0 {
             return Ok(());
         }
         let began = Instant::now();
-        let bytes = journal.commit().map_err(|error| self.poison(error))?;
-        self.counters.note_group(appended, bytes, began.elapsed());
+        let bytes = journal.commit(group).map_err(|error| self.poison(error))?;
+        self.counters.note_group(group.records(), bytes, began.elapsed());
         Ok(())
     }
 
     /// Lets readers see the group, and then answers those who wait for it.
-    fn publish(&self, decided: Vec<Decided>) {
-        let appended = decided.iter().filter_map(|decided| match &decided.outcome {
-            Outcome::Append(record) => Some((&*decided.session, record)),
+    fn publish(&self, members: &mut Vec<Decided>) {
+        let appended = members.iter().filter_map(|member| match &member.outcome {
+            Outcome::Append(record) => Some((&*member.session, record)),
             Outcome::Tell(_) => None,
         });
         let published = self.recent.publish(appended);
-        decided.into_iter().for_each(Decided::answer);
+        members.drain(..).for_each(Decided::answer);
         for waiter in published.to_wake {
             waiter.wake();
         }
@@ -376,36 +375,43 @@ impl Commit {
         }
     }
 
-    fn wake_for_room(&self, queue: &mut Queue) {
+    /// Tells all members of a group that was not written, and those of the open group, which may rest on it, and gives back their places.
+    fn take_back(&self, group: &mut Group, error: &Error) {
+        let mut section = self.section.lock();
+        let behind = std::mem::take(&mut section.open.members);
+        section.open.buffer.clear();
+        group.members.iter().chain(&behind).rev().for_each(Decided::take_back);
+        drop(section);
+        group.members.drain(..).chain(behind).for_each(|member| member.finish(Err(error.clone())));
+    }
+
+    fn wake_for_room(&self, section: &mut Section) {
         self.room.notify_all();
-        for waiter in queue.room_waiters.drain(..) {
+        for waiter in section.room_waiters.drain(..) {
             waiter.wake();
         }
     }
 }
 
-impl Queue {
-    /// Whether there is no room for the request. An empty queue takes any.
-    fn is_full(&self, request: &Request, bytes_max: usize) -> bool {
-        !self.requests.is_empty() && self.bytes + request.batch.stored_bytes_max() > bytes_max
-    }
-
-    fn push(&mut self, request: Request) {
-        self.bytes += request.batch.stored_bytes_max();
-        self.requests.push_back(request);
-    }
-
-    /// The oldest requests, up to a number of bytes, but one at least.
-    fn take_group(&mut self, bytes_max: usize) -> Vec<Request> {
-        let mut bytes = 0;
-        let fitting = self.requests.iter().take_while(|request| {
-            bytes += request.batch.stored_bytes_max();
-            bytes <= bytes_max
-        });
-        let count = fitting.count().max(1).min(self.requests.len());
-        let group: Vec<Request> = self.requests.drain(..count).collect();
-        self.bytes -= group.iter().map(|request| request.batch.stored_bytes_max()).sum::<usize>();
-        group
+impl Section {
+    /// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.
+    fn join(&mut self, request: Request) {
+        let Request { batch, expected, session, sealed, answer: owed } = request;
+        let mut state = session.lock();
+        let outcome = if let Some(answer) = replay(&session, &batch, sealed, &state) {
+            Outcome::Tell(answer)
+        } else if expected.holds(state.assigned) {
+            let stamp = self.clock.stamp(batch.count);
+            let record = Arc::new(batch.stamped(state.generation(), state.assigned + 1, stamp));
+            self.open.buffer.put(&record);
+            state.assign(&record);
+            Outcome::Append(record)
+        } else {
+            let (session, actual) = (session.id().clone(), state.assigned);
+            Outcome::Tell(Err(Error::ExpectedMismatch { session, expected, actual }))
+        };
+        drop(state);
+        self.open.members.push(Decided { session, owed, outcome });
     }
 
     fn check_open(&self) -> Result<()> {
@@ -417,44 +423,52 @@ impl Queue {
     }
 }
 
-/// Leads for as long as `act` takes, with what `take` took from the queue and without its lock.
-fn lead<T>(queue: &mut MutexGuard<'_, Queue>, take: impl FnOnce(&mut Queue) -> T, act: impl FnOnce(T)) {
-    queue.led = true;
-    let taken = take(queue);
-    let acted = MutexGuard::unlocked(queue, || catch_unwind(AssertUnwindSafe(|| act(taken))));
-    queue.led = false;
-    if let Err(panic) = acted {
-        // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
-        queue.poison.get_or_insert_with(|| Arc::new(lost()));
-        queue.requests.clear();
-        resume_unwind(panic);
+impl Group {
+    /// Whether there is no room for the request. A group without records takes any.
+    fn is_full_for(&self, request: &Request, bytes_max: usize) -> bool {
+        self.buffer.records() > 0 && self.buffer.record_bytes() + request.batch.stored_bytes_max() > bytes_max
     }
+}
+
+impl Decided {
+    /// Gives the answer that was decided.
+    fn answer(self) {
+        match self.outcome {
+            Outcome::Append(record) => finish(self.session, self.owed, Ok(Landed { record, replayed: false })),
+            Outcome::Tell(answer) => finish(self.session, self.owed, answer),
+        }
+    }
+
+    /// Gives another answer.
+    fn finish(self, answer: Result<Landed>) {
+        finish(self.session, self.owed, answer);
+    }
+
+    /// Gives back the place in the session, the last one given out.
+    fn take_back(&self) {
+        if let Outcome::Append(record) = &self.outcome {
+            self.session.lock().take_back(record);
+        }
+    }
+}
+
+/// Leads for as long as `act` takes, without the section's lock.
+fn lead<T>(section: &mut MutexGuard<'_, Section>, act: impl FnOnce() -> T) -> T {
+    section.led = true;
+    let acted = MutexGuard::unlocked(section, || catch_unwind(AssertUnwindSafe(act)));
+    section.led = false;
+    acted.unwrap_or_else(|panic| {
+        // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
+        section.poison.get_or_insert_with(|| Arc::new(lost()));
+        section.open.members.clear();
+        resume_unwind(panic)
+    })
 }
 
 /// What is said of a batch whose leader panicked.
 fn lost() -> Error {
     let source = std::io::Error::other("the thread that wrote it panicked");
     crate::disk::io_error("commit a batch to", "the journal".as_ref())(source)
-}
-
-/// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.
-fn decide(request: Request, journal: &mut JournalWriter, clock: &mut IdClock) -> Decided {
-    let Request { batch, expected, session, sealed, answer: owed } = request;
-    let mut state = session.lock();
-    let outcome = if let Some(answer) = replay(&session, &batch, sealed, &state) {
-        Outcome::Tell(answer)
-    } else if expected.holds(state.assigned) {
-        let stamp = clock.stamp(batch.count);
-        let record = Arc::new(batch.stamped(state.generation(), state.assigned + 1, stamp));
-        state.assign(&record);
-        journal.put(&record);
-        Outcome::Append(record)
-    } else {
-        let (session, actual) = (session.id().clone(), state.assigned);
-        Outcome::Tell(Err(Error::ExpectedMismatch { session, expected, actual }))
-    };
-    drop(state);
-    Decided { session, owed, outcome }
 }
 
 /// The answer for a key that was used before.

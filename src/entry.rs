@@ -114,6 +114,12 @@ impl EntryState {
         }
     }
 
+    /// Takes back what was [assigned](Self::assign) last, and not written.
+    pub(crate) fn take_back(&mut self, record: &Record) {
+        self.assigned = record.first - 1;
+        self.forget_key(record);
+    }
+
     /// The records that overlap the seqs from `from` to `to`, oldest first.
     pub(crate) fn overlapping(&self, from: Seq, to: Seq) -> Vec<Arc<Record>> {
         let first = self.records.partition_point(|record| record.last() < from);
@@ -135,7 +141,11 @@ impl EntryState {
     /// Lets go of a record that was sealed, and of its key.
     pub(crate) fn release(&mut self, sealed: &Arc<Record>) {
         self.pop(sealed);
-        if let (Some(key), Some(keys)) = (&sealed.key, &mut self.keys) {
+        self.forget_key(sealed);
+    }
+
+    fn forget_key(&mut self, record: &Record) {
+        if let (Some(key), Some(keys)) = (&record.key, &mut self.keys) {
             keys.remove(&key.text);
         }
         self.tidy_keys();

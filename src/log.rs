@@ -421,10 +421,9 @@ impl Drop for Handle {
 impl Writer {
     fn record_clean_stop(&self, store: &Store) -> Result<()> {
         self.commit.write_witness()?;
-        let committer = self.commit.committer();
         let mut manifest = self.manifest.lock();
         manifest.journal = store.recent.files_from(0);
-        manifest.durable_lsn = committer.journal.durable_lsn();
+        manifest.durable_lsn = self.commit.durable_lsn();
         manifest.clean = true;
         manifest.store(&*self.disk, &self.folder)
     }

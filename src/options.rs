@@ -29,7 +29,6 @@ pub struct Options {
     pub(crate) read_only: bool,
     pub(crate) journal_file_bytes_max: usize,
     pub(crate) group_bytes_max: usize,
-    pub(crate) queue_bytes_max: usize,
     pub(crate) recent_bytes_max: usize,
     pub(crate) cache_bytes_max: usize,
     pub(crate) index_cache_bytes_max: usize,
@@ -73,7 +72,6 @@ impl Default for Options {
             read_only: false,
             journal_file_bytes_max: 64 * MIB,
             group_bytes_max: 4 * MIB,
-            queue_bytes_max: 32 * MIB,
             recent_bytes_max: 192 * MIB,
             cache_bytes_max: 64 * MIB,
             index_cache_bytes_max: 32 * MIB,
@@ -159,15 +157,10 @@ impl Options {
         self
     }
 
-    /// The most bytes written with one barrier, one batch at least: 4 MiB.
+    /// The most bytes written with one barrier, one batch at least: 4 MiB. As much may wait for its turn meanwhile; an append that finds no
+    /// room waits.
     pub fn group_bytes_max(mut self, bytes: usize) -> Self {
         self.group_bytes_max = bytes;
-        self
-    }
-
-    /// The most bytes waiting to be written, one batch at least; an append that finds the queue full waits: 32 MiB.
-    pub fn queue_bytes_max(mut self, bytes: usize) -> Self {
-        self.queue_bytes_max = bytes;
         self
     }
 
@@ -233,7 +226,6 @@ impl fmt::Debug for Options {
             .field("read_only", &self.read_only)
             .field("journal_file_bytes_max", &self.journal_file_bytes_max)
             .field("group_bytes_max", &self.group_bytes_max)
-            .field("queue_bytes_max", &self.queue_bytes_max)
             .field("recent_bytes_max", &self.recent_bytes_max)
             .field("cache_bytes_max", &self.cache_bytes_max)
             .field("index_cache_bytes_max", &self.index_cache_bytes_max)

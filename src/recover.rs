@@ -11,14 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
-use crate::commit::{Commit, Committer};
-use crate::disk::{Disk, Hold, Mode, TEMPORARY};
+use crate::commit::Commit;
+use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Mode, TEMPORARY};
 use crate::error::{Error, Result};
 use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number};
 use crate::index::Index;
-use crate::journal::{
-    self, ActiveFile, GroupEncoder, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, replay,
-};
+use crate::journal::{self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, replay};
 use crate::locate::Locator;
 use crate::log::{Core, Writer};
 use crate::manifest::{JournalUse, Manifest};
@@ -104,9 +102,9 @@ impl Opening<'_> {
         spares.prepare_next(writer.active_bytes());
         let (seal, counters) = (Arc::new(SealSignal::default()), Arc::new(Counters::default()));
         seal.notify();
-        let committer = Committer { journal: writer, clock };
         let commit = Commit::new(
-            committer,
+            writer,
+            clock,
             Arc::clone(&recent),
             Arc::clone(&spares),
             Arc::clone(&seal),
@@ -298,17 +296,22 @@ fn split_off_sealed(files: Vec<ReplayedFile>, sealed_lsn: u64) -> (Vec<ReplayedF
 
 /// Writes a whole journal file, header and groups, and makes it durable; returns the chain value of its end.
 fn write_image(disk: &dyn Disk, spare: &Spare, header: &FileHeader, groups: &[journal::ReplayedGroup]) -> Result<u32> {
-    let mut encoder = GroupEncoder::new(header.store, header.incarnation, header.chain);
-    encoder.put_file_header(header);
+    let mut image = BlockBuf::with_capacity(2 * BLOCK);
+    image.extend(&header.encode());
+    image.pad_to_block();
+    let mut chain = header.chain;
+    let mut buffer = GroupBuffer::default();
     for group in groups {
-        encoder.begin();
-        group.records.iter().for_each(|record| encoder.put(record));
-        encoder.end(group.place());
+        buffer.clear();
+        group.records.iter().for_each(|record| buffer.put(record));
+        let (blocks, checksum) = buffer.complete(header.store, group.place_in(header.incarnation, chain));
+        image.extend(blocks);
+        chain = checksum;
     }
     let file = disk.open(spare.file.path(), Mode::WriteBlocks)?;
-    file.write_all_at(encoder.bytes(), 0)?;
+    file.write_all_at(image.as_slice(), 0)?;
     file.sync()?;
-    Ok(encoder.chain())
+    Ok(chain)
 }
 
 fn no_log_in(folder: &Path) -> Error {

@@ -78,9 +78,9 @@ pub(crate) struct Counters {
 
 impl Counters {
     /// A group of `batches` reached stable storage.
-    pub(crate) fn note_group(&self, batches: usize, bytes: usize, took: Duration) {
+    pub(crate) fn note_group(&self, batches: u32, bytes: usize, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.batches.fetch_add(batches as u64, Ordering::Relaxed);
+        self.batches.fetch_add(batches.into(), Ordering::Relaxed);
         self.groups.fetch_add(1, Ordering::Relaxed);
         self.journal_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.barrier_nanos.fetch_add(nanos, Ordering::Relaxed);

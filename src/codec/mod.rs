@@ -45,7 +45,7 @@
 //! | 32 | 4 | chain value: the checksum of the group header before |
 //! | 36 | 4 | bytes of records that follow |
 //! | 40 | 4 | number of records; 0 in a *witness*, which only records the durable LSN |
-//! | 44 | 4 | checksum of the record heads in order, salted like the header |
+//! | 44 | 4 | checksum of the record heads in order |
 //! | 48 | 16 | the highest event ID given out, this group's included |
 //!
 //! The records follow, then zeroes up to the next block boundary. A body is covered by its own checksum, which stands in its head.

@@ -1,97 +1,112 @@
-//! Lays groups out: header, records, zeroes up to the block boundary.
+//! Lays a group out: header, records, zeroes up to the block boundary.
+//!
+//! Records are put in as they are decided, while the group before is still being written. What the header says of its place is known
+//! only when it is this group's turn, so that comes last.
 
 use crate::codec::{FileHeader, GROUP_HEADER_BYTES, GroupHeader, Record, Salt, StoreId};
 use crate::disk::{BLOCK, BlockBuf};
 use crate::ids::EventId;
+
+/// Where the records begin: room is left for the header of a file that begins with this group, and for the group's own.
+const RECORDS_AT: usize = BLOCK + GROUP_HEADER_BYTES;
+
+/// A buffer that is larger than this is not kept for the next group.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// What a group with `record_bytes` of records takes in the journal.
 pub(crate) fn group_bytes(record_bytes: usize) -> usize {
     (GROUP_HEADER_BYTES + record_bytes).next_multiple_of(BLOCK)
 }
 
-/// Encodes groups one after the other into a buffer fit for direct I/O, in one incarnation of one file.
-pub(crate) struct GroupEncoder {
-    salt: Salt,
-    incarnation: u64,
-    /// The checksum of the last group header.
-    chain: u32,
+/// The records of a group, laid out for direct I/O.
+pub(crate) struct GroupBuffer {
     buf: BlockBuf,
-    group_at: usize,
     heads: Salt,
     records: u32,
+    last_id: Option<EventId>,
     head: Vec<u8>,
 }
 
-/// What is said of a group beside its records.
+/// Where a group goes, and what follows from that.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupPlace {
+    pub incarnation: u64,
     pub lsn: u64,
     pub durable_lsn: u64,
+    /// The checksum of the group header before.
+    pub chain: u32,
+    /// The highest event ID given out before, or within, the group.
     pub last_id: EventId,
 }
 
-impl GroupEncoder {
-    pub(crate) fn new(store: StoreId, incarnation: u64, chain: u32) -> Self {
-        let salt = GroupHeader::salt(store, incarnation);
+impl Default for GroupBuffer {
+    fn default() -> Self {
         let buf = BlockBuf::with_capacity(16 * BLOCK);
-        Self { salt, incarnation, chain, buf, group_at: 0, heads: salt, records: 0, head: Vec::new() }
+        let mut buffer = Self { buf, heads: Salt::NONE, records: 0, last_id: None, head: Vec::new() };
+        buffer.clear();
+        buffer
     }
+}
 
-    /// Goes on in another file, keeping the buffer.
-    pub(crate) fn enter(&mut self, store: StoreId, incarnation: u64) {
-        self.salt = GroupHeader::salt(store, incarnation);
-        self.incarnation = incarnation;
-    }
-
-    pub(crate) fn chain(&self) -> u32 {
-        self.chain
-    }
-
+impl GroupBuffer {
+    /// Makes it the buffer of a group without records.
     pub(crate) fn clear(&mut self) {
+        if self.buf.len() > KEPT_BYTES_MAX {
+            self.buf = BlockBuf::with_capacity(16 * BLOCK);
+        }
         self.buf.clear();
-    }
-
-    pub(crate) fn put_file_header(&mut self, header: &FileHeader) {
-        self.buf.extend(&header.encode());
-        self.buf.pad_to_block();
-    }
-
-    pub(crate) fn begin(&mut self) {
-        self.group_at = self.buf.len();
-        self.heads = self.salt;
-        self.records = 0;
-        self.buf.pad(GROUP_HEADER_BYTES);
+        self.buf.pad(RECORDS_AT);
+        (self.heads, self.records, self.last_id) = (Salt::NONE, 0, None);
     }
 
     pub(crate) fn put(&mut self, record: &Record) {
         record.put_head(&mut self.head);
         self.heads = self.heads.over(&self.head);
         self.records += 1;
+        self.last_id = Some(record.last_id());
         self.buf.extend(&self.head);
         self.buf.extend(record.body());
     }
 
-    /// Completes the group. What the buffer then holds is whole blocks.
-    pub(crate) fn end(&mut self, place: GroupPlace) {
-        let record_bytes = self.buf.len() - self.group_at - GROUP_HEADER_BYTES;
+    pub(crate) fn records(&self) -> u32 {
+        self.records
+    }
+
+    pub(crate) fn record_bytes(&self) -> usize {
+        self.buf.len() - RECORDS_AT
+    }
+
+    /// The ID of the last event in the group.
+    pub(crate) fn last_id(&self) -> Option<EventId> {
+        self.last_id
+    }
+
+    /// Completes the group at its place. Returns its blocks and its header's checksum, which the next group is chained to.
+    pub(crate) fn complete(&mut self, store: StoreId, place: GroupPlace) -> (&[u8], u32) {
         let header = GroupHeader {
-            incarnation: self.incarnation,
+            incarnation: place.incarnation,
             lsn: place.lsn,
             durable_lsn: place.durable_lsn,
-            chain: self.chain,
-            record_bytes: u32::try_from(record_bytes).expect("a journal file's size fits 32 bits"),
+            chain: place.chain,
+            record_bytes: u32::try_from(self.record_bytes()).expect("a journal file's size fits 32 bits"),
             records: self.records,
             heads_checksum: self.heads.value(),
             last_id: place.last_id,
         };
-        let (bytes, checksum) = header.encode(self.salt);
-        let at = self.group_at..self.group_at + GROUP_HEADER_BYTES;
-        self.buf.as_mut_slice().get_mut(at).expect("begin left room for the header").copy_from_slice(&bytes);
-        self.chain = checksum;
+        let (bytes, checksum) = header.encode(GroupHeader::salt(store, place.incarnation));
+        self.put_at(BLOCK, &bytes);
         self.buf.pad_to_block();
+        (self.buf.as_slice().get(BLOCK..).expect("room was left for a file header"), checksum)
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// The blocks of a file that begins with this group, which is complete.
+    pub(crate) fn behind_file_header(&mut self, header: &FileHeader) -> &[u8] {
+        self.put_at(0, &header.encode());
         self.buf.as_slice()
+    }
+
+    fn put_at(&mut self, at: usize, bytes: &[u8]) {
+        let place = self.buf.as_mut_slice().get_mut(at..at + bytes.len());
+        place.expect("room was left for the headers").copy_from_slice(bytes);
     }
 }

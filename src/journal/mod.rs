@@ -12,7 +12,7 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use group::{GroupEncoder, GroupPlace, group_bytes};
+pub(crate) use group::{GroupBuffer, GroupPlace, group_bytes};
 pub(crate) use replay::{Replayed, ReplayedFile, ReplayedGroup, holds_group, replay};
 pub(crate) use spares::{Spare, Spares};
 pub(crate) use writer::{ActiveFile, JournalWriter};

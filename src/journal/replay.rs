@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::codec::{Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, StoreId};
+use crate::codec::{Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId};
 use crate::disk::{BLOCK, BlockBuf, Disk, Mode};
 use crate::error::{Error, Result};
 use crate::ids::EventId;
@@ -53,9 +53,10 @@ pub(crate) struct ReplayedGroup {
 }
 
 impl ReplayedGroup {
-    pub(crate) fn place(&self) -> GroupPlace {
+    /// The same place in another incarnation of the file.
+    pub(crate) fn place_in(&self, incarnation: u64, chain: u32) -> GroupPlace {
         let GroupHeader { lsn, durable_lsn, last_id, .. } = self.header;
-        GroupPlace { lsn, durable_lsn, last_id }
+        GroupPlace { incarnation, lsn, durable_lsn, chain, last_id }
     }
 }
 
@@ -252,15 +253,15 @@ fn group_at(store: StoreId, bytes: &[u8], at: usize, end: &End) -> Option<Decode
     }
     let from = at + GROUP_HEADER_BYTES;
     let records = bytes.get(from..from + header.record_bytes as usize)?;
-    if !is_whole(store, &header, records) {
+    if !is_whole(&header, records) {
         return None;
     }
     let decoded = decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
     Some(decoded.map(|records| (header, checksum, records)))
 }
 
-fn is_whole(store: StoreId, header: &GroupHeader, bytes: &[u8]) -> bool {
-    let mut heads = GroupHeader::salt(store, header.incarnation);
+fn is_whole(header: &GroupHeader, bytes: &[u8]) -> bool {
+    let mut heads = Salt::NONE;
     let mut at = 0;
     for _ in 0..header.records {
         let Ok(record) = RawRecord::split(bytes, at) else { return false };

@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use crate::codec::{FileHeader, Record, StoreId};
+use crate::codec::{FileHeader, StoreId};
 use crate::disk::DiskFile;
 use crate::error::Result;
 use crate::ids::EventId;
 use crate::journal::group::GroupPlace;
-use crate::journal::{GroupEncoder, HEADER_BYTES, Spare, group_bytes};
+use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, group_bytes};
 use crate::manifest::JournalUse;
 
 /// The end of the journal. Whoever holds it may write the next group.
 pub(crate) struct JournalWriter {
     store: StoreId,
     active: ActiveFile,
-    encoder: GroupEncoder,
+    /// The checksum of the last group header.
+    chain: u32,
     /// Where the next group goes. Everything before it is on stable storage.
     end_lsn: u64,
     last_id: EventId,
@@ -34,8 +35,7 @@ impl JournalWriter {
     /// Goes on at `end_lsn` in `active`.
     pub(crate) fn new(active: ActiveFile, chain: u32, end_lsn: u64, last_id: EventId) -> Self {
         let store = active.header.store;
-        let encoder = GroupEncoder::new(store, active.header.incarnation, chain);
-        Self { store, active, encoder, end_lsn, last_id }
+        Self { store, active, chain, end_lsn, last_id }
     }
 
     /// Everything before this is on stable storage.
@@ -68,38 +68,30 @@ impl JournalWriter {
             store: self.store,
             incarnation: self.active.header.incarnation + 1,
             start_lsn: self.end_lsn,
-            chain: self.encoder.chain(),
+            chain: self.chain,
             last_id: self.last_id,
         };
-        self.encoder.enter(self.store, header.incarnation);
         self.active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_written: false };
     }
 
-    /// Begins a group.
-    pub(crate) fn begin(&mut self) {
-        self.encoder.clear();
-        if !self.active.header_written {
-            self.encoder.put_file_header(&self.active.header);
-        }
-        self.encoder.begin();
-    }
-
-    /// Adds a record to the group that was begun.
-    pub(crate) fn put(&mut self, record: &Record) {
-        self.encoder.put(record);
-        self.last_id = record.last_id();
-    }
-
-    /// Writes the group. When this returns `Ok` it is on stable storage; when it fails, the journal must not be written again.
-    pub(crate) fn commit(&mut self) -> Result<usize> {
-        let lsn = self.end_lsn;
-        self.encoder.end(GroupPlace { lsn, durable_lsn: lsn, last_id: self.last_id });
-        let group_offset = HEADER_BYTES + lsn - self.active.header.start_lsn;
-        let offset = if self.active.header_written { group_offset } else { 0 };
-        let bytes = self.encoder.bytes();
+    /// Writes a group; one without records is a witness. When this returns `Ok` it is on stable storage; when it fails, the journal must
+    /// not be written again. Returns the bytes written.
+    pub(crate) fn commit(&mut self, group: &mut GroupBuffer) -> Result<usize> {
+        let header = self.active.header;
+        let last_id = group.last_id().unwrap_or(self.last_id);
+        let (incarnation, lsn) = (header.incarnation, self.end_lsn);
+        let place = GroupPlace { incarnation, lsn, durable_lsn: lsn, chain: self.chain, last_id };
+        let (blocks, chain) = group.complete(self.store, place);
+        let end_lsn = lsn + blocks.len() as u64;
+        let (bytes, offset) = if self.active.header_written {
+            (blocks, HEADER_BYTES + lsn - header.start_lsn)
+        } else {
+            (group.behind_file_header(&header), 0)
+        };
         self.active.file.write_all_at(bytes, offset)?;
-        self.end_lsn = self.active.header.start_lsn + (offset + bytes.len() as u64 - HEADER_BYTES);
+        let written = bytes.len();
         self.active.header_written = true;
-        Ok(bytes.len())
+        (self.end_lsn, self.chain, self.last_id) = (end_lsn, chain, last_id);
+        Ok(written)
     }
 }

@@ -118,7 +118,7 @@ fn acks_pages_streams_and_the_feed_agree_under_a_crowd() {
 
 #[test]
 fn a_queue_and_groups_of_one_batch_only_make_a_crowd_wait() {
-    check_crowd(small_files().queue_bytes_max(1).group_bytes_max(1));
+    check_crowd(small_files().group_bytes_max(1));
 }
 
 /// Appends until the log is closed, and returns the acks; any other refusal fails.
@@ -277,13 +277,13 @@ fn dropped_async_appends_hold_nothing_up() {
 
 #[test]
 fn dropped_async_appends_give_back_their_room_in_a_full_queue() {
-    check_dropped_futures(Options::new().queue_bytes_max(1));
+    check_dropped_futures(Options::new().group_bytes_max(1));
 }
 
 #[test]
 fn tasks_that_are_aborted_midway_hold_nothing_up() {
     let dir = folder();
-    let log = Options::new().queue_bytes_max(4_096).open(dir.path()).unwrap();
+    let log = Options::new().group_bytes_max(4_096).open(dir.path()).unwrap();
     let id = session("s");
     on_tokio(async {
         for round in 0..10 {
@@ -322,7 +322,7 @@ fn appends_that_wait_together_share_commit_groups() {
 fn thousands_of_waiting_async_appends_hold_no_thread() {
     const APPENDS: usize = 2_000;
     let dir = folder();
-    let log = Options::new().queue_bytes_max(1).open(dir.path()).unwrap();
+    let log = Options::new().group_bytes_max(1).open(dir.path()).unwrap();
     let id = session("s");
     let before = threads();
     let mut appends: Vec<_> = (0..APPENDS).map(|n| Box::pin(log.append_async(&id, notes(&n.to_string(), 1)))).collect();

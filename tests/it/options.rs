@@ -32,7 +32,6 @@ fn check_works(options: &Options) {
 
 #[test]
 fn the_smallest_sizes_only_slow_a_log_down() {
-    check_works(&small_files().queue_bytes_max(0));
     check_works(&small_files().group_bytes_max(1));
     check_works(&small_files().cache_bytes_max(0));
     check_works(&small_files().index_cache_bytes_max(0));
@@ -48,7 +47,6 @@ fn a_batch_larger_than_the_bound_on_memory_stalls_nobody() {
 
 #[test]
 fn the_largest_sizes_ask_for_nothing_in_advance() {
-    check_works(&small_files().queue_bytes_max(usize::MAX));
     check_works(&small_files().recent_bytes_max(usize::MAX));
     check_works(&small_files().cache_bytes_max(usize::MAX));
     check_works(&small_files().index_cache_bytes_max(usize::MAX));

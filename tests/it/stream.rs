@@ -211,7 +211,7 @@ fn a_stream_that_lags_behind_sealing_misses_nothing() {
 #[test]
 fn a_reader_that_stops_reading_stops_no_writer() {
     let dir = folder();
-    let log = small_files().queue_bytes_max(64 * 1024).open(dir.path()).unwrap();
+    let log = small_files().group_bytes_max(64 * 1024).open(dir.path()).unwrap();
     let id = session("s");
     let mut all = append_notes(&log, &id, "first", 1);
     let mut stalled: Vec<_> = (0..8).map(|_| log.stream(&id, From::Start).unwrap()).collect();
