@@ -121,14 +121,15 @@ impl Spares {
         }
     }
 
-    /// A spare file of at least `bytes_min`, made here and now if there is none, for a log that is being opened.
-    pub(crate) fn take_or_make(&self, bytes_min: u64) -> Result<Spare> {
+    /// A spare file of just `bytes`, made here and now if there is none, for a log that is being opened. A larger one would make the journal
+    /// of a log that crashes again and again grow each time.
+    pub(crate) fn take_or_make(&self, bytes: u64) -> Result<Spare> {
         let mut state = self.state.lock();
-        if let Some(place) = state.ready.iter().position(|spare| spare.bytes >= bytes_min) {
+        if let Some(place) = state.ready.iter().position(|spare| spare.bytes == bytes) {
             return Ok(state.ready.swap_remove(place));
         }
         drop(state);
-        self.make_now(bytes_min)
+        self.make_now(bytes)
     }
 
     /// Makes a file here and now.
