@@ -5,12 +5,15 @@
 //!   the index deleted.
 //! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 100 events for so many seconds, beside a floor that
 //!   writes the same bytes a second time in the background.
+//! * `cargo bench --bench scale -- burst 20`: as many bursts that fit the journal, eight threads with batches of 100, in turns with the
+//!   floor.
 //! * `cargo bench --bench scale -- appends 10000 8`: so many appends of one event from so many threads, to be run under `strace -fc`.
 //!
 //! Each prints rates, the peak of the resident set, and bytes written by the process as the kernel counts them.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::cast_precision_loss,
     reason = "a benchmark prints its figures, and stops where something is wrong"
 )]
@@ -39,8 +42,11 @@ fn main() {
         Some("sessions") => sessions(folder.path(), number(1, 1_000_000)),
         Some("bytes") => bytes(folder.path(), number(1, 10), number(2, 1_000)),
         Some("appends") => appends(folder.path(), number(1, 10_000), number(2, 1)),
+        Some("burst") => burst(folder.path(), number(1, 20)),
         Some("sustained") => sustained(folder.path(), Duration::from_secs(number(1, 60) as u64)),
-        _ => println!("name one of: sessions COUNT, bytes GIGABYTES SESSIONS, appends COUNT THREADS, sustained SECONDS"),
+        _ => println!(
+            "name one of: sessions COUNT, bytes GIGABYTES SESSIONS, appends COUNT THREADS, burst ROUNDS, sustained SECONDS"
+        ),
     }
 }
 
@@ -145,6 +151,45 @@ fn settle(log: &SessionLog) {
         std::thread::yield_now();
     }
     println!("  the index was done {:?} later", began.elapsed());
+}
+
+/// Bytes of data in a burst: less than a full-grown journal file takes before anything has to be sealed.
+const BURST_BYTES: usize = 40 << 20;
+
+fn burst(folder: &Path, rounds: usize) {
+    let log = SessionLog::open(folder.join("burst")).unwrap();
+    let batches = BURST_BYTES / 8 / 100 / 512;
+    let mut ratios = Vec::new();
+    for round in 0..rounds + 4 {
+        let before = log.stats();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for writer in 0..8 {
+                let log = &log;
+                scope.spawn(move || (0..batches).for_each(|_| drop(log.append(&session(writer), batch(100, 512)).unwrap())));
+            }
+        });
+        let took = began.elapsed();
+        let after = log.stats();
+        let groups = after.groups - before.groups;
+        let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups).unwrap();
+        let mut floor = Floor::new(folder, 64 << 20, group_bytes);
+        let floor_took: Duration = (0..groups).map(|_| floor.write(group_bytes)).sum();
+        let in_barriers = (after.barrier_time - before.barrier_time).as_secs_f64() / took.as_secs_f64();
+        // The first rounds let the journal grow to its full size.
+        if round >= 4 {
+            println!("{groups} groups of {group_bytes} B in {took:?}, {in_barriers:.2} of it in barriers; floor {floor_took:?}");
+            ratios.push(floor_took.as_secs_f64() / took.as_secs_f64());
+        }
+        let sealed = log.stats().segments;
+        let waited = Instant::now();
+        while log.stats().segments == sealed && waited.elapsed() < Duration::from_millis(300) {
+            std::thread::yield_now();
+        }
+    }
+    ratios.sort_unstable_by(f64::total_cmp);
+    println!("the log reaches {:.2} of the floor, the median of {rounds} bursts", ratios[ratios.len() / 2]);
+    log.close().unwrap();
 }
 
 fn sustained(folder: &Path, time: Duration) {
