@@ -175,7 +175,7 @@ fn burst(folder: &Path, rounds: usize) {
         let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups).unwrap();
         let mut floor = Floor::new(folder, 64 << 20, group_bytes);
         let floor_took: Duration = (0..groups).map(|_| floor.write(group_bytes)).sum();
-        let in_barriers = (after.barrier_time - before.barrier_time).as_secs_f64() / took.as_secs_f64();
+        let in_barriers = after.barrier_time.saturating_sub(before.barrier_time).as_secs_f64() / took.as_secs_f64();
         // The first rounds let the journal grow to its full size.
         if round >= 4 {
             println!("{groups} groups of {group_bytes} B in {took:?}, {in_barriers:.2} of it in barriers; floor {floor_took:?}");
