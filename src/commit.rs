@@ -15,7 +15,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::codec::{EncodedBatch, Record};
@@ -29,6 +28,7 @@ use crate::recent::{Pin, Recent};
 use crate::seal::SealSignal;
 use crate::stats::Counters;
 use crate::sync::{Condvar, Deadline, Instant, Mutex, MutexGuard};
+use crate::ticket::{Answer, Landed, lost};
 use crate::watermark::Waiter;
 
 /// How long the log is without appends before the durable LSN is recorded in a witness.
@@ -45,72 +45,6 @@ pub(crate) struct Request {
     /// The sealed record that landed under the batch's key, looked up under the pin.
     pub sealed: Option<Record>,
     pub answer: Answer,
-}
-
-/// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread panicked, that is the answer.
-pub(crate) struct Answer(Arc<Ticket>);
-
-impl Answer {
-    pub(crate) fn owed_to(ticket: &Arc<Ticket>) -> Self {
-        Self(Arc::clone(ticket))
-    }
-
-    fn give(self, answer: Result<Landed>) {
-        self.0.complete(answer);
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        self.0.complete(Err(lost()));
-    }
-}
-
-/// What an append came to: the record, and whether it had been there.
-#[derive(Debug, Clone)]
-pub(crate) struct Landed {
-    pub record: Arc<Record>,
-    pub replayed: bool,
-}
-
-/// Where the caller finds the answer.
-#[derive(Default)]
-pub(crate) struct Ticket {
-    given: Mutex<Given>,
-    waiter: Waiter,
-}
-
-#[derive(Default)]
-struct Given {
-    answer: Option<Result<Landed>>,
-    done: bool,
-}
-
-impl Ticket {
-    pub(crate) fn wait(&self) -> Result<Landed> {
-        loop {
-            if let Some(answer) = self.given.lock().answer.take() {
-                return answer;
-            }
-            self.waiter.wait(Deadline::NEVER);
-        }
-    }
-
-    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
-        // The waker is left first, so that an answer that comes in between wakes it.
-        let _woken = self.waiter.poll(context);
-        self.given.lock().answer.take().map_or(Poll::Pending, Poll::Ready)
-    }
-
-    /// The first answer counts.
-    fn complete(&self, answer: Result<Landed>) {
-        let mut given = self.given.lock();
-        if !std::mem::replace(&mut given.done, true) {
-            given.answer = Some(answer);
-            drop(given);
-            self.waiter.wake();
-        }
-    }
 }
 
 /// The open group, and what writes groups.
@@ -239,7 +173,10 @@ impl Commit {
     pub(crate) fn run(&self) {
         let mut section = self.section.lock();
         loop {
-            if section.led {
+            if section.led && section.unwitnessed.is_some() {
+                // A caller who leads alone does not wake this thread, so it looks for itself when the witness is due.
+                self.work.wait_for(&mut section, WITNESS_AFTER);
+            } else if section.led {
                 self.work.wait(&mut section);
             } else if !section.open.members.is_empty() {
                 self.lead_group(&mut section);
@@ -253,7 +190,7 @@ impl Commit {
                 }
                 section.unwitnessed = None;
                 // A failure has poisoned the log, which is all there is to do about it.
-                lead(&mut section, || drop(self.write_witness()));
+                self.lead(&mut section, || drop(self.write_witness()));
             } else {
                 self.work.wait(&mut section);
             }
@@ -299,7 +236,8 @@ impl Commit {
         let was_witnessed = section.unwitnessed.is_none();
         self.lead_group(&mut section);
         // The commit thread has nothing to do but to see to the next group, the next witness, or the end.
-        if !section.open.members.is_empty() || was_witnessed || section.closing {
+        let is_due = was_witnessed && section.unwitnessed.is_some();
+        if !section.open.members.is_empty() || is_due || section.closing {
             self.work.notify_one();
         }
     }
@@ -309,10 +247,13 @@ impl Commit {
         let next = section.spare.take().unwrap_or_default();
         let mut group = std::mem::replace(&mut section.open, next);
         self.wake_for_room(section);
-        lead(section, || self.commit(&mut group));
+        let writes = group.buffer.records() > 0;
+        self.lead(section, || self.commit(&mut group));
         group.buffer.clear();
         section.spare = Some(group);
-        section.unwitnessed = Some(Instant::now());
+        if writes {
+            section.unwitnessed = Some(Instant::now());
+        }
     }
 
     /// Writes and publishes a group, and answers its members, whom it no longer has then.
@@ -378,11 +319,30 @@ impl Commit {
     /// Tells all members of a group that was not written, and those of the open group, which may rest on it, and gives back their places.
     fn take_back(&self, group: &mut Group, error: &Error) {
         let mut section = self.section.lock();
-        let behind = std::mem::take(&mut section.open.members);
-        section.open.buffer.clear();
+        let behind = self.abandon_open_group(&mut section);
         group.members.iter().chain(&behind).rev().for_each(Decided::take_back);
         drop(section);
         group.members.drain(..).chain(behind).for_each(|member| member.finish(Err(error.clone())));
+    }
+
+    /// Empties the open group, which makes room; returns its members.
+    fn abandon_open_group(&self, section: &mut Section) -> Vec<Decided> {
+        section.open.buffer.clear();
+        self.wake_for_room(section);
+        std::mem::take(&mut section.open.members)
+    }
+
+    /// Leads for as long as `act` takes, without the section's lock.
+    fn lead<T>(&self, section: &mut MutexGuard<'_, Section>, act: impl FnOnce() -> T) -> T {
+        section.led = true;
+        let acted = MutexGuard::unlocked(section, || catch_unwind(AssertUnwindSafe(act)));
+        section.led = false;
+        acted.unwrap_or_else(|panic| {
+            // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
+            section.poison.get_or_insert_with(|| Arc::new(lost()));
+            drop(self.abandon_open_group(section));
+            resume_unwind(panic)
+        })
     }
 
     fn wake_for_room(&self, section: &mut Section) {
@@ -450,25 +410,6 @@ impl Decided {
             self.session.lock().take_back(record);
         }
     }
-}
-
-/// Leads for as long as `act` takes, without the section's lock.
-fn lead<T>(section: &mut MutexGuard<'_, Section>, act: impl FnOnce() -> T) -> T {
-    section.led = true;
-    let acted = MutexGuard::unlocked(section, || catch_unwind(AssertUnwindSafe(act)));
-    section.led = false;
-    acted.unwrap_or_else(|panic| {
-        // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
-        section.poison.get_or_insert_with(|| Arc::new(lost()));
-        section.open.members.clear();
-        resume_unwind(panic)
-    })
-}
-
-/// What is said of a batch whose leader panicked.
-fn lost() -> Error {
-    let source = std::io::Error::other("the thread that wrote it panicked");
-    crate::disk::io_error("commit a batch to", "the journal".as_ref())(source)
 }
 
 /// The answer for a key that was used before.

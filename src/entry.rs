@@ -46,6 +46,8 @@ pub(crate) struct EntryState {
     /// Some of `keys` stand for records that were sealed.
     keys_outlive_records: bool,
     pub waiters: WaitList,
+    /// How many hold the entry in memory.
+    pub pins: usize,
 }
 
 impl Entry {

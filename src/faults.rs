@@ -134,9 +134,13 @@ impl Scene {
     }
 
     fn open(&self) -> SessionLog {
+        self.try_open().unwrap()
+    }
+
+    fn try_open(&self) -> Result<SessionLog> {
         let disk = FaultyDisk { real: RealDisk::default(), plan: Arc::clone(&self.plan) };
         let options = Options::new().journal_file_bytes_max(4 * MIB).stall_wait(Duration::from_millis(300));
-        options.open_on(Arc::new(disk), self.folder.path()).unwrap()
+        options.open_on(Arc::new(disk), self.folder.path())
     }
 
     fn append(&self, log: &SessionLog, data: &[u8]) -> Result<Vec<Event>> {
@@ -176,6 +180,24 @@ fn a_failed_write_of_a_group_poisons_the_log_until_it_is_opened_again() {
     assert_eq!(scene.events(&log), kept);
     let next = scene.append(&log, b"next").unwrap();
     assert!(next[0].id > kept[0].id && next[0].seq == 2);
+}
+
+#[test]
+fn a_first_open_that_is_cut_short_anywhere_leaves_a_folder_that_opens() {
+    for (part, passes) in
+        [("journal/", 0), ("journal/", 1), ("journal/", 6), ("MANIFEST", 0), ("MANIFEST", 1), ("MANIFEST", 2), ("MANIFEST", 3)]
+    {
+        let (scene, log) = Scene::new();
+        drop(log);
+        RealDisk::default().remove_tree(scene.folder.path()).unwrap();
+        scene.plan.refuse(part, passes);
+        assert!(scene.try_open().is_err(), "{part} {passes}");
+        scene.plan.relent();
+        let log = scene.open();
+        let events = scene.append(&log, b"first").unwrap();
+        log.close().unwrap();
+        assert_eq!(scene.events(&scene.open()), events, "{part} {passes}");
+    }
 }
 
 #[test]

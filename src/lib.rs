@@ -49,6 +49,7 @@ mod session;
 mod stats;
 mod stream;
 mod sync;
+mod ticket;
 mod turns;
 mod user_message;
 mod watermark;

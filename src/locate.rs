@@ -39,11 +39,13 @@ impl Locator {
 
     /// Where a session ends in the segments.
     pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
+        // Asked first: what the index comes to cover meanwhile it may not have said yet.
+        let through = self.index.through();
         let segments = self.segments();
         let indexed = self.indexed_last_run(&segments, session)?;
         let known = indexed.as_ref().map_or(0, |(segment, _)| segment.info.number);
         let newer = segments.last_run(session, known)?;
-        if newer.as_ref().is_some_and(|(segment, _)| segment.info.number <= self.index.through()) {
+        if newer.as_ref().is_some_and(|(segment, _)| segment.info.number <= through) {
             self.index.distrust();
         }
         Ok(newer.or(indexed).map(|(_, run)| Head {
@@ -63,17 +65,20 @@ impl Locator {
         range: (Seq, Seq),
     ) -> Result<(Arc<Segment>, Vec<Record>)> {
         let segments = self.segments();
-        if let Some((segment, run)) = self.indexed_run(&segments, session, generation, seq) {
-            if let Ok(records) = overlapping(&segment, session, &run, range) {
-                return Ok((segment, records));
-            }
-            // Either the index is wrong or the segment is damaged; the footers will tell.
-            self.index.distrust();
+        let indexed = self.indexed_run(&segments, session, generation, seq);
+        if let Some((segment, run)) = &indexed
+            && let Ok(records) = overlapping(segment, session, run, range)
+        {
+            return Ok((Arc::clone(segment), records));
         }
         let Some((segment, run)) = segments.run_at(session, generation, seq)? else {
             let file = segments.iter().next_back().map(|segment| segment.path().to_path_buf()).unwrap_or_default();
             return Err(Error::corrupt(file, 0, format!("seq {seq} of session {session} is in no segment")));
         };
+        // Where the footer says the same as the index, it is the segment that cannot be read.
+        if indexed.is_some_and(|(indexed, said)| (indexed.info.number, said) != (segment.info.number, run)) {
+            self.index.distrust();
+        }
         let records = overlapping(&segment, session, &run, range)?;
         Ok((segment, records))
     }

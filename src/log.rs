@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{EncodedBatch, StoreId};
-use crate::commit::{ACTIVE_SHARE, Answer, Commit, Landed, Request, Ticket};
+use crate::commit::{ACTIVE_SHARE, Commit, Request};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
@@ -24,6 +24,7 @@ use crate::session::{Head, SessionId};
 use crate::stats::{Counters, Recovery, Stats};
 use crate::stream::{EventStream, From};
 use crate::sync::{AtomicBool, JoinHandle, Mutex, Ordering, spawn};
+use crate::ticket::{Answer, Landed, Ticket};
 use crate::watermark::Waiter;
 
 /// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less tidily when the last is dropped.

@@ -47,14 +47,15 @@ impl Manifest {
         self.segments.last().map_or(0, |segment| segment.end_lsn)
     }
 
-    /// The manifest of the log in `folder`; `None` where neither slot exists.
+    /// The manifest of the log in `folder`; `None` where neither slot exists, and where the first was begun and the second does not
+    /// exist: then the log itself was being begun, or has lost its manifest, which the caller tells apart.
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] when a slot exists and none is valid, [`Error::Unsupported`] when one is of a later version.
+    /// [`Error::Corrupt`] when both slots exist and none is valid, [`Error::Unsupported`] when one is of a later version.
     pub(crate) fn load(disk: &dyn Disk, folder: &Path) -> Result<Option<Self>> {
         let mut newest: Option<Self> = None;
-        let mut refused = None;
+        let mut refused = Vec::new();
         for path in slots(folder) {
             if !disk.exists(&path)? {
                 continue;
@@ -62,13 +63,13 @@ impl Manifest {
             match Self::read(disk, &path) {
                 Ok(found) if newest.as_ref().is_none_or(|newest| newest.sequence < found.sequence) => newest = Some(found),
                 Ok(_older) => {}
-                Err(error @ Error::Corrupt { .. }) => refused = Some(error),
+                Err(error @ Error::Corrupt { .. }) => refused.push(error),
                 Err(error) => return Err(error),
             }
         }
-        match (newest, refused) {
-            (None, Some(error)) => Err(error),
-            (newest, _) => Ok(newest),
+        match refused.pop() {
+            Some(error) if newest.is_none() && !refused.is_empty() => Err(error),
+            _ => Ok(newest),
         }
     }
 

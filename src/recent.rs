@@ -105,19 +105,17 @@ impl Recent {
     pub(crate) fn look(self: &Arc<Self>, id: &SessionId) -> Option<Pin> {
         let shard = self.shard(id).lock();
         let entry = shard.get(id).filter(|entry| entry.is_loaded())?;
-        Some(Pin { recent: Arc::clone(self), entry: Some(Arc::clone(entry)) })
+        Some(Pin::new(self, entry))
     }
 
     fn pin_unloaded(self: &Arc<Self>, id: &SessionId) -> Pin {
         let mut shard = self.shard(id).lock();
-        let entry = if let Some(entry) = shard.get(id) {
-            Arc::clone(entry)
-        } else {
-            let entry = Arc::new(Entry::new(id.detached()));
-            shard.insert(entry.id().clone(), Arc::clone(&entry));
-            entry
-        };
-        Pin { recent: Arc::clone(self), entry: Some(entry) }
+        if let Some(entry) = shard.get(id) {
+            return Pin::new(self, entry);
+        }
+        let entry = Arc::new(Entry::new(id.detached()));
+        shard.insert(entry.id().clone(), Arc::clone(&entry));
+        Pin::new(self, &entry)
     }
 
     /// Begins the file that the next groups belong to. Its header will be durable with the first of them.
@@ -178,7 +176,8 @@ impl Recent {
 
     /// Whether there is a full file, which sealing will free.
     pub(crate) fn has_full_file(&self) -> bool {
-        self.commits.read().files.len() > 1
+        let commits = self.commits.read();
+        commits.files.iter().rev().skip(1).any(|file| !file.groups.is_empty())
     }
 
     pub(crate) fn events(&self) -> u64 {
@@ -306,8 +305,8 @@ impl Recent {
     fn release_record(&self, sealed: &Arc<Record>) {
         let mut shard = self.shard(&sealed.session).lock();
         let Some(entry) = shard.get(&sealed.session) else { return };
-        let pinned = Arc::strong_count(entry) > 1;
         let mut state = entry.lock();
+        let pinned = state.pins > 0;
         if pinned {
             state.release_keeping_key(sealed);
         } else {
@@ -320,21 +319,22 @@ impl Recent {
         }
     }
 
-    fn unpin(&self, entry: Arc<Entry>) {
-        if entry.lock().outlives_pins() {
+    fn unpin(&self, entry: &Entry) {
+        let mut state = entry.lock();
+        state.pins -= 1;
+        let is_kept = state.pins > 0 || state.outlives_pins();
+        drop(state);
+        if is_kept {
             return;
         }
-        let id = entry.id().clone();
-        let mut shard = self.shard(&id).lock();
-        drop(entry);
-        let Some(entry) = shard.get(&id) else { return };
-        // Pins are taken from the map under this lock, so nobody else has the entry when the map is the only one.
-        if Arc::strong_count(entry) > 1 {
-            return;
-        }
-        let unused = entry.lock().unpin();
+        let mut shard = self.shard(entry.id()).lock();
+        // Pins are made under this lock. Another entry may have taken the place of this one by now; the same holds for it.
+        let unused = shard.get(entry.id()).is_some_and(|entry| {
+            let mut state = entry.lock();
+            state.pins == 0 && state.unpin()
+        });
         if unused {
-            shard.remove(&id);
+            shard.remove(entry.id());
         }
     }
 
@@ -359,21 +359,27 @@ impl Commits {
 /// Holds a session's entry in memory.
 pub(crate) struct Pin {
     recent: Arc<Recent>,
-    entry: Option<Arc<Entry>>,
+    entry: Arc<Entry>,
+}
+
+impl Pin {
+    /// Called with the shard's lock held, so that nobody drops the entry meanwhile.
+    fn new(recent: &Arc<Recent>, entry: &Arc<Entry>) -> Self {
+        entry.lock().pins += 1;
+        Self { recent: Arc::clone(recent), entry: Arc::clone(entry) }
+    }
 }
 
 impl Deref for Pin {
     type Target = Entry;
 
     fn deref(&self) -> &Entry {
-        self.entry.as_ref().expect("a pin holds its entry until it is dropped")
+        &self.entry
     }
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            self.recent.unpin(entry);
-        }
+        self.recent.unpin(&self.entry);
     }
 }

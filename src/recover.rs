@@ -138,10 +138,12 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Makes the folders, durably.
+    /// Makes the folders, durably, and with them every name in them: a crash may have come between a file's rename and the barrier for
+    /// its folder, and what is found now will be relied on.
     fn make_folders(&self) -> Result<()> {
         for folder in [journal::folder(self.folder), segment::folder(self.folder)] {
             self.disk.make_dir(&folder)?;
+            self.disk.sync_dir(&folder)?;
         }
         self.disk.sync_dir(self.folder)?;
         match self.folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -173,7 +175,11 @@ impl Opening<'_> {
         self.check_that_nothing_is_lost()?;
         let journal = journal::folder(self.folder);
         let files = self.disk.list(&journal)?;
-        let next_number = files.iter().filter_map(|(name, _)| journal::number(name)).max().unwrap_or(0) + 1;
+        for (name, _) in files.iter().filter(|(name, _)| journal::number(name).is_some()) {
+            // It was just found to hold no group; its header, if it has one, is of a store that never came to be.
+            self.disk.remove(&journal.join(name))?;
+        }
+        let next_number = 1;
         let store = StoreId(fresh_store_number());
         let mut manifest = Manifest::new(store);
         let spares = Spares::new(Arc::clone(&self.disk), journal, JOURNAL_FILE_BYTES_MIN as u64, next_number);

@@ -204,6 +204,8 @@ impl Walk<'_> {
         for file in used {
             next_incarnation = next_incarnation.max(file.header.incarnation + 1);
             if !closed_here && file.header.incarnation > end.incarnation {
+                // A file is begun when all before it is durable.
+                self.durable_lsn = self.durable_lsn.max(file.header.start_lsn);
                 self.scan(&file.path, file.bytes)?;
             }
             unused.push((file.number, file.bytes));

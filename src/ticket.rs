@@ -1,0 +1,81 @@
+//! The answer to an append on its way back: the commit section owes it, the caller waits for it, as a thread or as a task.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::codec::Record;
+use crate::error::{Error, Result};
+use crate::sync::{Deadline, Mutex};
+use crate::watermark::Waiter;
+
+/// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread panicked, that is the answer.
+pub(crate) struct Answer(Arc<Ticket>);
+
+impl Answer {
+    pub(crate) fn owed_to(ticket: &Arc<Ticket>) -> Self {
+        Self(Arc::clone(ticket))
+    }
+
+    pub(crate) fn give(self, answer: Result<Landed>) {
+        self.0.complete(answer);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.0.complete(Err(lost()));
+    }
+}
+
+/// What an append came to: the record, and whether it had been there.
+#[derive(Debug, Clone)]
+pub(crate) struct Landed {
+    pub record: Arc<Record>,
+    pub replayed: bool,
+}
+
+/// Where the caller finds the answer.
+#[derive(Default)]
+pub(crate) struct Ticket {
+    given: Mutex<Given>,
+    waiter: Waiter,
+}
+
+#[derive(Default)]
+struct Given {
+    answer: Option<Result<Landed>>,
+    done: bool,
+}
+
+impl Ticket {
+    pub(crate) fn wait(&self) -> Result<Landed> {
+        loop {
+            if let Some(answer) = self.given.lock().answer.take() {
+                return answer;
+            }
+            self.waiter.wait(Deadline::NEVER);
+        }
+    }
+
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
+        // The waker is left first, so that an answer that comes in between wakes it.
+        let _woken = self.waiter.poll(context);
+        self.given.lock().answer.take().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// The first answer counts.
+    fn complete(&self, answer: Result<Landed>) {
+        let mut given = self.given.lock();
+        if !std::mem::replace(&mut given.done, true) {
+            given.answer = Some(answer);
+            drop(given);
+            self.waiter.wake();
+        }
+    }
+}
+
+/// What is said of a batch whose leader panicked.
+pub(crate) fn lost() -> Error {
+    let source = std::io::Error::other("the thread that wrote it panicked");
+    crate::disk::io_error("commit a batch to", "the journal".as_ref())(source)
+}
