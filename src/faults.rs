@@ -25,6 +25,8 @@ struct Plan {
     part: Mutex<Option<&'static str>>,
     passes: AtomicU64,
     refused: AtomicU64,
+    /// Writes that were let through.
+    passed: AtomicU64,
 }
 
 impl Plan {
@@ -101,7 +103,9 @@ impl DiskFile for FaultyFile {
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.plan.check(self.path(), io::ErrorKind::Other)?;
-        self.real.write_all_at(bytes, offset)
+        self.real.write_all_at(bytes, offset)?;
+        self.plan.passed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn allocate(&self, bytes: u64) -> Result<()> {
@@ -198,6 +202,18 @@ fn a_first_open_that_is_cut_short_anywhere_leaves_a_folder_that_opens() {
         log.close().unwrap();
         assert_eq!(scene.events(&scene.open()), events, "{part} {passes}");
     }
+}
+
+#[test]
+fn a_log_that_goes_idle_records_what_is_durable_also_after_a_lone_writer() {
+    let (scene, log) = Scene::new();
+    let began = Instant::now();
+    // Longer than the log waits for more, so that the wait ends while a caller leads.
+    while began.elapsed() < Duration::from_millis(300) {
+        scene.append(&log, b"one after the other").unwrap();
+    }
+    let written = scene.plan.passed.load(Ordering::SeqCst);
+    eventually("a witness was written", || scene.plan.passed.load(Ordering::SeqCst) > written);
 }
 
 #[test]
