@@ -152,7 +152,7 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
-    /// Background work did not free a journal file, or the queue stayed full, for as long as
+    /// Background work did not free a journal file, or the group that was filling stayed full, for as long as
     /// [`stall_wait`](crate::Options::stall_wait). Nothing was written; the same call may succeed later.
     #[error("the log could not take the batch within {waited:?}")]
     Stalled {

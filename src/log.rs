@@ -113,10 +113,10 @@ impl SessionLog {
         ticket.wait().map(|landed| to_ack(&landed))
     }
 
-    /// As [`append`](Self::append), for async callers on any runtime. The batch is queued at the first poll, in the same queue; no thread is
+    /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at the first poll, with those of blocking callers; no thread is
     /// held. A session that is not in memory is looked up in that poll, which may read from the disk.
     ///
-    /// A future that is dropped before it was polled appends nothing; one that is dropped later may still land. Where the queue is
+    /// A future that is dropped before it was polled appends nothing; one that is dropped later may still land. Where the group is
     /// full it waits without a limit.
     ///
     /// # Errors
@@ -245,7 +245,7 @@ impl SessionLog {
         self.handle.core.stats()
     }
 
-    /// Closes the log, for all handles. Appends that were queued are answered first; streams end; the clean stop is recorded, so
+    /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
     /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds. Closing again does nothing.
     ///
     /// # Errors

@@ -189,7 +189,7 @@ impl Options {
         self
     }
 
-    /// How long an append waits for room in the queue or in the journal before it fails with a retryable error: 10 seconds.
+    /// How long an append waits for room in its group or in the journal before it fails with a retryable error: 10 seconds.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self
