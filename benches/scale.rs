@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use sessionlog::{NewEvent, Page, SessionLog};
+use sessionlog::{Page, SessionLog};
 use support::{Floor, batch, is_test, micros, percentile, session};
 
 const WRITERS: usize = 64;
@@ -181,30 +181,77 @@ fn burst(folder: &Path, rounds: usize) {
             println!("{groups} groups of {group_bytes} B in {took:?}, {in_barriers:.2} of it in barriers; floor {floor_took:?}");
             ratios.push(floor_took.as_secs_f64() / took.as_secs_f64());
         }
-        let sealed = log.stats().segments;
-        let waited = Instant::now();
-        while log.stats().segments == sealed && waited.elapsed() < Duration::from_millis(300) {
-            std::thread::yield_now();
-        }
+        let _sealed = when_sealed(&log);
     }
     ratios.sort_unstable_by(f64::total_cmp);
     println!("the log reaches {:.2} of the floor, the median of {rounds} bursts", ratios[ratios.len() / 2]);
     log.close().unwrap();
 }
 
+/// Waits until the log has called itself idle and sealed what is worth it. Returns when that was done.
+fn when_sealed(log: &SessionLog) -> Instant {
+    let (mut recent, mut since) = (log.stats().recent_bytes, Instant::now());
+    while since.elapsed() < Duration::from_millis(300) {
+        std::thread::yield_now();
+        let now = log.stats().recent_bytes;
+        if std::mem::replace(&mut recent, now) != now {
+            since = Instant::now();
+        }
+    }
+    since
+}
+
+/// The log and the floor take turns, for a machine that drifts. A turn of the log lasts until all is sealed.
 fn sustained(folder: &Path, time: Duration) {
+    let turn = Duration::from_secs(20).min(time);
+    let turns = u32::try_from(time.as_millis().div_ceil(turn.as_millis())).unwrap();
     let log = SessionLog::open(folder.join("sustained")).unwrap();
-    let before = written();
+    let (mut acks, mut took, mut bytes, mut floor_rates) = (Vec::new(), Duration::ZERO, 0, 0.0);
+    for _ in 0..turns {
+        let (before, written_before, began) = (log.stats(), written(), Instant::now());
+        acks.extend(append_for(&log, turn));
+        took += when_sealed(&log) - began;
+        bytes += written() - written_before;
+        let after = log.stats();
+        let group_bytes = (after.journal_bytes - before.journal_bytes) / (after.groups - before.groups);
+        floor_rates += floor_twice(folder, usize::try_from(group_bytes).unwrap(), turn);
+    }
+    let (payload, stats) = (acks.len() * 100 * 512, log.stats());
+    println!(
+        "{} batches of 100 x 512 B in {took:?}: {:.1} MB/s; ack p50 {:.0} us, p99 {:.0} us, max {:.0} us",
+        acks.len(),
+        payload as f64 / took.as_secs_f64() / 1e6,
+        micros(percentile(&mut acks, 0.5)),
+        micros(percentile(&mut acks, 0.99)),
+        micros(percentile(&mut acks, 1.0))
+    );
+    println!(
+        "  {} groups of {} B; {:.2} bytes written for a byte of data, {:.2} without a block a group; {}",
+        stats.groups,
+        stats.journal_bytes / stats.groups,
+        bytes as f64 / payload as f64,
+        (bytes - stats.groups * 4096) as f64 / payload as f64,
+        process()
+    );
+    let (rate, floor_rate) = (stats.journal_bytes as f64 / took.as_secs_f64(), floor_rates / f64::from(turns));
+    println!(
+        "  the floor, the same groups written twice: {:.1} MB/s; the log's journal reaches {:.2} of it",
+        floor_rate / 1e6,
+        rate / floor_rate
+    );
+    log.close().unwrap();
+}
+
+/// Appends batches of 100 events from eight threads. Returns what each took.
+fn append_for(log: &SessionLog, time: Duration) -> Vec<Duration> {
     let began = Instant::now();
-    let mut acks: Vec<Duration> = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let writers: Vec<_> = (0..8)
             .map(|writer| {
-                let log = &log;
                 scope.spawn(move || {
-                    let events: Vec<NewEvent> = (0..100).map(|_| NewEvent::new("bench.event", vec![b'x'; 512])).collect();
                     let mut acks = Vec::new();
                     while began.elapsed() < time {
-                        let batch = sessionlog::Batch::new().events(events.iter().cloned());
+                        let batch = batch(100, 512);
                         let append = Instant::now();
                         log.append(&session(writer * 100 + acks.len() % 100), batch).unwrap();
                         acks.push(append.elapsed());
@@ -214,32 +261,7 @@ fn sustained(folder: &Path, time: Duration) {
             })
             .collect();
         writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
-    });
-    let took = began.elapsed();
-    let payload = acks.len() * 100 * 512;
-    let stats = log.stats();
-    println!(
-        "{} batches of 100 x 512 B in {took:?}: {:.1} MB/s; ack p50 {:.0} us, p99 {:.0} us, max {:.0} us",
-        acks.len(),
-        payload as f64 / took.as_secs_f64() / 1e6,
-        micros(percentile(&mut acks, 0.5)),
-        micros(percentile(&mut acks, 0.99)),
-        micros(percentile(&mut acks, 1.0))
-    );
-    let in_barriers = stats.barrier_time.as_secs_f64() / took.as_secs_f64();
-    println!("  {} groups, {in_barriers:.2} of the time in their writes and barriers", stats.groups);
-    settle(&log);
-    log.close().unwrap();
-    println!(
-        "  {:.2} bytes written for a byte of data, {:.2} without a block a group; {}",
-        (written() - before) as f64 / payload as f64,
-        (written() - before - stats.groups * 4096) as f64 / payload as f64,
-        process()
-    );
-    let group_bytes = usize::try_from(stats.journal_bytes / stats.groups).unwrap();
-    let rate = floor_twice(folder, group_bytes, time);
-    let reached = stats.journal_bytes as f64 / took.as_secs_f64() / rate;
-    println!("floor, groups of {group_bytes} B written twice: {:.1} MB/s; the log reaches {reached:.2} of it", rate / 1e6);
+    })
 }
 
 /// Bytes a second of a floor that also writes what it wrote a second time, in the background.

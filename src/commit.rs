@@ -1,103 +1,56 @@
 //! The commit group: callers join the open group, and whoever leads gives it one write and one barrier while the next one fills.
 //!
 //! A lone caller leads its own group, so that nothing is handed from thread to thread. As soon as the next group has members when one is
-//! done, the commit thread leads, until it finds none.
+//! done, a commit thread leads, until it finds none. A small group waits for the one before, since it grows meanwhile and shares a
+//! barrier among more. A group that has grown large does not: then two are in flight, and the disk has the second at hand while the
+//! first is answered.
 //!
 //! Invariants:
-//! * IDs and seqs are given out in the *section*, under its lock, in the order in which requests join; groups are written in the
-//!   order in which they were open. So ID order is commit order is the order that readers see.
-//! * One leader at a time holds the journal, and one group at a time is being written.
-//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group it was decided in, and so of all
+//! * IDs and seqs are given out in the [section](crate::section), under its lock, in the order in which requests join; groups get their places in
+//!   the journal one at a time, in the order in which they were open, and are published in that order, each when all before it
+//!   are. So ID order is commit order is the order that readers see.
+//! * At most [`IN_FLIGHT_MAX`](crate::section::IN_FLIGHT_MAX) groups have a place and no outcome, all in one journal file: the next file is begun when none is.
+//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group it was decided in, and of all
 //!   before it: it never rests on something that a crash could take back.
-//! * After a failed write nothing is written again: the log is poisoned, and records of the failed group reach no reader. A group that
-//!   could not be written for lack of room takes back what it was given, and so does the open group, which rests on it.
-//! * The section does no I/O and its lock is not held over any.
+//! * After a failed write no group gets a place: the log is poisoned, and records of the failed group and of those behind it reach no
+//!   reader. A group that got no place for lack of room takes back what it was given, and so does the open group, which rests on it.
+//! * The section does no I/O and its lock is not held over any, nor while anybody is woken who might come back for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::codec::{EncodedBatch, Record};
-use crate::entry::EntryState;
 use crate::error::{Error, Result};
-use crate::event::Expected;
 use crate::ids::IdClock;
-use crate::journal::{GroupBuffer, HEADER_BYTES, JournalWriter, Spares, group_bytes};
+use crate::journal::{GroupBuffer, JournalWriter, Placed, Spares, file_bytes_for};
 use crate::options::Options;
-use crate::recent::{Pin, Recent};
+use crate::recent::Recent;
 use crate::seal::SealSignal;
+use crate::section::{Decided, Group, Outcome, Request, Section};
 use crate::stats::Counters;
 use crate::sync::{Condvar, Deadline, Instant, Mutex, MutexGuard};
-use crate::ticket::{Answer, Landed, lost};
+use crate::ticket::lost;
 use crate::watermark::Waiter;
 
 /// How long the log is without appends before the durable LSN is recorded in a witness.
 const WITNESS_AFTER: Duration = Duration::from_millis(100);
 
-/// The active journal file is ended early when it accounts for this share of the memory for recent records.
-pub(crate) const ACTIVE_SHARE: u64 = 3;
-
-/// A batch on its way.
-pub(crate) struct Request {
-    pub batch: EncodedBatch,
-    pub expected: Expected,
-    pub session: Pin,
-    /// The sealed record that landed under the batch's key, looked up under the pin.
-    pub sealed: Option<Record>,
-    pub answer: Answer,
-}
-
 /// The open group, and what writes groups.
 pub(crate) struct Commit {
     section: Mutex<Section>,
-    /// For the commit thread: there is work, or an end to it.
+    /// For the commit threads: there is work, or an end to it.
     work: Condvar,
     /// For callers: there is room in the open group, or an end to waiting.
     room: Condvar,
+    /// For leaders: a group before theirs has its outcome.
+    turn: Condvar,
     journal: Mutex<JournalWriter>,
     recent: Arc<Recent>,
     spares: Arc<Spares>,
     seal: Arc<SealSignal>,
     counters: Arc<Counters>,
     group_bytes_max: usize,
-    recent_bytes_max: u64,
     stall_wait: Duration,
-}
-
-struct Section {
-    clock: IdClock,
-    open: Group,
-    /// The buffers of the last group, for the next one.
-    spare: Option<Group>,
-    /// Async callers that found the open group full.
-    room_waiters: Vec<Arc<Waiter>>,
-    /// Somebody has the journal.
-    led: bool,
-    /// When the last group was committed, until a witness is written after it.
-    unwitnessed: Option<Instant>,
-    closing: bool,
-    poison: Option<Arc<Error>>,
-}
-
-/// Requests that share a write and a barrier.
-#[derive(Default)]
-struct Group {
-    members: Vec<Decided>,
-    buffer: GroupBuffer,
-}
-
-/// A request whose place in its group is known.
-struct Decided {
-    session: Pin,
-    owed: Answer,
-    outcome: Outcome,
-}
-
-enum Outcome {
-    /// It becomes this record, once the group is durable.
-    Append(Arc<Record>),
-    /// It writes nothing, and is told this once the group is durable.
-    Tell(Result<Landed>),
 }
 
 impl Commit {
@@ -110,32 +63,22 @@ impl Commit {
         counters: Arc<Counters>,
         options: &Options,
     ) -> Self {
-        let section = Section {
-            clock,
-            open: Group::default(),
-            spare: None,
-            room_waiters: Vec::new(),
-            led: false,
-            unwitnessed: None,
-            closing: false,
-            poison: None,
-        };
         Self {
-            section: Mutex::new(section),
+            section: Mutex::new(Section::new(clock, journal.end_lsn())),
             work: Condvar::new(),
             room: Condvar::new(),
+            turn: Condvar::new(),
             journal: Mutex::new(journal),
             recent,
             spares,
             seal,
             counters,
             group_bytes_max: options.group_bytes_max,
-            recent_bytes_max: options.recent_bytes_max as u64,
             stall_wait: options.stall_wait,
         }
     }
 
-    /// Puts the request into the open group, waiting for room, and writes that here and now if nobody else leads.
+    /// Puts the request into the open group, waiting for room, and writes that here and now if nobody else is about to.
     pub(crate) fn append(&self, request: Request) -> Result<()> {
         let deadline = Deadline::after(self.stall_wait);
         let mut section = self.section.lock();
@@ -147,13 +90,19 @@ impl Commit {
             section.check_open()?;
         }
         section.join(request);
-        if !section.led {
-            self.lead_one_group(section);
+        if section.wants_leader() {
+            let was_witnessed = section.unwitnessed.is_none();
+            self.lead_group(&mut section);
+            // Nobody else sees to the next group, the next witness, or the end.
+            let is_due = was_witnessed && section.unwitnessed.is_some();
+            if section.wants_leader() || is_due || section.closing {
+                self.work.notify_one();
+            }
         }
         Ok(())
     }
 
-    /// Puts the request into the open group and leaves the writing to the commit thread. Where there is no room the request comes
+    /// Puts the request into the open group and leaves the writing to a commit thread. Where there is no room the request comes
     /// back, and `waiter` is woken once there is some.
     pub(crate) fn submit(&self, request: Request, waiter: &Arc<Waiter>) -> Result<Option<Request>> {
         let mut section = self.section.lock();
@@ -163,24 +112,26 @@ impl Commit {
             return Ok(Some(request));
         }
         section.join(request);
-        if !section.led {
+        if section.wants_leader() {
             self.work.notify_one();
         }
         Ok(None)
     }
 
-    /// The work of the commit thread, until [`stop`](Commit::stop).
+    /// The work of each commit thread, until [`stop`](Commit::stop).
     pub(crate) fn run(&self) {
         let mut section = self.section.lock();
         loop {
-            if section.led && section.unwitnessed.is_some() {
+            if section.wants_leader() {
+                self.lead_group(&mut section);
+            } else if section.is_led() && section.unwitnessed.is_some() {
                 // A caller who leads alone does not wake this thread, so it looks for itself when the witness is due.
                 self.work.wait_for(&mut section, WITNESS_AFTER);
-            } else if section.led {
+            } else if section.is_led() {
                 self.work.wait(&mut section);
-            } else if !section.open.members.is_empty() {
-                self.lead_group(&mut section);
             } else if section.closing {
+                // The other threads may be waiting for the group that this one led.
+                self.work.notify_all();
                 return;
             } else if let Some(committed) = section.unwitnessed {
                 let due = committed + WITNESS_AFTER;
@@ -188,42 +139,46 @@ impl Commit {
                     self.work.wait_until(&mut section, due);
                     continue;
                 }
-                section.unwitnessed = None;
                 // A failure has poisoned the log, which is all there is to do about it.
-                self.lead(&mut section, || drop(self.write_witness()));
+                self.lead(&mut section, |_lead| drop(self.write_witness()));
+                self.seal.notify_idle();
             } else {
                 self.work.wait(&mut section);
             }
         }
     }
 
-    /// Takes no more requests. The commit thread ends once it has answered those that have joined.
+    /// Takes no more requests. The commit threads end once those that have joined are answered.
     pub(crate) fn stop(&self) {
         let mut section = self.section.lock();
         section.closing = true;
         self.work.notify_all();
-        self.wake_for_room(&mut section);
+        let waiters = self.let_in(&mut section);
+        drop(section);
+        wake_all(waiters);
     }
 
-    /// Records the durable LSN. Errors poison the log.
-    pub(crate) fn write_witness(&self) -> Result<()> {
-        self.check_poison()?;
-        let mut journal = self.journal.lock();
-        if !journal.fits(0) {
-            // A full file is followed by the header of the next, which records the same.
-            return Ok(());
+    /// Records the durable LSN in the journal, unless that was done since the last group; returns it. Nobody else may be leading.
+    /// Errors poison the log.
+    pub(crate) fn write_witness(&self) -> Result<u64> {
+        let mut section = self.section.lock();
+        section.check_poison()?;
+        let durable_lsn = section.durable_lsn;
+        if section.unwitnessed.take().is_none() {
+            return Ok(durable_lsn);
         }
-        journal.commit(&mut GroupBuffer::default()).map(|_bytes| ()).map_err(|error| self.poison(error))
-    }
-
-    /// Everything before this is on stable storage.
-    pub(crate) fn durable_lsn(&self) -> u64 {
-        self.journal.lock().durable_lsn()
+        drop(section);
+        let mut buffer = GroupBuffer::default();
+        let placed = self.journal.lock().place(&mut buffer, durable_lsn);
+        placed.write(&buffer).map_err(|error| self.poison(error))?;
+        self.section.lock().reach(placed.end_lsn);
+        Ok(placed.end_lsn)
     }
 
     /// Lets nothing more be written, because a write failed. Returns the error.
     pub(crate) fn poison(&self, error: Error) -> Error {
         self.section.lock().poison.get_or_insert_with(|| Arc::new(error.clone()));
+        self.turn.notify_all();
         error
     }
 
@@ -231,203 +186,202 @@ impl Commit {
         self.section.lock().check_poison()
     }
 
-    /// Writes the open group on this thread and leaves the next to the commit thread.
-    fn lead_one_group(&self, mut section: MutexGuard<'_, Section>) {
-        let was_witnessed = section.unwitnessed.is_none();
-        self.lead_group(&mut section);
-        // The commit thread has nothing to do but to see to the next group, the next witness, or the end.
-        let is_due = was_witnessed && section.unwitnessed.is_some();
-        if !section.open.members.is_empty() || is_due || section.closing {
-            self.work.notify_one();
-        }
-    }
-
-    /// Writes the open group while the next one fills.
+    /// Takes the open group through its place, its write, its turn and its answers, while the next one fills.
     fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
-        let next = section.spare.take().unwrap_or_default();
+        let next = section.done.pop().unwrap_or_default();
         let mut group = std::mem::replace(&mut section.open, next);
-        self.wake_for_room(section);
         let writes = group.buffer.records() > 0;
-        self.lead(section, || self.commit(&mut group));
-        group.buffer.clear();
-        section.spare = Some(group);
+        let group = self.lead(section, |lead| {
+            self.commit(lead, &mut group);
+            group.buffer.clear();
+            group
+        });
+        section.done.push(group);
         if writes {
             section.unwitnessed = Some(Instant::now());
         }
     }
 
-    /// Writes and publishes a group, and answers its members, whom it no longer has then.
-    fn commit(&self, group: &mut Group) {
-        let mut journal = self.journal.lock();
-        let ready = self.check_poison().and_then(|()| self.make_room(&mut journal, &group.buffer));
-        if let Err(error) = ready {
-            return self.take_back(group, &error);
-        }
-        match self.write(&mut journal, &mut group.buffer) {
-            Ok(()) => self.publish(&mut group.members),
-            Err(error) => group.members.drain(..).for_each(|member| member.finish(Err(error.clone()))),
+    /// Leads for as long as `act` takes, without the section's lock.
+    fn lead<T>(&self, section: &mut MutexGuard<'_, Section>, act: impl FnOnce(&mut Lead<'_>) -> T) -> T {
+        section.placing = true;
+        let waiters = self.let_in(section);
+        let acted = MutexGuard::unlocked(section, || {
+            wake_all(waiters);
+            let mut lead = Lead { commit: self, has_place: false };
+            catch_unwind(AssertUnwindSafe(|| act(&mut lead)))
+        });
+        acted.unwrap_or_else(|panic| {
+            // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
+            section.poison.get_or_insert_with(|| Arc::new(lost()));
+            self.turn.notify_all();
+            let abandoned = self.abandon_open_group(section);
+            MutexGuard::unlocked(section, || {
+                drop(abandoned.members);
+                wake_all(abandoned.waiters);
+            });
+            resume_unwind(panic)
+        })
+    }
+
+    fn commit(&self, lead: &mut Lead<'_>, group: &mut Group) {
+        match self.place(lead, &mut group.buffer) {
+            Ok(placed) => {
+                let durable = self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed));
+                match durable {
+                    Ok(()) => self.publish(&mut group.members, &placed),
+                    Err(error) => group.members.drain(..).for_each(|member| member.finish(Err(error.clone()))),
+                }
+            }
+            Err(error) => self.take_back(group, &error),
         }
     }
 
-    /// Sees to it that the group fits the active journal file and that memory for its records is left. A group that writes nothing needs
-    /// neither.
+    /// Gives the group its place in the journal, once there is room, and lets the next leader do the same.
+    fn place(&self, lead: &mut Lead<'_>, group: &mut GroupBuffer) -> Result<Placed> {
+        self.check_poison()?;
+        let mut journal = self.journal.lock();
+        let placed = if group.records() == 0 {
+            journal.place_nothing()
+        } else {
+            self.make_room(&mut journal, group)?;
+            let durable_lsn = self.section.lock().durable_lsn;
+            journal.place(group, durable_lsn)
+        };
+        drop(journal);
+        lead.go_on_with_place()?;
+        Ok(placed)
+    }
+
+    /// Sees to it that the group fits the active journal file and that memory for its records is left.
     fn make_room(&self, journal: &mut JournalWriter, group: &GroupBuffer) -> Result<()> {
-        if group.records() == 0 {
-            return Ok(());
-        }
-        let has_room = || self.recent.bytes() <= self.recent_bytes_max || !self.recent.has_full_file();
-        if !self.seal.wait_until(self.stall_wait, has_room) {
+        if !self.seal.wait_until(self.stall_wait, || self.recent.has_room()) {
             return Err(Error::Stalled { waited: self.stall_wait });
         }
-        let is_large = self.recent.active_bytes() > self.recent_bytes_max / ACTIVE_SHARE && !journal.active_is_empty();
+        let is_large = self.recent.active_is_large() && !journal.active_is_empty();
         if journal.fits(group.record_bytes()) && !is_large {
             return Ok(());
         }
-        let bytes_min = HEADER_BYTES + group_bytes(group.record_bytes()) as u64;
-        journal.rotate(self.spares.take(bytes_min, self.stall_wait)?);
-        self.recent.begin_file(journal.active_use(), journal.active_bytes(), journal.durable_lsn());
+        let spare = self.spares.take(file_bytes_for(group.record_bytes()), self.stall_wait)?;
+        // The header of a file says that all before it is durable.
+        self.wait_for_groups_in_flight();
+        journal.rotate(spare);
+        self.recent.begin_file(journal.active_use(), journal.active_bytes(), journal.end_lsn());
         self.spares.prepare_next(journal.active_bytes());
         Ok(())
     }
 
-    fn write(&self, journal: &mut JournalWriter, group: &mut GroupBuffer) -> Result<()> {
-        if group.records() == 0 {
-            return Ok(());
+    fn wait_for_groups_in_flight(&self) {
+        let mut section = self.section.lock();
+        while section.in_flight > 0 {
+            self.turn.wait(&mut section);
         }
+    }
+
+    fn write(&self, placed: &Placed, group: &GroupBuffer) -> Result<()> {
         let began = Instant::now();
-        let bytes = journal.commit(group).map_err(|error| self.poison(error))?;
-        self.counters.note_group(group.records(), bytes, began.elapsed());
+        let bytes = placed.write(group).map_err(|error| self.poison(error))?;
+        if group.records() > 0 {
+            self.counters.note_group(group.records(), bytes, began.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Waits until all groups before this one are published.
+    fn wait_for_turn(&self, placed: &Placed) -> Result<()> {
+        let mut section = self.section.lock();
+        while section.durable_lsn < placed.lsn {
+            if let Some(failure) = &section.poison {
+                return Err(Error::clone(failure));
+            }
+            self.turn.wait(&mut section);
+        }
         Ok(())
     }
 
     /// Lets readers see the group, and then answers those who wait for it.
-    fn publish(&self, members: &mut Vec<Decided>) {
+    fn publish(&self, members: &mut Vec<Decided>, placed: &Placed) {
         let appended = members.iter().filter_map(|member| match &member.outcome {
             Outcome::Append(record) => Some((&*member.session, record)),
             Outcome::Tell(_) => None,
         });
         let published = self.recent.publish(appended);
+        self.section.lock().reach(placed.end_lsn);
+        self.turn.notify_all();
         members.drain(..).for_each(Decided::answer);
-        for waiter in published.to_wake {
-            waiter.wake();
-        }
-        if published.began_file {
+        wake_all(published.to_wake);
+        if published.seal_due {
             self.seal.notify();
         }
     }
 
-    /// Tells all members of a group that was not written, and those of the open group, which may rest on it, and gives back their places.
+    /// Tells all members of a group that got no place, and those of the open group, which may rest on it, and gives back what they
+    /// were given. Those who lead meanwhile have their places before it.
     fn take_back(&self, group: &mut Group, error: &Error) {
         let mut section = self.section.lock();
         let behind = self.abandon_open_group(&mut section);
-        group.members.iter().chain(&behind).rev().for_each(Decided::take_back);
+        group.members.iter().chain(&behind.members).rev().for_each(Decided::take_back);
         drop(section);
-        group.members.drain(..).chain(behind).for_each(|member| member.finish(Err(error.clone())));
+        wake_all(behind.waiters);
+        group.members.drain(..).chain(behind.members).for_each(|member| member.finish(Err(error.clone())));
     }
 
-    /// Empties the open group, which makes room; returns its members.
-    fn abandon_open_group(&self, section: &mut Section) -> Vec<Decided> {
+    /// Empties the open group, which makes room.
+    fn abandon_open_group(&self, section: &mut Section) -> Abandoned {
         section.open.buffer.clear();
-        self.wake_for_room(section);
-        std::mem::take(&mut section.open.members)
+        Abandoned { members: std::mem::take(&mut section.open.members), waiters: self.let_in(section) }
     }
 
-    /// Leads for as long as `act` takes, without the section's lock.
-    fn lead<T>(&self, section: &mut MutexGuard<'_, Section>, act: impl FnOnce() -> T) -> T {
-        section.led = true;
-        let acted = MutexGuard::unlocked(section, || catch_unwind(AssertUnwindSafe(act)));
-        section.led = false;
-        acted.unwrap_or_else(|panic| {
-            // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
-            section.poison.get_or_insert_with(|| Arc::new(lost()));
-            drop(self.abandon_open_group(section));
-            resume_unwind(panic)
-        })
-    }
-
-    fn wake_for_room(&self, section: &mut Section) {
+    /// Lets callers in who wait for room. Returns those that the lock must be given back for first: a task may run where it is woken.
+    #[must_use]
+    fn let_in(&self, section: &mut Section) -> Vec<Arc<Waiter>> {
         self.room.notify_all();
-        for waiter in section.room_waiters.drain(..) {
-            waiter.wake();
-        }
+        std::mem::take(&mut section.room_waiters)
     }
 }
 
-impl Section {
-    /// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.
-    fn join(&mut self, request: Request) {
-        let Request { batch, expected, session, sealed, answer: owed } = request;
-        let mut state = session.lock();
-        let outcome = if let Some(answer) = replay(&session, &batch, sealed, &state) {
-            Outcome::Tell(answer)
-        } else if expected.holds(state.assigned) {
-            let stamp = self.clock.stamp(batch.count);
-            let record = Arc::new(batch.stamped(state.generation(), state.assigned + 1, stamp));
-            self.open.buffer.put(&record);
-            state.assign(&record);
-            Outcome::Append(record)
+/// Those who are owed an answer, or room, once the section's lock is given back.
+struct Abandoned {
+    members: Vec<Decided>,
+    waiters: Vec<Arc<Waiter>>,
+}
+
+fn wake_all(waiters: Vec<Arc<Waiter>>) {
+    for waiter in waiters {
+        waiter.wake();
+    }
+}
+
+/// The right to lead: first, alone, to the end of the journal, and then to the place that was taken there.
+struct Lead<'a> {
+    commit: &'a Commit,
+    has_place: bool,
+}
+
+impl Lead<'_> {
+    /// Leaves the end of the journal to the next leader. A failed write before forbids it.
+    fn go_on_with_place(&mut self) -> Result<()> {
+        let mut section = self.commit.section.lock();
+        section.check_poison()?;
+        section.placing = false;
+        section.in_flight += 1;
+        self.has_place = true;
+        if section.wants_leader() {
+            self.commit.work.notify_one();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let mut section = self.commit.section.lock();
+        if self.has_place {
+            section.in_flight -= 1;
         } else {
-            let (session, actual) = (session.id().clone(), state.assigned);
-            Outcome::Tell(Err(Error::ExpectedMismatch { session, expected, actual }))
-        };
-        drop(state);
-        self.open.members.push(Decided { session, owed, outcome });
-    }
-
-    fn check_open(&self) -> Result<()> {
-        if self.closing { Err(Error::Closed) } else { self.check_poison() }
-    }
-
-    fn check_poison(&self) -> Result<()> {
-        self.poison.as_ref().map_or(Ok(()), |source| Err(Error::Poisoned { source: Arc::clone(source) }))
-    }
-}
-
-impl Group {
-    /// Whether there is no room for the request. A group without records takes any.
-    fn is_full_for(&self, request: &Request, bytes_max: usize) -> bool {
-        self.buffer.records() > 0 && self.buffer.record_bytes() + request.batch.stored_bytes_max() > bytes_max
-    }
-}
-
-impl Decided {
-    /// Gives the answer that was decided.
-    fn answer(self) {
-        match self.outcome {
-            Outcome::Append(record) => finish(self.session, self.owed, Ok(Landed { record, replayed: false })),
-            Outcome::Tell(answer) => finish(self.session, self.owed, answer),
+            section.placing = false;
         }
+        drop(section);
+        self.commit.turn.notify_all();
     }
-
-    /// Gives another answer.
-    fn finish(self, answer: Result<Landed>) {
-        finish(self.session, self.owed, answer);
-    }
-
-    /// Gives back the place in the session, the last one given out.
-    fn take_back(&self) {
-        if let Outcome::Append(record) = &self.outcome {
-            self.session.lock().take_back(record);
-        }
-    }
-}
-
-/// The answer for a key that was used before.
-fn replay(session: &Pin, batch: &EncodedBatch, sealed: Option<Record>, state: &EntryState) -> Option<Result<Landed>> {
-    let key = batch.key.as_ref()?;
-    let record = match state.record_of_key(&key.text) {
-        Some(recent) => Arc::clone(recent),
-        None => Arc::new(sealed?),
-    };
-    if record.key.as_ref().is_some_and(|stored| stored.fingerprint == key.fingerprint) {
-        return Some(Ok(Landed { record, replayed: true }));
-    }
-    let (session, key) = (session.id().clone(), key.text.to_string());
-    Some(Err(Error::IdempotencyConflict { session, key, first_seq: record.first }))
-}
-
-/// Answers a request. The session is let go first, so that a caller who has its answer leaves nothing behind.
-fn finish(session: Pin, owed: Answer, answer: Result<Landed>) {
-    drop(session);
-    owed.give(answer);
 }

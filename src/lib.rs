@@ -10,7 +10,7 @@
 //!
 //! # What it costs to keep open
 //!
-//! Four threads, which sleep while nothing happens, and those of the index. Memory: up to
+//! Five threads, which sleep while nothing happens, and those of the index. Memory: up to
 //! [`recent_bytes_max`](Options::recent_bytes_max) for what is not yet in a segment, [`cache_bytes_max`](Options::cache_bytes_max) for
 //! what was read, [`index_cache_bytes_max`](Options::index_cache_bytes_max) for the index, and about 200 bytes a segment. Idle sessions cost
 //! none. A stream costs a few hundred bytes and no thread, plus what it has read ahead, a megabyte at the most.
@@ -44,6 +44,7 @@ mod read;
 mod recent;
 mod recover;
 mod seal;
+mod section;
 mod segment;
 mod session;
 mod stats;

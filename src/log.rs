@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{EncodedBatch, StoreId};
-use crate::commit::{ACTIVE_SHARE, Commit, Request};
+use crate::commit::Commit;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
@@ -17,9 +17,9 @@ use crate::manifest::Manifest;
 use crate::message::{Message, MessagePage};
 use crate::options::Options;
 use crate::read::{EventPage, Page, Store};
-use crate::recent::Worth;
 use crate::recover;
 use crate::seal::{SealSignal, Sealer};
+use crate::section::{IN_FLIGHT_MAX, Request};
 use crate::session::{Head, SessionId};
 use crate::stats::{Counters, Recovery, Stats};
 use crate::stream::{EventStream, From};
@@ -43,7 +43,7 @@ struct Handle {
 
 #[derive(Default)]
 struct Threads {
-    commit: Option<JoinHandle<()>>,
+    commit: Vec<JoinHandle<()>>,
     background: Vec<JoinHandle<()>>,
 }
 
@@ -351,7 +351,6 @@ enum Stop {
 impl Handle {
     fn start(&self) -> Result<()> {
         let Some(writer) = &self.core.writer else { return Ok(()) };
-        let options = &self.core.store.options;
         let sealer = Sealer {
             disk: Arc::clone(&writer.disk),
             folder: writer.folder.clone(),
@@ -363,19 +362,17 @@ impl Handle {
             locator: Arc::clone(&self.core.store.locator),
             cache: Arc::clone(&self.core.store.cache),
             spares: Arc::clone(&writer.spares),
-            worth: Worth {
-                file_bytes_min: options.journal_file_bytes_max as u64,
-                memory_min: options.recent_bytes_max as u64 / ACTIVE_SHARE,
-                memory_max: options.recent_bytes_max as u64,
-            },
         };
-        let (commit, spares) = (Arc::clone(&writer.commit), Arc::clone(&writer.spares));
+        let spares = Arc::clone(&writer.spares);
         let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));
         let started = |name: &str, run: Box<dyn FnOnce() + Send>| {
             spawn(name, run).map_err(crate::disk::io_error("start a thread for", &writer.folder))
         };
         let mut threads = self.threads.lock();
-        threads.commit = Some(started("log-commit", Box::new(move || commit.run()))?);
+        for _ in 0..IN_FLIGHT_MAX {
+            let commit = Arc::clone(&writer.commit);
+            threads.commit.push(started("log-commit", Box::new(move || commit.run()))?);
+        }
         threads.background.push(started("log-spares", Box::new(move || spares.run()))?);
         threads.background.push(started("log-seal", Box::new(move || sealer.run()))?);
         threads.background.push(started("log-index", Box::new(move || index.run(|| locator.segments())))?);
@@ -390,11 +387,11 @@ impl Handle {
         let mut result = Ok(());
         if let (Some(writer), true) = (&core.writer, is_first) {
             writer.commit.stop();
-            join(threads.commit.take());
+            threads.commit.drain(..).for_each(join);
             writer.seal.stop();
             writer.spares.stop();
             core.index.stop();
-            threads.background.drain(..).for_each(|thread| join(Some(thread)));
+            threads.background.drain(..).for_each(join);
             if how == Stop::Clean {
                 result = writer.record_clean_stop(&core.store);
             }
@@ -406,10 +403,8 @@ impl Handle {
 }
 
 /// A thread that panicked has said so on stderr already; what it worked on is checked on the next open.
-fn join(thread: Option<JoinHandle<()>>) {
-    if let Some(thread) = thread {
-        drop(thread.join());
-    }
+fn join(thread: JoinHandle<()>) {
+    drop(thread.join());
 }
 
 impl Drop for Handle {
@@ -421,10 +416,10 @@ impl Drop for Handle {
 
 impl Writer {
     fn record_clean_stop(&self, store: &Store) -> Result<()> {
-        self.commit.write_witness()?;
+        let durable_lsn = self.commit.write_witness()?;
         let mut manifest = self.manifest.lock();
         manifest.journal = store.recent.files_from(0);
-        manifest.durable_lsn = self.commit.durable_lsn();
+        manifest.durable_lsn = durable_lsn;
         manifest.clean = true;
         manifest.store(&*self.disk, &self.folder)
     }

@@ -18,6 +18,8 @@ use crate::entry::Entry;
 use crate::error::Result;
 use crate::ids::EventId;
 use crate::manifest::JournalUse;
+use crate::options::Options;
+use crate::seal::Timing;
 use crate::session::{Head, SessionId};
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
 use crate::watermark::{WaitList, Waiter};
@@ -29,8 +31,11 @@ pub(crate) struct Recent {
     shards: Vec<Mutex<HashMap<SessionId, Arc<Entry>>>>,
     hasher: RandomState,
     commits: RwLock<Commits>,
+    bounds: Bounds,
     /// All of `commits`, by estimate.
     bytes: AtomicU64,
+    /// Of that, what the segment being written holds already.
+    written: AtomicU64,
     feeds: Mutex<WaitList>,
 }
 
@@ -53,20 +58,41 @@ struct RecentFile {
     bytes: u64,
 }
 
-/// When full journal files are worth a segment.
+/// How much may be recent, in bytes of memory unless said otherwise, and what follows before it is that much.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Worth {
-    /// They take this much on the disk, so that a young log does not leave many small segments,
-    pub(crate) file_bytes_min: u64,
-    /// or this much in memory,
-    pub(crate) memory_min: u64,
-    /// or all that is recent takes more than this.
-    pub(crate) memory_max: u64,
+pub(crate) struct Bounds {
+    /// Nobody appends while there is more.
+    bytes_max: u64,
+    /// Nor while there is more that the segment being written does not hold yet. It leaves room for that segment, so that writers
+    /// are held back as it grows, and not until it is done.
+    unsealed_bytes_max: u64,
+    /// A full journal file is left alone while there is less, unless the log is idle.
+    seal_from_bytes: u64,
+    /// Full journal files are worth a segment once they take this much on the disk, so that a young log does not leave many small
+    /// ones,
+    worth_file_bytes: u64,
+    /// or this much in memory. An active file that takes more is ended, and a segment takes in no further file then.
+    worth_bytes: u64,
 }
 
-/// What is ready to be sealed: all of the journal but the file that is being written.
+impl Bounds {
+    pub(crate) fn of(options: &Options) -> Self {
+        let (bytes_max, file_bytes) = (options.recent_bytes_max as u64, options.journal_file_bytes_max as u64);
+        Self {
+            bytes_max,
+            unsealed_bytes_max: bytes_max / 3 * 2,
+            seal_from_bytes: (bytes_max / 2).min(file_bytes + file_bytes / 2),
+            worth_file_bytes: file_bytes,
+            worth_bytes: bytes_max / 3,
+        }
+    }
+}
+
+/// What is ready to be sealed: the oldest of the full journal files.
 pub(crate) struct Sealable {
     pub records: Vec<Arc<Record>>,
+    /// What they take.
+    pub memory: u64,
     pub start_lsn: u64,
     pub end_lsn: u64,
     /// The journal files and their sizes.
@@ -77,18 +103,20 @@ pub(crate) struct Sealable {
 pub(crate) struct Published {
     /// Who waited for its events.
     pub(crate) to_wake: Vec<Arc<Waiter>>,
-    /// It is the first of its journal file, so the files before can be sealed.
-    pub(crate) began_file: bool,
+    /// It is the first of its journal file, so the files before can be sealed, or it made what is recent enough for that.
+    pub(crate) seal_due: bool,
 }
 
 impl Recent {
     /// Nothing, in a store whose newest durable event is `last_id`.
-    pub(crate) fn new(last_id: EventId) -> Self {
+    pub(crate) fn new(last_id: EventId, bounds: Bounds) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
             commits: RwLock::new(Commits { files: VecDeque::new(), events: 0, last_id }),
+            bounds,
             bytes: AtomicU64::new(0),
+            written: AtomicU64::new(0),
             feeds: Mutex::default(),
         }
     }
@@ -141,9 +169,9 @@ impl Recent {
             to_wake.append(&mut state.waiters.take());
             group.push(Arc::clone(record));
         }
-        let began_file = self.push_group(group, bytes as u64);
+        let seal_due = self.push_group(group, bytes as u64);
         to_wake.append(&mut self.feeds.lock().take());
-        Published { to_wake, began_file }
+        Published { to_wake, seal_due }
     }
 
     /// Takes in a group found in the journal. A record says itself where its session stands, so nothing is looked up.
@@ -169,13 +197,27 @@ impl Recent {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Of that, what the file in use accounts for.
-    pub(crate) fn active_bytes(&self) -> u64 {
-        self.commits.read().files.back().map_or(0, |file| file.bytes)
+    /// Whether another group may come. Without a full journal file nothing can be sealed, and waiting would help nobody.
+    pub(crate) fn has_room(&self) -> bool {
+        let (bytes, unsealed) = (self.bytes(), self.unsealed_bytes());
+        (bytes <= self.bounds.bytes_max && unsealed <= self.bounds.unsealed_bytes_max) || !self.has_full_file()
     }
 
-    /// Whether there is a full file, which sealing will free.
-    pub(crate) fn has_full_file(&self) -> bool {
+    /// Whether the active file takes so much that it should be ended.
+    pub(crate) fn active_is_large(&self) -> bool {
+        self.commits.read().files.back().is_some_and(|file| file.bytes > self.bounds.worth_bytes)
+    }
+
+    /// How much of what is recent the segment being written holds.
+    pub(crate) fn note_written(&self, bytes: u64) {
+        self.written.store(bytes, Ordering::Relaxed);
+    }
+
+    fn unsealed_bytes(&self) -> u64 {
+        self.bytes().saturating_sub(self.written.load(Ordering::Relaxed))
+    }
+
+    fn has_full_file(&self) -> bool {
         let commits = self.commits.read();
         commits.files.iter().rev().skip(1).any(|file| !file.groups.is_empty())
     }
@@ -190,23 +232,35 @@ impl Recent {
         commits.files.iter().filter(|file| file.begun && file.start_lsn >= lsn).map(|file| file.file).collect()
     }
 
-    /// The full journal files, once they hold a record and are worth a segment.
+    /// The oldest full journal files, once they are worth a segment and it is time for one.
     /// That waits for the file behind them to be begun, since the manifest must name a file that the next records are in.
-    pub(crate) fn sealable(&self, worth: Worth) -> Option<Sealable> {
+    pub(crate) fn sealable(&self, timing: Timing) -> Option<Sealable> {
+        let Bounds { worth_file_bytes, worth_bytes, seal_from_bytes, unsealed_bytes_max, .. } = self.bounds;
         let commits = self.commits.read();
         let active = commits.files.back().filter(|file| file.begun)?;
         let full = commits.files.range(..commits.files.len() - 1);
         let (file_bytes, memory) =
             full.clone().fold((0, 0), |(disk, memory), file| (disk + file.file_bytes, memory + file.bytes));
-        if file_bytes < worth.file_bytes_min && memory < worth.memory_min && self.bytes() <= worth.memory_max {
+        let is_worth_it = file_bytes >= worth_file_bytes || memory >= worth_bytes;
+        let is_time = timing == Timing::Now || self.bytes() > seal_from_bytes;
+        if !(is_worth_it && is_time) && self.unsealed_bytes() <= unsealed_bytes_max {
             return None;
         }
-        let records: Vec<_> = full.clone().flat_map(|file| file.groups.iter().flatten()).map(Arc::clone).collect();
+        let mut memory = 0;
+        let taken: Vec<_> = full
+            .take_while(|file| {
+                let is_first = memory == 0;
+                memory += file.bytes;
+                is_first || memory <= worth_bytes
+            })
+            .collect();
+        let records: Vec<_> = taken.iter().flat_map(|file| file.groups.iter().flatten()).map(Arc::clone).collect();
         (!records.is_empty()).then(|| Sealable {
             records,
+            memory: taken.iter().map(|file| file.bytes).sum(),
             start_lsn: commits.files.front().unwrap_or(active).start_lsn,
-            end_lsn: active.start_lsn,
-            files: full.map(|file| (file.file, file.file_bytes)).collect(),
+            end_lsn: commits.files.get(taken.len()).unwrap_or(active).start_lsn,
+            files: taken.iter().map(|file| (file.file, file.file_bytes)).collect(),
         })
     }
 
@@ -286,7 +340,7 @@ impl Recent {
         waiters
     }
 
-    /// Whether it is the first group of its file.
+    /// Whether sealing has become due.
     fn push_group(&self, group: Vec<Arc<Record>>, bytes: u64) -> bool {
         let Some(last) = group.last() else { return false };
         let last_id = last.last_id();
@@ -298,8 +352,8 @@ impl Recent {
         let began_file = !std::mem::replace(&mut file.begun, true);
         file.groups.push(group);
         file.bytes += bytes;
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        began_file
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        began_file || (before..before + bytes).contains(&self.bounds.seal_from_bytes)
     }
 
     fn release_record(&self, sealed: &Arc<Record>) {

@@ -22,7 +22,7 @@ use crate::log::{Core, Writer};
 use crate::manifest::{JournalUse, Manifest};
 use crate::options::{JOURNAL_FILE_BYTES_MIN, Options};
 use crate::read::Store;
-use crate::recent::Recent;
+use crate::recent::{Bounds, Recent};
 use crate::seal::SealSignal;
 use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentSet};
 use crate::stats::{Counters, Recovery};
@@ -64,7 +64,7 @@ impl Opening<'_> {
             self.disk.open(&journal::path(&journal, file.number), Mode::ReadDevice)?.sync()?;
         }
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
-        let recent = Arc::new(Recent::new(Ends::of(&replayed, &manifest).last_id));
+        let recent = Arc::new(Recent::new(Ends::of(&replayed, &manifest).last_id, Bounds::of(&self.options)));
         let (kept, _sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let core = self.core(&manifest, recent, None, recovery);
@@ -95,13 +95,13 @@ impl Opening<'_> {
         freed.extend(sealed.iter().map(|file| (file.number, file.bytes)));
         self.name_in_manifest(&mut manifest, &kept, ends.lsn)?;
         freed.into_iter().try_for_each(|(number, bytes)| spares.give(number, bytes))?;
-        let recent = Arc::new(Recent::new(ends.last_id));
+        let recent = Arc::new(Recent::new(ends.last_id, Bounds::of(&self.options)));
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let clock = IdClock::new(Arc::clone(&self.options.clock), ends.last_id);
         recovery.clock_skew = clock_skew(&self.options.clock, ends.last_id);
         spares.prepare_next(writer.active_bytes());
         let (seal, counters) = (Arc::new(SealSignal::default()), Arc::new(Counters::default()));
-        seal.notify();
+        seal.notify_idle();
         let commit = Commit::new(
             writer,
             clock,
@@ -217,7 +217,7 @@ impl Opening<'_> {
     fn go_on(&self, last: &ReplayedFile) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
         let path = journal::path(&journal::folder(self.folder), last.number);
         let file = self.disk.open(&path, Mode::WriteThrough)?;
-        let active = ActiveFile { file, number: last.number, bytes: last.bytes, header: last.header, header_written: true };
+        let active = ActiveFile { file, number: last.number, bytes: last.bytes, header: last.header, header_placed: true };
         Ok((JournalWriter::new(active, last.end_chain, last.end_lsn, last.end_id), Vec::new()))
     }
 
@@ -229,7 +229,7 @@ impl Opening<'_> {
         let chain = write_image(&*self.disk, &spare, &header, &last.groups)?;
         let old = (last.number, last.bytes);
         (last.number, last.bytes, last.header) = (spare.number, spare.bytes, header);
-        let active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_written: true };
+        let active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_placed: true };
         Ok((JournalWriter::new(active, chain, last.end_lsn, last.end_id), vec![old]))
     }
 
@@ -310,9 +310,8 @@ fn write_image(disk: &dyn Disk, spare: &Spare, header: &FileHeader, groups: &[jo
     for group in groups {
         buffer.clear();
         group.records.iter().for_each(|record| buffer.put(record));
-        let (blocks, checksum) = buffer.complete(header.store, group.place_in(header.incarnation, chain));
-        image.extend(blocks);
-        chain = checksum;
+        chain = buffer.complete(header.store, group.place_in(header.incarnation, chain));
+        image.extend(buffer.blocks());
     }
     let file = disk.open(spare.file.path(), Mode::WriteBlocks)?;
     file.write_all_at(image.as_slice(), 0)?;

@@ -1,5 +1,8 @@
 //! Sealing: the journal's records, in session order, into a segment; then the journal files are free again. In the background.
 //!
+//! A burst is left the disk to itself: sealing waits until the log is idle, or until half a file more has been written. Who writes faster
+//! than that can be sealed is held back step by step, as the segment grows, and not for all of a segment at once.
+//!
 //! Invariant: a journal file is given back only after its segment, the segment's directory entry and both manifest slots that
 //! name it are durable. A failed segment write is done again from the records in memory; a failed manifest write poisons the log.
 
@@ -14,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::journal::Spares;
 use crate::locate::Locator;
 use crate::manifest::Manifest;
-use crate::recent::{Recent, Sealable, Worth};
+use crate::recent::{Recent, Sealable};
 use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentPlan, write_segment};
 use crate::sync::{AtomicBool, Condvar, Deadline, Mutex, Ordering};
 
@@ -31,13 +34,32 @@ pub(crate) struct SealSignal {
 
 #[derive(Default)]
 struct SignalState {
-    work: bool,
+    work: Option<Timing>,
+}
+
+/// How soon full journal files are to be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timing {
+    /// When room is needed. Until then the disk is left to those who append.
+    Needed,
+    /// Now: nobody appends, or it was time before and failed.
+    Now,
 }
 
 impl SealSignal {
-    /// A journal file is full.
+    /// A journal file is full, or what is recent has become much.
     pub(crate) fn notify(&self) {
-        self.state.lock().work = true;
+        self.ask(Timing::Needed);
+    }
+
+    /// Nobody has appended for a while.
+    pub(crate) fn notify_idle(&self) {
+        self.ask(Timing::Now);
+    }
+
+    fn ask(&self, timing: Timing) {
+        let mut state = self.state.lock();
+        state.work = state.work.max(Some(timing));
         self.changed.notify_all();
     }
 
@@ -46,7 +68,7 @@ impl SealSignal {
         self.notify();
     }
 
-    /// Waits until `condition` holds, looking again whenever a segment was finished. `false` when it did not within `wait`.
+    /// Waits until `condition` holds, looking again whenever a segment has grown. `false` when it did not within `wait`.
     pub(crate) fn wait_until(&self, wait: Duration, condition: impl Fn() -> bool) -> bool {
         if condition() {
             return true;
@@ -66,22 +88,21 @@ impl SealSignal {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Waits for work, or for `retry` to pass. `false` when it is time to stop.
-    fn wait_for_work(&self, retry: Option<Duration>) -> bool {
+    /// Waits for work, or for `retry` to pass. `None` when it is time to stop.
+    fn wait_for_work(&self, retry: Option<Duration>) -> Option<Timing> {
         let mut state = self.state.lock();
         if let Some(retry) = retry {
             let deadline = Deadline::after(retry);
             while !self.is_stopped() && deadline.wait(&self.changed, &mut state) {}
-            state.work = true;
+            state.work = Some(Timing::Now);
         }
-        while !state.work && !self.is_stopped() {
+        while state.work.is_none() && !self.is_stopped() {
             self.changed.wait(&mut state);
         }
-        state.work = false;
-        !self.is_stopped()
+        state.work.take().filter(|_| !self.is_stopped())
     }
 
-    fn finished(&self) {
+    fn progressed(&self) {
         // Under the lock, so that nobody checks the condition before and waits after.
         let _state = self.state.lock();
         self.changed.notify_all();
@@ -100,15 +121,14 @@ pub(crate) struct Sealer {
     pub locator: Arc<Locator>,
     pub cache: Arc<BlockCache>,
     pub spares: Arc<Spares>,
-    pub worth: Worth,
 }
 
 impl Sealer {
     /// The work of the background thread, until the signal stops.
     pub(crate) fn run(&self) {
         let mut retry = None;
-        while self.signal.wait_for_work(retry) {
-            retry = match self.seal_all() {
+        while let Some(timing) = self.signal.wait_for_work(retry) {
+            retry = match self.seal_all(timing) {
                 Ok(()) => None,
                 // Either the log is poisoned or closing, which ends the work, or the disk refused for now.
                 Err(_refused) if self.commit.check_poison().is_ok() => Some(RETRY_AFTER),
@@ -117,9 +137,12 @@ impl Sealer {
         }
     }
 
-    fn seal_all(&self) -> Result<()> {
-        while let Some(sealable) = self.recent.sealable(self.worth) {
-            self.seal(&sealable)?;
+    fn seal_all(&self, timing: Timing) -> Result<()> {
+        while let Some(sealable) = self.recent.sealable(timing) {
+            let sealed = self.seal(&sealable);
+            self.recent.note_written(0);
+            self.signal.progressed();
+            sealed?;
         }
         Ok(())
     }
@@ -134,15 +157,24 @@ impl Sealer {
             records: sealable.records.clone(),
         };
         let folder = segment::folder(&self.folder);
-        let info = write_segment(&*self.disk, &folder, &plan, &self.signal.stop)?;
+        let info = write_segment(&*self.disk, &folder, &plan, |written| self.go_on(sealable, written))?;
         self.name_in_manifest(info.clone(), sealable).map_err(|error| self.commit.poison(error))?;
         self.locator.publish(Segment::new(info, self.store, &folder, Arc::clone(&self.disk), Arc::clone(&self.cache)));
         self.recent.release_sealed(sealable);
-        self.signal.finished();
         for (file, bytes) in &sealable.files {
             // A file that is not taken back lies idle until the next open finds it.
             let _taken_back = self.spares.give(file.number, *bytes);
         }
+        Ok(())
+    }
+
+    /// Lets writers go on as far as the segment has grown. Says [`Error::Closed`] when it is time to stop.
+    fn go_on(&self, sealable: &Sealable, records_written: usize) -> Result<()> {
+        if self.signal.is_stopped() {
+            return Err(Error::Closed);
+        }
+        self.recent.note_written(sealable.memory / sealable.records.len() as u64 * records_written as u64);
+        self.signal.progressed();
         Ok(())
     }
 

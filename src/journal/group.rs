@@ -24,6 +24,8 @@ pub(crate) struct GroupBuffer {
     heads: Salt,
     records: u32,
     last_id: Option<EventId>,
+    /// Where what is to be written begins: at the file header, where there is one.
+    from: usize,
     head: Vec<u8>,
 }
 
@@ -42,7 +44,7 @@ pub(crate) struct GroupPlace {
 impl Default for GroupBuffer {
     fn default() -> Self {
         let buf = BlockBuf::with_capacity(16 * BLOCK);
-        let mut buffer = Self { buf, heads: Salt::NONE, records: 0, last_id: None, head: Vec::new() };
+        let mut buffer = Self { buf, heads: Salt::NONE, records: 0, last_id: None, from: BLOCK, head: Vec::new() };
         buffer.clear();
         buffer
     }
@@ -56,7 +58,7 @@ impl GroupBuffer {
         }
         self.buf.clear();
         self.buf.pad(RECORDS_AT);
-        (self.heads, self.records, self.last_id) = (Salt::NONE, 0, None);
+        (self.heads, self.records, self.last_id, self.from) = (Salt::NONE, 0, None, BLOCK);
     }
 
     pub(crate) fn put(&mut self, record: &Record) {
@@ -81,8 +83,8 @@ impl GroupBuffer {
         self.last_id
     }
 
-    /// Completes the group at its place. Returns its blocks and its header's checksum, which the next group is chained to.
-    pub(crate) fn complete(&mut self, store: StoreId, place: GroupPlace) -> (&[u8], u32) {
+    /// Completes the group at its place. Returns its header's checksum, which the next group is chained to.
+    pub(crate) fn complete(&mut self, store: StoreId, place: GroupPlace) -> u32 {
         let header = GroupHeader {
             incarnation: place.incarnation,
             lsn: place.lsn,
@@ -96,13 +98,18 @@ impl GroupBuffer {
         let (bytes, checksum) = header.encode(GroupHeader::salt(store, place.incarnation));
         self.put_at(BLOCK, &bytes);
         self.buf.pad_to_block();
-        (self.buf.as_slice().get(BLOCK..).expect("room was left for a file header"), checksum)
+        checksum
     }
 
-    /// The blocks of a file that begins with this group, which is complete.
-    pub(crate) fn behind_file_header(&mut self, header: &FileHeader) -> &[u8] {
+    /// Puts the header of a file that begins with this group before it.
+    pub(crate) fn put_file_header(&mut self, header: &FileHeader) {
         self.put_at(0, &header.encode());
-        self.buf.as_slice()
+        self.from = 0;
+    }
+
+    /// The blocks of the group, which is complete, behind that of the file header, if it got one.
+    pub(crate) fn blocks(&self) -> &[u8] {
+        self.buf.as_slice().get(self.from..).expect("room was left for a file header")
     }
 
     fn put_at(&mut self, at: usize, bytes: &[u8]) {

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! * A block that holds acknowledged bytes is not written again before its file was recycled.
-//! * One group is in flight at most, so only the last group of the journal can lack a durable LSN recorded above it.
+//! * Two groups are in flight at most, in one file, so only the last two groups of the journal can lack a durable LSN recorded above
+//!   them; a group that was alone in flight is followed by one that records it.
 //! * A group's header names its place, its file's incarnation and the group before, so stale bytes never continue the chain.
 
 mod group;
@@ -15,12 +16,20 @@ use std::path::{Path, PathBuf};
 pub(crate) use group::{GroupBuffer, GroupPlace, group_bytes};
 pub(crate) use replay::{Replayed, ReplayedFile, ReplayedGroup, holds_group, replay};
 pub(crate) use spares::{Spare, Spares};
-pub(crate) use writer::{ActiveFile, JournalWriter};
+pub(crate) use writer::{ActiveFile, JournalWriter, Placed};
 
 /// What a journal file gives to its header; LSNs count from behind it.
 pub(crate) const HEADER_BYTES: u64 = crate::disk::BLOCK as u64;
 
+/// What a group without records takes.
+pub(crate) const WITNESS_BYTES: usize = crate::disk::BLOCK;
+
 const EXTENSION: &str = "journal";
+
+/// The size of a file that takes a group with so many bytes of records, and a witness behind it.
+pub(crate) fn file_bytes_for(record_bytes: usize) -> u64 {
+    HEADER_BYTES + (group_bytes(record_bytes) + WITNESS_BYTES) as u64
+}
 
 /// The folder of the journal files.
 pub(crate) fn folder(log: &Path) -> PathBuf {

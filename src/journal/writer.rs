@@ -1,4 +1,4 @@
-//! Writes groups: one write and one barrier each.
+//! The end of the journal: gives groups their places, one behind the other, for one write and one barrier each.
 
 use std::sync::Arc;
 
@@ -7,16 +7,16 @@ use crate::disk::DiskFile;
 use crate::error::Result;
 use crate::ids::EventId;
 use crate::journal::group::GroupPlace;
-use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, group_bytes};
+use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, WITNESS_BYTES, group_bytes};
 use crate::manifest::JournalUse;
 
-/// The end of the journal. Whoever holds it may write the next group.
+/// The end of the journal. Whoever holds it decides where the next group goes.
 pub(crate) struct JournalWriter {
     store: StoreId,
     active: ActiveFile,
     /// The checksum of the last group header.
     chain: u32,
-    /// Where the next group goes. Everything before it is on stable storage.
+    /// Where the next group goes.
     end_lsn: u64,
     last_id: EventId,
 }
@@ -28,7 +28,16 @@ pub(crate) struct ActiveFile {
     pub bytes: u64,
     pub header: FileHeader,
     /// A fresh file's header is written together with its first group.
-    pub header_written: bool,
+    pub header_placed: bool,
+}
+
+/// A group's place in the journal.
+pub(crate) struct Placed {
+    pub lsn: u64,
+    /// Where the group behind it begins.
+    pub end_lsn: u64,
+    /// None for a group that is not written.
+    at: Option<(Arc<dyn DiskFile>, u64)>,
 }
 
 impl JournalWriter {
@@ -38,8 +47,7 @@ impl JournalWriter {
         Self { store, active, chain, end_lsn, last_id }
     }
 
-    /// Everything before this is on stable storage.
-    pub(crate) fn durable_lsn(&self) -> u64 {
+    pub(crate) fn end_lsn(&self) -> u64 {
         self.end_lsn
     }
 
@@ -51,18 +59,18 @@ impl JournalWriter {
         self.active.bytes
     }
 
-    /// Whether no group was written to the active file.
+    /// Whether no group has its place in the active file.
     pub(crate) fn active_is_empty(&self) -> bool {
         self.end_lsn == self.active.header.start_lsn
     }
 
-    /// Whether a group with so many bytes of records fits the active file.
+    /// Whether a group with so many bytes of records fits the active file, and a witness behind it.
     pub(crate) fn fits(&self, record_bytes: usize) -> bool {
         let used = HEADER_BYTES + self.end_lsn - self.active.header.start_lsn;
-        used + group_bytes(record_bytes) as u64 <= self.active.bytes
+        used + (group_bytes(record_bytes) + WITNESS_BYTES) as u64 <= self.active.bytes
     }
 
-    /// Goes on in `spare`. Its header will reach the disk with the first group.
+    /// Goes on in `spare`, when everything so far is on stable storage. Its header will reach the disk with the first group.
     pub(crate) fn rotate(&mut self, spare: Spare) {
         let header = FileHeader {
             store: self.store,
@@ -71,27 +79,40 @@ impl JournalWriter {
             chain: self.chain,
             last_id: self.last_id,
         };
-        self.active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_written: false };
+        self.active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_placed: false };
     }
 
-    /// Writes a group; one without records is a witness. When this returns `Ok` it is on stable storage; when it fails, the journal must
-    /// not be written again. Returns the bytes written.
-    pub(crate) fn commit(&mut self, group: &mut GroupBuffer) -> Result<usize> {
+    /// Gives a group the next place, which it fits, and completes it for that; one without records is a witness. Everything before
+    /// `durable_lsn` is on stable storage.
+    pub(crate) fn place(&mut self, group: &mut GroupBuffer, durable_lsn: u64) -> Placed {
         let header = self.active.header;
-        let last_id = group.last_id().unwrap_or(self.last_id);
-        let (incarnation, lsn) = (header.incarnation, self.end_lsn);
-        let place = GroupPlace { incarnation, lsn, durable_lsn: lsn, chain: self.chain, last_id };
-        let (blocks, chain) = group.complete(self.store, place);
-        let end_lsn = lsn + blocks.len() as u64;
-        let (bytes, offset) = if self.active.header_written {
-            (blocks, HEADER_BYTES + lsn - header.start_lsn)
+        let (lsn, last_id) = (self.end_lsn, group.last_id().unwrap_or(self.last_id));
+        let place = GroupPlace { incarnation: header.incarnation, lsn, durable_lsn, chain: self.chain, last_id };
+        let begins_file = !std::mem::replace(&mut self.active.header_placed, true);
+        (self.chain, self.last_id) = (group.complete(self.store, place), last_id);
+        self.end_lsn = lsn + group.blocks().len() as u64;
+        let offset = if begins_file {
+            group.put_file_header(&header);
+            0
         } else {
-            (group.behind_file_header(&header), 0)
+            HEADER_BYTES + lsn - header.start_lsn
         };
-        self.active.file.write_all_at(bytes, offset)?;
-        let written = bytes.len();
-        self.active.header_written = true;
-        (self.end_lsn, self.chain, self.last_id) = (end_lsn, chain, last_id);
-        Ok(written)
+        Placed { lsn, end_lsn: self.end_lsn, at: Some((Arc::clone(&self.active.file), offset)) }
+    }
+
+    /// The place of a group that has only answers to give: behind all it may rest on.
+    pub(crate) fn place_nothing(&self) -> Placed {
+        Placed { lsn: self.end_lsn, end_lsn: self.end_lsn, at: None }
+    }
+}
+
+impl Placed {
+    /// Writes the group that got this place. When this returns `Ok` it is on stable storage; when it fails, the journal must not be
+    /// written again. Returns the bytes written.
+    pub(crate) fn write(&self, group: &GroupBuffer) -> Result<usize> {
+        let Some((file, offset)) = &self.at else { return Ok(0) };
+        let blocks = group.blocks();
+        file.write_all_at(blocks, *offset)?;
+        Ok(blocks.len())
     }
 }

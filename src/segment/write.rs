@@ -5,17 +5,16 @@ use std::sync::Arc;
 
 use crate::codec::{BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value};
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, TEMPORARY, publish};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
 use crate::segment::{self, FilterPlace, Place, Run, SegmentInfo, key_hash, run_key, session_hash};
-use crate::sync::{AtomicBool, Ordering};
 
 /// A block is closed when it holds this much.
 const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
 
 /// What goes to the disk with one call.
-const WRITE_BYTES: usize = 1024 * 1024;
+const WRITE_BYTES: usize = 256 * 1024;
 
 /// What a segment will hold.
 pub(crate) struct SegmentPlan {
@@ -27,12 +26,17 @@ pub(crate) struct SegmentPlan {
     pub records: Vec<Arc<Record>>,
 }
 
-/// Writes the segment and makes it durable. A failure leaves no segment and may be tried again; so does `stop`, with
-/// [`Error::Closed`].
-pub(crate) fn write_segment(disk: &dyn Disk, folder: &Path, plan: &SegmentPlan, stop: &AtomicBool) -> Result<SegmentInfo> {
+/// Writes the segment and makes it durable. After each block `go_on` is told how many records are written, and may end it. A failure
+/// leaves no segment and may be tried again.
+pub(crate) fn write_segment(
+    disk: &dyn Disk,
+    folder: &Path,
+    plan: &SegmentPlan,
+    go_on: impl Fn(usize) -> Result<()>,
+) -> Result<SegmentInfo> {
     let path = segment::path(folder, plan.number);
     let unfinished = path.with_extension(TEMPORARY);
-    let written = Writer::new(disk.open(&unfinished, Mode::WriteBlocks)?, plan).and_then(|writer| writer.write(plan, stop));
+    let written = Writer::new(disk.open(&unfinished, Mode::WriteBlocks)?, plan).and_then(|writer| writer.write(plan, go_on));
     match written {
         Ok(info) => publish(disk, &unfinished, &path).map(|()| info),
         Err(error) => {
@@ -62,8 +66,8 @@ impl Writer {
         Ok(Self { sink, salt: segment::salt(store, number), runs: Vec::new(), places })
     }
 
-    fn write(mut self, plan: &SegmentPlan, stop: &AtomicBool) -> Result<SegmentInfo> {
-        self.write_blocks(&plan.records, stop)?;
+    fn write(mut self, plan: &SegmentPlan, go_on: impl Fn(usize) -> Result<()>) -> Result<SegmentInfo> {
+        self.write_blocks(&plan.records, go_on)?;
         let records = &plan.records;
         let mut hashes: Vec<_> = (0..).zip(records).filter_map(|(at, record)| hash_of_key(record, at)).collect();
         hashes.sort_unstable();
@@ -101,19 +105,17 @@ impl Writer {
     }
 
     /// Writes the records in session order, noting where each went.
-    fn write_blocks(&mut self, records: &[Arc<Record>], stop: &AtomicBool) -> Result<()> {
+    fn write_blocks(&mut self, records: &[Arc<Record>], go_on: impl Fn(usize) -> Result<()>) -> Result<()> {
         let mut order: Vec<usize> = (0..records.len()).collect();
         order.sort_unstable_by(|&a, &b| session_order(record_at(records, a)).cmp(&session_order(record_at(records, b))));
         let mut block = Block::default();
         let mut head = Vec::new();
-        for at in order {
+        for (written, at) in order.into_iter().enumerate() {
             let record = record_at(records, at);
             record.put_head(&mut head);
             if !block.members.is_empty() && block.bytes.len() + head.len() + record.body().len() > BLOCK_RECORDS_BYTES {
                 self.write_block(&mut block, records)?;
-                if stop.load(Ordering::Relaxed) {
-                    return Err(Error::Closed);
-                }
+                go_on(written)?;
             }
             block.members.push((at, u32::try_from(block.bytes.len()).expect("a block is small until its last record")));
             block.bytes.extend_from_slice(&head);
