@@ -53,6 +53,15 @@ pub(crate) struct Commit {
     stall_wait: Duration,
 }
 
+/// What became of a request that was submitted.
+pub(crate) enum Submitted {
+    Joined,
+    /// It comes back, to be submitted again once its waiter is woken.
+    NoRoom(Request),
+    /// It comes back, since its key must be looked up again.
+    Stale(Request),
+}
+
 impl Commit {
     pub(crate) fn new(
         journal: JournalWriter,
@@ -78,8 +87,9 @@ impl Commit {
         }
     }
 
-    /// Puts the request into the open group, waiting for room, and writes that here and now if nobody else is about to.
-    pub(crate) fn append(&self, request: Request) -> Result<()> {
+    /// Puts the request into the open group, waiting for room, and writes that here and now if nobody else is about to. It comes back
+    /// when its key must be looked up again.
+    pub(crate) fn append(&self, request: Request) -> Result<Option<Request>> {
         let deadline = Deadline::after(self.stall_wait);
         let mut section = self.section.lock();
         section.check_open()?;
@@ -89,7 +99,9 @@ impl Commit {
             }
             section.check_open()?;
         }
-        section.join(request);
+        if let Some(stale) = section.join(request) {
+            return Ok(Some(stale));
+        }
         if section.wants_leader() {
             let was_witnessed = section.unwitnessed.is_none();
             self.lead_group(&mut section);
@@ -99,23 +111,25 @@ impl Commit {
                 self.work.notify_one();
             }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Puts the request into the open group and leaves the writing to a commit thread. Where there is no room the request comes
-    /// back, and `waiter` is woken once there is some.
-    pub(crate) fn submit(&self, request: Request, waiter: &Arc<Waiter>) -> Result<Option<Request>> {
+    /// Puts the request into the open group and leaves the writing to a commit thread. Where there is no room `waiter` is woken once
+    /// there is some.
+    pub(crate) fn submit(&self, request: Request, waiter: &Arc<Waiter>) -> Result<Submitted> {
         let mut section = self.section.lock();
         section.check_open()?;
         if section.open.is_full_for(&request, self.group_bytes_max) {
             section.room_waiters.push(Arc::clone(waiter));
-            return Ok(Some(request));
+            return Ok(Submitted::NoRoom(request));
         }
-        section.join(request);
+        if let Some(stale) = section.join(request) {
+            return Ok(Submitted::Stale(stale));
+        }
         if section.wants_leader() {
             self.work.notify_one();
         }
-        Ok(None)
+        Ok(Submitted::Joined)
     }
 
     /// The work of each commit thread, until [`stop`](Commit::stop).
@@ -173,6 +187,11 @@ impl Commit {
         placed.write(&buffer).map_err(|error| self.poison(error))?;
         self.section.lock().reach(placed.end_lsn);
         Ok(placed.end_lsn)
+    }
+
+    /// Everything before this is on stable storage.
+    pub(crate) fn durable_lsn(&self) -> u64 {
+        self.section.lock().durable_lsn
     }
 
     /// Lets nothing more be written, because a write failed. Returns the error.
@@ -245,8 +264,7 @@ impl Commit {
             journal.place_nothing()
         } else {
             self.make_room(&mut journal, group)?;
-            let durable_lsn = self.section.lock().durable_lsn;
-            journal.place(group, durable_lsn)
+            journal.place(group, self.durable_lsn())
         };
         drop(journal);
         lead.go_on_with_place()?;

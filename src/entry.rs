@@ -43,8 +43,8 @@ pub(crate) struct EntryState {
     /// The recent keyed batches. `None` while there is none, which is most of the time.
     #[expect(clippy::box_collection, reason = "most of a million entries have none, and a pointer is smaller than a map")]
     keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
-    /// Some of `keys` stand for records that were sealed.
-    keys_outlive_records: bool,
+    /// How many keys have left `keys` because their records were sealed. What was looked up in the segments before may be out of date.
+    pub keys_released: u64,
     pub waiters: WaitList,
     /// How many hold the entry in memory.
     pub pins: usize,
@@ -142,50 +142,24 @@ impl EntryState {
 
     /// Lets go of a record that was sealed, and of its key.
     pub(crate) fn release(&mut self, sealed: &Arc<Record>) {
-        self.pop(sealed);
+        if self.records.front().is_some_and(|first| Arc::ptr_eq(first, sealed)) {
+            self.records.pop_front();
+        }
+        self.keys_released += u64::from(sealed.key.is_some());
         self.forget_key(sealed);
+    }
+
+    /// Whether nobody needs the entry.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.pins == 0 && self.records.is_empty()
     }
 
     fn forget_key(&mut self, record: &Record) {
         if let (Some(key), Some(keys)) = (&record.key, &mut self.keys) {
             keys.remove(&key.text);
-        }
-        self.tidy_keys();
-    }
-
-    /// As [`release`](Self::release) while the entry is pinned: who proved the key absent from the segments before may still come to ask
-    /// for it.
-    pub(crate) fn release_keeping_key(&mut self, sealed: &Arc<Record>) {
-        self.pop(sealed);
-        self.keys_outlive_records |= sealed.key.is_some();
-    }
-
-    fn pop(&mut self, sealed: &Arc<Record>) {
-        if self.records.front().is_some_and(|first| Arc::ptr_eq(first, sealed)) {
-            self.records.pop_front();
-        }
-    }
-
-    /// Whether the end of a pin changes anything.
-    pub(crate) fn outlives_pins(&self) -> bool {
-        !self.records.is_empty() && !self.keys_outlive_records
-    }
-
-    /// Lets go of what only a pin kept. Whether nothing is left that anybody needs.
-    pub(crate) fn unpin(&mut self) -> bool {
-        if std::mem::take(&mut self.keys_outlive_records)
-            && let Some(keys) = &mut self.keys
-        {
-            let first = self.records.front().map(|record| record.base);
-            keys.retain(|_, record| first.is_some_and(|first| record.base >= first));
-        }
-        self.tidy_keys();
-        self.records.is_empty()
-    }
-
-    fn tidy_keys(&mut self) {
-        if self.keys.as_ref().is_some_and(|keys| keys.is_empty()) {
-            self.keys = None;
+            if keys.is_empty() {
+                self.keys = None;
+            }
         }
     }
 }

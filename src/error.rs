@@ -123,6 +123,18 @@ pub enum Error {
         supported: u64,
     },
 
+    /// What an append had to know first could not be read: where its session stands, or what its idempotency key stands for. Nothing
+    /// was written, and the same call may succeed later.
+    #[error("could not {doing} {}, before anything was written", path.display())]
+    Unread {
+        /// What we were doing.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+
     /// The operating system refused a call. On an append the batch may or may not be found after reopening, and the log
     /// is [poisoned](Error::Poisoned) until then; on any other call nothing changed.
     #[error("could not {doing} {}", path.display())]
@@ -250,6 +262,7 @@ impl Error {
             Error::Locked { .. } => "locked",
             Error::Corrupt { .. } => "corrupt",
             Error::Unsupported { .. } => "unsupported",
+            Error::Unread { .. } => "unread",
             Error::Io { .. } => "io",
             Error::Poisoned { .. } => "poisoned",
             Error::NoSpace { .. } => "no_space",
@@ -262,11 +275,19 @@ impl Error {
     /// Whether the same call may succeed later on this same handle.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::NoSpace { .. } | Error::Stalled { .. })
+        matches!(self, Error::NoSpace { .. } | Error::Stalled { .. } | Error::Unread { .. })
     }
 
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
         Error::Invalid { what, why: why.into() }
+    }
+
+    /// What an append says of an error while it looks something up.
+    pub(crate) fn before_append(self) -> Self {
+        match self {
+            Error::Io { doing, path, source } => Error::Unread { doing, path, source },
+            other => other,
+        }
     }
 
     pub(crate) fn corrupt(file: impl Into<PathBuf>, offset: u64, what: impl Into<String>) -> Self {

@@ -269,7 +269,15 @@ pub struct Event {
     pub created_at: Timestamp,
 }
 
+/// What an event takes where it is stored, beside its type and data, at the least.
+const EVENT_OVERHEAD: usize = 16;
+
 impl Event {
+    /// About how many bytes were read for it.
+    pub(crate) fn read_bytes(&self) -> usize {
+        EVENT_OVERHEAD + self.event_type.as_str().len() + self.data.len()
+    }
+
     /// The data as JSON.
     ///
     /// # Errors

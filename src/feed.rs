@@ -30,15 +30,23 @@ pub struct After<T>(
 impl Store {
     /// The events committed after `after`, in commit order, as far as the appetite goes; none when there are none.
     pub(crate) fn committed_after(&self, after: EventId, appetite: Appetite) -> Result<Vec<Event>> {
-        let from = after.plus(1);
         let mut takes = Takes { after, appetite, events: Vec::new() };
+        match self.take_committed(&mut takes) {
+            // What was read before the damage is as good as ever; whoever reads on from there is told.
+            Err(error) if takes.events.is_empty() => Err(error),
+            _ => Ok(takes.events),
+        }
+    }
+
+    fn take_committed(&self, takes: &mut Takes) -> Result<()> {
+        let from = takes.after.plus(1);
         // Memory is looked at first: what has left it by then is in the segments looked at next.
         let recent = self.recent.records_from(from, RECORDS_AT_ONCE);
         let segments = self.locator.segments();
         for segment in segments.ending_at_or_after(from) {
             for record in segment.records_from(from)? {
                 if takes.record(&record?, Some(segment))?.is_break() {
-                    return Ok(takes.events);
+                    return Ok(());
                 }
             }
         }
@@ -47,7 +55,7 @@ impl Store {
                 break;
             }
         }
-        Ok(takes.events)
+        Ok(())
     }
 
     /// Sessions in the order of their IDs.
@@ -119,7 +127,7 @@ impl Takes {
                 continue;
             }
             self.after = event.id;
-            self.appetite.bytes = self.appetite.bytes.saturating_sub(event.data.len());
+            self.appetite.bytes = self.appetite.bytes.saturating_sub(event.read_bytes());
             self.events.push(event);
             if self.events.len() == self.appetite.events || self.appetite.bytes == 0 {
                 return Ok(ControlFlow::Break(()));

@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::event::Seq;
 use crate::segment::{Run, Segment, SegmentSet, run_key, session_key};
 use crate::session::SessionId;
-use crate::sync::{AtomicU64, Condvar, Mutex, Ordering, RwLock};
+use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
 
 /// Larger than sled's default, so that no value or consolidated node becomes a file of its own in `blobs/`.
 const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
@@ -25,6 +25,9 @@ const BATCH_ENTRIES: usize = 1_000;
 
 /// How long to leave sled alone after it failed to open.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// sled panics below 256 bytes, and thrashes long before.
+const SLED_CACHE_BYTES_MIN: u64 = 1024 * 1024;
 
 const KIND_RUN: u8 = 1;
 const KIND_POSITION: u8 = 2;
@@ -80,7 +83,7 @@ impl Index {
             disk,
             folder: log.join("index"),
             store,
-            cache_bytes: cache_bytes as u64,
+            cache_bytes: (cache_bytes as u64).max(SLED_CACHE_BYTES_MIN),
             db: RwLock::new(None),
             through: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
@@ -195,8 +198,9 @@ impl Index {
         if position.store != self.store || position.through > self.state.lock().newest {
             return Err(Setback::Broken);
         }
-        self.through.store(position.through, Ordering::Release);
+        // In this order, so that nobody believes in a position whose entries cannot be asked for.
         *self.db.write() = Some(db.clone());
+        self.through.store(position.through, Ordering::Release);
         Ok(db)
     }
 
@@ -239,16 +243,16 @@ impl Index {
 
     /// Puts the folder where somebody may look at it, in place of an earlier one, and begins anew.
     fn set_aside(&self) {
-        self.close();
         self.through.store(0, Ordering::Release);
+        self.close();
         self.rebuilds.fetch_add(1, Ordering::Relaxed);
         let aside = self.folder.with_extension("set-aside");
         let moved = self.disk.exists(&aside).and_then(|exists| if exists { self.disk.remove_tree(&aside) } else { Ok(()) });
         if moved.and_then(|()| self.disk.rename(&self.folder, &aside)).is_ok() {
             self.state.lock().distrusted = false;
-        } else {
-            self.pause();
         }
+        // What broke it may break it again, such as a full disk. The segments answer meanwhile.
+        self.pause();
     }
 
     /// sled does not open a folder in which it left one of these behind.
@@ -267,10 +271,9 @@ impl Index {
     }
 
     fn pause(&self) {
+        let deadline = Deadline::after(RETRY_AFTER);
         let mut state = self.state.lock();
-        if !state.stopped {
-            self.changed.wait_for(&mut state, RETRY_AFTER);
-        }
+        while !state.stopped && deadline.wait(&self.changed, &mut state) {}
     }
 }
 

@@ -42,7 +42,7 @@ impl Locator {
         // Asked first: what the index comes to cover meanwhile it may not have said yet.
         let through = self.index.through();
         let segments = self.segments();
-        let indexed = self.indexed_last_run(&segments, session)?;
+        let indexed = self.indexed_last_run(&segments, session, through)?;
         let known = indexed.as_ref().map_or(0, |(segment, _)| segment.info.number);
         let newer = segments.last_run(session, known)?;
         if newer.as_ref().is_some_and(|(segment, _)| segment.info.number <= through) {
@@ -89,13 +89,15 @@ impl Locator {
         self.segments().record_of_key(session, generation, key)
     }
 
-    /// The last run as the index has it, if the segment's own footer says the same.
-    fn indexed_last_run(&self, segments: &SegmentSet, session: &SessionId) -> Result<Option<FoundRun>> {
+    /// The last run as the index has it, if the segment's own footer says the same. Of a segment that is being entered, behind `through`,
+    /// it may have some runs and not the last.
+    fn indexed_last_run(&self, segments: &SegmentSet, session: &SessionId, through: u64) -> Result<Option<FoundRun>> {
         let Some(entry) = self.index.floor(session, u32::MAX, Seq::MAX) else { return Ok(None) };
         match segments.by_number(entry.segment) {
             Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {
                 Ok(Some((Arc::clone(segment), entry.run)))
             }
+            Some(_) if entry.segment > through => Ok(None),
             _ => {
                 self.index.distrust();
                 Ok(None)

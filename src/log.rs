@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{EncodedBatch, StoreId};
-use crate::commit::Commit;
+use crate::commit::{Commit, Submitted};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
@@ -19,7 +19,7 @@ use crate::options::Options;
 use crate::read::{EventPage, Page, Store};
 use crate::recover;
 use crate::seal::{SealSignal, Sealer};
-use crate::section::{IN_FLIGHT_MAX, Request};
+use crate::section::{IN_FLIGHT_MAX, Request, SealedKey};
 use crate::session::{Head, SessionId};
 use crate::stats::{Counters, Recovery, Stats};
 use crate::stream::{EventStream, From};
@@ -103,13 +103,16 @@ impl SessionLog {
     ///
     /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`], [`Error::IdempotencyConflict`], [`Error::ReadOnly`],
     /// [`Error::Closed`], [`Error::Poisoned`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was written, and
-    /// the call may be repeated. [`Error::Io`]: the batch may or may not be found after reopening, and the log is poisoned
-    /// until then. [`Error::Corrupt`]: the session's own records could not be read; nothing was written.
+    /// the call may be repeated. [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
+    /// written. [`Error::Io`]: the
+    /// batch may or may not be found after reopening, and the log is poisoned until then.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let core = &self.handle.core;
         let ticket = Arc::default();
-        let request = core.request(session, batch, &ticket)?;
-        core.writer()?.commit.append(request)?;
+        let mut request = core.request(session, batch, &ticket)?;
+        while let Some(stale) = core.writer()?.commit.append(request)? {
+            request = core.look_up_key(stale)?;
+        }
         ticket.wait().map(|landed| to_ack(&landed))
     }
 
@@ -127,12 +130,17 @@ impl SessionLog {
         async move {
             let commit = &core.writer()?.commit;
             let ticket = Arc::default();
-            let request = core.request(&session, batch, &ticket)?;
+            let mut request = core.request(&session, batch, &ticket)?;
             let room: Arc<Waiter> = Arc::default();
-            let mut waiting = commit.submit(request, &room)?;
-            while let Some(request) = waiting {
-                poll_fn(|context| room.poll(context)).await;
-                waiting = commit.submit(request, &room)?;
+            loop {
+                request = match commit.submit(request, &room)? {
+                    Submitted::Joined => break,
+                    Submitted::Stale(stale) => core.look_up_key(stale)?,
+                    Submitted::NoRoom(request) => {
+                        poll_fn(|context| room.poll(context)).await;
+                        request
+                    }
+                };
             }
             poll_fn(|context| ticket.poll(context)).await.map(|landed| to_ack(&landed))
         }
@@ -300,17 +308,31 @@ impl Core {
         batch.check(&store.options.limits)?;
         let expected = batch.expected;
         let batch = EncodedBatch::new(session, batch);
-        let entry = store.recent.pin(session, || store.locator.head(session))?;
-        let mut sealed = None;
-        if let Some(key) = &batch.key {
-            let state = entry.lock();
-            let (head, is_recent) = (state.head, state.record_of_key(&key.text).is_some());
-            drop(state);
-            if let (Some(head), false) = (head, is_recent) {
-                sealed = store.locator.record_of_key(session, head.generation, &key.text)?;
+        let entry = store.recent.pin(session, || store.locator.head(session)).map_err(Error::before_append)?;
+        self.look_up_key(Request {
+            batch,
+            expected,
+            session: entry,
+            sealed: SealedKey::default(),
+            answer: Answer::owed_to(ticket),
+        })
+    }
+
+    /// Asks the segments for the batch's key, if it has one that memory does not know.
+    fn look_up_key(&self, mut request: Request) -> Result<Request> {
+        let Some(key) = &request.batch.key else { return Ok(request) };
+        let state = request.session.lock();
+        let (head, is_recent, as_of) = (state.head, state.record_of_key(&key.text).is_some(), state.keys_released);
+        drop(state);
+        let session = request.session.id();
+        let record = match head {
+            Some(head) if !is_recent => {
+                self.store.locator.record_of_key(session, head.generation, &key.text).map_err(Error::before_append)?
             }
-        }
-        Ok(Request { batch, expected, session: entry, sealed, answer: Answer::owed_to(ticket) })
+            _ => None,
+        };
+        request.sealed = SealedKey { record, as_of };
+        Ok(request)
     }
 
     fn stats(&self) -> Stats {
@@ -418,7 +440,7 @@ impl Writer {
     fn record_clean_stop(&self, store: &Store) -> Result<()> {
         let durable_lsn = self.commit.write_witness()?;
         let mut manifest = self.manifest.lock();
-        manifest.journal = store.recent.files_from(0);
+        manifest.journal = store.recent.files_in_use(0);
         manifest.durable_lsn = durable_lsn;
         manifest.clean = true;
         manifest.store(&*self.disk, &self.folder)

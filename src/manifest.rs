@@ -27,6 +27,9 @@ pub(crate) struct Manifest {
     pub incarnation: u64,
     /// Whether the log was closed and `durable_lsn` is its very end.
     pub clean: bool,
+    /// The slot that holds it.
+    #[serde(skip)]
+    slot: usize,
 }
 
 /// One use of one journal file.
@@ -39,7 +42,7 @@ pub(crate) struct JournalUse {
 impl Manifest {
     pub(crate) fn new(store: StoreId) -> Self {
         let (segments, journal) = (Vec::new(), Vec::new());
-        Self { sequence: 0, store, segments, journal, durable_lsn: 0, incarnation: 0, clean: false }
+        Self { sequence: 0, store, segments, journal, durable_lsn: 0, incarnation: 0, clean: false, slot: 1 }
     }
 
     /// Where the segments end and the journal begins.
@@ -56,14 +59,17 @@ impl Manifest {
     pub(crate) fn load(disk: &dyn Disk, folder: &Path) -> Result<Option<Self>> {
         let mut newest: Option<Self> = None;
         let mut refused = Vec::new();
-        for path in slots(folder) {
+        for (slot, path) in slots(folder).into_iter().enumerate() {
             if !disk.exists(&path)? {
                 continue;
             }
             match Self::read(disk, &path) {
-                Ok(found) if newest.as_ref().is_none_or(|newest| newest.sequence < found.sequence) => newest = Some(found),
+                Ok(found) if newest.as_ref().is_none_or(|newest| newest.sequence < found.sequence) => {
+                    newest = Some(Self { slot, ..found });
+                }
                 Ok(_older) => {}
-                Err(error @ Error::Corrupt { .. }) => refused.push(error),
+                // Nothing is given up before both slots name what takes its place, so the other will do.
+                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => refused.push(error),
                 Err(error) => return Err(error),
             }
         }
@@ -73,9 +79,12 @@ impl Manifest {
         }
     }
 
-    /// Makes this the manifest: when it returns both slots are on stable storage.
+    /// Makes this the manifest: when it returns both slots are on stable storage. The slot that counts so far is written last, so that
+    /// a crash leaves either it or the other.
     pub(crate) fn store(&mut self, disk: &dyn Disk, folder: &Path) -> Result<()> {
-        for path in slots(folder) {
+        let [first, second] = slots(folder);
+        let order = if self.slot == 0 { [second, first] } else { [first, second] };
+        for path in order {
             self.sequence += 1;
             let is_new = !disk.exists(&path)?;
             let file = disk.open(&path, Mode::Write)?;

@@ -228,8 +228,11 @@ impl Store {
         appetite: Appetite,
     ) -> Result<Vec<Event>> {
         let mut scan = Scan { types: None, limit: appetite.events, bytes_left: appetite.bytes, events: Vec::new() };
-        self.scan_up(session, head, range, &mut scan)?;
-        Ok(scan.events)
+        match self.scan_up(session, head, range, &mut scan) {
+            // What was read before the damage is as good as ever; whoever reads on from there is told.
+            Err(error) if scan.events.is_empty() => Err(error),
+            _ => Ok(scan.events),
+        }
     }
 
     /// The event with this ID.
@@ -349,7 +352,7 @@ struct Scan {
 
 impl Scan {
     fn visit(&mut self, event: Event) -> ControlFlow<()> {
-        self.bytes_left = self.bytes_left.saturating_sub(event.data.len());
+        self.bytes_left = self.bytes_left.saturating_sub(event.read_bytes());
         if self.types.as_ref().is_none_or(|types| types.contains(&event.event_type)) {
             self.events.push(event);
         }

@@ -4,8 +4,8 @@
 //! * A record gets here after its group's barrier, so whatever a reader finds here survives a crash.
 //! * A record leaves only after the segment that holds it was published, so a reader that looks here first, and then at the
 //!   segments, misses nothing.
-//! * While anybody holds a [`Pin`] on a session, its entry stays, and so do the idempotency keys it has seen. Who proved a key
-//!   absent from the segments under a pin therefore finds a later use of it in the entry.
+//! * While anybody holds a [`Pin`] on a session, its entry stays. Who proved a key absent from the segments under a pin finds a later
+//!   use of it in the entry, or finds there that keys have left it since and that the proof has to be made again.
 //! * An entry that nobody pins and that has no records is dropped: memory does not grow with the number of sessions.
 
 use std::collections::{HashMap, VecDeque};
@@ -54,9 +54,12 @@ struct RecentFile {
     start_lsn: u64,
     /// The file's header is on stable storage, so that the manifest may name it.
     begun: bool,
-    groups: Vec<Vec<Arc<Record>>>,
+    groups: Vec<Group>,
     bytes: u64,
 }
+
+/// The records of a commit group. Shared, so that who walks over many holds no lock meanwhile.
+type Group = Arc<[Arc<Record>]>;
 
 /// How much may be recent, in bytes of memory unless said otherwise, and what follows before it is that much.
 #[derive(Debug, Clone, Copy)]
@@ -163,13 +166,16 @@ impl Recent {
         let mut to_wake = Vec::new();
         let mut bytes = 0;
         let mut group = Vec::with_capacity(appended.size_hint().1.unwrap_or(0));
+        // Held from the first to the last, so that who has an event from its session finds it by its ID too.
+        let mut commits = self.commits.write();
         for (entry, record) in appended {
             let mut state = entry.lock();
             bytes += state.publish(Arc::clone(record));
             to_wake.append(&mut state.waiters.take());
             group.push(Arc::clone(record));
         }
-        let seal_due = self.push_group(group, bytes as u64);
+        let seal_due = self.push_group(&mut commits, group, bytes as u64);
+        drop(commits);
         to_wake.append(&mut self.feeds.lock().take());
         Published { to_wake, seal_due }
     }
@@ -188,7 +194,7 @@ impl Recent {
             bytes += pin.restore(&record).ok_or(at)?;
             group.push(record);
         }
-        self.push_group(group, bytes as u64);
+        self.push_group(&mut self.commits.write(), group, bytes as u64);
         Ok(())
     }
 
@@ -226,10 +232,10 @@ impl Recent {
         self.commits.read().events
     }
 
-    /// The journal files with a durable header that begin at or after an LSN, in commit order.
-    pub(crate) fn files_from(&self, lsn: u64) -> Vec<JournalUse> {
+    /// The journal files with a durable header, in commit order, but for the first `sealed`.
+    pub(crate) fn files_in_use(&self, sealed: usize) -> Vec<JournalUse> {
         let commits = self.commits.read();
-        commits.files.iter().filter(|file| file.begun && file.start_lsn >= lsn).map(|file| file.file).collect()
+        commits.files.iter().skip(sealed).filter(|file| file.begun).map(|file| file.file).collect()
     }
 
     /// The oldest full journal files, once they are worth a segment and it is time for one.
@@ -254,14 +260,17 @@ impl Recent {
                 is_first || memory <= worth_bytes
             })
             .collect();
-        let records: Vec<_> = taken.iter().flat_map(|file| file.groups.iter().flatten()).map(Arc::clone).collect();
-        (!records.is_empty()).then(|| Sealable {
-            records,
+        let groups: Vec<Group> = taken.iter().flat_map(|file| &file.groups).map(Arc::clone).collect();
+        let mut sealable = Sealable {
+            records: Vec::new(),
             memory: taken.iter().map(|file| file.bytes).sum(),
             start_lsn: commits.files.front().unwrap_or(active).start_lsn,
             end_lsn: commits.files.get(taken.len()).unwrap_or(active).start_lsn,
             files: taken.iter().map(|file| (file.file, file.file_bytes)).collect(),
-        })
+        };
+        drop(commits);
+        sealable.records = groups.iter().flat_map(|group| group.iter().map(Arc::clone)).collect();
+        (!sealable.records.is_empty()).then_some(sealable)
     }
 
     /// Lets go of what was sealed. The segment is visible to readers by now.
@@ -287,15 +296,16 @@ impl Recent {
     /// At most `count` records in commit order, beginning with the one that holds `id` or else the first behind it.
     pub(crate) fn records_from(&self, id: EventId, count: usize) -> Vec<Arc<Record>> {
         let commits = self.commits.read();
-        let records = commits.groups_from(id).flatten().filter(|record| record.last_id() >= id);
+        let records = commits.groups_from(id).flat_map(|group| group.iter()).filter(|record| record.last_id() >= id);
         records.take(count).map(Arc::clone).collect()
     }
 
     /// Shows the records to `visit`, newest first, until it has enough.
     pub(crate) fn visit_newest(&self, mut visit: impl FnMut(&Record) -> ControlFlow<()>) -> ControlFlow<()> {
         let commits = self.commits.read();
-        let groups = commits.files.iter().rev().flat_map(|file| file.groups.iter().rev());
-        groups.flat_map(|group| group.iter().rev()).try_for_each(|record| visit(record))
+        let groups: Vec<Group> = commits.files.iter().rev().flat_map(|file| file.groups.iter().rev().map(Arc::clone)).collect();
+        drop(commits);
+        groups.iter().flat_map(|group| group.iter().rev()).try_for_each(|record| visit(record))
     }
 
     /// The sessions with recent records whose IDs come after `after`, in no order.
@@ -341,16 +351,15 @@ impl Recent {
     }
 
     /// Whether sealing has become due.
-    fn push_group(&self, group: Vec<Arc<Record>>, bytes: u64) -> bool {
+    fn push_group(&self, commits: &mut Commits, group: Vec<Arc<Record>>, bytes: u64) -> bool {
         let Some(last) = group.last() else { return false };
         let last_id = last.last_id();
         let events = group.iter().map(|record| u64::from(record.count)).sum::<u64>();
-        let mut commits = self.commits.write();
         commits.events += events;
         commits.last_id = last_id;
         let file = commits.files.back_mut().expect("a file is begun before its first group");
         let began_file = !std::mem::replace(&mut file.begun, true);
-        file.groups.push(group);
+        file.groups.push(group.into());
         file.bytes += bytes;
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         began_file || (before..before + bytes).contains(&self.bounds.seal_from_bytes)
@@ -360,13 +369,8 @@ impl Recent {
         let mut shard = self.shard(&sealed.session).lock();
         let Some(entry) = shard.get(&sealed.session) else { return };
         let mut state = entry.lock();
-        let pinned = state.pins > 0;
-        if pinned {
-            state.release_keeping_key(sealed);
-        } else {
-            state.release(sealed);
-        }
-        let unused = state.records.is_empty() && !pinned;
+        state.release(sealed);
+        let unused = state.is_unused();
         drop(state);
         if unused {
             shard.remove(&sealed.session);
@@ -376,17 +380,14 @@ impl Recent {
     fn unpin(&self, entry: &Entry) {
         let mut state = entry.lock();
         state.pins -= 1;
-        let is_kept = state.pins > 0 || state.outlives_pins();
+        let may_be_unused = state.is_unused();
         drop(state);
-        if is_kept {
+        if !may_be_unused {
             return;
         }
         let mut shard = self.shard(entry.id()).lock();
         // Pins are made under this lock. Another entry may have taken the place of this one by now; the same holds for it.
-        let unused = shard.get(entry.id()).is_some_and(|entry| {
-            let mut state = entry.lock();
-            state.pins == 0 && state.unpin()
-        });
+        let unused = shard.get(entry.id()).is_some_and(|entry| entry.lock().is_unused());
         if unused {
             shard.remove(entry.id());
         }
@@ -401,8 +402,8 @@ impl Recent {
 
 impl Commits {
     /// The groups from the one that may hold `id` on.
-    fn groups_from(&self, id: EventId) -> impl Iterator<Item = &Vec<Arc<Record>>> {
-        let ends_before = move |group: &Vec<Arc<Record>>| group.last().is_some_and(|record| record.last_id() < id);
+    fn groups_from(&self, id: EventId) -> impl Iterator<Item = &Group> {
+        let ends_before = move |group: &Group| group.last().is_some_and(|record| record.last_id() < id);
         self.files.iter().flat_map(move |file| {
             let before = file.groups.partition_point(ends_before);
             file.groups.get(before..).unwrap_or_default()

@@ -74,7 +74,7 @@ impl Opening<'_> {
 
     fn writable(self) -> Result<Core> {
         let disk = &*self.disk;
-        disk.make_dir(self.folder)?;
+        self.make_folder()?;
         let held = disk.lock(&self.folder.join(LOCK), Hold::Alone)?;
         self.make_folders()?;
         let mut recovery = Recovery::default();
@@ -138,7 +138,20 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Makes the folders, durably, and with them every name in them: a crash may have come between a file's rename and the barrier for
+    /// Makes the log's folder where there is none, and what is missing above it, each name durable.
+    fn make_folder(&self) -> Result<()> {
+        let mut missing = Vec::new();
+        for folder in self.folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty()) {
+            if self.disk.exists(folder)? {
+                break;
+            }
+            missing.push(folder);
+        }
+        self.disk.make_dir(self.folder)?;
+        missing.into_iter().try_for_each(|folder| self.disk.sync_dir(parent(folder)))
+    }
+
+    /// Makes the folders in the log's, durably, and with them every name in them: a crash may have come between a file's rename and the barrier for
     /// its folder, and what is found now will be relied on.
     fn make_folders(&self) -> Result<()> {
         for folder in [journal::folder(self.folder), segment::folder(self.folder)] {
@@ -146,10 +159,7 @@ impl Opening<'_> {
             self.disk.sync_dir(&folder)?;
         }
         self.disk.sync_dir(self.folder)?;
-        match self.folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => self.disk.sync_dir(parent),
-            None => self.disk.sync_dir(Path::new(".")),
-        }
+        self.disk.sync_dir(parent(self.folder))
     }
 
     /// Where there is no manifest there was no log, or it was lost: then something else of it is there.
@@ -184,7 +194,14 @@ impl Opening<'_> {
         let mut manifest = Manifest::new(store);
         let spares = Spares::new(Arc::clone(&self.disk), journal, JOURNAL_FILE_BYTES_MIN as u64, next_number);
         let first = spares.make_now(JOURNAL_FILE_BYTES_MIN as u64)?;
-        let header = FileHeader { store, incarnation: 1, start_lsn: 0, chain: 0, last_id: EventId::from_u128(0) };
+        let header = FileHeader {
+            store,
+            incarnation: 1,
+            start_lsn: 0,
+            chain: 0,
+            blocks: journal::blocks(first.bytes),
+            last_id: EventId::from_u128(0),
+        };
         write_image(&*self.disk, &first, &header, &[])?;
         manifest.journal.push(JournalUse { number: first.number, incarnation: header.incarnation });
         manifest.incarnation = header.incarnation;
@@ -225,7 +242,7 @@ impl Opening<'_> {
     /// size are returned. Groups keep their LSNs.
     fn rewrite(&self, last: &mut ReplayedFile, spares: &Spares, incarnation: u64) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
         let spare = spares.take_or_make(last.bytes)?;
-        let header = FileHeader { incarnation, ..last.header };
+        let header = FileHeader { incarnation, blocks: journal::blocks(spare.bytes), ..last.header };
         let chain = write_image(&*self.disk, &spare, &header, &last.groups)?;
         let old = (last.number, last.bytes);
         (last.number, last.bytes, last.header) = (spare.number, spare.bytes, header);
@@ -279,6 +296,10 @@ impl Opening<'_> {
         let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
         Core::new(store, index, counters, writer, recovery)
     }
+}
+
+fn parent(folder: &Path) -> &Path {
+    folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Where the log ends.

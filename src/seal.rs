@@ -18,7 +18,7 @@ use crate::journal::Spares;
 use crate::locate::Locator;
 use crate::manifest::Manifest;
 use crate::recent::{Recent, Sealable};
-use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentPlan, write_segment};
+use crate::segment::{self, BlockCache, Segment, SegmentPlan, write_segment};
 use crate::sync::{AtomicBool, Condvar, Deadline, Mutex, Ordering};
 
 /// How long to wait before a segment is written again after a failure.
@@ -138,6 +138,7 @@ impl Sealer {
     }
 
     fn seal_all(&self, timing: Timing) -> Result<()> {
+        self.name_new_files()?;
         while let Some(sealable) = self.recent.sealable(timing) {
             let sealed = self.seal(&sealable);
             self.recent.note_written(0);
@@ -158,7 +159,10 @@ impl Sealer {
         };
         let folder = segment::folder(&self.folder);
         let info = write_segment(&*self.disk, &folder, &plan, |written| self.go_on(sealable, written))?;
-        self.name_in_manifest(info.clone(), sealable).map_err(|error| self.commit.poison(error))?;
+        let mut manifest = self.manifest.lock();
+        manifest.segments.push(info.clone());
+        self.store_manifest(&mut manifest, sealable.files.len())?;
+        drop(manifest);
         self.locator.publish(Segment::new(info, self.store, &folder, Arc::clone(&self.disk), Arc::clone(&self.cache)));
         self.recent.release_sealed(sealable);
         for (file, bytes) in &sealable.files {
@@ -178,12 +182,21 @@ impl Sealer {
         Ok(())
     }
 
-    fn name_in_manifest(&self, info: SegmentInfo, sealable: &Sealable) -> Result<(), Error> {
+    /// Names the journal files that were begun since the manifest was written. Replay would find them without; one that is gone is
+    /// missed only if it was named.
+    fn name_new_files(&self) -> Result<()> {
         let mut manifest = self.manifest.lock();
-        manifest.durable_lsn = info.end_lsn;
-        manifest.segments.push(info);
-        manifest.journal = self.recent.files_from(sealable.end_lsn);
+        if manifest.journal == self.recent.files_in_use(0) {
+            return Ok(());
+        }
+        self.store_manifest(&mut manifest, 0)
+    }
+
+    /// Writes down what counts now: all journal files in use but the first `sealed`. A failure poisons the log.
+    fn store_manifest(&self, manifest: &mut Manifest, sealed: usize) -> Result<()> {
+        manifest.journal = self.recent.files_in_use(sealed);
+        manifest.durable_lsn = self.commit.durable_lsn();
         manifest.incarnation = manifest.journal.last().map_or(manifest.incarnation, |newest| newest.incarnation);
-        manifest.store(&*self.disk, &self.folder)
+        manifest.store(&*self.disk, &self.folder).map_err(|error| self.commit.poison(error))
     }
 }

@@ -27,9 +27,18 @@ pub(crate) struct Request {
     pub batch: EncodedBatch,
     pub expected: Expected,
     pub session: Pin,
-    /// The sealed record that landed under the batch's key, looked up under the pin.
-    pub sealed: Option<Record>,
+    /// For a keyed batch, what the segments say of the key.
+    pub sealed: SealedKey,
     pub answer: Answer,
+}
+
+/// The answer of the segments for an idempotency key.
+#[derive(Default)]
+pub(crate) struct SealedKey {
+    /// The record that landed under it.
+    pub record: Option<Record>,
+    /// The entry's [`keys_released`](EntryState::keys_released) before they were asked.
+    pub as_of: u64,
 }
 
 /// What the lock protects. All of a log's appends are decided here.
@@ -90,11 +99,15 @@ impl Section {
         }
     }
 
-    /// Gives a request its place, or says why it gets none. What is decided counts for the requests behind it.
-    pub(crate) fn join(&mut self, request: Request) {
+    /// Gives a request its place, or decides why it gets none. What is decided counts for the requests behind it. A request whose key
+    /// must be looked up again comes back.
+    pub(crate) fn join(&mut self, request: Request) -> Option<Request> {
+        if request.is_stale() {
+            return Some(request);
+        }
         let Request { batch, expected, session, sealed, answer: owed } = request;
         let mut state = session.lock();
-        let outcome = if let Some(answer) = replay(&session, &batch, sealed, &state) {
+        let outcome = if let Some(answer) = replay(&session, &batch, sealed.record, &state) {
             Outcome::Tell(answer)
         } else if expected.holds(state.assigned) {
             let stamp = self.clock.stamp(batch.count);
@@ -108,6 +121,7 @@ impl Section {
         };
         drop(state);
         self.open.members.push(Decided { session, owed, outcome });
+        None
     }
 
     /// Whether the open group should be given its place now.
@@ -132,6 +146,15 @@ impl Section {
 
     pub(crate) fn check_poison(&self) -> Result<()> {
         self.poison.as_ref().map_or(Ok(()), |source| Err(Error::Poisoned { source: Arc::clone(source) }))
+    }
+}
+
+impl Request {
+    /// Whether the key's record may have left memory for a segment since the segments were asked.
+    fn is_stale(&self) -> bool {
+        let Some(key) = &self.batch.key else { return false };
+        let state = self.session.lock();
+        state.record_of_key(&key.text).is_none() && state.keys_released != self.sealed.as_of
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The only file that knows the name of that event type. It does not interpret content: a block of a type it has no accessor
 //! for, and a field it has no accessor for, come back as they were sent. For that a block is the JSON object itself and not an
-//! enum with a field for each thing known today, and `serde_json` is built with `preserve_order` and `arbitrary_precision`, so
-//! that the order of keys and the digits of numbers survive too.
+//! enum with a field for each thing known today, and `serde_json` is built with `preserve_order`, so that the order of keys
+//! survives too.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -87,7 +87,6 @@ impl UserMessage {
     /// must show a turn whatever was appended to open it.
     pub(crate) fn from_event_lossy(event: &Event) -> Self {
         let mut data: Map<String, Value> = serde_json::from_slice(&event.data).unwrap_or_default();
-        // By hand, since `serde_json::from_value` would make `-0` a `0`.
         let content = match data.remove("content") {
             Some(Value::Array(blocks)) => blocks.into_iter().filter_map(ContentBlock::from_value).collect(),
             _ => Vec::new(),
@@ -121,8 +120,9 @@ impl From<String> for UserMessage {
 /// One piece of a message's content: a JSON object whose `type` is a string.
 ///
 /// There are accessors for the text and file blocks. Any other type, and any other field of these two, is kept as it is, in the
-/// order and with the digits it was sent with. Not kept are what JSON gives no meaning: white space, the spelling of escapes and
-/// of exponents (`1E5` becomes `1e+5`), and all but the last of repeated keys.
+/// order it was sent in. Numbers are kept by value, as 64-bit integers where they are ones and as doubles otherwise. Not kept are what JSON
+/// gives no meaning: white space, the spelling of escapes and of numbers (`1.10` becomes `1.1`), and all but the last of repeated
+/// keys. Who needs the very bytes appends a [`NewEvent`] with them: data is never looked into.
 ///
 /// ```
 /// use sessionlog::ContentBlock;
@@ -270,9 +270,9 @@ mod tests {
             r#"{"zeta":null,"type":"image","source":{"b":[1,"x",{}],"a":true},"alpha":"\u0000\"ä"}"#,
             r#"{"type":"file","file_id":7,"path":"x"}"#,
             r#"{"type":""}"#,
-            r#"{"type":"n","n":[1.0,1.10,-0,-0.0,1e+400,123456789012345678901234567890,0.1000000000000000055511151231257827]}"#,
+            r#"{"type":"n","n":[1.0,1.5,-0.0,-7,9223372036854775807,18446744073709551615,0.1]}"#,
         ];
-        let metadata = r#"{"z":1,"y":{"b":2.50,"a":[]},"a":18446744073709551616,"":null}"#;
+        let metadata = r#"{"z":1,"y":{"b":2.5,"a":[]},"a":18446744073709551615,"":null}"#;
         let sent = format!(r#"{{"content":[{}],"metadata":{metadata}}}"#, blocks.join(","));
         let message: UserMessage = serde_json::from_str(&sent).unwrap();
         assert_eq!(message.clone().into_event().data, sent);
@@ -281,8 +281,8 @@ mod tests {
         for (block, text) in message.content.iter().zip(blocks) {
             assert_eq!(serde_json::to_string(block).unwrap(), text);
         }
-        let block: ContentBlock = serde_json::from_str(r#"{ "type": "n", "n": 1E400, "\u006e": 12e-3 }"#).unwrap();
-        assert_eq!(serde_json::to_string(&block).unwrap(), r#"{"type":"n","n":12e-3}"#);
+        let block: ContentBlock = serde_json::from_str(r#"{ "type": "n", "n": 1E4, "\u006e": 12e-3 }"#).unwrap();
+        assert_eq!(serde_json::to_string(&block).unwrap(), r#"{"type":"n","n":0.012}"#);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(crate) struct FileHeader {
     pub start_lsn: u64,
     /// The chain value of the last group before this file.
     pub chain: u32,
+    /// The length of the file, which never changes.
+    pub blocks: u32,
     pub last_id: EventId,
 }
 
@@ -33,7 +35,7 @@ impl FileHeader {
         checked.extend_from_slice(&self.incarnation.to_le_bytes());
         checked.extend_from_slice(&self.start_lsn.to_le_bytes());
         checked.extend_from_slice(&self.chain.to_le_bytes());
-        checked.extend_from_slice(&[0; 4]);
+        checked.extend_from_slice(&self.blocks.to_le_bytes());
         checked.extend_from_slice(&self.last_id.to_u128().to_le_bytes());
         file_header(JOURNAL_MAGIC, Salt::new(self.store, *b"jfil", 0), &checked)
     }
@@ -49,9 +51,8 @@ impl FileHeader {
         if Salt::new(store, *b"jfil", 0).checksum(checked) != checksum {
             return Err(Fault::Damaged { at: 12, what: "a checksum that does not match" });
         }
-        let (incarnation, start_lsn, chain) = (reader.u64()?, reader.u64()?, reader.u32()?);
-        reader.u32()?;
-        Ok(Some(Self { store, incarnation, start_lsn, chain, last_id: EventId::from_u128(reader.u128()?) }))
+        let (incarnation, start_lsn, chain, blocks) = (reader.u64()?, reader.u64()?, reader.u32()?, reader.u32()?);
+        Ok(Some(Self { store, incarnation, start_lsn, chain, blocks, last_id: EventId::from_u128(reader.u128()?) }))
     }
 }
 
@@ -224,7 +225,8 @@ mod tests {
 
     #[test]
     fn a_journal_header_reads_back_and_any_flipped_bit_is_refused() {
-        let header = FileHeader { store: STORE, incarnation: 3, start_lsn: 8192, chain: 5, last_id: EventId::from_u128(9) };
+        let header =
+            FileHeader { store: STORE, incarnation: 3, start_lsn: 8192, chain: 5, blocks: 1024, last_id: EventId::from_u128(9) };
         let bytes = header.encode();
         assert_eq!(FileHeader::decode(&bytes), Ok(Some(header)));
         assert_eq!(FileHeader::decode(&[0; JOURNAL_HEADER_BYTES]), Ok(None));

@@ -32,7 +32,7 @@
 //! | 32 | 8 | incarnation: rises with every use of any journal file of the store |
 //! | 40 | 8 | start LSN, which is the end LSN of the file before |
 //! | 48 | 4 | chain value: the checksum of the last group header before this file |
-//! | 52 | 4 | reserved |
+//! | 52 | 4 | length of the file in blocks of 4096 bytes |
 //! | 56 | 16 | the highest event ID given out before this file |
 //!
 //! | offset | size | group header |
@@ -305,6 +305,17 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(u8::try_from(value).expect("seven bits fit a byte"));
 }
 
+/// How many bytes [`put_varint`] appends for a length.
+pub(crate) fn varint_bytes(value: usize) -> usize {
+    let bits = usize::BITS - value.leading_zeros();
+    bits.div_ceil(7).max(1) as usize
+}
+
+/// How many bytes [`put_prefixed`] appends for so many.
+pub(crate) fn prefixed_bytes(length: usize) -> usize {
+    varint_bytes(length) + length
+}
+
 pub(crate) fn put_zigzag(out: &mut Vec<u8>, value: i64) {
     put_varint(out, ((value << 1) ^ (value >> 63)).cast_unsigned());
 }
@@ -340,6 +351,9 @@ mod tests {
             prop_assert_eq!(reader.varint(), Ok(value));
             prop_assert_eq!(reader.zigzag(), Ok(signed));
             prop_assert_eq!(reader.left(), 0);
+            let mut alone = Vec::new();
+            put_varint(&mut alone, value);
+            prop_assert_eq!(alone.len(), varint_bytes(usize::try_from(value).unwrap()));
         }
 
         #[test]

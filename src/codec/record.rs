@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::codec::{Decoded, Fault, Reader, Salt, put_prefixed, put_varint, put_zigzag};
+use crate::codec::{Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag, varint_bytes};
 use crate::event::{Batch, Event, EventType, NewEvent, Seq, Turn};
 use crate::ids::{EventId, MessageId, Stamp, timestamp};
 use crate::session::SessionId;
@@ -72,7 +72,8 @@ pub(crate) struct Record {
 impl EncodedBatch {
     /// Encodes a batch that was checked against the limits.
     pub(crate) fn new(session: &SessionId, batch: Batch) -> Self {
-        let mut body = Vec::with_capacity(body_capacity(session, &batch));
+        let length = body_bytes(session, &batch);
+        let mut body = Vec::with_capacity(length);
         body.push(if batch.key.is_some() { BODY_KEYED } else { 0 });
         put_prefixed(&mut body, session.as_str().as_bytes());
         let session_end = body.len();
@@ -95,6 +96,7 @@ impl EncodedBatch {
             place.copy_from_slice(&fingerprint);
             Box::new(IdempotencyKey { text: key, fingerprint })
         });
+        debug_assert_eq!(body.len(), length, "the length was known beforehand");
         let body = Bytes::from(body);
         let name = body.slice(session_end - session.as_str().len()..session_end);
         Self {
@@ -130,10 +132,16 @@ impl EncodedBatch {
     }
 }
 
-fn body_capacity(session: &SessionId, batch: &Batch) -> usize {
-    let names = session.as_str().len() + batch.key.as_ref().map_or(0, |key| key.len() + FINGERPRINT_BYTES);
-    let events = batch.events.iter().map(|event| 32 + event.event_type.as_str().len() + event.data.len()).sum::<usize>();
-    16 + names + events
+/// The length of a batch's body, to the byte: a body stays in memory until it is sealed, and with it what it was given too much.
+fn body_bytes(session: &SessionId, batch: &Batch) -> usize {
+    let key = batch.key.as_ref().map_or(0, |key| prefixed_bytes(key.len()) + FINGERPRINT_BYTES);
+    let events = batch.events.iter().map(event_bytes).sum::<usize>();
+    1 + prefixed_bytes(session.as_str().len()) + key + varint_bytes(batch.events.len()) + events
+}
+
+fn event_bytes(event: &NewEvent) -> usize {
+    let turn = if matches!(event.turn, Turn::Of(_)) { size_of::<u128>() } else { 0 };
+    1 + turn + prefixed_bytes(event.event_type.as_str().len()) + prefixed_bytes(event.data.len())
 }
 
 fn put_event(out: &mut Vec<u8>, event: &NewEvent) {

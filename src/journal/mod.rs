@@ -31,6 +31,11 @@ pub(crate) fn file_bytes_for(record_bytes: usize) -> u64 {
     HEADER_BYTES + (group_bytes(record_bytes) + WITNESS_BYTES) as u64
 }
 
+/// The length of a file of `bytes`, as its header has it.
+pub(crate) fn blocks(bytes: u64) -> u32 {
+    u32::try_from(bytes / crate::disk::BLOCK as u64).expect("a journal file is smaller than 16 TiB")
+}
+
 /// The folder of the journal files.
 pub(crate) fn folder(log: &Path) -> PathBuf {
     log.join("journal")

@@ -171,9 +171,12 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Reads one file to where its chain ends.
     fn follow(&mut self, file: Candidate) -> Result<End> {
+        let header = file.header;
+        if journal::blocks(file.bytes) < header.blocks {
+            return Err(Error::corrupt(file.path, file.bytes, "a journal file that was cut short"));
+        }
         let bytes = read_device(self.disk, &file.path, to_length(&file.path, file.bytes)?)?;
         let bytes = bytes.as_slice();
-        let header = file.header;
         let mut end =
             End { lsn: header.start_lsn, chain: header.chain, incarnation: header.incarnation, last_id: header.last_id };
         let mut groups = Vec::new();
@@ -211,7 +214,7 @@ impl Walk<'_> {
             unused.push((file.number, file.bytes));
         }
         for (path, number, bytes) in candidates.others {
-            if !closed_here && self.begins_with_a_later_group(&path, bytes, end.incarnation)? {
+            if !closed_here {
                 self.scan(&path, bytes)?;
             }
             unused.push((number, bytes));
@@ -221,16 +224,6 @@ impl Walk<'_> {
         }
         let files = self.files;
         Ok(Replayed { files, unused, end_lsn: end.lsn, last_id: end.last_id, next_incarnation })
-    }
-
-    /// A file without a header is scanned only when its first group is not left over from an earlier use.
-    fn begins_with_a_later_group(&self, path: &Path, bytes: u64, incarnation: u64) -> Result<bool> {
-        if bytes < 2 * BLOCK as u64 {
-            return Ok(false);
-        }
-        let start = read_device(self.disk, path, 2 * BLOCK)?;
-        let group = start.as_slice().get(BLOCK..).and_then(|group| GroupHeader::decode(self.store, group));
-        Ok(group.is_some_and(|(group, _)| group.incarnation > incarnation))
     }
 
     fn scan(&mut self, path: &Path, bytes: u64) -> Result<()> {

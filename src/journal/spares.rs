@@ -1,11 +1,12 @@
 //! Journal files that are ready to be used: prepared and recycled in the background, so that going on in the next file never
 //! waits for zeroes to be written.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::{Disk, DiskFile, Mode, write_zeroes};
+use crate::disk::{BLOCK, Disk, DiskFile, Mode, write_zeroes};
 use crate::error::{Error, Result};
 use crate::journal;
 use crate::sync::{Condvar, Deadline, Mutex};
@@ -50,7 +51,7 @@ impl Spares {
     /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to the cap.
     pub(crate) fn prepare_next(&self, active_bytes: u64) {
         let mut state = self.state.lock();
-        state.wanted = state.wanted.max(active_bytes.saturating_mul(2).min(self.bytes_max));
+        state.wanted = active_bytes.saturating_mul(2).min(self.bytes_max);
         self.changed.notify_all();
     }
 
@@ -148,6 +149,7 @@ impl Spares {
     }
 
     fn make(&self, number: u32, bytes: u64) -> Result<Spare> {
+        let bytes = bytes.next_multiple_of(BLOCK as u64);
         let path = journal::path(&self.folder, number);
         write_zeroes(&*self.disk, &path, bytes)?;
         Ok(Spare { number, bytes, file: self.disk.open(&path, Mode::WriteThrough)? })
@@ -155,7 +157,7 @@ impl Spares {
 
     fn refusal(&self, state: &State, waited: Duration) -> Error {
         match &state.refused {
-            Some(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::StorageFull => {
+            Some(Error::Io { source, .. }) if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
                 Error::NoSpace { path: self.folder.clone(), source: Arc::clone(source) }
             }
             _ => Error::Stalled { waited },

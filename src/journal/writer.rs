@@ -7,7 +7,7 @@ use crate::disk::DiskFile;
 use crate::error::Result;
 use crate::ids::EventId;
 use crate::journal::group::GroupPlace;
-use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, WITNESS_BYTES, group_bytes};
+use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, WITNESS_BYTES, blocks, group_bytes};
 use crate::manifest::JournalUse;
 
 /// The end of the journal. Whoever holds it decides where the next group goes.
@@ -77,6 +77,7 @@ impl JournalWriter {
             incarnation: self.active.header.incarnation + 1,
             start_lsn: self.end_lsn,
             chain: self.chain,
+            blocks: blocks(spare.bytes),
             last_id: self.last_id,
         };
         self.active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_placed: false };
