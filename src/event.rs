@@ -301,3 +301,21 @@ pub struct Ack {
     /// Whether an earlier append with the same idempotency key had stored them.
     pub replayed: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, serde::Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    enum Tagged {
+        Scored { score: f64 },
+    }
+
+    #[test]
+    fn data_reads_as_a_tagged_enum_with_numbers() {
+        let event = NewEvent::json("scored", &Tagged::Scored { score: 0.5 }).unwrap();
+        let read: Tagged = serde_json::from_slice(&event.data).unwrap();
+        assert_eq!(read, Tagged::Scored { score: 0.5 });
+    }
+}

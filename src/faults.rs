@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
 use crate::error::{Error, Result};
-use crate::sync::{AtomicU64, Instant, Mutex, Ordering, scope, yield_now};
+use crate::sync::{AtomicU64, Condvar, Instant, Mutex, Ordering, scope, yield_now};
 use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
 
 const MIB: usize = 1024 * 1024;
@@ -27,6 +27,12 @@ struct Plan {
     refused: AtomicU64,
     /// Writes that were let through.
     passed: AtomicU64,
+    /// Writes to the journal under way, and the most there were at once.
+    under_way: AtomicU64,
+    under_way_max: AtomicU64,
+    /// The next write to the journal waits until this is false.
+    held: Mutex<bool>,
+    released: Condvar,
 }
 
 impl Plan {
@@ -37,6 +43,31 @@ impl Plan {
 
     fn relent(&self) {
         *self.part.lock() = None;
+    }
+
+    /// Holds the next write to the journal back.
+    fn hold(&self) {
+        *self.held.lock() = true;
+    }
+
+    fn release(&self) {
+        *self.held.lock() = false;
+        self.released.notify_all();
+    }
+
+    /// Called around each write to the journal.
+    fn pass_through<T>(&self, write: impl FnOnce() -> T) -> T {
+        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.under_way_max.fetch_max(now, Ordering::SeqCst);
+        if now == 1 {
+            let mut held = self.held.lock();
+            while *held {
+                self.released.wait(&mut held);
+            }
+        }
+        let written = write();
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        written
     }
 
     fn check(&self, path: &Path, kind: io::ErrorKind) -> Result<()> {
@@ -103,7 +134,11 @@ impl DiskFile for FaultyFile {
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.plan.check(self.path(), io::ErrorKind::Other)?;
-        self.real.write_all_at(bytes, offset)?;
+        if self.path().extension().is_some_and(|extension| extension == "journal") {
+            self.plan.pass_through(|| self.real.write_all_at(bytes, offset))?;
+        } else {
+            self.real.write_all_at(bytes, offset)?;
+        }
         self.plan.passed.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -218,20 +253,86 @@ fn a_log_that_goes_idle_records_what_is_durable_also_after_a_lone_writer() {
 
 #[test]
 fn callers_that_share_a_failed_group_all_hear_of_it_and_none_is_left_waiting() {
+    for (data, at_once) in [(vec![1; 4], 1), (vec![2; 200_000], 2)] {
+        check_shared_failure(&data, at_once);
+    }
+}
+
+fn check_shared_failure(data: &[u8], at_once: u64) {
     let (scene, log) = Scene::new();
     scene.append(&log, b"kept").unwrap();
     scene.plan.refuse("journal/", 20);
     scope(|scope| {
         for _ in 0..16 {
-            scope.spawn(|| while scene.append(&log, b"more").is_ok() {});
+            scope.spawn(|| while scene.append(&log, data).is_ok() {});
         }
     });
+    assert_eq!(scene.plan.under_way_max.load(Ordering::SeqCst), at_once, "groups in flight");
     assert!(matches!(scene.append(&log, b"refused"), Err(Error::Poisoned { .. })));
     let shown = scene.events(&log);
     scene.plan.relent();
     drop(log);
     let found = scene.events(&scene.open());
     assert_eq!(found[..shown.len()], shown, "what a reader saw is there after reopening");
+}
+
+#[test]
+fn a_group_is_neither_shown_nor_answered_before_the_one_it_follows() {
+    let (scene, log) = Scene::new();
+    let kept = scene.append(&log, b"kept").unwrap();
+    scene.plan.hold();
+    scope(|scope| {
+        let first = scope.spawn(|| scene.append(&log, &vec![1; 200_000]).unwrap());
+        eventually("the first group is being written", || scene.plan.under_way.load(Ordering::SeqCst) == 1);
+        let written = scene.plan.passed.load(Ordering::SeqCst);
+        let second = scope.spawn(|| scene.append(&log, &vec![2; 200_000]).unwrap());
+        eventually("the second group is written", || scene.plan.passed.load(Ordering::SeqCst) > written);
+        assert_eq!(scene.events(&log), kept);
+        assert!(!second.is_finished());
+        // As a power cut would leave it: the second group whole, the first not there.
+        let image = tempfile::tempdir().unwrap();
+        copy(scene.folder.path(), image.path());
+        let cut = Options::new().open(image.path()).unwrap();
+        assert_eq!(scene.events(&cut), kept);
+        assert_eq!(scene.append(&cut, b"goes on").unwrap()[0].seq, 2);
+        scene.plan.release();
+        let (first, second) = (first.join().unwrap(), second.join().unwrap());
+        assert_eq!(scene.events(&log), [kept.clone(), first, second].concat());
+    });
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    let file = RealDisk::default().open(path, Mode::Read).unwrap();
+    let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn copy(from: &Path, to: &Path) {
+    for folder in ["", "journal", "segments"] {
+        RealDisk::default().make_dir(&to.join(folder)).unwrap();
+        for (name, _) in RealDisk::default().list(&from.join(folder)).unwrap() {
+            let copied = RealDisk::default().open(&to.join(folder).join(&name), Mode::Write).unwrap();
+            copied.write_all_at(&read(&from.join(folder).join(&name)), 0).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted() {
+    let (scene, log) = Scene::new();
+    log.close().unwrap();
+    let slots = || ["MANIFEST-0", "MANIFEST-1"].map(|name| read(&scene.folder.path().join(name)));
+    // Opening writes each slot and makes it durable: refused at the second slot, then at the first.
+    scene.plan.refuse("MANIFEST", 2);
+    assert!(scene.try_open().is_err());
+    let before = slots();
+    scene.plan.refuse("MANIFEST", 1);
+    assert!(scene.try_open().is_err());
+    let changed: Vec<_> = (0..2).filter(|&slot| slots()[slot] != before[slot]).collect();
+    // With two slots that differ, the one that was written first the last time is the newer.
+    let newer = usize::from(before[1] > before[0]);
+    assert_eq!(changed, [1 - newer]);
 }
 
 #[test]

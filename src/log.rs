@@ -446,3 +446,32 @@ impl Writer {
         manifest.store(&*self.disk, &self.folder)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::NewEvent;
+    use crate::sync::yield_now;
+
+    /// The race of a retry with the sealing of what it retries.
+    #[test]
+    fn a_key_that_is_sealed_while_it_is_looked_up_still_lands_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Options::new().recent_bytes_max(0).open(folder.path()).unwrap();
+        let session = SessionId::new("s").unwrap();
+        let keyed = || Batch::new().event(NewEvent::new("note", "once")).idempotency_key("key");
+        let core = &log.handle.core;
+        let _held = core.store.recent.pin(&session, || Ok(None)).unwrap();
+        log.append(&session, Batch::new().event(NewEvent::new("note", "first"))).unwrap();
+        let late = core.request(&session, keyed(), &Arc::default()).unwrap();
+        let first = log.append(&session, keyed()).unwrap();
+        while log.stats().segments < 2 {
+            log.append(&session, Batch::new().event(NewEvent::new("note", "more"))).unwrap();
+            yield_now();
+        }
+        let stale = core.writer().unwrap().commit.append(late).unwrap().expect("the key has to be looked up again");
+        let found = core.look_up_key(stale).unwrap().sealed.record.expect("it is in a segment");
+        assert_eq!((found.first, found.last()), (first.first, first.last));
+        assert!(log.append(&session, keyed()).unwrap().replayed);
+    }
+}

@@ -438,3 +438,57 @@ impl Drop for Pin {
         self.recent.unpin(&self.entry);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Batch;
+    use crate::codec::EncodedBatch;
+    use crate::event::NewEvent;
+    use crate::ids::Stamp;
+
+    /// A record as it would stand in the journal.
+    fn record(session: &str, seq: u64) -> Record {
+        let batch = Batch::new().event(NewEvent::new("note", vec![7; 100])).idempotency_key(seq.to_string());
+        let encoded = EncodedBatch::new(&SessionId::new(session).unwrap(), batch);
+        encoded.stamped(1, seq, Stamp { base: EventId::from_u128(1_000 + u128::from(seq)), created_ms: 0 })
+    }
+
+    fn recent() -> Arc<Recent> {
+        Arc::new(Recent::new(EventId::from_u128(0), Bounds::of(&Options::new().recent_bytes_max(0))))
+    }
+
+    fn file(number: u32) -> JournalUse {
+        JournalUse { number, incarnation: number.into() }
+    }
+
+    #[test]
+    fn a_sealed_key_leaves_memory_also_while_somebody_holds_the_session() {
+        let recent = recent();
+        let pin = recent.pin(&SessionId::new("s").unwrap(), || Ok(None)).unwrap();
+        recent.restore_file(file(1), 4096, 0);
+        recent.restore(vec![record("s", 1)]).unwrap();
+        recent.restore_file(file(2), 4096, 4096);
+        assert!(pin.lock().record_of_key("1").is_some());
+        let sealable = recent.sealable(Timing::Now).unwrap();
+        recent.release_sealed(&sealable);
+        let state = pin.lock();
+        assert!(state.record_of_key("1").is_none() && state.records.is_empty());
+        assert_eq!(state.keys_released, 1, "who looked the key up before has to do so again");
+    }
+
+    #[test]
+    fn a_file_that_is_given_back_is_not_in_use_also_where_it_held_nothing() {
+        let recent = recent();
+        recent.restore_file(file(1), 4096, 0);
+        recent.restore(vec![record("s", 1)]).unwrap();
+        recent.restore_file(file(2), 4096, 4096);
+        recent.restore_file(file(3), 4096, 4096);
+        recent.restore(vec![record("s", 2)]).unwrap();
+        let sealable = recent.sealable(Timing::Now).unwrap();
+        let sealed: Vec<JournalUse> = sealable.files.iter().map(|(file, _)| *file).collect();
+        let in_use = recent.files_in_use(sealable.files.len());
+        assert!(sealed.iter().all(|file| !in_use.contains(file)), "{sealed:?} and {in_use:?}");
+        assert_eq!(in_use.last(), Some(&file(3)));
+    }
+}

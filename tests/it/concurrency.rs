@@ -159,6 +159,24 @@ fn an_append_that_meets_a_close_either_stays_or_is_refused_as_closed() {
 }
 
 #[test]
+fn an_event_that_a_reader_has_is_found_by_its_id_at_once() {
+    let dir = folder();
+    let log = open(&dir);
+    let ids: Vec<SessionId> = (0..8).map(|n| session(&n.to_string())).collect();
+    thread::scope(|scope| {
+        for id in &ids {
+            let (log, mut stream) = (&log, log.stream(id, From::Creation).unwrap());
+            scope.spawn(move || (0..300).for_each(|n| drop(log.append(id, notes(&n.to_string(), 3)).unwrap())));
+            scope.spawn(move || {
+                for event in take_events(&mut stream, 900) {
+                    assert_eq!(log.event(event.id).unwrap(), event);
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn closing_from_many_threads_closes_once_and_lets_all_return() {
     let dir = folder();
     for round in 1..=5 {

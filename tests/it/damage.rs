@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sessionlog::{Ack, Batch, Error, Event, EventId, Expected, NewEvent, Options, Page, SessionId, SessionLog};
+use sessionlog::{Ack, Batch, Error, Event, EventId, Expected, From, NewEvent, Options, Page, SessionId, SessionLog};
 
 /// Every header has its format version here: journal file, segment, and framed value.
 const VERSION_AT: usize = 8;
@@ -98,6 +98,77 @@ fn after_a_clean_close_a_flipped_byte_of_the_last_group_is_corruption() {
 fn once_the_log_was_idle_a_flipped_byte_of_the_last_group_is_corruption() {
     let scene = Scene::new(Past::Short, End::Idle);
     check_flips_are_corruption(&scene, scene.last.clone());
+}
+
+#[test]
+fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer_events() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let log = options().open(folder.path()).expect("open");
+    let session = SessionId::new("filler").expect("the name follows the rules");
+    // The first file is full and the second holds some groups when it is named.
+    let journals = || read_image(folder.path()).into_iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).count();
+    until(|| {
+        log.append(&session, Batch::new().event(NewEvent::new("note", noise(1, 100_000)))).expect("an append");
+        journals() == 2
+    });
+    let named = read_image(folder.path())[Path::new(SLOTS[1])].clone();
+    until(|| {
+        log.append(&session, Batch::new().event(NewEvent::new("note", noise(1, 10_000)))).expect("an append");
+        read_image(folder.path())[Path::new(SLOTS[1])] != named || journals() > 2
+    });
+    (0..4).for_each(|n| drop(append(&log, 0, n)));
+    let image = read_image(folder.path());
+    let last = image.iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).max_by_key(|(_, bytes)| bytes[32]);
+    let last = last.expect("a log has a journal").0.clone();
+    contents_of(lay_out(&image).path()).expect("the image is whole");
+    check_refused(&image, "missing", |image| drop(image.remove(&last)), is_corrupt);
+    for left in [0, 1, BLOCK, 2 * BLOCK, image[&last].len() - BLOCK] {
+        check_refused(&image, &format!("cut to {left}"), |image| bytes_of(image, &last).truncate(left), is_corrupt);
+    }
+    check_refused(&image, "two blocks wiped", |image| bytes_of(image, &last)[..2 * BLOCK].fill(0), is_corrupt);
+}
+
+#[test]
+fn what_was_known_to_be_durable_stays_known_when_the_journal_is_sealed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let log = options().open(folder.path()).expect("open");
+    let session = SessionId::new("filler").expect("the name follows the rules");
+    // Without a pause, so that nothing is sealed yet.
+    (0..50).for_each(|n| {
+        drop(log.append(&session, Batch::new().event(NewEvent::new("note", noise(n, 100_000)))).expect("an append"));
+    });
+    drop(log);
+    let log = options().open(folder.path()).expect("reopen");
+    until(|| !segments(folder.path()).is_empty());
+    drop(log);
+    let image = read_image(folder.path());
+    let newest = image.iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).max_by_key(|(_, bytes)| bytes[32]);
+    let newest = newest.expect("a log has a journal").0.clone();
+    let last_record = image[&newest].windows(4).rposition(|four| four == b"sgrp").expect("it holds a group") + 3 * BLOCK / 2;
+    check_refused(&image, "the last group flipped", |image| bytes_of(image, &newest)[last_record] ^= 1, is_corrupt);
+}
+
+#[test]
+fn a_stream_yields_all_that_lies_before_damage() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let log = options().recent_bytes_max(64 * 1024).open(folder.path()).expect("open");
+    let session = SessionId::new("s").expect("the name follows the rules");
+    let mut n = 0;
+    while segments(folder.path()).len() < 2 {
+        n += 1;
+        log.append(&session, Batch::new().event(NewEvent::new("note", noise(n, 9_000)))).expect("an append");
+    }
+    log.close().expect("close");
+    let image = read_image(folder.path());
+    let segment = segments(folder.path()).remove(1);
+    let damaged = with(&image, |image| bytes_of(image, &segment)[BLOCK + 1_000] ^= 1);
+    let folder = lay_out(&damaged);
+    let log = options().read_only(true).open(folder.path()).expect("open");
+    let readable = (1..=n).take_while(|seq| log.list(&session, Page::after(seq - 1).limit(1)).is_ok()).count();
+    assert!(readable > 0 && readable < usize::try_from(n).expect("a few"), "{readable} of {n}");
+    let mut stream = log.stream(&session, From::Start).expect("a stream").until_tail().events();
+    let before: Vec<_> = stream.by_ref().take_while(Result::is_ok).collect();
+    assert_eq!(before.len(), readable, "events before the damage");
 }
 
 #[test]

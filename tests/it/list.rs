@@ -1,7 +1,7 @@
 //! Every form of a page against a model that is a slice, wherever the events lie.
 
 use sessionlog::{
-    Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, From, NewEvent, Page, Seq, SessionId, SessionLog,
+    Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, From, NewEvent, Options, Page, Seq, SessionId, SessionLog,
 };
 
 use crate::support::{append_notes, assert_dense, assert_error, folder, notes, open, seal_once, seqs, session, small_files};
@@ -246,6 +246,18 @@ fn a_filtered_page_scans_no_further_than_told_and_says_where_to_go_on() {
             check_walk(&log, &id, &all, Some(types), 10);
         }
     }
+}
+
+#[test]
+fn a_filtered_page_counts_events_without_data() {
+    let dir = folder();
+    let log = Options::new().scan_bytes_max(10_000).open(dir.path()).unwrap();
+    let id = session("s");
+    for _ in 0..4 {
+        log.append(&id, Batch::new().events((0..1_000).map(|_| NewEvent::new("note", "")))).unwrap();
+    }
+    let page = log.list(&id, Page::new().types(["other"])).unwrap();
+    assert!(page.events.is_empty() && page.has_more && page.last < 1_000, "{} of 4,000 were read", page.last);
 }
 
 #[test]

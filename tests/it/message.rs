@@ -235,6 +235,21 @@ fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: 
 }
 
 /// Reads what lies between two bounds, as seqs and as event IDs.
+#[test]
+fn turns_that_never_end_are_listed_as_each_is_read() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let turns: Vec<MessageId> = (0..30).map(|n| ask(&log, &id, &n.to_string()).message_id.unwrap()).collect();
+    for (n, turn) in turns.iter().enumerate().filter(|(n, _)| n % 3 > 0) {
+        tell_status(&log, &id, *turn, &json!({"status": if n % 3 == 1 { "running" } else { "completed" }}));
+    }
+    let each: Vec<Message> = turns.iter().map(|turn| log.message(*turn).unwrap()).collect();
+    assert_eq!(log.messages(&id, Page::new()).unwrap().messages, each);
+    let newest_first = log.messages(&id, Page::new().newest_first().limit(7)).unwrap().messages;
+    assert_eq!(newest_first, each.iter().rev().take(7).cloned().collect::<Vec<_>>());
+}
+
 fn check_range(log: &SessionLog, session: &SessionId, all: &[Message], after: &Event, before: &Event) {
     let wanted: Vec<_> =
         all.iter().filter(|message| (after.seq + 1..before.seq).contains(&message.sequence_number)).cloned().collect();

@@ -6,7 +6,7 @@ use sessionlog::{Error, Event, Options, Page, SessionLog};
 use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_error, feed_all, folder, note, notes, open, read_all, seal_once, seqs, session, small_files,
+    append_notes, assert_error, eventually, feed_all, folder, note, notes, open, read_all, seal_once, seqs, session, small_files,
 };
 
 /// Appends enough to seal, reads it back, and does both again after reopening. Options may be refused as invalid, but not later.
@@ -36,6 +36,28 @@ fn the_smallest_sizes_only_slow_a_log_down() {
     check_works(&small_files().cache_bytes_max(0));
     check_works(&small_files().index_cache_bytes_max(0));
     check_works(&small_files().scan_bytes_max(1));
+}
+
+#[test]
+fn journal_files_of_any_size_are_used() {
+    let dir = folder();
+    let log = Options::new().journal_file_bytes_max(5_000_001).open(dir.path()).unwrap();
+    let id = session("s");
+    // The first file has its own size; three more are needed.
+    let all: Vec<Event> =
+        (0..70).flat_map(|n| log.append(&id, notes("n", 1).event(note(vec![n; 250_000]))).unwrap().events).collect();
+    assert_eq!(read_all(&log, &id), all);
+    drop(log);
+    assert_eq!(read_all(&open(&dir), &id), all);
+}
+
+#[test]
+fn an_index_that_is_given_no_cache_still_comes_to_hold_everything() {
+    let dir = folder();
+    let log = small_files().index_cache_bytes_max(0).open(dir.path()).unwrap();
+    seal_once(&dir, &log, &session("s"));
+    eventually("the index has caught up", || log.stats().index_lag == 0);
+    assert_eq!(log.stats().index_rebuilds, 0);
 }
 
 #[test]
