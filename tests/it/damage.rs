@@ -103,19 +103,19 @@ fn once_the_log_was_idle_a_flipped_byte_of_the_last_group_is_corruption() {
 #[test]
 fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer_events() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let log = options().open(folder.path()).expect("open");
+    // One full file is not worth a segment yet, which would name the second.
+    let log = options().journal_file_bytes_max(16 << 20).open(folder.path()).expect("open");
     let session = SessionId::new("filler").expect("the name follows the rules");
-    // The first file is full and the second holds some groups when it is named.
+    let slots = || SLOTS.map(|slot| (PathBuf::from(slot), read_image(folder.path())[Path::new(slot)].clone()));
     let journals = || read_image(folder.path()).into_iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).count();
+    let before = slots();
+    // The first file is full, the second holds some groups, and the manifest comes to name it.
     until(|| {
         log.append(&session, Batch::new().event(NewEvent::new("note", noise(1, 100_000)))).expect("an append");
         journals() == 2
     });
-    let named = read_image(folder.path())[Path::new(SLOTS[1])].clone();
-    until(|| {
-        log.append(&session, Batch::new().event(NewEvent::new("note", noise(1, 10_000)))).expect("an append");
-        read_image(folder.path())[Path::new(SLOTS[1])] != named || journals() > 2
-    });
+    until(|| slots() != before);
+    assert_eq!(journals(), 2);
     (0..4).for_each(|n| drop(append(&log, 0, n)));
     let image = read_image(folder.path());
     let last = image.iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).max_by_key(|(_, bytes)| bytes[32]);
@@ -126,6 +126,11 @@ fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer
         check_refused(&image, &format!("cut to {left}"), |image| bytes_of(image, &last).truncate(left), is_corrupt);
     }
     check_refused(&image, "two blocks wiped", |image| bytes_of(image, &last)[..2 * BLOCK].fill(0), is_corrupt);
+    // Also where a crash came before the manifest named it.
+    let unnamed = with(&image, |image| image.extend(before.clone()));
+    contents_of(lay_out(&unnamed).path()).expect("the image is whole");
+    check_refused(&unnamed, "unnamed and wiped", |image| bytes_of(image, &last)[..2 * BLOCK].fill(0), is_corrupt);
+    check_refused(&unnamed, "unnamed and cut", |image| bytes_of(image, &last).truncate(2 * BLOCK), is_corrupt);
 }
 
 #[test]
