@@ -80,6 +80,9 @@ fn sessions(folder: &Path, count: usize) {
         micros(percentile(&mut reads, 0.5)),
         micros(percentile(&mut reads, 0.99))
     );
+    let began = Instant::now();
+    let events = log.feed(None).unwrap().until_tail().events().map(Result::unwrap).count();
+    println!("the feed of {events} events: {:.0} events/s", events as f64 / began.elapsed().as_secs_f64());
     log.close().unwrap();
     println!("  {}", process());
 }

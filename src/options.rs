@@ -151,7 +151,8 @@ impl Options {
     }
 
     /// The size that journal files grow to, in bytes: 64 MiB. The first is 4 MiB and each new one doubles. Larger files make
-    /// fewer, larger segments and a longer replay after a crash.
+    /// fewer, larger segments and a longer replay after a crash. Full files are sealed when the log is idle, or once half a file more
+    /// has been written.
     pub fn journal_file_bytes_max(mut self, bytes: usize) -> Self {
         self.journal_file_bytes_max = bytes;
         self
@@ -164,8 +165,9 @@ impl Options {
         self
     }
 
-    /// The most memory, in bytes, for what is not yet in a segment, bookkeeping included: 192 MiB. A log under load holds up
-    /// to this; an idle one holds what its last journal file holds.
+    /// The most memory, in bytes, for what is not yet in a segment, bookkeeping included: 192 MiB. A log under load holds up to
+    /// this; an idle one holds what its last journal file holds, and full ones until together
+    /// they are as large as [`journal_file_bytes_max`](Options::journal_file_bytes_max).
     pub fn recent_bytes_max(mut self, bytes: usize) -> Self {
         self.recent_bytes_max = bytes;
         self

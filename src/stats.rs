@@ -16,7 +16,7 @@ pub struct Stats {
     pub groups: u64,
     /// Bytes written to the journal since the log was opened, padding included.
     pub journal_bytes: u64,
-    /// Time spent in the groups' writes and barriers.
+    /// Time spent in the groups' writes and barriers, of which two may run at once.
     pub barrier_time: Duration,
     /// The longest of them.
     pub barrier_time_max: Duration,

@@ -16,6 +16,7 @@
 //! | `journal/<8 digits>.journal` | a journal file, pre-written with zeroes and used again and again |
 //! | `segments/<16 digits>.segment` | a segment: immutable, numbered in commit order |
 //! | `index/` | the index, which can be deleted at any time while the log is closed |
+//! | `index.set-aside/` | the last index that was found to be wrong; nothing reads it |
 //! | `*.tmp` | not finished; removed on open |
 //!
 //! ## Journal file
