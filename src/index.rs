@@ -21,8 +21,8 @@ use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
 const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
 /// Entries written at once. sled gives back the memory of nodes it has replaced a little at a time, each time it is called: with batches of
-/// 1,000 a process grew by 1.3 KB an entry for as long as it ran, with these by a tenth of that.
-const BATCH_ENTRIES: usize = 32;
+/// 1,000 a process that made 10,000 entries a second grew by 12 MB a second for as long as it ran, with these by a quarter of that.
+const BATCH_ENTRIES: usize = 128;
 
 /// How long to leave sled alone after it failed to open.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
