@@ -176,16 +176,17 @@ impl Commit {
     /// Errors poison the log.
     pub(crate) fn write_witness(&self) -> Result<u64> {
         let mut section = self.section.lock();
+        let (durable_lsn, is_due) = (section.durable_lsn, section.unwitnessed.take().is_some());
         section.check_poison()?;
-        let durable_lsn = section.durable_lsn;
-        if section.unwitnessed.take().is_none() {
+        drop(section);
+        if !is_due {
             return Ok(durable_lsn);
         }
-        drop(section);
+        // Every group leaves room for one behind it.
         let mut buffer = GroupBuffer::default();
         let placed = self.journal.lock().place(&mut buffer, durable_lsn);
         placed.write(&buffer).map_err(|error| self.poison(error))?;
-        self.section.lock().reach(placed.end_lsn);
+        self.section.lock().durable_lsn = placed.end_lsn;
         Ok(placed.end_lsn)
     }
 
@@ -209,16 +210,12 @@ impl Commit {
     fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
         let next = section.done.pop().unwrap_or_default();
         let mut group = std::mem::replace(&mut section.open, next);
-        let writes = group.buffer.records() > 0;
         let group = self.lead(section, |lead| {
             self.commit(lead, &mut group);
             group.buffer.clear();
             group
         });
         section.done.push(group);
-        if writes {
-            section.unwitnessed = Some(Instant::now());
-        }
     }
 
     /// Leads for as long as `act` takes, without the section's lock.

@@ -252,6 +252,31 @@ fn a_log_that_goes_idle_records_what_is_durable_also_after_a_lone_writer() {
 }
 
 #[test]
+fn a_full_journal_on_a_full_disk_is_left_as_it_is_by_an_idle_log() {
+    let (scene, log) = Scene::new();
+    let journal = || {
+        let mut files = RealDisk::default().list(&scene.folder.path().join("journal")).unwrap();
+        files.sort();
+        files
+    };
+    eventually("a spare journal file was made", || journal().iter().filter(|(name, _)| name.ends_with("journal")).count() == 2);
+    scene.plan.refuse(".tmp", 0);
+    let filled = journal();
+    while scene.append(&log, b"one block").is_ok() {}
+    let written = scene.plan.passed.load(Ordering::SeqCst);
+    eventually("a witness was written", || scene.plan.passed.load(Ordering::SeqCst) > written);
+    // No room is left for a group, and none for another witness.
+    assert!(matches!(scene.append(&log, b"no room"), Err(Error::NoSpace { .. })));
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(300) {
+        yield_now();
+    }
+    assert_eq!(journal(), filled, "no file grew");
+    scene.plan.relent();
+    scene.append(&log, b"goes on").unwrap();
+}
+
+#[test]
 fn callers_that_share_a_failed_group_all_hear_of_it_and_none_is_left_waiting() {
     for (data, at_once) in [(vec![1; 4], 1), (vec![2; 200_000], 2)] {
         check_shared_failure(&data, at_once);

@@ -130,9 +130,13 @@ impl Section {
         !self.placing && !self.open.members.is_empty() && (self.in_flight == 0 || may_overlap)
     }
 
-    /// Counts everything before `lsn` as durable. A group that writes nothing may come to say so late.
+    /// Counts everything before `lsn` as durable, of which no witness tells yet. A group that writes nothing changes nothing, also when it
+    /// comes late.
     pub(crate) fn reach(&mut self, lsn: u64) {
-        self.durable_lsn = self.durable_lsn.max(lsn);
+        if lsn > self.durable_lsn {
+            self.durable_lsn = lsn;
+            self.unwitnessed = Some(Instant::now());
+        }
     }
 
     /// Whether anybody leads.
