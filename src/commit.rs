@@ -94,7 +94,7 @@ impl Commit {
         let mut section = self.section.lock();
         section.check_open()?;
         while section.open.is_full_for(&request, self.group_bytes_max) {
-            if !deadline.wait(&self.room, &mut section) {
+            if !deadline.wait(&self.room, &mut section) && section.open.is_full_for(&request, self.group_bytes_max) {
                 return Err(Error::Stalled { waited: self.stall_wait });
             }
             section.check_open()?;
@@ -223,14 +223,20 @@ impl Commit {
         section.placing = true;
         let waiters = self.let_in(section);
         let acted = MutexGuard::unlocked(section, || {
-            wake_all(waiters);
             let mut lead = Lead { commit: self, has_place: false };
-            catch_unwind(AssertUnwindSafe(|| act(&mut lead)))
+            let acted = catch_unwind(AssertUnwindSafe(|| {
+                wake_all(waiters);
+                act(&mut lead)
+            }));
+            if acted.is_err() {
+                // What was going on is unknown, so nothing more is written. Before the place is given up, so that nobody goes on behind it.
+                self.poison(lost());
+            }
+            acted
         });
         acted.unwrap_or_else(|panic| {
-            // What was going on is unknown, so nothing more is written; those who wait are told when their requests are dropped.
-            section.poison.get_or_insert_with(|| Arc::new(lost()));
-            self.turn.notify_all();
+            // Those who wait are told when their requests are dropped, and the commit threads look whether the log is closing.
+            self.work.notify_all();
             let abandoned = self.abandon_open_group(section);
             MutexGuard::unlocked(section, || {
                 drop(abandoned.members);

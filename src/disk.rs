@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// The unit in which the journal is laid out and in which direct I/O is aligned.
 pub(crate) const BLOCK: usize = 4096;
@@ -234,11 +234,14 @@ struct RealFile {
     file: File,
     path: PathBuf,
     bypass: Bypass,
+    /// Held from a write to its own barrier. The system reports a failed write-back once for an open file, so of two barriers at once
+    /// one might be told of the other's failure, and the other of none.
+    barrier: Mutex<()>,
 }
 
 impl RealFile {
     fn wrap(file: File, path: &Path, bypass: Bypass) -> Arc<dyn DiskFile> {
-        Arc::new(Self { file, path: path.to_path_buf(), bypass })
+        Arc::new(Self { file, path: path.to_path_buf(), bypass, barrier: Mutex::default() })
     }
 }
 
@@ -252,6 +255,7 @@ impl DiskFile for RealFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let _alone = (self.bypass == Bypass::NoAndSync).then(|| self.barrier.lock());
         self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path))?;
         if self.bypass == Bypass::NoAndSync {
             self.file.sync_data().map_err(io_error("sync", &self.path))?;

@@ -119,6 +119,9 @@ impl SessionLog {
     /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at the first poll, with those of blocking callers; no thread is
     /// held. A session that is not in memory is looked up in that poll, which may read from the disk.
     ///
+    /// Its waker is called by a thread of the log, so it must not run the task in place, as no runtime in use does: a task that then
+    /// closes the log, or appends and blocks, would wait for itself.
+    ///
     /// A future that is dropped before it was polled appends nothing; one that is dropped later may still land. Where the group is
     /// full it waits without a limit.
     ///
@@ -254,7 +257,8 @@ impl SessionLog {
     }
 
     /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
-    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds. Closing again does nothing.
+    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds, unless an append is waiting for room: that is waited for too. Closing
+    /// again does nothing.
     ///
     /// # Errors
     ///
