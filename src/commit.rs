@@ -6,10 +6,11 @@
 //! first is answered.
 //!
 //! Invariants:
-//! * IDs and seqs are given out in the [section](crate::section), under its lock, in the order in which requests join; groups get their places in
-//!   the journal one at a time, in the order in which they were open, and are published in that order, each when all before it
-//!   are. So ID order is commit order is the order that readers see.
-//! * At most [`IN_FLIGHT_MAX`](crate::section::IN_FLIGHT_MAX) groups have a place and no outcome, all in one journal file: the next file is begun when none is.
+//! * IDs and seqs are given out in the [section](crate::section), under its lock, in the order in which requests join; groups get their
+//!   places in the journal one at a time, in the order in which they were open, and are published in that order, each when all
+//!   before it are. So ID order is commit order is the order that readers see.
+//! * At most [`IN_FLIGHT_MAX`](crate::section::IN_FLIGHT_MAX) groups have a place and no outcome, all in one journal file: the next
+//!   file is begun when none has.
 //! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group it was decided in, and of all
 //!   before it: it never rests on something that a crash could take back.
 //! * After a failed write no group gets a place: the log is poisoned, and records of the failed group and of those behind it reach no
@@ -229,7 +230,8 @@ impl Commit {
                 act(&mut lead)
             }));
             if acted.is_err() {
-                // What was going on is unknown, so nothing more is written. Before the place is given up, so that nobody goes on behind it.
+                // What was going on is unknown, so nothing more is written. Said before the place is given up, so that nobody goes
+                // on behind it.
                 self.poison(lost());
             }
             acted

@@ -20,8 +20,8 @@ use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
 /// Larger than sled's default, so that no value or consolidated node becomes a file of its own in `blobs/`.
 const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
-/// Entries written at once. sled gives back the memory of nodes it has replaced a little at a time, each time it is called: with batches of
-/// 1,000 a process that made 10,000 entries a second grew by 12 MB a second for as long as it ran, with these by a quarter of that.
+/// Entries written at once. With batches of 1,000 a process that made 10,000 entries a second grew by 12 MB a second for as long as it
+/// ran; the smaller the batches, the less, but the sooner the index falls behind when sessions are many and small.
 const BATCH_ENTRIES: usize = 128;
 
 /// How long to leave sled alone after it failed to open.

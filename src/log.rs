@@ -104,8 +104,7 @@ impl SessionLog {
     /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`], [`Error::IdempotencyConflict`], [`Error::ReadOnly`],
     /// [`Error::Closed`], [`Error::Poisoned`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was written, and
     /// the call may be repeated. [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
-    /// written. [`Error::Io`]: the
-    /// batch may or may not be found after reopening, and the log is poisoned until then.
+    /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is poisoned until then.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let core = &self.handle.core;
         let ticket = Arc::default();
@@ -257,8 +256,8 @@ impl SessionLog {
     }
 
     /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
-    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds, unless an append is waiting for room: that is waited for too. Closing
-    /// again does nothing.
+    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds, unless an append is waiting for
+    /// room: that is waited for too. Closing again does nothing.
     ///
     /// # Errors
     ///
