@@ -24,7 +24,8 @@ const CHUNK: usize = 1024 * 1024;
 pub(crate) trait Disk: Send + Sync {
     /// Makes the folder, and those above it, if missing. Durable once [`sync_dir`](Disk::sync_dir) of its parent returned.
     fn make_dir(&self, path: &Path) -> Result<()>;
-    /// The files of a folder, with their lengths, in no order. A missing folder is an error.
+    /// The files of a folder, with their lengths, in no order. A missing folder is an error; a file that is removed or renamed meanwhile
+    /// may be left out.
     fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>>;
     fn exists(&self, path: &Path) -> Result<bool>;
     fn remove(&self, path: &Path) -> Result<()>;
@@ -125,8 +126,11 @@ impl Disk for RealDisk {
             let mut files = Vec::new();
             for entry in fs::read_dir(dir)? {
                 let entry = entry?;
-                if let (Ok(name), true) = (entry.file_name().into_string(), entry.file_type()?.is_file()) {
-                    files.push((name, entry.metadata()?.len()));
+                let (Ok(name), true) = (entry.file_name().into_string(), entry.file_type()?.is_file()) else { continue };
+                match entry.metadata() {
+                    Ok(metadata) => files.push((name, metadata.len())),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
                 }
             }
             Ok(files)
