@@ -201,7 +201,7 @@ impl Mode {
         matches!(self, Mode::ReadDevice | Mode::WriteBlocks | Mode::WriteThrough)
     }
 
-    fn writes(self) -> bool {
+    pub(crate) fn writes(self) -> bool {
         !matches!(self, Mode::Read | Mode::ReadDevice)
     }
 

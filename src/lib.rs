@@ -22,6 +22,12 @@
 //! with a few reads from the disk; no reader waits for a writer and no writer for a reader. Only an iterator over a stream waits for
 //! what is not there yet.
 
+// What campaigns from inside and from outside share names the crate as those outside do.
+#[cfg(test)]
+extern crate self as sessionlog;
+
+#[cfg(test)]
+mod campaigns;
 mod codec;
 mod commit;
 mod disk;

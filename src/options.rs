@@ -27,6 +27,8 @@ const MIB: usize = 1024 * KIB;
 pub struct Options {
     pub(crate) limits: Limits,
     pub(crate) read_only: bool,
+    /// The first journal file of a log.
+    pub(crate) journal_file_bytes_min: usize,
     pub(crate) journal_file_bytes_max: usize,
     pub(crate) group_bytes_max: usize,
     pub(crate) recent_bytes_max: usize,
@@ -49,8 +51,8 @@ pub(crate) struct Limits {
     pub page_events_max: usize,
 }
 
-/// The smallest journal file, which is also the first one of a log.
-pub(crate) const JOURNAL_FILE_BYTES_MIN: usize = 4 * MIB;
+/// The smallest journal file, which is also the first one of a log. Tests make smaller ones.
+const JOURNAL_FILE_BYTES_MIN: usize = 4 * MIB;
 
 /// What an option may be raised to, so that every length in the format has room.
 const BATCH_BYTES_CEILING: usize = 256 * MIB;
@@ -70,6 +72,7 @@ impl Default for Options {
                 page_events_max: 1_000,
             },
             read_only: false,
+            journal_file_bytes_min: JOURNAL_FILE_BYTES_MIN,
             journal_file_bytes_max: 64 * MIB,
             group_bytes_max: 4 * MIB,
             recent_bytes_max: 192 * MIB,
@@ -215,7 +218,7 @@ impl Options {
         within("event_type_bytes_max", limits.event_type_bytes_max, 1, NAME_BYTES_CEILING)?;
         within("idempotency_key_bytes_max", limits.idempotency_key_bytes_max, 1, NAME_BYTES_CEILING)?;
         within("page_events_max", limits.page_events_max, 1, BATCH_EVENTS_CEILING)?;
-        within("journal_file_bytes_max", self.journal_file_bytes_max, JOURNAL_FILE_BYTES_MIN, JOURNAL_FILE_BYTES_CEILING)?;
+        within("journal_file_bytes_max", self.journal_file_bytes_max, self.journal_file_bytes_min, JOURNAL_FILE_BYTES_CEILING)?;
         within("group_bytes_max", self.group_bytes_max, 1, self.journal_file_bytes_max)?;
         within("scan_bytes_max", self.scan_bytes_max, 1, usize::MAX)
     }

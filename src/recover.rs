@@ -20,7 +20,7 @@ use crate::journal::{self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter,
 use crate::locate::Locator;
 use crate::log::{Core, Writer};
 use crate::manifest::{JournalUse, Manifest};
-use crate::options::{JOURNAL_FILE_BYTES_MIN, Options};
+use crate::options::Options;
 use crate::read::Store;
 use crate::recent::{Bounds, Recent};
 use crate::seal::SealSignal;
@@ -192,8 +192,9 @@ impl Opening<'_> {
         let next_number = 1;
         let store = StoreId(fresh_store_number());
         let mut manifest = Manifest::new(store);
-        let spares = Spares::new(Arc::clone(&self.disk), journal, JOURNAL_FILE_BYTES_MIN as u64, next_number);
-        let first = spares.make_now(JOURNAL_FILE_BYTES_MIN as u64)?;
+        let bytes = self.options.journal_file_bytes_min as u64;
+        let spares = Spares::new(Arc::clone(&self.disk), journal, bytes, next_number);
+        let first = spares.make_now(bytes)?;
         let header = FileHeader {
             store,
             incarnation: 1,

@@ -1,0 +1,14 @@
+//! Campaigns that look for a way to break the promises from inside: on a disk that is simulated behind the I/O seam.
+//!
+//! What they share with those that work from outside, in `tests/campaigns`, lies there.
+
+#[path = "../../tests/campaigns/crash_image.rs"]
+mod crash_image;
+#[allow(dead_code, reason = "campaigns from outside use the rest")]
+#[path = "../../tests/campaigns/ledger.rs"]
+mod ledger;
+mod power_cuts;
+#[allow(dead_code, reason = "campaigns from outside use the rest")]
+#[path = "../../tests/campaigns/report.rs"]
+mod report;
+mod simulated;

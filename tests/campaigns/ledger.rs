@@ -1,0 +1,307 @@
+//! What a log must hold: every event tells in its data which append it belongs to, and its bytes follow from that, so that a log is
+//! checked against nothing but itself and what was acknowledged. Knows the log's public API and nothing else of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use sessionlog::{Ack, After, Batch, Error, Event, EventId, NewEvent, Page, SessionId, SessionLog};
+
+use super::report::Dice;
+
+const SESSIONS: u64 = 7;
+const PAGE: usize = 1_000;
+const TAG_BYTES: usize = 20;
+
+/// Which append: in which life of the process, by which of its writers, in which order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tag {
+    pub life: u32,
+    pub writer: u32,
+    pub nth: u32,
+}
+
+impl Tag {
+    fn of(event: &Event) -> Self {
+        let Event { id, session_id, seq, data, .. } = event;
+        assert!(data.len() >= TAG_BYTES, "event {id} of {session_id} at {seq} is none that was appended");
+        let field = |n: usize| u32::from_le_bytes(data[n * 4..n * 4 + 4].try_into().expect("four bytes"));
+        Self { life: field(0), writer: field(1), nth: field(2) }
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.life, self.writer, self.nth)
+    }
+}
+
+/// What all appends of a run store: it follows from their tags.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Works {
+    pub seed: u64,
+    /// What the data of a batch comes to at the most, in bytes; each with the same likelihood.
+    pub bytes: &'static [u64],
+}
+
+/// Batches from a few bytes to several hundred kilobytes.
+pub(crate) const LARGE_BATCHES: &[u64] = &[64, 400, 2_000, 20_000, 90_000, 300_000];
+
+/// What one append stores.
+pub(crate) struct Work {
+    pub session: SessionId,
+    events: Vec<(&'static str, Vec<u8>)>,
+    key: Option<String>,
+}
+
+impl Works {
+    pub(crate) fn of(self, tag: Tag) -> Work {
+        let Tag { life, writer, nth } = tag;
+        let mut dice = Dice(self.seed ^ (u64::from(life) << 40 | u64::from(writer) << 32 | u64::from(nth) << 8));
+        let session = session_name(dice.below(SESSIONS));
+        let count = if dice.one_in(4) { 1 + dice.below(40) } else { 1 };
+        let key = dice.flip().then(|| format!("{life}/{writer}/{nth}"));
+        let bytes = self.bytes[dice.index(self.bytes.len())];
+        let count = u32::try_from(count).expect("a batch has few events");
+        let events = (0..count).map(|index| {
+            let mut data = [life, writer, nth, index, count].map(u32::to_le_bytes).concat();
+            (0..dice.below(bytes / u64::from(count) + 1).div_ceil(8)).for_each(|_| data.extend(dice.roll().to_le_bytes()));
+            (["tool.progress", "agent.thought"][index as usize % 2], data)
+        });
+        Work { session, events: events.collect(), key }
+    }
+}
+
+impl Work {
+    pub(crate) fn batch(&self) -> Batch {
+        let batch = Batch::new().events(self.events.iter().map(|(event_type, data)| NewEvent::new(*event_type, data.clone())));
+        match &self.key {
+            Some(key) => batch.idempotency_key(key),
+            None => batch,
+        }
+    }
+
+    fn check_is(&self, events: &[Event], tag: Tag) {
+        assert_eq!(events.len(), self.events.len(), "{tag:?} is not whole");
+        for (i, (event, (event_type, data))) in events.iter().zip(&self.events).enumerate() {
+            assert_eq!((&event.session_id, event.event_type.as_str()), (&self.session, *event_type), "event {i} of {tag:?}");
+            assert_eq!(event.seq, events[0].seq + i as u64, "the seq of event {i} of {tag:?}");
+            assert_eq!(event.id.to_u128(), events[0].id.to_u128() + i as u128, "the ID of event {i} of {tag:?}");
+            assert!(event.data == *data, "event {i} of {tag:?} has other bytes");
+        }
+    }
+}
+
+fn session_name(n: u64) -> SessionId {
+    SessionId::new(format!("session {n}")).expect("the name follows the rules")
+}
+
+/// Said before the append.
+pub(crate) fn tried(tag: Tag) -> String {
+    format!("try {tag}")
+}
+
+/// Said once the append returned `Ok`, whose contents are checked here.
+pub(crate) fn acknowledged(tag: Tag, work: &Work, ack: &Ack) -> String {
+    work.check_is(&ack.events, tag);
+    format!("ack {tag} {} {} {}", ack.first, ack.last, ack.events[0].id)
+}
+
+/// Where a batch lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    first: u64,
+    last: u64,
+    id: EventId,
+}
+
+/// All that was said by those who append, and all that was found in the log.
+#[derive(Clone)]
+pub(crate) struct Ledger {
+    works: Works,
+    /// Tried, and not acknowledged.
+    open: BTreeSet<Tag>,
+    /// Acknowledged, or shown to a reader: it must be there from then on.
+    due: BTreeMap<Tag, Place>,
+    found: BTreeMap<Tag, Place>,
+    /// The works that were looked at, which are the same for all who share this.
+    known: Arc<parking_lot::Mutex<BTreeMap<Tag, Arc<Work>>>>,
+    /// The last seq of each session that was looked at.
+    checked: BTreeMap<SessionId, u64>,
+    /// The last event of the feed that was looked at.
+    fed: Option<EventId>,
+    /// How many events were found, session by session and in the feed.
+    events: u64,
+    events_fed: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(works: Works) -> Self {
+        Self {
+            works,
+            open: BTreeSet::new(),
+            due: BTreeMap::new(),
+            found: BTreeMap::new(),
+            known: Arc::default(),
+            checked: BTreeMap::new(),
+            fed: None,
+            events: 0,
+            events_fed: 0,
+        }
+    }
+
+    /// Takes what was said. Other lines, such as those of a test harness, are not for it.
+    pub(crate) fn note(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        match words[..] {
+            ["try", life, writer, nth] => assert!(self.open.insert(tag(life, writer, nth)), "{line} comes twice"),
+            ["ack", life, writer, nth, first, last, id] => {
+                let place = Place { first: number(first), last: number(last), id: id.parse().expect("an event ID") };
+                let tag = tag(life, writer, nth);
+                assert!(self.open.remove(&tag), "{tag:?} was not tried, or acknowledged twice");
+                self.due.insert(tag, place);
+            }
+            ["shown", life, writer, nth, first, last, id] => {
+                let place = Place { first: number(first), last: number(last), id: id.parse().expect("an event ID") };
+                let tag = tag(life, writer, nth);
+                self.open.remove(&tag);
+                let before = self.due.insert(tag, place);
+                assert!(before.is_none_or(|before| before == place), "{tag:?} was acknowledged elsewhere than it was shown");
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn due(&self) -> usize {
+        self.due.len()
+    }
+
+    pub(crate) fn found(&self) -> usize {
+        self.found.len()
+    }
+
+    /// What was found, in words for [`note`](Self::note).
+    pub(crate) fn shown(&self) -> Vec<String> {
+        let line = |(tag, place): (&Tag, &Place)| format!("shown {tag} {} {} {}", place.first, place.last, place.id);
+        self.found.iter().map(line).collect()
+    }
+
+    /// Everything found so far must be there from now on: it was shown to a reader.
+    pub(crate) fn expect_what_was_found(&mut self) {
+        self.shown().iter().for_each(|line| self.note(line));
+    }
+
+    /// Puts what must be there into a file, in words for [`note`](Self::note).
+    pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
+        let due = self.due.iter().map(|(tag, place)| format!("shown {tag} {} {} {}\n", place.first, place.last, place.id));
+        let open = self.open.iter().map(|tag| format!("{}\n", tried(*tag)));
+        std::fs::write(file, format!("{:?}\n", self.works) + &due.chain(open).collect::<String>())
+    }
+
+    pub(crate) fn forget_what_was_checked(&mut self) {
+        let (works, known) = (self.works, Arc::clone(&self.known));
+        let (open, due) = (std::mem::take(&mut self.open), std::mem::take(&mut self.due));
+        *self = Self { open, due, known, ..Self::new(works) };
+    }
+
+    /// Whatever the log holds beyond what was looked at before is whole, in order, what somebody tried to append, and where it was
+    /// acknowledged to be; and whatever is due is there.
+    pub(crate) fn check(&mut self, log: &SessionLog) {
+        for session in (0..SESSIONS).map(session_name) {
+            self.check_session(log, &session);
+        }
+        for (tag, place) in &self.due {
+            assert_eq!(self.found.get(tag), Some(place), "{tag:?} was acknowledged, and the log has it elsewhere or not");
+        }
+        self.check_feed(log);
+    }
+
+    fn check_session(&mut self, log: &SessionLog, session: &SessionId) {
+        let mut seq = self.checked.get(session).copied().unwrap_or(0);
+        loop {
+            let page = match log.list(session, Page::after(seq).limit(PAGE)) {
+                Err(Error::UnknownSession { .. }) if seq == 0 => return,
+                got => got.unwrap_or_else(|error| panic!("{session} cannot be read after {seq}: {error:?}")),
+            };
+            // A batch may end on the next page: what of it lies on this one is read again with the rest.
+            let mut events = &page.events[..];
+            while let Some((batch, rest)) = split_batch(events)
+                && !(rest.is_empty() && page.has_more)
+            {
+                self.check_batch(session, seq, batch);
+                seq += batch.len() as u64;
+                events = rest;
+            }
+            if !page.has_more {
+                assert_eq!(seq, page.tail, "the last page of {session} ends before its tail");
+                self.checked.insert(session.clone(), seq);
+                return;
+            }
+        }
+    }
+
+    fn check_batch(&mut self, session: &SessionId, after: u64, batch: &[Event]) {
+        let tag = Tag::of(&batch[0]);
+        assert!(self.open.contains(&tag) || self.due.contains_key(&tag), "{tag:?} was never tried");
+        let work = self.work(tag);
+        assert_eq!(&work.session, session, "{tag:?} lies in another session");
+        assert_eq!(batch[0].seq, after + 1, "the seq of {tag:?}");
+        work.check_is(batch, tag);
+        let place = Place { first: after + 1, last: after + batch.len() as u64, id: batch[0].id };
+        assert_eq!(self.found.insert(tag, place), None, "{tag:?} was stored twice");
+        self.events += batch.len() as u64;
+    }
+
+    fn work(&self, tag: Tag) -> Arc<Work> {
+        let make = || Arc::new(self.works.of(tag));
+        Arc::clone(self.known.lock().entry(tag).or_insert_with(make))
+    }
+
+    fn check_feed(&mut self, log: &SessionLog) {
+        let feed = log.feed(self.fed.map(After)).expect("the feed").until_tail();
+        for event in feed.events() {
+            let event = event.expect("an event of the feed");
+            assert!(self.fed.is_none_or(|before| before < event.id), "{} comes after {:?} in the feed", event.id, self.fed);
+            self.fed = Some(event.id);
+            self.events_fed += 1;
+        }
+        assert_eq!(self.events_fed, self.events, "the feed and the sessions hold the same number of events");
+    }
+
+    /// A retry under the same key lands exactly once, also twice in a row; what had no key may be there or not.
+    pub(crate) fn retry_what_was_not_acknowledged(&mut self, log: &SessionLog) {
+        for tag in self.open.iter().copied().collect::<Vec<_>>() {
+            let work = self.work(tag);
+            if work.key.is_none() {
+                continue;
+            }
+            let retry = || {
+                let ack = log.append(&work.session, work.batch());
+                ack.unwrap_or_else(|error| panic!("the retry of {tag:?} failed: {error:?}"))
+            };
+            let (ack, again) = (retry(), retry());
+            let place = Place { first: ack.first, last: ack.last, id: ack.events[0].id };
+            assert!(again.replayed && again.events == ack.events, "the second retry of {tag:?} is no replay of the first");
+            let before = self.found.get(&tag).copied();
+            assert_eq!(before, ack.replayed.then_some(place), "whether {tag:?} had landed before its retry");
+            assert!(ack.replayed || Some(place.id) > self.fed, "{} comes after {:?}", place.id, self.fed);
+            self.note(&acknowledged(tag, &work, &ack));
+        }
+    }
+}
+
+/// Cuts the first batch off `events`.
+fn split_batch(events: &[Event]) -> Option<(&[Event], &[Event])> {
+    let tag = Tag::of(events.first()?);
+    Some(events.split_at(events.iter().take_while(|event| Tag::of(event) == tag).count()))
+}
+
+fn tag(life: &str, writer: &str, nth: &str) -> Tag {
+    let number = |text| u32::try_from(number(text)).expect("a small number");
+    Tag { life: number(life), writer: number(writer), nth: number(nth) }
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|error| panic!("{text:?} is no number: {error}"))
+}

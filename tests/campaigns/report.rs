@@ -1,0 +1,170 @@
+//! How much a campaign does, and what it says it did.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+const ENV_TIER: &str = "SESSION_LOG_CAMPAIGN";
+const ENV_SEED: &str = "SESSION_LOG_SEED";
+const ENV_RUNS: &str = "SESSION_LOG_RUNS";
+
+/// Violations that are told in full.
+pub(crate) const TOLD_MAX: usize = 5;
+
+/// How many runs a campaign makes: few in every `cargo test`, all with `SESSION_LOG_CAMPAIGN=full`, and just so many with
+/// `SESSION_LOG_RUNS`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Runs {
+    pub quick: u64,
+    pub full: u64,
+}
+
+impl Runs {
+    /// How many of them this time.
+    pub(crate) fn planned(self) -> u64 {
+        number_in(ENV_RUNS).unwrap_or(if is_full() { self.full } else { self.quick })
+    }
+}
+
+fn number_in(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().and_then(|number| number.parse().ok())
+}
+
+pub(crate) fn is_full() -> bool {
+    std::env::var(ENV_TIER).is_ok_and(|tier| tier == "full")
+}
+
+/// The seed of this run: the one in the environment, or a fresh one.
+pub(crate) fn seed() -> u64 {
+    number_in(ENV_SEED).unwrap_or_else(|| RandomState::new().build_hasher().finish())
+}
+
+/// What a campaign did. Told when it ends, and red when there was a violation.
+pub(crate) struct Report {
+    campaign: String,
+    seed: u64,
+    began: Instant,
+    planned: u64,
+    runs: u64,
+    violations: Vec<String>,
+    skipped: BTreeMap<String, u64>,
+    figures: BTreeMap<String, u64>,
+}
+
+impl Report {
+    pub(crate) fn new(campaign: impl Into<String>, seed: u64, planned: u64) -> Self {
+        let (violations, skipped, figures) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let report = Self { campaign: campaign.into(), seed, began: Instant::now(), planned, runs: 0, violations, skipped, figures };
+        // Said first, so that it is known also of a campaign that hangs.
+        tell(&format!("campaign {}: {planned} runs planned, {ENV_SEED}={seed}\n", report.campaign));
+        report
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.runs >= self.planned
+    }
+
+    pub(crate) fn runs(&self) -> u64 {
+        self.runs
+    }
+
+    pub(crate) fn took(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    pub(crate) fn violations(&self) -> usize {
+        self.violations.len()
+    }
+
+    /// Counts a run, which violates a promise if it panics. `what` says how to come back to it.
+    pub(crate) fn run<T>(&mut self, what: impl FnOnce() -> String, check: impl FnOnce() -> T) -> Option<T> {
+        self.runs += 1;
+        match catch_unwind(AssertUnwindSafe(check)) {
+            Ok(value) => Some(value),
+            Err(panic) => {
+                let said = panic.downcast_ref::<String>().cloned();
+                let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
+                self.violations.push(format!("{}: {}", what(), said.unwrap_or_else(|| "a panic".to_owned())));
+                None
+            }
+        }
+    }
+
+    /// Counts runs that could not be made here.
+    pub(crate) fn skip(&mut self, runs: u64, why: impl Into<String>) {
+        *self.skipped.entry(why.into()).or_default() += runs;
+    }
+
+    /// Adds to a figure that tells what the runs met.
+    pub(crate) fn count(&mut self, figure: impl Into<String>, more: u64) {
+        *self.figures.entry(figure.into()).or_default() += more;
+    }
+
+    pub(crate) fn figure(&self, figure: &str) -> u64 {
+        self.figures.get(figure).copied().unwrap_or_default()
+    }
+
+    /// Tells what was done.
+    pub(crate) fn told(&self) -> usize {
+        let (runs, violations, seconds) = (self.runs, self.violations.len(), self.took().as_secs());
+        let skipped: u64 = self.skipped.values().sum();
+        let mut text = format!("campaign {}: {runs} runs, {violations} violations, {skipped} skipped", self.campaign);
+        text += &format!(", {ENV_SEED}={}, {seconds} s\n", self.seed);
+        for (why, runs) in &self.skipped {
+            text += &format!("  SKIPPED {runs}: {why}\n");
+        }
+        for (figure, count) in &self.figures {
+            text += &format!("  {count} {figure}\n");
+        }
+        for violation in self.violations.iter().take(TOLD_MAX) {
+            text += &format!("  VIOLATION {violation}\n");
+        }
+        tell(&text);
+        violations
+    }
+
+    /// Tells what was done, and fails when anything was violated, or fell out without a reason.
+    pub(crate) fn end(self) {
+        let violations = self.told();
+        assert_eq!(violations, 0, "campaign {}: {:?}", self.campaign, self.violations.first());
+        let skipped: u64 = self.skipped.values().sum();
+        assert!(self.runs + skipped >= self.planned, "campaign {}: {} runs of {}", self.campaign, self.runs, self.planned);
+    }
+}
+
+/// Past the test harness, which keeps back what a passing test prints.
+pub(crate) fn tell(text: &str) {
+    // A campaign does not fail for want of a terminal.
+    let _told = std::io::stderr().write_all(text.as_bytes());
+}
+
+/// splitmix64: the same rolls for the same seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(pub u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.roll() % end
+    }
+
+    pub(crate) fn index(&mut self, length: usize) -> usize {
+        usize::try_from(self.below(length as u64)).expect("it is below a length")
+    }
+
+    pub(crate) fn flip(&mut self) -> bool {
+        self.roll() & 1 == 1
+    }
+
+    pub(crate) fn one_in(&mut self, many: u64) -> bool {
+        self.below(many) == 0
+    }
+}
