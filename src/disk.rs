@@ -89,8 +89,7 @@ pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<(
 fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<()> {
     let file = disk.open(path, Mode::WriteBlocks)?;
     file.allocate(bytes)?;
-    let mut zeroes = BlockBuf::with_capacity(CHUNK);
-    zeroes.pad(CHUNK);
+    let zeroes = BlockBuf::zeroed(usize::try_from(bytes).unwrap_or(CHUNK).min(CHUNK));
     let mut at = 0;
     while at < bytes {
         let left = usize::try_from(bytes - at).unwrap_or(CHUNK).min(CHUNK);
@@ -221,8 +220,7 @@ fn refuses_direct(error: &io::Error) -> bool {
 
 /// Some file systems open for direct I/O and then refuse the transfer, or want larger blocks; a read of the first block tells.
 fn accepts_blocks(file: &File) -> bool {
-    let mut block = BlockBuf::with_capacity(BLOCK);
-    block.pad(BLOCK);
+    let mut block = BlockBuf::zeroed(BLOCK);
     !file.read_at(block.as_mut_slice(), 0).is_err_and(|error| refuses_direct(&error))
 }
 
@@ -302,6 +300,14 @@ impl BlockBuf {
         let mut buf = Self { bytes, start };
         buf.clear();
         buf
+    }
+
+    /// So many zeroes, which the system hands out as it is: nothing is filled in here.
+    pub(crate) fn zeroed(len: usize) -> Self {
+        let mut bytes = vec![0; len + BLOCK];
+        let start = bytes.as_ptr().align_offset(BLOCK);
+        bytes.truncate(start + len);
+        Self { bytes, start }
     }
 
     pub(crate) fn clear(&mut self) {

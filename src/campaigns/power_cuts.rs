@@ -64,9 +64,9 @@ fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
         "sync of journal/*.tmp",
         "sync of segments/*.tmp",
         "sync of MANIFEST",
-        "sync of folder journal",
-        "sync of folder segments",
-        "sync of folder ",
+        "sync of folder ./journal",
+        "sync of folder ./segments",
+        "sync of folder ./",
     ];
     let mut dice = Dice(seed);
     let planned = if is_full() { 60_000 } else { 4_000 };
@@ -139,7 +139,7 @@ impl Trace {
                 if dice.one_in(ONE_RECOVERY_IN) {
                     self.cut_recovery(&state, &first, report, dice);
                 }
-                if report.is_done() {
+                if report.is_done() || (!void.is_empty() && report.violations() > 0) {
                     return;
                 }
             }

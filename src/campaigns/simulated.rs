@@ -227,7 +227,7 @@ impl Disk for SimulatedDisk {
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
         self.call(dir, |_, dir| {
-            let kind = format!("sync of folder {}", dir.display());
+            let kind = format!("sync of folder ./{}", dir.display());
             Ok(Some(Call::SyncDir { dir, kind }))
         })
     }

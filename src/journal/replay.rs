@@ -302,8 +302,7 @@ fn to_length(path: &Path, bytes: u64) -> Result<usize> {
 fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result<BlockBuf> {
     let length = length - length % BLOCK;
     let file = disk.open(path, Mode::ReadDevice)?;
-    let mut buf = BlockBuf::with_capacity(length);
-    buf.pad(length);
+    let mut buf = BlockBuf::zeroed(length);
     file.read_exact_at(buf.as_mut_slice(), 0)?;
     Ok(buf)
 }

@@ -196,7 +196,14 @@ impl Ledger {
     pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
         let due = self.due.iter().map(|(tag, place)| format!("shown {tag} {} {} {}\n", place.first, place.last, place.id));
         let open = self.open.iter().map(|tag| format!("{}\n", tried(*tag)));
-        std::fs::write(file, format!("{:?}\n", self.works) + &due.chain(open).collect::<String>())
+        std::fs::write(file, due.chain(open).collect::<String>())
+    }
+
+    /// What [`write_to`](Self::write_to) put there.
+    pub(crate) fn read_from(works: Works, file: &Path) -> std::io::Result<Self> {
+        let mut ledger = Self::new(works);
+        std::fs::read_to_string(file)?.lines().for_each(|line| ledger.note(line));
+        Ok(ledger)
     }
 
     pub(crate) fn forget_what_was_checked(&mut self) {

@@ -10,7 +10,6 @@
 
 mod append;
 mod concurrency;
-mod crash;
 mod damage;
 mod feed;
 mod idempotency;
