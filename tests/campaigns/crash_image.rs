@@ -6,6 +6,7 @@
 //! A barrier on a file covers the writes that had ended when it began. A write that goes through is a barrier for its own bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -120,10 +121,27 @@ impl Content {
         self.len = self.len.max(len);
     }
 
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; usize::try_from(self.len).expect("a file fits memory")];
-        self.read(0, &mut bytes);
-        bytes
+    /// What is in a file.
+    pub(crate) fn read_from(file: &Path) -> std::io::Result<Self> {
+        let mut content = Self::default();
+        let mut file = std::fs::File::open(file)?;
+        let mut chunk = vec![0; 256 * PAGE];
+        loop {
+            let read = std::io::Read::read(&mut file, &mut chunk)?;
+            if read == 0 {
+                return Ok(content);
+            }
+            content.write(content.len, &chunk[..read]);
+        }
+    }
+
+    /// Puts it into a file, with holes for its zeroes.
+    pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
+        let file = std::fs::File::create(file)?;
+        for (page, bytes) in &self.pages {
+            file.write_all_at(&bytes[..], page * PAGE_BYTES)?;
+        }
+        file.set_len(self.len)
     }
 }
 
@@ -150,7 +168,7 @@ impl Image {
         for (path, node) in &self.names {
             match node {
                 Node::Dir => std::fs::create_dir_all(folder.join(path))?,
-                Node::File(file) => std::fs::write(folder.join(path), self.files[*file].bytes())?,
+                Node::File(file) => self.files[*file].write_to(&folder.join(path))?,
             }
         }
         Ok(())

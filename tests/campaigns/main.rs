@@ -4,11 +4,16 @@
 //! `cargo test` runs a quick tier of each; with `SESSION_LOG_CAMPAIGN=full` all their runs are made. Each tells its runs, violations,
 //! what it skipped and why, and its seed. A campaign that this machine cannot run is ignored, and says so.
 
+mod block_device;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod crash_image;
+mod failing_calls;
 mod kill;
+#[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod ledger;
+mod mounts;
 mod process;
+#[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod report;
 mod system_calls;
 mod trace;
@@ -28,7 +33,13 @@ fn main() {
     }
     let campaigns = [
         Campaign { name: "campaign_kill", run: kill::campaign, obstacle: None },
-        Campaign { name: "campaign_power_cuts_in_a_trace", run: trace::campaign, obstacle: trace::obstacle() },
+        Campaign { name: "campaign_power_cuts_in_a_trace", run: trace::campaign, obstacle: system_calls::obstacle() },
+        Campaign {
+            name: "campaign_power_cuts_on_file_systems",
+            run: block_device::campaign,
+            obstacle: block_device::obstacle(),
+        },
+        Campaign { name: "campaign_failing_calls", run: failing_calls::campaign, obstacle: system_calls::obstacle() },
     ];
     let mut arguments = Arguments::from_args();
     // They wait for disks more than they compute.

@@ -1,16 +1,17 @@
 //! The processes that campaigns start: this very program, in another role. What they have to say they say a line at a time.
 
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{env, thread};
 
-use sessionlog::{Options, SessionLog};
+use serde::{Deserialize, Serialize};
+use sessionlog::{Error, Options, Page, SessionLog};
 
 use super::ledger::{LARGE_BATCHES, Ledger, Tag, Works, acknowledged, tried};
 use super::report::Dice;
@@ -25,15 +26,17 @@ const HOUR_MS: u64 = 3_600_000;
 const CLOCK_START_MS: u64 = 1_750_000_000_000;
 
 /// What a process is for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Role {
     /// Opens, appends from several threads and closes, a few times over.
     Write(Writing),
     /// Checks a log against a ledger, twice, and appends to it.
     Check { folder: PathBuf, ledger: PathBuf, seed: u64, life: u32 },
+    /// Works on a disk whose calls fail.
+    Endure(Enduring),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Writing {
     pub folder: PathBuf,
     pub seed: u64,
@@ -46,7 +49,7 @@ pub(crate) struct Writing {
 }
 
 /// What the process does when it is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum End {
     Exit,
     /// Waits until the one who started it is gone.
@@ -66,70 +69,36 @@ pub(crate) fn first_life(process: u32) -> u32 {
 pub(crate) fn open(folder: &Path, life: u32) -> SessionLog {
     let start_ms = CLOCK_START_MS + u64::from(life) * 1_000 - if life.is_multiple_of(2) { HOUR_MS } else { 0 };
     let begun = Instant::now();
-    let options = Options::new()
-        .journal_file_bytes_max(4 * 1024 * 1024)
-        .clock(move || UNIX_EPOCH + Duration::from_millis(start_ms) + begun.elapsed());
-    options.open(folder).unwrap_or_else(|error| panic!("the log does not open in life {life}: {error:?}"))
+    let clock = move || UNIX_EPOCH + Duration::from_millis(start_ms) + begun.elapsed();
+    let opened = small_files().clock(clock).open(folder);
+    opened.unwrap_or_else(|error| panic!("the log does not open in life {life}: {error:?}"))
+}
+
+/// Options whose journal files stay at their smallest.
+pub(crate) fn small_files() -> Options {
+    Options::new().journal_file_bytes_max(4 * 1024 * 1024)
 }
 
 impl Role {
     /// The role that this process was started for, if any.
     pub(crate) fn of_this_process() -> Option<Self> {
-        let mut arguments = env::args_os().skip(1);
-        if arguments.next()? != CHILD {
-            return None;
-        }
-        let mut next = || arguments.next().expect("who starts a child tells it everything");
-        let number = |text: OsString| text.to_str().and_then(|text| text.parse::<u64>().ok()).expect("a number");
-        let small = |text| u32::try_from(number(text)).expect("a small number");
-        let role = next();
-        Some(match role.to_str() {
-            Some("write") => Self::Write(Writing {
-                folder: next().into(),
-                seed: number(next()),
-                life: small(next()),
-                lives: small(next()),
-                end: if next() == "wait" { End::Wait } else { End::Exit },
-                tell: Some(PathBuf::from(next())).filter(|path| !path.as_os_str().is_empty()),
-            }),
-            Some("check") => Self::Check {
-                folder: next().into(),
-                ledger: next().into(),
-                seed: number(next()),
-                life: small(next()),
-            },
-            _ => panic!("no such role: {role:?}"),
-        })
-    }
-
-    /// The arguments for a program of this role.
-    pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let text = |text: &str| OsString::from(text);
-        let number = |number: u64| OsString::from(number.to_string());
-        match self {
-            Self::Write(writing) => {
-                let Writing { folder, seed, life, lives, tell, end } = writing.clone();
-                let end = text(if end == End::Wait { "wait" } else { "exit" });
-                let tell = tell.unwrap_or_default().into();
-                vec![text(CHILD), text("write"), folder.into(), number(seed), number(life.into()), number(lives.into()), end, tell]
-            }
-            Self::Check { folder, ledger, seed, life } => {
-                let (folder, ledger) = (folder.into(), ledger.into());
-                vec![text(CHILD), text("check"), folder, ledger, number(*seed), number((*life).into())]
-            }
-        }
+        let mut arguments = env::args().skip(1);
+        let is_child = arguments.next()? == CHILD;
+        is_child.then(|| serde_json::from_str(&arguments.next().expect("a child has a role")).expect("a role"))
     }
 
     /// A process of this role, to be started.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(this_program());
-        command.args(self.arguments()).env("RUST_BACKTRACE", "0");
+        let mut command = Command::new(env::current_exe().expect("this program has a path"));
+        let role = serde_json::to_string(self).expect("a role can be told");
+        command.args([CHILD, &role]).env("RUST_BACKTRACE", "0");
         command
     }
 
     pub(crate) fn play(self) -> ! {
         match self {
             Self::Write(writing) => writing.write(),
+            Self::Endure(enduring) => enduring.endure(),
             Self::Check { folder, ledger, seed, life } => {
                 let ledger = Ledger::read_from(works(seed), &ledger).expect("the ledger");
                 check(&folder, ledger, works(seed), life);
@@ -137,10 +106,6 @@ impl Role {
         }
         std::process::exit(0);
     }
-}
-
-pub(crate) fn this_program() -> PathBuf {
-    env::current_exe().expect("this program has a path")
 }
 
 impl Writing {
@@ -184,6 +149,73 @@ impl Writing {
             teller.say(&tried(tag));
             match log.append(&work.session, work.batch()) {
                 Ok(ack) => teller.say(&acknowledged(tag, &work, &ack)),
+                Err(error) => panic!("an append failed: {error:?}"),
+            }
+        }
+    }
+}
+
+/// A process whose calls to the system fail.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Enduring {
+    pub folder: PathBuf,
+    pub seed: u64,
+    pub life: u32,
+    pub appends: u32,
+    /// Whether calls that read may fail too.
+    pub reads: Reads,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Reads {
+    Succeed,
+    MayFail,
+}
+
+impl Enduring {
+    fn endure(&self) {
+        let teller = Teller::new(None);
+        let log = match small_files().stall_wait(Duration::from_secs(1)).open(&self.folder) {
+            Ok(log) => log,
+            Err(error @ (Error::Io { .. } | Error::NoSpace { .. })) => return teller.say(&format!("not opened: {error:?}")),
+            Err(error) => panic!("the log does not open: {error:?}"),
+        };
+        let poisoned = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for writer in 0..WRITERS {
+                let (log, teller, poisoned) = (&log, &teller, &poisoned);
+                scope.spawn(move || self.append(log, teller, writer, poisoned));
+            }
+        });
+        // Sealing begins when a log is idle.
+        thread::park_timeout(Duration::from_millis(150));
+        if self.reads == Reads::Succeed {
+            let sessions = log.sessions(None, 100).expect("sessions are listed");
+            for session in sessions {
+                log.list(&session, Page::new()).expect("what is durable can be read");
+            }
+        }
+        let closed = log.close();
+        let is_poisoned = poisoned.load(Ordering::SeqCst);
+        assert!(!is_poisoned || matches!(closed, Err(Error::Poisoned { .. })), "a poisoned log closed with {closed:?}");
+        assert!(matches!(closed, Ok(()) | Err(Error::Poisoned { .. } | Error::Io { .. })), "close said {closed:?}");
+    }
+
+    fn append(&self, log: &SessionLog, teller: &Teller, writer: u32, poisoned: &AtomicBool) {
+        for nth in 0..self.appends {
+            let tag = Tag { life: self.life, writer, nth };
+            let work = works(self.seed).of(tag);
+            let was_poisoned = poisoned.load(Ordering::SeqCst);
+            teller.say(&tried(tag));
+            let answer = log.append(&work.session, work.batch());
+            assert!(!was_poisoned || matches!(answer, Err(Error::Poisoned { .. })), "a poisoned log answered {answer:?}");
+            match answer {
+                Ok(ack) => teller.say(&acknowledged(tag, &work, &ack)),
+                Err(error @ (Error::Io { .. } | Error::Poisoned { .. })) => {
+                    poisoned.store(true, Ordering::SeqCst);
+                    teller.say(&format!("poisoned: {error:?}"));
+                }
+                Err(error) if error.is_retryable() => teller.say(&format!("refused: {error:?}")),
                 Err(error) => panic!("an append failed: {error:?}"),
             }
         }

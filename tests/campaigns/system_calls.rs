@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Component, Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use super::crash_image::{Call, Cut, Names, Node, Step, Through, change_names};
@@ -20,6 +20,16 @@ const BYTES_MAX: &str = "67108864";
 
 /// The path of the standard output, where a process says what it does.
 const TOLD: &str = "what the process tells";
+
+/// Why there are no traces on this machine, if so.
+pub(crate) fn obstacle() -> Option<String> {
+    let works = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    match works {
+        Ok(status) if status.success() => None,
+        Ok(status) => Some(format!("strace does not work here: {status}")),
+        Err(error) => Some(format!("strace is not there: {error}")),
+    }
+}
 
 /// Runs `command` under `strace`, which writes to `output`.
 pub(crate) fn under_strace(command: &Command, output: &Path) -> Command {

@@ -5,7 +5,7 @@
 //! under `strace` as well, and their recovery is cut in turn.
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use super::crash_image::{Durability, Image, Left, NamesLeft, Step};
 use super::ledger::Ledger;
@@ -22,15 +22,6 @@ const CUTS_PER_RECOVERY: u64 = 10;
 const LIVES: u32 = 5;
 /// Whoever looks at an image appends as this one, or as a later one.
 const LAST_LIFE: u32 = 1_000;
-
-pub(crate) fn obstacle() -> Option<String> {
-    let works = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
-    match works {
-        Ok(status) if status.success() => None,
-        Ok(status) => Some(format!("strace does not work here: {status}")),
-        Err(error) => Some(format!("strace is not there: {error}")),
-    }
-}
 
 pub(crate) fn campaign() {
     let seed = seed();
@@ -150,7 +141,8 @@ fn traced(role: &Role, folder: &Path, log: &Path, image: &Image) -> Vec<Step> {
     read(&output, log, &image.names, image.files.len())
 }
 
-fn told_no_violation(output: &Output) {
+/// A process that checked ended well.
+pub(crate) fn told_no_violation(output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {}", output.status, said.trim());
     assert!(!said.contains("panicked"), "{said}");

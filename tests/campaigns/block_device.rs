@@ -1,0 +1,269 @@
+//! Power cuts on real file systems: a block device of our own, under a loop device, writes down what a file system sends it.
+//!
+//! A process works on that file system; then the device is put together as a power cut might have left it: all that came before the last
+//! completed flush, and of the rest nothing, everything, or some. The file system on it is mounted, recovers, and the log must open.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+};
+use parking_lot::Mutex;
+
+use super::crash_image::{Call, Content, Durability, Image, Left, NamesLeft, Node, Step, Through};
+use super::ledger::Ledger;
+use super::mounts::{self, Loop, make_file_system, obstacle_to};
+use super::process::{End, Role, Writing, works};
+use super::report::{Dice, Report, Runs, is_full, seed};
+use super::trace::told_no_violation;
+
+const CUTS: Runs = Runs { quick: 20, full: 300 };
+const CUTS_PER_RECORD: u64 = 20;
+/// xfs makes none that is smaller.
+const DEVICE_BYTES: u64 = 320 * 1024 * 1024;
+const LIVES: u32 = 3;
+const LAST_LIFE: u32 = 1_000;
+
+/// The ways in which a disk that kept to its flushes may be left.
+const LEFT: [Left; 4] = [Left::Nothing, Left::Everything, Left::SomeWrites, Left::SomeSectors];
+
+pub(crate) fn obstacle() -> Option<String> {
+    let no_fuse = || (!Path::new("/dev/fuse").exists()).then(|| "there is no /dev/fuse".to_owned());
+    mounts::obstacle().or_else(no_fuse).or_else(|| obstacle_to("ext4"))
+}
+
+pub(crate) fn campaign() {
+    let seed = seed();
+    let mut report = Report::new("power cuts on real file systems", seed, CUTS.planned());
+    let mut dice = Dice(seed);
+    let kinds: &[&str] = if is_full() { &["ext4", "xfs", "btrfs"] } else { &["ext4"] };
+    let share = CUTS.planned() / kinds.len() as u64;
+    for (kind, nth) in kinds.iter().zip(1..) {
+        if let Some(why) = obstacle_to(kind) {
+            report.skip(share, why);
+            continue;
+        }
+        while report.runs() < share * nth && !report.is_done() {
+            let record = Record::of_a_writer(kind, dice.roll());
+            report.count(format!("flushes of {kind}"), record.flushes());
+            for _ in 0..CUTS_PER_RECORD {
+                let mut what = String::new();
+                let cut = record.cut(&mut dice, &mut what);
+                if report.run(|| what, || record.check(&cut)).is_some() {
+                    report.count(format!("cuts of {kind}"), 1);
+                }
+            }
+        }
+    }
+    report.end();
+}
+
+/// What a process said, and a file system sent to its device.
+struct Record {
+    kind: &'static str,
+    seed: u64,
+    base: Image,
+    steps: Vec<Step>,
+}
+
+struct CutOff {
+    device: Content,
+    ledger: Ledger,
+}
+
+impl Record {
+    fn of_a_writer(kind: &'static str, seed: u64) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("image");
+        make_file_system(kind, &file, DEVICE_BYTES).unwrap_or_else(|error| panic!("{error}"));
+        let base = Content::read_from(&file).expect("read the image");
+        let device = Device { state: Arc::new(Mutex::new(Recorded { content: base.clone(), steps: Vec::new(), told: 0 })) };
+        let state = Arc::clone(&device.state);
+        let mount_point = tempfile::tempdir().expect("a folder");
+        let session = fuser::spawn_mount(device, mount_point.path(), &fuser::Config::default()).expect("mount the device");
+        work_on(kind, mount_point.path(), seed);
+        session.umount_and_join().expect("unmount the device");
+        let steps = std::mem::take(&mut state.lock().steps);
+        let image = Image { names: [(PathBuf::from("disk"), Node::File(0))].into(), files: vec![base] };
+        Self { kind, seed, base: image, steps }
+    }
+
+    fn flushes(&self) -> u64 {
+        self.steps.iter().filter(|step| matches!(step, Step::Begin(Call::Sync { .. }))).count() as u64
+    }
+
+    fn cut(&self, dice: &mut Dice, what: &mut String) -> CutOff {
+        let end = 1 + dice.index(self.steps.len());
+        let left = LEFT[dice.index(LEFT.len())];
+        let mut durability = Durability::of(&self.base);
+        let mut ledger = Ledger::new(works(self.seed));
+        for step in &self.steps[..end] {
+            durability.step(step);
+            if let Some(line) = step.said() {
+                ledger.note(line);
+            }
+        }
+        *what = format!("{} cut at step {end} of {} with seed {}, {left:?} left", self.kind, self.steps.len(), self.seed);
+        let image = durability.cut(left, NamesLeft::Synced, dice);
+        CutOff { device: image.files.into_iter().next().expect("there is one file"), ledger }
+    }
+
+    /// Mounts what the cut left, and lets a process check the log that is on it.
+    fn check(&self, cut: &CutOff) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("image");
+        cut.device.write_to(&file).expect("write the image");
+        let device = Loop::new(&file).unwrap_or_else(|error| panic!("{error}"));
+        let mount = device.mount(self.kind).unwrap_or_else(|error| panic!("{error}"));
+        let ledger = folder.path().join("ledger");
+        cut.ledger.write_to(&ledger).expect("write the ledger");
+        let role = Role::Check { folder: mount.path().join("log"), ledger, seed: self.seed, life: LAST_LIFE };
+        let output = role.command().stdin(Stdio::null()).output().expect("start a process");
+        told_no_violation(&output);
+    }
+}
+
+/// Mounts the file system on the recording device, and lets a process write to it and say so there too.
+fn work_on(kind: &str, mount_point: &Path, seed: u64) {
+    let device = Loop::new(&mount_point.join("disk")).unwrap_or_else(|error| panic!("{error}"));
+    let mount = device.mount(kind).unwrap_or_else(|error| panic!("{error}"));
+    let writing = Writing {
+        folder: mount.path().join("log"),
+        seed,
+        life: 1,
+        lives: LIVES,
+        tell: Some(mount_point.join("told")),
+        end: End::Exit,
+    };
+    let output = Role::Write(writing).command().stdin(Stdio::null()).output().expect("start a process");
+    told_no_violation(&output);
+}
+
+/// A file system with two files: the device, and one for what is said meanwhile, so that both are in one order.
+struct Device {
+    state: Arc<Mutex<Recorded>>,
+}
+
+struct Recorded {
+    content: Content,
+    steps: Vec<Step>,
+    told: u64,
+}
+
+const DISK: INodeNo = INodeNo(2);
+const TOLD: INodeNo = INodeNo(3);
+
+/// Nothing is remembered of a file: what is said makes one longer.
+const TTL: Duration = Duration::ZERO;
+
+impl Device {
+    fn attributes(&self, file: INodeNo) -> FileAttr {
+        let state = self.state.lock();
+        let (size, kind) = match file {
+            DISK => (state.content.len, FileType::RegularFile),
+            TOLD => (state.told, FileType::RegularFile),
+            _ => (0, FileType::Directory),
+        };
+        FileAttr {
+            ino: file,
+            size,
+            blocks: size.div_ceil(512),
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind,
+            perm: 0o700,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            flags: 0,
+            blksize: 4096,
+        }
+    }
+}
+
+impl Filesystem for Device {
+    fn lookup(&self, _request: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match name.to_str() {
+            Some("disk") => reply.entry(&TTL, &self.attributes(DISK), Generation(0)),
+            Some("told") => reply.entry(&TTL, &self.attributes(TOLD), Generation(0)),
+            _ => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _request: &Request, file: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        reply.attr(&TTL, &self.attributes(file));
+    }
+
+    fn open(&self, _request: &Request, file: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // What is said in one write comes in one write, and not page by page.
+        let flags = if file == TOLD { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _file: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let state = self.state.lock();
+        let left = state.content.len.saturating_sub(offset).min(size.into());
+        let mut bytes = vec![0; usize::try_from(left).expect("a read is small")];
+        state.content.read(offset, &mut bytes);
+        reply.data(&bytes);
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        file: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let written = u32::try_from(data.len()).expect("a write is small");
+        let state = &mut *self.state.lock();
+        if file == TOLD {
+            let text = String::from_utf8_lossy(data);
+            state.steps.extend(text.lines().map(|line| Step::Said(line.to_owned())));
+            state.told += u64::from(written);
+        } else {
+            state.content.write(offset, data);
+            let begun = state.steps.len();
+            state.steps.push(Step::Begin(Call::Write { file: 0, at: offset, bytes: Arc::from(data), through: Through::Cache }));
+            state.steps.push(Step::End(begun));
+        }
+        reply.written(written);
+    }
+
+    fn flush(&self, _request: &Request, _file: INodeNo, _handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsync(&self, _request: &Request, file: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        if file == DISK {
+            let state = &mut *self.state.lock();
+            let begun = state.steps.len();
+            state.steps.push(Step::Begin(Call::Sync { file: 0, kind: "flush".to_owned() }));
+            state.steps.push(Step::End(begun));
+        }
+        reply.ok();
+    }
+}
