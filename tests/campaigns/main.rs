@@ -8,10 +8,13 @@ mod block_device;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod crash_image;
 mod failing_calls;
+mod full_disk;
+mod history;
 mod kill;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod ledger;
 mod mounts;
+mod openers;
 mod process;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod report;
@@ -39,6 +42,9 @@ fn main() {
             run: block_device::campaign,
             obstacle: block_device::obstacle(),
         },
+        Campaign { name: "campaign_full_disks", run: full_disk::campaign, obstacle: mounts::obstacle() },
+        Campaign { name: "campaign_concurrent_openers", run: openers::campaign, obstacle: None },
+        Campaign { name: "campaign_histories", run: history::campaign, obstacle: None },
         Campaign { name: "campaign_failing_calls", run: failing_calls::campaign, obstacle: system_calls::obstacle() },
     ];
     let mut arguments = Arguments::from_args();

@@ -5,15 +5,16 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{env, thread};
 
 use serde::{Deserialize, Serialize};
-use sessionlog::{Error, Options, Page, SessionLog};
+use sessionlog::{Batch, Error, NewEvent, Options, Page, SessionId, SessionLog};
 
 use super::ledger::{LARGE_BATCHES, Ledger, Tag, Works, acknowledged, tried};
+use super::openers::THREADS;
 use super::report::Dice;
 
 const CHILD: &str = "--child";
@@ -34,6 +35,8 @@ pub(crate) enum Role {
     Check { folder: PathBuf, ledger: PathBuf, seed: u64, life: u32 },
     /// Works on a disk whose calls fail.
     Endure(Enduring),
+    /// Opens a log at once with others.
+    Open(PathBuf),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -99,6 +102,7 @@ impl Role {
         match self {
             Self::Write(writing) => writing.write(),
             Self::Endure(enduring) => enduring.endure(),
+            Self::Open(folder) => contend(&folder),
             Self::Check { folder, ledger, seed, life } => {
                 let ledger = Ledger::read_from(works(seed), &ledger).expect("the ledger");
                 check(&folder, ledger, works(seed), life);
@@ -271,4 +275,38 @@ fn check(folder: &Path, mut ledger: Ledger, works: Works, life: u32) {
             log.close().unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
         }
     }
+}
+
+/// Opens the log from several threads at once, when told, and says how that went; who has it appends, and keeps it until told to go.
+fn contend(folder: &Path) {
+    let teller = Teller::new(None);
+    let mut lines = io::stdin().lines();
+    teller.say("ready");
+    let _told = lines.next();
+    let barrier = Barrier::new(THREADS);
+    let won: Vec<SessionLog> = thread::scope(|scope| {
+        let open = || {
+            barrier.wait();
+            match small_files().open(folder) {
+                Ok(log) => {
+                    let session = SessionId::new(format!("process {}", std::process::id())).expect("a name");
+                    log.append(&session, Batch::new().event(NewEvent::new("note", "here"))).expect("append");
+                    teller.say("won");
+                    Some(log)
+                }
+                Err(Error::Locked { .. }) => {
+                    teller.say("locked");
+                    None
+                }
+                Err(error) => {
+                    teller.say(&format!("{error:?}"));
+                    None
+                }
+            }
+        };
+        let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().expect("a thread")).collect()
+    });
+    let _told = lines.next();
+    drop(won);
 }

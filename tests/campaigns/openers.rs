@@ -1,0 +1,101 @@
+//! Many processes and threads that open one log at once, by several paths: one wins, and when it is gone, however it went, the next open
+//! succeeds at once.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use sessionlog::Error;
+
+use super::process::{Role, small_files};
+use super::report::{Dice, Report, Runs, seed};
+
+const ROUNDS: Runs = Runs { quick: 10, full: 50 };
+const PROCESSES: usize = 8;
+/// In each process.
+pub(crate) const THREADS: usize = 2;
+
+pub(crate) fn campaign() {
+    let seed = seed();
+    let mut report = Report::new("concurrent openers", seed, ROUNDS.planned());
+    let mut dice = Dice(seed);
+    while !report.is_done() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = ["log", "another name", "a third/log"].map(|path| folder.path().join(path));
+        std::os::unix::fs::symlink(&paths[0], &paths[1]).expect("a symbolic link");
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a third")).expect("a symbolic link");
+        // A link to nothing yet cannot be opened by: the folder is there, the log is not.
+        std::fs::create_dir(&paths[0]).expect("a folder");
+        let mut sessions = 0;
+        for round in 0..10 {
+            let died = dice.flip();
+            if report.run(|| format!("round {round}"), || contend(&paths, died, &mut sessions)).is_none() {
+                break;
+            }
+            report.count("holders that were killed", u64::from(died));
+            if report.is_done() {
+                break;
+            }
+        }
+    }
+    report.end();
+}
+
+struct Opener {
+    child: Child,
+    tell: ChildStdin,
+    said: BufReader<ChildStdout>,
+}
+
+/// All try at once; the winner stays until it is told, or killed; then it is ours.
+fn contend(paths: &[PathBuf], holder_dies: bool, sessions: &mut usize) {
+    let mut openers: Vec<Opener> = (0..PROCESSES).map(|nth| Opener::start(&paths[nth % paths.len()])).collect();
+    openers.iter_mut().for_each(|opener| assert_eq!(opener.hear(), "ready"));
+    openers.iter_mut().for_each(|opener| opener.say("go"));
+    let mut winner = None;
+    for (nth, opener) in openers.iter_mut().enumerate() {
+        for _ in 0..THREADS {
+            match opener.hear().as_str() {
+                "won" => assert_eq!(winner.replace(nth), None, "two have the log open"),
+                "locked" => {}
+                other => panic!("an open failed: {other}"),
+            }
+        }
+    }
+    let winner = &mut openers[winner.expect("somebody wins")];
+    assert!(matches!(small_files().open(&paths[0]), Err(Error::Locked { .. })), "the log opens while another has it");
+    if holder_dies {
+        winner.child.kill().expect("kill the holder");
+    } else {
+        winner.say("go");
+    }
+    winner.child.wait().expect("the holder ends");
+    *sessions += 1;
+    let log = small_files().open(&paths[1]).unwrap_or_else(|error| panic!("the next open fails: {error:?}"));
+    let known = log.sessions(None, 1_000).expect("the sessions");
+    assert_eq!(known.len(), *sessions, "each holder's append is there");
+    drop(log);
+    for mut opener in openers {
+        let _gone = opener.child.kill();
+        opener.child.wait().expect("the process ends");
+    }
+}
+
+impl Opener {
+    fn start(path: &Path) -> Self {
+        let role = Role::Open(path.to_path_buf());
+        let mut child = role.command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start a process");
+        let (tell, said) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+        Self { child, tell, said: BufReader::new(said) }
+    }
+
+    fn say(&mut self, line: &str) {
+        writeln!(self.tell, "{line}").expect("tell the process");
+    }
+
+    fn hear(&mut self) -> String {
+        let mut line = String::new();
+        self.said.read_line(&mut line).expect("hear from the process");
+        line.trim_end().to_owned()
+    }
+}
