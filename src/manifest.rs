@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{MANIFEST, Salt, StoreId, decode_value, encode_value};
+use crate::codec::{MANIFEST, Salt, StoreId, decode_list, decode_value, encode_value};
 use crate::disk::{Disk, Mode};
 use crate::error::{Error, Result};
 use crate::segment::SegmentInfo;
@@ -18,8 +18,10 @@ pub(crate) struct Manifest {
     sequence: u64,
     pub store: StoreId,
     /// In commit order.
+    #[serde(deserialize_with = "decode_list")]
     pub segments: Vec<SegmentInfo>,
     /// The journal files in use when this was written, in commit order. Later ones are found by following the chain.
+    #[serde(deserialize_with = "decode_list")]
     pub journal: Vec<JournalUse>,
     /// Everything before this was on stable storage when this was written.
     pub durable_lsn: u64,

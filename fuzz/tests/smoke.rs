@@ -1,4 +1,8 @@
-//! The fuzz targets without a fuzzer: every file of the corpus, and mutations of them that are the same in every run.
+//! The fuzz targets without a fuzzer: every file of the corpus, and mutations of them.
+
+#[path = "../../tests/campaigns/report.rs"]
+#[allow(dead_code)]
+mod report;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -6,29 +10,48 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The decoder takes microseconds, so each file is mutated often.
-const DECODER_MUTATIONS: usize = 2_000;
+use report::{Dice, Report, Runs, seed};
+
+const DECODER_INPUTS: Runs = Runs { quick: 500_000, full: 2_000_000 };
 /// An operation may write and sync files, so mutations stop after a while; each file gets a few at least.
 const OPERATIONS_MUTATIONS: usize = 100;
 const OPERATIONS_TIME: Duration = Duration::from_secs(40);
 const OPERATIONS_MUTATIONS_MIN: usize = 1;
 const INPUT_BYTES_MAX: usize = 16 * 1024;
-/// Far above what inputs of this size hold, far below what their lengths and counts can claim.
-const ALLOCATION_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What a decoder may have allocated at any moment: so many times the input, and this.
+const ALLOCATION_FACTOR: usize = 4;
+const ALLOCATION_BYTES_MORE: usize = 64 * 1024;
 
 #[test]
-fn no_bytes_make_the_decoder_panic_or_allocate_what_they_claim() {
-    let decode = |bytes: &[u8]| {
-        LARGEST.set(0);
-        sessionlog_fuzz::decoder(bytes);
-        assert!(
-            LARGEST.get() <= ALLOCATION_BYTES_MAX,
-            "{} bytes were allocated at once for {} bytes of input",
-            LARGEST.get(),
-            bytes.len()
-        );
-    };
-    check("decoder", decode, |round, _| round < DECODER_MUTATIONS);
+fn campaign_hostile_bytes() {
+    let seed = seed();
+    let corpus = corpus("decoder");
+    let mut report = Report::new("hostile bytes", seed, DECODER_INPUTS.planned());
+    let mut dice = Dice(seed);
+    let mut largest_share = 0;
+    while !report.is_done() {
+        let place = (report.runs() as usize) % corpus.len();
+        let (name, bytes) = &corpus[place];
+        let other = &corpus[dice.index(corpus.len())].1;
+        let input = if report.runs() < corpus.len() as u64 { bytes.clone() } else { mutate(bytes, other, Dice(dice.roll())) };
+        let what = || format!("{name} as {input:?}");
+        let peak = report.run(what, || peak_of(|| sessionlog_fuzz::decoder(&input))).unwrap_or_default();
+        let allowed = ALLOCATION_FACTOR * input.len() + ALLOCATION_BYTES_MORE;
+        if peak > allowed {
+            report.run(|| name.clone(), || panic!("{peak} bytes were allocated for {} bytes of input: {input:?}", input.len()));
+        }
+        largest_share = largest_share.max(peak * 100 / allowed);
+    }
+    report.count("% of what may be allocated was, at the most", largest_share as u64);
+    report.end();
+}
+
+/// The most that this thread had allocated at once while it did this.
+fn peak_of(act: impl FnOnce()) -> usize {
+    let before = LIVE.get();
+    PEAK.set(before);
+    act();
+    usize::try_from(PEAK.get() - before).expect("the peak is no less than what was there")
 }
 
 #[test]
@@ -84,19 +107,19 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
 fn mutate(bytes: &[u8], other: &[u8], mut dice: Dice) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..=dice.below(4) {
-        let at = dice.below(bytes.len() + 1);
-        let end = (at + dice.below(64)).min(bytes.len());
+        let at = dice.index(bytes.len() + 1);
+        let end = (at + dice.index(64)).min(bytes.len());
         match dice.below(8) {
             0 => flip(&mut bytes, at, 1 << dice.below(8)),
             1 => flip(&mut bytes, at, dice.below(256) as u8),
-            2 => put(&mut bytes, at, &[0, 0xFF, 0x7F, 0x80][dice.below(4)..][..1]),
+            2 => put(&mut bytes, at, &[0, 0xFF, 0x7F, 0x80][dice.index(4)..][..1]),
             3 => put(&mut bytes, at, &(dice.roll() >> dice.below(64)).to_le_bytes()),
             4 => drop(bytes.drain(at..end)),
             5 => bytes.truncate(at),
             6 => drop(bytes.splice(at..at, bytes[at..end].to_vec())),
             _ => {
-                let from = dice.below(other.len() + 1);
-                let stretch = &other[from..(from + dice.below(64)).min(other.len())];
+                let from = dice.index(other.len() + 1);
+                let stretch = &other[from..(from + dice.index(64)).min(other.len())];
                 drop(bytes.splice(at..at, stretch.to_vec()));
             }
         }
@@ -115,41 +138,29 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes.iter_mut().skip(at).zip(value).for_each(|(byte, value)| *byte = *value);
 }
 
-/// splitmix64: the same rolls for the same seed.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.roll() % end as u64) as usize
-    }
-}
-
 thread_local! {
-    /// The largest allocation of this thread since it was last set to zero.
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
+    /// What this thread allocated and has not given back; less than nothing where it gave back what others had allocated.
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+    /// The most that was.
+    static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
 #[global_allocator]
-static NOTING: Noting = Noting;
+static COUNTING: Counting = Counting;
 
-/// The system's allocator, and a note of the largest allocation.
-struct Noting;
+/// The system's allocator, and a count.
+struct Counting;
 
 // SAFETY: every call is handed to `System` as it came.
-unsafe impl GlobalAlloc for Noting {
+unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.set(LARGEST.get().max(layout.size()));
+        LIVE.set(LIVE.get() + layout.size().cast_signed());
+        PEAK.set(PEAK.get().max(LIVE.get()));
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
+        LIVE.set(LIVE.get() - layout.size().cast_signed());
         unsafe { System.dealloc(place, layout) }
     }
 }

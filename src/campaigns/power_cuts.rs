@@ -109,6 +109,11 @@ impl Trace {
         Self { works, steps: scene.disk.steps(), folder }
     }
 
+    /// No life may have got so far as to begin one.
+    fn has_index(&self) -> bool {
+        RealDisk::default().exists(&self.folder.path().join("index")).unwrap()
+    }
+
     /// Cuts the power after each step, in some of the ways there are.
     fn cut(&self, void: &[&str], report: &mut Report, dice: &mut Dice) {
         let mut durability = Durability::default();
@@ -126,7 +131,7 @@ impl Trace {
                 let left = Left::ALL[dice.index(Left::ALL.len())];
                 let names = NamesLeft::ALL[dice.index(NamesLeft::ALL.len())];
                 let image = durability.cut(left, names, dice);
-                let index = dice.one_in(ONE_INDEX_IN).then_some(self.folder.path());
+                let index = (self.has_index() && dice.one_in(ONE_INDEX_IN)).then_some(self.folder.path());
                 report.count("cuts with an index", u64::from(index.is_some()));
                 let (works, life) = (self.works, LAST_LIFE);
                 let state = State { image, ledger: ledger.clone(), index, life, works, seed: dice.roll() };

@@ -131,7 +131,7 @@ pub(crate) use frame::{
     BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE_HEADER_BYTES, SegmentHeader,
 };
 pub(crate) use record::{EncodedBatch, RawRecord, Record};
-pub(crate) use value::{MANIFEST, TRAILER, decode_bare, decode_value, encode_bare, encode_value};
+pub(crate) use value::{MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare, encode_value};
 
 /// The format this version writes and the highest it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;

@@ -1,7 +1,10 @@
 //! Framed values: the only place that names bincode. A length is checked against what is there before anything is decoded.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::codec::{Decoded, FORMAT_VERSION, Fault, Reader, Salt, check_version};
 
@@ -68,6 +71,27 @@ pub(crate) fn encode_bare(value: &impl Serialize) -> Vec<u8> {
 pub(crate) fn decode_bare<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let (value, used) = bincode::serde::decode_from_slice(bytes, CONFIG).ok()?;
     (used == bytes.len()).then_some(value)
+}
+
+/// Reads a list of a value, and takes memory for what is there, not for as many as it says it has.
+pub(crate) fn decode_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct List<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = items.next_element()? {
+                list.push(item);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_seq(List(PhantomData))
 }
 
 #[cfg(test)]

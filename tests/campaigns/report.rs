@@ -10,7 +10,7 @@ const ENV_TIER: &str = "SESSION_LOG_CAMPAIGN";
 const ENV_SEED: &str = "SESSION_LOG_SEED";
 const ENV_RUNS: &str = "SESSION_LOG_RUNS";
 
-/// Violations that are told in full.
+/// Violations that are told in full, when they are found.
 pub(crate) const TOLD_MAX: usize = 5;
 
 /// How many runs a campaign makes: few in every `cargo test`, all with `SESSION_LOG_CAMPAIGN=full`, and just so many with
@@ -86,7 +86,11 @@ impl Report {
             Err(panic) => {
                 let said = panic.downcast_ref::<String>().cloned();
                 let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
-                self.violations.push(format!("{}: {}", what(), said.unwrap_or_else(|| "a panic".to_owned())));
+                let violation = format!("{}: {}", what(), said.unwrap_or_else(|| "a panic".to_owned()));
+                if self.violations.len() < TOLD_MAX {
+                    tell(&format!("  VIOLATION in campaign {}: {violation}\n", self.campaign));
+                }
+                self.violations.push(violation);
                 None
             }
         }
@@ -117,9 +121,6 @@ impl Report {
         }
         for (figure, count) in &self.figures {
             text += &format!("  {count} {figure}\n");
-        }
-        for violation in self.violations.iter().take(TOLD_MAX) {
-            text += &format!("  VIOLATION {violation}\n");
         }
         tell(&text);
         violations
