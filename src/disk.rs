@@ -75,6 +75,16 @@ pub(crate) trait DiskFile: Send + Sync {
     fn path(&self) -> &Path;
 }
 
+/// The first `length` bytes of a file as the device holds them, rounded up to whole blocks where the file goes on so far. After a failed
+/// barrier the page cache may show what the device never got.
+pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result<BlockBuf> {
+    let length = length - length % BLOCK;
+    let file = disk.open(path, Mode::ReadDevice)?;
+    let mut buf = BlockBuf::zeroed(length);
+    file.read_exact_at(buf.as_mut_slice(), 0)?;
+    Ok(buf)
+}
+
 /// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at all.
 pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<()> {
     let unfinished = path.with_extension(TEMPORARY);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{MANIFEST, Salt, StoreId, decode_list, decode_value, encode_value};
-use crate::disk::{Disk, Mode};
+use crate::disk::{BLOCK, BlockBuf, Disk, Mode, read_device};
 use crate::error::{Error, Result};
 use crate::segment::SegmentInfo;
 
@@ -89,8 +89,11 @@ impl Manifest {
         for path in order {
             self.sequence += 1;
             let is_new = !disk.exists(&path)?;
-            let file = disk.open(&path, Mode::Write)?;
-            file.write_all_at(&encode_value(MANIFEST, salt(), self), 0)?;
+            let file = disk.open(&path, Mode::WriteBlocks)?;
+            let mut image = BlockBuf::with_capacity(BLOCK);
+            image.extend(&encode_value(MANIFEST, salt(), self));
+            image.pad_to_block();
+            file.write_all_at(image.as_slice(), 0)?;
             file.sync()?;
             if is_new {
                 disk.sync_dir(folder)?;
@@ -99,12 +102,13 @@ impl Manifest {
         Ok(())
     }
 
+    /// What the device holds in a slot: should its barrier have failed, the page cache may hold what is not durable, and writing the other
+    /// slot would then give up the last one that is.
     fn read(disk: &dyn Disk, path: &Path) -> Result<Self> {
-        let file = disk.open(path, Mode::Read)?;
-        let length = usize::try_from(file.len()?).map_err(|_too_long| Error::corrupt(path, 0, "an impossible length"))?;
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, 0)?;
-        decode_value(MANIFEST, salt(), &bytes).map_err(|fault| fault.at(path, 0))
+        let length = disk.open(path, Mode::Read)?.len()?;
+        let length = usize::try_from(length).map_err(|_too_long| Error::corrupt(path, 0, "an impossible length"))?;
+        let bytes = read_device(disk, path, length)?;
+        decode_value(MANIFEST, salt(), bytes.as_slice()).map_err(|fault| fault.at(path, 0))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! What they share with those that work from outside, in `tests/campaigns`, lies there.
 
+#[allow(dead_code, reason = "campaigns from outside use the rest")]
 #[path = "../../tests/campaigns/crash_image.rs"]
 mod crash_image;
 #[allow(dead_code, reason = "campaigns from outside use the rest")]

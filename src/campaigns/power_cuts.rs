@@ -7,9 +7,9 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::crash_image::{Durability, Image, Left, NamesLeft, Step};
+use super::crash_image::{Durability, Image, Left, NamesLeft, Step, write_steps};
 use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
-use super::report::{Dice, Report, Runs, is_full, seed, tell, TOLD_MAX};
+use super::report::{Dice, Report, Runs, TOLD_MAX, is_full, seed, tell};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
 use crate::disk::{Disk, Mode, RealDisk};
 use crate::error::Error;
@@ -81,6 +81,28 @@ fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
     }
 }
 
+/// A barrier that failed leaves the page cache with what the disk does not have. Whoever opens the log then must not take a manifest from
+/// there: it would give up what the one on the disk still names.
+#[test]
+fn a_manifest_whose_barrier_failed_is_not_believed() {
+    for after in 0..20 {
+        let mut dice = Dice(after);
+        let works = Works { seed: after, bytes: BATCHES };
+        let (root, ledger) = (Path::new(NO_INDEX), Mutex::new(Ledger::new(works)));
+        let mut scene = Scene { disk: SimulatedDisk::of(root, &Image::default()), works, ledger };
+        for life in 1..=4 {
+            if life % 2 == 0 {
+                scene.disk.fail(Fault { of: Faulty::Barrier, after });
+            }
+            scene.live_on(root, life, &mut dice);
+        }
+        let (steps, folder) = (scene.disk.steps(), tempfile::tempdir().unwrap());
+        let mut report = Report::new(format!("barrier {after} of an opening fails"), after, 400);
+        Trace { works, steps, folder }.cut(&[], &mut report, &mut dice);
+        report.end();
+    }
+}
+
 /// What a log did in a few lives.
 struct Trace {
     works: Works,
@@ -138,7 +160,7 @@ impl Trace {
                 let what = || format!("step {at} of {}, {left:?} left, names {names:?}", self.steps.len());
                 let first = report.run(what, || state.check());
                 let Some(first) = first else {
-                    state.keep(report);
+                    state.keep(report, &self.steps[..=at]);
                     continue;
                 };
                 if dice.one_in(ONE_RECOVERY_IN) {
@@ -169,14 +191,18 @@ impl Trace {
             let names = NamesLeft::ALL[dice.index(NamesLeft::ALL.len())];
             if !is_shown {
                 // Nobody was told yet what recovery found, but it may not find less when it is made again.
-                steps.iter().filter_map(Step::said).take_while(|line| line.starts_with("shown")).for_each(|line| ledger.note(line));
+                steps
+                    .iter()
+                    .filter_map(Step::said)
+                    .take_while(|line| line.starts_with("shown"))
+                    .for_each(|line| ledger.note(line));
             }
             let (image, life) = (durability.cut(left, names, dice), LAST_LIFE + 1);
             let state = State { image, ledger, index: None, life, works: self.works, seed: dice.roll() };
             report.count("second cuts", 1);
             let what = || format!("a recovery cut after step {end} of {}, {left:?} left, names {names:?}", steps.len());
             if report.run(what, || state.check()).is_none() {
-                state.keep(report);
+                state.keep(report, &steps[..end]);
             }
         }
     }
@@ -207,6 +233,10 @@ impl Scene {
             3 => self.disk.fail(Fault { of: Faulty::WriteThrough, after: dice.below(60) }),
             _ => {}
         }
+        self.live_on(folder, life, dice);
+    }
+
+    fn live_on(&mut self, folder: &Path, life: u32, dice: &mut Dice) {
         let opened = options(life, dice).open_on(self.disk.handle(), folder);
         if let Ok(log) = &opened {
             self.ledger.lock().forget_what_was_checked();
@@ -315,13 +345,17 @@ impl State<'_> {
         steps
     }
 
-    /// Puts the image where it can be looked at, and what must be in it.
-    fn keep(&self, report: &Report) {
+    /// Puts the image where it can be looked at, what must be in it, and what was done up to the cut.
+    fn keep(&self, report: &Report, steps: &[Step]) {
         if report.violations() > TOLD_MAX {
             return;
         }
         let folder = std::env::temp_dir().join("sessionlog-violations").join(format!("{:016x}", self.seed));
-        let kept = self.image.write_to(&folder).and_then(|()| self.ledger.write_to(&folder.with_extension("ledger")));
+        let kept = self
+            .image
+            .write_to(&folder)
+            .and_then(|()| self.ledger.write_to(&folder.with_extension("ledger")))
+            .and_then(|()| write_steps(steps, &folder.with_extension("steps")));
         tell(&format!("  the image is kept in {}: {kept:?}\n", folder.display()));
     }
 }

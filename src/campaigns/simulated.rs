@@ -204,9 +204,7 @@ impl Disk for SimulatedDisk {
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {
-        self.with(path, |state, name| {
-            Ok(name.as_os_str().is_empty() || name.is_absolute() || state.names.contains_key(&name))
-        })
+        self.with(path, |state, name| Ok(name.as_os_str().is_empty() || name.is_absolute() || state.names.contains_key(&name)))
     }
 
     fn remove(&self, path: &Path) -> Result<()> {

@@ -111,7 +111,8 @@
 //!
 //! Trailer and manifest slot: magic (8), format version (4), checksum salted by purpose and number (4), length (4), reserved (4), then
 //! a value in bincode 2, standard configuration (little-endian, variable-length integers). The checksum covers length and value. Magic, purpose
-//! and number are `slogtrlr`, `trlr`, segment number; `slogmani`, `mani`, 0. The salt of a manifest slot has a zero store ID.
+//! and number are `slogtrlr`, `trlr`, segment number; `slogmani`, `mani`, 0. The salt of a manifest slot has a zero store ID, and zeroes
+//! follow it up to a multiple of 4096 bytes.
 //!
 //! ## Versions
 //!

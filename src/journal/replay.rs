@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use crate::codec::{Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId};
-use crate::disk::{BLOCK, BlockBuf, Disk, Mode};
+use crate::disk::{BLOCK, Disk, read_device};
 use crate::error::{Error, Result};
 use crate::ids::EventId;
 use crate::journal::{self, GroupPlace, HEADER_BYTES, group_bytes};
@@ -296,13 +296,4 @@ fn durable_lsn_in(store: StoreId, bytes: &[u8]) -> u64 {
 
 fn to_length(path: &Path, bytes: u64) -> Result<usize> {
     usize::try_from(bytes).map_err(|_too_long| Error::corrupt(path, 0, "an impossible length"))
-}
-
-/// The first `length` bytes as the device holds them, rounded up to whole blocks where the file goes on so far.
-fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result<BlockBuf> {
-    let length = length - length % BLOCK;
-    let file = disk.open(path, Mode::ReadDevice)?;
-    let mut buf = BlockBuf::zeroed(length);
-    file.read_exact_at(buf.as_mut_slice(), 0)?;
-    Ok(buf)
 }

@@ -6,6 +6,7 @@
 //! A barrier on a file covers the writes that had ended when it began. A write that goes through is a barrier for its own bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,6 +32,18 @@ pub(crate) enum Step {
     Said(String),
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Begin(Call::Write { file, at, bytes, through }) => {
+                write!(f, "begin: write {} bytes at {at} of file {file}, {through:?}", bytes.len())
+            }
+            Self::Begin(call) => write!(f, "begin: {call:?}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
 impl Step {
     pub(crate) fn said(&self) -> Option<&str> {
         match self {
@@ -44,15 +57,36 @@ impl Step {
 #[derive(Debug, Clone)]
 pub(crate) enum Call {
     MakeDir(PathBuf),
-    Create { file: usize, path: PathBuf },
-    Write { file: usize, at: u64, bytes: Arc<[u8]>, through: Through },
+    Create {
+        file: usize,
+        path: PathBuf,
+    },
+    Write {
+        file: usize,
+        at: u64,
+        bytes: Arc<[u8]>,
+        through: Through,
+    },
     /// Makes the file at least so long, or, cut, just so long.
-    Resize { file: usize, len: u64, cut: Cut },
-    Sync { file: usize, kind: String },
-    Rename { from: PathBuf, to: PathBuf },
+    Resize {
+        file: usize,
+        len: u64,
+        cut: Cut,
+    },
+    Sync {
+        file: usize,
+        kind: String,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
     Remove(PathBuf),
     RemoveTree(PathBuf),
-    SyncDir { dir: PathBuf, kind: String },
+    SyncDir {
+        dir: PathBuf,
+        kind: String,
+    },
 }
 
 /// Whether a write is its own barrier.
@@ -505,3 +539,8 @@ impl Change {
     }
 }
 
+/// Puts steps into a file, to be read by people.
+pub(crate) fn write_steps(steps: &[Step], file: &Path) -> std::io::Result<()> {
+    let lines = steps.iter().zip(0..).map(|(step, at): (_, usize)| format!("{at} {step}\n"));
+    std::fs::write(file, lines.collect::<String>())
+}

@@ -37,11 +37,7 @@ fn main() {
     let campaigns = [
         Campaign { name: "campaign_kill", run: kill::campaign, obstacle: None },
         Campaign { name: "campaign_power_cuts_in_a_trace", run: trace::campaign, obstacle: system_calls::obstacle() },
-        Campaign {
-            name: "campaign_power_cuts_on_file_systems",
-            run: block_device::campaign,
-            obstacle: block_device::obstacle(),
-        },
+        Campaign { name: "campaign_power_cuts_on_file_systems", run: block_device::campaign, obstacle: block_device::obstacle() },
         Campaign { name: "campaign_full_disks", run: full_disk::campaign, obstacle: mounts::obstacle() },
         Campaign { name: "campaign_concurrent_openers", run: openers::campaign, obstacle: None },
         Campaign { name: "campaign_histories", run: history::campaign, obstacle: None },

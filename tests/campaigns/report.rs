@@ -56,7 +56,8 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(campaign: impl Into<String>, seed: u64, planned: u64) -> Self {
         let (violations, skipped, figures) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        let report = Self { campaign: campaign.into(), seed, began: Instant::now(), planned, runs: 0, violations, skipped, figures };
+        let report =
+            Self { campaign: campaign.into(), seed, began: Instant::now(), planned, runs: 0, violations, skipped, figures };
         // Said first, so that it is known also of a campaign that hangs.
         tell(&format!("campaign {}: {planned} runs planned, {ENV_SEED}={seed}\n", report.campaign));
         report

@@ -173,7 +173,9 @@ impl Reader<'_> {
             }
             "open" | "openat" | "creat" | "close" | "dup" | "dup2" | "dup3" | "fcntl" | "lseek" | "mmap" => return None,
             "rename" => self.rename(arguments[0].path(), arguments[1].path())?,
-            "renameat" | "renameat2" => self.rename(self.at(&arguments[0], &arguments[1]), self.at(&arguments[2], &arguments[3]))?,
+            "renameat" | "renameat2" => {
+                self.rename(self.at(&arguments[0], &arguments[1]), self.at(&arguments[2], &arguments[3]))?
+            }
             "unlink" | "rmdir" => Call::Remove(self.inside(&arguments[0].path())?),
             "unlinkat" => Call::Remove(self.inside(&self.at(&arguments[0], &arguments[1]))?),
             "mkdir" => Call::MakeDir(self.inside(&arguments[0].path())?),
