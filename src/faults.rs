@@ -348,11 +348,11 @@ fn a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted() {
     let (scene, log) = Scene::new();
     log.close().unwrap();
     let slots = || ["MANIFEST-0", "MANIFEST-1"].map(|name| read(&scene.folder.path().join(name)));
-    // Opening writes each slot and makes it durable: refused at the second slot, then at the first.
-    scene.plan.refuse("MANIFEST", 2);
+    // Opening writes the slot that it loaded once more, then both, each with a barrier: refused at the second of these, then at the first.
+    scene.plan.refuse("MANIFEST", 4);
     assert!(scene.try_open().is_err());
     let before = slots();
-    scene.plan.refuse("MANIFEST", 1);
+    scene.plan.refuse("MANIFEST", 3);
     assert!(scene.try_open().is_err());
     let changed: Vec<_> = (0..2).filter(|&slot| slots()[slot] != before[slot]).collect();
     // A slot's sequence is the first thing in its value, which begins behind 24 bytes.

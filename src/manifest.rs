@@ -89,17 +89,30 @@ impl Manifest {
         for path in order {
             self.sequence += 1;
             let is_new = !disk.exists(&path)?;
-            let file = disk.open(&path, Mode::WriteBlocks)?;
-            let mut image = BlockBuf::with_capacity(BLOCK);
-            image.extend(&encode_value(MANIFEST, salt(), self));
-            image.pad_to_block();
-            file.write_all_at(image.as_slice(), 0)?;
-            file.sync()?;
+            self.write(disk, &path)?;
             if is_new {
                 disk.sync_dir(folder)?;
             }
         }
         Ok(())
+    }
+
+    /// Makes the slot that was loaded durable: its writer may have been killed before its barrier. To be called before anything is given
+    /// up that only the other slot names, and before that is written. The bytes are the same, so a torn write changes nothing.
+    pub(crate) fn made_durable(self, disk: &dyn Disk, folder: &Path) -> Result<Self> {
+        let slots = slots(folder);
+        let slot = slots.get(self.slot).expect("a manifest that was loaded has a slot");
+        self.write(disk, slot)?;
+        Ok(self)
+    }
+
+    fn write(&self, disk: &dyn Disk, slot: &Path) -> Result<()> {
+        let file = disk.open(slot, Mode::WriteBlocks)?;
+        let mut image = BlockBuf::with_capacity(BLOCK);
+        image.extend(&encode_value(MANIFEST, salt(), self));
+        image.pad_to_block();
+        file.write_all_at(image.as_slice(), 0)?;
+        file.sync()
     }
 
     /// What the device holds in a slot: should its barrier have failed, the page cache may hold what is not durable, and writing the other

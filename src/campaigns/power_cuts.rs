@@ -85,28 +85,43 @@ fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
 /// there: it would give up what the one on the disk still names.
 #[test]
 fn a_manifest_whose_barrier_failed_is_not_believed() {
-    for after in 0..20 {
-        let mut dice = Dice(after);
-        let works = Works { seed: after, bytes: BATCHES };
-        let (root, ledger) = (Path::new(NO_INDEX), Mutex::new(Ledger::new(works)));
-        let mut scene = Scene { disk: SimulatedDisk::of(root, &Image::default()), works, ledger };
-        for life in 1..=4 {
-            if life % 2 == 0 {
-                scene.disk.fail(Fault { of: Faulty::Barrier, after });
-            }
-            scene.live_on(root, life, &mut dice);
-        }
-        let (steps, folder) = (scene.disk.steps(), tempfile::tempdir().unwrap());
-        let mut report = Report::new(format!("barrier {after} of an opening fails"), after, 400);
-        Trace { works, steps, folder }.cut(&[], &mut report, &mut dice);
-        report.end();
+    for after in 0..12 {
+        check_second_life(after, |disk| disk.fail(Fault { of: Faulty::Barrier, after }));
     }
+}
+
+/// A process that is killed before the barrier of a manifest leaves it in the device's cache. Whoever opens the log then must make it durable
+/// before it gives up what only the one before names.
+#[test]
+fn a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on() {
+    for steps in 0..25 {
+        check_second_life(steps, |disk| disk.die_after(usize::try_from(steps).unwrap() * 4));
+    }
+}
+
+/// A log's second life ends badly; the power is cut in its third.
+fn check_second_life(seed: u64, end_badly: impl FnOnce(&SimulatedDisk)) {
+    let mut dice = Dice(seed);
+    let works = Works { seed, bytes: BATCHES };
+    let (root, ledger) = (Path::new(NO_INDEX), Mutex::new(Ledger::new(works)));
+    let mut scene = Scene { disk: SimulatedDisk::of(root, &Image::default()), works, ledger };
+    scene.live_on(root, 1, &mut dice);
+    end_badly(&scene.disk);
+    scene.live_on(root, 2, &mut dice);
+    let from = scene.disk.steps().len();
+    scene.live_on(root, 3, &mut dice);
+    let (steps, folder) = (scene.disk.steps(), tempfile::tempdir().unwrap());
+    let mut report = Report::new(format!("a third life, seed {seed}"), seed, 80);
+    Trace { works, steps, from, folder }.cut(&[], &mut report, &mut dice);
+    report.end();
 }
 
 /// What a log did in a few lives.
 struct Trace {
     works: Works,
     steps: Vec<Step>,
+    /// The power is not cut before this step.
+    from: usize,
     /// Holds the index as the last life left it.
     folder: tempfile::TempDir,
 }
@@ -128,7 +143,7 @@ impl Trace {
         for life in 1..=LIVES {
             scene.live(folder.path(), life, &mut dice);
         }
-        Self { works, steps: scene.disk.steps(), folder }
+        Self { works, steps: scene.disk.steps(), from: 0, folder }
     }
 
     /// No life may have got so far as to begin one.
@@ -145,6 +160,9 @@ impl Trace {
             durability.step(step);
             if let Step::Said(line) = step {
                 ledger.note(line);
+                continue;
+            }
+            if at < self.from {
                 continue;
             }
             // Where nothing is in doubt there is one image, and it was looked at when the last doubt was settled.
