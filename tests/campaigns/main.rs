@@ -14,6 +14,7 @@ mod kill;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod ledger;
 mod mounts;
+mod mutants;
 mod openers;
 mod process;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
@@ -34,14 +35,18 @@ fn main() {
     if let Some(role) = process::Role::of_this_process() {
         role.play();
     }
+    let (strace, mounts, fuse) = (system_calls::obstacle, mounts::obstacle, block_device::obstacle);
     let campaigns = [
-        Campaign { name: "campaign_kill", run: kill::campaign, obstacle: None },
-        Campaign { name: "campaign_power_cuts_in_a_trace", run: trace::campaign, obstacle: system_calls::obstacle() },
-        Campaign { name: "campaign_power_cuts_on_file_systems", run: block_device::campaign, obstacle: block_device::obstacle() },
-        Campaign { name: "campaign_full_disks", run: full_disk::campaign, obstacle: mounts::obstacle() },
-        Campaign { name: "campaign_concurrent_openers", run: openers::campaign, obstacle: None },
-        Campaign { name: "campaign_histories", run: history::campaign, obstacle: None },
-        Campaign { name: "campaign_failing_calls", run: failing_calls::campaign, obstacle: system_calls::obstacle() },
+        Campaign::new("campaign_kill", kill::campaign, never),
+        Campaign::new("campaign_power_cuts_in_a_trace", trace::campaign, strace),
+        Campaign::new("campaign_power_cuts_in_a_trace_notice_a_void_barrier", trace::campaign_without_barriers, strace),
+        Campaign::new("campaign_power_cuts_on_sled", trace::campaign_on_sled, strace),
+        Campaign::new("campaign_power_cuts_on_file_systems", block_device::campaign, fuse),
+        Campaign::new("campaign_failing_calls", failing_calls::campaign, strace),
+        Campaign::new("campaign_full_disks", full_disk::campaign, mounts),
+        Campaign::new("campaign_concurrent_openers", openers::campaign, never),
+        Campaign::new("campaign_histories", history::campaign, never),
+        Campaign::new("campaign_mutants", mutants::campaign, full_tier_only),
     ];
     let mut arguments = Arguments::from_args();
     // They wait for disks more than they compute.
@@ -49,7 +54,20 @@ fn main() {
     libtest_mimic::run(&arguments, campaigns.into_iter().map(Campaign::into_trial).collect()).exit();
 }
 
+/// For what builds the crate many times over, or runs for long.
+fn full_tier_only() -> Option<String> {
+    (!report::is_full()).then(|| "it runs with SESSION_LOG_CAMPAIGN=full alone".to_owned())
+}
+
+fn never() -> Option<String> {
+    None
+}
+
 impl Campaign {
+    fn new(name: &'static str, run: fn(), obstacle: fn() -> Option<String>) -> Self {
+        Self { name, run, obstacle: obstacle() }
+    }
+
     fn into_trial(self) -> Trial {
         if let Some(why) = &self.obstacle {
             report::tell(&format!("{}: SKIPPED, {why}\n", self.name));

@@ -37,6 +37,10 @@ pub(crate) enum Role {
     Endure(Enduring),
     /// Opens a log at once with others.
     Open(PathBuf),
+    /// Appends to a log that is nothing but a sled database with its own `flush`.
+    WriteSled { folder: PathBuf, appends: u32 },
+    /// Says how many of so many appends to that are there.
+    CheckSled { folder: PathBuf, appends: u32 },
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -103,6 +107,8 @@ impl Role {
             Self::Write(writing) => writing.write(),
             Self::Endure(enduring) => enduring.endure(),
             Self::Open(folder) => contend(&folder),
+            Self::WriteSled { folder, appends } => write_sled(&folder, appends).expect("sled"),
+            Self::CheckSled { folder, appends } => println!("{}", check_sled(&folder, appends).expect("sled")),
             Self::Check { folder, ledger, seed, life } => {
                 let ledger = Ledger::read_from(works(seed), &ledger).expect("the ledger");
                 check(&folder, ledger, works(seed), life);
@@ -309,4 +315,26 @@ fn contend(folder: &Path) {
     });
     let _told = lines.next();
     drop(won);
+}
+
+/// A log as one would write it on sled in twenty lines: a key an event, and an answer when `flush` has returned.
+fn write_sled(folder: &Path, appends: u32) -> sled::Result<()> {
+    let teller = Teller::new(None);
+    let db = sled::open(folder)?;
+    for nth in 0..appends {
+        db.insert(nth.to_be_bytes(), sled_event(nth))?;
+        db.flush()?;
+        teller.say(&format!("acknowledged {nth}"));
+    }
+    Ok(())
+}
+
+fn check_sled(folder: &Path, appends: u32) -> sled::Result<usize> {
+    let db = sled::open(folder)?;
+    let is_there = |nth: u32| Ok(db.get(nth.to_be_bytes())?.is_some_and(|value| value == sled_event(nth)));
+    (0..appends).map(is_there).filter(|there| !matches!(there, Ok(false))).collect::<sled::Result<Vec<bool>>>().map(|there| there.len())
+}
+
+fn sled_event(nth: u32) -> Vec<u8> {
+    vec![nth.to_le_bytes()[0]; 200 + nth as usize % 3_000]
 }

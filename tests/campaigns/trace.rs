@@ -17,6 +17,9 @@ const IMAGES: Runs = Runs { quick: 100, full: 2_000 };
 /// Second-level images.
 const RECOVERIES: Runs = Runs { quick: 20, full: 1_200 };
 
+const SLED_IMAGES: Runs = Runs { quick: 15, full: 150 };
+const SLED_APPENDS: u32 = 300;
+
 const IMAGES_PER_TRACE: u64 = 100;
 const CUTS_PER_RECOVERY: u64 = 10;
 const LIVES: u32 = 5;
@@ -53,6 +56,70 @@ pub(crate) fn campaign() {
     assert_eq!(violations, 0, "recoveries that were cut short");
 }
 
+/// A look at what the campaign is worth: where a kind of call is no barrier, something must be found missing.
+pub(crate) fn campaign_without_barriers() {
+    let seed = seed();
+    let mut dice = Dice(seed);
+    for kind in ["write through", "fdatasync", "fsync"] {
+        let mut report = Report::new(format!("a trace without {kind:?}"), seed, 60);
+        let mut trace = Trace::of_a_writer(dice.roll());
+        trace.void = Some(kind);
+        while !report.is_done() && report.violations() == 0 {
+            let cut = trace.cut(&mut dice);
+            report.run(|| cut.what.clone(), || cut.check());
+        }
+        assert!(report.told() > 0, "nothing noticed that {kind:?} does nothing");
+    }
+}
+
+/// The same cuts in the trace of a log that is a sled database with its own `flush`. What that loses is no violation of ours: it is why
+/// events are not kept there.
+pub(crate) fn campaign_on_sled() {
+    let seed = seed();
+    let mut report = Report::new("power cuts in a trace of sled's own flush", seed, SLED_IMAGES.planned());
+    let mut dice = Dice(seed);
+    let folder = tempfile::tempdir().expect("a folder");
+    let db = folder.path().join("db");
+    let role = Role::WriteSled { folder: db.clone(), appends: SLED_APPENDS };
+    std::fs::create_dir(&db).expect("a folder");
+    let steps = traced(&role, folder.path(), &db, &Image::default());
+    while !report.is_done() {
+        let end = 1 + dice.index(steps.len());
+        let mut durability = Durability::default();
+        steps[..end].iter().for_each(|step| durability.step(step));
+        let acknowledged = steps[..end].iter().filter_map(Step::said).filter(|line| line.starts_with("acknowledged")).count();
+        let image = durability.cut(any_of(&Left::ALL, &mut dice), any_of(&NamesLeft::ALL, &mut dice), &mut dice);
+        let what = || format!("step {end} of {}", steps.len());
+        let found = report.run(what, || found_by_sled(&image, u32::try_from(acknowledged).expect("few")));
+        report.count("acknowledged appends", acknowledged as u64);
+        match found {
+            Some(Some(found)) => {
+                let lost = (acknowledged - found) as u64;
+                report.count("of them lost", lost);
+                report.count("cuts that lost some", u64::from(lost > 0));
+                report.count("cuts that lost all", u64::from(lost > 0 && found == 0));
+            }
+            Some(None) => report.count("cuts that left a database that does not open", 1),
+            None => {}
+        }
+    }
+    report.end();
+}
+
+/// How many of so many appends sled finds in an image, if it opens it.
+fn found_by_sled(image: &Image, appends: u32) -> Option<usize> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let db = folder.path().join("db");
+    image.write_to(&db).expect("write the image");
+    let output = Role::CheckSled { folder: db, appends }.command().stdin(Stdio::null()).output().expect("start a process");
+    let said = String::from_utf8_lossy(&output.stdout);
+    said.trim().parse().ok().filter(|_| output.status.success())
+}
+
+fn any_of<T: Copy>(all: &[T], dice: &mut Dice) -> T {
+    all[dice.index(all.len())]
+}
+
 /// What a process did to a folder, and said.
 struct Trace {
     seed: u64,
@@ -60,6 +127,8 @@ struct Trace {
     /// What was expected of the folder at the beginning.
     ledger: Ledger,
     steps: Vec<Step>,
+    /// This kind of barrier is taken for none.
+    void: Option<&'static str>,
     /// As whom the next to look at it appends.
     life: u32,
 }
@@ -80,13 +149,14 @@ impl Trace {
         std::fs::create_dir(&log).expect("a folder");
         let writing = Writing { folder: log.clone(), seed, life: 1, lives: LIVES, tell: None, end: End::Exit };
         let steps = traced(&Role::Write(writing), folder.path(), &log, &Image::default());
-        Self { seed, base: Image::default(), ledger: Ledger::new(works(seed)), steps, life: LAST_LIFE }
+        Self { seed, base: Image::default(), ledger: Ledger::new(works(seed)), steps, void: None, life: LAST_LIFE }
     }
 
     /// Cuts the power at a random place.
     fn cut(&self, dice: &mut Dice) -> CutOff {
         let end = 1 + dice.index(self.steps.len());
         let mut durability = Durability::of(&self.base);
+        durability.void.extend(self.void.map(str::to_owned));
         let mut ledger = self.ledger.clone();
         for step in &self.steps[..end] {
             durability.step(step);
@@ -94,8 +164,7 @@ impl Trace {
                 ledger.note(line);
             }
         }
-        let left = Left::ALL[dice.index(Left::ALL.len())];
-        let names = NamesLeft::ALL[dice.index(NamesLeft::ALL.len())];
+        let (left, names) = (any_of(&Left::ALL, dice), any_of(&NamesLeft::ALL, dice));
         let what = format!("step {end} of {} with seed {}, {left:?} left, names {names:?}", self.steps.len(), self.seed);
         CutOff { what, seed: self.seed, image: durability.cut(left, names, dice), ledger, life: self.life }
     }
@@ -117,7 +186,7 @@ impl CutOff {
         let mut ledger = self.ledger.clone();
         let said = steps.iter().filter_map(Step::said);
         said.take_while(|line| !line.starts_with("try")).for_each(|line| ledger.note(line));
-        Trace { seed: self.seed, base: self.image.clone(), ledger, steps, life: self.life + 2 }
+        Trace { seed: self.seed, base: self.image.clone(), ledger, steps, void: None, life: self.life + 2 }
     }
 
     fn folder(&self) -> tempfile::TempDir {

@@ -1,0 +1,159 @@
+//! Does it bite? Each mutant breaks one rule of the engine in a copy of its source; some test of a campaign must then turn red.
+//!
+//! What the campaigns find when a *disk* breaks a rule, by ignoring a barrier, they look for themselves in every run.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::report::{Report, tell};
+
+/// A change of the source, and the test that must notice.
+struct Mutant {
+    name: &'static str,
+    /// Files, what stands there once, and what is put in its place.
+    edits: &'static [(&'static str, &'static str, &'static str)],
+    test: &'static str,
+}
+
+const POWER_CUTS: &str = "campaign_power_cuts_on";
+
+const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "the checksums of a group's records are not checked",
+        edits: &[("src/journal/replay.rs", "if !is_whole(&header, records) {", "if false && !is_whole(&header, records) {")],
+        test: POWER_CUTS,
+    },
+    Mutant {
+        name: "an append is answered before its barrier",
+        edits: &[
+            (
+                "src/commit.rs",
+                "let durable = self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed));",
+                "let durable = self.wait_for_turn(&placed);",
+            ),
+            (
+                "src/commit.rs",
+                "Ok(()) => self.publish(&mut group.members, &placed),",
+                "Ok(()) => {\nself.publish(&mut group.members, &placed);\ndrop(self.write(&placed, &group.buffer));\n}",
+            ),
+        ],
+        test: POWER_CUTS,
+    },
+    Mutant {
+        name: "a group is published before the one it follows",
+        edits: &[(
+            "src/commit.rs",
+            "self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed))",
+            "self.write(&placed, &group.buffer)",
+        )],
+        test: "a_group_is_neither_shown_nor_answered_before_the_one_it_follows",
+    },
+    Mutant {
+        name: "a group says of itself that it is durable",
+        edits: &[(
+            "src/commit.rs",
+            "journal.place(group, self.durable_lsn())",
+            "{\nlet end = journal.end_lsn() + 4096;\njournal.place(group, end)\n}",
+        )],
+        test: POWER_CUTS,
+    },
+    Mutant {
+        name: "a journal file is used again before its segment is durable",
+        edits: &[
+            (
+                "src/seal.rs",
+                "let info = write_segment(",
+                "for (file, bytes) in &sealable.files {\nlet _early = self.spares.give(file.number, *bytes);\n}\n\
+                 let info = write_segment(",
+            ),
+            ("src/seal.rs", "let _taken_back = self.spares.give(file.number, *bytes);", "let _not_again = (file, bytes);"),
+        ],
+        test: POWER_CUTS,
+    },
+    Mutant {
+        name: "a next journal file is begun while groups are in flight in the one before",
+        edits: &[("src/commit.rs", "        self.wait_for_groups_in_flight();\n", "")],
+        test: POWER_CUTS,
+    },
+    Mutant {
+        name: "the manifest is read through the page cache",
+        edits: &[(
+            "src/manifest.rs",
+            "let bytes = read_device(disk, path, length)?;",
+            "let mut bytes = BlockBuf::zeroed(length);\ndisk.open(path, Mode::Read)?.read_exact_at(bytes.as_mut_slice(), 0)?;",
+        )],
+        test: "a_manifest_whose_barrier_failed_is_not_believed",
+    },
+    Mutant {
+        name: "the manifest that was found is not made durable",
+        edits: &[("src/recover.rs", "manifest.made_durable(disk, self.folder)?", "manifest")],
+        test: "a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on",
+    },
+    Mutant {
+        name: "recovery goes on in the file that a crash left",
+        edits: &[("src/recover.rs", "if recovery.clean { self.go_on", "if recovery.clean || true { self.go_on")],
+        test: POWER_CUTS,
+    },
+    Mutant {
+        name: "the slot of the manifest that counts is written first",
+        edits: &[("src/manifest.rs", "if self.slot == 0 { [second, first] }", "if self.slot == 1 { [second, first] }")],
+        test: "a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted",
+    },
+    Mutant {
+        name: "what the index says of a session's end is not compared with the segment",
+        edits: &[(
+            "src/locate.rs",
+            "Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {",
+            "Some(segment) => {",
+        )],
+        test: "damage_to_the_index",
+    },
+];
+
+pub(crate) fn campaign() {
+    let mut report = Report::new("mutants", 0, MUTANTS.len() as u64);
+    let copy = tempfile::tempdir().expect("a folder");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for mutant in MUTANTS {
+        report.run(
+            || format!("the mutant in which {}", mutant.name),
+            || {
+                copy_source(source, copy.path());
+                mutant.apply(copy.path());
+                assert!(!mutant.passes(copy.path()), "no test noticed");
+                tell(&format!("  in which {}: {} turned red\n", mutant.name, mutant.test));
+            },
+        );
+    }
+    report.end();
+}
+
+fn copy_source(from: &Path, to: &Path) {
+    for part in ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "benches", "examples"] {
+        let copied = Command::new("cp").arg("-r").arg("--no-preserve=mode").arg(from.join(part)).arg(to).status();
+        assert!(copied.expect("cp").success(), "{part} is not copied");
+    }
+}
+
+impl Mutant {
+    fn apply(&self, folder: &Path) {
+        for (file, from, to) in self.edits {
+            let file = folder.join(file);
+            let text = std::fs::read_to_string(&file).expect("a source file");
+            assert_eq!(text.matches(from).count(), 1, "{from:?} does not stand once in {}", file.display());
+            std::fs::write(&file, text.replace(from, to)).expect("write a source file");
+        }
+    }
+
+    /// Builds it, which must succeed, and runs the test.
+    fn passes(&self, folder: &Path) -> bool {
+        let cargo = |arguments: &[&str]| {
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.current_dir(folder).args(["test", "--quiet", "--lib", "--test", "it"]).args(arguments);
+            cargo.env("CARGO_TARGET_DIR", folder.join("target")).env_remove("SESSION_LOG_CAMPAIGN");
+            cargo.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().expect("cargo")
+        };
+        assert!(cargo(&["--no-run"]).success(), "it does not build");
+        cargo(&[self.test]).success()
+    }
+}
