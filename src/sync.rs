@@ -1,15 +1,24 @@
 //! The one file that chooses lock, atomic and thread types, so that the schedules of everything above it can be explored by
 //! putting others in their place.
 
-pub(crate) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-pub(crate) use std::thread::JoinHandle;
-#[cfg(test)]
-pub(crate) use std::thread::{scope, yield_now};
-pub(crate) use std::time::Instant;
+#[cfg(all(test, shuttle))]
+mod explored;
 
 use std::time::Duration;
 
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+#[cfg(all(test, shuttle))]
+pub(crate) use explored::{
+    AtomicBool, AtomicU64, Condvar, Instant, JoinHandle, Mutex, MutexGuard, Ordering, RwLock, Threads, scope, yield_now,
+};
+#[cfg(not(all(test, shuttle)))]
+pub(crate) use {
+    parking_lot::{Condvar, Mutex, MutexGuard, RwLock},
+    std::sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    std::thread::{Builder as Threads, JoinHandle},
+    std::time::Instant,
+};
+#[cfg(all(test, not(shuttle)))]
+pub(crate) use std::thread::{scope, yield_now};
 
 /// When to stop waiting; never, where the wait is longer than a clock can count.
 #[derive(Debug, Clone, Copy)]
@@ -34,5 +43,5 @@ impl Deadline {
 
 /// Starts a thread that shows up under `name` in debuggers and profilers.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(run)
+    Threads::new().name(name.to_owned()).spawn(run)
 }

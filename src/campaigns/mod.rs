@@ -8,8 +8,11 @@ mod crash_image;
 #[allow(dead_code, reason = "campaigns from outside use the rest")]
 #[path = "../../tests/campaigns/ledger.rs"]
 mod ledger;
+#[cfg(not(shuttle))]
 mod power_cuts;
 #[allow(dead_code, reason = "campaigns from outside use the rest")]
 #[path = "../../tests/campaigns/report.rs"]
 mod report;
+#[cfg(shuttle)]
+mod schedules;
 mod simulated;

@@ -148,12 +148,13 @@ impl Mutant {
     /// Builds it, which must succeed, and runs the test.
     fn passes(&self, folder: &Path) -> bool {
         let cargo = |arguments: &[&str]| {
-            let mut cargo = Command::new(env!("CARGO"));
+            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
             cargo.current_dir(folder).args(["test", "--quiet", "--lib", "--test", "it"]).args(arguments);
             cargo.env("CARGO_TARGET_DIR", folder.join("target")).env_remove("SESSION_LOG_CAMPAIGN");
-            cargo.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().expect("cargo")
+            cargo.stdin(Stdio::null()).output().expect("cargo")
         };
-        assert!(cargo(&["--no-run"]).success(), "it does not build");
-        cargo(&[self.test]).success()
+        let built = cargo(&["--no-run"]);
+        assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));
+        cargo(&[self.test]).status.success()
     }
 }
