@@ -10,6 +10,8 @@ use std::time::Duration;
 pub(crate) use explored::{
     AtomicBool, AtomicU64, Condvar, Instant, JoinHandle, Mutex, MutexGuard, Ordering, RwLock, Threads, scope, yield_now,
 };
+#[cfg(all(test, not(shuttle)))]
+pub(crate) use std::thread::{scope, yield_now};
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use {
     parking_lot::{Condvar, Mutex, MutexGuard, RwLock},
@@ -17,8 +19,6 @@ pub(crate) use {
     std::thread::{Builder as Threads, JoinHandle},
     std::time::Instant,
 };
-#[cfg(all(test, not(shuttle)))]
-pub(crate) use std::thread::{scope, yield_now};
 
 /// When to stop waiting; never, where the wait is longer than a clock can count.
 #[derive(Debug, Clone, Copy)]

@@ -172,7 +172,8 @@ fn a_write_that_fails(seed: u64) {
     scope(|threads| {
         for writer in 0..4 {
             let (scene, log) = (&*scene, &log);
-            threads.spawn(move || scene.append(log, writer, 3, |error| matches!(error, Error::Io { .. } | Error::Poisoned { .. })));
+            threads
+                .spawn(move || scene.append(log, writer, 3, |error| matches!(error, Error::Io { .. } | Error::Poisoned { .. })));
         }
     });
     scene.ledger.lock().check(&log);

@@ -11,7 +11,11 @@ use sessionlog::{Ack, After, Batch, Error, Event, EventId, NewEvent, Page, Sessi
 use super::report::Dice;
 
 const SESSIONS: u64 = 7;
+/// Others may be in the log, which are none of the ledger's business.
+const SESSION: &str = "session ";
 const PAGE: usize = 1_000;
+/// So that a check of the same batches again and again need not make them again.
+const KNOWN_MAX: usize = 2_000;
 const TAG_BYTES: usize = 20;
 
 /// Which append: in which life of the process, by which of its writers, in which order.
@@ -94,7 +98,7 @@ impl Work {
 }
 
 fn session_name(n: u64) -> SessionId {
-    SessionId::new(format!("session {n}")).expect("the name follows the rules")
+    SessionId::new(format!("{SESSION}{n}")).expect("the name follows the rules")
 }
 
 /// Said before the append.
@@ -134,6 +138,7 @@ pub(crate) struct Ledger {
     /// How many events were found, session by session and in the feed.
     events: u64,
     events_fed: u64,
+    payload_bytes: u64,
 }
 
 impl Ledger {
@@ -148,6 +153,7 @@ impl Ledger {
             fed: None,
             events: 0,
             events_fed: 0,
+            payload_bytes: 0,
         }
     }
 
@@ -177,8 +183,9 @@ impl Ledger {
         self.due.len()
     }
 
-    pub(crate) fn found(&self) -> usize {
-        self.found.len()
+    /// The data of all events found.
+    pub(crate) fn payload_bytes(&self) -> u64 {
+        self.payload_bytes
     }
 
     /// What was found, in words for [`note`](Self::note).
@@ -258,17 +265,28 @@ impl Ledger {
         let place = Place { first: after + 1, last: after + batch.len() as u64, id: batch[0].id };
         assert_eq!(self.found.insert(tag, place), None, "{tag:?} was stored twice");
         self.events += batch.len() as u64;
+        self.payload_bytes += batch.iter().map(|event| event.data.len() as u64).sum::<u64>();
     }
 
     fn work(&self, tag: Tag) -> Arc<Work> {
-        let make = || Arc::new(self.works.of(tag));
-        Arc::clone(self.known.lock().entry(tag).or_insert_with(make))
+        let mut known = self.known.lock();
+        if let Some(work) = known.get(&tag) {
+            return Arc::clone(work);
+        }
+        let work = Arc::new(self.works.of(tag));
+        if known.len() < KNOWN_MAX {
+            known.insert(tag, Arc::clone(&work));
+        }
+        work
     }
 
     fn check_feed(&mut self, log: &SessionLog) {
         let feed = log.feed(self.fed.map(After)).expect("the feed").until_tail();
         for event in feed.events() {
             let event = event.expect("an event of the feed");
+            if !event.session_id.as_str().starts_with(SESSION) {
+                continue;
+            }
             assert!(self.fed.is_none_or(|before| before < event.id), "{} comes after {:?} in the feed", event.id, self.fed);
             self.fed = Some(event.id);
             self.events_fed += 1;

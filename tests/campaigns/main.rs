@@ -19,6 +19,7 @@ mod openers;
 mod process;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod report;
+mod soak;
 mod system_calls;
 mod trace;
 
@@ -46,6 +47,7 @@ fn main() {
         Campaign::new("campaign_full_disks", full_disk::campaign, mounts),
         Campaign::new("campaign_concurrent_openers", openers::campaign, never),
         Campaign::new("campaign_histories", history::campaign, never),
+        Campaign::new("campaign_soak", soak::campaign, never),
         Campaign::new("campaign_mutants", mutants::campaign, full_tier_only),
     ];
     let mut arguments = Arguments::from_args();

@@ -15,6 +15,11 @@ struct Mutant {
     test: &'static str,
 }
 
+/// A test that hangs has noticed too.
+const SECONDS_MAX: &str = "300";
+
+/// In a build of its own.
+const SCHEDULES: &str = "campaign_schedules";
 const POWER_CUTS: &str = "campaign_power_cuts_on";
 
 const MUTANTS: &[Mutant] = &[
@@ -46,7 +51,21 @@ const MUTANTS: &[Mutant] = &[
             "self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed))",
             "self.write(&placed, &group.buffer)",
         )],
-        test: "a_group_is_neither_shown_nor_answered_before_the_one_it_follows",
+        test: SCHEDULES,
+    },
+    Mutant {
+        name: "who waits for its turn is not woken",
+        edits: &[(
+            "src/commit.rs",
+            "self.section.lock().reach(placed.end_lsn);\n        self.turn.notify_all();",
+            "self.section.lock().reach(placed.end_lsn);",
+        )],
+        test: SCHEDULES,
+    },
+    Mutant {
+        name: "a waiter forgets that it was woken before it waited",
+        edits: &[("src/watermark.rs", "while !state.woken && deadline", "while deadline")],
+        test: SCHEDULES,
     },
     Mutant {
         name: "a group says of itself that it is durable",
@@ -147,11 +166,16 @@ impl Mutant {
 
     /// Builds it, which must succeed, and runs the test.
     fn passes(&self, folder: &Path) -> bool {
+        let is_explored = self.test == SCHEDULES;
         let cargo = |arguments: &[&str]| {
-            let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            let mut cargo = Command::new("timeout");
+            cargo.arg(SECONDS_MAX).arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
             cargo.current_dir(folder).args(["test", "--quiet", "--lib", "--test", "it"]).args(arguments);
-            cargo.env("CARGO_TARGET_DIR", folder.join("target")).env_remove("SESSION_LOG_CAMPAIGN");
-            cargo.stdin(Stdio::null()).output().expect("cargo")
+            cargo.env("CARGO_TARGET_DIR", folder.join(if is_explored { "explored" } else { "target" }));
+            if is_explored {
+                cargo.env("RUSTFLAGS", "--cfg shuttle");
+            }
+            cargo.env_remove("SESSION_LOG_CAMPAIGN").stdin(Stdio::null()).output().expect("cargo")
         };
         let built = cargo(&["--no-run"]);
         assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));

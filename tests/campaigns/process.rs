@@ -16,6 +16,7 @@ use sessionlog::{Batch, Error, NewEvent, Options, Page, SessionId, SessionLog};
 use super::ledger::{LARGE_BATCHES, Ledger, Tag, Works, acknowledged, tried};
 use super::openers::THREADS;
 use super::report::Dice;
+use super::soak::Soaking;
 
 const CHILD: &str = "--child";
 const WRITERS: u32 = 3;
@@ -37,6 +38,8 @@ pub(crate) enum Role {
     Endure(Enduring),
     /// Opens a log at once with others.
     Open(PathBuf),
+    /// Works on a log in every way until it is killed.
+    Soak(Soaking),
     /// Appends to a log that is nothing but a sled database with its own `flush`.
     WriteSled { folder: PathBuf, appends: u32 },
     /// Says how many of so many appends to that are there.
@@ -107,6 +110,7 @@ impl Role {
             Self::Write(writing) => writing.write(),
             Self::Endure(enduring) => enduring.endure(),
             Self::Open(folder) => contend(&folder),
+            Self::Soak(soaking) => soaking.soak(),
             Self::WriteSled { folder, appends } => write_sled(&folder, appends).expect("sled"),
             Self::CheckSled { folder, appends } => println!("{}", check_sled(&folder, appends).expect("sled")),
             Self::Check { folder, ledger, seed, life } => {
@@ -332,7 +336,11 @@ fn write_sled(folder: &Path, appends: u32) -> sled::Result<()> {
 fn check_sled(folder: &Path, appends: u32) -> sled::Result<usize> {
     let db = sled::open(folder)?;
     let is_there = |nth: u32| Ok(db.get(nth.to_be_bytes())?.is_some_and(|value| value == sled_event(nth)));
-    (0..appends).map(is_there).filter(|there| !matches!(there, Ok(false))).collect::<sled::Result<Vec<bool>>>().map(|there| there.len())
+    (0..appends)
+        .map(is_there)
+        .filter(|there| !matches!(there, Ok(false)))
+        .collect::<sled::Result<Vec<bool>>>()
+        .map(|there| there.len())
 }
 
 fn sled_event(nth: u32) -> Vec<u8> {
