@@ -5,6 +5,8 @@
 #[allow(dead_code, reason = "campaigns from outside use the rest")]
 #[path = "../../tests/campaigns/crash_image.rs"]
 mod crash_image;
+#[cfg(not(shuttle))]
+mod damage;
 #[allow(dead_code, reason = "campaigns from outside use the rest")]
 #[path = "../../tests/campaigns/ledger.rs"]
 mod ledger;
