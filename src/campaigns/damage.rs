@@ -62,18 +62,45 @@ struct Contents {
 
 #[derive(Debug, Clone)]
 enum Damage {
-    Flip { file: PathBuf, at: u64, bit: u32 },
-    Truncate { file: PathBuf, len: u64 },
+    Flip {
+        file: PathBuf,
+        at: u64,
+        bit: u32,
+    },
+    Truncate {
+        file: PathBuf,
+        len: u64,
+    },
     /// From a place to the end of the file, or of what the log wrote there.
-    Fill { file: PathBuf, from: u64, len: u64, with: Filling },
-    Remove { file: PathBuf },
+    Fill {
+        file: PathBuf,
+        from: u64,
+        len: u64,
+        with: Filling,
+    },
+    Remove {
+        file: PathBuf,
+    },
     /// One file in the place of another.
-    Replace { file: PathBuf, by: PathBuf },
-    Swap { one: PathBuf, other: PathBuf },
+    Replace {
+        file: PathBuf,
+        by: PathBuf,
+    },
+    Swap {
+        one: PathBuf,
+        other: PathBuf,
+    },
     /// A file of the same name from another store.
-    Foreign { file: PathBuf, bytes: Vec<u8> },
+    Foreign {
+        file: PathBuf,
+        bytes: Vec<u8>,
+    },
     /// One block in the place of another of the same file.
-    Copy { file: PathBuf, from: u64, to: u64 },
+    Copy {
+        file: PathBuf,
+        from: u64,
+        to: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -128,7 +155,12 @@ impl Store {
         let read = open(&disk).and_then(|log| Contents::of(&log));
         match read {
             Ok(contents) => {
-                assert!(contents == self.contents, "{} events where there were {}", contents.feed.len(), self.contents.feed.len());
+                assert!(
+                    contents == self.contents,
+                    "{} events where there were {}",
+                    contents.feed.len(),
+                    self.contents.feed.len()
+                );
                 "identical"
             }
             Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => {
@@ -242,10 +274,7 @@ fn number(names: &super::crash_image::Names, file: &Path) -> usize {
 }
 
 fn open(disk: &SimulatedDisk) -> Result<SessionLog> {
-    let mut options = Options::new()
-        .journal_file_bytes_max(64 * KIB)
-        .group_bytes_max(64 * KIB)
-        .recent_bytes_max(512 * KIB);
+    let mut options = Options::new().journal_file_bytes_max(64 * KIB).group_bytes_max(64 * KIB).recent_bytes_max(512 * KIB);
     options.journal_file_bytes_min = 64 * KIB;
     options.open_on(disk.handle(), Path::new(NO_INDEX))
 }

@@ -22,9 +22,10 @@ const BATCHES: &[u64] = &[60, 200, 600, 600, 2_000, 8_000];
 /// Between two calls of a thread, so that the store grows by some megabytes a second at the most.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How much more memory may be in use in the last round than in an early one.
-const GROWTH_MAX_PERCENT: u64 = 150;
-const DESCRIPTORS_MORE_MAX: u64 = 24;
+/// What the options bound comes to 288 MiB: what is recent, what was read, and the index; sled takes more than it is told.
+const RSS_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// A log keeps 256 segments open at the most.
+const DESCRIPTORS_MAX: u64 = 300;
 /// Beside the segments there are the journal's files, the index, and what waits to be sealed.
 const DISK_BYTES_MORE: u64 = 256 * 1024 * 1024;
 
@@ -48,10 +49,9 @@ pub(crate) fn campaign() {
     let mut report = Report::new("soak", seed, ROUNDS.planned());
     let folder = tempfile::tempdir().expect("a folder");
     let mut ledger = Ledger::new(works(seed));
-    let mut usages = Vec::new();
     for nth in 1..=ROUNDS.planned() {
         let life = first_life(u32::try_from(nth).expect("few"));
-        let usage = report.run(
+        let passed = report.run(
             || format!("round {nth}"),
             || {
                 let usage = live(&Soaking { folder: folder.path().to_path_buf(), seed, life }, round, &mut ledger);
@@ -62,16 +62,11 @@ pub(crate) fn campaign() {
                     log.close().expect("close");
                 }
                 usage.tell_and_check(nth, disk_bytes(folder.path()), &ledger);
-                usage
             },
         );
-        let Some(usage) = usage else { break };
-        usages.push(usage);
-    }
-    if let [_, _, early, .., last] = usages[..] {
-        let rss_max = early.rss_bytes * GROWTH_MAX_PERCENT / 100;
-        assert!(last.rss_bytes <= rss_max, "memory grows: {early:?}, then {last:?}");
-        assert!(last.descriptors <= early.descriptors + DESCRIPTORS_MORE_MAX, "descriptors grow: {early:?}, then {last:?}");
+        if passed.is_none() {
+            break;
+        }
     }
     report.count("appends acknowledged", ledger.due() as u64);
     report.end();
@@ -113,6 +108,8 @@ impl Usage {
             "  round {round}: RSS {rss} MiB, {descriptors} descriptors, {disk_mib} MiB on disk for {payload_mib} MiB of data, \
              {appends} appends\n"
         ));
+        assert!(rss_bytes <= RSS_BYTES_MAX, "{rss_bytes} bytes of memory");
+        assert!(descriptors <= DESCRIPTORS_MAX, "{descriptors} descriptors");
         assert!(disk <= payload * 5 / 4 + DISK_BYTES_MORE, "{disk} bytes on disk for {payload} of data");
     }
 }
