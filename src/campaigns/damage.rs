@@ -30,7 +30,7 @@ fn campaign_damage() {
         for (file, bytes) in store.files() {
             for at in 0..bytes {
                 let damage = Damage::Flip { file: file.clone(), at, bit: u32::try_from(dice.below(8)).unwrap() };
-                store.check(damage, &mut report);
+                store.check(&damage, &mut report);
             }
         }
     }
@@ -38,7 +38,7 @@ fn campaign_damage() {
         let (store, other) = (Store::new(dice.roll()), Store::new(dice.roll()));
         for _ in 0..RUNS.quick / 4 {
             let damage = Damage::random(&store, &other, &mut dice);
-            store.check(damage, &mut report);
+            store.check(&damage, &mut report);
         }
     }
     for expected in ["outcomes: an error", "outcomes: identical"] {
@@ -141,7 +141,7 @@ impl Store {
         files.collect()
     }
 
-    fn check(&self, damage: Damage, report: &mut Report) {
+    fn check(&self, damage: &Damage, report: &mut Report) {
         let what = format!("{damage:?}").chars().take(300).collect::<String>();
         let mut image = self.image.clone();
         damage.apply(&mut image);

@@ -17,4 +17,5 @@ mod power_cuts;
 mod report;
 #[cfg(shuttle)]
 mod schedules;
+#[cfg_attr(shuttle, allow(dead_code, reason = "the power cuts use the rest"))]
 mod simulated;

@@ -336,9 +336,10 @@ impl State<'_> {
         let mut ledger = self.ledger.clone();
         let log = open(&disk, path, &mut dice);
         ledger.check(&log);
-        let shown = ledger.shown();
-        shown.iter().for_each(|line| ledger.note(line));
-        shown.into_iter().for_each(|line| disk.say(line));
+        for line in ledger.shown() {
+            ledger.note(&line);
+            disk.say(line);
+        }
         ledger.retry_what_was_not_acknowledged(&log);
         for nth in 0..u32::try_from(dice.below(3)).expect("few") {
             let tag = Tag { life: self.life, writer: 0, nth };

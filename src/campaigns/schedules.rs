@@ -2,7 +2,6 @@
 //!
 //! A thread that waits for ever is a deadlock, which ends the run; so a lost wake-up is seen at once.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -26,11 +25,21 @@ const BATCHES: &[u64] = &[40, 40, 40, 135_000];
 const KIB: usize = 1024;
 const PREFERENCES: usize = 4;
 
+/// What is done under a schedule, for a seed.
+type Scenario = fn(u64);
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Random,
+    /// Threads have priorities, which change a few times.
+    Preferring,
+}
+
 #[test]
 fn campaign_schedules() {
     let seed = seed();
     let mut report = Report::new("schedules", seed, SCHEDULES.planned());
-    let scenarios: [(&str, fn(u64)); 4] = [
+    let scenarios: [(&str, Scenario); 4] = [
         ("appends and a stream", appends_and_a_stream),
         ("a barrier that fails", a_write_that_fails),
         ("async appends", async_appends),
@@ -39,9 +48,9 @@ fn campaign_schedules() {
     let mut dice = Dice(seed);
     while !report.is_done() {
         for (name, scenario) in scenarios {
-            for preferring in [false, true] {
+            for kind in [Kind::Random, Kind::Preferring] {
                 let seed = dice.roll();
-                report.run(|| format!("{name}, seed {seed}"), || explore(scenario, seed, preferring));
+                report.run(|| format!("{name}, {kind:?}, seed {seed}"), || explore(scenario, seed, kind));
                 report.count(format!("schedules of {name}"), 1);
             }
         }
@@ -50,21 +59,15 @@ fn campaign_schedules() {
 }
 
 /// One run under one schedule, both of which follow from the seed.
-fn explore(scenario: fn(u64), seed: u64, preferring: bool) {
+fn explore(scenario: Scenario, seed: u64, kind: Kind) {
     let mut config = Config::new();
     config.stack_size = 1024 * KIB;
     config.max_steps = MaxSteps::FailAfter(2_000_000);
     let run = move || scenario(seed);
-    let explored = catch_unwind(AssertUnwindSafe(|| {
-        if preferring {
-            Runner::new(PctScheduler::new_from_seed(seed, PREFERENCES, 1), config).run(run);
-        } else {
-            Runner::new(RandomScheduler::new_from_seed(seed, 1), config).run(run);
-        }
-    }));
-    if let Err(panic) = explored {
-        std::panic::resume_unwind(panic);
-    }
+    match kind {
+        Kind::Random => Runner::new(RandomScheduler::new_from_seed(seed, 1), config).run(run),
+        Kind::Preferring => Runner::new(PctScheduler::new_from_seed(seed, PREFERENCES, 1), config).run(run),
+    };
 }
 
 struct Scene {
@@ -219,8 +222,8 @@ fn a_close_among_appends(seed: u64) {
         let log = &log;
         threads.spawn(move || log.close().expect("close"));
     });
-    let disk_of_the_next = scene.open_next();
-    scene.ledger.lock().check(&disk_of_the_next);
+    let next = scene.open_next();
+    scene.ledger.lock().check(&next);
     scene.check(seed);
 }
 
@@ -229,7 +232,9 @@ impl Scene {
     fn open_next(&self) -> SessionLog {
         let steps = self.disk.steps();
         let mut durability = Durability::default();
-        steps.iter().for_each(|step| durability.step(step));
+        for step in &steps {
+            durability.step(step);
+        }
         let image = durability.cut(Left::Everything, NamesLeft::InOrder, &mut Dice(0));
         open(&SimulatedDisk::of(Path::new(NO_INDEX), &image))
     }

@@ -410,7 +410,9 @@ impl Durability {
         });
         self.pending_names = pending;
         let settled: Vec<PendingName> = settled;
-        settled.iter().for_each(|name| change_names(&mut self.names, &name.call));
+        for name in settled {
+            change_names(&mut self.names, &name.call);
+        }
     }
 
     /// The content of a file as the device has it, when it is asked before power is lost.
@@ -457,7 +459,9 @@ impl File {
             .partition(|pending: &Pending| pending.ended.is_some_and(|ended| ended < begun));
         self.pending = pending;
         let settled: Vec<Pending> = settled;
-        settled.iter().for_each(|pending| pending.change.apply(&mut self.durable));
+        for pending in settled {
+            pending.change.apply(&mut self.durable);
+        }
     }
 
     /// A write that is its own barrier ended. It also settles those before it that it lies over.
@@ -484,10 +488,9 @@ impl File {
         };
         for pending in self.pending.iter().skip(from) {
             match left {
-                Left::Nothing => {}
                 Left::Everything | Left::LastWrites => pending.change.apply(&mut content),
                 Left::SomeWrites if dice.flip() => pending.change.apply(&mut content),
-                Left::SomeWrites => {}
+                Left::Nothing | Left::SomeWrites => {}
                 Left::SomeSectors => pending.change.apply_sectors(&mut content, |_, _| dice.flip()),
                 Left::FirstSectors => {
                     let share = dice.below(101);

@@ -32,7 +32,9 @@ pub(crate) fn campaign() {
         let mut met = Vec::new();
         let what = || format!("{kind} of {} MiB with seed {seed}", bytes / MIB);
         report.run(what, || Disk::new(kind, bytes).fill(seed, &mut met));
-        met.into_iter().for_each(|what| report.count(what, 1));
+        for what in met {
+            report.count(what, 1);
+        }
     }
     report.end();
 }

@@ -44,7 +44,7 @@ fn grow_and_kill(seed: u64, report: &mut Report) {
             let kill = Kill { folder: folder.path(), seed, process };
             kill.carry_out(&mut dice, &mut ledger);
             // A process that opens what the one before left behind meets the crash itself, and may be killed while it recovers.
-            (is_last || !dice.one_in(3)).then(|| check(folder.path(), process, is_last, &mut dice, &mut ledger))
+            (is_last || !dice.one_in(3)).then(|| check(folder.path(), process, &mut dice, &mut ledger))
         });
         match checked {
             None => return,
@@ -58,9 +58,9 @@ fn grow_and_kill(seed: u64, report: &mut Report) {
     report.count("appends acknowledged", ledger.due() as u64);
 }
 
-fn check(folder: &Path, process: u32, is_last: bool, dice: &mut Dice, ledger: &mut Ledger) -> u64 {
+fn check(folder: &Path, process: u32, dice: &mut Dice, ledger: &mut Ledger) -> u64 {
     let log = open(folder, first_life(process));
-    if is_last || dice.one_in(15) {
+    if process == KILLS_PER_LOG || dice.one_in(15) {
         ledger.forget_what_was_checked();
     }
     ledger.check(&log);

@@ -33,6 +33,12 @@ impl Tag {
         let field = |n: usize| u32::from_le_bytes(data[n * 4..n * 4 + 4].try_into().expect("four bytes"));
         Self { life: field(0), writer: field(1), nth: field(2) }
     }
+
+    /// What [`Display`](fmt::Display) made of it.
+    fn told(words: &[&str]) -> Self {
+        let field = |n: usize| u32::try_from(number(words[n])).expect("a small number");
+        Self { life: field(0), writer: field(1), nth: field(2) }
+    }
 }
 
 impl fmt::Display for Tag {
@@ -120,6 +126,12 @@ struct Place {
     id: EventId,
 }
 
+impl Place {
+    fn told(first: &str, last: &str, id: &str) -> Self {
+        Self { first: number(first), last: number(last), id: id.parse().expect("an event ID") }
+    }
+}
+
 /// All that was said by those who append, and all that was found in the log.
 #[derive(Clone)]
 pub(crate) struct Ledger {
@@ -161,16 +173,14 @@ impl Ledger {
     pub(crate) fn note(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
-            ["try", life, writer, nth] => assert!(self.open.insert(tag(life, writer, nth)), "{line} comes twice"),
-            ["ack", life, writer, nth, first, last, id] => {
-                let place = Place { first: number(first), last: number(last), id: id.parse().expect("an event ID") };
-                let tag = tag(life, writer, nth);
+            ["try", ref tag @ ..] => assert!(self.open.insert(Tag::told(tag)), "{line} comes twice"),
+            ["ack", ref tag @ .., first, last, id] => {
+                let tag = Tag::told(tag);
                 assert!(self.open.remove(&tag), "{tag:?} was not tried, or acknowledged twice");
-                self.due.insert(tag, place);
+                self.due.insert(tag, Place::told(first, last, id));
             }
-            ["shown", life, writer, nth, first, last, id] => {
-                let place = Place { first: number(first), last: number(last), id: id.parse().expect("an event ID") };
-                let tag = tag(life, writer, nth);
+            ["shown", ref tag @ .., first, last, id] => {
+                let (tag, place) = (Tag::told(tag), Place::told(first, last, id));
                 self.open.remove(&tag);
                 let before = self.due.insert(tag, place);
                 assert!(before.is_none_or(|before| before == place), "{tag:?} was acknowledged elsewhere than it was shown");
@@ -320,11 +330,6 @@ impl Ledger {
 fn split_batch(events: &[Event]) -> Option<(&[Event], &[Event])> {
     let tag = Tag::of(events.first()?);
     Some(events.split_at(events.iter().take_while(|event| Tag::of(event) == tag).count()))
-}
-
-fn tag(life: &str, writer: &str, nth: &str) -> Tag {
-    let number = |text| u32::try_from(number(text)).expect("a small number");
-    Tag { life: number(life), writer: number(writer), nth: number(nth) }
 }
 
 fn number(text: &str) -> u64 {

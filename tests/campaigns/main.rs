@@ -4,6 +4,14 @@
 //! `cargo test` runs a quick tier of each; with `SESSION_LOG_CAMPAIGN=full` all their runs are made. Each tells its runs, violations,
 //! what it skipped and why, and its seed. A campaign that this machine cannot run is ignored, and says so.
 
+#![allow(
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::missing_errors_doc,
+    reason = "all of this program is a test, which the lints do not know"
+)]
+
 mod block_device;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod crash_image;
@@ -15,6 +23,7 @@ mod kill;
 mod ledger;
 mod mounts;
 mod mutants;
+mod nested;
 mod openers;
 mod process;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
@@ -38,6 +47,9 @@ fn main() {
     }
     let (strace, mounts, fuse) = (system_calls::obstacle, mounts::obstacle, block_device::obstacle);
     let campaigns = [
+        // First, since they build for a while.
+        Campaign::new("campaign_schedules", nested::schedules, never),
+        Campaign::new("campaign_hostile_bytes", nested::hostile_bytes, nested::no_fuzz_package),
         Campaign::new("campaign_kill", kill::campaign, never),
         Campaign::new("campaign_power_cuts_in_a_trace", trace::campaign, strace),
         Campaign::new("campaign_power_cuts_in_a_trace_notice_a_void_barrier", trace::campaign_without_barriers, strace),

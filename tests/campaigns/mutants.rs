@@ -18,6 +18,9 @@ struct Mutant {
 /// A test that hangs has noticed too.
 const SECONDS_MAX: &str = "300";
 
+/// Of the test's campaign.
+const RUNS: &str = "3000";
+
 /// In a build of its own.
 const SCHEDULES: &str = "campaign_schedules";
 const POWER_CUTS: &str = "campaign_power_cuts_on";
@@ -175,7 +178,7 @@ impl Mutant {
             if is_explored {
                 cargo.env("RUSTFLAGS", "--cfg shuttle");
             }
-            cargo.env_remove("SESSION_LOG_CAMPAIGN").stdin(Stdio::null()).output().expect("cargo")
+            cargo.env("SESSION_LOG_RUNS", RUNS).env_remove("SESSION_LOG_CAMPAIGN").stdin(Stdio::null()).output().expect("cargo")
         };
         let built = cargo(&["--no-run"]);
         assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));

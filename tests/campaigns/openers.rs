@@ -28,17 +28,24 @@ pub(crate) fn campaign() {
         std::fs::create_dir(&paths[0]).expect("a folder");
         let mut sessions = 0;
         for round in 0..10 {
-            let died = dice.flip();
-            if report.run(|| format!("round {round}"), || contend(&paths, died, &mut sessions)).is_none() {
+            let end = if dice.flip() { Holder::IsKilled } else { Holder::IsTold };
+            if report.run(|| format!("round {round}"), || contend(&paths, end, &mut sessions)).is_none() {
                 break;
             }
-            report.count("holders that were killed", u64::from(died));
+            report.count("holders that were killed", u64::from(end == Holder::IsKilled));
             if report.is_done() {
                 break;
             }
         }
     }
     report.end();
+}
+
+/// How the one who has the log open goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    IsTold,
+    IsKilled,
 }
 
 struct Opener {
@@ -48,10 +55,14 @@ struct Opener {
 }
 
 /// All try at once; the winner stays until it is told, or killed; then it is ours.
-fn contend(paths: &[PathBuf], holder_dies: bool, sessions: &mut usize) {
+fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
     let mut openers: Vec<Opener> = (0..PROCESSES).map(|nth| Opener::start(&paths[nth % paths.len()])).collect();
-    openers.iter_mut().for_each(|opener| assert_eq!(opener.hear(), "ready"));
-    openers.iter_mut().for_each(|opener| opener.say("go"));
+    for opener in &mut openers {
+        assert_eq!(opener.hear(), "ready");
+    }
+    for opener in &mut openers {
+        opener.say("go");
+    }
     let mut winner = None;
     for (nth, opener) in openers.iter_mut().enumerate() {
         for _ in 0..THREADS {
@@ -64,7 +75,7 @@ fn contend(paths: &[PathBuf], holder_dies: bool, sessions: &mut usize) {
     }
     let winner = &mut openers[winner.expect("somebody wins")];
     assert!(matches!(small_files().open(&paths[0]), Err(Error::Locked { .. })), "the log opens while another has it");
-    if holder_dies {
+    if end == Holder::IsKilled {
         winner.child.kill().expect("kill the holder");
     } else {
         winner.say("go");

@@ -115,15 +115,13 @@ impl Report {
     pub(crate) fn told(&self) -> usize {
         let (runs, violations, seconds) = (self.runs, self.violations.len(), self.took().as_secs());
         let skipped: u64 = self.skipped.values().sum();
-        let mut text = format!("campaign {}: {runs} runs, {violations} violations, {skipped} skipped", self.campaign);
-        text += &format!(", {ENV_SEED}={}, {seconds} s\n", self.seed);
-        for (why, runs) in &self.skipped {
-            text += &format!("  SKIPPED {runs}: {why}\n");
-        }
-        for (figure, count) in &self.figures {
-            text += &format!("  {count} {figure}\n");
-        }
-        tell(&text);
+        let mut lines = vec![format!(
+            "campaign {}: {runs} runs, {violations} violations, {skipped} skipped, {ENV_SEED}={}, {seconds} s",
+            self.campaign, self.seed
+        )];
+        lines.extend(self.skipped.iter().map(|(why, runs)| format!("  SKIPPED {runs}: {why}")));
+        lines.extend(self.figures.iter().map(|(figure, count)| format!("  {count} {figure}")));
+        tell(&(lines.join("\n") + "\n"));
         violations
     }
 

@@ -95,7 +95,9 @@ fn live(soaking: &Soaking, round: Duration, ledger: &mut Ledger) -> Usage {
     let status = child.wait().expect("wait for the process");
     assert!(std::os::unix::process::ExitStatusExt::signal(&status) == Some(9), "the process ended by itself: {status}");
     reader.join().expect("a thread");
-    lines.try_iter().for_each(|line| ledger.note(&line));
+    for line in lines.try_iter() {
+        ledger.note(&line);
+    }
     usage
 }
 

@@ -172,9 +172,9 @@ impl Reader<'_> {
                 Call::Resize { file, len: arguments[2].length() + arguments[3].length(), cut: Cut::No }
             }
             "open" | "openat" | "creat" | "close" | "dup" | "dup2" | "dup3" | "fcntl" | "lseek" | "mmap" => return None,
-            "rename" => self.rename(arguments[0].path(), arguments[1].path())?,
+            "rename" => self.rename(&arguments[0].path(), &arguments[1].path())?,
             "renameat" | "renameat2" => {
-                self.rename(self.at(&arguments[0], &arguments[1]), self.at(&arguments[2], &arguments[3]))?
+                self.rename(&self.at(&arguments[0], &arguments[1]), &self.at(&arguments[2], &arguments[3]))?
             }
             "unlink" | "rmdir" => Call::Remove(self.inside(&arguments[0].path())?),
             "unlinkat" => Call::Remove(self.inside(&self.at(&arguments[0], &arguments[1]))?),
@@ -190,7 +190,11 @@ impl Reader<'_> {
         let UnderWay { name, arguments, begun } = under_way;
         let succeeded = result.is_some_and(|result| result >= 0);
         if let Some(begun) = begun {
-            self.end_step(begun, succeeded, &name);
+            if succeeded {
+                self.succeeded(begun);
+            } else {
+                self.failed(begun, &name);
+            }
         }
         let Some(result) = result.filter(|_| succeeded) else { return };
         let first = arguments.first().and_then(Argument::number);
@@ -212,17 +216,17 @@ impl Reader<'_> {
         }
     }
 
-    fn end_step(&mut self, begun: usize, succeeded: bool, name: &str) {
-        if succeeded {
-            if let Step::Begin(call) = &self.steps[begun] {
-                change_names(&mut self.names, call);
-            }
-            self.steps.push(Step::End(begun));
-        } else {
-            // Names that could not be changed, such as a folder that was there. A write would be another matter.
-            assert!(name.contains("mkdir") || name.contains("rename") || name.contains("unlink"), "a {name} failed");
-            self.steps[begun] = Step::Said(format!("a {name} that failed"));
+    fn succeeded(&mut self, begun: usize) {
+        if let Step::Begin(call) = &self.steps[begun] {
+            change_names(&mut self.names, call);
         }
+        self.steps.push(Step::End(begun));
+    }
+
+    /// Names that could not be changed, such as a folder that was there. A write would be another matter.
+    fn failed(&mut self, begun: usize, name: &str) {
+        assert!(name.contains("mkdir") || name.contains("rename") || name.contains("unlink"), "a {name} failed");
+        self.steps[begun] = Step::Said(format!("a {name} that failed"));
     }
 
     fn opened(&mut self, descriptor: i64, path: PathBuf, flags: &Argument) {
@@ -235,14 +239,13 @@ impl Reader<'_> {
         {
             file = match self.names.get(&inside) {
                 Some(Node::File(file)) => Some(*file),
-                Some(Node::Dir) => None,
                 None if has("O_CREAT") => {
                     let file = self.files;
                     self.files += 1;
                     self.made(Call::Create { file, path: inside });
                     Some(file)
                 }
-                None => None,
+                Some(Node::Dir) | None => None,
             };
             if let (Some(file), true) = (file, has("O_TRUNC")) {
                 self.made(Call::Resize { file, len: 0, cut: Cut::Yes });
@@ -264,8 +267,8 @@ impl Reader<'_> {
         }
     }
 
-    fn rename(&self, from: PathBuf, to: PathBuf) -> Option<Call> {
-        Some(Call::Rename { from: self.inside(&from)?, to: self.inside(&to)? })
+    fn rename(&self, from: &Path, to: &Path) -> Option<Call> {
+        Some(Call::Rename { from: self.inside(from)?, to: self.inside(to)? })
     }
 
     /// A path relative to a descriptor.
