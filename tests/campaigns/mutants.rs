@@ -170,18 +170,17 @@ impl Mutant {
     /// Builds it, which must succeed, and runs the test.
     fn passes(&self, folder: &Path) -> bool {
         let is_explored = self.test == SCHEDULES;
-        let cargo = |arguments: &[&str]| {
-            let mut cargo = Command::new("timeout");
-            cargo.arg(SECONDS_MAX).arg(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.current_dir(folder).args(["test", "--quiet", "--lib", "--test", "it"]).args(arguments);
-            cargo.env("CARGO_TARGET_DIR", folder.join(if is_explored { "explored" } else { "target" }));
+        let cargo = |program: &[&str], arguments: &[&str]| {
+            let mut cargo = Command::new(program[0]);
+            cargo.args(&program[1..]).args(["test", "--quiet", "--lib", "--test", "it"]).args(arguments);
+            cargo.current_dir(folder).env("CARGO_TARGET_DIR", folder.join(if is_explored { "explored" } else { "target" }));
             if is_explored {
                 cargo.env("RUSTFLAGS", "--cfg shuttle");
             }
             cargo.env("SESSION_LOG_RUNS", RUNS).env_remove("SESSION_LOG_CAMPAIGN").stdin(Stdio::null()).output().expect("cargo")
         };
-        let built = cargo(&["--no-run"]);
+        let built = cargo(&["cargo"], &["--no-run"]);
         assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));
-        cargo(&[self.test]).status.success()
+        cargo(&["timeout", SECONDS_MAX, "cargo"], &[self.test]).status.success()
     }
 }
