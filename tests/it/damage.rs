@@ -29,7 +29,7 @@ const TRAILER_BYTES: usize = 4096;
 const BLOCK: usize = 4096;
 /// A log that has been idle for this long may write a witness, which makes a torn tail provable damage.
 const BEFORE_THE_WITNESS: Duration = Duration::from_millis(80);
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(2);
 const PAGE: usize = 1_000;
 const WORKERS: usize = 2;
 
