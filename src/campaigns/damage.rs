@@ -29,8 +29,9 @@ fn campaign_damage() {
         let store = Store::new(dice.roll());
         for (file, bytes) in store.files() {
             for at in 0..bytes {
-                let damage = Damage::Flip { file: file.clone(), at, bit: u32::try_from(dice.below(8)).unwrap() };
-                store.check(&damage, &mut report);
+                let flip = Damage::Flip { file: file.clone(), at, bit: u32::try_from(dice.below(8)).unwrap() };
+                store.check(&flip, &mut report);
+                store.check(&Damage::Truncate { file: file.clone(), len: at }, &mut report);
             }
         }
     }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr,
-    ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+    BackgroundSession, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use parking_lot::Mutex;
 
@@ -33,8 +33,11 @@ const LAST_LIFE: u32 = 1_000;
 const LEFT: [Left; 4] = [Left::Nothing, Left::Everything, Left::SomeWrites, Left::SomeSectors];
 
 pub(crate) fn obstacle() -> Option<String> {
-    let no_fuse = || (!Path::new("/dev/fuse").exists()).then(|| "there is no /dev/fuse".to_owned());
-    mounts::obstacle().or_else(no_fuse).or_else(|| obstacle_to("ext4"))
+    mounts::obstacle().or_else(|| {
+        let folder = tempfile::tempdir().ok()?;
+        let mounted = Device::of(Content::default()).mount(folder.path()).and_then(BackgroundSession::umount_and_join);
+        mounted.err().map(|error| format!("no file system of one's own can be mounted: {error}"))
+    })
 }
 
 pub(crate) fn campaign() {
@@ -82,10 +85,10 @@ impl Record {
         let file = folder.path().join("image");
         make_file_system(kind, &file, DEVICE_BYTES).unwrap_or_else(|error| panic!("{error}"));
         let base = Content::read_from(&file).expect("read the image");
-        let device = Device { state: Arc::new(Mutex::new(Recorded { content: base.clone(), steps: Vec::new(), told: 0 })) };
+        let device = Device::of(base.clone());
         let state = Arc::clone(&device.state);
         let mount_point = tempfile::tempdir().expect("a folder");
-        let session = fuser::spawn_mount(device, mount_point.path(), &fuser::Config::default()).expect("mount the device");
+        let session = device.mount(mount_point.path()).expect("mount the device");
         work_on(kind, mount_point.path(), seed);
         session.umount_and_join().expect("unmount the device");
         let steps = std::mem::take(&mut state.lock().steps);
@@ -162,6 +165,14 @@ const TOLD: INodeNo = INodeNo(3);
 const TTL: Duration = Duration::ZERO;
 
 impl Device {
+    fn of(content: Content) -> Self {
+        Self { state: Arc::new(Mutex::new(Recorded { content, steps: Vec::new(), told: 0 })) }
+    }
+
+    fn mount(self, folder: &Path) -> std::io::Result<BackgroundSession> {
+        fuser::spawn_mount(self, folder, &fuser::Config::default())
+    }
+
     fn attributes(&self, file: INodeNo) -> FileAttr {
         let state = self.state.lock();
         let (size, kind) = match file {

@@ -5,14 +5,17 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Why nothing can be mounted here, if so.
+/// Why nothing can be mounted here, if so: it is tried.
 pub(crate) fn obstacle() -> Option<String> {
-    let tried = tempfile::tempdir().map_err(|error| error.to_string()).and_then(|folder| {
-        let mounted = Mount::new("tmpfs", Path::new("tmpfs"), "size=1m", folder)?;
-        drop(mounted);
-        if Path::new("/dev/loop-control").exists() { Ok(()) } else { Err("there are no loop devices".to_owned()) }
-    });
-    tried.err().map(|why| format!("nothing can be mounted: {why}"))
+    let tried = || {
+        let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let memory = Mount::new("tmpfs", Path::new("tmpfs"), "size=16m", folder)?;
+        let file = memory.path().join("image");
+        make_file_system("ext4", &file, 8 * 1024 * 1024)?;
+        let device = Loop::new(&file)?;
+        device.mount("ext4").map(drop)
+    };
+    tried().err().map(|why| format!("nothing can be mounted: {why}"))
 }
 
 /// Why there is no such file system here, if so.
