@@ -244,11 +244,12 @@ impl Scene {
     }
 
     fn live(&mut self, folder: &Path, life: u32, dice: &mut Dice) {
-        match dice.below(5) {
+        match dice.below(6) {
             0 => self.disk.die_after(dice.index(40)),
             1 => self.disk.die_after(dice.index(300)),
             2 => self.disk.fail(Fault { of: Faulty::Barrier, after: dice.below(25) }),
             3 => self.disk.fail(Fault { of: Faulty::WriteThrough, after: dice.below(60) }),
+            4 => self.disk.fail(Fault { of: Faulty::Write, after: dice.below(20) }),
             _ => {}
         }
         self.live_on(folder, life, dice);
