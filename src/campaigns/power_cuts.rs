@@ -69,7 +69,7 @@ fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
         "sync of folder ./",
     ];
     let mut dice = Dice(seed);
-    let planned = if is_full() { 60_000 } else { 4_000 };
+    let planned = if is_full() { 60_000 } else { 10_000 };
     for kind in kinds {
         let mut report = Report::new(format!("without {kind:?}"), seed, planned);
         while !report.is_done() && report.violations() == 0 {
