@@ -8,7 +8,7 @@ use std::time::Duration;
 
 #[cfg(all(test, shuttle))]
 pub(crate) use explored::{
-    AtomicBool, AtomicU64, Condvar, Instant, JoinHandle, Mutex, MutexGuard, Ordering, RwLock, Threads, scope, yield_now,
+    AtomicBool, AtomicU64, Condvar, Instant, JoinHandle, Mutex, MutexGuard, Ordering, RwLock, Tally, Threads, scope, yield_now,
 };
 #[cfg(all(test, not(shuttle)))]
 pub(crate) use std::thread::{scope, yield_now};

@@ -28,8 +28,9 @@ const APPENDS: u64 = 16;
 /// Whoever looks at an image of an earlier life appends as this one.
 const LAST_LIFE: u32 = 1_000;
 
-/// Batches that make a journal of small files rotate every few dozens, and now and then one that is larger than such a file.
-const BATCHES: &[u64] = &[40, 40, 200, 200, 1_000, 1_000, 4_000, 4_000, 12_000, 140_000];
+/// Batches that make a journal of small files rotate every few dozens, and now and then one that may be larger than such a file, or be
+/// written beside another.
+const BATCHES: &[u64] = &[40, 40, 40, 200, 200, 200, 1_000, 1_000, 1_000, 4_000, 4_000, 12_000, 300_000];
 
 const KIB: usize = 1024;
 const HOUR_MS: u64 = 3_600_000;
@@ -48,7 +49,7 @@ fn campaign_power_cuts_on_a_simulated_disk() {
         let trace = Trace::record(dice.roll());
         trace.cut(&[], &mut report, &mut dice);
     }
-    for expected in ["second cuts", "cuts with an index"] {
+    for expected in ["second cuts", "cuts with an index", "cuts with two groups in flight"] {
         assert!(report.figure(expected) > 0, "no {expected}");
     }
     report.end();
@@ -173,6 +174,7 @@ impl Trace {
                 let image = durability.cut(left, names, dice);
                 let index = (self.has_index() && dice.one_in(ONE_INDEX_IN)).then_some(self.folder.path());
                 report.count("cuts with an index", u64::from(index.is_some()));
+                report.count("cuts with two groups in flight", u64::from(durability.written_through() > 1));
                 let (works, life) = (self.works, LAST_LIFE);
                 let state = State { image, ledger: ledger.clone(), index, life, works, seed: dice.roll() };
                 let what = || format!("step {at} of {}, {left:?} left, names {names:?}", self.steps.len());

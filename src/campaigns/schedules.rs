@@ -14,14 +14,14 @@ use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
 use super::report::{Dice, Report, Runs, seed};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
 use crate::error::Error;
-use crate::sync::{Mutex, scope, spawn};
+use crate::sync::{Mutex, Tally, scope, spawn};
 use crate::{Options, SessionLog, StreamItem};
 
 /// In all, over the scenarios and the kinds of schedules.
 const SCHEDULES: Runs = Runs { quick: 600, full: 10_000 };
 const NO_INDEX: &str = "/dev/null/log";
 /// Small ones, and some that two groups in flight can come of.
-const BATCHES: &[u64] = &[40, 40, 40, 135_000];
+const BATCHES: &[u64] = &[40, 40, 270_000];
 const KIB: usize = 1024;
 const PREFERENCES: usize = 4;
 
@@ -55,6 +55,8 @@ fn campaign_schedules() {
             }
         }
     }
+    report.count("schedules with two groups in flight", OVERLAPPED.so_far());
+    assert!(OVERLAPPED.so_far() > 0, "no two groups were in flight");
     report.end();
 }
 
@@ -68,6 +70,17 @@ fn explore(scenario: Scenario, seed: u64, kind: Kind) {
         Kind::Random => Runner::new(RandomScheduler::new_from_seed(seed, 1), config).run(run),
         Kind::Preferring => Runner::new(PctScheduler::new_from_seed(seed, PREFERENCES, 1), config).run(run),
     };
+}
+
+/// Runs in which two groups were in flight.
+static OVERLAPPED: Tally = Tally::new();
+
+fn have_overlapped(steps: &[Step]) -> bool {
+    let mut durability = Durability::default();
+    steps.iter().any(|step| {
+        durability.step(step);
+        durability.written_through() > 1
+    })
 }
 
 struct Scene {
@@ -113,6 +126,9 @@ impl Scene {
     /// Whatever was acknowledged is there, also when the power is cut just then.
     fn check(&self, seed: u64) {
         let (steps, mut dice) = (self.disk.steps(), Dice(seed));
+        if have_overlapped(&steps) {
+            OVERLAPPED.count();
+        }
         let end = 1 + dice.index(steps.len());
         let mut durability = Durability::default();
         let mut ledger = Ledger::new(self.works);
@@ -130,11 +146,11 @@ impl Scene {
 
 fn open(disk: &SimulatedDisk) -> SessionLog {
     let mut options = Options::new()
-        .journal_file_bytes_max(256 * KIB)
-        .group_bytes_max(256 * KIB)
-        .recent_bytes_max(1024 * KIB)
+        .journal_file_bytes_max(1024 * KIB)
+        .group_bytes_max(512 * KIB)
+        .recent_bytes_max(4096 * KIB)
         .clock(|| UNIX_EPOCH + Duration::from_secs(1_750_000_000));
-    options.journal_file_bytes_min = 64 * KIB;
+    options.journal_file_bytes_min = 1024 * KIB;
     options.open_on(disk.handle(), Path::new(NO_INDEX)).unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
 }
 

@@ -42,6 +42,23 @@ impl Add<Duration> for Instant {
     }
 }
 
+/// A count that is no part of what is explored, and goes on from one run to the next.
+pub(crate) struct Tally(PlainU64);
+
+impl Tally {
+    pub(crate) const fn new() -> Self {
+        Self(PlainU64::new(0))
+    }
+
+    pub(crate) fn count(&self) {
+        self.0.fetch_add(1, PlainOrdering::SeqCst);
+    }
+
+    pub(crate) fn so_far(&self) -> u64 {
+        self.0.load(PlainOrdering::SeqCst)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
 

@@ -386,6 +386,12 @@ impl Durability {
         self.calls.keys().copied().collect()
     }
 
+    /// Writes that are their own barriers, and have not ended.
+    pub(crate) fn written_through(&self) -> usize {
+        let is_through = |call: &&Call| matches!(call, Call::Write { through: Through::Device, .. });
+        self.calls.values().filter(is_through).count()
+    }
+
     fn end_name(&mut self, at: usize, begun: usize) {
         self.pending_names.iter_mut().filter(|name| name.begun == begun).for_each(|name| name.ended = Some(at));
     }

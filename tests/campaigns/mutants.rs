@@ -13,7 +13,11 @@ struct Mutant {
     /// Files, what stands there once, and what is put in its place.
     edits: &'static [(&'static str, &'static str, &'static str)],
     test: &'static str,
+    target: &'static [&'static str],
 }
+
+const UNIT: &[&str] = &["--lib"];
+const INTEGRATION: &[&str] = &["--test", "it"];
 
 /// A test that hangs has noticed too.
 const SECONDS_MAX: &str = "300";
@@ -30,6 +34,7 @@ const MUTANTS: &[Mutant] = &[
         name: "the checksums of a group's records are not checked",
         edits: &[("src/journal/replay.rs", "if !is_whole(&header, records) {", "if false && !is_whole(&header, records) {")],
         test: POWER_CUTS,
+        target: UNIT,
     },
     Mutant {
         name: "an append is answered before its barrier",
@@ -46,6 +51,7 @@ const MUTANTS: &[Mutant] = &[
             ),
         ],
         test: POWER_CUTS,
+        target: UNIT,
     },
     Mutant {
         name: "a group is published before the one it follows",
@@ -55,20 +61,19 @@ const MUTANTS: &[Mutant] = &[
             "self.write(&placed, &group.buffer)",
         )],
         test: SCHEDULES,
+        target: UNIT,
     },
     Mutant {
-        name: "who waits for its turn is not woken",
-        edits: &[(
-            "src/commit.rs",
-            "self.section.lock().reach(placed.end_lsn);\n        self.turn.notify_all();",
-            "self.section.lock().reach(placed.end_lsn);",
-        )],
+        name: "who waits for the groups in flight is not woken",
+        edits: &[("src/commit.rs", "        drop(section);\n        self.commit.turn.notify_all();", "        drop(section);")],
         test: SCHEDULES,
+        target: UNIT,
     },
     Mutant {
         name: "a waiter forgets that it was woken before it waited",
         edits: &[("src/watermark.rs", "while !state.woken && deadline", "while deadline")],
         test: SCHEDULES,
+        target: UNIT,
     },
     Mutant {
         name: "a group says of itself that it is durable",
@@ -78,6 +83,7 @@ const MUTANTS: &[Mutant] = &[
             "{\nlet end = journal.end_lsn() + 4096;\njournal.place(group, end)\n}",
         )],
         test: POWER_CUTS,
+        target: UNIT,
     },
     Mutant {
         name: "a journal file is used again before its segment is durable",
@@ -91,11 +97,13 @@ const MUTANTS: &[Mutant] = &[
             ("src/seal.rs", "let _taken_back = self.spares.give(file.number, *bytes);", "let _not_again = (file, bytes);"),
         ],
         test: POWER_CUTS,
+        target: UNIT,
     },
     Mutant {
         name: "a next journal file is begun while groups are in flight in the one before",
         edits: &[("src/commit.rs", "        self.wait_for_groups_in_flight();\n", "")],
         test: POWER_CUTS,
+        target: UNIT,
     },
     Mutant {
         name: "the manifest is read through the page cache",
@@ -105,21 +113,25 @@ const MUTANTS: &[Mutant] = &[
             "let mut bytes = BlockBuf::zeroed(length);\ndisk.open(path, Mode::Read)?.read_exact_at(bytes.as_mut_slice(), 0)?;",
         )],
         test: "a_manifest_whose_barrier_failed_is_not_believed",
+        target: UNIT,
     },
     Mutant {
         name: "the manifest that was found is not made durable",
         edits: &[("src/recover.rs", "manifest.made_durable(disk, self.folder)?", "manifest")],
         test: "a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on",
+        target: UNIT,
     },
     Mutant {
         name: "recovery goes on in the file that a crash left",
         edits: &[("src/recover.rs", "if recovery.clean { self.go_on", "if recovery.clean || true { self.go_on")],
         test: POWER_CUTS,
+        target: UNIT,
     },
     Mutant {
         name: "the slot of the manifest that counts is written first",
         edits: &[("src/manifest.rs", "if self.slot == 0 { [second, first] }", "if self.slot == 1 { [second, first] }")],
         test: "a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted",
+        target: UNIT,
     },
     Mutant {
         name: "what the index says of a session's end is not compared with the segment",
@@ -129,6 +141,7 @@ const MUTANTS: &[Mutant] = &[
             "Some(segment) => {",
         )],
         test: "damage_to_the_index",
+        target: INTEGRATION,
     },
 ];
 
@@ -172,7 +185,7 @@ impl Mutant {
         let is_explored = self.test == SCHEDULES;
         let cargo = |program: &[&str], arguments: &[&str]| {
             let mut cargo = Command::new(program[0]);
-            cargo.args(&program[1..]).args(["test", "--quiet", "--lib", "--test", "it"]).args(arguments);
+            cargo.args(&program[1..]).args(["test", "--quiet"]).args(self.target).args(arguments);
             cargo.current_dir(folder).env("CARGO_TARGET_DIR", folder.join(if is_explored { "explored" } else { "target" }));
             if is_explored {
                 cargo.env("RUSTFLAGS", "--cfg shuttle");
