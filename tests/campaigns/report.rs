@@ -10,6 +10,9 @@ const ENV_TIER: &str = "SESSION_LOG_CAMPAIGN";
 const ENV_SEED: &str = "SESSION_LOG_SEED";
 const ENV_RUNS: &str = "SESSION_LOG_RUNS";
 
+/// A campaign that has found so many makes no further runs.
+const VIOLATIONS_MAX: usize = 20;
+
 /// Violations that are told in full, when they are found.
 pub(crate) const TOLD_MAX: usize = 5;
 
@@ -63,8 +66,9 @@ impl Report {
         report
     }
 
+    /// Whether all runs were made, or enough was found.
     pub(crate) fn is_done(&self) -> bool {
-        self.runs >= self.planned
+        self.runs >= self.planned || self.violations.len() >= VIOLATIONS_MAX
     }
 
     pub(crate) fn runs(&self) -> u64 {
