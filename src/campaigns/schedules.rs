@@ -146,11 +146,11 @@ impl Scene {
 
 fn open(disk: &SimulatedDisk) -> SessionLog {
     let mut options = Options::new()
-        .journal_file_bytes_max(1024 * KIB)
-        .group_bytes_max(512 * KIB)
+        .journal_file_bytes_max(384 * KIB)
+        .group_bytes_max(384 * KIB)
         .recent_bytes_max(4096 * KIB)
         .clock(|| UNIX_EPOCH + Duration::from_secs(1_750_000_000));
-    options.journal_file_bytes_min = 1024 * KIB;
+    options.journal_file_bytes_min = 384 * KIB;
     options.open_on(disk.handle(), Path::new(NO_INDEX)).unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
 }
 

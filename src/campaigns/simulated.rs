@@ -51,6 +51,10 @@ pub(crate) struct Fault {
 pub(crate) enum Faulty {
     /// A barrier, which loses what it should have made durable; the page cache keeps showing it.
     Barrier,
+    /// The same of a manifest.
+    ManifestBarrier,
+    /// At the barrier of a manifest the process is killed.
+    ManifestDeath,
     /// A write that goes through; some of it may be on the device.
     WriteThrough,
     /// Any other write.
@@ -319,8 +323,13 @@ impl DiskFile for SimulatedFile {
 
     fn sync(&self) -> Result<()> {
         let (begun, fails) = self.with(|state| {
-            let begun = state.begin(Call::Sync { file: self.file, kind: self.kind() })?;
-            Ok((begun, state.fails(Faulty::Barrier)))
+            let kind = self.kind();
+            let is_manifest = kind == "sync of MANIFEST";
+            let begun = state.begin(Call::Sync { file: self.file, kind })?;
+            if is_manifest && state.fails(Faulty::ManifestDeath) {
+                state.dies_at = state.steps.len();
+            }
+            Ok((begun, state.fails(Faulty::Barrier) || (is_manifest && state.fails(Faulty::ManifestBarrier))))
         })?;
         crate::sync::yield_now();
         self.with(|state| {

@@ -17,7 +17,6 @@ struct Mutant {
 }
 
 const UNIT: &[&str] = &["--lib"];
-const INTEGRATION: &[&str] = &["--test", "it"];
 
 /// A test that hangs has noticed too.
 const SECONDS_MAX: &str = "300";
@@ -102,17 +101,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a next journal file is begun while groups are in flight in the one before",
         edits: &[("src/commit.rs", "        self.wait_for_groups_in_flight();\n", "")],
-        test: POWER_CUTS,
-        target: UNIT,
-    },
-    Mutant {
-        name: "the manifest is read through the page cache",
-        edits: &[(
-            "src/manifest.rs",
-            "let bytes = read_device(disk, path, length)?;",
-            "let mut bytes = BlockBuf::zeroed(length);\ndisk.open(path, Mode::Read)?.read_exact_at(bytes.as_mut_slice(), 0)?;",
-        )],
-        test: "a_manifest_whose_barrier_failed_is_not_believed",
+        test: SCHEDULES,
         target: UNIT,
     },
     Mutant {
@@ -132,16 +121,6 @@ const MUTANTS: &[Mutant] = &[
         edits: &[("src/manifest.rs", "if self.slot == 0 { [second, first] }", "if self.slot == 1 { [second, first] }")],
         test: "a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted",
         target: UNIT,
-    },
-    Mutant {
-        name: "what the index says of a session's end is not compared with the segment",
-        edits: &[(
-            "src/locate.rs",
-            "Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {",
-            "Some(segment) => {",
-        )],
-        test: "damage_to_the_index",
-        target: INTEGRATION,
     },
 ];
 
