@@ -15,7 +15,7 @@ use report::{Dice, Report, Runs, seed};
 const DECODER_INPUTS: Runs = Runs { quick: 500_000, full: 2_000_000 };
 /// An operation may write and sync files, so mutations stop after a while; each file gets a few at least.
 const OPERATIONS_MUTATIONS: usize = 100;
-const OPERATIONS_TIME: Duration = Duration::from_secs(40);
+const OPERATIONS_TIME: Duration = Duration::from_secs(20);
 const OPERATIONS_MUTATIONS_MIN: usize = 1;
 const INPUT_BYTES_MAX: usize = 16 * 1024;
 /// What a decoder may have allocated at any moment: so many times the input, and this.
