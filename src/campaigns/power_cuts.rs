@@ -49,10 +49,11 @@ fn campaign_power_cuts_on_a_simulated_disk() {
         let trace = Trace::record(dice.roll());
         trace.cut(&[], &mut report, &mut dice);
     }
-    // Few runs may happen to meet no two groups in flight.
-    let often = ["second cuts", "cuts with an index"].into_iter();
-    for expected in often.chain(is_full().then_some("cuts with two groups in flight")) {
-        assert!(report.figure(expected) > 0, "no {expected}");
+    // Few runs may happen to meet none of these.
+    if is_full() {
+        for expected in ["second cuts", "cuts with an index", "cuts with two groups in flight"] {
+            assert!(report.figure(expected) > 0, "no {expected}");
+        }
     }
     report.end();
 }
