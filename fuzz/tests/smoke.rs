@@ -1,7 +1,7 @@
 //! The fuzz targets without a fuzzer: every file of the corpus, and mutations of them.
 
 #[path = "../../tests/campaigns/report.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the campaigns use the rest")]
 mod report;
 
 use std::alloc::{GlobalAlloc, Layout, System};

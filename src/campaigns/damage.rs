@@ -1,6 +1,4 @@
 //! Damage to the files of a closed log, of every kind and anywhere: what is read is what was written, or an error that names the file.
-//!
-//! Of a log that was not closed the last group may be gone, or the last two: nothing says that they were ever whole.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

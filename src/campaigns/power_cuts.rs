@@ -174,8 +174,8 @@ impl Trace {
             // Where nothing is in doubt there is one image, and it was looked at when the last doubt was settled.
             let ways = if durability.is_settled() { 1 } else { 3 };
             for _ in 0..ways {
-                let left = Left::ALL[dice.index(Left::ALL.len())];
-                let names = NamesLeft::ALL[dice.index(NamesLeft::ALL.len())];
+                let left = dice.one_of(&Left::ALL);
+                let names = dice.one_of(&NamesLeft::ALL);
                 let image = durability.cut(left, names, dice);
                 let index = (self.has_index() && dice.one_in(ONE_INDEX_IN)).then_some(self.folder.path());
                 report.count("cuts with an index", u64::from(index.is_some()));
@@ -204,24 +204,17 @@ impl Trace {
             let end = 1 + dice.index(steps.len());
             let mut durability = Durability::of(&first.image);
             let mut ledger = first.ledger.clone();
-            let mut is_shown = false;
+            // Whatever the recovery found, one that is made again must find too, also where nobody was told yet.
+            for line in steps.iter().filter_map(Step::said).take_while(|line| line.starts_with("shown")) {
+                ledger.note(line);
+            }
             for step in &steps[..end] {
                 durability.step(step);
                 if let Step::Said(line) = step {
                     ledger.note(line);
-                    is_shown = true;
                 }
             }
-            let left = Left::ALL[dice.index(Left::ALL.len())];
-            let names = NamesLeft::ALL[dice.index(NamesLeft::ALL.len())];
-            if !is_shown {
-                // Nobody was told yet what recovery found, but it may not find less when it is made again.
-                steps
-                    .iter()
-                    .filter_map(Step::said)
-                    .take_while(|line| line.starts_with("shown"))
-                    .for_each(|line| ledger.note(line));
-            }
+            let (left, names) = (dice.one_of(&Left::ALL), dice.one_of(&NamesLeft::ALL));
             let (image, life) = (durability.cut(left, names, dice), LAST_LIFE + 1);
             let state = State { image, ledger, index: None, life, works: self.works, seed: dice.roll() };
             report.count("second cuts", 1);

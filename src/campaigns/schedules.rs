@@ -15,7 +15,7 @@ use super::report::{Dice, Report, Runs, seed};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
 use crate::error::Error;
 use crate::sync::{Mutex, Tally, scope, spawn};
-use crate::{Options, SessionLog, StreamItem};
+use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
 /// In all, over the scenarios and the kinds of schedules.
 const SCHEDULES: Runs = Runs { quick: 600, full: 10_000 };
@@ -24,6 +24,8 @@ const NO_INDEX: &str = "/dev/null/log";
 const BATCHES: &[u64] = &[40, 40, 270_000];
 const KIB: usize = 1024;
 const PREFERENCES: usize = 4;
+/// The type and the session of the event that ends a run.
+const LAST: &str = "last";
 
 /// What is done under a schedule, for a seed.
 type Scenario = fn(u64);
@@ -158,18 +160,18 @@ fn appends_and_a_stream(seed: u64) {
     let scene = Scene::new(seed);
     let log = scene.open();
     let feed = log.feed(None).expect("the feed");
+    let shown: Arc<Mutex<Vec<EventId>>> = Arc::default();
     let reader = {
-        let scene = Arc::clone(&scene);
+        let shown = Arc::clone(&shown);
         spawn("reader", move || {
-            let mut last = None;
-            for item in feed {
-                if let StreamItem::Event(event) = item.expect("an event") {
-                    assert!(last < Some(event.id), "{} comes after {last:?}", event.id);
-                    last = Some(event.id);
+            // One that misses an event, or is not woken for it, waits for the last one for ever.
+            for event in feed.events() {
+                let event = event.expect("an event");
+                shown.lock().push(event.id);
+                if event.event_type.as_str() == LAST {
+                    return;
                 }
             }
-            // A stream ends when the log is closed, and has shown everything by then or nothing of what it had not come to.
-            scene.ledger.lock().expect_what_was_found();
         })
     };
     scope(|threads| {
@@ -178,9 +180,15 @@ fn appends_and_a_stream(seed: u64) {
             threads.spawn(move || scene.append(log, writer, 3, |_| false));
         }
     });
+    let last = || Batch::new().event(NewEvent::new(LAST, "the last"));
+    while let Err(error) = log.append(&LAST.parse().expect("a name"), last()) {
+        assert!(matches!(error, Error::Stalled { .. }), "an append failed: {error:?}");
+    }
+    reader.expect("a thread").join().expect("the reader");
+    let stored = log.feed(None).expect("the feed").until_tail().events().map(|event| event.expect("an event").id);
+    assert_eq!(*shown.lock(), stored.collect::<Vec<_>>(), "a stream has missed an event, or shown one twice");
     scene.ledger.lock().check(&log);
     log.close().expect("close");
-    reader.expect("a thread").join().expect("the reader");
     scene.check(seed);
 }
 

@@ -102,7 +102,7 @@ impl Record {
 
     fn cut(&self, dice: &mut Dice, what: &mut String) -> CutOff {
         let end = 1 + dice.index(self.steps.len());
-        let left = LEFT[dice.index(LEFT.len())];
+        let left = dice.one_of(&LEFT);
         let mut durability = Durability::of(&self.base);
         let mut ledger = Ledger::new(works(self.seed));
         for step in &self.steps[..end] {

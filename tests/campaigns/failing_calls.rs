@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::crash_image::{Call, Image, Step};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Tag, acknowledged, tried};
 use super::process::{Enduring, Reads, Role, first_life, open, works};
 use super::report::{Dice, Report, Runs, is_full, seed};
 use super::system_calls::{read, under_strace};
@@ -61,7 +61,7 @@ pub(crate) fn campaign() {
                 }
             }
         } else {
-            let kind = kinds[dice.index(kinds.len())];
+            let kind = dice.one_of(&kinds);
             report.attempt(Failure { nth: 1 + dice.below(10), ..kind }, dice.roll(), &paths, &mut met);
         }
     }
@@ -119,7 +119,7 @@ impl Run<'_> {
         std::fs::create_dir(&log).expect("a folder");
         let mut ledger = Ledger::new(works(self.seed));
         if self.seed.is_multiple_of(2) {
-            // The log is there and has seen a crash, so that recovery makes calls too.
+            // The log is there and was not closed, so that recovery makes calls too.
             self.begin(&log, &mut ledger);
         }
         let trace = folder.path().join("trace");
@@ -135,18 +135,17 @@ impl Run<'_> {
         trace.contains("(INJECTED)")
     }
 
-    fn begin(&self, log: &Path, ledger: &mut Ledger) {
-        let role = Role::Endure(Enduring {
-            folder: log.to_path_buf(),
-            seed: self.seed,
-            life: first_life(1),
-            appends: 5,
-            reads: Reads::Succeed,
-        });
-        let run = role.command().stdin(Stdio::null()).output().expect("start a process");
-        String::from_utf8_lossy(&run.stdout).lines().for_each(|line| ledger.note(line));
-        // As if nobody had closed it: what the last manifest says of a clean stop no longer holds.
-        let _removed = std::fs::remove_dir_all(log.join("index"));
+    fn begin(&self, folder: &Path, ledger: &mut Ledger) {
+        let life = first_life(1);
+        let log = open(folder, life);
+        for nth in 0..5 {
+            let tag = Tag { life, writer: 0, nth };
+            let work = works(self.seed).of(tag);
+            ledger.note(&tried(tag));
+            let ack = log.append(&work.session, work.batch()).expect("nothing fails yet");
+            ledger.note(&acknowledged(tag, &work, &ack));
+        }
+        // It is dropped, which records no clean stop.
     }
 
     /// Runs the process to its end, and returns what it said.

@@ -75,7 +75,7 @@ impl Report {
         self.runs
     }
 
-    pub(crate) fn took(&self) -> Duration {
+    fn took(&self) -> Duration {
         self.began.elapsed()
     }
 
@@ -162,6 +162,10 @@ impl Dice {
 
     pub(crate) fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).expect("it is below a length")
+    }
+
+    pub(crate) fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.index(all.len())]
     }
 
     pub(crate) fn flip(&mut self) -> bool {

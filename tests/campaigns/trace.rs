@@ -88,7 +88,8 @@ pub(crate) fn campaign_on_sled() {
         let mut durability = Durability::default();
         steps[..end].iter().for_each(|step| durability.step(step));
         let acknowledged = steps[..end].iter().filter_map(Step::said).filter(|line| line.starts_with("acknowledged")).count();
-        let image = durability.cut(any_of(&Left::ALL, &mut dice), any_of(&NamesLeft::ALL, &mut dice), &mut dice);
+        let (left, names) = (dice.one_of(&Left::ALL), dice.one_of(&NamesLeft::ALL));
+        let image = durability.cut(left, names, &mut dice);
         let what = || format!("step {end} of {}", steps.len());
         let found = report.run(what, || found_by_sled(&image, u32::try_from(acknowledged).expect("few")));
         report.count("acknowledged appends", acknowledged as u64);
@@ -114,10 +115,6 @@ fn found_by_sled(image: &Image, appends: u32) -> Option<usize> {
     let output = Role::CheckSled { folder: db, appends }.command().stdin(Stdio::null()).output().expect("start a process");
     let said = String::from_utf8_lossy(&output.stdout);
     said.trim().parse().ok().filter(|_| output.status.success())
-}
-
-fn any_of<T: Copy>(all: &[T], dice: &mut Dice) -> T {
-    all[dice.index(all.len())]
 }
 
 /// What a process did to a folder, and said.
@@ -164,7 +161,7 @@ impl Trace {
                 ledger.note(line);
             }
         }
-        let (left, names) = (any_of(&Left::ALL, dice), any_of(&NamesLeft::ALL, dice));
+        let (left, names) = (dice.one_of(&Left::ALL), dice.one_of(&NamesLeft::ALL));
         let what = format!("step {end} of {} with seed {}, {left:?} left, names {names:?}", self.steps.len(), self.seed);
         CutOff { what, seed: self.seed, image: durability.cut(left, names, dice), ledger, life: self.life }
     }
