@@ -64,6 +64,7 @@ impl Locator {
         seq: Seq,
         range: (Seq, Seq),
     ) -> Result<(Arc<Segment>, Vec<Record>)> {
+        let through = self.index.through();
         let segments = self.segments();
         let indexed = self.indexed_run(&segments, session, generation, seq);
         if let Some((segment, run)) = &indexed
@@ -75,8 +76,9 @@ impl Locator {
             let file = segments.iter().next_back().map(|segment| segment.path().to_path_buf()).unwrap_or_default();
             return Err(Error::corrupt(file, 0, format!("seq {seq} of session {session} is in no segment")));
         };
-        // Where the footer says the same as the index, it is the segment that cannot be read.
-        if indexed.is_some_and(|(indexed, said)| (indexed.info.number, said) != (segment.info.number, run)) {
+        // Where the index says the same as the footer, it is the segment that cannot be read.
+        let is_indexed = indexed.is_some_and(|(indexed, said)| (indexed.info.number, said) == (segment.info.number, run));
+        if segment.info.number <= through && !is_indexed {
             self.index.distrust();
         }
         let records = overlapping(&segment, session, &run, range)?;

@@ -17,6 +17,7 @@ struct Mutant {
 }
 
 const UNIT: &[&str] = &["--lib"];
+const INTEGRATION: &[&str] = &["--test", "it"];
 
 /// A test that hangs has noticed too.
 const SECONDS_MAX: &str = "300";
@@ -27,6 +28,7 @@ const RUNS: &str = "3000";
 /// In a build of its own.
 const SCHEDULES: &str = "campaign_schedules";
 const POWER_CUTS: &str = "campaign_power_cuts_on";
+const LYING_INDEX: &str = "index::an_index_that";
 
 const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -115,6 +117,29 @@ const MUTANTS: &[Mutant] = &[
         edits: &[("src/recover.rs", "if recovery.clean { self.go_on", "if recovery.clean || true { self.go_on")],
         test: POWER_CUTS,
         target: UNIT,
+    },
+    Mutant {
+        name: "an index that is behind is taken at its word",
+        edits: &[(
+            "src/locate.rs",
+            "let newer = segments.last_run(session, known)?;",
+            "let newer = if known == 0 { segments.last_run(session, known)? } else { None };",
+        )],
+        test: LYING_INDEX,
+        target: INTEGRATION,
+    },
+    Mutant {
+        name: "what the index says of a session's last run is not checked",
+        edits: &[
+            (
+                "src/locate.rs",
+                "Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {",
+                "Some(segment) => {",
+            ),
+            ("src/locate.rs", "            Some(_) if entry.segment > through => Ok(None),\n", ""),
+        ],
+        test: LYING_INDEX,
+        target: INTEGRATION,
     },
     Mutant {
         name: "the slot of the manifest that counts is written first",

@@ -13,6 +13,7 @@ mod concurrency;
 mod damage;
 mod feed;
 mod idempotency;
+mod index;
 mod limits;
 mod list;
 mod message;

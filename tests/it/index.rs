@@ -1,0 +1,111 @@
+//! What the index says is a hint. Here it lies in ways that damage does not make: every entry is whole, and it says that it has all segments.
+
+use std::path::Path;
+
+use sessionlog::{Event, Expected, SessionId};
+
+use crate::support::{append_notes, eventually, feed_all, folder, notes, read_all, seal_once, session, small_files};
+
+const SESSIONS: usize = 6;
+/// Journal files may be sealed together, so that there are fewer runs of a session.
+const ROUNDS: usize = 6;
+const RUNS_MIN: usize = 3;
+
+/// The keys of runs begin with this byte; the key that says how far the index has got does not.
+const KIND_RUN: u8 = 1;
+/// sled opens a folder only with the size that it was made with.
+const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+
+#[test]
+fn an_index_that_has_forgotten_the_last_run_of_each_session_is_found_out() {
+    check_lies(|runs| runs.last_mut().unwrap().1 = None);
+}
+
+#[test]
+fn an_index_that_has_forgotten_all_but_the_first_run_of_each_session_is_found_out() {
+    check_lies(|runs| runs[1..].iter_mut().for_each(|(_, run)| *run = None));
+}
+
+#[test]
+fn an_index_that_has_forgotten_a_run_in_the_middle_is_found_out() {
+    check_lies(|runs| runs[1].1 = None);
+}
+
+#[test]
+fn an_index_that_takes_an_earlier_run_for_the_last_is_found_out() {
+    check_lies(|runs| runs.last_mut().unwrap().1 = runs[0].1.clone());
+}
+
+#[test]
+fn an_index_in_which_runs_have_changed_places_is_found_out() {
+    check_lies(|runs| {
+        let (first, last) = runs.split_at_mut(1);
+        std::mem::swap(&mut first[0].1, &mut last.last_mut().unwrap().1);
+    });
+}
+
+/// A key of the index, and what stands there.
+type Entry = (Vec<u8>, Option<Vec<u8>>);
+
+/// Changes what the index has of each session, and opens the log with that. Readers and writers must notice nothing, and the index be built again.
+fn check_lies(lie: impl Fn(&mut [Entry])) {
+    let dir = folder();
+    let written = write_sealed(&dir);
+    change_index(&dir.path().join("index"), lie);
+
+    let log = small_files().open(dir.path()).unwrap();
+    // Before it has been opened the index is not asked.
+    eventually("the index to be open and to have all segments", || log.stats().index_lag == 0);
+    for (session, events) in &written {
+        let (head, newest) = (log.head(session).unwrap(), events.last().unwrap());
+        assert_eq!((head.last, head.last_id), (newest.seq, newest.id), "the head of {session}");
+        assert!(&read_all(&log, session) == events, "{session} reads otherwise");
+        assert!(log.append(session, notes("retry", 1).expected(Expected::NoSession)).is_err());
+        let ack = log.append(session, notes("next", 1).expected(Expected::Seq(newest.seq))).unwrap();
+        assert_eq!(ack.first, newest.seq + 1);
+    }
+    eventually("the index to be built again", || log.stats().index_rebuilds > 0 && log.stats().index_lag == 0);
+    let feed = feed_all(&log);
+    for (session, events) in &written {
+        let of_session = feed.iter().filter(|event| event.session_id == *session);
+        assert!(of_session.take(events.len()).eq(events), "the feed has {session} otherwise");
+    }
+}
+
+/// A closed log with several segments, each of which holds events of each session; and these, of which the journal holds none.
+fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
+    let log = small_files().open(dir.path()).unwrap();
+    let mut written: Vec<_> = (0..SESSIONS).map(|nth| (session(&format!("s{nth}")), Vec::new())).collect();
+    for nth in 0..ROUNDS {
+        for (session, events) in &mut written {
+            events.extend(append_notes(&log, session, &nth.to_string(), 3));
+        }
+        seal_once(dir, &log, &session("filler"));
+    }
+    seal_once(dir, &log, &session("filler"));
+    eventually("the index to have all segments", || log.stats().index_lag == 0);
+    log.close().unwrap();
+    written
+}
+
+fn change_index(folder: &Path, lie: impl Fn(&mut [Entry])) {
+    let db = sled::Config::new().path(folder).segment_size(SLED_SEGMENT_BYTES).open().unwrap();
+    let mut entries: Vec<Entry> =
+        db.scan_prefix([KIND_RUN]).map(Result::unwrap).map(|(key, run)| (key.to_vec(), Some(run.to_vec()))).collect();
+    for runs in entries.chunk_by_mut(|(one, _), (other, _)| session_of(one) == session_of(other)) {
+        assert!(runs.len() >= RUNS_MIN, "{} runs of a session", runs.len());
+        lie(runs);
+    }
+    for (key, run) in entries {
+        match run {
+            Some(run) => db.insert(key, run).unwrap(),
+            None => db.remove(key).unwrap(),
+        };
+    }
+    db.flush().unwrap();
+}
+
+/// A session ID ends with a NUL.
+fn session_of(key: &[u8]) -> Option<&[u8]> {
+    key.split(|byte| *byte == 0).next()
+}
