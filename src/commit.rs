@@ -30,7 +30,7 @@ use crate::seal::SealSignal;
 use crate::section::{Decided, Group, Outcome, Request, Section};
 use crate::stats::Counters;
 use crate::sync::{Condvar, Deadline, Instant, Mutex, MutexGuard};
-use crate::ticket::lost;
+use crate::ticket::{Joined, lost};
 use crate::watermark::Waiter;
 
 /// How long the log is without appends before the durable LSN is recorded in a witness.
@@ -52,6 +52,13 @@ pub(crate) struct Commit {
     counters: Arc<Counters>,
     group_bytes_max: usize,
     stall_wait: Duration,
+}
+
+/// What became of a request that was appended.
+pub(crate) enum Appended {
+    Joined(Joined),
+    /// It comes back, since its key must be looked up again.
+    Stale(Request),
 }
 
 /// What became of a request that was submitted.
@@ -90,7 +97,7 @@ impl Commit {
 
     /// Puts the request into the open group, waiting for room, and writes that here and now if nobody else is about to. It comes back
     /// when its key must be looked up again.
-    pub(crate) fn append(&self, request: Request) -> Result<Option<Request>> {
+    pub(crate) fn append(&self, request: Request) -> Result<Appended> {
         let deadline = Deadline::after(self.stall_wait);
         let mut section = self.section.lock();
         section.check_open()?;
@@ -101,18 +108,26 @@ impl Commit {
             section.check_open()?;
         }
         if let Some(stale) = section.join(request) {
-            return Ok(Some(stale));
+            return Ok(Appended::Stale(stale));
+        }
+        let joined = section.open.joined();
+        if let Some(until) = section.gathers_until().filter(|_| section.open.members.len() == 1) {
+            // Whoever comes first sees to it that the wait for others ends.
+            let answered = MutexGuard::unlocked(&mut section, || joined.gate.wait(joined.opening, Deadline::at(until)));
+            if answered {
+                return Ok(Appended::Joined(joined));
+            }
         }
         if section.wants_leader() {
             let was_witnessed = section.unwitnessed.is_none();
             self.lead_group(&mut section);
             // Nobody else sees to the next group, the next witness, or the end.
             let is_due = was_witnessed && section.unwitnessed.is_some();
-            if section.wants_leader() || is_due || section.closing {
+            if section.wants_leader() || section.gathers_until().is_some() || is_due || section.closing {
                 self.work.notify_one();
             }
         }
-        Ok(None)
+        Ok(Appended::Joined(joined))
     }
 
     /// Puts the request into the open group and leaves the writing to a commit thread. Where there is no room `waiter` is woken once
@@ -127,7 +142,7 @@ impl Commit {
         if let Some(stale) = section.join(request) {
             return Ok(Submitted::Stale(stale));
         }
-        if section.wants_leader() {
+        if section.wants_leader() || section.gathers_until().is_some() {
             self.work.notify_one();
         }
         Ok(Submitted::Joined)
@@ -139,6 +154,8 @@ impl Commit {
         loop {
             if section.wants_leader() {
                 self.lead_group(&mut section);
+            } else if let Some(until) = section.gathers_until() {
+                self.work.wait_until(&mut section, until);
             } else if section.is_led() && section.unwitnessed.is_some() {
                 // A caller who leads alone does not wake this thread, so it looks for itself when the witness is due.
                 self.work.wait_for(&mut section, WITNESS_AFTER);
@@ -209,8 +226,7 @@ impl Commit {
 
     /// Takes the open group through its place, its write, its turn and its answers, while the next one fills.
     fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
-        let next = section.done.pop().unwrap_or_default();
-        let mut group = std::mem::replace(&mut section.open, next);
+        let mut group = section.take_open();
         let group = self.lead(section, |lead| {
             self.commit(lead, &mut group);
             group.buffer.clear();
@@ -224,7 +240,7 @@ impl Commit {
         section.placing = true;
         let waiters = self.let_in(section);
         let acted = MutexGuard::unlocked(section, || {
-            let mut lead = Lead { commit: self, has_place: false };
+            let mut lead = Lead { commit: self, has_place: false, answered: 0, barrier: Duration::ZERO };
             let acted = catch_unwind(AssertUnwindSafe(|| {
                 wake_all(waiters);
                 act(&mut lead)
@@ -241,7 +257,7 @@ impl Commit {
             self.work.notify_all();
             let abandoned = self.abandon_open_group(section);
             MutexGuard::unlocked(section, || {
-                drop(abandoned.members);
+                drop(abandoned.group);
                 wake_all(abandoned.waiters);
             });
             resume_unwind(panic)
@@ -251,10 +267,14 @@ impl Commit {
     fn commit(&self, lead: &mut Lead<'_>, group: &mut Group) {
         match self.place(lead, &mut group.buffer) {
             Ok(placed) => {
+                let began = Instant::now();
                 let durable = self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed));
                 match durable {
-                    Ok(()) => self.publish(&mut group.members, &placed),
-                    Err(error) => group.members.drain(..).for_each(|member| member.finish(Err(error.clone()))),
+                    Ok(()) => {
+                        (lead.answered, lead.barrier) = (group.members.len(), began.elapsed());
+                        self.publish(group, &placed);
+                    }
+                    Err(error) => group.answer(|member| member.finish(Err(error.clone()))),
                 }
             }
             Err(error) => self.take_back(group, &error),
@@ -323,15 +343,15 @@ impl Commit {
     }
 
     /// Lets readers see the group, and then answers those who wait for it.
-    fn publish(&self, members: &mut Vec<Decided>, placed: &Placed) {
-        let appended = members.iter().filter_map(|member| match &member.outcome {
+    fn publish(&self, group: &mut Group, placed: &Placed) {
+        let appended = group.members.iter().filter_map(|member| match &member.outcome {
             Outcome::Append(record) => Some((&*member.session, record)),
             Outcome::Tell(_) => None,
         });
         let published = self.recent.publish(appended);
         self.section.lock().reach(placed.end_lsn);
         self.turn.notify_all();
-        members.drain(..).for_each(Decided::answer);
+        group.answer(Decided::answer);
         wake_all(published.to_wake);
         if published.seal_due {
             self.seal.notify();
@@ -342,17 +362,18 @@ impl Commit {
     /// were given. Those who lead meanwhile have their places before it.
     fn take_back(&self, group: &mut Group, error: &Error) {
         let mut section = self.section.lock();
-        let behind = self.abandon_open_group(&mut section);
-        group.members.iter().chain(&behind.members).rev().for_each(Decided::take_back);
+        let mut behind = self.abandon_open_group(&mut section);
+        group.members.iter().chain(&behind.group.members).rev().for_each(Decided::take_back);
         drop(section);
         wake_all(behind.waiters);
-        group.members.drain(..).chain(behind.members).for_each(|member| member.finish(Err(error.clone())));
+        for group in [group, &mut behind.group] {
+            group.answer(|member| member.finish(Err(error.clone())));
+        }
     }
 
     /// Empties the open group, which makes room.
     fn abandon_open_group(&self, section: &mut Section) -> Abandoned {
-        section.open.buffer.clear();
-        Abandoned { members: std::mem::take(&mut section.open.members), waiters: self.let_in(section) }
+        Abandoned { group: std::mem::take(&mut section.open), waiters: self.let_in(section) }
     }
 
     /// Lets callers in who wait for room. Returns those that the lock must be given back for first: a task may run where it is woken.
@@ -365,7 +386,7 @@ impl Commit {
 
 /// Those who are owed an answer, or room, once the section's lock is given back.
 struct Abandoned {
-    members: Vec<Decided>,
+    group: Group,
     waiters: Vec<Arc<Waiter>>,
 }
 
@@ -379,6 +400,9 @@ fn wake_all(waiters: Vec<Arc<Waiter>>) {
 struct Lead<'a> {
     commit: &'a Commit,
     has_place: bool,
+    /// What became of the group that was led.
+    answered: usize,
+    barrier: Duration,
 }
 
 impl Lead<'_> {
@@ -401,6 +425,7 @@ impl Drop for Lead<'_> {
         let mut section = self.commit.section.lock();
         if self.has_place {
             section.in_flight -= 1;
+            section.gather(self.answered, self.barrier);
         } else {
             section.placing = false;
         }

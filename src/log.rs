@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{EncodedBatch, StoreId};
-use crate::commit::{Commit, Submitted};
+use crate::commit::{Appended, Commit, Submitted};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
@@ -107,12 +107,14 @@ impl SessionLog {
     /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is poisoned until then.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let core = &self.handle.core;
-        let ticket = Arc::default();
+        let ticket: Arc<Ticket> = Arc::default();
         let mut request = core.request(session, batch, &ticket)?;
-        while let Some(stale) = core.writer()?.commit.append(request)? {
-            request = core.look_up_key(stale)?;
+        loop {
+            match core.writer()?.commit.append(request)? {
+                Appended::Joined(joined) => return ticket.wait(&joined).map(|landed| to_ack(&landed)),
+                Appended::Stale(stale) => request = core.look_up_key(stale)?,
+            }
         }
-        ticket.wait().map(|landed| to_ack(&landed))
     }
 
     /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at the first poll, with those of blocking callers; no thread is
@@ -472,7 +474,9 @@ mod tests {
             log.append(&session, Batch::new().event(NewEvent::new("note", "more"))).unwrap();
             yield_now();
         }
-        let stale = core.writer().unwrap().commit.append(late).unwrap().expect("the key has to be looked up again");
+        let Appended::Stale(stale) = core.writer().unwrap().commit.append(late).unwrap() else {
+            panic!("the key has to be looked up again")
+        };
         let found = core.look_up_key(stale).unwrap().sealed.record.expect("it is in a segment");
         assert_eq!((found.first, found.last()), (first.first, first.last));
         assert!(log.append(&session, keyed()).unwrap().replayed);

@@ -3,19 +3,23 @@
 
 #[cfg(all(test, shuttle))]
 mod explored;
+#[cfg(not(all(test, shuttle)))]
+mod gate;
 
 use std::time::Duration;
 
 #[cfg(all(test, shuttle))]
 pub(crate) use explored::{
-    AtomicBool, AtomicU64, Condvar, Instant, JoinHandle, Mutex, MutexGuard, Ordering, RwLock, Tally, Threads, scope, yield_now,
+    AtomicBool, AtomicU64, Condvar, Gate, Instant, JoinHandle, Mutex, MutexGuard, Opening, Ordering, RwLock, Tally, Threads,
+    scope, yield_now,
 };
 #[cfg(all(test, not(shuttle)))]
 pub(crate) use std::thread::{scope, yield_now};
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use {
+    gate::{Gate, Opening},
     parking_lot::{Condvar, Mutex, MutexGuard, RwLock},
-    std::sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     std::thread::{Builder as Threads, JoinHandle},
     std::time::Instant,
 };
@@ -27,8 +31,18 @@ pub(crate) struct Deadline(Option<Instant>);
 impl Deadline {
     pub(crate) const NEVER: Self = Self(None);
 
+    pub(crate) fn at(moment: Instant) -> Self {
+        Self(Some(moment))
+    }
+
     pub(crate) fn after(wait: Duration) -> Self {
         Self(Instant::now().checked_add(wait))
+    }
+
+    /// How long it is until then. None, when that is never.
+    #[cfg(not(all(test, shuttle)))]
+    fn left(self) -> Option<Duration> {
+        self.0.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// Waits to be notified. `false` when the deadline came first.

@@ -1,12 +1,11 @@
 //! The answer to an append on its way back: the commit section owes it, the caller waits for it, as a thread or as a task.
 
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use crate::codec::Record;
 use crate::error::{Error, Result};
-use crate::sync::{Deadline, Mutex};
-use crate::watermark::Waiter;
+use crate::sync::{Deadline, Gate, Mutex, Opening};
 
 /// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread panicked, that is the answer.
 pub(crate) struct Answer(Arc<Ticket>);
@@ -38,29 +37,44 @@ pub(crate) struct Landed {
 #[derive(Default)]
 pub(crate) struct Ticket {
     given: Mutex<Given>,
-    waiter: Waiter,
 }
 
 #[derive(Default)]
 struct Given {
     answer: Option<Result<Landed>>,
     done: bool,
+    /// The task that waits for it. Threads wait at the [gate](Joined) of their group.
+    waker: Option<Waker>,
+}
+
+/// A place in a group.
+pub(crate) struct Joined {
+    /// Opens when all of the group are answered.
+    pub gate: Arc<Gate>,
+    pub opening: Opening,
 }
 
 impl Ticket {
-    pub(crate) fn wait(&self) -> Result<Landed> {
+    /// Waits for the answer, for a thread.
+    pub(crate) fn wait(&self, joined: &Joined) -> Result<Landed> {
         loop {
             if let Some(answer) = self.given.lock().answer.take() {
                 return answer;
             }
-            self.waiter.wait(Deadline::NEVER);
+            joined.gate.wait(joined.opening, Deadline::NEVER);
         }
     }
 
+    /// Waits for the answer, for a task.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
-        // The waker is left first, so that an answer that comes in between wakes it.
-        let _woken = self.waiter.poll(context);
-        self.given.lock().answer.take().map_or(Poll::Pending, Poll::Ready)
+        let mut given = self.given.lock();
+        match given.answer.take() {
+            Some(answer) => Poll::Ready(answer),
+            None => {
+                given.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
     }
 
     /// The first answer counts.
@@ -68,8 +82,11 @@ impl Ticket {
         let mut given = self.given.lock();
         if !std::mem::replace(&mut given.done, true) {
             given.answer = Some(answer);
+            let waker = given.waker.take();
             drop(given);
-            self.waiter.wake();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
         }
     }
 }

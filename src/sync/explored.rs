@@ -1,6 +1,7 @@
 //! Locks, threads and time under a scheduler that tries many orders of events, with the names of those they stand for.
 //!
-//! Time stands still but for waits with a deadline: of those some time out at once, as chance will have it.
+//! Time stands still but for waits with a deadline: of those some time out at once, as chance will have it. The long ones among the others
+//! wait to be notified; nothing may rest on their end. The short ones come to an end by and by, with their time over or woken by nothing.
 
 use std::ops::{Add, Deref, DerefMut};
 use std::sync::PoisonError;
@@ -8,11 +9,16 @@ use std::sync::atomic::{AtomicU64 as PlainU64, Ordering as PlainOrdering};
 use std::time::Duration;
 
 use shuttle::rand::Rng;
+
+use super::Deadline;
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) use shuttle::thread::{Builder as Threads, JoinHandle, scope, yield_now};
 
 /// One in so many waits with a deadline times out.
 const ONE_TIMEOUT_IN: u32 = 4;
+
+/// What is a short wait, in nanoseconds.
+const SHORT: u64 = 1_000_000;
 
 /// Nanoseconds.
 static NOW: PlainU64 = PlainU64::new(0);
@@ -130,6 +136,8 @@ impl Condvar {
         if times_out {
             MutexGuard::unlocked(guard, yield_now);
             NOW.fetch_max(deadline.0, PlainOrdering::SeqCst);
+        } else if deadline.0 <= Instant::now().0 + SHORT {
+            MutexGuard::unlocked(guard, yield_now);
         } else {
             self.wait(guard);
         }
@@ -146,6 +154,36 @@ impl Condvar {
 
     pub(crate) fn notify_all(&self) {
         self.0.notify_all();
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    opened: Mutex<u32>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening(u32);
+
+impl Gate {
+    pub(crate) fn next(&self) -> Opening {
+        Opening(*self.opened.lock())
+    }
+
+    pub(crate) fn open(&self) {
+        *self.opened.lock() += 1;
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn wait(&self, opening: Opening, deadline: Deadline) -> bool {
+        let mut opened = self.opened.lock();
+        while *opened == opening.0 {
+            if !deadline.wait(&self.changed, &mut opened) {
+                return *opened != opening.0;
+            }
+        }
+        true
     }
 }
 

@@ -61,6 +61,7 @@ fn main() {
         Campaign::new("campaign_histories", history::campaign, never),
         Campaign::new("campaign_soak", soak::campaign, never),
         Campaign::new("campaign_mutants", mutants::campaign, full_tier_only),
+        Campaign::new("campaign_mutants_can_be_made", mutants::campaign_of_edits, never),
     ];
     let mut arguments = Arguments::from_args();
     // They wait for disks more than they compute.

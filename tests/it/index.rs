@@ -18,37 +18,59 @@ const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
 #[test]
 fn an_index_that_has_forgotten_the_last_run_of_each_session_is_found_out() {
-    check_lies(|runs| runs.last_mut().unwrap().1 = None);
+    check_lies(|sessions| for_each(sessions, |runs| runs.last_mut().unwrap().1 = None));
 }
 
 #[test]
 fn an_index_that_has_forgotten_all_but_the_first_run_of_each_session_is_found_out() {
-    check_lies(|runs| runs[1..].iter_mut().for_each(|(_, run)| *run = None));
+    check_lies(|sessions| for_each(sessions, |runs| for_each(&mut runs[1..], |(_, run)| *run = None)));
 }
 
 #[test]
 fn an_index_that_has_forgotten_a_run_in_the_middle_is_found_out() {
-    check_lies(|runs| runs[1].1 = None);
+    check_lies(|sessions| for_each(sessions, |runs| runs[1].1 = None));
 }
 
 #[test]
 fn an_index_that_takes_an_earlier_run_for_the_last_is_found_out() {
-    check_lies(|runs| runs.last_mut().unwrap().1 = runs[0].1.clone());
+    check_lies(|sessions| for_each(sessions, |runs| runs.last_mut().unwrap().1 = runs[0].1.clone()));
 }
 
 #[test]
 fn an_index_in_which_runs_have_changed_places_is_found_out() {
-    check_lies(|runs| {
-        let (first, last) = runs.split_at_mut(1);
-        std::mem::swap(&mut first[0].1, &mut last.last_mut().unwrap().1);
+    check_lies(|sessions| {
+        for_each(sessions, |runs| {
+            let (first, last) = runs.split_at_mut(1);
+            std::mem::swap(&mut first[0].1, &mut last.last_mut().unwrap().1);
+        });
+    });
+}
+
+#[test]
+fn an_index_that_takes_the_last_run_of_another_session_for_a_session_s_own_is_found_out() {
+    check_lies(|sessions| {
+        let last = |runs: &Runs| runs.last().unwrap().1.clone();
+        let other: Vec<_> = sessions.iter().cycle().skip(1).take(sessions.len()).map(last).collect();
+        for (runs, other) in sessions.iter_mut().zip(other) {
+            runs.last_mut().unwrap().1 = other;
+        }
     });
 }
 
 /// A key of the index, and what stands there.
 type Entry = (Vec<u8>, Option<Vec<u8>>);
 
-/// Changes what the index has of each session, and opens the log with that. Readers and writers must notice nothing, and the index be built again.
-fn check_lies(lie: impl Fn(&mut [Entry])) {
+/// What the index has of one session.
+type Runs = Vec<Entry>;
+
+fn for_each<T>(items: &mut [T], change: impl Fn(&mut T)) {
+    for item in items {
+        change(item);
+    }
+}
+
+/// Changes what the index has of the sessions, and opens the log with that. Readers and writers must notice nothing, and the index be built again.
+fn check_lies(lie: impl Fn(&mut [Runs])) {
     let dir = folder();
     let written = write_sealed(&dir);
     change_index(&dir.path().join("index"), lie);
@@ -88,15 +110,17 @@ fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
     written
 }
 
-fn change_index(folder: &Path, lie: impl Fn(&mut [Entry])) {
+fn change_index(folder: &Path, lie: impl Fn(&mut [Runs])) {
     let db = sled::Config::new().path(folder).segment_size(SLED_SEGMENT_BYTES).open().unwrap();
-    let mut entries: Vec<Entry> =
+    let entries: Runs =
         db.scan_prefix([KIND_RUN]).map(Result::unwrap).map(|(key, run)| (key.to_vec(), Some(run.to_vec()))).collect();
-    for runs in entries.chunk_by_mut(|(one, _), (other, _)| session_of(one) == session_of(other)) {
+    let mut sessions: Vec<Runs> =
+        entries.chunk_by(|(one, _), (other, _)| session_of(one) == session_of(other)).map(<[Entry]>::to_vec).collect();
+    for runs in &sessions {
         assert!(runs.len() >= RUNS_MIN, "{} runs of a session", runs.len());
-        lie(runs);
     }
-    for (key, run) in entries {
+    lie(&mut sessions);
+    for (key, run) in sessions.into_iter().flatten() {
         match run {
             Some(run) => db.insert(key, run).unwrap(),
             None => db.remove(key).unwrap(),

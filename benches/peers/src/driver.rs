@@ -1,0 +1,114 @@
+//! Rounds: every contender does a workload once a round, in a process and a folder of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::measure::Figures;
+use crate::report::Report;
+use crate::stores::{Contender, Finds};
+use crate::workloads::Workload;
+use crate::{Common, Run};
+
+/// The figures of all rounds, by workload and contender.
+pub type Results = BTreeMap<String, BTreeMap<String, Vec<Figures>>>;
+
+/// Between runs, so that what one has left to the disk is not the next one's.
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub fn run(run: &Run) {
+    let report = measured(run);
+    print!("{}", report.markdown());
+    if let Some(out) = &run.out {
+        report.write(out);
+    }
+}
+
+/// Fails on a gross loss, and on that alone: machines differ, and so do hours.
+pub fn check(common: &Common) -> ExitCode {
+    let workloads = vec![Workload::Append1, Workload::Append8, Workload::Append64];
+    let run = Run { common: common.clone(), workloads, rounds: 3, seconds: 0.7, scale: 1.0, out: None };
+    let report = measured(&run);
+    print!("{}", report.markdown());
+    let lost = report.gross_losses();
+    for loss in &lost {
+        println!("missed by more than half: {loss}");
+    }
+    if lost.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn measured(run: &Run) -> Report {
+    fs::create_dir_all(&run.common.folder).expect("the folder for the stores");
+    let mut report = run.out.as_deref().map(Report::read).unwrap_or_default();
+    let workloads = if run.workloads.is_empty() { Workload::value_variants() } else { &run.workloads };
+    for workload in workloads {
+        let contenders: Vec<Contender> =
+            run.common.contenders().into_iter().filter(|contender| takes_part(*workload, *contender)).collect();
+        report.results.remove(&workload.name());
+        for round in 1..=run.rounds {
+            for contender in &contenders {
+                eprintln!("{}: round {round} of {}: {contender}", workload.title(), run.rounds);
+                match one(*workload, *contender, run) {
+                    Some(figures) => report.add(*workload, *contender, figures),
+                    None => eprintln!("  it failed"),
+                }
+                std::thread::park_timeout(PAUSE);
+            }
+        }
+        if let Some(out) = &run.out {
+            report.write(out);
+        }
+    }
+    report
+}
+
+/// Who shares barriers by itself needs no application in front, save from tasks, where that may be faster. Who does not is not called from
+/// 256 threads at once.
+fn takes_part(workload: Workload, contender: Contender) -> bool {
+    let grouped = contender.is_grouped_by_application();
+    let finds = contender.finds() >= workload.finds();
+    finds && match workload {
+        Workload::Append1 => !grouped,
+        Workload::Append8 | Workload::Append64 | Workload::Bulk8 | Workload::Bulk64 => !(grouped && contender.groups()),
+        Workload::Async256 => grouped || contender.groups(),
+        Workload::Sustained | Workload::Sessions => grouped != contender.groups() || contender == Contender::SessionLog,
+        Workload::Reads | Workload::Reopen => !grouped || !contender.groups(),
+        Workload::Live => contender.streams(),
+    }
+}
+
+fn one(workload: Workload, contender: Contender, run: &Run) -> Option<Figures> {
+    let folder = tempfile::tempdir_in(&run.common.folder).expect("a folder");
+    let mut command = Command::new(std::env::current_exe().expect("a program"));
+    command.args(["one", "--store", &contender.to_string(), "--workload", &workload.name()]);
+    command.arg("--folder").arg(folder.path());
+    command.args(["--seconds", &run.seconds.to_string(), "--scale", &run.scale.to_string()]);
+    let output = command.stderr(Stdio::inherit()).output().expect("a process");
+    let figures = output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("figures are JSON"));
+    settle_disk(folder.path());
+    figures
+}
+
+/// What a run wrote is gone before the next begins.
+fn settle_disk(folder: &Path) {
+    let _removed = fs::remove_dir_all(folder);
+    rustix::fs::sync();
+}
+
+impl Workload {
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("a name").get_name().to_owned()
+    }
+
+    /// What a contender must be able to do.
+    fn finds(self) -> Finds {
+        match self {
+            Self::Reads | Self::Reopen | Self::Sustained | Self::Sessions => Finds::Sessions,
+            _ => Finds::Nothing,
+        }
+    }
+}

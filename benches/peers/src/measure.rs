@@ -1,0 +1,70 @@
+//! What a run cost, as the kernel counts it, and what a run gave.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use procfs::process::Process;
+
+/// What one run of a workload on a store gave: figures by name, which says the unit.
+pub type Figures = BTreeMap<String, f64>;
+
+/// Used so far by this process.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    cpu: Duration,
+    written: u64,
+}
+
+impl Usage {
+    pub fn now() -> Self {
+        let process = Process::myself().expect("a process");
+        let stat = process.stat().expect("its figures");
+        let ticks = (stat.utime + stat.stime) as f64;
+        Self {
+            cpu: Duration::from_secs_f64(ticks / procfs::ticks_per_second() as f64),
+            written: process.io().expect("its I/O").write_bytes,
+        }
+    }
+
+    /// Adds what so many events with so many bytes of data in all have cost since.
+    pub fn add_since(self, figures: &mut Figures, events: f64, bytes: f64) {
+        let now = Self::now();
+        figures.insert("cpu us/event".into(), micros(now.cpu - self.cpu) / events);
+        figures.insert("written/byte".into(), (now.written - self.written) as f64 / bytes);
+    }
+}
+
+/// The largest resident set so far, in megabytes.
+pub fn peak_rss_mb() -> f64 {
+    let status = Process::myself().and_then(|process| process.status()).expect("the status of the process");
+    status.vmhwm.unwrap_or_default() as f64 / 1e3
+}
+
+/// What the files of a folder take on the disk, in bytes.
+pub fn disk_bytes(folder: &Path) -> f64 {
+    use std::os::unix::fs::MetadataExt;
+    let files = walkdir::WalkDir::new(folder).into_iter().filter_map(Result::ok);
+    files.filter_map(|entry| entry.metadata().ok()).map(|found| (found.blocks() * 512) as f64).sum()
+}
+
+pub fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+/// The value below which `share` of the values lie.
+pub fn percentile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let at = ((values.len().max(1) - 1) as f64 * share).round() as usize;
+    values.get(at).copied().unwrap_or(f64::NAN)
+}
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    percentile(&mut values, 0.5)
+}
+
+/// Empties the page cache, where that is permitted.
+pub fn drop_caches() -> bool {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}

@@ -1,0 +1,328 @@
+//! What a workload asks of a store, and what is made of a peer so that it can answer: the few lines that an application would write.
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::oneshot;
+
+pub type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+/// Sees the data of an event.
+pub type See<'a> = &'a mut dyn FnMut(&[u8]);
+
+/// A batch of events with as many bytes of data each.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    pub events: usize,
+    pub bytes: usize,
+}
+
+/// An event log. Anything that fails ends the run.
+pub trait Store: Send + Sync {
+    /// Appends a batch of events to a session, and returns when it is durable. At most one caller appends to a session at a time.
+    fn append(&self, session: u32, load: Load);
+
+    /// The same, for callers that hold no thread.
+    fn append_async(&self, session: u32, load: Load) -> Answer<'_>;
+
+    /// Shows up to `limit` events of a session after `seq`, which counts from 1.
+    fn page(&self, session: u32, seq: u64, limit: usize, see: See<'_>);
+
+    /// Shows up to `limit` events of a session, the newest first.
+    fn newest(&self, session: u32, limit: usize, see: See<'_>);
+
+    /// The ID of the event that a session has at `seq`.
+    fn id_at(&self, session: u32, seq: u64) -> u128;
+
+    /// Shows the event with this ID.
+    fn find(&self, id: u128, see: See<'_>);
+
+    /// Appends a turn of twenty events to a session that has none.
+    fn append_turn(&self, session: u32);
+
+    /// Reads that turn back: as one message where the store makes one, or else its events.
+    fn turn(&self, session: u32, see: See<'_>);
+
+    /// Waits until nothing is left to be done in the background.
+    fn settle(&self);
+
+    /// Follows a session from now on; calls `seen` for every event that is delivered, until it says that this is enough.
+    fn follow(&self, session: u32, seen: Seen) -> JoinHandle<()>;
+}
+
+/// Called for every event that a stream delivers.
+pub type Seen = Box<dyn FnMut() -> Following + Send>;
+
+/// Whether who follows wants more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Following {
+    On,
+    Enough,
+}
+
+/// How a store is opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Open<'a> {
+    pub folder: &'a Path,
+    /// How many sessions there will be; their numbers are below.
+    pub sessions: u32,
+    /// Whether events are to be found by their ID, for which peers need an entry more.
+    pub ids: Ids,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    Found,
+    Unused,
+}
+
+/// An event as a peer gets it.
+#[derive(Debug)]
+pub struct Entry {
+    pub session: u32,
+    pub seq: u64,
+    pub id: u128,
+    /// The ID, the type, the data.
+    pub value: Vec<u8>,
+}
+
+/// What an ordered store has to offer. An application on top makes a log of it.
+pub trait Peer: Send + Sync + 'static {
+    /// Commits all or none, and returns when it would outlive a power cut.
+    fn commit(&self, entries: &[Entry]);
+
+    /// The same for who holds no thread; on a thread of the runtime's for blocking calls, unless the peer has something better.
+    fn commit_async(self: Arc<Self>, entries: Vec<Entry>) -> Answer<'static> {
+        let commit = tokio::task::spawn_blocking(move || self.commit(&entries));
+        Box::pin(async { commit.await.expect("the commit succeeds") })
+    }
+
+    /// Values of a session from `seq` on.
+    fn scan(&self, _session: u32, _seq: u64, _limit: usize, _see: See<'_>) {
+        unreachable!("who cannot read is not asked to")
+    }
+
+    /// Values of a session from its end.
+    fn scan_back(&self, _session: u32, _limit: usize, _see: See<'_>) {
+        unreachable!("who cannot read is not asked to")
+    }
+
+    /// The value of the event with this ID.
+    fn find(&self, _id: u128, _see: See<'_>) {
+        unreachable!("who knows no IDs is not asked for one")
+    }
+
+    fn settle(&self) {}
+
+    /// As [`Store::follow`].
+    fn follow(&self, _session: u32, _seen: Seen) -> JoinHandle<()> {
+        unreachable!("who has no live streams is not asked for one")
+    }
+}
+
+/// How an application hands batches to its peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committing {
+    /// Each caller commits its own batch.
+    Direct,
+    /// One thread commits what has come together meanwhile.
+    Grouped,
+}
+
+/// A log on top of a peer.
+pub struct Application<P> {
+    peer: Arc<P>,
+    /// The last seq of each session.
+    last: Vec<AtomicU64>,
+    last_id: AtomicU64,
+    began_ms: u64,
+    group: Option<mpsc::Sender<Pending>>,
+    committer: Option<JoinHandle<()>>,
+}
+
+struct Pending {
+    entries: Vec<Entry>,
+    done: oneshot::Sender<()>,
+}
+
+/// As much as the log itself writes at once.
+const GROUP_BYTES_MAX: usize = 4 << 20;
+
+/// A user's message, its status before and after, eight tool calls with their results, and the answer.
+pub const TURN_EVENTS: usize = 20;
+pub const TURN_EVENT_BYTES: usize = 230;
+
+const EVENT_TYPE: &str = "bench.event";
+
+impl<P: Peer> Application<P> {
+    pub fn new(peer: P, committing: Committing, open: Open<'_>) -> Self {
+        let peer = Arc::new(peer);
+        let (group, pending) = mpsc::channel();
+        let committer = (committing == Committing::Grouped).then(|| {
+            let peer = Arc::clone(&peer);
+            std::thread::spawn(move || commit_groups(&*peer, &pending))
+        });
+        Self {
+            peer,
+            last: (0..open.sessions).map(|_| AtomicU64::new(0)).collect(),
+            last_id: AtomicU64::new(0),
+            began_ms: u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis()).expect("a date"),
+            group: committer.is_some().then_some(group),
+            committer,
+        }
+    }
+
+    fn entries(&self, session: u32, load: Load) -> Vec<Entry> {
+        let entry = |nth| {
+            let seq = self.last[session as usize].fetch_add(1, Ordering::Relaxed) + 1;
+            let id = u128::from(self.began_ms) << 80 | u128::from(self.last_id.fetch_add(1, Ordering::Relaxed));
+            Entry { session, seq, id, value: value_of(id, data(seq + nth, load.bytes)) }
+        };
+        (0..load.events as u64).map(entry).collect()
+    }
+
+    fn hand_over(&self, group: &mpsc::Sender<Pending>, entries: Vec<Entry>) -> oneshot::Receiver<()> {
+        let (done, is_done) = oneshot::channel();
+        group.send(Pending { entries, done }).expect("the committer runs");
+        is_done
+    }
+}
+
+impl<P: Peer> Store for Application<P> {
+    fn append(&self, session: u32, load: Load) {
+        let entries = self.entries(session, load);
+        match &self.group {
+            Some(group) => self.hand_over(group, entries).blocking_recv().expect("the commit succeeds"),
+            None => self.peer.commit(&entries),
+        }
+    }
+
+    fn append_async(&self, session: u32, load: Load) -> Answer<'_> {
+        let entries = self.entries(session, load);
+        match &self.group {
+            Some(group) => {
+                let is_done = self.hand_over(group, entries);
+                Box::pin(async { is_done.await.expect("the commit succeeds") })
+            }
+            None => Arc::clone(&self.peer).commit_async(entries),
+        }
+    }
+
+    fn page(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
+        self.peer.scan(session, seq + 1, limit, &mut |value| see(data_of(value)));
+    }
+
+    fn newest(&self, session: u32, limit: usize, see: See<'_>) {
+        self.peer.scan_back(session, limit, &mut |value| see(data_of(value)));
+    }
+
+    fn id_at(&self, session: u32, seq: u64) -> u128 {
+        let mut id = None;
+        self.peer.scan(session, seq, 1, &mut |value| id = value.first_chunk().map(|id| u128::from_be_bytes(*id)));
+        id.expect("the event is there")
+    }
+
+    fn find(&self, id: u128, see: See<'_>) {
+        self.peer.find(id, &mut |value| see(data_of(value)));
+    }
+
+    fn append_turn(&self, session: u32) {
+        self.append(session, Load { events: TURN_EVENTS, bytes: TURN_EVENT_BYTES });
+    }
+
+    fn turn(&self, session: u32, see: See<'_>) {
+        self.page(session, 0, TURN_EVENTS, see);
+    }
+
+    fn settle(&self) {
+        self.peer.settle();
+    }
+
+    fn follow(&self, session: u32, seen: Seen) -> JoinHandle<()> {
+        self.peer.follow(session, seen)
+    }
+}
+
+impl<P> Drop for Application<P> {
+    fn drop(&mut self) {
+        self.group = None;
+        if let Some(committer) = self.committer.take() {
+            committer.join().expect("the committer ends");
+        }
+    }
+}
+
+fn commit_groups(peer: &impl Peer, pending: &mpsc::Receiver<Pending>) {
+    while let Ok(first) = pending.recv() {
+        let (mut entries, mut waiting) = (first.entries, vec![first.done]);
+        let mut bytes = 0;
+        while bytes < GROUP_BYTES_MAX && let Ok(next) = pending.try_recv() {
+            bytes += next.entries.iter().map(|entry| entry.value.len()).sum::<usize>();
+            entries.extend(next.entries);
+            waiting.push(next.done);
+        }
+        peer.commit(&entries);
+        for done in waiting {
+            // Whoever does not wait any more does not mind.
+            let _told = done.send(());
+        }
+    }
+}
+
+fn value_of(id: u128, data: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(17 + EVENT_TYPE.len() + data.len());
+    value.extend_from_slice(&id.to_be_bytes());
+    value.push(u8::try_from(EVENT_TYPE.len()).expect("a short name"));
+    value.extend_from_slice(EVENT_TYPE.as_bytes());
+    value.extend_from_slice(data);
+    value
+}
+
+fn data_of(value: &[u8]) -> &[u8] {
+    let type_bytes = usize::from(value[16]);
+    &value[17 + type_bytes..]
+}
+
+/// The ID of a session.
+pub fn session_name(session: u32) -> String {
+    format!("session-{session:07}")
+}
+
+pub const KEY_BYTES: usize = 24;
+
+/// The key of an event: the session ID, a NUL, the seq. They sort as the events do.
+pub fn key(session: u32, seq: u64) -> [u8; KEY_BYTES] {
+    let mut key = [0; KEY_BYTES];
+    key[..15].copy_from_slice(session_name(session).as_bytes());
+    key[16..].copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// The key under which that key is found by the event's ID, where there is but one keyspace.
+pub fn id_key(id: u128) -> [u8; 19] {
+    let mut key = *b"id:................";
+    key[3..].copy_from_slice(&id.to_be_bytes());
+    key
+}
+
+/// Data that does not compress, other for other numbers.
+pub fn data(nth: u64, bytes: usize) -> &'static [u8] {
+    static NOISE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+        let words = std::iter::repeat_with(move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        });
+        words.take(64 * 1024).flatten().collect()
+    });
+    let from = usize::try_from(nth.wrapping_mul(7_919) % (NOISE.len() - bytes) as u64).expect("a place in the noise");
+    &NOISE[from..from + bytes]
+}
+

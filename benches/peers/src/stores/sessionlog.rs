@@ -1,0 +1,124 @@
+//! The log itself, with its defaults.
+
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+
+use sessionlog::{Batch, EventId, From, MessageId, NewEvent, Options, Page, SessionId, SessionLog, StreamItem};
+
+use crate::store::{Answer, Following, Load, Open, See, Seen, Store, data, session_name};
+
+pub struct Ours {
+    log: SessionLog,
+    sessions: Vec<SessionId>,
+    turns: Vec<OnceLock<MessageId>>,
+}
+
+impl Ours {
+    pub fn open(open: Open<'_>) -> Self {
+        let log = Options::new().open(open.folder).expect("the log opens");
+        Self {
+            log,
+            sessions: (0..open.sessions).map(|nth| SessionId::new(session_name(nth)).expect("a name")).collect(),
+            turns: (0..open.sessions).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    pub fn log(&self) -> &SessionLog {
+        &self.log
+    }
+
+    fn session(&self, session: u32) -> &SessionId {
+        &self.sessions[session as usize]
+    }
+}
+
+fn batch(session: u32, load: Load) -> Batch {
+    let event = |nth| NewEvent::new("bench.event", data(u64::from(session) + nth, load.bytes));
+    Batch::new().events((0..load.events as u64).map(event))
+}
+
+impl Store for Ours {
+    fn append(&self, session: u32, load: Load) {
+        self.log.append(self.session(session), batch(session, load)).expect("the append succeeds");
+    }
+
+    fn append_async(&self, session: u32, load: Load) -> Answer<'_> {
+        let ack = self.log.append_async(self.session(session), batch(session, load));
+        Box::pin(async { drop(ack.await.expect("the append succeeds")) })
+    }
+
+    fn page(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
+        let page = self.log.list(self.session(session), Page::after(seq).limit(limit)).expect("the page is there");
+        for event in &page.events {
+            see(&event.data);
+        }
+    }
+
+    fn newest(&self, session: u32, limit: usize, see: See<'_>) {
+        let page = self.log.list(self.session(session), Page::new().newest_first().limit(limit)).expect("the page is there");
+        for event in &page.events {
+            see(&event.data);
+        }
+    }
+
+    fn id_at(&self, session: u32, seq: u64) -> u128 {
+        let page = self.log.list(self.session(session), Page::after(seq - 1).limit(1)).expect("the event is there");
+        page.events[0].id.to_u128()
+    }
+
+    fn find(&self, id: u128, see: See<'_>) {
+        see(&self.log.event(EventId::from_u128(id)).expect("the event is there").data);
+    }
+
+    fn append_turn(&self, session: u32) {
+        let id = self.session(session);
+        let ack = self.log.append(id, Batch::new().user_message("What holds this up?")).expect("the append succeeds");
+        let message = ack.events[0].message_id.expect("a user's message opens a turn");
+        let status = |status| NewEvent::new("message.status_changed", format!(r#"{{"status":"{status}"}}"#)).in_turn(message);
+        let mut batch = Batch::new().event(status("running"));
+        for call in 0..8 {
+            let data = format!(r#"{{"call_id":"c{call}","output":"{}"}}"#, "x".repeat(200));
+            batch = batch.event(NewEvent::new("tool.call_requested", data.clone()).in_turn(message));
+            batch = batch.event(NewEvent::new("tool.call_completed", data).in_turn(message));
+        }
+        let said = NewEvent::new("assistant.message_completed", r#"{"text":"A barrier, as it should."}"#).in_turn(message);
+        self.log.append(id, batch.event(said).event(status("completed"))).expect("the append succeeds");
+        self.turns[session as usize].set(message).expect("a session has one turn");
+    }
+
+    fn turn(&self, session: u32, see: See<'_>) {
+        let turn = *self.turns[session as usize].get().expect("the session has a turn");
+        let message = self.log.message(turn).expect("the turn is there");
+        see(message.status.as_str().as_bytes());
+    }
+
+    fn settle(&self) {
+        // Idle, it seals what is full and enters it into the index; what is left then stays in the journal.
+        let mut before = self.log.stats();
+        loop {
+            std::thread::park_timeout(std::time::Duration::from_millis(300));
+            let now = self.log.stats();
+            if now == before && now.index_lag == 0 {
+                return;
+            }
+            before = now;
+        }
+    }
+
+    fn follow(&self, session: u32, mut seen: Seen) -> JoinHandle<()> {
+        let mut stream = self.log.stream(self.session(session), From::Creation).expect("the stream opens");
+        std::thread::spawn(move || {
+            while let Some(item) = stream.next() {
+                if matches!(item.expect("the stream goes on"), StreamItem::Event(_)) && seen() == Following::Enough {
+                    return;
+                }
+            }
+        })
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.log.close().expect("the log closes");
+    }
+}

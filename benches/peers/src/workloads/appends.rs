@@ -1,0 +1,109 @@
+//! Durable appends for some seconds, from threads or from tasks. After ours the floor is measured, with as many bytes a barrier.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sessionlog::Stats;
+
+use super::Task;
+use crate::support::Floor;
+use crate::measure::{Figures, Usage, micros, percentile};
+use crate::store::{Ids, Load, Open, Store};
+use crate::stores::Contender;
+
+/// Of the time measured, spent before on the same.
+const WARM: f64 = 0.25;
+
+/// How long each append took, in microseconds, and how long all took.
+struct Round {
+    acks: Vec<f64>,
+    took: Duration,
+}
+
+pub fn blocking(task: Task<'_>, writers: u32, load: Load) -> Figures {
+    measured(task, writers, load, |store, time| from_threads(&**store, writers, load, time))
+}
+
+pub fn asynchronous(task: Task<'_>, writers: u32, load: Load) -> Figures {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    measured(task, writers, load, |store, time| runtime.block_on(from_tasks(store, writers, load, time)))
+}
+
+fn measured(task: Task<'_>, writers: u32, load: Load, run: impl Fn(&Arc<dyn Store>, Duration) -> Round) -> Figures {
+    let open = Open { folder: task.folder, sessions: writers, ids: Ids::Unused };
+    let ours = (task.contender == Contender::SessionLog).then(|| Arc::new(crate::stores::sessionlog::Ours::open(open)));
+    let store: Arc<dyn Store> = match &ours {
+        Some(ours) => Arc::clone(ours) as Arc<dyn Store>,
+        None => Arc::from(task.contender.open(open)),
+    };
+    run(&store, Duration::from_secs_f64(task.seconds * WARM));
+    let (usage, before) = (Usage::now(), ours.as_ref().map(|ours| ours.log().stats()));
+    let mut round = run(&store, Duration::from_secs_f64(task.seconds));
+    let mut figures = Figures::new();
+    let (batches, seconds) = (round.acks.len() as f64, round.took.as_secs_f64());
+    let (events, bytes) = (batches * load.events as f64, batches * (load.events * load.bytes) as f64);
+    usage.add_since(&mut figures, events, bytes);
+    figures.insert("appends/s".into(), batches / seconds);
+    figures.insert("MB/s".into(), bytes / 1e6 / seconds);
+    figures.insert("p50 us".into(), percentile(&mut round.acks, 0.5));
+    figures.insert("p99 us".into(), percentile(&mut round.acks, 0.99));
+    if let (Some(ours), Some(before)) = (ours, before) {
+        add_floor(&mut figures, task.folder, &before, &ours.log().stats(), bytes);
+    }
+    figures
+}
+
+/// The same groups without a log.
+fn add_floor(figures: &mut Figures, folder: &Path, before: &Stats, after: &Stats, bytes: f64) {
+    let groups = after.groups - before.groups;
+    let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups).expect("a group fits memory");
+    let mut floor = Floor::new(folder, 64 << 20, group_bytes);
+    let mut writes: Vec<f64> = (0..groups).map(|_| micros(floor.write(group_bytes))).collect();
+    let seconds = writes.iter().sum::<f64>() / 1e6;
+    figures.insert("floor appends/s".into(), (after.batches - before.batches) as f64 / seconds);
+    figures.insert("floor MB/s".into(), bytes / 1e6 / seconds);
+    figures.insert("floor p50 us".into(), percentile(&mut writes, 0.5));
+    figures.insert("batches a group".into(), (after.batches - before.batches) as f64 / groups as f64);
+}
+
+fn from_threads(store: &dyn Store, writers: u32, load: Load, time: Duration) -> Round {
+    let began = Instant::now();
+    let write = |session| {
+        let mut acks = Vec::new();
+        while began.elapsed() < time {
+            let asked = Instant::now();
+            store.append(session, load);
+            acks.push(micros(asked.elapsed()));
+        }
+        acks
+    };
+    let acks = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..writers).map(|session| scope.spawn(move || write(session))).collect();
+        writers.into_iter().flat_map(|writer| writer.join().expect("a writer ends")).collect()
+    });
+    Round { acks, took: began.elapsed() }
+}
+
+async fn from_tasks(store: &Arc<dyn Store>, writers: u32, load: Load, time: Duration) -> Round {
+    let began = Instant::now();
+    let writers: Vec<_> = (0..writers)
+        .map(|session| {
+            let store = Arc::clone(store);
+            tokio::spawn(async move {
+                let mut acks = Vec::new();
+                while began.elapsed() < time {
+                    let asked = Instant::now();
+                    store.append_async(session, load).await;
+                    acks.push(micros(asked.elapsed()));
+                }
+                acks
+            })
+        })
+        .collect();
+    let mut acks = Vec::new();
+    for writer in writers {
+        acks.extend(writer.await.expect("a writer ends"));
+    }
+    Round { acks, took: began.elapsed() }
+}

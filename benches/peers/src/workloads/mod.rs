@@ -1,0 +1,153 @@
+//! The workloads: what is done, what is measured, and the bar that is set.
+
+mod appends;
+mod live;
+mod reads;
+mod stores;
+
+use clap::ValueEnum;
+
+use crate::measure::Figures;
+use crate::stores::Contender;
+use crate::store::Load;
+
+/// In the order of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Workload {
+    Append1,
+    Append8,
+    Append64,
+    Async256,
+    Bulk8,
+    Bulk64,
+    Sustained,
+    Sessions,
+    Reads,
+    Live,
+    Reopen,
+}
+
+/// What a run is told.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    pub contender: Contender,
+    pub folder: &'a std::path::Path,
+    pub seconds: f64,
+    /// What part of the full size: of bytes, of sessions, of events.
+    pub scale: f64,
+}
+
+impl Task<'_> {
+    /// So much of `full`, at least one.
+    pub fn scaled(&self, full: u32) -> u32 {
+        ((f64::from(full) * self.scale) as u32).max(1)
+    }
+}
+
+/// What a figure has to come to.
+#[derive(Debug, Clone, Copy)]
+pub struct Bar {
+    pub figure: &'static str,
+    pub wanted: Wanted,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted {
+    /// At least so many times the best peer's.
+    MoreThanPeers(f64),
+    /// At most so many times the best peer's.
+    LessThanPeers(f64),
+    /// At least so many times what the floor gives, under this name.
+    MoreThanFloor(&'static str, f64),
+    /// At most so many times what the floor gives, under this name.
+    LessThanFloor(&'static str, f64),
+    /// At most so much.
+    AtMost(f64),
+}
+
+use Wanted::{AtMost, LessThanFloor, LessThanPeers, MoreThanFloor, MoreThanPeers};
+
+const COSTS: [Bar; 2] = [bar("cpu us/event", LessThanPeers(1.0)), bar("written/byte", LessThanPeers(1.0))];
+
+const fn bar(figure: &'static str, wanted: Wanted) -> Bar {
+    Bar { figure, wanted }
+}
+
+impl Workload {
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Append1 => "1 writer, 1 event of 256 B",
+            Self::Append8 => "8 writers, 1 event of 256 B",
+            Self::Append64 => "64 writers, 1 event of 256 B",
+            Self::Async256 => "256 async appenders on 2 threads, 1 event of 256 B",
+            Self::Bulk8 => "8 writers, batches of 16 x 4 KiB",
+            Self::Bulk64 => "64 writers, batches of 16 x 2 KiB",
+            Self::Sustained => "sustained: 4 GiB of 1 KiB events in batches of 4, 10,000 sessions, 16 writers, to the end of background work",
+            Self::Sessions => "1,000,000 sessions: one event each, then one more each, 64 writers",
+            Self::Reads => "reads from 1,000,000 events of 256 B in 10,000 sessions",
+            Self::Live => "append to delivery on a live stream",
+            Self::Reopen => "opening 10 GB in 10,000 sessions",
+        }
+    }
+
+    /// The figures of the report; the first is the one that stores are sorted by, and the chart shows.
+    pub fn figures(self) -> &'static [&'static str] {
+        match self {
+            Self::Append1 | Self::Append8 | Self::Append64 | Self::Async256 => {
+                &["appends/s", "p50 us", "p99 us", "cpu us/event", "written/byte"]
+            }
+            Self::Bulk8 | Self::Bulk64 => &["MB/s", "p50 us", "p99 us", "cpu us/event", "written/byte"],
+            Self::Sustained => &["MB/s", "max ms", "rss MB", "disk/byte", "cpu us/event", "written/byte"],
+            Self::Sessions => &["first/s", "second/s", "rss MB", "cpu us/event", "written/byte"],
+            Self::Reads => &["warm us", "cold us", "newest us", "find us", "turn us"],
+            Self::Live => &["p50 us", "p99 us", "p50 us of 1000", "ack p50 us"],
+            Self::Reopen => &["clean s", "killed s", "rss MB"],
+        }
+    }
+
+    pub fn bars(self) -> Vec<Bar> {
+        let own: &[Bar] = match self {
+            Self::Append1 => &[bar("p50 us", LessThanPeers(1.0)), bar("p50 us", LessThanFloor("floor p50 us", 1.25))],
+            Self::Append8 => &[bar("appends/s", MoreThanPeers(1.25))],
+            Self::Append64 => &[bar("appends/s", MoreThanPeers(1.5)), bar("p99 us", LessThanPeers(1.0))],
+            Self::Async256 => &[bar("appends/s", MoreThanPeers(1.5))],
+            Self::Bulk8 => &[bar("MB/s", MoreThanPeers(1.1)), bar("MB/s", MoreThanFloor("floor MB/s", 0.7))],
+            Self::Bulk64 => &[bar("MB/s", MoreThanPeers(1.1))],
+            Self::Sustained => &[
+                bar("MB/s", MoreThanPeers(1.25)),
+                bar("rss MB", AtMost(512.0)),
+                bar("disk/byte", AtMost(1.25)),
+                bar("max ms", AtMost(250.0)),
+            ],
+            Self::Sessions => &[bar("first/second", AtMost(1.5)), bar("rss MB", AtMost(1000.0))],
+            Self::Reads => &[
+                bar("warm us", LessThanPeers(1.0)),
+                bar("cold us", LessThanPeers(1.0)),
+                bar("newest us", LessThanPeers(1.0)),
+                bar("find us", LessThanPeers(1.0)),
+                bar("turn us", LessThanPeers(1.0)),
+            ],
+            Self::Live => &[bar("over ack us", AtMost(50.0)), bar("over ack us of 1000", AtMost(50.0))],
+            Self::Reopen => &[bar("clean s", LessThanPeers(1.0)), bar("clean s", AtMost(1.0)), bar("killed s", AtMost(1.0))],
+        };
+        let costs: &[Bar] = if self.figures().contains(&COSTS[0].figure) { &COSTS } else { &[] };
+        [own, costs].concat()
+    }
+
+    pub fn run(self, task: Task<'_>) -> Figures {
+        let one = Load { events: 1, bytes: 256 };
+        match self {
+            Self::Append1 => appends::blocking(task, 1, one),
+            Self::Append8 => appends::blocking(task, 8, one),
+            Self::Append64 => appends::blocking(task, 64, one),
+            Self::Async256 => appends::asynchronous(task, 256, one),
+            Self::Bulk8 => appends::blocking(task, 8, Load { events: 16, bytes: 4096 }),
+            Self::Bulk64 => appends::blocking(task, 64, Load { events: 16, bytes: 2048 }),
+            Self::Sustained => stores::sustained(task),
+            Self::Sessions => stores::sessions(task),
+            Self::Reads => reads::reads(task),
+            Self::Live => live::live(task),
+            Self::Reopen => stores::reopen(task),
+        }
+    }
+}

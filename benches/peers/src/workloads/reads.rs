@@ -1,0 +1,92 @@
+//! Reading from a million events in ten thousand sessions, a hundred each: from the page cache, and with every cache empty.
+
+use std::time::Instant;
+
+use super::Task;
+use crate::measure::{Figures, drop_caches, micros, percentile};
+use crate::store::{Ids, Load, Open, Store};
+use crate::stores::Finds;
+
+const SESSIONS: u32 = 10_000;
+const WRITERS: u32 = 16;
+const BATCHES: u32 = 10;
+const BATCH: Load = Load { events: 10, bytes: 256 };
+const PAGE: usize = 100;
+const NEWEST: usize = 20;
+const READS: u32 = 5_000;
+const COLD_READS: u32 = 200;
+
+/// Without a common factor with the number of sessions, so that neighbours are far apart.
+const STRIDE: u32 = 7_919;
+
+pub fn reads(task: Task<'_>) -> Figures {
+    let sessions = task.scaled(SESSIONS).max(WRITERS);
+    // Behind these, one that has a turn for each tenth.
+    let turns = sessions.div_ceil(10);
+    let open = Open { folder: task.folder, sessions: sessions + turns, ids: Ids::Found };
+    let store = task.contender.open(open);
+    fill(&*store, sessions);
+    (sessions..sessions + turns).for_each(|session| store.append_turn(session));
+    store.settle();
+    let nth = |nth: u32| nth * STRIDE % sessions;
+    let mut figures = Figures::new();
+    let page = |store: &dyn Store, session: u32| count(PAGE, |see| store.page(session, 0, PAGE, see));
+    figures.insert("warm us".into(), time(READS, |at| page(&*store, nth(at))));
+    figures.insert("newest us".into(), time(READS, |at| count(NEWEST, |see| store.newest(nth(at), NEWEST, see))));
+    if task.contender.finds() == Finds::Ids {
+        let ids: Vec<u128> = (0..sessions.min(1_000)).map(|at| store.id_at(nth(at), 50)).collect();
+        figures.insert("find us".into(), time(READS, |at| count(1, |see| store.find(ids[at as usize % ids.len()], see))));
+    }
+    figures.insert(
+        "turn us".into(),
+        time(READS, |at| {
+            let mut seen = 0;
+            store.turn(sessions + nth(at) % turns, &mut |_| seen += 1);
+            assert!(seen > 0, "a turn is empty");
+        }),
+    );
+    drop(store);
+    if drop_caches() {
+        let store = task.contender.open(open);
+        store.settle();
+        drop_caches();
+        figures.insert("cold us".into(), time(COLD_READS, |at| page(&*store, nth(at))));
+    }
+    figures
+}
+
+fn fill(store: &dyn Store, sessions: u32) {
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            scope.spawn(move || {
+                for _ in 0..BATCHES {
+                    for session in (writer..sessions).step_by(WRITERS as usize) {
+                        store.append(session, BATCH);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Fails unless as many events are shown.
+fn count(expected: usize, read: impl FnOnce(&mut dyn FnMut(&[u8]))) {
+    let (mut events, mut bytes) = (0, 0);
+    read(&mut |data| {
+        events += 1;
+        bytes += data.len();
+    });
+    assert!(events == expected && bytes > 0, "{events} events of {expected}, with {bytes} bytes");
+}
+
+/// The median, in microseconds.
+fn time(reads: u32, read: impl Fn(u32)) -> f64 {
+    let mut took: Vec<f64> = (0..reads)
+        .map(|at| {
+            let began = Instant::now();
+            read(at);
+            micros(began.elapsed())
+        })
+        .collect();
+    percentile(&mut took, 0.5)
+}

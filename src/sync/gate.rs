@@ -1,0 +1,53 @@
+//! A gate at which many threads wait and which one call opens for all of them.
+//!
+//! It is a futex. With a condition variable each thread would be woken by a call of its own, or take the same lock again.
+
+use rustix::thread::futex;
+
+use super::{AtomicU32, Deadline, Ordering};
+
+/// Opens again and again, each time for those who came since the last time.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    opened: AtomicU32,
+    waiting: AtomicU32,
+}
+
+/// One opening of a gate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Opening(u32);
+
+impl Gate {
+    /// The opening that comes next.
+    pub(crate) fn next(&self) -> Opening {
+        Opening(self.opened.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn open(&self) {
+        self.opened.fetch_add(1, Ordering::SeqCst);
+        // Who is not counted yet will find it open.
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            let all = i32::MAX.unsigned_abs();
+            futex::wake(&self.opened, futex::Flags::PRIVATE, all).expect("a futex that is mapped wakes");
+        }
+    }
+
+    /// Waits for an opening. `false` when the deadline came first.
+    pub(crate) fn wait(&self, opening: Opening, deadline: Deadline) -> bool {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let is_open = loop {
+            if self.opened.load(Ordering::SeqCst) != opening.0 {
+                break true;
+            }
+            let left = deadline.left();
+            if left.is_some_and(|left| left.is_zero()) {
+                break false;
+            }
+            let timeout = left.and_then(|left| left.try_into().ok());
+            // It comes back for many reasons, after each of which one looks again.
+            let _woken = futex::wait(&self.opened, futex::Flags::PRIVATE, opening.0, timeout.as_ref());
+        };
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        is_open
+    }
+}
