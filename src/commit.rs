@@ -111,19 +111,12 @@ impl Commit {
             return Ok(Appended::Stale(stale));
         }
         let joined = section.open.joined();
-        if let Some(until) = section.gathers_until().filter(|_| section.open.members.len() == 1) {
-            // Whoever comes first sees to it that the wait for others ends.
-            let answered = MutexGuard::unlocked(&mut section, || joined.gate.wait(joined.opening, Deadline::at(until)));
-            if answered {
-                return Ok(Appended::Joined(joined));
-            }
-        }
         if section.wants_leader() {
             let was_witnessed = section.unwitnessed.is_none();
             self.lead_group(&mut section);
             // Nobody else sees to the next group, the next witness, or the end.
             let is_due = was_witnessed && section.unwitnessed.is_some();
-            if section.wants_leader() || section.gathers_until().is_some() || is_due || section.closing {
+            if section.wants_leader() || is_due || section.closing {
                 self.work.notify_one();
             }
         }
@@ -142,7 +135,7 @@ impl Commit {
         if let Some(stale) = section.join(request) {
             return Ok(Submitted::Stale(stale));
         }
-        if section.wants_leader() || section.gathers_until().is_some() {
+        if section.wants_leader() {
             self.work.notify_one();
         }
         Ok(Submitted::Joined)
@@ -154,8 +147,6 @@ impl Commit {
         loop {
             if section.wants_leader() {
                 self.lead_group(&mut section);
-            } else if let Some(until) = section.gathers_until() {
-                self.work.wait_until(&mut section, until);
             } else if section.is_led() && section.unwitnessed.is_some() {
                 // A caller who leads alone does not wake this thread, so it looks for itself when the witness is due.
                 self.work.wait_for(&mut section, WITNESS_AFTER);
@@ -240,7 +231,7 @@ impl Commit {
         section.placing = true;
         let waiters = self.let_in(section);
         let acted = MutexGuard::unlocked(section, || {
-            let mut lead = Lead { commit: self, has_place: false, answered: 0, barrier: Duration::ZERO };
+            let mut lead = Lead { commit: self, has_place: false };
             let acted = catch_unwind(AssertUnwindSafe(|| {
                 wake_all(waiters);
                 act(&mut lead)
@@ -267,13 +258,9 @@ impl Commit {
     fn commit(&self, lead: &mut Lead<'_>, group: &mut Group) {
         match self.place(lead, &mut group.buffer) {
             Ok(placed) => {
-                let began = Instant::now();
                 let durable = self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed));
                 match durable {
-                    Ok(()) => {
-                        (lead.answered, lead.barrier) = (group.members.len(), began.elapsed());
-                        self.publish(group, &placed);
-                    }
+                    Ok(()) => self.publish(group, &placed),
                     Err(error) => group.answer(|member| member.finish(Err(error.clone()))),
                 }
             }
@@ -400,9 +387,6 @@ fn wake_all(waiters: Vec<Arc<Waiter>>) {
 struct Lead<'a> {
     commit: &'a Commit,
     has_place: bool,
-    /// What became of the group that was led.
-    answered: usize,
-    barrier: Duration,
 }
 
 impl Lead<'_> {
@@ -425,7 +409,6 @@ impl Drop for Lead<'_> {
         let mut section = self.commit.section.lock();
         if self.has_place {
             section.in_flight -= 1;
-            section.gather(self.answered, self.barrier);
         } else {
             section.placing = false;
         }

@@ -8,17 +8,18 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::sync::{AtomicBool, Instant, Mutex, Ordering};
 
 /// The unit in which the journal is laid out and in which direct I/O is aligned.
 pub(crate) const BLOCK: usize = 4096;
 
-/// What zeroes and copies are written in.
-const CHUNK: usize = 1024 * 1024;
+/// What zeroes are written in: little enough that a commit beside them does not wait for long.
+const ZEROES: usize = 256 * 1024;
 
 /// A folder tree with barriers.
 pub(crate) trait Disk: Send + Sync {
@@ -85,10 +86,11 @@ pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result
     Ok(buf)
 }
 
-/// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at all.
-pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<()> {
+/// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at all. After each write `pause` is told how
+/// long it took.
+pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration)) -> Result<()> {
     let unfinished = path.with_extension(TEMPORARY);
-    let written = fill_with_zeroes(disk, &unfinished, bytes).and_then(|()| publish(disk, &unfinished, path));
+    let written = fill_with_zeroes(disk, &unfinished, bytes, pause).and_then(|()| publish(disk, &unfinished, path));
     if written.is_err() {
         // What failed is the write; on a full disk the space is given back at once.
         let _removed = disk.remove(&unfinished);
@@ -96,15 +98,17 @@ pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<(
     written
 }
 
-fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64) -> Result<()> {
+fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration)) -> Result<()> {
     let file = disk.open(path, Mode::WriteBlocks)?;
     file.allocate(bytes)?;
-    let zeroes = BlockBuf::zeroed(usize::try_from(bytes).unwrap_or(CHUNK).min(CHUNK));
+    let zeroes = BlockBuf::zeroed(usize::try_from(bytes).unwrap_or(ZEROES).min(ZEROES));
     let mut at = 0;
     while at < bytes {
-        let left = usize::try_from(bytes - at).unwrap_or(CHUNK).min(CHUNK);
+        let left = usize::try_from(bytes - at).unwrap_or(ZEROES).min(ZEROES);
+        let began = Instant::now();
         file.write_all_at(zeroes.as_slice().get(..left).expect("a part of a chunk is within it"), at)?;
         at += left as u64;
+        pause(began.elapsed());
     }
     file.sync()
 }

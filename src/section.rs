@@ -3,7 +3,6 @@
 //! Everything here happens under one lock, which every append takes: no I/O, no waiting, nobody woken.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::codec::{EncodedBatch, Record};
 use crate::entry::EntryState;
@@ -22,12 +21,6 @@ pub(crate) const IN_FLIGHT_MAX: usize = 2;
 /// A group with so many bytes of records is written beside the one before. Below, the barrier costs more than the bytes, so that
 /// waiting for company is the better use of the time.
 const OVERLAP_BYTES: usize = 128 * 1024;
-
-/// The longest that an open group waits for those who were just answered.
-const GATHER_MAX: Duration = Duration::from_micros(100);
-
-/// How many groups at most do without once it was in vain, as a power of two.
-const DOUBLINGS_MAX: u32 = 6;
 
 /// A batch on its way.
 pub(crate) struct Request {
@@ -52,7 +45,6 @@ pub(crate) struct SealedKey {
 pub(crate) struct Section {
     clock: IdClock,
     pub open: Group,
-    gathering: Gathering,
     /// Groups that are done, for the buffers they have.
     pub done: Vec<Group>,
     /// Async callers that found the open group full.
@@ -67,20 +59,6 @@ pub(crate) struct Section {
     pub unwitnessed: Option<Instant>,
     pub closing: bool,
     pub poison: Option<Arc<Error>>,
-}
-
-/// Whether the open group waits for company. Who was answered comes back at once more often than not, and a group that is written before
-/// has half the members at the price of the same barrier.
-#[derive(Default)]
-struct Gathering {
-    /// It stops at so many members,
-    wanted: usize,
-    /// and at this moment. None, when nobody is waited for.
-    until: Option<Instant>,
-    /// How often in a row it was in vain.
-    misses: u32,
-    /// So many groups do without, for that reason.
-    passes: u32,
 }
 
 /// Requests that share a write and a barrier.
@@ -112,7 +90,6 @@ impl Section {
         Self {
             clock,
             open: Group::default(),
-            gathering: Gathering::default(),
             done: Vec::new(),
             room_waiters: Vec::new(),
             placing: false,
@@ -152,42 +129,11 @@ impl Section {
     /// Whether the open group should be given its place now.
     pub(crate) fn wants_leader(&self) -> bool {
         let may_overlap = self.in_flight < IN_FLIGHT_MAX && self.open.is_large();
-        !self.placing && !self.open.members.is_empty() && (self.in_flight == 0 && !self.gathers() || may_overlap)
-    }
-
-    /// When the open group is to be led at the latest, if it waits for company; somebody has to look again then.
-    pub(crate) fn gathers_until(&self) -> Option<Instant> {
-        let waits = !self.is_led() && !self.open.members.is_empty() && self.gathers();
-        self.gathering.until.filter(|_| waits)
-    }
-
-    fn gathers(&self) -> bool {
-        let Gathering { wanted, until, .. } = self.gathering;
-        self.open.members.len() < wanted && !self.open.is_large() && until.is_some_and(|until| Instant::now() < until)
-    }
-
-    /// Lets the open group wait for those of a group that was just answered, half as long as its barrier took.
-    pub(crate) fn gather(&mut self, answered: usize, barrier: Duration) {
-        let wanted = answered + self.open.members.len();
-        // A lone caller has nobody to wait for.
-        if self.is_led() || answered == 0 || wanted < 2 {
-            return;
-        }
-        if self.gathering.passes > 0 {
-            self.gathering.passes -= 1;
-            return;
-        }
-        self.gathering.wanted = wanted;
-        self.gathering.until = Some(Instant::now() + (barrier / 2).min(GATHER_MAX));
+        !self.placing && !self.open.members.is_empty() && (self.in_flight == 0 || may_overlap)
     }
 
     /// Takes the open group, to be led.
     pub(crate) fn take_open(&mut self) -> Group {
-        if self.gathering.until.take().is_some() {
-            let came = self.open.members.len() >= self.gathering.wanted;
-            self.gathering.misses = if came { 0 } else { DOUBLINGS_MAX.min(self.gathering.misses + 1) };
-            self.gathering.passes = (1 << self.gathering.misses) - 1;
-        }
         let next = self.done.pop().unwrap_or_default();
         std::mem::replace(&mut self.open, next)
     }

@@ -31,10 +31,6 @@ pub(crate) struct Deadline(Option<Instant>);
 impl Deadline {
     pub(crate) const NEVER: Self = Self(None);
 
-    pub(crate) fn at(moment: Instant) -> Self {
-        Self(Some(moment))
-    }
-
     pub(crate) fn after(wait: Duration) -> Self {
         Self(Instant::now().checked_add(wait))
     }

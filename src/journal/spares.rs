@@ -18,6 +18,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// file system.
 const SPARES_MAX: usize = 3;
 
+/// Of the time that zeroes take, so many times as much is left to commits in between, unless somebody waits for the file.
+const PAUSES: u32 = 3;
+
 /// A pre-written file that holds nothing that counts.
 pub(crate) struct Spare {
     pub number: u32,
@@ -38,13 +41,15 @@ struct State {
     next_number: u32,
     /// How large the next file should be, and how large it must be for the batch that waits.
     wanted: u64,
+    /// How many wait for a file.
+    waiting: usize,
     refused: Option<Error>,
     stopped: bool,
 }
 
 impl Spares {
     pub(crate) fn new(disk: Arc<dyn Disk>, folder: PathBuf, bytes_max: u64, next_number: u32) -> Self {
-        let state = State { ready: Vec::new(), next_number, wanted: 0, refused: None, stopped: false };
+        let state = State { ready: Vec::new(), next_number, wanted: 0, waiting: 0, refused: None, stopped: false };
         Self { disk, folder, bytes_max, state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -73,7 +78,10 @@ impl Spares {
             }
             state.wanted = state.wanted.max(bytes_min.next_power_of_two());
             self.changed.notify_all();
-            if !deadline.wait(&self.changed, &mut state) {
+            state.waiting += 1;
+            let is_late = !deadline.wait(&self.changed, &mut state);
+            state.waiting -= 1;
+            if is_late {
                 return Err(self.refusal(&state, wait));
             }
         }
@@ -106,7 +114,7 @@ impl Spares {
             let (number, bytes) = (state.next_number, state.wanted);
             state.next_number += 1;
             drop(state);
-            let made = self.make(number, bytes);
+            let made = self.make(number, bytes, |took| self.pause(took * PAUSES));
             state = self.state.lock();
             match made {
                 Ok(spare) => {
@@ -140,7 +148,7 @@ impl Spares {
             state.next_number += 1;
             state.next_number - 1
         };
-        self.make(number, bytes)
+        self.make(number, bytes, |_took| ())
     }
 
     pub(crate) fn stop(&self) {
@@ -148,11 +156,17 @@ impl Spares {
         self.changed.notify_all();
     }
 
-    fn make(&self, number: u32, bytes: u64) -> Result<Spare> {
+    fn make(&self, number: u32, bytes: u64, pause: impl Fn(Duration)) -> Result<Spare> {
         let bytes = bytes.next_multiple_of(BLOCK as u64);
         let path = journal::path(&self.folder, number);
-        write_zeroes(&*self.disk, &path, bytes)?;
+        write_zeroes(&*self.disk, &path, bytes, pause)?;
         Ok(Spare { number, bytes, file: self.disk.open(&path, Mode::WriteThrough)? })
+    }
+
+    fn pause(&self, time: Duration) {
+        let deadline = Deadline::after(time);
+        let mut state = self.state.lock();
+        while state.waiting == 0 && !state.stopped && deadline.wait(&self.changed, &mut state) {}
     }
 
     fn refusal(&self, state: &State, waited: Duration) -> Error {

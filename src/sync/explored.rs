@@ -1,7 +1,6 @@
 //! Locks, threads and time under a scheduler that tries many orders of events, with the names of those they stand for.
 //!
-//! Time stands still but for waits with a deadline: of those some time out at once, as chance will have it. The long ones among the others
-//! wait to be notified; nothing may rest on their end. The short ones come to an end by and by, with their time over or woken by nothing.
+//! Time stands still but for waits with a deadline: of those some time out at once, as chance will have it.
 
 use std::ops::{Add, Deref, DerefMut};
 use std::sync::PoisonError;
@@ -16,9 +15,6 @@ pub(crate) use shuttle::thread::{Builder as Threads, JoinHandle, scope, yield_no
 
 /// One in so many waits with a deadline times out.
 const ONE_TIMEOUT_IN: u32 = 4;
-
-/// What is a short wait, in nanoseconds.
-const SHORT: u64 = 1_000_000;
 
 /// Nanoseconds.
 static NOW: PlainU64 = PlainU64::new(0);
@@ -136,8 +132,6 @@ impl Condvar {
         if times_out {
             MutexGuard::unlocked(guard, yield_now);
             NOW.fetch_max(deadline.0, PlainOrdering::SeqCst);
-        } else if deadline.0 <= Instant::now().0 + SHORT {
-            MutexGuard::unlocked(guard, yield_now);
         } else {
             self.wait(guard);
         }

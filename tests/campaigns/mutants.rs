@@ -71,12 +71,6 @@ const MUTANTS: &[Mutant] = &[
         target: UNIT,
     },
     Mutant {
-        name: "nobody looks when a group has waited long enough for others",
-        edits: &[("src/commit.rs", ".filter(|_| section.open.members.len() == 1)", ".filter(|_| false)")],
-        test: SCHEDULES,
-        target: UNIT,
-    },
-    Mutant {
         name: "a waiter forgets that it was woken before it waited",
         edits: &[("src/watermark.rs", "while !state.woken && deadline", "while deadline")],
         test: SCHEDULES,
