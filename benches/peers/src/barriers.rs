@@ -42,7 +42,9 @@ fn traced(contender: Contender, folder: &Path, count: u32) -> Counts {
     let (trace, store) = (folder.path().join("trace"), folder.path().join("store"));
     fs::create_dir(&store).expect("a folder");
     let mut command = Command::new("strace");
-    command.args(["-f", "-y", "-e", "trace=openat,pwrite64,pwritev,write,fdatasync,fsync,msync,sync_file_range", "-o"]).arg(&trace);
+    command
+        .args(["-f", "-y", "-e", "trace=openat,pwrite64,pwritev,write,fdatasync,fsync,msync,sync_file_range", "-o"])
+        .arg(&trace);
     command.arg(std::env::current_exe().expect("a program")).args(["appends", "--store", &contender.to_string()]);
     command.arg("--folder").arg(&store).args(["--count", &count.to_string(), "--events", &EVENTS.to_string()]);
     let status = command.stdout(Stdio::null()).status().expect("strace runs");

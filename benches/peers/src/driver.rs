@@ -71,14 +71,15 @@ fn measured(run: &Run) -> Report {
 fn takes_part(workload: Workload, contender: Contender) -> bool {
     let grouped = contender.is_grouped_by_application();
     let finds = contender.finds() >= workload.finds();
-    finds && match workload {
-        Workload::Append1 => !grouped,
-        Workload::Append8 | Workload::Append64 | Workload::Bulk8 | Workload::Bulk64 => !(grouped && contender.groups()),
-        Workload::Async256 => grouped || contender.groups(),
-        Workload::Sustained | Workload::Sessions => grouped != contender.groups() || contender == Contender::SessionLog,
-        Workload::Reads | Workload::Reopen => !grouped || !contender.groups(),
-        Workload::Live => contender.streams(),
-    }
+    finds
+        && match workload {
+            Workload::Append1 => !grouped,
+            Workload::Append8 | Workload::Append64 | Workload::Bulk8 | Workload::Bulk64 => !(grouped && contender.groups()),
+            Workload::Async256 => grouped || contender.groups(),
+            Workload::Sustained | Workload::Sessions => grouped != contender.groups() || contender == Contender::SessionLog,
+            Workload::Reads | Workload::Reopen => !grouped || !contender.groups(),
+            Workload::Live => contender.streams(),
+        }
 }
 
 fn one(workload: Workload, contender: Contender, run: &Run) -> Option<Figures> {

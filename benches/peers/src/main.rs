@@ -17,7 +17,6 @@ mod measure;
 mod report;
 mod store;
 mod stores;
-#[allow(dead_code, reason = "the log's own benchmarks use the rest")]
 #[path = "../../support/mod.rs"]
 mod support;
 mod workloads;

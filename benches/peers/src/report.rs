@@ -33,7 +33,8 @@ struct Summary {
 
 impl Report {
     pub fn read(folder: &Path) -> Self {
-        fs::read(folder.join("peers.json")).map_or_else(|_absent| Self::default(), |text| serde_json::from_slice(&text).expect("a report"))
+        fs::read(folder.join("peers.json"))
+            .map_or_else(|_absent| Self::default(), |text| serde_json::from_slice(&text).expect("a report"))
     }
 
     pub fn add(&mut self, workload: Workload, contender: Contender, figures: Figures) {
@@ -43,7 +44,8 @@ impl Report {
 
     pub fn write(&self, folder: &Path) {
         fs::create_dir_all(folder).expect("the folder for the report");
-        fs::write(folder.join("peers.json"), serde_json::to_vec_pretty(self).expect("figures are JSON")).expect("the report is written");
+        fs::write(folder.join("peers.json"), serde_json::to_vec_pretty(self).expect("figures are JSON"))
+            .expect("the report is written");
         fs::write(folder.join("peers.md"), self.markdown()).expect("the report is written");
         self.draw(&folder.join("peers.svg"));
     }
@@ -88,7 +90,11 @@ impl Report {
         let Some(results) = self.results.get(&workload.name()) else { return Ok(()) };
         let rounds = results.get(OURS).map_or(0, Vec::len);
         let figures = workload.figures();
-        writeln!(text, "### {}\n\nMedians of {rounds} rounds, least and most in brackets; in the last column ours beside it.\n", workload.title())?;
+        writeln!(
+            text,
+            "### {}\n\nMedians of {rounds} rounds, least and most in brackets; in the last column ours beside it.\n",
+            workload.title()
+        )?;
         writeln!(text, "| store | {} | ours : this |\n|{}", figures.join(" | "), "---|".repeat(figures.len() + 2))?;
         for (contender, value) in self.ranked(workload, figures[0]) {
             let cells = figures.iter().map(|figure| self.summary(workload, contender, figure).map_or_else(|| "-".into(), cell));
@@ -134,7 +140,7 @@ impl Report {
                 let floor = floor(name)?;
                 (times * floor / ours, format!("{figure} {:.2} of the floor's, at most {times} wanted", ours / floor))
             }
-            Wanted::AtMost(most) => (most / ours, format!("{figure} {}, at most {most} wanted", short(ours))),
+            Wanted::AtMost(most) => (if ours <= most { 1.0 } else { most / ours }, format!("{figure} {}, at most {most} wanted", short(ours))),
         };
         Some(Held { share, text })
     }
@@ -189,7 +195,11 @@ fn is_rate(figure: &str) -> bool {
 
 fn cell(summary: Summary) -> String {
     let Summary { median, least, most } = summary;
-    if (least - most).abs() < f64::EPSILON { short(median) } else { format!("{} ({}-{})", short(median), short(least), short(most)) }
+    if (least - most).abs() < f64::EPSILON {
+        short(median)
+    } else {
+        format!("{} ({}-{})", short(median), short(least), short(most))
+    }
 }
 
 /// Three significant digits.

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::oneshot;
 
@@ -171,7 +170,7 @@ impl<P: Peer> Application<P> {
             peer,
             last: (0..open.sessions).map(|_| AtomicU64::new(0)).collect(),
             last_id: AtomicU64::new(0),
-            began_ms: u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_millis()).expect("a date"),
+            began_ms: rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec.unsigned_abs() * 1_000,
             group: committer.is_some().then_some(group),
             committer,
         }
@@ -261,7 +260,9 @@ fn commit_groups(peer: &impl Peer, pending: &mpsc::Receiver<Pending>) {
     while let Ok(first) = pending.recv() {
         let (mut entries, mut waiting) = (first.entries, vec![first.done]);
         let mut bytes = 0;
-        while bytes < GROUP_BYTES_MAX && let Ok(next) = pending.try_recv() {
+        while bytes < GROUP_BYTES_MAX
+            && let Ok(next) = pending.try_recv()
+        {
             bytes += next.entries.iter().map(|entry| entry.value.len()).sum::<usize>();
             entries.extend(next.entries);
             waiting.push(next.done);
@@ -325,4 +326,3 @@ pub fn data(nth: u64, bytes: usize) -> &'static [u8] {
     let from = usize::try_from(nth.wrapping_mul(7_919) % (NOISE.len() - bytes) as u64).expect("a place in the noise");
     &NOISE[from..from + bytes]
 }
-

@@ -5,13 +5,8 @@ use canopydb::{Database, DbOptions, EnvOptions, Environment, Tree, TreeOptions};
 use super::{Described, Finds};
 use crate::store::{Entry, Ids, Open, Peer, See, key};
 
-pub(super) const DESCRIBED: Described = Described {
-    name: "canopydb",
-    form: None,
-    groups: false,
-    finds: Finds::Ids,
-    setting: "`commit_with(sync: true)`",
-};
+pub(super) const DESCRIBED: Described =
+    Described { name: "canopydb", form: None, groups: false, finds: Finds::Ids, setting: "`commit_with(sync: true)`" };
 
 const EVENTS: &[u8] = b"events";
 const IDS: &[u8] = b"ids";

@@ -6,13 +6,8 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 use super::{Described, Finds};
 use crate::store::{Entry, Ids, Open, Peer, See, key};
 
-pub(super) const DESCRIBED: Described = Described {
-    name: "fjall",
-    form: None,
-    groups: false,
-    finds: Finds::Ids,
-    setting: "`PersistMode::SyncData` on each batch",
-};
+pub(super) const DESCRIBED: Described =
+    Described { name: "fjall", form: None, groups: false, finds: Finds::Ids, setting: "`PersistMode::SyncData` on each batch" };
 
 pub(super) struct Fjall {
     db: Database,

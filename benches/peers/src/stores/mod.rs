@@ -103,13 +103,9 @@ impl Contender {
     /// What it is, and how it is set up.
     fn described(self) -> Described {
         match self {
-            Self::SessionLog => Described {
-                name: "sessionlog",
-                form: None,
-                groups: true,
-                finds: Finds::Ids,
-                setting: "its defaults",
-            },
+            Self::SessionLog => {
+                Described { name: "sessionlog", form: None, groups: true, finds: Finds::Ids, setting: "its defaults" }
+            }
             #[cfg(feature = "raft-engine")]
             Self::RaftEngine(form) => raft_engine::DESCRIBED.of(form),
             #[cfg(feature = "tephra")]

@@ -5,13 +5,8 @@ use redb::{Database, ReadableDatabase, TableDefinition};
 use super::{Described, Finds};
 use crate::store::{Entry, Ids, KEY_BYTES, Open, Peer, See, key};
 
-pub(super) const DESCRIBED: Described = Described {
-    name: "redb",
-    form: None,
-    groups: false,
-    finds: Finds::Ids,
-    setting: "`Durability::Immediate` (its default)",
-};
+pub(super) const DESCRIBED: Described =
+    Described { name: "redb", form: None, groups: false, finds: Finds::Ids, setting: "`Durability::Immediate` (its default)" };
 
 const EVENTS: TableDefinition<'_, &[u8; KEY_BYTES], &[u8]> = TableDefinition::new("events");
 const IDS: TableDefinition<'_, u128, &[u8; KEY_BYTES]> = TableDefinition::new("ids");

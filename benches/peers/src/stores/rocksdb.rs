@@ -5,13 +5,8 @@ use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOpti
 use super::{Described, Finds};
 use crate::store::{Entry, Ids, Open, Peer, See, id_key, key};
 
-pub(super) const DESCRIBED: Described = Described {
-    name: "rocksdb",
-    form: None,
-    groups: true,
-    finds: Finds::Ids,
-    setting: "`sync = true`, no compression",
-};
+pub(super) const DESCRIBED: Described =
+    Described { name: "rocksdb", form: None, groups: true, finds: Finds::Ids, setting: "`sync = true`, no compression" };
 
 pub(super) const RECYCLING: Described = Described {
     name: "rocksdb, recycling",

@@ -108,7 +108,7 @@ impl Store for Ours {
     fn follow(&self, session: u32, mut seen: Seen) -> JoinHandle<()> {
         let mut stream = self.log.stream(self.session(session), From::Creation).expect("the stream opens");
         std::thread::spawn(move || {
-            while let Some(item) = stream.next() {
+            for item in stream.by_ref() {
                 if matches!(item.expect("the stream goes on"), StreamItem::Event(_)) && seen() == Following::Enough {
                     return;
                 }

@@ -70,7 +70,11 @@ impl Peer for Sqlite {
 
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
         let sql = "SELECT value FROM events WHERE session = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3";
-        self.query(sql, params![session, i64::try_from(seq).expect("a small seq"), i64::try_from(limit).expect("a small page")], see);
+        self.query(
+            sql,
+            params![session, i64::try_from(seq).expect("a small seq"), i64::try_from(limit).expect("a small page")],
+            see,
+        );
     }
 
     fn scan_back(&self, session: u32, limit: usize, see: See<'_>) {

@@ -8,13 +8,8 @@ use tokio::runtime::Runtime;
 use super::{Described, Finds};
 use crate::store::{Answer, Entry, Ids, Open, Peer, See, id_key, key};
 
-pub(super) const DESCRIBED: Described = Described {
-    name: "surrealkv",
-    form: None,
-    groups: true,
-    finds: Finds::Ids,
-    setting: "`Durability::Immediate`",
-};
+pub(super) const DESCRIBED: Described =
+    Described { name: "surrealkv", form: None, groups: true, finds: Finds::Ids, setting: "`Durability::Immediate`" };
 
 pub(super) const PREALLOCATED: Described =
     Described { name: "surrealkv, preallocated", setting: "`Durability::Immediate`, WAL preallocation", ..DESCRIBED };

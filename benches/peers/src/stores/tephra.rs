@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tephra::{Event, EventType, Position, Query, QueryItem, SegmentConfig, SegmentSet, Tag, Tags, WriteCoordinator, WriteHandle, WriterConfig};
+use tephra::{
+    Event, EventType, Position, Query, QueryItem, SegmentConfig, SegmentSet, Tag, Tags, WriteCoordinator, WriteHandle,
+    WriterConfig,
+};
 
 use super::{Described, Finds};
 use crate::store::{Answer, Entry, Following, Ids, Open, Peer, See, Seen, session_name};

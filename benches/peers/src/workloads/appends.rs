@@ -1,19 +1,26 @@
-//! Durable appends for some seconds, from threads or from tasks. After ours the floor is measured, with as many bytes a barrier.
+//! Durable appends, from threads or from tasks: for some seconds, or in bursts with rests between. After ours the floor is measured, with as
+//! many bytes a barrier.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use sessionlog::Stats;
 
 use super::Task;
-use crate::support::Floor;
 use crate::measure::{Figures, Usage, micros, percentile};
 use crate::store::{Ids, Load, Open, Store};
 use crate::stores::Contender;
+use crate::support::Floor;
 
 /// Of the time measured, spent before on the same.
 const WARM: f64 = 0.25;
+
+/// A burst fits the journal. What is then left to the background is waited for before the next.
+const BURST_BYTES: usize = 96 << 20;
+const BURSTS: u32 = 5;
 
 /// How long each append took, in microseconds, and how long all took.
 struct Round {
@@ -22,7 +29,27 @@ struct Round {
 }
 
 pub fn blocking(task: Task<'_>, writers: u32, load: Load) -> Figures {
-    measured(task, writers, load, |store, time| from_threads(&**store, writers, load, time))
+    measured(task, writers, load, |store, time| {
+        let began = Instant::now();
+        from_threads(&**store, writers, load, &|| began.elapsed() < time)
+    })
+}
+
+pub fn bursts(task: Task<'_>, writers: u32, load: Load) -> Figures {
+    let burst = |store: &dyn Store| {
+        let left = AtomicUsize::new(BURST_BYTES / (load.events * load.bytes));
+        let take = |left: usize| left.checked_sub(1);
+        let burst = from_threads(store, writers, load, &|| left.fetch_update(Relaxed, Relaxed, take).is_ok());
+        store.settle();
+        burst
+    };
+    // One is for getting warm.
+    measured(task, writers, load, |store, time| {
+        let bursts = if time < Duration::from_secs_f64(task.seconds) { 1 } else { BURSTS };
+        let bursts: Vec<Round> = (0..bursts).map(|_| burst(&**store)).collect();
+        let took = bursts.iter().map(|burst| burst.took).sum();
+        Round { acks: bursts.into_iter().flat_map(|burst| burst.acks).collect(), took }
+    })
 }
 
 pub fn asynchronous(task: Task<'_>, writers: u32, load: Load) -> Figures {
@@ -67,11 +94,11 @@ fn add_floor(figures: &mut Figures, folder: &Path, before: &Stats, after: &Stats
     figures.insert("batches a group".into(), (after.batches - before.batches) as f64 / groups as f64);
 }
 
-fn from_threads(store: &dyn Store, writers: u32, load: Load, time: Duration) -> Round {
+fn from_threads(store: &dyn Store, writers: u32, load: Load, goes_on: &(dyn Fn() -> bool + Sync)) -> Round {
     let began = Instant::now();
     let write = |session| {
         let mut acks = Vec::new();
-        while began.elapsed() < time {
+        while goes_on() {
             let asked = Instant::now();
             store.append(session, load);
             acks.push(micros(asked.elapsed()));

@@ -19,10 +19,13 @@ pub fn live(task: Task<'_>) -> Figures {
         // They follow sessions of their own, until each of these gets its only event.
         let idle: Vec<_> = (1..=others).map(|other| store.follow(other, Box::new(|| Following::Enough))).collect();
         let (seen, is_seen) = mpsc::channel();
-        let following = store.follow(0, Box::new(move || {
-            let told = seen.send(Instant::now());
-            if told.is_ok() { Following::On } else { Following::Enough }
-        }));
+        let following = store.follow(
+            0,
+            Box::new(move || {
+                let told = seen.send(Instant::now());
+                if told.is_ok() { Following::On } else { Following::Enough }
+            }),
+        );
         let (mut acks, mut deliveries) = (Vec::new(), Vec::new());
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs_f64(task.seconds) {

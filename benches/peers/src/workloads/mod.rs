@@ -8,8 +8,8 @@ mod stores;
 use clap::ValueEnum;
 
 use crate::measure::Figures;
-use crate::stores::Contender;
 use crate::store::Load;
+use crate::stores::Contender;
 
 /// In the order of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -80,9 +80,11 @@ impl Workload {
             Self::Append8 => "8 writers, 1 event of 256 B",
             Self::Append64 => "64 writers, 1 event of 256 B",
             Self::Async256 => "256 async appenders on 2 threads, 1 event of 256 B",
-            Self::Bulk8 => "8 writers, batches of 16 x 4 KiB",
-            Self::Bulk64 => "64 writers, batches of 16 x 2 KiB",
-            Self::Sustained => "sustained: 4 GiB of 1 KiB events in batches of 4, 10,000 sessions, 16 writers, to the end of background work",
+            Self::Bulk8 => "8 writers, batches of 16 x 4 KiB, in bursts of 96 MiB",
+            Self::Bulk64 => "64 writers, batches of 16 x 2 KiB, in bursts of 96 MiB",
+            Self::Sustained => {
+                "sustained: 4 GiB of 1 KiB events in batches of 4, 10,000 sessions, 16 writers, to the end of background work"
+            }
             Self::Sessions => "1,000,000 sessions: one event each, then one more each, 64 writers",
             Self::Reads => "reads from 1,000,000 events of 256 B in 10,000 sessions",
             Self::Live => "append to delivery on a live stream",
@@ -141,8 +143,8 @@ impl Workload {
             Self::Append8 => appends::blocking(task, 8, one),
             Self::Append64 => appends::blocking(task, 64, one),
             Self::Async256 => appends::asynchronous(task, 256, one),
-            Self::Bulk8 => appends::blocking(task, 8, Load { events: 16, bytes: 4096 }),
-            Self::Bulk64 => appends::blocking(task, 64, Load { events: 16, bytes: 2048 }),
+            Self::Bulk8 => appends::bursts(task, 8, Load { events: 16, bytes: 4096 }),
+            Self::Bulk64 => appends::bursts(task, 64, Load { events: 16, bytes: 2048 }),
             Self::Sustained => stores::sustained(task),
             Self::Sessions => stores::sessions(task),
             Self::Reads => reads::reads(task),

@@ -85,7 +85,8 @@ pub fn reopen(task: Task<'_>) -> Figures {
         let store = task.contender.open(open);
         spread(&*store, SUSTAINED_SESSIONS, SUSTAINED_WRITERS, task.scaled(REOPENED_BATCHES), REOPENED);
         // Nothing is closed.
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).expect("a process may kill itself");
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
+            .expect("a process may kill itself");
     }
     let program = std::env::current_exe().expect("a program");
     let filled = Command::new(program).args(arguments).env(FILL, "1").stdout(Stdio::null()).status().expect("a process");
