@@ -48,7 +48,9 @@ fn measured(run: &Run) -> Report {
     for workload in workloads {
         let contenders: Vec<Contender> =
             run.common.contenders().into_iter().filter(|contender| takes_part(*workload, *contender)).collect();
-        report.results.remove(&workload.name());
+        if run.rounds > 0 {
+            report.begin(*workload, run.scale);
+        }
         for round in 1..=run.rounds {
             for contender in &contenders {
                 eprintln!("{}: round {round} of {}: {contender}", workload.title(), run.rounds);

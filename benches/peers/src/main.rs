@@ -99,6 +99,7 @@ struct Run {
     /// Only these
     #[arg(long, value_delimiter = ',')]
     workloads: Vec<Workload>,
+    /// With none, the report is only written anew
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// How long appends are measured in each round

@@ -19,8 +19,10 @@ const OURS: &str = "sessionlog";
 /// Read back, so that workloads can be measured one by one.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
-    pub results: Results,
+    results: Results,
     settings: BTreeMap<String, String>,
+    /// What part of its full size a workload had.
+    scales: BTreeMap<String, f64>,
 }
 
 /// A figure of one contender, over all rounds.
@@ -35,6 +37,12 @@ impl Report {
     pub fn read(folder: &Path) -> Self {
         fs::read(folder.join("peers.json"))
             .map_or_else(|_absent| Self::default(), |text| serde_json::from_slice(&text).expect("a report"))
+    }
+
+    /// Forgets what was measured of a workload, which is to be measured anew.
+    pub fn begin(&mut self, workload: Workload, scale: f64) {
+        self.results.remove(&workload.name());
+        self.scales.insert(workload.name(), scale);
     }
 
     pub fn add(&mut self, workload: Workload, contender: Contender, figures: Figures) {
@@ -90,11 +98,10 @@ impl Report {
         let Some(results) = self.results.get(&workload.name()) else { return Ok(()) };
         let rounds = results.get(OURS).map_or(0, Vec::len);
         let figures = workload.figures();
-        writeln!(
-            text,
-            "### {}\n\nMedians of {rounds} rounds, least and most in brackets; in the last column ours beside it.\n",
-            workload.title()
-        )?;
+        let scale = self.scales.get(&workload.name()).filter(|scale| **scale < 1.0 && workload.is_scaled());
+        let size = scale.map_or_else(String::new, |scale| format!(" At {scale} of that size."));
+        writeln!(text, "### {}\n", workload.title())?;
+        writeln!(text, "Medians of {rounds} rounds, least and most in brackets; in the last column ours beside it.{size}\n")?;
         writeln!(text, "| store | {} | ours : this |\n|{}", figures.join(" | "), "---|".repeat(figures.len() + 2))?;
         for (contender, value) in self.ranked(workload, figures[0]) {
             let cells = figures.iter().map(|figure| self.summary(workload, contender, figure).map_or_else(|| "-".into(), cell));
@@ -140,7 +147,9 @@ impl Report {
                 let floor = floor(name)?;
                 (times * floor / ours, format!("{figure} {:.2} of the floor's, at most {times} wanted", ours / floor))
             }
-            Wanted::AtMost(most) => (if ours <= most { 1.0 } else { most / ours }, format!("{figure} {}, at most {most} wanted", short(ours))),
+            Wanted::AtMost(most) => {
+                (if ours <= most { 1.0 } else { most / ours }, format!("{figure} {}, at most {most} wanted", short(ours)))
+            }
         };
         Some(Held { share, text })
     }
@@ -165,7 +174,7 @@ impl Report {
                 ("sans-serif", size, style).into_font().color(&RGBColor(40, 40, 40))
             };
             let figure = workload.figures()[0];
-            let title = format!("{}: {figure}", workload.title().split(',').take(2).collect::<Vec<_>>().join(","));
+            let title = format!("{}: {figure}", workload.title().split(", ").take(2).collect::<Vec<_>>().join(", "));
             area.draw_text(&title, &text(14, true), (10, 6)).expect("a chart");
             let most = ranked.iter().map(|(_, value)| *value).fold(0.0, f64::max);
             for (nth, (contender, value)) in ranked.iter().take(ROWS).enumerate() {

@@ -83,13 +83,18 @@ impl Workload {
             Self::Bulk8 => "8 writers, batches of 16 x 4 KiB, in bursts of 96 MiB",
             Self::Bulk64 => "64 writers, batches of 16 x 2 KiB, in bursts of 96 MiB",
             Self::Sustained => {
-                "sustained: 4 GiB of 1 KiB events in batches of 4, 10,000 sessions, 16 writers, to the end of background work"
+                "sustained: 1 KiB events in batches of 4, 16 writers, 10,000 sessions, 4 GiB, to the end of background work"
             }
             Self::Sessions => "1,000,000 sessions: one event each, then one more each, 64 writers",
             Self::Reads => "reads from 1,000,000 events of 256 B in 10,000 sessions",
             Self::Live => "append to delivery on a live stream",
             Self::Reopen => "opening 10 GB in 10,000 sessions",
         }
+    }
+
+    /// Whether its size can be scaled.
+    pub fn is_scaled(self) -> bool {
+        matches!(self, Self::Sustained | Self::Sessions | Self::Reads | Self::Reopen)
     }
 
     /// The figures of the report; the first is the one that stores are sorted by, and the chart shows.
