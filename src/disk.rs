@@ -86,9 +86,9 @@ pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result
     Ok(buf)
 }
 
-/// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at all. After each write `pause` is told how
-/// long it took.
-pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration)) -> Result<()> {
+/// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at all. Between writes `pause` is
+/// told how long the last one took; its error ends it.
+pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<()> {
     let unfinished = path.with_extension(TEMPORARY);
     let written = fill_with_zeroes(disk, &unfinished, bytes, pause).and_then(|()| publish(disk, &unfinished, path));
     if written.is_err() {
@@ -98,7 +98,7 @@ pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl
     written
 }
 
-fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration)) -> Result<()> {
+fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<()> {
     let file = disk.open(path, Mode::WriteBlocks)?;
     file.allocate(bytes)?;
     let zeroes = BlockBuf::zeroed(usize::try_from(bytes).unwrap_or(ZEROES).min(ZEROES));
@@ -108,7 +108,9 @@ fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Dur
         let began = Instant::now();
         file.write_all_at(zeroes.as_slice().get(..left).expect("a part of a chunk is within it"), at)?;
         at += left as u64;
-        pause(began.elapsed());
+        if at < bytes {
+            pause(began.elapsed())?;
+        }
     }
     file.sync()
 }

@@ -68,6 +68,14 @@ struct State {
     newest: u64,
 }
 
+/// What the index could know when it was asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    /// All segments up to this number are in it.
+    pub through: u64,
+    rebuilds: u64,
+}
+
 /// Why the background thread gave up on what it was doing.
 enum Setback {
     /// The log is closing.
@@ -97,7 +105,7 @@ impl Index {
     /// may be wrong.
     pub(crate) fn floor(&self, session: &SessionId, generation: u32, seq: Seq) -> Option<IndexEntry> {
         let db = self.db.read();
-        let db = db.as_ref()?;
+        let (asked, db) = (self.ask(), db.as_ref()?);
         let mut above = run_tree_key(session, generation, seq);
         above.push(0);
         let found = guarded(|| db.get_lt(&above));
@@ -105,13 +113,13 @@ impl Index {
             Some(Ok(Some((key, value)))) if key.get(1..)?.starts_with(&session_key(session)) => {
                 let entry = decode_bare(&value);
                 if entry.is_none() {
-                    self.distrust();
+                    self.distrust(asked);
                 }
                 entry
             }
             Some(Ok(_of_another_session)) => None,
             Some(Err(_)) | None => {
-                self.distrust();
+                self.distrust(asked);
                 None
             }
         }
@@ -122,15 +130,23 @@ impl Index {
         self.through.load(Ordering::Acquire)
     }
 
+    /// To be called before the index is asked: what it comes to cover meanwhile it may not have said yet.
+    pub(crate) fn ask(&self) -> Asked {
+        Asked { rebuilds: self.rebuilds(), through: self.through() }
+    }
+
     /// How often the folder was set aside and built again since the log was opened.
     pub(crate) fn rebuilds(&self) -> u64 {
         self.rebuilds.load(Ordering::Relaxed)
     }
 
-    /// Called by whoever finds that the index said something untrue.
-    pub(crate) fn distrust(&self) {
-        self.state.lock().distrusted = true;
-        self.changed.notify_all();
+    /// Called by whoever finds that the index said something untrue. It is not held against the one that is built in its place.
+    pub(crate) fn distrust(&self, asked: Asked) {
+        let mut state = self.state.lock();
+        if asked.rebuilds == self.rebuilds() {
+            state.distrusted = true;
+            self.changed.notify_all();
+        }
     }
 
     /// Tells the background thread that there are segments up to `number`.
@@ -246,14 +262,24 @@ impl Index {
     fn set_aside(&self) {
         self.through.store(0, Ordering::Release);
         self.close();
-        self.rebuilds.fetch_add(1, Ordering::Relaxed);
         let aside = self.folder.with_extension("set-aside");
-        let moved = self.disk.exists(&aside).and_then(|exists| if exists { self.disk.remove_tree(&aside) } else { Ok(()) });
-        if moved.and_then(|()| self.disk.rename(&self.folder, &aside)).is_ok() {
-            self.state.lock().distrusted = false;
+        if self.move_to(&aside).is_ok() {
+            let mut state = self.state.lock();
+            self.rebuilds.fetch_add(1, Ordering::Relaxed);
+            state.distrusted = false;
         }
         // What broke it may break it again, such as a full disk. The segments answer meanwhile.
         self.pause();
+    }
+
+    fn move_to(&self, aside: &Path) -> crate::error::Result<()> {
+        if !self.disk.exists(&self.folder)? {
+            return Ok(());
+        }
+        if self.disk.exists(aside)? {
+            self.disk.remove_tree(aside)?;
+        }
+        self.disk.rename(&self.folder, aside)
     }
 
     /// sled does not open a folder in which it left one of these behind.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::codec::Record;
 use crate::error::{Error, Result};
 use crate::event::Seq;
-use crate::index::Index;
+use crate::index::{Asked, Index};
 use crate::segment::{FoundRun, Segment, SegmentSet};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 use crate::sync::RwLock;
@@ -39,14 +39,13 @@ impl Locator {
 
     /// Where a session ends in the segments.
     pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
-        // Asked first: what the index comes to cover meanwhile it may not have said yet.
-        let through = self.index.through();
+        let asked = self.index.ask();
         let segments = self.segments();
-        let indexed = self.indexed_last_run(&segments, session, through)?;
+        let indexed = self.indexed_last_run(&segments, session, asked)?;
         let known = indexed.as_ref().map_or(0, |(segment, _)| segment.info.number);
         let newer = segments.last_run(session, known)?;
-        if newer.as_ref().is_some_and(|(segment, _)| segment.info.number <= through) {
-            self.index.distrust();
+        if newer.as_ref().is_some_and(|(segment, _)| segment.info.number <= asked.through) {
+            self.index.distrust(asked);
         }
         Ok(newer.or(indexed).map(|(_, run)| Head {
             generation: run.generation,
@@ -64,7 +63,7 @@ impl Locator {
         seq: Seq,
         range: (Seq, Seq),
     ) -> Result<(Arc<Segment>, Vec<Record>)> {
-        let through = self.index.through();
+        let asked = self.index.ask();
         let segments = self.segments();
         let indexed = self.indexed_run(&segments, session, generation, seq);
         if let Some((segment, run)) = &indexed
@@ -78,8 +77,8 @@ impl Locator {
         };
         // Where the index says the same as the footer, it is the segment that cannot be read.
         let is_indexed = indexed.is_some_and(|(indexed, said)| (indexed.info.number, said) == (segment.info.number, run));
-        if segment.info.number <= through && !is_indexed {
-            self.index.distrust();
+        if segment.info.number <= asked.through && !is_indexed {
+            self.index.distrust(asked);
         }
         let records = overlapping(&segment, session, &run, range)?;
         Ok((segment, records))
@@ -91,17 +90,17 @@ impl Locator {
         self.segments().record_of_key(session, generation, key)
     }
 
-    /// The last run as the index has it, if the segment's own footer says the same. Of a segment that is being entered, behind `through`,
+    /// The last run as the index has it, if the segment's own footer says the same. Of a segment that is being entered, behind those that are in,
     /// it may have some runs and not the last.
-    fn indexed_last_run(&self, segments: &SegmentSet, session: &SessionId, through: u64) -> Result<Option<FoundRun>> {
+    fn indexed_last_run(&self, segments: &SegmentSet, session: &SessionId, asked: Asked) -> Result<Option<FoundRun>> {
         let Some(entry) = self.index.floor(session, u32::MAX, Seq::MAX) else { return Ok(None) };
         match segments.by_number(entry.segment) {
             Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {
                 Ok(Some((Arc::clone(segment), entry.run)))
             }
-            Some(_) if entry.segment > through => Ok(None),
+            Some(_) if entry.segment > asked.through => Ok(None),
             _ => {
-                self.index.distrust();
+                self.index.distrust(asked);
                 Ok(None)
             }
         }

@@ -1,6 +1,7 @@
 //! The commit section: gives requests their places in their sessions, one after the other, and says when a group is to be led.
 //!
-//! Everything here happens under one lock, which every append takes: no I/O, no waiting, nobody woken.
+//! What the section does happens under one lock, which every append takes: no I/O, no waiting, nobody woken. A group that was taken from it
+//! is answered without that lock.
 
 use std::sync::Arc;
 

@@ -35,12 +35,6 @@ impl Deadline {
         Self(Instant::now().checked_add(wait))
     }
 
-    /// How long it is until then. None, when that is never.
-    #[cfg(not(all(test, shuttle)))]
-    fn left(self) -> Option<Duration> {
-        self.0.map(|deadline| deadline.saturating_duration_since(Instant::now()))
-    }
-
     /// Waits to be notified. `false` when the deadline came first.
     pub(crate) fn wait<T>(self, condition: &Condvar, guard: &mut MutexGuard<'_, T>) -> bool {
         if let Some(deadline) = self.0 {

@@ -5,24 +5,28 @@ use std::task::{Context, Poll, Waker};
 
 use crate::codec::Record;
 use crate::error::{Error, Result};
-use crate::sync::{Deadline, Gate, Mutex, Opening};
+use crate::sync::{Gate, Mutex, Opening};
 
 /// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread panicked, that is the answer.
-pub(crate) struct Answer(Arc<Ticket>);
+pub(crate) struct Answer(Option<Arc<Ticket>>);
 
 impl Answer {
     pub(crate) fn owed_to(ticket: &Arc<Ticket>) -> Self {
-        Self(Arc::clone(ticket))
+        Self(Some(Arc::clone(ticket)))
     }
 
-    pub(crate) fn give(self, answer: Result<Landed>) {
-        self.0.complete(answer);
+    pub(crate) fn give(mut self, answer: Result<Landed>) {
+        if let Some(ticket) = self.0.take() {
+            ticket.complete(answer);
+        }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.0.complete(Err(lost()));
+        if let Some(ticket) = self.0.take() {
+            ticket.complete(Err(lost()));
+        }
     }
 }
 
@@ -42,7 +46,6 @@ pub(crate) struct Ticket {
 #[derive(Default)]
 struct Given {
     answer: Option<Result<Landed>>,
-    done: bool,
     /// The task that waits for it. Threads wait at the [gate](Joined) of their group.
     waker: Option<Waker>,
 }
@@ -61,32 +64,30 @@ impl Ticket {
             if let Some(answer) = self.given.lock().answer.take() {
                 return answer;
             }
-            joined.gate.wait(joined.opening, Deadline::NEVER);
+            joined.gate.wait(joined.opening);
         }
     }
 
     /// Waits for the answer, for a task.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
         let mut given = self.given.lock();
-        match given.answer.take() {
-            Some(answer) => Poll::Ready(answer),
-            None => {
-                given.waker = Some(context.waker().clone());
-                Poll::Pending
-            }
+        if let Some(answer) = given.answer.take() {
+            return Poll::Ready(answer);
         }
+        let before = given.waker.replace(context.waker().clone());
+        // What it keeps alive may want the lock when it goes.
+        drop(given);
+        drop(before);
+        Poll::Pending
     }
 
-    /// The first answer counts.
     fn complete(&self, answer: Result<Landed>) {
         let mut given = self.given.lock();
-        if !std::mem::replace(&mut given.done, true) {
-            given.answer = Some(answer);
-            let waker = given.waker.take();
-            drop(given);
-            if let Some(waker) = waker {
-                waker.wake();
-            }
+        given.answer = Some(answer);
+        let waker = given.waker.take();
+        drop(given);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Journal files that are ready to be used: prepared and recycled in the background, so that going on in the next file never
-//! waits for zeroes to be written.
+//! Journal files that are ready to be used: prepared and recycled in the background, so that going on in the next file
+//! seldom waits for zeroes to be written.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -20,6 +20,9 @@ const SPARES_MAX: usize = 3;
 
 /// Of the time that zeroes take, so many times as much is left to commits in between, unless somebody waits for the file.
 const PAUSES: u32 = 3;
+
+/// A write that takes longer says more about the disk than about what else it has to do.
+const WRITE_MAX: Duration = Duration::from_millis(10);
 
 /// A pre-written file that holds nothing that counts.
 pub(crate) struct Spare {
@@ -114,7 +117,7 @@ impl Spares {
             let (number, bytes) = (state.next_number, state.wanted);
             state.next_number += 1;
             drop(state);
-            let made = self.make(number, bytes, |took| self.pause(took * PAUSES));
+            let made = self.make(number, bytes, |took| self.pause(took.min(WRITE_MAX) * PAUSES));
             state = self.state.lock();
             match made {
                 Ok(spare) => {
@@ -122,6 +125,7 @@ impl Spares {
                     state.refused = None;
                     self.changed.notify_all();
                 }
+                Err(_) if state.stopped => return,
                 Err(error) => {
                     state.refused = Some(error);
                     self.changed.wait_for(&mut state, RETRY_AFTER);
@@ -148,7 +152,7 @@ impl Spares {
             state.next_number += 1;
             state.next_number - 1
         };
-        self.make(number, bytes, |_took| ())
+        self.make(number, bytes, |_took| Ok(()))
     }
 
     pub(crate) fn stop(&self) {
@@ -156,17 +160,19 @@ impl Spares {
         self.changed.notify_all();
     }
 
-    fn make(&self, number: u32, bytes: u64, pause: impl Fn(Duration)) -> Result<Spare> {
+    fn make(&self, number: u32, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<Spare> {
         let bytes = bytes.next_multiple_of(BLOCK as u64);
         let path = journal::path(&self.folder, number);
         write_zeroes(&*self.disk, &path, bytes, pause)?;
         Ok(Spare { number, bytes, file: self.disk.open(&path, Mode::WriteThrough)? })
     }
 
-    fn pause(&self, time: Duration) {
+    /// Leaves the disk to others. Says [`Error::Closed`] when it is time to stop.
+    fn pause(&self, time: Duration) -> Result<()> {
         let deadline = Deadline::after(time);
         let mut state = self.state.lock();
         while state.waiting == 0 && !state.stopped && deadline.wait(&self.changed, &mut state) {}
+        if state.stopped { Err(Error::Closed) } else { Ok(()) }
     }
 
     fn refusal(&self, state: &State, waited: Duration) -> Error {

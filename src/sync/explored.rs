@@ -8,8 +8,6 @@ use std::sync::atomic::{AtomicU64 as PlainU64, Ordering as PlainOrdering};
 use std::time::Duration;
 
 use shuttle::rand::Rng;
-
-use super::Deadline;
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) use shuttle::thread::{Builder as Threads, JoinHandle, scope, yield_now};
 
@@ -170,14 +168,11 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    pub(crate) fn wait(&self, opening: Opening, deadline: Deadline) -> bool {
+    pub(crate) fn wait(&self, opening: Opening) {
         let mut opened = self.opened.lock();
         while *opened == opening.0 {
-            if !deadline.wait(&self.changed, &mut opened) {
-                return *opened != opening.0;
-            }
+            self.changed.wait(&mut opened);
         }
-        true
     }
 }
 

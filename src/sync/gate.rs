@@ -4,7 +4,7 @@
 
 use rustix::thread::futex;
 
-use super::{AtomicU32, Deadline, Ordering};
+use super::{AtomicU32, Ordering};
 
 /// Opens again and again, each time for those who came since the last time.
 #[derive(Debug, Default)]
@@ -32,22 +32,13 @@ impl Gate {
         }
     }
 
-    /// Waits for an opening. `false` when the deadline came first.
-    pub(crate) fn wait(&self, opening: Opening, deadline: Deadline) -> bool {
+    /// Waits for an opening.
+    pub(crate) fn wait(&self, opening: Opening) {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        let is_open = loop {
-            if self.opened.load(Ordering::SeqCst) != opening.0 {
-                break true;
-            }
-            let left = deadline.left();
-            if left.is_some_and(|left| left.is_zero()) {
-                break false;
-            }
-            let timeout = left.and_then(|left| left.try_into().ok());
+        while self.opened.load(Ordering::SeqCst) == opening.0 {
             // It comes back for many reasons, after each of which one looks again.
-            let _woken = futex::wait(&self.opened, futex::Flags::PRIVATE, opening.0, timeout.as_ref());
-        };
+            let _woken = futex::wait(&self.opened, futex::Flags::PRIVATE, opening.0, None);
+        }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
-        is_open
     }
 }
