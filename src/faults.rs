@@ -182,6 +182,14 @@ impl Scene {
         options.open_on(Arc::new(disk), self.folder.path())
     }
 
+    /// The journal files that are ready or in use, with their sizes.
+    fn journal(&self) -> Vec<(String, u64)> {
+        let mut files = RealDisk::default().list(&self.folder.path().join("journal")).unwrap();
+        files.retain(|(name, _)| name.ends_with("journal"));
+        files.sort();
+        files
+    }
+
     fn append(&self, log: &SessionLog, data: &[u8]) -> Result<Vec<Event>> {
         log.append(&self.session, Batch::new().event(NewEvent::new("note", data.to_vec()))).map(|ack| ack.events)
     }
@@ -254,14 +262,9 @@ fn a_log_that_goes_idle_records_what_is_durable_also_after_a_lone_writer() {
 #[test]
 fn a_full_journal_on_a_full_disk_is_left_as_it_is_by_an_idle_log() {
     let (scene, log) = Scene::new();
-    let journal = || {
-        let mut files = RealDisk::default().list(&scene.folder.path().join("journal")).unwrap();
-        files.sort();
-        files
-    };
-    eventually("a spare journal file was made", || journal().iter().filter(|(name, _)| name.ends_with("journal")).count() == 2);
+    eventually("a spare journal file was made", || scene.journal().len() == 2);
     scene.plan.refuse(".tmp", 0);
-    let filled = journal();
+    let filled = scene.journal();
     while scene.append(&log, b"one block").is_ok() {}
     let written = scene.plan.passed.load(Ordering::SeqCst);
     eventually("a witness was written", || scene.plan.passed.load(Ordering::SeqCst) > written);
@@ -271,7 +274,7 @@ fn a_full_journal_on_a_full_disk_is_left_as_it_is_by_an_idle_log() {
     while began.elapsed() < Duration::from_millis(300) {
         yield_now();
     }
-    assert_eq!(journal(), filled, "no file grew");
+    assert_eq!(scene.journal(), filled, "no file grew");
     scene.plan.relent();
     scene.append(&log, b"goes on").unwrap();
 }
@@ -286,6 +289,8 @@ fn callers_that_share_a_failed_group_all_hear_of_it_and_none_is_left_waiting() {
 fn check_shared_failure(data: &[u8], at_once: u64) {
     let (scene, log) = Scene::new();
     scene.append(&log, b"kept").unwrap();
+    // Without it the callers would run out of room before a write fails.
+    eventually("a spare journal file was made", || scene.journal().len() == 2);
     scene.plan.refuse("journal/", 20);
     scope(|scope| {
         for _ in 0..16 {

@@ -326,3 +326,29 @@ fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, Setback> {
         Some(Err(_)) | None => Err(Setback::Broken),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    /// A reader that was slow to find a lie finds it when the index that told it is gone.
+    #[test]
+    fn what_an_index_said_is_not_held_against_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0);
+        // Nothing waits for a disk to be better.
+        index.stop();
+        assert!(index.opened().is_ok());
+        let asked = index.ask();
+        index.distrust(asked);
+        assert!(index.state.lock().distrusted);
+        index.set_aside();
+        index.distrust(asked);
+        assert!(!index.state.lock().distrusted, "the index that is to be built is blamed");
+        // Nor does it stay distrusted when there is nothing to set aside.
+        index.distrust(index.ask());
+        index.set_aside();
+        assert!(!index.state.lock().distrusted, "an index that is not there stays distrusted");
+    }
+}
