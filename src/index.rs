@@ -132,12 +132,13 @@ impl Index {
 
     /// To be called before the index is asked: what it comes to cover meanwhile it may not have said yet.
     pub(crate) fn ask(&self) -> Asked {
+        // In this order: what an index covered that was set aside is not taken for what the next one does.
         Asked { rebuilds: self.rebuilds(), through: self.through() }
     }
 
     /// How often the folder was set aside and built again since the log was opened.
     pub(crate) fn rebuilds(&self) -> u64 {
-        self.rebuilds.load(Ordering::Relaxed)
+        self.rebuilds.load(Ordering::Acquire)
     }
 
     /// Called by whoever finds that the index said something untrue. It is not held against the one that is built in its place.
@@ -265,13 +266,14 @@ impl Index {
         let aside = self.folder.with_extension("set-aside");
         if self.move_to(&aside).is_ok() {
             let mut state = self.state.lock();
-            self.rebuilds.fetch_add(1, Ordering::Relaxed);
+            self.rebuilds.fetch_add(1, Ordering::Release);
             state.distrusted = false;
         }
         // What broke it may break it again, such as a full disk. The segments answer meanwhile.
         self.pause();
     }
 
+    /// One that is not there need not be moved.
     fn move_to(&self, aside: &Path) -> crate::error::Result<()> {
         if !self.disk.exists(&self.folder)? {
             return Ok(());

@@ -21,7 +21,8 @@ pub fn follow(folder: &Path, gigabytes: f64, out: Option<&Path>) {
     let folder = tempfile::tempdir_in(folder).expect("a folder");
     let open = Open { folder: folder.path(), sessions: SESSIONS, ids: Ids::Unused };
     let mut table =
-        "| GB | append p50 us | p99 us | page of 100 warm us | opening s | peak RSS MB |\n|---|---|---|---|---|---|\n".to_owned();
+        "| GB | append p50 us | p99 us | page of up to 100 warm us | opening s | peak RSS MB |\n|---|---|---|---|---|---|\n"
+            .to_owned();
     let mut written = 0;
     for size in GIGABYTES.into_iter().filter(|size| *size <= gigabytes) {
         let store = Contender::SessionLog.open(open);
