@@ -90,7 +90,7 @@
 //! | part | what |
 //! |---|---|
 //! | header | 4096 bytes: `slogsegm`, version (4), checksum of bytes 16..64 salted (`sfil`, number) (4), store ID (16), number (8), start LSN (8), end LSN (8), reserved |
-//! | blocks | 16 bytes: length of the records (4), checksum (4), number of records (4), flags (1, none known), reserved (3); then records of about 64 KiB, sorted by session, generation and seq |
+//! | blocks | 16 bytes: length of the records (4), checksum (4), number of records (4), flags (1, none known), reserved (3); then records, sorted by session, generation and seq; closed at about 64 KiB, and from 4 KiB on where another session begins |
 //! | run table | key `session ID, 0, generation (4, big-endian), first seq (8, big-endian)` → place, number of events, last event ID |
 //! | ID table | key: event ID of a record (16, big-endian) → place |
 //! | key table | key: 16 bytes of BLAKE3 of `session ID, 0, idempotency key`, then event ID of the record (16, big-endian) → place |

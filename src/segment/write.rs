@@ -1,5 +1,6 @@
 //! Writes a segment: records in session order, then the tables, the filter and the trailer. The file gets its name when all of it is durable.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,8 +11,11 @@ use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
 use crate::segment::{self, FilterPlace, Place, Run, SegmentInfo, key_hash, run_key, session_hash};
 
-/// A block is closed when it holds this much.
+/// A block is closed when it holds this much,
 const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
+
+/// or this much at the end of a session's records: a block is read whole, so what it holds beside a session is read for nothing.
+const BLOCK_OF_SESSIONS_BYTES: usize = 4 * 1024;
 
 /// What goes to the disk with one call.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -26,7 +30,7 @@ pub(crate) struct SegmentPlan {
     pub records: Vec<Arc<Record>>,
 }
 
-/// Writes the segment and makes it durable. After each block `go_on` is told how many records are written, and may end it. A failure
+/// Writes the segment and makes it durable. As it grows `go_on` is told how many records are written, and may end it. A failure
 /// leaves no segment and may be tried again.
 pub(crate) fn write_segment(
     disk: &dyn Disk,
@@ -106,16 +110,18 @@ impl Writer {
 
     /// Writes the records in session order, noting where each went.
     fn write_blocks(&mut self, records: &[Arc<Record>], go_on: impl Fn(usize) -> Result<()>) -> Result<()> {
-        let mut order: Vec<usize> = (0..records.len()).collect();
-        order.sort_unstable_by(|&a, &b| session_order(record_at(records, a)).cmp(&session_order(record_at(records, b))));
         let mut block = Block::default();
         let mut head = Vec::new();
-        for (written, at) in order.into_iter().enumerate() {
+        let mut told = 0;
+        for (written, at) in in_session_order(records).flatten().enumerate() {
             let record = record_at(records, at);
             record.put_head(&mut head);
-            if !block.members.is_empty() && block.bytes.len() + head.len() + record.body().len() > BLOCK_RECORDS_BYTES {
+            if block.is_full_before(record, head.len(), records) {
                 self.write_block(&mut block, records)?;
-                go_on(written)?;
+                if self.sink.written > told {
+                    told = self.sink.written;
+                    go_on(written)?;
+                }
             }
             block.members.push((at, u32::try_from(block.bytes.len()).expect("a block is small until its last record")));
             block.bytes.extend_from_slice(&head);
@@ -180,6 +186,15 @@ struct Block {
     bytes: Vec<u8>,
 }
 
+impl Block {
+    /// Whether it should be closed before `record` comes.
+    fn is_full_before(&self, record: &Record, head_bytes: usize, records: &[Arc<Record>]) -> bool {
+        let Some(&(last, _)) = self.members.last() else { return false };
+        self.bytes.len() + head_bytes + record.body().len() > BLOCK_RECORDS_BYTES
+            || self.bytes.len() >= BLOCK_OF_SESSIONS_BYTES && record_at(records, last).session != record.session
+    }
+}
+
 /// The key of the key table for a keyed record, and which record it is.
 fn hash_of_key(record: &Record, at: usize) -> Option<([u8; 32], usize)> {
     let key = record.key.as_ref()?;
@@ -194,8 +209,16 @@ pub(crate) fn trailer_salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"trlr", number)
 }
 
-fn session_order(record: &Record) -> (&str, u32, u64) {
-    (record.session.as_str(), record.generation, record.first)
+/// The positions of each session's records, in the order of sessions. In commit order, as they are given, a session's records are in order
+/// already, so there are only the sessions to sort.
+fn in_session_order(records: &[Arc<Record>]) -> impl Iterator<Item = Vec<usize>> {
+    let mut sessions: HashMap<(&str, u32), Vec<usize>> = HashMap::new();
+    for (at, record) in records.iter().enumerate() {
+        sessions.entry((record.session.as_str(), record.generation)).or_default().push(at);
+    }
+    let mut sessions: Vec<_> = sessions.into_iter().collect();
+    sessions.sort_unstable_by_key(|(session, _)| *session);
+    sessions.into_iter().map(|(_, members)| members)
 }
 
 fn record_at(records: &[Arc<Record>], at: usize) -> &Record {
@@ -248,5 +271,56 @@ impl BlockSink {
         self.buf.pad_to_block();
         self.flush()?;
         self.file.sync()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::EncodedBatch;
+    use crate::disk::RealDisk;
+    use crate::event::{Batch, NewEvent};
+    use crate::ids::{EventId, Stamp};
+    use crate::segment::{BlockCache, Segment};
+    use crate::session::SessionId;
+
+    const DATA_BYTES: usize = 1024;
+
+    /// Sessions named by their number, each with so many records of one event, that came in turns.
+    fn records(sessions: u64, each: u64) -> Vec<Arc<Record>> {
+        let in_turns = (1..=each).flat_map(|seq| (0..sessions).map(move |session| (session, seq)));
+        let stamped = in_turns.enumerate().map(|(at, (session, seq))| {
+            let session = SessionId::new(format!("{session:04}")).unwrap();
+            let batch = Batch::new().event(NewEvent::new("note", vec![0; DATA_BYTES]));
+            let stamp = Stamp { base: EventId::from_u128(1 + at as u128), created_ms: 0 };
+            Arc::new(EncodedBatch::new(&session, batch).stamped(1, seq, stamp))
+        });
+        stamped.collect()
+    }
+
+    fn runs(records: Vec<Arc<Record>>) -> Vec<Run> {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::default());
+        let store = StoreId::default();
+        let plan = SegmentPlan { store, number: 1, start_lsn: 0, end_lsn: 1, records };
+        let info = write_segment(&*disk, folder.path(), &plan, |_written| Ok(())).unwrap();
+        let segment = Segment::new(info, store, folder.path(), disk, Arc::new(BlockCache::new(1 << 20)));
+        segment.runs().unwrap().map(|run| run.unwrap().1).collect()
+    }
+
+    #[test]
+    fn who_reads_a_short_session_reads_little_beside_it() {
+        let runs = runs(records(50, 3));
+        assert_eq!(runs.len(), 50, "no session is parted");
+        let most = BLOCK_OF_SESSIONS_BYTES + 3 * (DATA_BYTES + 100);
+        assert!(runs.iter().all(|run| (run.place.block_bytes as usize) < most), "{runs:?}");
+    }
+
+    #[test]
+    fn a_long_session_lies_in_blocks_that_are_worth_a_read() {
+        let runs = runs(records(2, 200));
+        let most = BLOCK_RECORDS_BYTES + DATA_BYTES;
+        assert!(runs.iter().all(|run| (run.place.block_bytes as usize) < most), "{runs:?}");
+        assert_eq!(runs.len(), 8, "200 records of 1 KiB take four blocks");
     }
 }

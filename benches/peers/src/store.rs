@@ -9,6 +9,9 @@ use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
+/// What every store that has a cache of its own may keep in it.
+pub const CACHE_BYTES: usize = 256 << 20;
+
 pub type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// Sees the data of an event.

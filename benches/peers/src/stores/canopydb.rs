@@ -3,7 +3,7 @@
 use canopydb::{Database, DbOptions, EnvOptions, Environment, Tree, TreeOptions};
 
 use super::{Described, Finds};
-use crate::store::{Entry, Ids, Open, Peer, See, key};
+use crate::store::{CACHE_BYTES, Entry, Ids, Open, Peer, See, key};
 
 pub(super) const DESCRIBED: Described =
     Described { name: "canopydb", form: None, groups: false, finds: Finds::Ids, setting: "`commit_with(sync: true)`" };
@@ -21,7 +21,7 @@ impl Canopydb {
     pub(super) fn open(open: Open<'_>) -> Self {
         let mut options = EnvOptions::new(open.folder);
         options.disable_fsync = false;
-        options.page_cache_size = 256 << 20;
+        options.page_cache_size = CACHE_BYTES;
         let environment = Environment::with_options(options).expect("canopydb opens");
         let mut options = DbOptions::default();
         options.default_commit_sync = true;

@@ -4,7 +4,7 @@ use fjall::config::{BlockSizePolicy, CompressionPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::{Described, Finds};
-use crate::store::{Entry, Ids, Open, Peer, See, key};
+use crate::store::{CACHE_BYTES, Entry, Ids, Open, Peer, See, key};
 
 pub(super) const DESCRIBED: Described =
     Described { name: "fjall", form: None, groups: false, finds: Finds::Ids, setting: "`PersistMode::SyncData` on each batch" };
@@ -18,7 +18,7 @@ pub(super) struct Fjall {
 
 impl Fjall {
     pub(super) fn open(open: Open<'_>) -> Self {
-        let db = Database::builder(open.folder).cache_size(256 << 20).journal_compression(CompressionType::None).open();
+        let db = Database::builder(open.folder).cache_size(CACHE_BYTES as u64).journal_compression(CompressionType::None).open();
         let db = db.expect("fjall opens");
         let options = || {
             KeyspaceCreateOptions::default()

@@ -3,7 +3,7 @@
 use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOptions, WriteBatch, WriteOptions};
 
 use super::{Described, Finds};
-use crate::store::{Entry, Ids, Open, Peer, See, id_key, key};
+use crate::store::{CACHE_BYTES, Entry, Ids, Open, Peer, See, id_key, key};
 
 pub(super) const DESCRIBED: Described =
     Described { name: "rocksdb", form: None, groups: true, finds: Finds::Ids, setting: "`sync = true`, no compression" };
@@ -32,7 +32,7 @@ pub(super) struct RocksDb {
 impl RocksDb {
     pub(super) fn open(open: Open<'_>, logs: Logs) -> Self {
         let mut blocks = BlockBasedOptions::default();
-        blocks.set_block_cache(&Cache::new_lru_cache(256 << 20));
+        blocks.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
         blocks.set_bloom_filter(10.0, false);
         let mut options = Options::default();
         options.create_if_missing(true);

@@ -1,11 +1,11 @@
-//! The log itself, with its defaults.
+//! The log itself, with its defaults, and as much to cache in as the others.
 
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 
 use sessionlog::{Batch, EventId, From, MessageId, NewEvent, Options, Page, SessionId, SessionLog, StreamItem};
 
-use crate::store::{Answer, Following, Load, Open, See, Seen, Store, data, session_name};
+use crate::store::{Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, data, session_name};
 
 pub struct Ours {
     log: SessionLog,
@@ -15,7 +15,7 @@ pub struct Ours {
 
 impl Ours {
     pub fn open(open: Open<'_>) -> Self {
-        let log = Options::new().open(open.folder).expect("the log opens");
+        let log = Options::new().cache_bytes_max(CACHE_BYTES).open(open.folder).expect("the log opens");
         Self {
             log,
             sessions: (0..open.sessions).map(|nth| SessionId::new(session_name(nth)).expect("a name")).collect(),

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use sled::{Batch, Db};
 
 use super::{Described, Finds};
-use crate::store::{Entry, Ids, Open, Peer, See, id_key, key};
+use crate::store::{CACHE_BYTES, Entry, Ids, Open, Peer, See, id_key, key};
 
 pub(super) const DESCRIBED: Described = Described {
     name: "sled",
@@ -25,7 +25,12 @@ pub(super) struct Sled {
 
 impl Sled {
     pub(super) fn open(open: Open<'_>) -> Self {
-        let db = sled::Config::new().path(open.folder).cache_capacity(256 << 20).flush_every_ms(None).open().expect("sled opens");
+        let db = sled::Config::new()
+            .path(open.folder)
+            .cache_capacity(CACHE_BYTES as u64)
+            .flush_every_ms(None)
+            .open()
+            .expect("sled opens");
         let file = Mutex::new(File::open(open.folder.join("db")).expect("sled has a file"));
         Self { db, file, ids: open.ids }
     }

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 use thread_local::ThreadLocal;
 
 use super::{Described, Finds};
-use crate::store::{Entry, Ids, Open, Peer, See};
+use crate::store::{CACHE_BYTES, Entry, Ids, Open, Peer, See};
 
 pub(super) const DESCRIBED: Described = Described {
     name: "SQLite (rusqlite)",
@@ -50,7 +50,7 @@ fn connect(file: &Path) -> Connection {
     connection.pragma_update(None, "journal_mode", "WAL").expect("a setting");
     connection.pragma_update(None, "synchronous", "FULL").expect("a setting");
     connection.pragma_update(None, "mmap_size", 1_i64 << 36).expect("a setting");
-    connection.pragma_update(None, "cache_size", -65_536).expect("a setting");
+    connection.pragma_update(None, "cache_size", -(CACHE_BYTES as i64 / 1024)).expect("a setting");
     connection
 }
 

@@ -6,7 +6,7 @@ use surrealkv::{Durability, LSMIterator, Mode, Options, Transaction, Tree, TreeB
 use tokio::runtime::Runtime;
 
 use super::{Described, Finds};
-use crate::store::{Answer, Entry, Ids, Open, Peer, See, id_key, key};
+use crate::store::{Answer, CACHE_BYTES, Entry, Ids, Open, Peer, See, id_key, key};
 
 pub(super) const DESCRIBED: Described =
     Described { name: "surrealkv", form: None, groups: true, finds: Finds::Ids, setting: "`Durability::Immediate`" };
@@ -32,7 +32,7 @@ impl SurrealKv {
         let options = Options::new()
             .with_path(open.folder.to_path_buf())
             .with_wal_preallocation(preallocation == Preallocation::On)
-            .with_block_cache_capacity(256 << 20)
+            .with_block_cache_capacity(CACHE_BYTES as u64)
             .with_compression_per_level(Vec::new());
         let tree = runtime.block_on(async { TreeBuilder::with_options(options).build() }).expect("surrealkv opens");
         Self { runtime, tree, ids: open.ids }
