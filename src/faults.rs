@@ -220,8 +220,10 @@ fn a_failed_write_of_a_group_poisons_the_log_until_it_is_opened_again() {
         assert!(matches!(scene.append(&log, b"refused"), Err(Error::Poisoned { .. })));
     }
     assert_eq!(scene.events(&log), kept, "reads of what was durable go on");
+    assert!(matches!(log.health(), Err(Error::Poisoned { .. })));
     assert!(matches!(log.close(), Err(Error::Poisoned { .. })));
     let log = scene.open();
+    log.health().unwrap();
     assert_eq!(scene.events(&log), kept);
     let next = scene.append(&log, b"next").unwrap();
     assert!(next[0].id > kept[0].id && next[0].seq == 2);

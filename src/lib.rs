@@ -39,6 +39,8 @@ mod faults;
 mod feed;
 #[cfg(fuzzing)]
 pub mod fuzz;
+#[cfg(feature = "http")]
+pub mod http;
 mod ids;
 mod index;
 mod journal;

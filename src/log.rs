@@ -257,6 +257,17 @@ impl SessionLog {
         self.handle.core.stats()
     }
 
+    /// Whether the log is in service: open, and no write has failed. Costs a lock that commits take.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`]; [`Error::Poisoned`], while reads go on.
+    pub fn health(&self) -> Result<()> {
+        let core = &self.handle.core;
+        core.open_store()?;
+        core.writer.as_ref().map_or(Ok(()), |writer| writer.commit.check_poison())
+    }
+
     /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
     /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds, unless an append is waiting for
     /// room: that is waited for too. Closing again does nothing.

@@ -36,7 +36,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Seq};
-use crate::ids::MessageId;
+use crate::ids::{EventId, MessageId};
 use crate::session::SessionId;
 use crate::user_message::{self, ContentBlock, UserMessage};
 
@@ -137,6 +137,8 @@ pub struct MessagePage {
     pub last: Seq,
     /// The last seq of the session when the page was read.
     pub tail: Seq,
+    /// The ID of the event there.
+    pub tail_id: EventId,
 }
 
 const STATUS_CHANGED: &str = "message.status_changed";

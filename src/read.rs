@@ -145,6 +145,8 @@ pub struct EventPage {
     pub last: Seq,
     /// The session's last seq.
     pub tail: Seq,
+    /// The ID of the event there.
+    pub tail_id: EventId,
 }
 
 /// All that reading needs.
@@ -216,7 +218,7 @@ impl Store {
             Order::NewestFirst => (self.scan_down(session, &head, range, &mut scan)?, to),
         };
         let has_more = if order == Order::OldestFirst { last < to } else { first > from };
-        Ok(EventPage { events: scan.events, has_more, first, last, tail: head.last })
+        Ok(EventPage { events: scan.events, has_more, first, last, tail: head.last, tail_id: head.last_id })
     }
 
     /// The events from `from` on, up to `through` and as far as the appetite goes; at least one where there is one.

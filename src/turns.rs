@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::ids::MessageId;
 use crate::message::{Fold, Message, MessagePage};
-use crate::read::{Appetite, Page, Store};
+use crate::read::{Appetite, EventPage, Page, Store};
 use crate::session::SessionId;
 use crate::user_message::EVENT_TYPE;
 
@@ -24,7 +24,8 @@ impl Store {
     pub(crate) fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
         let opened = self.list(session, page.types([EVENT_TYPE]))?;
         let messages = self.fold(&opened.events)?;
-        Ok(MessagePage { messages, has_more: opened.has_more, first: opened.first, last: opened.last, tail: opened.tail })
+        let EventPage { has_more, first, last, tail, tail_id, .. } = opened;
+        Ok(MessagePage { messages, has_more, first, last, tail, tail_id })
     }
 
     /// Reads on from the first of some opening events of a session, in either order, until all the turns are over, or the session

@@ -68,6 +68,7 @@ fn check_page(page: &EventPage, form: Form, all: &[Event]) {
     assert_eq!(page.events, expected, "{form:?}");
     assert_eq!(page.has_more, range.len() > form.limit, "{form:?}");
     assert_eq!(page.tail, all.len() as Seq, "{form:?}");
+    assert_eq!(Some(page.tail_id), all.last().map(|event| event.id), "{form:?}");
     match (seqs(expected).iter().min(), seqs(expected).iter().max()) {
         (Some(first), Some(last)) => assert_eq!((page.first, page.last), (*first, *last), "{form:?}"),
         _ => assert_eq!(page.first, page.last + 1, "{form:?}"),

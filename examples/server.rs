@@ -1,0 +1,102 @@
+//! The HTTP contract as a server: `cargo run --release --features http --example server -- --data ./data --listen 127.0.0.1:8080`
+//!
+//! It takes the key that clients have to send from the environment variable `SESSIONLOG_API_KEY`.
+
+#![expect(clippy::print_stdout, reason = "who starts it learns here where it listens")]
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use sessionlog::{SessionLog, http};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Serves a session log over HTTP.
+///
+/// Clients send the key in the environment variable `SESSIONLOG_API_KEY` as bearer token. The folder is made if it is not there, and kept to
+/// its owner. `RUST_LOG` says what is logged, such as `info,sessionlog::access=off`. SIGTERM stops it, and nothing is lost.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// The folder of the log
+    #[arg(long, default_value = "data")]
+    data: PathBuf,
+
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+
+    /// Lets everybody in, without a key; only on a loopback address
+    #[arg(long)]
+    open: bool,
+
+    /// The form of the log lines; JSON unless they go to a terminal
+    #[arg(long, value_enum)]
+    log: Option<LogForm>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogForm {
+    Text,
+    Json,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    log_to_stderr(args.log);
+    let config = config(&args)?;
+    let listener = TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    let log = SessionLog::open(&args.data)?;
+    keep_to_owner(&args.data)?;
+    let recovery = log.stats().recovery;
+    tracing::info!(clean = recovery.clean, replayed_events = recovery.replayed_events, took = ?recovery.took, "the log is open");
+    println!("listening on http://{}", listener.local_addr()?);
+    http::serve(listener, log.clone(), config, asked_to_stop()?).await?;
+    log.close()?;
+    tracing::info!("the log is closed");
+    Ok(())
+}
+
+fn config(args: &Args) -> Result<http::Config, String> {
+    match env::var("SESSIONLOG_API_KEY").ok().filter(|key| !key.is_empty()) {
+        Some(_) if args.open => Err("--open and SESSIONLOG_API_KEY exclude each other".into()),
+        Some(key) => Ok(http::Config::with_api_key(key)),
+        None if !args.open => Err("SESSIONLOG_API_KEY is not set; --open lets everybody in, on a loopback address".into()),
+        None if !args.listen.ip().is_loopback() => {
+            Err(format!("--open is for loopback addresses, and {} is none", args.listen.ip()))
+        }
+        None => Ok(http::Config::open()),
+    }
+}
+
+/// Also a folder that was there before.
+fn keep_to_owner(folder: &Path) -> Result<(), String> {
+    let kept = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
+    kept.map_err(|error| format!("cannot keep {} to its owner: {error}", folder.display()))
+}
+
+/// Resolves on the first signal to stop.
+fn asked_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn log_to_stderr(form: Option<LogForm>) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let is_json = form.map_or_else(|| !std::io::stderr().is_terminal(), |form| form == LogForm::Json);
+    if is_json { lines.json().init() } else { lines.init() }
+}

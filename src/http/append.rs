@@ -1,0 +1,217 @@
+//! Appending: what a user sends becomes one atomic batch of `user.message` events.
+//!
+//! What the body says of a message is checked by its types and then stored as it was written, but for white space, so that numbers and
+//! unknown fields come back as they were sent.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use tokio::time::timeout;
+use utoipa::ToSchema;
+
+use crate::error::Result;
+use crate::event::{Batch, Expected, NewEvent};
+use crate::http::config::Config;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::service::{InPath, Service, SessionPath};
+use crate::http::wire::{Appended, EventBody, compact, etag};
+use crate::user_message::{ContentBlock, EVENT_TYPE};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+
+/// Append events to a session
+///
+/// Stores all of them or none, and answers when they are on stable storage. A session begins with the first events that are sent to it.
+#[utoipa::path(
+    post,
+    path = "/v1/sessions/{session_id}/events",
+    operation_id = "send_session_events",
+    params(
+        ("session_id" = String, Path, description = "The session, 1 to 256 bytes without control characters", min_length = 1, max_length = 256),
+        ("Idempotency-Key" = Option<String>, Header, description = "Stores what is sent with this key once. Sent again, the first answer comes again, with the header Idempotent-Replayed", min_length = 1, max_length = 256),
+        ("If-Match" = Option<String>, Header, description = "Stores only if the session's last seq is this, in quotes, as the header ETag says it; 0 for a new session, * for one that is there", pattern = r#"^(\*|"[0-9]{1,19}")$"#),
+    ),
+    request_body = Append,
+    responses(
+        (status = 200, description = "The stored events", body = Appended, headers(
+            ("ETag" = String, description = "The session's last seq, for If-Match"),
+            ("Idempotent-Replayed" = Option<String>, description = "`true` when an earlier call with this key had stored the events"),
+        )),
+        (status = 400, description = "No JSON, no events, another type than `user.message`, a bad ID or header", body = ErrorBody),
+        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
+        (status = 408, description = "The body took too long", body = ErrorBody),
+        (status = 409, description = "The idempotency key was used for something else", body = ErrorBody),
+        (status = 412, description = "The session is elsewhere than If-Match says; `actual_seq` says where", body = ErrorBody),
+        (status = 413, description = "Too much at once; `limit` says how much is taken", body = ErrorBody),
+        (status = 415, description = "The content type is not JSON", body = ErrorBody),
+        (status = 503, description = "The log takes nothing at the moment", body = ErrorBody),
+    ),
+)]
+pub(super) async fn append(
+    State(service): State<Arc<Service>>,
+    InPath(session): SessionPath,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let batch = batch(&headers, async || read_body(&headers, body, &service.config).await).await?;
+    let ack = service.log.append_async(&session, batch).await?;
+    let mut answer = HeaderMap::new();
+    answer.insert(ETAG, etag(ack.last));
+    if ack.replayed {
+        answer.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    let events = ack.events.iter().map(EventBody::from).collect();
+    Ok((answer, Json(Appended { events })).into_response())
+}
+
+/// What to append.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Append<'a> {
+    /// In order; at least one.
+    #[serde(borrow)]
+    #[schema(value_type = Vec<NewMessage>, min_items = 1)]
+    events: Vec<&'a RawValue>,
+}
+
+/// Looked at first, to say of another type that it is unknown and not what is wrong with its fields.
+#[derive(Deserialize)]
+struct Typed {
+    r#type: String,
+}
+
+/// A message of the user, which opens a turn.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewMessage<'a> {
+    #[serde(rename = "type")]
+    #[schema(value_type = MessageType)]
+    _type: IgnoredAny,
+    #[serde(borrow)]
+    #[schema(value_type = Vec<Block>)]
+    content: &'a RawValue,
+    /// The sender's own keys and values.
+    #[serde(borrow, default, deserialize_with = "given")]
+    #[schema(value_type = Object, required = false)]
+    metadata: Option<&'a RawValue>,
+}
+
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it stands for the one type in the document")]
+enum MessageType {
+    #[schema(rename = "user.message")]
+    UserMessage,
+}
+
+/// A piece of content: any object with a type. Those of type `text` have a `text`, those of type `file` a `file_id`.
+#[derive(ToSchema)]
+#[schema(as = ContentBlock)]
+#[expect(dead_code, reason = "it stands for `ContentBlock` in the document")]
+struct Block {
+    #[schema(example = "text")]
+    r#type: String,
+}
+
+/// `null` is something that was given, and no object.
+fn given<'de, D: Deserializer<'de>>(metadata: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(metadata).map(Some)
+}
+
+/// What a request asks for. Its body is read when its headers are found to be right.
+async fn batch(headers: &HeaderMap, body: impl AsyncFnOnce() -> Result<Bytes, ApiError>) -> Result<Batch, ApiError> {
+    check_content_type(headers)?;
+    let mut batch = Batch::new().expected(expected(headers)?);
+    if let Some(key) = idempotency_key(headers)? {
+        batch = batch.idempotency_key(key);
+    }
+    let body = body().await?;
+    let Append { events } = serde_json::from_slice(&body).map_err(|error| ApiError::invalid(format!("the body: {error}")))?;
+    for (at, event) in events.into_iter().enumerate() {
+        batch = batch.event(message(event).map_err(|(field, why)| ApiError::invalid(format!("events[{at}]{field}: {why}")))?);
+    }
+    Ok(batch)
+}
+
+/// The event that stores a message. An error is the field, and what is wrong with it.
+fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
+    let Typed { r#type } = parsed(event, "")?;
+    if r#type != EVENT_TYPE {
+        return Err((".type", format!("it is {type:?}, and only {EVENT_TYPE:?} is taken here")));
+    }
+    let NewMessage { content, metadata, .. } = parsed(event, "")?;
+    let _blocks: Vec<ContentBlock> = parsed(content, ".content")?;
+    let mut metadata_json = "{}".to_owned();
+    if let Some(metadata) = metadata {
+        let _values: Map<String, Value> = parsed(metadata, ".metadata")?;
+        metadata_json = compact(metadata.get());
+    }
+    Ok(NewEvent::new(EVENT_TYPE, format!(r#"{{"content":{},"metadata":{metadata_json}}}"#, compact(content.get()))))
+}
+
+fn parsed<'a, T: Deserialize<'a>>(json: &'a RawValue, field: &'static str) -> Result<T, (&'static str, String)> {
+    serde_json::from_str(json.get()).map_err(|error| (field, error.to_string()))
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let given = headers.get(CONTENT_TYPE).and_then(|given| given.to_str().ok()).unwrap_or_default();
+    let essence = given.split(';').next().unwrap_or_default().trim();
+    if essence.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    let message = format!("the content type is {given:?}, and only application/json is taken");
+    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    if keys.next().is_some() {
+        return Err(ApiError::invalid("the header Idempotency-Key is given more than once"));
+    }
+    key.to_str()
+        .map(Some)
+        .map_err(|_error| ApiError::invalid("the header Idempotency-Key holds other than visible ASCII characters"))
+}
+
+fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
+    let Some(tag) = headers.get(IF_MATCH) else { return Ok(Expected::Any) };
+    if tag == "*" {
+        return Ok(Expected::Exists);
+    }
+    let quoted = tag.to_str().ok().and_then(|tag| tag.strip_prefix('"')?.strip_suffix('"'));
+    let seq = quoted.filter(|seq| seq.bytes().all(|digit| digit.is_ascii_digit())).and_then(|seq| seq.parse().ok());
+    seq.map(Expected::Seq).ok_or_else(|| ApiError::invalid("the header If-Match is neither a seq in quotes nor *"))
+}
+
+/// Reads a body that is not too long and does not take too long.
+async fn read_body(headers: &HeaderMap, body: Body, config: &Config) -> Result<Bytes, ApiError> {
+    let max = config.body_bytes_max;
+    let too_large = |actual| {
+        let message = format!("the body is longer than the {max} bytes that are taken");
+        ApiError::limited(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, actual, max as u64)
+    };
+    let announced = headers.get(CONTENT_LENGTH).and_then(|bytes| bytes.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > max as u64) {
+        return Err(too_large(announced));
+    }
+    match timeout(config.body_wait, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(None)),
+        Ok(Err(error)) => Err(ApiError::invalid(format!("the body could not be read: {error}"))),
+        Err(_elapsed) => {
+            let message = format!("the body took longer than {:?}", config.body_wait);
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What a router may be told, with a default for everything but who may call it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// Who may call, and the limits of a call. Each limit that is exceeded has an answer of its own.
+#[derive(Clone)]
+#[must_use = "a configuration does nothing until it is given to a router"]
+pub struct Config {
+    /// The hashes of the tokens that are let in; `None` lets everybody in.
+    pub(super) tokens: Option<Vec<blake3::Hash>>,
+    pub(super) body_bytes_max: usize,
+    pub(super) body_wait: Duration,
+    pub(super) url_bytes_max: usize,
+    pub(super) head_bytes_max: usize,
+    pub(super) head_wait: Duration,
+    pub(super) streams_max: usize,
+    pub(super) heartbeat: Duration,
+    pub(super) connections_max: usize,
+    pub(super) stall_wait: Duration,
+    pub(super) drain_wait: Duration,
+    pub(super) stopper: Stopper,
+}
+
+impl Config {
+    /// Lets in who sends `Authorization: Bearer` with this key. An empty key lets nobody in.
+    pub fn with_api_key(key: impl AsRef<[u8]>) -> Self {
+        Self::with_tokens(Some(Vec::new())).api_key(key)
+    }
+
+    /// Lets everybody in. For a server that nobody else can reach, or that stands behind one that asks.
+    pub fn open() -> Self {
+        Self::with_tokens(None)
+    }
+
+    fn with_tokens(tokens: Option<Vec<blake3::Hash>>) -> Self {
+        Self {
+            tokens,
+            body_bytes_max: 4 * 1024 * 1024,
+            body_wait: Duration::from_secs(30),
+            url_bytes_max: 8 * 1024,
+            head_bytes_max: 32 * 1024,
+            head_wait: Duration::from_secs(30),
+            streams_max: 10_000,
+            heartbeat: Duration::from_secs(10),
+            connections_max: 16_384,
+            stall_wait: Duration::from_mins(1),
+            drain_wait: Duration::from_secs(10),
+            stopper: Stopper::default(),
+        }
+    }
+
+    /// One more key that is let in, such as the next one while keys are changed.
+    pub fn api_key(mut self, key: impl AsRef<[u8]>) -> Self {
+        let key = key.as_ref();
+        if !key.is_empty() {
+            self.tokens.get_or_insert_default().push(blake3::hash(key));
+        }
+        self
+    }
+
+    /// The largest body, in bytes: 4 MiB. A larger one is refused before it is read (413).
+    pub fn body_bytes_max(mut self, bytes: usize) -> Self {
+        self.body_bytes_max = bytes;
+        self
+    }
+
+    /// How long a body may take to arrive: 30 seconds (408).
+    pub fn body_wait(mut self, wait: Duration) -> Self {
+        self.body_wait = wait;
+        self
+    }
+
+    /// The longest path with its query, in bytes as sent: 8 KiB (414).
+    pub fn url_bytes_max(mut self, bytes: usize) -> Self {
+        self.url_bytes_max = bytes;
+        self
+    }
+
+    /// The largest head of a request, in bytes: 32 KiB (431).
+    pub fn head_bytes_max(mut self, bytes: usize) -> Self {
+        self.head_bytes_max = bytes;
+        self
+    }
+
+    /// How long a connection may be without a whole request's head: 30 seconds, after which [`serve`](super::serve) closes it.
+    pub fn head_wait(mut self, wait: Duration) -> Self {
+        self.head_wait = wait;
+        self
+    }
+
+    /// How many may stream, or wait for a message, at once: 10,000 (429).
+    pub fn streams_max(mut self, streams: usize) -> Self {
+        self.streams_max = streams;
+        self
+    }
+
+    /// How long a stream is silent before it says that it is alive: 10 seconds.
+    pub fn heartbeat(mut self, every: Duration) -> Self {
+        self.heartbeat = every;
+        self
+    }
+
+    /// How many connections [`serve`](super::serve) takes at once: 16,384. Others wait to be accepted.
+    pub fn connections_max(mut self, connections: usize) -> Self {
+        self.connections_max = connections;
+        self
+    }
+
+    /// How long a client may leave what was sent to it untaken before [`serve`](super::serve) closes the connection: 60 seconds. So a client that
+    /// vanished without a word is found out, and one that is too slow comes back from where it was.
+    pub fn stall_wait(mut self, wait: Duration) -> Self {
+        self.stall_wait = wait;
+        self
+    }
+
+    /// How long [`serve`](super::serve) lets requests under way finish when it stops: 10 seconds.
+    pub fn drain_wait(mut self, wait: Duration) -> Self {
+        self.drain_wait = wait;
+        self
+    }
+
+    /// Ends the streams of every router made from this configuration, for a server that is to be stopped.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("open", &self.tokens.is_none()).finish_non_exhaustive()
+    }
+}
+
+/// Says that a server is about to stop: streams end, so that clients come back with the last ID they have seen, and new calls are
+/// answered with 503.
+#[derive(Clone)]
+pub struct Stopper {
+    stopping: Arc<watch::Sender<bool>>,
+}
+
+impl Stopper {
+    /// From now on. It does not wait.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
+    /// Resolves when it is time to stop.
+    pub(super) async fn stopped(&self) {
+        let mut stopping = self.stopping.subscribe();
+        // The sender lives as long as `self`, so there is no other end.
+        let _stopping = stopping.wait_for(|stopping| *stopping).await;
+    }
+}
+
+impl Default for Stopper {
+    fn default() -> Self {
+        Self { stopping: Arc::new(watch::Sender::new(false)) }
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper").field("stopping", &self.is_stopping()).finish()
+    }
+}

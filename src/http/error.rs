@@ -1,0 +1,218 @@
+//! What a call that failed answers: a status, and JSON that says why.
+
+use axum::Json;
+use axum::http::header::{ALLOW, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::error::{CursorProblem, Error, Limit};
+use crate::event::Seq;
+use crate::http::wire::etag;
+
+/// The body of every answer that is an error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(super) struct ErrorBody {
+    error: ErrorFields,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ErrorFields)]
+struct ErrorFields {
+    /// The kind of failure, one for each status.
+    #[schema(example = "invalid_request")]
+    r#type: &'static str,
+    /// The failure itself. It does not change.
+    #[schema(example = "invalid")]
+    code: &'static str,
+    /// For people.
+    message: String,
+    /// The limit that was exceeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u64>,
+    /// What there was of what is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actual: Option<u64>,
+    /// Where the session is, when it was expected elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actual_seq: Option<Seq>,
+    /// The first seq that is still kept, when an earlier one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_kept_seq: Option<Seq>,
+}
+
+/// Boxed, since a result that may be one is passed on often.
+#[derive(Debug)]
+pub(super) struct ApiError(Box<Failure>);
+
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    body: ErrorBody,
+    retry_after: Option<u32>,
+}
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        let error = ErrorFields {
+            r#type: kind(status),
+            code,
+            message: message.into(),
+            limit: None,
+            actual: None,
+            actual_seq: None,
+            first_kept_seq: None,
+        };
+        Self(Box::new(Failure { status, body: ErrorBody { error }, retry_after: None }))
+    }
+
+    /// The request breaks a rule.
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid", message)
+    }
+
+    pub(super) fn too_large(status: StatusCode, code: &'static str, what: &str, actual: usize, limit: usize) -> Self {
+        Self::limited(
+            status,
+            code,
+            format!("{what} is {actual}, and at most {limit} is allowed"),
+            Some(actual as u64),
+            limit as u64,
+        )
+    }
+
+    pub(super) fn limited(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+        actual: Option<u64>,
+        limit: u64,
+    ) -> Self {
+        let mut error = Self::new(status, code, message);
+        error.fields().actual = actual;
+        error.fields().limit = Some(limit);
+        error
+    }
+
+    pub(super) fn retry_after(mut self, seconds: u32) -> Self {
+        self.0.retry_after = Some(seconds);
+        self
+    }
+
+    /// The body alone, for a stream that fails when its status is long sent.
+    pub(super) fn into_body(self) -> ErrorBody {
+        self.0.body
+    }
+
+    fn fields(&mut self) -> &mut ErrorFields {
+        &mut self.0.body.error
+    }
+}
+
+/// The word for a status in an error's `type`.
+fn kind(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => "unauthorized",
+        StatusCode::NOT_FOUND => "not_found",
+        StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
+        StatusCode::REQUEST_TIMEOUT => "timeout",
+        StatusCode::CONFLICT => "conflict",
+        StatusCode::GONE => "gone",
+        StatusCode::PRECONDITION_FAILED => "precondition_failed",
+        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "too_large",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_media_type",
+        StatusCode::TOO_MANY_REQUESTS => "too_many_requests",
+        StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+        status if status.is_server_error() => "internal",
+        _ => "invalid_request",
+    }
+}
+
+fn status(error: &Error) -> StatusCode {
+    match error {
+        Error::TooLarge { limit: Limit::EventBytes | Limit::BatchBytes | Limit::BatchEvents, .. } => {
+            StatusCode::PAYLOAD_TOO_LARGE
+        }
+        Error::Cursor { problem: CursorProblem::Trimmed { .. }, .. } => StatusCode::GONE,
+        Error::Invalid { .. } | Error::TooLarge { .. } | Error::Cursor { .. } => StatusCode::BAD_REQUEST,
+        Error::UnknownSession { .. } | Error::UnknownEvent { .. } | Error::UnknownMessage { .. } => StatusCode::NOT_FOUND,
+        Error::ExpectedMismatch { .. } => StatusCode::PRECONDITION_FAILED,
+        Error::IdempotencyConflict { .. } => StatusCode::CONFLICT,
+        Error::Poisoned { .. } | Error::NoSpace { .. } | Error::Stalled { .. } | Error::ReadOnly | Error::Closed => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        Error::Corrupt { .. } | Error::Unsupported { .. } | Error::Unread { .. } | Error::Io { .. } | Error::Locked { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        let status = status(&error);
+        let message = if status.is_server_error() {
+            // What is wrong with the server's files is for those who run it.
+            tracing::error!(target: "sessionlog::http", error = &error as &dyn std::error::Error, code = error.code(), "the log refused");
+            of_server(&error)
+        } else {
+            error.to_string()
+        };
+        let mut answer = Self::new(status, error.code(), message);
+        match error {
+            Error::TooLarge { actual, max, .. } => {
+                answer.fields().actual = Some(actual);
+                answer.fields().limit = Some(max);
+            }
+            Error::ExpectedMismatch { actual, .. } => answer.fields().actual_seq = Some(actual),
+            Error::Cursor { problem: CursorProblem::Trimmed { first_kept }, .. } => {
+                answer.fields().first_kept_seq = Some(first_kept);
+            }
+            error if error.is_retryable() => answer.0.retry_after = Some(1),
+            _ => {}
+        }
+        answer
+    }
+}
+
+/// What a client is told when the server is at fault.
+fn of_server(error: &Error) -> String {
+    let text = match error {
+        Error::Poisoned { .. } => "a write has failed, and nothing more is taken until the server is started anew",
+        Error::NoSpace { .. } => "the server's disk is full; nothing was written",
+        Error::Stalled { .. } => "the server's disk does not keep up; nothing was written",
+        Error::ReadOnly => "the log is open for reading only",
+        Error::Closed => "the server is about to stop",
+        Error::Unread { .. } => "what is stored could not be read; nothing was written",
+        Error::Io { .. } => "the server's disk refused a call; a batch that was sent may or may not be there afterwards",
+        _ => "what is stored cannot be read",
+    };
+    text.to_owned()
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let Failure { status, body, retry_after } = *self.0;
+        let mut headers = HeaderMap::new();
+        if let Some(seconds) = retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seq) = body.error.actual_seq {
+            headers.insert(ETAG, etag(seq));
+        }
+        (status, headers, Json(body)).into_response()
+    }
+}
+
+pub(super) async fn not_found(uri: Uri) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "unknown_path", format!("there is nothing at {}", uri.path()))
+}
+
+pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{} does not take {method}; the header {ALLOW} says what it takes", uri.path());
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+}

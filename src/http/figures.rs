@@ -1,0 +1,118 @@
+//! What can be watched: a line for each request, and figures in the text form of Prometheus.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::Method;
+use axum::http::header::{CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use axum::middleware::Next;
+use axum::response::Response;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::http::service::Service;
+use crate::log::SessionLog;
+
+/// Seconds until a request is answered, from a hundredth of a millisecond to ten seconds.
+const SECONDS: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
+
+pub(super) struct Figures {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    seconds: Histogram,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: String,
+    /// The path of the contract, not that of the request, of which there is no end.
+    route: String,
+    status: u16,
+}
+
+impl Figures {
+    pub(super) fn new(log: SessionLog) -> Self {
+        let mut registry = Registry::with_prefix("sessionlog");
+        let (requests, seconds) = (Family::default(), Histogram::new(SECONDS));
+        registry.register("http_requests", "Requests answered", requests.clone());
+        registry.register("http_request_seconds", "Time until a request was answered, streams until they began", seconds.clone());
+        registry.register_collector(Box::new(OfLog(log)));
+        Self { registry, requests, seconds }
+    }
+
+    pub(super) fn encode(&self) -> Result<String, fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+
+    fn note(&self, method: &Method, route: Option<&MatchedPath>, status: u16, took: Duration) {
+        let method = if method.as_str().len() <= 7 { method.as_str() } else { "other" };
+        let route = route.map_or("none", MatchedPath::as_str);
+        let labels = RequestLabels { method: method.to_owned(), route: route.to_owned(), status };
+        self.requests.get_or_create(&labels).inc();
+        self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+/// Around every request: counts it, and writes a line of log. Headers are not in it, and so no token.
+pub(super) async fn observe(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    service.figures.note(&method, route.as_ref(), status, took);
+    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    tracing::info!(target: "sessionlog::access", %method, path = uri.path(), status, micros, "request");
+    let headers = response.headers_mut();
+    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The log's own figures, read when they are asked for.
+#[derive(Debug)]
+struct OfLog(SessionLog);
+
+impl Collector for OfLog {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.0.stats();
+        let mut put = |name: &str, help: &str, metric: &dyn Figure| metric.put(name, help, &mut encoder);
+        put("up", "Whether the log is open and no write has failed", &ConstGauge::new(u64::from(self.0.health().is_ok())))?;
+        put("events", "Durable events in the store", &ConstGauge::new(stats.events))?;
+        put("appends", "Batches appended", &ConstCounter::new(stats.batches))?;
+        put("groups", "Commit groups written, each with one barrier", &ConstCounter::new(stats.groups))?;
+        put("group_batches_mean", "Batches in a commit group, on average", &ConstGauge::new(stats.batches_per_group()))?;
+        put(
+            "barrier_seconds",
+            "Time spent in the groups' writes and barriers",
+            &ConstCounter::new(stats.barrier_time.as_secs_f64()),
+        )?;
+        put("barrier_seconds_max", "The longest of them", &ConstGauge::new(stats.barrier_time_max.as_secs_f64()))?;
+        put("journal_bytes", "Bytes written to the journal", &ConstCounter::new(stats.journal_bytes))?;
+        put("segments", "Segments in the store", &ConstGauge::new(stats.segments))?;
+        put("segment_bytes", "Bytes of the segments", &ConstGauge::new(stats.segment_bytes))?;
+        put("recent_bytes", "Memory for what is not yet in a segment", &ConstGauge::new(stats.recent_bytes))?;
+        put("index_lag_segments", "Segments that the index does not cover yet", &ConstGauge::new(stats.index_lag))?;
+        put("index_rebuilds", "How often the index was built again", &ConstCounter::new(stats.index_rebuilds))?;
+        put("streams", "Streams that are open", &ConstGauge::new(stats.streams))
+    }
+}
+
+trait Figure {
+    fn put(&self, name: &str, help: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result;
+}
+
+impl<M: EncodeMetric> Figure for M {
+    fn put(&self, name: &str, help: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode(encoder.encode_descriptor(name, help, None, self.metric_type())?)
+    }
+}

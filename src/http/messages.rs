@@ -1,0 +1,137 @@
+//! Turns as messages: one by its ID, waited for if wanted, and those of a session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use futures_util::StreamExt;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use utoipa::IntoParams;
+
+use crate::error::Result;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::events::Covered;
+use crate::http::query::{InQuery, PageParams};
+use crate::http::service::{InPath, Service, SessionPath};
+use crate::http::wire::{MessageBody, Messages};
+use crate::ids::MessageId;
+use crate::log::SessionLog;
+use crate::message::Message;
+use crate::stream::{AsyncEventStream, From, StreamItem};
+
+const WAIT_MAX: u64 = 60;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WaitParams {
+    /// How many seconds to wait for the turn to be over.
+    #[serde(default)]
+    #[param(minimum = 0, maximum = 60, default = 0)]
+    wait: u64,
+}
+
+/// Get a message
+///
+/// A turn as one value: what the user sent, how far the work on it is, and what came of it. With `wait` it answers as soon as the turn is
+/// completed or has failed, or when the time is over, with how far it is then.
+#[utoipa::path(
+    get,
+    path = "/v1/messages/{message_id}",
+    operation_id = "get_message",
+    params(
+        ("message_id" = String, Path, description = "The message", pattern = "^msg_[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
+        WaitParams,
+    ),
+    responses(
+        (status = 200, description = "The message", body = MessageBody),
+        (status = 400, description = "A bad ID or time", body = ErrorBody),
+        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
+        (status = 404, description = "There is no such message", body = ErrorBody),
+        (status = 429, description = "Too many wait already", body = ErrorBody),
+    ),
+)]
+pub(super) async fn get(
+    State(service): State<Arc<Service>>,
+    InPath(id): InPath<MessageId>,
+    InQuery(WaitParams { wait }): InQuery<WaitParams>,
+) -> Result<Json<MessageBody>, ApiError> {
+    if wait > WAIT_MAX {
+        return Err(ApiError::invalid(format!("wait is {wait} seconds, and at most {WAIT_MAX} are allowed")));
+    }
+    let deadline = Instant::now() + Duration::from_secs(wait);
+    let mut message = service.read(move |log| log.message(id)).await?;
+    if wait > 0 && !message.status.is_final() {
+        let _place = service.place_in_streams()?;
+        let session = message.session_id.clone();
+        let mut news = service.read(move |log| log.stream(&session, From::Now)).await?.into_async();
+        // Once more, for what came before the stream was there.
+        message = service.read(move |log| log.message(id)).await?;
+        while !message.status.is_final() {
+            let stopped = service.config.stopper();
+            let comes = tokio::select! {
+                comes = timeout_at(deadline, next_of(&mut news, id)) => comes.unwrap_or(Ok(false))?,
+                () = stopped.stopped() => false,
+            };
+            if !comes {
+                break;
+            }
+            message = service.read(move |log| log.message(id)).await?;
+        }
+    }
+    Ok(Json(service.read(move |log| body(log, message)).await?))
+}
+
+fn body(log: &SessionLog, message: Message) -> Result<MessageBody> {
+    let opening = log.event(message.id.event_id())?;
+    Ok(MessageBody::new(message, &opening))
+}
+
+/// Waits for an event of the turn. `false` when none will come.
+async fn next_of(news: &mut AsyncEventStream, id: MessageId) -> Result<bool> {
+    while let Some(item) = news.next().await {
+        if let StreamItem::Event(event) = item?
+            && event.message_id == Some(id)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// List the messages of a session
+#[utoipa::path(
+    get,
+    path = "/v1/sessions/{session_id}/messages",
+    operation_id = "list_session_messages",
+    params(
+        ("session_id" = String, Path, description = "The session", min_length = 1, max_length = 256),
+        PageParams,
+    ),
+    responses(
+        (status = 200, description = "A page", body = Messages),
+        (status = 400, description = "A bad limit or ID, both cursors, or a cursor that is not of this session", body = ErrorBody),
+        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
+        (status = 404, description = "The session has no events", body = ErrorBody),
+        (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
+    ),
+)]
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    InPath(session): SessionPath,
+    InQuery(params): InQuery<PageParams>,
+) -> Result<Json<Messages>, ApiError> {
+    let order = params.order();
+    let page = params.page()?;
+    let read = move |log: &SessionLog| {
+        let page = log.messages(&session, page)?;
+        let id = |message: Option<&Message>| message.map(|message| message.id.to_string());
+        let shown = id(page.messages.first()).zip(id(page.messages.last()));
+        let covered = Covered { seqs: (page.first, page.last), has_more: page.has_more, tail_id: page.tail_id };
+        let bounds = covered.bounds(log, &session, order, shown)?;
+        let messages = page.messages.into_iter().map(|message| body(log, message)).collect::<Result<_>>()?;
+        Ok(Messages { messages, bounds })
+    };
+    Ok(Json(service.read(read).await?))
+}

@@ -1,0 +1,93 @@
+//! The HTTP contract as a router to mount and a server to run. Feature `http`.
+//!
+//! ```no_run
+//! use sessionlog::{SessionLog, http};
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let log = SessionLog::open("data")?;
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
+//! let until = async { drop(tokio::signal::ctrl_c().await) };
+//! http::serve(listener, log.clone(), http::Config::with_api_key("a secret"), until).await?;
+//! log.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | call | does |
+//! |---|---|
+//! | `POST /v1/sessions/{session_id}/events` | appends `user.message` events as one batch; answers when it is durable |
+//! | `GET /v1/sessions/{session_id}/events` | a page of events |
+//! | `GET /v1/sessions/{session_id}/stream` | events as they come, over server-sent events |
+//! | `GET /v1/sessions/{session_id}/messages` | a page of turns, each as one message |
+//! | `GET /v1/messages/{message_id}` | one turn as a message; with `wait` when it is over |
+//! | `GET /v1/sessions` | the sessions, newest activity first or by ID |
+//! | `GET /openapi.json`, `/healthz`, `/metrics`, `/` | the document of these calls, whether the log is in service, figures, a page for people |
+//!
+//! Calls below `/v1` need a bearer token, unless the [`Config`] says otherwise. Errors are JSON:
+//! `{"error": {"type", "code", "message"}}`, with the codes of [`Error::code`](crate::Error::code) where the log refused.
+//!
+//! Reads from the disk run on the runtime's blocking threads, but for two: an append to a session that is not in memory looks it up
+//! where it is polled, and a stream that is behind reads on there, a megabyte at a time.
+
+mod append;
+mod auth;
+mod config;
+mod error;
+mod events;
+mod figures;
+mod messages;
+mod operate;
+mod query;
+mod serve;
+mod service;
+mod sessions;
+mod stream;
+mod wire;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::get;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::log::SessionLog;
+
+pub use config::{Config, Stopper};
+pub use serve::serve;
+
+use service::Service;
+
+/// The routes of the contract, answered from `log`. To be mounted at the root: the page at `/` and the document name the paths so.
+///
+/// Streams end when the log is closed or [`Config::stopper`] says so. What a router cannot see is up to the server it is mounted in: how long a
+/// request's head may take, and how many connections there are. [`serve`] sees to both.
+pub fn router(log: SessionLog, config: Config) -> Router {
+    let service = Arc::new(Service::new(log, config));
+    let (guarded, document) = guarded(&service).split_for_parts();
+    let (open, of_open) =
+        OpenApiRouter::new().routes(routes!(operate::healthz)).routes(routes!(operate::metrics)).split_for_parts();
+    let document = operate::document(&document.merge_from(of_open));
+    guarded
+        .merge(open)
+        .route("/openapi.json", get(move || async move { document }))
+        .route("/", get(operate::page))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&service), service::limit_head))
+        .layer(from_fn_with_state(Arc::clone(&service), figures::observe))
+        .with_state(service)
+}
+
+/// What needs a token.
+fn guarded(service: &Arc<Service>) -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::with_openapi(operate::Document::openapi())
+        .routes(routes!(append::append, events::list))
+        .routes(routes!(stream::stream))
+        .routes(routes!(messages::list))
+        .routes(routes!(messages::get))
+        .routes(routes!(sessions::list))
+        .route_layer(from_fn_with_state(Arc::clone(service), auth::check))
+}

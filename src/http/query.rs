@@ -1,0 +1,89 @@
+//! The parameters of queries, and what they mean to the log.
+
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum_extra::extract::Query;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use utoipa::{IntoParams, ToSchema};
+
+use crate::error::Result;
+use crate::http::error::ApiError;
+use crate::ids::{EventId, MessageId};
+use crate::read::{Cursor, Page};
+
+/// The part of a query that `T` knows; the rest is ignored.
+pub(super) struct InQuery<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let query = Query::from_request_parts(parts, state).await.map_err(|error| ApiError::invalid(error.to_string()))?;
+        Ok(Self(query.0))
+    }
+}
+
+/// Which stretch of a session.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PageParams {
+    /// At most so many.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+    /// Only what comes after this event or message. Not together with `before`.
+    #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
+    after: Option<String>,
+    /// Only what comes before this event or message.
+    #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
+    before: Option<String>,
+    /// Oldest first, or newest first.
+    #[serde(default)]
+    #[param(inline)]
+    order: Order,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Order {
+    #[default]
+    Asc,
+    Desc,
+}
+
+impl PageParams {
+    pub(super) fn order(&self) -> Order {
+        self.order
+    }
+
+    pub(super) fn page(&self) -> Result<Page, ApiError> {
+        let mut page = match (&self.after, &self.before) {
+            (Some(_), Some(_)) => return Err(ApiError::invalid("after and before are both given, and only one may be")),
+            (Some(after), None) => Page::after(cursor(after)?),
+            (None, Some(before)) => Page::before(cursor(before)?),
+            (None, None) => Page::new(),
+        };
+        if let Some(limit) = self.limit {
+            page = page.limit(limit);
+        }
+        Ok(if self.order == Order::Desc { page.newest_first() } else { page })
+    }
+}
+
+/// The place of an event, or of the event that opened a turn.
+pub(super) fn cursor(id: &str) -> Result<Cursor> {
+    let event = match id.parse::<MessageId>() {
+        Ok(message) => message.event_id(),
+        Err(_no_message) => id.parse::<EventId>()?,
+    };
+    Ok(event.into())
+}
+
+/// Which events of the stretch.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TypeParams {
+    /// Only events of this type. May be given several times.
+    #[serde(default, rename = "type")]
+    pub types: Vec<String>,
+}

@@ -1,0 +1,95 @@
+//! A server around the router, with the limits that only a server can keep: on heads that do not come, on connections, on clients that
+//! take nothing.
+
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+use crate::http::config::Config;
+use crate::http::router;
+use crate::log::SessionLog;
+
+/// When accepting fails for want of descriptors or memory, it would fail again at once.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Serves the [`router`] over HTTP/1.1 until `until` resolves.
+///
+/// Then nothing new is taken, streams end, and requests under way are finished, for at most [`drain_wait`](Config::drain_wait). The log
+/// stays open: closing it is up to the caller. Dropping the future stops accepting and nothing else.
+///
+/// # Errors
+///
+/// When the listener has no address.
+pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until: impl Future<Output = ()>) -> io::Result<()> {
+    tracing::info!(target: "sessionlog::http", address = %listener.local_addr()?, "listening");
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(config.head_wait);
+    http.max_buf_size((config.head_bytes_max + config.url_bytes_max).max(64 * 1024));
+    let places = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
+    let (stopper, stall_wait, drain_wait) = (config.stopper(), config.stall_wait, config.drain_wait);
+    let service = TowerToHyperService::new(router(log, config));
+    let graceful = GracefulShutdown::new();
+    let mut until = pin!(until);
+    loop {
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, accept(&listener, stall_wait).await)
+        };
+        let (place, socket) = tokio::select! {
+            () = &mut until => break,
+            accepted = accepted => accepted,
+        };
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service.clone()));
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(target: "sessionlog::http", %error, "a connection broke off");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    stopper.stop();
+    if timeout(drain_wait, graceful.shutdown()).await.is_err() {
+        tracing::warn!(target: "sessionlog::http", ?drain_wait, "requests were cut off that took longer");
+    }
+    Ok(())
+}
+
+/// The next connection; one that broke off before it was taken is no reason to stop.
+async fn accept(listener: &TcpListener, stall_wait: Duration) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _peer)) => {
+                let options = SockRef::from(&socket);
+                // Without them answers come later, and who vanished is found out later: no reason to refuse anybody.
+                let _best = (options.set_tcp_nodelay(true), set_stall_wait(&options, stall_wait));
+                return socket;
+            }
+            Err(error) => {
+                tracing::warn!(target: "sessionlog::http", %error, "could not accept a connection");
+                sleep(ACCEPT_AGAIN_AFTER).await;
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn set_stall_wait(socket: &SockRef<'_>, wait: Duration) -> io::Result<()> {
+    socket.set_tcp_user_timeout(Some(wait))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_stall_wait(_socket: &SockRef<'_>, _wait: Duration) -> io::Result<()> {
+    Ok(())
+}

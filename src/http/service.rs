@@ -1,0 +1,90 @@
+//! What all handlers share, and what is asked of every request before one of them sees it.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::Response;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::error::Result;
+use crate::http::config::Config;
+use crate::http::error::ApiError;
+use crate::http::figures::Figures;
+use crate::log::SessionLog;
+use crate::session::SessionId;
+
+pub(super) struct Service {
+    pub log: SessionLog,
+    pub config: Config,
+    pub figures: Figures,
+    streams: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(super) fn new(log: SessionLog, config: Config) -> Self {
+        let streams = Arc::new(Semaphore::new(config.streams_max.min(Semaphore::MAX_PERMITS)));
+        Self { figures: Figures::new(log.clone()), log, config, streams }
+    }
+
+    /// Runs a call that may read from the disk.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&SessionLog) -> Result<T> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let log = self.log.clone();
+        let read = tokio::task::spawn_blocking(move || read(&log)).await;
+        read.map_err(|_lost| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call was lost"))?
+            .map_err(ApiError::from)
+    }
+
+    /// The place of one more who waits for events.
+    pub(super) fn place_in_streams(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_full| {
+            let message = format!("{} streams are open, and no more are taken", self.config.streams_max);
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message).retry_after(1)
+        })
+    }
+}
+
+/// Refuses a request whose head is too long, or that comes when the server is about to stop.
+pub(super) async fn limit_head(State(service): State<Arc<Service>>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let Config { url_bytes_max, head_bytes_max, .. } = service.config;
+    let url_bytes = request.uri().path_and_query().map_or(0, |url| url.as_str().len());
+    if url_bytes > url_bytes_max {
+        return Err(ApiError::too_large(
+            StatusCode::URI_TOO_LONG,
+            "url_too_long",
+            "the length in bytes of the URL",
+            url_bytes,
+            url_bytes_max,
+        ));
+    }
+    let head_bytes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    if head_bytes > head_bytes_max {
+        let (status, what) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the size in bytes of the headers");
+        return Err(ApiError::too_large(status, "headers_too_large", what, head_bytes, head_bytes_max));
+    }
+    if service.config.stopper.is_stopping() {
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "closed", "the server is about to stop").retry_after(1));
+    }
+    Ok(next.run(request).await)
+}
+
+/// The one parameter of a path, percent-decoded once.
+pub(super) struct InPath<T>(pub T);
+
+impl<T: std::str::FromStr<Err = crate::Error>, S: Send + Sync> FromRequestParts<S> for InPath<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "invalid", error.body_text()))?;
+        Ok(Self(text.parse::<T>()?))
+    }
+}
+
+pub(super) type SessionPath = InPath<SessionId>;

@@ -1,0 +1,89 @@
+//! Listing the sessions of a store.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use jiff::Timestamp;
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
+
+use crate::error::{Error, Result};
+use crate::feed::After;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::query::InQuery;
+use crate::http::service::Service;
+use crate::http::wire::{SessionBody, Sessions};
+use crate::ids::timestamp;
+use crate::log::SessionLog;
+use crate::session::SessionId;
+
+const LIMIT_DEFAULT: usize = 100;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct SessionParams {
+    /// At most so many.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<usize>,
+    /// Newest activity first, or by ID.
+    #[serde(default)]
+    #[param(inline)]
+    order: SessionOrder,
+    /// Only what comes after this session, by ID.
+    after: Option<String>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum SessionOrder {
+    #[default]
+    Recent,
+    Id,
+}
+
+/// List sessions
+///
+/// Those with the newest events first, as far back as a bounded walk goes, or all of them in the order of their IDs, page by page.
+#[utoipa::path(
+    get,
+    path = "/v1/sessions",
+    operation_id = "list_sessions",
+    params(SessionParams),
+    responses(
+        (status = 200, description = "A page", body = Sessions),
+        (status = 400, description = "A bad limit or ID, or a cursor where the order is not by ID", body = ErrorBody),
+        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
+    ),
+)]
+pub(super) async fn list(
+    State(service): State<Arc<Service>>,
+    InQuery(SessionParams { limit, order, after }): InQuery<SessionParams>,
+) -> Result<Json<Sessions>, ApiError> {
+    let limit = limit.unwrap_or(LIMIT_DEFAULT);
+    let after = after.map(SessionId::new).transpose()?;
+    if order == SessionOrder::Recent && after.is_some() {
+        return Err(ApiError::invalid("after goes with order=id alone"));
+    }
+    let read = move |log: &SessionLog| {
+        let ids = match order {
+            SessionOrder::Recent => log.recent_sessions(limit)?,
+            SessionOrder::Id => log.sessions(after.as_ref().map(After), limit)?,
+        };
+        let has_more = ids.len() == limit;
+        let sessions = ids.iter().map(|id| body(log, id)).collect::<Result<_>>()?;
+        Ok(Sessions { sessions, has_more })
+    };
+    Ok(Json(service.read(read).await?))
+}
+
+fn body(log: &SessionLog, id: &SessionId) -> Result<SessionBody, Error> {
+    let head = log.head(id)?;
+    let at: Timestamp = timestamp(head.last_id.timestamp_ms());
+    Ok(SessionBody {
+        id: id.to_string(),
+        events: head.last,
+        last_event_id: head.last_id.to_string(),
+        last_event_at: at.to_string(),
+    })
+}

@@ -1,0 +1,113 @@
+//! Events as they come: server-sent events, first what is there, then what is new.
+//!
+//! A client that comes back with the last ID it has seen misses nothing and gets nothing twice. What cannot be answered is said with a
+//! status, before the first byte of the stream.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Sse;
+use axum::response::sse::{Event as Frame, KeepAlive};
+use futures_util::stream::unfold;
+use futures_util::{Stream, StreamExt};
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+use utoipa::IntoParams;
+
+use crate::error::Result;
+use crate::event::Event;
+use crate::http::error::{ApiError, ErrorBody};
+use crate::http::query::{InQuery, cursor};
+use crate::http::service::{InPath, Service, SessionPath};
+use crate::http::wire::{EventBody, compact};
+use crate::read::Cursor;
+use crate::stream::{AsyncEventStream, From, StreamItem};
+
+const LAST_EVENT_ID: &str = "last-event-id";
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StreamParams {
+    /// Only what comes after this event. The header Last-Event-ID, which a client sends that comes back, counts before it.
+    #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
+    after: Option<String>,
+    /// Whether to wait for more at the end.
+    #[serde(default = "yes")]
+    #[param(default = true)]
+    follow: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Stream the events of a session
+///
+/// As server-sent events: `id` is the event's ID, `event` its type, `data` the event as it is listed. When all that is stored was sent, an event
+/// `caught_up` without an ID says so; an event `error` says why a stream ends that should not. Every ten seconds of silence a comment
+/// comes.
+#[utoipa::path(
+    get,
+    path = "/v1/sessions/{session_id}/stream",
+    operation_id = "stream_session_events",
+    params(
+        ("session_id" = String, Path, description = "The session", min_length = 1, max_length = 256),
+        ("Last-Event-ID" = Option<String>, Header, description = "Only what comes after this event", pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
+        StreamParams,
+    ),
+    responses(
+        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = 400, description = "A bad ID, or one that is not of this session", body = ErrorBody),
+        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
+        (status = 404, description = "The session has no events", body = ErrorBody),
+        (status = 410, description = "The ID is older than what is kept", body = ErrorBody),
+        (status = 429, description = "Too many stream already", body = ErrorBody),
+    ),
+)]
+pub(super) async fn stream(
+    State(service): State<Arc<Service>>,
+    InPath(session): SessionPath,
+    InQuery(params): InQuery<StreamParams>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Frame, Infallible>>>, ApiError> {
+    let from = place(&headers, params.after.as_deref())?.map_or(From::Start, From::After);
+    let place = service.place_in_streams()?;
+    let events = service.read(move |log| log.stream(&session, from)).await?;
+    let events = if params.follow { events } else { events.until_tail() };
+    let stopper = service.config.stopper();
+    let until = async move { stopper.stopped().await };
+    let frames = frames(events.into_async(), place).map(Ok).take_until(Box::pin(until));
+    Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(service.config.heartbeat)))
+}
+
+/// Where the client is, by what it says.
+fn place(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
+    let Some(last) = headers.get(LAST_EVENT_ID) else { return Ok(after.map(cursor).transpose()?) };
+    let last = last.to_str().map_err(|_error| ApiError::invalid("the header Last-Event-ID is no event ID"))?;
+    Ok(Some(cursor(last)?))
+}
+
+/// The frames of a stream; it has its place until it ends or is dropped.
+fn frames(events: AsyncEventStream, place: OwnedSemaphorePermit) -> impl Stream<Item = Frame> {
+    unfold(Some((events, place)), |open| async {
+        let (mut events, place) = open?;
+        match events.next().await? {
+            Ok(StreamItem::Event(event)) => Some((frame(&event), Some((events, place)))),
+            Ok(StreamItem::CaughtUp) => Some((Frame::default().event("caught_up").data("{}"), Some((events, place)))),
+            Err(error) => Some((Frame::default().event("error").data(json(&ApiError::from(error).into_body())), None)),
+        }
+    })
+}
+
+fn frame(event: &Event) -> Frame {
+    let data = json(&EventBody::from(event));
+    // What the server's own code appended may be JSON over several lines, and a line is all that a frame can hold.
+    let data = if data.contains(['\n', '\r']) { compact(&data) } else { data };
+    Frame::default().id(event.id.to_string()).event(event.event_type.as_str()).data(data)
+}
+
+fn json(body: &impl serde::Serialize) -> String {
+    serde_json::to_string(body).expect("these shapes have a JSON form")
+}

@@ -1,0 +1,263 @@
+//! The shapes of the answers, and JSON that is passed on as it came.
+
+use std::borrow::Cow;
+
+use axum::http::HeaderValue;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use indexmap::IndexMap;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
+use utoipa::ToSchema;
+
+use crate::event::{Event, Seq};
+use crate::message::{Message, MessageStatus};
+use crate::user_message::opens_turn;
+
+/// A stored event.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Event)]
+pub(super) struct EventBody {
+    /// Unique, and greater than those of all events stored before; as text too.
+    #[schema(example = "evt_01JQ3W8K5T0000000000000001")]
+    id: String,
+    /// The session.
+    #[schema(example = "sess_123")]
+    session_id: String,
+    /// The turn that the event opened or belongs to.
+    #[schema(example = "msg_01JQ3W8K5T0000000000000001")]
+    message_id: Option<String>,
+    /// The type.
+    #[schema(example = "user.message")]
+    r#type: String,
+    /// What the event says, as it was given. That of a `user.message` has `content`, `metadata` and the `message_id`. `null` where it is no JSON.
+    #[schema(value_type = Value)]
+    data: Box<RawValue>,
+    /// The data in base64, where it is no JSON.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_base64: Option<String>,
+    /// When it was stored, in UTC.
+    #[schema(format = DateTime)]
+    created_at: String,
+}
+
+impl From<&Event> for EventBody {
+    fn from(event: &Event) -> Self {
+        let message_id = event.message_id.map(|id| id.to_string());
+        let (data, data_base64) = match (serde_json::from_slice::<&RawValue>(&event.data), &message_id) {
+            (Ok(data), Some(id)) if opens_turn(&event.event_type) => (with_message_id(data, id), None),
+            (Ok(data), _) => (data.to_owned(), None),
+            (Err(_no_json), _) => (RawValue::NULL.to_owned(), Some(BASE64_STANDARD.encode(&event.data))),
+        };
+        Self {
+            id: event.id.to_string(),
+            session_id: event.session_id.to_string(),
+            message_id,
+            r#type: event.event_type.to_string(),
+            data,
+            data_base64,
+            created_at: event.created_at.to_string(),
+        }
+    }
+}
+
+impl EventBody {
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// The fields of an object, and the message ID behind them. What is no object stays as it is.
+fn with_message_id(data: &RawValue, id: &str) -> Box<RawValue> {
+    let Ok(mut fields) = serde_json::from_str::<IndexMap<Cow<'_, str>, &RawValue>>(data.get()) else { return data.to_owned() };
+    let id = to_raw_value(id).expect("a string has a JSON form");
+    fields.shift_remove("message_id");
+    fields.insert(Cow::Borrowed("message_id"), &id);
+    to_raw_value(&fields).expect("JSON under string keys has a JSON form")
+}
+
+/// JSON without the white space between its parts, so that it takes one line. What it says, and how numbers and strings are spelled, stays.
+pub(super) fn compact(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for char in json.chars() {
+        if in_string {
+            in_string = escaped || char != '"';
+            escaped = !escaped && char == '\\';
+        } else if char.is_ascii_whitespace() {
+            continue;
+        } else {
+            in_string = char == '"';
+        }
+        out.push(char);
+    }
+    out
+}
+
+/// What was appended.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Appended {
+    /// The stored events, in the order of the request.
+    pub events: Vec<EventBody>,
+}
+
+/// Where a page lies, and what is beyond it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Bounds {
+    /// Whether the range goes on behind this page, in its order.
+    pub has_more: bool,
+    /// The first on the page. `null` when it is empty; where a filter found nothing yet, the place of the search.
+    pub first_id: Option<String>,
+    /// The last on the page, to go on from: `after` it, or `before` it where the order is `desc`.
+    pub last_id: Option<String>,
+    /// The session's newest event.
+    pub tail_id: String,
+}
+
+/// A page of a session's events.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Events {
+    pub events: Vec<EventBody>,
+    #[serde(flatten)]
+    pub bounds: Bounds,
+}
+
+/// A page of a session's turns.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Messages {
+    pub messages: Vec<MessageBody>,
+    #[serde(flatten)]
+    pub bounds: Bounds,
+}
+
+/// A turn as one value: what the user sent, how far the work on it is, and what came of it.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Message)]
+pub(super) struct MessageBody {
+    /// That of the event that opened the turn, with `msg_`.
+    #[schema(example = "msg_01JQ3W8K5T0000000000000001")]
+    id: String,
+    #[schema(example = "sess_123")]
+    session_id: String,
+    /// The place in the session of the event that opened the turn, from 1.
+    #[schema(minimum = 1)]
+    sequence_number: Seq,
+    #[schema(value_type = Status)]
+    status: MessageStatus,
+    #[schema(value_type = Vec<Object>)]
+    content: Box<RawValue>,
+    #[schema(value_type = Object)]
+    metadata: Box<RawValue>,
+    /// Which try at the turn this is, from 1.
+    #[schema(minimum = 1)]
+    attempt: u32,
+    /// What the assistant said, in order; the last is the answer.
+    output: Vec<Value>,
+    /// What was given with the status `failed`.
+    error: Option<Value>,
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When the turn was over.
+    #[schema(format = DateTime)]
+    completed_at: Option<String>,
+}
+
+/// How far the work on a turn is. `completed` and `failed` are final.
+#[derive(ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[expect(dead_code, reason = "it stands for `MessageStatus` in the document")]
+pub(super) enum Status {
+    Queued,
+    Running,
+    WaitingForTool,
+    Completed,
+    Failed,
+}
+
+impl MessageBody {
+    /// The message whose turn `opening` opened.
+    pub(super) fn new(message: Message, opening: &Event) -> Self {
+        let sent: Sent<'_> = serde_json::from_slice(&opening.data).unwrap_or_default();
+        Self {
+            id: message.id.to_string(),
+            session_id: message.session_id.to_string(),
+            sequence_number: message.sequence_number,
+            status: message.status,
+            content: as_sent(sent.content, &message.content),
+            metadata: as_sent(sent.metadata, &message.metadata),
+            attempt: message.attempt,
+            output: message.output,
+            error: message.error,
+            created_at: message.created_at.to_string(),
+            completed_at: message.completed_at.map(|at| at.to_string()),
+        }
+    }
+}
+
+/// What opened a turn, as it was written: a number keeps its spelling.
+#[derive(Default, Deserialize)]
+struct Sent<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    metadata: Option<&'a RawValue>,
+}
+
+/// The JSON that was read as `read`, where it says the same; not where some of it did not fit.
+fn as_sent<T: DeserializeOwned + PartialEq + Serialize>(sent: Option<&RawValue>, read: &T) -> Box<RawValue> {
+    let fits = |json: &&RawValue| serde_json::from_str::<T>(json.get()).is_ok_and(|sent| sent == *read);
+    match sent.filter(fits) {
+        Some(json) => json.to_owned(),
+        None => to_raw_value(read).expect("JSON values have a JSON form"),
+    }
+}
+
+/// The sessions of a store.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Sessions {
+    pub sessions: Vec<SessionBody>,
+    /// Whether there are more in this order.
+    pub has_more: bool,
+}
+
+/// A session and where it stands.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Session)]
+pub(super) struct SessionBody {
+    #[schema(example = "sess_123")]
+    pub id: String,
+    /// How many events it has.
+    pub events: Seq,
+    pub last_event_id: String,
+    /// The time in the ID of its newest event, in UTC.
+    #[schema(format = DateTime)]
+    pub last_event_at: String,
+}
+
+/// A place in a session as an entity tag, to be sent back in `If-Match`.
+pub(super) fn etag(seq: Seq) -> HeaderValue {
+    HeaderValue::try_from(format!("\"{seq}\"")).expect("a number in quotes is a header value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compact_json_says_the_same_on_one_line() {
+        let json = "{\r\n \"a b\" : [ 1.10 , \"\\\" x \\\\\" ,\t\"\\u000a\" ] }";
+        let line = compact(json);
+        assert_eq!(line, r#"{"a b":[1.10,"\" x \\","\u000a"]}"#);
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), serde_json::from_str::<Value>(json).unwrap());
+    }
+
+    #[test]
+    fn a_message_id_takes_the_place_of_what_was_called_so() {
+        let data: &RawValue = serde_json::from_str(r#"{"message_id":1,"z":1e400,"a":12345678901234567890123}"#).unwrap();
+        assert_eq!(with_message_id(data, "msg_1").get(), r#"{"z":1e400,"a":12345678901234567890123,"message_id":"msg_1"}"#);
+        let text: &RawValue = serde_json::from_str("\"no object\"").unwrap();
+        assert_eq!(with_message_id(text, "msg_1").get(), "\"no object\"");
+    }
+}
