@@ -3,8 +3,8 @@
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum_extra::extract::Query;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::error::Result;
@@ -24,6 +24,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
     }
 }
 
+/// A parameter that is there, also when it is empty: whoever sent an empty cursor did not mean to begin anew.
+pub(super) fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(value).map(Some)
+}
+
 /// Which stretch of a session.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -32,9 +37,11 @@ pub(super) struct PageParams {
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
     /// Only what comes after this event or message. Not together with `before`.
+    #[serde(default, deserialize_with = "present")]
     #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
     after: Option<String>,
     /// Only what comes before this event or message.
+    #[serde(default, deserialize_with = "present")]
     #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
     before: Option<String>,
     /// Oldest first, or newest first.

@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::error::{Error, Result};
 use crate::feed::After;
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::query::InQuery;
+use crate::http::query::{InQuery, present};
 use crate::http::service::Service;
 use crate::http::wire::{SessionBody, Sessions};
 use crate::ids::timestamp;
@@ -31,6 +31,7 @@ pub(super) struct SessionParams {
     #[param(inline)]
     order: SessionOrder,
     /// Only what comes after this session, by ID.
+    #[serde(default, deserialize_with = "present")]
     after: Option<String>,
 }
 

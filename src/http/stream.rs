@@ -19,7 +19,7 @@ use utoipa::IntoParams;
 use crate::error::Result;
 use crate::event::Event;
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::query::{InQuery, cursor};
+use crate::http::query::{InQuery, cursor, present};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{EventBody, compact};
 use crate::read::Cursor;
@@ -31,6 +31,7 @@ const LAST_EVENT_ID: &str = "last-event-id";
 #[into_params(parameter_in = Query)]
 pub(super) struct StreamParams {
     /// Only what comes after this event. The header Last-Event-ID, which a client sends that comes back, counts before it.
+    #[serde(default, deserialize_with = "present")]
     #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
     after: Option<String>,
     /// Whether to wait for more at the end.

@@ -1,0 +1,289 @@
+//! `POST /v1/sessions/{session_id}/events`.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::Method;
+use futures_util::stream;
+use serde_json::{Value, json};
+use sessionlog::http::Config;
+use sessionlog::{Options, SessionLog};
+
+use crate::support::{KEY, Scene, post, request, said};
+
+/// The request of the reference page.
+const EXAMPLE: &str = r#"{
+    "events": [
+      {
+        "type": "user.message",
+        "content": [
+          { "type": "text", "text": "Summarize this ticket and draft a reply." },
+          { "type": "file", "file_id": "file_456" }
+        ],
+        "metadata": {
+          "ticket_id": "T-1042"
+        }
+      }
+    ]
+  }"#;
+
+#[tokio::test]
+async fn the_request_of_the_reference_page_gets_the_answer_shown_there() {
+    let scene = Scene::new();
+    let answer = scene.post("sess_123", EXAMPLE).await;
+    let body = answer.ok();
+    let event = &body["events"][0];
+    let (id, created_at) = (event["id"].as_str().unwrap(), event["created_at"].as_str().unwrap());
+    let message_id = id.replace("evt_", "msg_");
+    let expected = json!({"events": [{
+        "id": id,
+        "session_id": "sess_123",
+        "message_id": message_id,
+        "type": "user.message",
+        "data": {
+            "content": [
+                {"type": "text", "text": "Summarize this ticket and draft a reply."},
+                {"type": "file", "file_id": "file_456"}
+            ],
+            "metadata": {"ticket_id": "T-1042"},
+            "message_id": message_id
+        },
+        "created_at": created_at
+    }]});
+    assert_eq!(body, expected);
+    // `preserve_order` makes text compare the order too.
+    assert_eq!(String::from_utf8(answer.body).unwrap(), expected.to_string());
+    assert!(created_at.parse::<jiff::Timestamp>().is_ok() && created_at.ends_with('Z'), "{created_at}");
+    assert_eq!(
+        (&answer.headers["content-type"], &answer.headers["etag"]),
+        (&"application/json".parse().unwrap(), &"\"1\"".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn content_and_metadata_come_back_as_they_were_sent() {
+    let scene = Scene::new();
+    let content = r#"[{"zeta":[1.10,1e2,123456789012345678901234,-0.0],"type":"sketch","nested":{"b":null,"a":[[],{}]}},{"type":"text","text":"a\u0041\n\"\\ \u2028 é"},{"type":"text","text":null,"cache_control":{"ttl":300}}]"#;
+    let metadata = r#"{"null":null,"bool":true,"number":0.1,"string":"","array":[1,"two",[]],"object":{"a":{"b":{}}},"":"empty","type":"x"}"#;
+    let sent = format!(r#"{{"events":[{{"metadata":{metadata},"content":{content},"type":"user.message"}}]}}"#);
+    let answered = scene.post("s", sent.clone()).await;
+    assert_eq!(answered.status, 200);
+    let listed = scene.get("/v1/sessions/s/events").await;
+    let mut stream = scene.open(request(Method::GET, "/v1/sessions/s/stream", Body::empty())).await;
+    let id = answered.json()["events"][0]["message_id"].as_str().unwrap().to_owned();
+    let message = scene.get(&format!("/v1/messages/{id}")).await;
+    let texts = [answered.body, listed.body, stream.next().await.unwrap().data.into_bytes(), message.body];
+    for text in texts.map(|text| String::from_utf8(text).unwrap()) {
+        assert!(text.contains(&format!("\"content\":{content}")), "{text}");
+        assert!(text.contains(&format!("\"metadata\":{metadata}")), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_batch_of_user_messages_is_refused_and_nothing_is_stored() {
+    let scene = Scene::new();
+    let cases = [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        r#"{"events":[]}"#,
+        r#"{"events":null}"#,
+        r#"{"events":{}}"#,
+        r#"{"events":[null]}"#,
+        r#"{"events":[{}]}"#,
+        r#"{"events":[{"type":"user.message"}]}"#,
+        r#"{"events":[{"type":"assistant.message_completed","content":[]}]}"#,
+        r#"{"events":[{"type":1,"content":[]}]}"#,
+        r#"{"events":[{"content":[]}]}"#,
+        r#"{"events":[{"type":"user.message","content":null}]}"#,
+        r#"{"events":[{"type":"user.message","content":"text"}]}"#,
+        r#"{"events":[{"type":"user.message","content":["text"]}]}"#,
+        r#"{"events":[{"type":"user.message","content":[{"text":"no type"}]}]}"#,
+        r#"{"events":[{"type":"user.message","content":[{"type":7}]}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"metadata":null}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"metadata":[]}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"metadata":{"n":1e999}}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"metadata":{"s":"\ud800"}}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"metdata":{}}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"content":[]}]}"#,
+        r#"{"events":[{"type":"user.message","content":[]}],"more":1}"#,
+        r#"{"events":[{"type":"user.message","content":[]}]} x"#,
+        r#"{"events":[{"type":"user.message","content":[]},{"type":"user.message","content":[{}]}]}"#,
+    ];
+    for body in cases {
+        let error = scene.post("s", body).await.refused(400, "invalid");
+        assert_eq!(error["type"], "invalid_request", "{body}");
+    }
+    let deep = format!(
+        r#"{{"events":[{{"type":"user.message","content":[],"metadata":{{"a":{}1{}}}}}]}}"#,
+        "[".repeat(5_000),
+        "]".repeat(5_000)
+    );
+    scene.post("s", deep).await.refused(400, "invalid");
+    scene.post("s", vec![0xFF, 0xFE]).await.refused(400, "invalid");
+    let message =
+        scene.post("s", r#"{"events":[{"type":"user.message","content":[]},{"type":"user.message","content":[{}]}]}"#).await;
+    assert!(message.json()["error"]["message"].as_str().unwrap().starts_with("events[1].content"), "{}", message.json());
+    scene.get("/v1/sessions/s/events").await.refused(404, "unknown_session");
+}
+
+#[tokio::test]
+async fn several_events_are_one_batch_in_order() {
+    let scene = Scene::new();
+    let events: Vec<Value> =
+        (0..5).map(|n| json!({"type": "user.message", "content": [{"type": "text", "text": n.to_string()}]})).collect();
+    let body = scene.post("s", json!({"events": events}).to_string()).await.ok();
+    let texts: Vec<_> =
+        body["events"].as_array().unwrap().iter().map(|event| event["data"]["content"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(texts, ["0", "1", "2", "3", "4"]);
+    assert_eq!(scene.log.stats().batches, 1);
+    let thousand = json!({"events": vec![&events[0]; 1_001]}).to_string();
+    let error = scene.post("s", thousand).await.refused(413, "too_large");
+    assert_eq!((&error["limit"], &error["actual"]), (&json!(1_000), &json!(1_001)));
+}
+
+#[tokio::test]
+async fn only_json_is_taken() {
+    let scene = Scene::new();
+    for taken in ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON ;charset=UTF-8"] {
+        assert_eq!(scene.call(post("s", said("x")).header("content-type", taken).build()).await.status, 200, "{taken}");
+    }
+    for refused in ["text/plain", "application/jsonp", "application/x-www-form-urlencoded", "", "application", "json"] {
+        let answer = scene.call(post("s", said("x")).header("content-type", refused).build()).await;
+        assert_eq!(answer.refused(415, "unsupported_media_type")["type"], "unsupported_media_type");
+    }
+    scene.call(request(Method::POST, "/v1/sessions/s/events", said("x"))).await.refused(415, "unsupported_media_type");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_refused_before_it_is_read_whole() {
+    let scene = Scene::with(Config::with_api_key(KEY).body_bytes_max(1_000), Options::new());
+    let announced = post("s", Body::empty()).header("content-length", "1001").build();
+    let error = scene.call(announced).await.refused(413, "too_large");
+    assert_eq!((&error["limit"], &error["actual"]), (&json!(1_000), &json!(1_001)));
+    // Without end, and without a length.
+    let endless = stream::repeat_with(|| Ok::<_, std::io::Error>("x".repeat(400)));
+    let error = scene.call(post("s", Body::from_stream(endless)).build()).await.refused(413, "too_large");
+    assert_eq!(error["limit"], 1_000);
+    assert_eq!(scene.post("s", said(&"x".repeat(900))).await.status, 200);
+    let scene = Scene::with(Config::with_api_key(KEY), Options::new().event_bytes_max(100));
+    let error = scene.post("s", said(&"x".repeat(100))).await.refused(413, "too_large");
+    assert_eq!(error["limit"], 100);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let scene = Scene::with(Config::with_api_key(KEY).body_wait(Duration::from_millis(50)), Options::new());
+    let never = stream::pending::<Result<Vec<u8>, std::io::Error>>();
+    scene.call(post("s", Body::from_stream(never)).build()).await.refused(408, "body_timeout");
+}
+
+#[tokio::test]
+async fn a_session_is_named_by_what_the_path_says_decoded_once() {
+    let scene = Scene::new();
+    for (path, name) in [("a%2Fb", "a/b"), ("%2525", "%25"), ("caf%C3%A9", "café"), ("a+b", "a+b"), ("..", ".."), ("%20", " ")] {
+        let body = scene.post(path, said("x")).await.ok();
+        assert_eq!(body["events"][0]["session_id"], name, "{path}");
+        assert_eq!(scene.get(&format!("/v1/sessions/{path}/events")).await.ok()["events"][0]["session_id"], name);
+    }
+    for bad in ["%00", "%0A", "%FF", &"x".repeat(257)] {
+        assert_eq!(scene.post(bad, said("x")).await.status, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_retry_gets_the_first_answer_and_says_so() {
+    let scene = Scene::new();
+    let keyed = |body: String| post("s", body).header("idempotency-key", "k1").build();
+    let first = scene.call(keyed(said("once"))).await;
+    assert!(first.ok()["events"].is_array() && !first.headers.contains_key("idempotent-replayed"));
+    scene.post("s", said("between")).await.ok();
+    let spaced = serde_json::to_string_pretty(&serde_json::from_str::<Value>(&said("once")).unwrap()).unwrap();
+    for body in [said("once"), spaced] {
+        let again = scene.call(keyed(body)).await;
+        assert_eq!((again.status, &again.body), (first.status, &first.body));
+        assert_eq!(again.headers["idempotent-replayed"], "true");
+    }
+    let conflict = scene.call(keyed(said("twice"))).await;
+    assert_eq!(conflict.refused(409, "idempotency_conflict")["type"], "conflict");
+    // Of another session it is another key.
+    assert!(
+        !scene
+            .call(post("t", said("twice")).header("idempotency-key", "k1").build())
+            .await
+            .headers
+            .contains_key("idempotent-replayed")
+    );
+    assert_eq!(scene.get("/v1/sessions/s/events").await.ok()["events"].as_array().unwrap().len(), 2);
+    for bad in ["", &"k".repeat(257)] {
+        let answer = scene.call(post("s", said("x")).header("idempotency-key", bad).build()).await;
+        assert_eq!(answer.status, 400, "{}", answer.json());
+    }
+    let mut two = keyed(said("x"));
+    two.headers_mut().append("idempotency-key", "k2".parse().unwrap());
+    scene.call(two).await.refused(400, "invalid");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_sixteen_duplicates_at_once_one_lands_and_all_get_its_answer() {
+    let scene = Scene::new();
+    for round in 0..10 {
+        let calls =
+            (0..16).map(|_| scene.call(post("s", said("once")).header("idempotency-key", &format!("key {round}")).build()));
+        let answers = futures_util::future::join_all(calls).await;
+        let replays = answers.iter().filter(|answer| answer.headers.contains_key("idempotent-replayed")).count();
+        assert_eq!(replays, 15);
+        assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == answers[0].body));
+    }
+    assert_eq!(scene.get("/v1/sessions/s/events").await.ok()["events"].as_array().unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn a_retry_after_a_restart_gets_the_first_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bodies = Vec::new();
+    for _start in 0..3 {
+        let log = SessionLog::open(folder.path()).unwrap();
+        let router = sessionlog::http::router(log.clone(), Config::with_api_key(KEY));
+        let keyed = post("s", said("once")).header("idempotency-key", "k1").build();
+        let response = tower::ServiceExt::oneshot(router, keyed).await.unwrap();
+        assert_eq!(response.headers().contains_key("idempotent-replayed"), !bodies.is_empty());
+        bodies.push(http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes());
+        log.close().unwrap();
+    }
+    assert!(bodies.iter().all(|body| *body == bodies[0]));
+}
+
+#[tokio::test]
+async fn an_append_may_say_where_the_session_must_be() {
+    let scene = Scene::new();
+    let matching = |tag: &str| scene.call(post("s", said("x")).header("if-match", tag).build());
+    let error = matching("\"3\"").await.refused(412, "expected_mismatch");
+    assert_eq!((&error["actual_seq"], &error["type"]), (&json!(0), &json!("precondition_failed")));
+    matching("*").await.refused(412, "expected_mismatch");
+    assert_eq!(matching("\"0\"").await.headers["etag"], "\"1\"");
+    assert_eq!(matching("\"1\"").await.headers["etag"], "\"2\"");
+    assert_eq!(matching("*").await.headers["etag"], "\"3\"");
+    let late = matching("\"1\"").await;
+    assert_eq!(
+        (late.refused(412, "expected_mismatch")["actual_seq"].clone(), &late.headers["etag"]),
+        (json!(3), &"\"3\"".parse().unwrap())
+    );
+    assert_eq!(scene.get("/v1/sessions/s/events").await.headers["etag"], "\"3\"");
+    for bad in ["3", "\"\"", "\"-1\"", "\"+3\"", "W/\"3\"", "\"1\", \"2\"", "\"99999999999999999999\""] {
+        matching(bad).await.refused(400, "invalid");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_closed_is_said_to_be_unavailable() {
+    let scene = Scene::new();
+    scene.post("s", said("x")).await.ok();
+    assert_eq!(scene.get("/healthz").await.ok(), json!({"status": "ok"}));
+    scene.log.close().unwrap();
+    for answer in [scene.post("s", said("x")).await, scene.get("/v1/sessions/s/events").await, scene.get("/healthz").await] {
+        assert_eq!(answer.refused(503, "closed")["type"], "unavailable");
+    }
+}

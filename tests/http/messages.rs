@@ -1,0 +1,146 @@
+//! `GET /v1/messages/{message_id}` and `GET /v1/sessions/{session_id}/messages`.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sessionlog::http::Config;
+use sessionlog::{MessageId, NewEvent, Options};
+
+use crate::support::{KEY, Scene, said};
+
+fn status(message: MessageId, status: &str) -> NewEvent {
+    NewEvent::new("message.status_changed", json!({"status": status}).to_string()).in_turn(message)
+}
+
+fn answer(message: MessageId) -> [NewEvent; 2] {
+    let said = NewEvent::new("assistant.message_completed", r#"{"text":"Done."}"#).in_turn(message);
+    [said, status(message, "completed")]
+}
+
+async fn asked(scene: &Scene) -> MessageId {
+    let body = scene.post("s", said("Please.")).await.ok();
+    body["events"][0]["message_id"].as_str().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_message_shows_how_far_its_turn_is() {
+    let scene = Scene::new();
+    let id = asked(&scene).await;
+    let path = format!("/v1/messages/{id}");
+    let message = scene.get(&path).await.ok();
+    let keys: Vec<_> = message.as_object().unwrap().keys().map(String::as_str).collect();
+    let named = [
+        "id",
+        "session_id",
+        "sequence_number",
+        "status",
+        "content",
+        "metadata",
+        "attempt",
+        "output",
+        "error",
+        "created_at",
+        "completed_at",
+    ];
+    assert_eq!(keys, named);
+    assert_eq!(
+        (&message["status"], &message["content"][0]["text"], &message["metadata"]),
+        (&json!("queued"), &json!("Please."), &json!({}))
+    );
+    assert_eq!(
+        (&message["sequence_number"], &message["attempt"], &message["completed_at"]),
+        (&json!(1), &json!(1), &json!(null))
+    );
+    scene.note("s", answer(id));
+    let message = scene.get(&path).await.ok();
+    assert_eq!((&message["status"], &message["output"]), (&json!("completed"), &json!([{"text": "Done."}])));
+    assert!(message["completed_at"].as_str().unwrap().ends_with('Z'));
+}
+
+#[tokio::test]
+async fn who_waits_hears_of_the_end_when_it_comes() {
+    let scene = Scene::new();
+    for end in ["completed", "failed"] {
+        let id = asked(&scene).await;
+        let append = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            scene.note("other", [status(id, end)]);
+            scene.note("s", [status(id, "running")]);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            scene.note("s", [status(id, end)]);
+        };
+        let path = format!("/v1/messages/{id}?wait=60");
+        let (message, ()) = tokio::join!(scene.get(&path), append);
+        assert_eq!(message.ok()["status"], end);
+        assert_eq!(scene.get(&path).await.ok()["status"], end);
+    }
+    assert_eq!(scene.log.stats().streams, 0);
+}
+
+#[tokio::test]
+async fn who_waits_in_vain_gets_what_there_is() {
+    let scene = Scene::new();
+    let id = asked(&scene).await;
+    let began = Instant::now();
+    assert_eq!(scene.get(&format!("/v1/messages/{id}?wait=1")).await.ok()["status"], "queued");
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    assert_eq!(scene.log.stats().streams, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_lets_nobody_wait() {
+    let config = Config::with_api_key(KEY);
+    let stopper = config.stopper();
+    let scene = Scene::with(config, Options::new());
+    let id = asked(&scene).await;
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stopper.stop();
+    };
+    let path = format!("/v1/messages/{id}?wait=60");
+    let (message, ()) = tokio::join!(scene.get(&path), stop);
+    assert_eq!(message.ok()["status"], "queued");
+    scene.get(&path).await.refused(503, "closed");
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_refused() {
+    let scene = Scene::new();
+    let note = scene.note("s", [NewEvent::new("note", "{}")])[0].id;
+    let message = MessageId::from(note);
+    scene.get(&format!("/v1/messages/{message}")).await.refused(404, "unknown_message");
+    scene.get("/v1/messages/msg_01JQ3W8K5T0000000000000001").await.refused(404, "unknown_message");
+    let id = asked(&scene).await;
+    for bad in [
+        "/v1/messages/x",
+        &format!("/v1/messages/{note}"),
+        &format!("/v1/messages/{id}?wait=61"),
+        &format!("/v1/messages/{id}?wait=-1"),
+    ] {
+        assert_eq!(scene.get(bad).await.status, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn the_messages_of_a_session_are_listed_in_order() {
+    let scene = Scene::new();
+    let mut asked_for = Vec::new();
+    for _ in 0..5 {
+        let id = asked(&scene).await;
+        scene.note("s", answer(id));
+        asked_for.push(id.to_string());
+    }
+    let first = scene.get("/v1/sessions/s/messages?limit=3").await.ok();
+    let ids = |page: &serde_json::Value| -> Vec<String> {
+        page["messages"].as_array().unwrap().iter().map(|message| message["id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(
+        (ids(&first), &first["has_more"], &first["last_id"]),
+        (asked_for[..3].to_vec(), &json!(true), &json!(asked_for[2]))
+    );
+    let rest = scene.get(&format!("/v1/sessions/s/messages?after={}", asked_for[2])).await.ok();
+    assert_eq!((ids(&rest), &rest["has_more"]), (asked_for[3..].to_vec(), &json!(false)));
+    let newest = scene.get("/v1/sessions/s/messages?order=desc&limit=1").await.ok();
+    assert_eq!(ids(&newest), asked_for[4..]);
+    scene.get("/v1/sessions/nobody/messages").await.refused(404, "unknown_session");
+}
