@@ -13,6 +13,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessionlog::{SessionLog, http};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,6 +53,7 @@ enum LogForm {
 async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     log_to_stderr(args.log);
+    allow_many_connections();
     let config = config(&args)?;
     let listener = TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     let log = SessionLog::open(&args.data)?;
@@ -74,6 +76,14 @@ fn config(args: &Args) -> Result<http::Config, String> {
             Err(format!("--open is for loopback addresses, and {} is none", args.listen.ip()))
         }
         None => Ok(http::Config::open()),
+    }
+}
+
+/// As many descriptors as the system lets it have: each connection takes one.
+fn allow_many_connections() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
     }
 }
 

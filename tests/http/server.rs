@@ -1,1 +1,319 @@
-//! The server as a process of its own, over real sockets.
+//! The server as a process of its own, over real sockets: what it asks for, how it stops, and what clients see of that.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sessionlog::http::{self, Config};
+use sessionlog::{Batch, NewEvent, SessionLog};
+
+use crate::process::{Server, command, eventually, free_address, post};
+use crate::support::KEY;
+
+#[test]
+fn it_starts_only_with_a_key_or_open_on_loopback() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let refused = |command: &mut Command, why: &str| {
+        let output = command.stdout(Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(why), "{said}");
+        assert!(!data.exists(), "it made a folder and did not start");
+    };
+    refused(&mut command(&data, "127.0.0.1:0"), "SESSIONLOG_API_KEY is not set");
+    refused(command(&data, "127.0.0.1:0").env("SESSIONLOG_API_KEY", ""), "SESSIONLOG_API_KEY is not set");
+    refused(command(&data, "0.0.0.0:0").arg("--open"), "0.0.0.0 is none");
+    refused(command(&data, "127.0.0.1:0").arg("--open").env("SESSIONLOG_API_KEY", KEY), "exclude each other");
+    drop(Server::of(command(&data, "[::1]:0").arg("--open")));
+    assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+    drop(Server::start(&data, "127.0.0.1:0"));
+    assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    let help = command(&data, "127.0.0.1:0").arg("--help").output().unwrap();
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("SESSIONLOG_API_KEY"));
+}
+
+#[test]
+fn what_it_logs_holds_no_token_and_a_line_for_each_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = command(folder.path(), "127.0.0.1:0")
+        .env("SESSIONLOG_API_KEY", KEY)
+        .env("RUST_LOG", "trace")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let url = line.trim_end().strip_prefix("listening on ").unwrap();
+    post(url, "s", "k", "hello").unwrap();
+    process.kill().unwrap();
+    let logged = String::from_utf8(process.wait_with_output().unwrap().stderr).unwrap();
+    assert!(!logged.contains(KEY), "{logged}");
+    let lines: Vec<Value> = logged.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let request = lines.iter().find(|line| line["target"] == "sessionlog::access").unwrap();
+    let fields = &request["fields"];
+    assert_eq!(
+        (&fields["method"], &fields["path"], &fields["status"]),
+        (&"POST".into(), &"/v1/sessions/s/events".into(), &200.into())
+    );
+}
+
+#[test]
+fn asked_to_stop_it_ends_its_streams_and_loses_nothing_that_it_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = Server::start(folder.path(), "127.0.0.1:0");
+    server.post("s", "first", "first").unwrap();
+    let mut stream = open_stream(&server.url, "s");
+    let acked = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for writer in 0..8 {
+            let (server, acked) = (&server, &acked);
+            scope.spawn(move || {
+                for n in 0.. {
+                    match server.post("s", &format!("{writer}/{n}"), "more") {
+                        Ok(event) => acked.lock().unwrap().push(event["id"].as_str().unwrap().to_owned()),
+                        Err(_gone) => return,
+                    }
+                }
+            });
+        }
+        eventually("some were answered", || acked.lock().unwrap().len() > 200);
+        server.ask_to_stop();
+    });
+    let began = Instant::now();
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("event: user.message"));
+    assert!(server.wait().success());
+    assert!(began.elapsed() < Duration::from_secs(8), "it waited for what does not end");
+    let log = SessionLog::open(folder.path()).unwrap();
+    assert!(log.stats().recovery.clean);
+    log.close().unwrap();
+    let found = Server::start(folder.path(), "127.0.0.1:0").ids("s");
+    let lost: Vec<_> = acked.into_inner().unwrap().into_iter().filter(|id| !found.contains(id)).collect();
+    assert!(lost.is_empty(), "answered and lost: {lost:?}");
+}
+
+#[test]
+fn killed_again_and_again_it_answers_retries_with_what_it_had_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let mut stored: Vec<(String, Value)> = Vec::new();
+    for round in 0..5 {
+        let server = Server::start(folder.path(), &address);
+        for (key, event) in &stored {
+            assert_eq!(&server.post("s", key, "once").unwrap(), event);
+        }
+        for n in 0..20 {
+            let key = format!("{round}/{n}");
+            let event = server.post("s", &key, "once").unwrap();
+            stored.push((key, event));
+        }
+        let conflict = server.post("s", "0/0", "another").unwrap_err();
+        assert!(matches!(conflict, ureq::Error::StatusCode(409)), "{conflict}");
+        server.kill();
+    }
+    let ids: Vec<_> = stored.iter().map(|(_, event)| event["id"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(Server::start(folder.path(), &address).ids("s"), ids);
+}
+
+/// The clients in `examples/clients`, each the program that runs it and the file.
+const CLIENTS: [(&str, &str); 2] = [("python3", "tail.py"), ("node", "tail.mjs")];
+
+#[test]
+fn the_example_clients_come_back_without_gap_or_duplicate() {
+    for (program, file) in CLIENTS {
+        if Command::new(program).arg("--version").output().is_err() {
+            println!("skipped: there is no {program} to run {file}");
+            continue;
+        }
+        check_client(program, file);
+    }
+}
+
+fn check_client(program: &str, file: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let address = free_address();
+    let mut server = Some(Server::start(folder.path(), &address));
+    let url = format!("http://{address}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients").join(file);
+    let args = [path.to_str().unwrap(), &url, "a b/c", "hello"];
+    let mut client = Command::new(program)
+        .args(args)
+        .env("SESSIONLOG_API_KEY", KEY)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let reader = thread::spawn({
+        let seen = Arc::clone(&seen);
+        move || {
+            for line in lines.map_while(Result::ok) {
+                let event: Value = serde_json::from_str(&line).unwrap();
+                seen.lock().unwrap().push(event["id"].as_str().unwrap().to_owned());
+            }
+        }
+    });
+    eventually("the message it sent came back", || !seen.lock().unwrap().is_empty());
+    for round in 0..3 {
+        for n in 0..30 {
+            server.as_ref().unwrap().post("a%20b%2Fc", &format!("{round}/{n}"), "x").unwrap();
+        }
+        server.take().unwrap().kill();
+        server = Some(Server::start(folder.path(), &address));
+    }
+    let server = server.unwrap();
+    let all = server.ids("a%20b%2Fc");
+    eventually("it has them all", || seen.lock().unwrap().len() >= all.len());
+    client.kill().unwrap();
+    client.wait().unwrap();
+    reader.join().unwrap();
+    assert_eq!(*seen.lock().unwrap(), all, "{file}");
+}
+
+/// The bytes of a stream behind its head.
+fn open_stream(url: &str, session: &str) -> impl Read + use<> {
+    let agent: ureq::Agent = ureq::Agent::config_builder().build().into();
+    let request = agent.get(format!("{url}/v1/sessions/{session}/stream")).header("authorization", format!("Bearer {KEY}"));
+    request.call().unwrap().into_body().into_reader()
+}
+
+/// A server in this process, and what stops it.
+struct Here {
+    log: SessionLog,
+    address: std::net::SocketAddr,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Here {
+    fn serve(config: Config) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = SessionLog::open(folder.path()).unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (bound, address) = mpsc::channel();
+        let served = log.clone();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                bound.send(listener.local_addr().unwrap()).unwrap();
+                http::serve(listener, served, config, async { drop(stopped.await) }).await.unwrap();
+            });
+        });
+        Self { log, address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread), _folder: folder }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let socket = TcpStream::connect(self.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[test]
+fn who_does_not_finish_a_head_or_a_body_is_not_waited_for() {
+    let wait = Duration::from_millis(200);
+    let server = Here::serve(Config::with_api_key(KEY).head_wait(wait).body_wait(wait));
+    let answer_to = |sent: &str| {
+        let mut socket = server.connect();
+        socket.write_all(sent.as_bytes()).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert_eq!(answer_to("GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX-Slow"), "");
+    let head = format!(
+        "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    );
+    assert!(answer_to(&format!("{head}Content-Length: 100\r\n\r\n{{")).starts_with("HTTP/1.1 408"));
+    assert!(answer_to(&format!("{head}Content-Length: 100000000\r\n\r\n")).starts_with("HTTP/1.1 413"));
+    let huge = format!("GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(200_000));
+    assert!(answer_to(&huge).starts_with("HTTP/1.1 431"));
+    assert!(answer_to("no http at all\r\n\r\n").starts_with("HTTP/1.1 400"));
+    assert_eq!(server.log.stats().events, 0);
+}
+
+#[test]
+fn no_more_connections_are_taken_than_allowed() {
+    let server = Here::serve(Config::with_api_key(KEY).connections_max(2));
+    let ask = |socket: &mut TcpStream| {
+        socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    };
+    let (mut first, mut second) = (server.connect(), server.connect());
+    ask(&mut first);
+    ask(&mut second);
+    let mut third = server.connect();
+    third.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    third.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(third.read_exact(&mut [0; 12]).is_err(), "it was taken beside the two");
+    drop(first);
+    third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    third.read_exact(&mut [0; 12]).unwrap();
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_let_go_and_slows_no_writer() {
+    let server =
+        Here::serve(Config::with_api_key(KEY).stall_wait(Duration::from_millis(500)).heartbeat(Duration::from_millis(50)));
+    let session = "s".parse().unwrap();
+    let append = || server.log.append(&session, Batch::new().event(NewEvent::new("note", vec![b'0'; 512 * 1024]))).unwrap();
+    append();
+    let mut stuck = server.connect();
+    stuck
+        .write_all(format!("GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n").as_bytes())
+        .unwrap();
+    eventually("the stream is open", || server.log.stats().streams == 1);
+    // More than the sockets' buffers take.
+    for _ in 0..40 {
+        append();
+    }
+    eventually("the stream is freed", || server.log.stats().streams == 0);
+}
+
+#[test]
+fn a_client_that_is_gone_frees_its_stream() {
+    let server = Here::serve(Config::with_api_key(KEY).heartbeat(Duration::from_millis(50)));
+    server.log.append(&"s".parse().unwrap(), Batch::new().event(NewEvent::new("note", "1"))).unwrap();
+    let going = AtomicBool::new(true);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while going.load(Ordering::Relaxed) {
+                    let mut socket = server.connect();
+                    socket
+                        .write_all(
+                            format!("GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n")
+                                .as_bytes(),
+                        )
+                        .unwrap();
+                    socket.read_exact(&mut [0; 12]).unwrap();
+                }
+            });
+        }
+        thread::sleep(Duration::from_millis(300));
+        going.store(false, Ordering::Relaxed);
+    });
+    eventually("all streams are freed", || server.log.stats().streams == 0);
+}

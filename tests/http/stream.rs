@@ -76,7 +76,7 @@ async fn who_comes_back_goes_on_strictly_after_what_was_seen() {
     for (request, first) in [
         (stream(&format!("?after={}", all[10])), &all[11]),
         (stream(&format!("?after={message}")), &all[11]),
-        (resumed(&all[899]), &"".to_owned()),
+        (resumed(&all[899]), &String::new()),
     ] {
         let mut frames = scene.open(request).await;
         assert_eq!(&frames.next().await.unwrap().id.unwrap_or_default(), first);

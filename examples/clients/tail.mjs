@@ -1,0 +1,72 @@
+// Follows a session of a sessionlog server, and takes up where it was when the connection is lost.
+//
+//     SESSIONLOG_API_KEY=secret node tail.mjs http://127.0.0.1:8080 sess_123 ["a message to send first"]
+//
+// Needs Node 18, or any browser, and nothing else: `follow` and `send` ask for nothing but `fetch`.
+
+const SILENCE = 25_000; // the server says every ten seconds that it is alive
+
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+
+/** Calls until it is answered. What the server refuses for good is thrown. */
+async function answered(url, key, options = {}) {
+  for (let wait = 500; ; wait = Math.min(wait * 2, 8000)) {
+    try {
+      const answer = await fetch(url, { ...options, headers: { Authorization: `Bearer ${key}`, ...options.headers } });
+      if (answer.ok) return answer;
+      const { error } = await answer.json();
+      if (answer.status < 500 && answer.status !== 429) throw Object.assign(new Error(error.message), { refused: answer.status });
+    } catch (error) {
+      if (error.refused || options.signal?.aborted) throw error;
+    }
+    await sleep(wait);
+  }
+}
+
+/** Sends a message once: a retry with the same key is answered with what the first one stored. */
+export async function send(session, key, text) {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID() };
+  const body = JSON.stringify({ events: [{ type: "user.message", content: [{ type: "text", text }] }] });
+  const answer = await answered(`${session}/events`, key, { method: "POST", headers, body });
+  return (await answer.json()).events[0];
+}
+
+/** Yields each event once and in order, for ever, or from after `last` on. */
+export async function* follow(session, key, last) {
+  for (;;) {
+    const stop = new AbortController();
+    let timer = setTimeout(() => stop.abort(), SILENCE);
+    try {
+      const headers = last ? { "Last-Event-ID": last } : {};
+      const answer = await answered(`${session}/stream`, key, { headers, signal: stop.signal });
+      let text = "";
+      for await (const chunk of answer.body.pipeThrough(new TextDecoderStream())) {
+        clearTimeout(timer);
+        timer = setTimeout(() => stop.abort(), SILENCE);
+        const frames = (text + chunk).split("\n\n");
+        text = frames.pop();
+        for (const frame of frames) {
+          const id = /^id: (.*)$/m.exec(frame)?.[1];
+          if (!id) continue;
+          last = id;
+          yield JSON.parse(/^data: (.*)$/m.exec(frame)[1]);
+        }
+      }
+    } catch (error) {
+      if (error.refused) throw error;
+    } finally {
+      clearTimeout(timer);
+      stop.abort();
+    }
+    await sleep(500);
+  }
+}
+
+const args = globalThis.process?.argv.slice(2) ?? [];
+if (args.length >= 2) {
+  const [server, id, text] = args;
+  const session = `${server}/v1/sessions/${encodeURIComponent(id)}`;
+  const key = process.env.SESSIONLOG_API_KEY ?? "";
+  if (text) await send(session, key, text);
+  for await (const event of follow(session, key)) console.log(JSON.stringify(event));
+}

@@ -1,0 +1,124 @@
+//! The example server as a process, and plain calls to it over a socket.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::KEY;
+
+/// Built here, since nothing else sees to it that it is there and of this source.
+static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--features", "http", "--example", "server"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
+    if profile.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "the server does not build");
+    profile.join("examples").join("server")
+});
+
+pub(crate) struct Server {
+    process: Child,
+    pub(crate) url: String,
+}
+
+/// A server that has not been started.
+pub(crate) fn command(data: &Path, listen: &str) -> Command {
+    let mut command = Command::new(&*SERVER);
+    command.args(["--listen", listen, "--data"]).arg(data).env_remove("SESSIONLOG_API_KEY").stdin(Stdio::null());
+    command
+}
+
+/// An address that was free a moment ago, for a server that is to be found again at the same one.
+pub(crate) fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+impl Server {
+    pub(crate) fn start(data: &Path, listen: &str) -> Self {
+        Self::of(command(data, listen).env("SESSIONLOG_API_KEY", KEY))
+    }
+
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let Some(url) = line.trim_end().strip_prefix("listening on ") else {
+            let mut why = String::new();
+            process.stderr.take().unwrap().read_to_string(&mut why).unwrap();
+            panic!("the server did not start: {why}");
+        };
+        // What it logs is read on, so that it never waits for a reader.
+        let mut log = process.stderr.take().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Self { url: url.to_owned(), process }
+    }
+
+    /// As a power switch would, but for the disk.
+    pub(crate) fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    pub(crate) fn ask_to_stop(&self) {
+        let process = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.process.wait().unwrap()
+    }
+
+    pub(crate) fn post(&self, session: &str, key: &str, text: &str) -> Result<Value, ureq::Error> {
+        post(&self.url, session, key, text)
+    }
+
+    /// The IDs of a session's events.
+    pub(crate) fn ids(&self, session: &str) -> Vec<String> {
+        let mut ids: Vec<String> = Vec::new();
+        loop {
+            let after = ids.last().map(|last| format!("&after={last}")).unwrap_or_default();
+            let url = format!("{}/v1/sessions/{session}/events?limit=1000{after}", self.url);
+            let page: Value =
+                agent().get(url).header("authorization", format!("Bearer {KEY}")).call().unwrap().body_mut().read_json().unwrap();
+            ids.extend(page["events"].as_array().unwrap().iter().map(|event| event["id"].as_str().unwrap().to_owned()));
+            if page["has_more"] == false {
+                return ids;
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended already where a test waited for that.
+        let _ended = (self.process.kill(), self.process.wait());
+    }
+}
+
+pub(crate) fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(30))).build().into()
+}
+
+/// Sends a message under a key; answers its first event.
+pub(crate) fn post(url: &str, session: &str, key: &str, text: &str) -> Result<Value, ureq::Error> {
+    let body = json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]});
+    let request = agent().post(format!("{url}/v1/sessions/{session}/events"));
+    let request = request.header("authorization", format!("Bearer {KEY}")).header("idempotency-key", key);
+    let answer: Value = request.send_json(body)?.body_mut().read_json()?;
+    Ok(answer["events"][0].clone())
+}
+
+pub(crate) fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to this: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
