@@ -56,12 +56,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     allow_many_connections();
     let config = config(&args)?;
     let listener = TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    let until = asked_to_stop()?;
     let log = SessionLog::open(&args.data)?;
     keep_to_owner(&args.data)?;
     let recovery = log.stats().recovery;
     tracing::info!(clean = recovery.clean, replayed_events = recovery.replayed_events, took = ?recovery.took, "the log is open");
     println!("listening on http://{}", listener.local_addr()?);
-    http::serve(listener, log.clone(), config, asked_to_stop()?).await?;
+    http::serve(listener, log.clone(), config, until).await?;
     log.close()?;
     tracing::info!("the log is closed");
     Ok(())
@@ -75,7 +76,7 @@ fn config(args: &Args) -> Result<http::Config, String> {
         None if !args.listen.ip().is_loopback() => {
             Err(format!("--open is for loopback addresses, and {} is none", args.listen.ip()))
         }
-        None => Ok(http::Config::open()),
+        None => Ok(http::Config::open().hosts(["localhost", "127.0.0.1", "[::1]"])),
     }
 }
 

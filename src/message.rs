@@ -147,6 +147,12 @@ const TOOL_REQUESTED: &str = "tool.call_requested";
 const TOOL_COMPLETED: &str = "tool.call_completed";
 const TOOL_FAILED: &str = "tool.call_failed";
 
+/// Whether an event of this type may bring a turn to its end.
+#[cfg(feature = "http")]
+pub(crate) fn may_end_turn(event_type: &crate::event::EventType) -> bool {
+    *event_type == STATUS_CHANGED
+}
+
 /// The message as far as its events have been applied. The rules are in the module's doc.
 #[derive(Debug, Clone)]
 pub(crate) struct Fold {

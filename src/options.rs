@@ -188,7 +188,7 @@ impl Options {
         self
     }
 
-    /// The most bytes that a filtered page reads before it returns what it has found, with where to go on: 16 MiB.
+    /// The most bytes that a page reads before it returns what it has found, with where to go on: 16 MiB. At least one event is read.
     pub fn scan_bytes_max(mut self, bytes: usize) -> Self {
         self.scan_bytes_max = bytes;
         self

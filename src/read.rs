@@ -97,7 +97,8 @@ impl Page {
         self
     }
 
-    /// At most so many events: 100 unless said otherwise, and at most [`page_events_max`](Options::page_events_max).
+    /// At most so many events: 100 unless said otherwise, and at most [`page_events_max`](Options::page_events_max). There may be fewer, with
+    /// [`has_more`](EventPage::has_more), where they are large: see [`scan_bytes_max`](Options::scan_bytes_max).
     pub fn limit(mut self, events: usize) -> Self {
         self.limit = Some(events);
         self
@@ -210,8 +211,7 @@ impl Store {
         let head = self.known_head(session)?;
         let range = self.range(session, &head, &page)?;
         let order = page.order;
-        let bytes_left = if page.types.is_some() { self.options.scan_bytes_max } else { usize::MAX };
-        let mut scan = Scan { types: page.types, limit, bytes_left, events: Vec::new() };
+        let mut scan = Scan { types: page.types, limit, bytes_left: self.options.scan_bytes_max, events: Vec::new() };
         let (from, to) = (*range.start(), *range.end());
         let (first, last) = match order {
             Order::OldestFirst => (from, self.scan_up(session, &head, range, &mut scan)?),

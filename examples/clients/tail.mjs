@@ -2,7 +2,7 @@
 //
 //     SESSIONLOG_API_KEY=secret node tail.mjs http://127.0.0.1:8080 sess_123 ["a message to send first"]
 //
-// Needs Node 18, or any browser, and nothing else: `follow` and `send` ask for nothing but `fetch`.
+// Needs Node 18 and nothing else; `follow` and `send` ask for nothing but `fetch`, so they work in browsers that iterate over streams too.
 
 const SILENCE = 25_000; // the server says every ten seconds that it is alive
 
@@ -14,8 +14,8 @@ async function answered(url, key, options = {}) {
     try {
       const answer = await fetch(url, { ...options, headers: { Authorization: `Bearer ${key}`, ...options.headers } });
       if (answer.ok) return answer;
-      const { error } = await answer.json();
-      if (answer.status < 500 && answer.status !== 429) throw Object.assign(new Error(error.message), { refused: answer.status });
+      const text = await answer.text();
+      if (answer.status < 500 && answer.status !== 429) throw Object.assign(new Error(text), { refused: answer.status });
     } catch (error) {
       if (error.refused || options.signal?.aborted) throw error;
     }
@@ -46,10 +46,10 @@ export async function* follow(session, key, last) {
         const frames = (text + chunk).split("\n\n");
         text = frames.pop();
         for (const frame of frames) {
-          const id = /^id: (.*)$/m.exec(frame)?.[1];
+          const { id, data } = Object.fromEntries(frame.split("\n").map((line) => line.split(/: (.*)/s, 2)));
           if (!id) continue;
+          yield JSON.parse(data);
           last = id;
-          yield JSON.parse(/^data: (.*)$/m.exec(frame)[1]);
         }
       }
     } catch (error) {

@@ -5,6 +5,7 @@
 Needs Python 3.9 and nothing else. Each event is printed as a line of JSON.
 """
 
+import http.client
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ import urllib.request
 import uuid
 
 SILENCE = 25  # seconds; the server says every ten that it is alive
+LOST = (OSError, http.client.HTTPException)  # how a connection ends that should not
 
 
 def request(url, headers=None, body=None):
@@ -31,8 +33,8 @@ def tried_again(call):
             return call()
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code != 429:
-                raise SystemExit(f"{error.code}: {json.load(error)['error']['message']}") from error
-        except OSError as error:
+                raise SystemExit(f"{error.code}: {error.read().decode()}") from error
+        except LOST as error:
             print(f"{error}, trying again in {wait} s", file=sys.stderr)
         time.sleep(wait)
         wait = min(wait * 2, 8)
@@ -63,9 +65,10 @@ def follow(session):
                     event = value
                 elif name == "data" and event:
                     # Remembered only when the event is here whole.
+                    whole = json.loads(value)
                     last, event = event, None
-                    yield json.loads(value)
-        except OSError as error:
+                    yield whole
+        except LOST as error:
             print(f"{error}, coming back after {last}", file=sys.stderr)
         finally:
             answer.close()

@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::event::{Batch, Expected, NewEvent};
 use crate::http::config::Config;
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::service::{InPath, Service, SessionPath};
+use crate::http::service::{InPath, Service, SessionPath, drain};
 use crate::http::wire::{Appended, EventBody, compact, etag};
 use crate::user_message::{ContentBlock, EVENT_TYPE};
 
@@ -45,7 +45,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
     request_body = Append,
     responses(
         (status = 200, description = "The stored events", body = Appended, headers(
-            ("ETag" = String, description = "The session's last seq, for If-Match"),
+            ("ETag" = Option<String>, description = "The session's last seq, for If-Match; not on a replay"),
             ("Idempotent-Replayed" = Option<String>, description = "`true` when an earlier call with this key had stored the events"),
         )),
         (status = 400, description = "No JSON, no events, another type than `user.message`, a bad ID or header", body = ErrorBody),
@@ -56,23 +56,27 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
         (status = 413, description = "Too much at once; `limit` says how much is taken", body = ErrorBody),
         (status = 415, description = "The content type is not JSON", body = ErrorBody),
         (status = 503, description = "The log takes nothing at the moment", body = ErrorBody),
+        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
     ),
 )]
 pub(super) async fn append(
     State(service): State<Arc<Service>>,
     InPath(session): SessionPath,
     headers: HeaderMap,
-    body: Body,
+    mut body: Body,
 ) -> Result<Response, ApiError> {
-    let batch = batch(&headers, async || read_body(&headers, body, &service.config).await).await?;
+    let batch = match batch(&headers, async || read_body(&headers, &mut body, &service.config).await).await {
+        Ok(batch) => batch,
+        Err(error) => {
+            drain(body).await;
+            return Err(error);
+        }
+    };
     let ack = service.log.append_async(&session, batch).await?;
-    let mut answer = HeaderMap::new();
-    answer.insert(ETAG, etag(ack.last));
-    if ack.replayed {
-        answer.insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-    }
+    let (name, value) =
+        if ack.replayed { (IDEMPOTENT_REPLAYED, HeaderValue::from_static("true")) } else { (ETAG, etag(ack.last)) };
     let events = ack.events.iter().map(EventBody::from).collect();
-    Ok((answer, Json(Appended { events })).into_response())
+    Ok(([(name, value)], Json(Appended { events })).into_response())
 }
 
 /// What to append.
@@ -195,7 +199,7 @@ fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
 }
 
 /// Reads a body that is not too long and does not take too long.
-async fn read_body(headers: &HeaderMap, body: Body, config: &Config) -> Result<Bytes, ApiError> {
+async fn read_body(headers: &HeaderMap, body: &mut Body, config: &Config) -> Result<Bytes, ApiError> {
     let max = config.body_bytes_max;
     let too_large = |actual| {
         let message = format!("the body is longer than the {max} bytes that are taken");

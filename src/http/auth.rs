@@ -9,18 +9,23 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::http::error::ApiError;
-use crate::http::service::Service;
+use crate::http::service::{Service, drain};
 
 pub(super) async fn check(State(service): State<Arc<Service>>, request: Request, next: Next) -> Result<Response, ApiError> {
     let Some(tokens) = &service.config.tokens else { return Ok(next.run(request).await) };
-    let refuse = |code, message| Err(ApiError::new(StatusCode::UNAUTHORIZED, code, message));
-    let Some(token) = bearer(request.headers()) else {
-        return refuse("missing_token", "the header Authorization: Bearer <key> is missing");
+    let (code, message) = match bearer(request.headers()) {
+        Some(token) if is_known(token, tokens) => return Ok(next.run(request).await),
+        Some(_wrong) => ("wrong_token", "the bearer token is not known here"),
+        None => ("missing_token", "the header Authorization: Bearer <key> is missing"),
     };
+    drain(request.into_body()).await;
+    Err(ApiError::new(StatusCode::UNAUTHORIZED, code, message))
+}
+
+fn is_known(token: &[u8], tokens: &[blake3::Hash]) -> bool {
     // Hashes are compared in constant time, and every one of them, so that the time taken says nothing about any key.
     let given = blake3::hash(token);
-    let known = tokens.iter().filter(|token| **token == given).count();
-    if known > 0 { Ok(next.run(request).await) } else { refuse("wrong_token", "the bearer token is not known here") }
+    tokens.iter().filter(|token| **token == given).count() > 0
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {

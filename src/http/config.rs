@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+/// Longer waits would not fit the clocks they are counted with.
+const TIME_MAX: Duration = Duration::from_hours(24);
+
 /// Who may call, and the limits of a call. Each limit that is exceeded has an answer of its own.
 #[derive(Clone)]
 #[must_use = "a configuration does nothing until it is given to a router"]
 pub struct Config {
     /// The hashes of the tokens that are let in; `None` lets everybody in.
     pub(super) tokens: Option<Vec<blake3::Hash>>,
+    /// The hosts that may be asked for; `None` for any.
+    pub(super) hosts: Option<Vec<String>>,
     pub(super) body_bytes_max: usize,
     pub(super) body_wait: Duration,
     pub(super) url_bytes_max: usize,
@@ -26,7 +31,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Lets in who sends `Authorization: Bearer` with this key. An empty key lets nobody in.
+    /// Lets in who sends `Authorization: Bearer` with this key, white space around it aside. An empty key lets nobody in.
     pub fn with_api_key(key: impl AsRef<[u8]>) -> Self {
         Self::with_tokens(Some(Vec::new())).api_key(key)
     }
@@ -39,6 +44,7 @@ impl Config {
     fn with_tokens(tokens: Option<Vec<blake3::Hash>>) -> Self {
         Self {
             tokens,
+            hosts: None,
             body_bytes_max: 4 * 1024 * 1024,
             body_wait: Duration::from_secs(30),
             url_bytes_max: 8 * 1024,
@@ -55,10 +61,17 @@ impl Config {
 
     /// One more key that is let in, such as the next one while keys are changed.
     pub fn api_key(mut self, key: impl AsRef<[u8]>) -> Self {
-        let key = key.as_ref();
+        let key = key.as_ref().trim_ascii();
         if !key.is_empty() {
             self.tokens.get_or_insert_default().push(blake3::hash(key));
         }
+        self
+    }
+
+    /// Answers only requests for these hosts, by name or address, with any port (421). Of an [open](Config::open) server on loopback it keeps
+    /// pages of other sites away, which may have their own name lead to it.
+    pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
+        self.hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
     }
 
@@ -88,7 +101,7 @@ impl Config {
 
     /// How long a connection may be without a whole request's head: 30 seconds, after which [`serve`](super::serve) closes it.
     pub fn head_wait(mut self, wait: Duration) -> Self {
-        self.head_wait = wait;
+        self.head_wait = wait.min(TIME_MAX);
         self
     }
 
@@ -98,9 +111,9 @@ impl Config {
         self
     }
 
-    /// How long a stream is silent before it says that it is alive: 10 seconds.
+    /// How long a stream is silent before it says that it is alive: 10 seconds. At least a millisecond and at most a day.
     pub fn heartbeat(mut self, every: Duration) -> Self {
-        self.heartbeat = every;
+        self.heartbeat = every.clamp(Duration::from_millis(1), TIME_MAX);
         self
     }
 
@@ -111,7 +124,7 @@ impl Config {
     }
 
     /// How long a client may leave what was sent to it untaken before [`serve`](super::serve) closes the connection: 60 seconds. So a client that
-    /// vanished without a word is found out, and one that is too slow comes back from where it was.
+    /// vanished without a word is found out, and one that is too slow comes back from where it was. On Linux alone.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self

@@ -125,6 +125,7 @@ fn kind(status: StatusCode) -> &'static str {
         StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_media_type",
         StatusCode::TOO_MANY_REQUESTS => "too_many_requests",
         StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+        StatusCode::MISDIRECTED_REQUEST => "misdirected",
         status if status.is_server_error() => "internal",
         _ => "invalid_request",
     }

@@ -35,6 +35,8 @@ use crate::session::SessionId;
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "The session has no events", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
+        (status = 503, description = "The server is about to stop", body = ErrorBody),
+        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
     ),
 )]
 pub(super) async fn list(
@@ -43,7 +45,7 @@ pub(super) async fn list(
     InQuery(params): InQuery<PageParams>,
     InQuery(TypeParams { types }): InQuery<TypeParams>,
 ) -> Result<([(HeaderName, HeaderValue); 1], Json<Events>), ApiError> {
-    let order = params.order();
+    let order = params.order;
     let mut page = params.page()?;
     if !types.is_empty() {
         page = page.types(types);

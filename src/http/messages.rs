@@ -18,7 +18,7 @@ use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{MessageBody, Messages};
 use crate::ids::MessageId;
 use crate::log::SessionLog;
-use crate::message::Message;
+use crate::message::{Message, may_end_turn};
 use crate::stream::{AsyncEventStream, From, StreamItem};
 
 const WAIT_MAX: u64 = 60;
@@ -50,6 +50,8 @@ pub(super) struct WaitParams {
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "There is no such message", body = ErrorBody),
         (status = 429, description = "Too many wait already", body = ErrorBody),
+        (status = 503, description = "The server is about to stop", body = ErrorBody),
+        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
     ),
 )]
 pub(super) async fn get(
@@ -68,15 +70,12 @@ pub(super) async fn get(
         let mut news = service.read(move |log| log.stream(&session, From::Now)).await?.into_async();
         // Once more, for what came before the stream was there.
         message = service.read(move |log| log.message(id)).await?;
-        while !message.status.is_final() {
-            let stopped = service.config.stopper();
-            let comes = tokio::select! {
-                comes = timeout_at(deadline, next_of(&mut news, id)) => comes.unwrap_or(Ok(false))?,
-                () = stopped.stopped() => false,
+        let (mut goes_on, stopper) = (true, service.config.stopper());
+        while goes_on && !message.status.is_final() {
+            goes_on = tokio::select! {
+                comes = timeout_at(deadline, next_status(&mut news, id)) => comes.unwrap_or(Ok(false))?,
+                () = stopper.stopped() => false,
             };
-            if !comes {
-                break;
-            }
             message = service.read(move |log| log.message(id)).await?;
         }
     }
@@ -88,11 +87,12 @@ fn body(log: &SessionLog, message: Message) -> Result<MessageBody> {
     Ok(MessageBody::new(message, &opening))
 }
 
-/// Waits for an event of the turn. `false` when none will come.
-async fn next_of(news: &mut AsyncEventStream, id: MessageId) -> Result<bool> {
+/// Waits for an event that may end the turn. `false` when none will come.
+async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool> {
     while let Some(item) = news.next().await {
         if let StreamItem::Event(event) = item?
             && event.message_id == Some(id)
+            && may_end_turn(&event.event_type)
         {
             return Ok(true);
         }
@@ -115,6 +115,8 @@ async fn next_of(news: &mut AsyncEventStream, id: MessageId) -> Result<bool> {
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "The session has no events", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
+        (status = 503, description = "The server is about to stop", body = ErrorBody),
+        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
     ),
 )]
 pub(super) async fn list(
@@ -122,7 +124,7 @@ pub(super) async fn list(
     InPath(session): SessionPath,
     InQuery(params): InQuery<PageParams>,
 ) -> Result<Json<Messages>, ApiError> {
-    let order = params.order();
+    let order = params.order;
     let page = params.page()?;
     let read = move |log: &SessionLog| {
         let page = log.messages(&session, page)?;

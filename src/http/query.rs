@@ -25,15 +25,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
 }
 
 /// A parameter that is there, also when it is empty: whoever sent an empty cursor did not mean to begin anew.
-pub(super) fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
-    String::deserialize(value).map(Some)
+pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(value).map(Some)
 }
 
 /// Which stretch of a session.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct PageParams {
-    /// At most so many.
+    /// At most so many; fewer where they are large.
+    #[serde(default, deserialize_with = "present")]
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
     /// Only what comes after this event or message. Not together with `before`.
@@ -47,7 +48,7 @@ pub(super) struct PageParams {
     /// Oldest first, or newest first.
     #[serde(default)]
     #[param(inline)]
-    order: Order,
+    pub order: Order,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
@@ -59,10 +60,6 @@ pub(super) enum Order {
 }
 
 impl PageParams {
-    pub(super) fn order(&self) -> Order {
-        self.order
-    }
-
     pub(super) fn page(&self) -> Result<Page, ApiError> {
         let mut page = match (&self.after, &self.before) {
             (Some(_), Some(_)) => return Err(ApiError::invalid("after and before are both given, and only one may be")),

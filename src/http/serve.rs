@@ -26,7 +26,7 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Serves the [`router`] over HTTP/1.1 until `until` resolves.
 ///
 /// Then nothing new is taken, streams end, and requests under way are finished, for at most [`drain_wait`](Config::drain_wait). The log
-/// stays open: closing it is up to the caller. Dropping the future stops accepting and nothing else.
+/// stays open: closing it is up to the caller. Dropping the future instead stops accepting and closes idle connections, and leaves streams open.
 ///
 /// # Errors
 ///
@@ -35,7 +35,7 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
     tracing::info!(target: "sessionlog::http", address = %listener.local_addr()?, "listening");
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(config.head_wait);
-    http.max_buf_size((config.head_bytes_max + config.url_bytes_max).max(64 * 1024));
+    http.max_buf_size(config.head_bytes_max.saturating_add(config.url_bytes_max).max(64 * 1024));
     let places = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
     let (stopper, stall_wait, drain_wait) = (config.stopper(), config.stall_wait, config.drain_wait);
     let service = TowerToHyperService::new(router(log, config));

@@ -1,13 +1,19 @@
 //! What all handlers share, and what is asked of every request before one of them sees it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::http::StatusCode;
+use axum::http::header::HOST;
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::Response;
+use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use crate::error::Result;
 use crate::http::config::Config;
@@ -49,9 +55,9 @@ impl Service {
     }
 }
 
-/// Refuses a request whose head is too long, or that comes when the server is about to stop.
-pub(super) async fn limit_head(State(service): State<Arc<Service>>, request: Request, next: Next) -> Result<Response, ApiError> {
-    let Config { url_bytes_max, head_bytes_max, .. } = service.config;
+/// Refuses a request whose head is too long, that is meant for somebody else, or that comes when the server is about to stop.
+pub(super) async fn check_head(State(service): State<Arc<Service>>, request: Request, next: Next) -> Result<Response, ApiError> {
+    let Config { url_bytes_max, head_bytes_max, ref hosts, ref stopper, .. } = service.config;
     let url_bytes = request.uri().path_and_query().map_or(0, |url| url.as_str().len());
     if url_bytes > url_bytes_max {
         return Err(ApiError::too_large(
@@ -67,11 +73,43 @@ pub(super) async fn limit_head(State(service): State<Arc<Service>>, request: Req
         let (status, what) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the size in bytes of the headers");
         return Err(ApiError::too_large(status, "headers_too_large", what, head_bytes, head_bytes_max));
     }
-    if service.config.stopper.is_stopping() {
+    if hosts.as_ref().is_some_and(|hosts| !hosts.iter().any(|host| is_for(&request, host))) {
+        return Err(ApiError::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "wrong_host",
+            "the request is for a host that is not this one",
+        ));
+    }
+    if stopper.is_stopping() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "closed", "the server is about to stop").retry_after(1));
     }
     Ok(next.run(request).await)
 }
+
+/// Whether a request is for this host, whatever the port.
+fn is_for(request: &Request, host: &str) -> bool {
+    let named = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let asked = named.parse::<Authority>();
+    asked.is_ok_and(|asked| asked.host().eq_ignore_ascii_case(host))
+}
+
+/// What is still to come of a refused request is taken for a while: closing the connection on it would break off the answer too.
+pub(super) async fn drain(mut body: Body) {
+    let mut left = DRAINED_BYTES_MAX;
+    let drained = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever sends for longer, or more, gets no more attention.
+    let _in_time = timeout(DRAINED_FOR_MAX, drained).await;
+}
+
+const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
+const DRAINED_FOR_MAX: Duration = Duration::from_secs(2);
 
 /// The one parameter of a path, percent-decoded once.
 pub(super) struct InPath<T>(pub T);
@@ -80,9 +118,8 @@ impl<T: std::str::FromStr<Err = crate::Error>, S: Send + Sync> FromRequestParts<
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(text) = Path::<String>::from_request_parts(parts, state)
-            .await
-            .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, "invalid", error.body_text()))?;
+        let Path(text) =
+            Path::<String>::from_request_parts(parts, state).await.map_err(|error| ApiError::invalid(error.body_text()))?;
         Ok(Self(text.parse::<T>()?))
     }
 }

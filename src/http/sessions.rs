@@ -24,6 +24,7 @@ const LIMIT_DEFAULT: usize = 100;
 #[into_params(parameter_in = Query)]
 pub(super) struct SessionParams {
     /// At most so many.
+    #[serde(default, deserialize_with = "present")]
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
     /// Newest activity first, or by ID.
@@ -55,6 +56,8 @@ enum SessionOrder {
         (status = 200, description = "A page", body = Sessions),
         (status = 400, description = "A bad limit or ID, or a cursor where the order is not by ID", body = ErrorBody),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
+        (status = 503, description = "The server is about to stop", body = ErrorBody),
+        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
     ),
 )]
 pub(super) async fn list(
@@ -71,7 +74,10 @@ pub(super) async fn list(
             SessionOrder::Recent => log.recent_sessions(limit)?,
             SessionOrder::Id => log.sessions(after.as_ref().map(After), limit)?,
         };
-        let has_more = ids.len() == limit;
+        let has_more = match ids.last() {
+            Some(last) if ids.len() == limit => order == SessionOrder::Recent || !log.sessions(After(last), 1)?.is_empty(),
+            _ => false,
+        };
         let sessions = ids.iter().map(|id| body(log, id)).collect::<Result<_>>()?;
         Ok(Sessions { sessions, has_more })
     };

@@ -65,6 +65,8 @@ fn yes() -> bool {
         (status = 404, description = "The session has no events", body = ErrorBody),
         (status = 410, description = "The ID is older than what is kept", body = ErrorBody),
         (status = 429, description = "Too many stream already", body = ErrorBody),
+        (status = 503, description = "The server is about to stop", body = ErrorBody),
+        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
     ),
 )]
 pub(super) async fn stream(

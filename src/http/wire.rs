@@ -218,7 +218,7 @@ fn as_sent<T: DeserializeOwned + PartialEq + Serialize>(sent: Option<&RawValue>,
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Sessions {
     pub sessions: Vec<SessionBody>,
-    /// Whether there are more in this order.
+    /// Whether there are more in this order; of the recent ones, whether there may be.
     pub has_more: bool,
 }
 

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use axum::body::Body;
 use axum::http::Method;
 use serde_json::{Value, json};
-use sessionlog::NewEvent;
+use sessionlog::http::Config;
+use sessionlog::{NewEvent, Options};
 
-use crate::support::{Answer, Scene, post, request, said};
+use crate::support::{Answer, KEY, Scene, post, request, said};
 
 /// Each call of the document as method and path.
 fn calls(document: &Value) -> Vec<(Method, String)> {
@@ -42,7 +43,8 @@ async fn the_document_is_openapi_3_1_and_names_the_calls_of_the_contract() {
 /// An answer holds what the document says of its status.
 fn check(document: &Value, path: &str, method: &str, answer: &Answer) {
     let status = answer.status.as_u16().to_string();
-    let response = &document["paths"][path][method]["responses"][&status];
+    let responses = &document["paths"][path][method]["responses"];
+    let response = responses.get(&status).unwrap_or(&responses["default"]);
     assert!(response.is_object(), "{method} {path} answers {status}, which is not in the document");
     let media = answer.headers["content-type"].to_str().unwrap().split(';').next().unwrap();
     let schema = &response["content"][media]["schema"];
@@ -102,6 +104,21 @@ async fn every_answer_is_as_the_document_says() {
         }
         let answer = scene.call(request(method.clone(), &format!("{at}?follow=false"), Body::empty())).await;
         assert!(![404, 405].contains(&answer.status.as_u16()), "{method} {path} is in the document and not in the router");
+    }
+}
+
+#[tokio::test]
+async fn every_call_may_be_answered_by_a_server_that_stops() {
+    let config = Config::with_api_key(KEY);
+    let stopper = config.stopper();
+    let scene = Scene::with(config, Options::new());
+    let document = scene.get("/openapi.json").await.ok();
+    stopper.stop();
+    for (method, path) in calls(&document).into_iter().filter(|(_, path)| path.starts_with("/v1")) {
+        let at = path.replace("{session_id}", "s").replace("{message_id}", "msg_x");
+        let answer = scene.call(request(method.clone(), &at, Body::empty())).await;
+        answer.refused(503, "closed");
+        check(&document, &path, &method.as_str().to_lowercase(), &answer);
     }
 }
 

@@ -58,9 +58,8 @@ async fn a_session_is_read_page_by_page_in_either_order() {
 #[tokio::test]
 async fn a_page_may_hold_some_types_alone() {
     let (scene, all) = filled(50);
-    let rare = |page: &Value| ids(page);
     let tenth: Vec<_> = all.iter().skip(9).step_by(10).cloned().collect();
-    assert_eq!(rare(&scene.get("/v1/sessions/s/events?type=rare").await.ok()), tenth);
+    assert_eq!(ids(&scene.get("/v1/sessions/s/events?type=rare").await.ok()), tenth);
     assert_eq!(ids(&scene.get("/v1/sessions/s/events?type=rare&type=note").await.ok()), all);
     let page = scene.get(&format!("/v1/sessions/s/events?type=rare&limit=2&after={}", tenth[1])).await.ok();
     assert_eq!((ids(&page), &page["has_more"]), (tenth[2..4].to_vec(), &json!(true)));
@@ -88,11 +87,24 @@ async fn a_search_that_finds_nothing_yet_says_where_to_go_on() {
 }
 
 #[tokio::test]
+async fn a_page_of_large_events_holds_fewer_of_them() {
+    let scene = Scene::new();
+    for _ in 0..20 {
+        scene.note("s", [NewEvent::new("large", format!("\"{}\"", "x".repeat(1_000_000)))]);
+    }
+    let page = scene.get("/v1/sessions/s/events?limit=1000").await.ok();
+    assert_eq!((ids(&page).len(), &page["has_more"]), (17, &json!(true)), "what was read reaches 16 MiB with the last");
+    let rest = scene.get(&format!("/v1/sessions/s/events?after={}", page["last_id"].as_str().unwrap())).await.ok();
+    assert_eq!((ids(&rest).len(), &rest["has_more"]), (3, &json!(false)));
+}
+
+#[tokio::test]
 async fn a_page_that_cannot_be_is_refused() {
     let (scene, all) = filled(2);
     let other = scene.note("t", [note(1)])[0].id.to_string();
     let unknown = "evt_01JQ3W8K5T0000000000000001";
     for bad in [
+        "limit=",
         "limit=0",
         "limit=1001",
         "limit=-1",
@@ -149,8 +161,11 @@ async fn sessions_are_listed_by_activity_and_by_id() {
     let first = scene.get("/v1/sessions?order=id&limit=2").await.ok();
     assert_eq!(first["has_more"], true);
     assert_eq!(names(first), ["a", "b"]);
+    let all = scene.get("/v1/sessions?order=id&limit=3").await.ok();
+    assert_eq!(all["has_more"], false, "they fit exactly");
+    assert_eq!(names(all), ["a", "b", "c"]);
     assert_eq!(names(scene.get("/v1/sessions?order=id&after=b").await.ok()), ["c"]);
-    for bad in ["order=id&after=", "after=b", "limit=0", "limit=1001", "order=x"] {
+    for bad in ["order=id&after=", "after=b", "limit=", "limit=0", "limit=1001", "order=x"] {
         assert_eq!(scene.get(&format!("/v1/sessions?{bad}")).await.status, 400, "{bad}");
     }
 }

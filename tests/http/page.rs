@@ -4,7 +4,7 @@
 
 use std::collections::HashSet;
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use fantoccini::actions::{InputSource, KeyAction, KeyActions};
@@ -12,12 +12,12 @@ use fantoccini::elements::Element;
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::{Value, json};
 
-use crate::process::{Server, command, free_address, post};
+use crate::process::{Ending, Server, command, free_address, post};
 use crate::support::KEY;
 
 struct Browser {
     client: Client,
-    driver: Child,
+    driver: Ending,
 }
 
 impl Browser {
@@ -26,8 +26,9 @@ impl Browser {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut driver = Command::new("chromedriver");
         driver.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null());
-        let Ok(driver) = driver.spawn() else {
-            println!("skipped: there is no chromedriver");
+        let has_chromium = Command::new("chromium").arg("--version").output().is_ok();
+        let Some(driver) = driver.spawn().ok().filter(|_| has_chromium).map(Ending) else {
+            println!("skipped: there is no chromium, or no chromedriver");
             return None;
         };
         let arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,800"];
@@ -82,17 +83,10 @@ impl Browser {
         self.client.perform_actions(keys).await.unwrap();
     }
 
-    async fn end(mut self) {
-        self.client.clone().close().await.unwrap();
-        self.driver.kill().unwrap();
-        self.driver.wait().unwrap();
-    }
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        // It has ended already where a test came to its end.
-        let _ended = (self.driver.kill(), self.driver.wait());
+    async fn end(self) {
+        let Self { client, driver } = self;
+        client.close().await.unwrap();
+        drop(driver);
     }
 }
 

@@ -23,8 +23,18 @@ static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
     profile.join("examples").join("server")
 });
 
+/// A process that ends with this.
+pub(crate) struct Ending(pub(crate) Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // It has ended already where a test waited for that.
+        let _ended = (self.0.kill(), self.0.wait());
+    }
+}
+
 pub(crate) struct Server {
-    process: Child,
+    process: Ending,
     pub(crate) url: String,
 }
 
@@ -45,34 +55,46 @@ impl Server {
         Self::of(command(data, listen).env("SESSIONLOG_API_KEY", KEY))
     }
 
+    /// Another program may have had its address for a moment, so a start that fails is tried again.
     pub(crate) fn of(command: &mut Command) -> Self {
+        for _ in 0..20 {
+            match Self::try_start(command) {
+                Ok(server) => return server,
+                Err(why) if why.contains("cannot listen") => std::thread::sleep(Duration::from_millis(100)),
+                Err(why) => panic!("the server did not start: {why}"),
+            }
+        }
+        panic!("its address stays taken");
+    }
+
+    fn try_start(command: &mut Command) -> Result<Self, String> {
         let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let Some(url) = line.trim_end().strip_prefix("listening on ") else {
             let mut why = String::new();
             process.stderr.take().unwrap().read_to_string(&mut why).unwrap();
-            panic!("the server did not start: {why}");
+            process.wait().unwrap();
+            return Err(why);
         };
         // What it logs is read on, so that it never waits for a reader.
         let mut log = process.stderr.take().unwrap();
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { url: url.to_owned(), process }
+        Ok(Self { url: url.to_owned(), process: Ending(process) })
     }
 
     /// As a power switch would, but for the disk.
-    pub(crate) fn kill(mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+    pub(crate) fn kill(self) {
+        drop(self);
     }
 
     pub(crate) fn ask_to_stop(&self) {
-        let process = rustix::process::Pid::from_child(&self.process);
+        let process = rustix::process::Pid::from_child(&self.process.0);
         rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
-        self.process.wait().unwrap()
+        self.process.0.wait().unwrap()
     }
 
     pub(crate) fn post(&self, session: &str, key: &str, text: &str) -> Result<Value, ureq::Error> {
@@ -92,13 +114,6 @@ impl Server {
                 return ids;
             }
         }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended already where a test waited for that.
-        let _ended = (self.process.kill(), self.process.wait());
     }
 }
 

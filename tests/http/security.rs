@@ -56,6 +56,37 @@ async fn an_empty_key_lets_nobody_in_and_an_open_router_everybody() {
 }
 
 #[tokio::test]
+async fn a_router_may_answer_for_some_hosts_alone() {
+    let scene = Scene::with(Config::open().hosts(["localhost", "127.0.0.1", "[::1]"]), Options::new());
+    for (host, status) in [
+        ("localhost", 200),
+        ("LOCALHOST:8080", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8080", 200),
+        ("evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("127.0.0.1.evil.example:8080", 421),
+        ("", 421),
+        ("@", 421),
+    ] {
+        let mut request = bare("/v1/sessions");
+        request.headers_mut().insert("host", host.parse().unwrap());
+        assert_eq!(scene.call(request).await.status, status, "{host:?}");
+    }
+    scene.call(bare("/")).await.refused(421, "wrong_host");
+}
+
+#[tokio::test]
+async fn made_up_methods_leave_no_trace() {
+    let scene = Scene::new();
+    for method in ["AAAAAAA", "AAAAAAB", "BREW"] {
+        scene.call(request(method.parse().unwrap(), "/", Body::empty())).await;
+    }
+    let figures = String::from_utf8(scene.get("/metrics").await.body).unwrap();
+    assert!(figures.contains("sessionlog_http_requests_total{method=\"other\",route=\"/\",status=\"405\"} 3"), "{figures}");
+}
+
+#[tokio::test]
 async fn heads_that_are_too_long_are_refused() {
     let scene = Scene::new();
     let long = format!("/v1/sessions/s/events?x={}", "y".repeat(8 * 1024));

@@ -14,7 +14,7 @@ use serde_json::Value;
 use sessionlog::http::{self, Config};
 use sessionlog::{Batch, NewEvent, SessionLog};
 
-use crate::process::{Server, command, eventually, free_address, post};
+use crate::process::{Ending, Server, command, eventually, free_address, post};
 use crate::support::KEY;
 
 #[test]
@@ -52,10 +52,17 @@ fn what_it_logs_holds_no_token_and_a_line_for_each_request() {
         .unwrap();
     let mut line = String::new();
     BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let url = line.trim_end().strip_prefix("listening on ").unwrap();
-    post(url, "s", "k", "hello").unwrap();
+    let mut stderr = process.stderr.take().unwrap();
+    let log = thread::spawn(move || {
+        let mut logged = String::new();
+        stderr.read_to_string(&mut logged).unwrap();
+        logged
+    });
+    let posted = post(line.trim_end().trim_start_matches("listening on "), "s", "k", "hello");
     process.kill().unwrap();
-    let logged = String::from_utf8(process.wait_with_output().unwrap().stderr).unwrap();
+    process.wait().unwrap();
+    let logged = log.join().unwrap();
+    posted.unwrap();
     assert!(!logged.contains(KEY), "{logged}");
     let lines: Vec<Value> = logged.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let request = lines.iter().find(|line| line["target"] == "sessionlog::access").unwrap();
@@ -146,15 +153,11 @@ fn check_client(program: &str, file: &str) {
     let url = format!("http://{address}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients").join(file);
     let args = [path.to_str().unwrap(), &url, "a b/c", "hello"];
-    let mut client = Command::new(program)
-        .args(args)
-        .env("SESSIONLOG_API_KEY", KEY)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut command = Command::new(program);
+    command.args(args).env("SESSIONLOG_API_KEY", KEY).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut client = Ending(command.spawn().unwrap());
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
-    let lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    let lines = BufReader::new(client.0.stdout.take().unwrap()).lines();
     let reader = thread::spawn({
         let seen = Arc::clone(&seen);
         move || {
@@ -167,16 +170,22 @@ fn check_client(program: &str, file: &str) {
     eventually("the message it sent came back", || !seen.lock().unwrap().is_empty());
     for round in 0..3 {
         for n in 0..30 {
-            server.as_ref().unwrap().post("a%20b%2Fc", &format!("{round}/{n}"), "x").unwrap();
+            // What some take for the end of a line is none.
+            server.as_ref().unwrap().post("a%20b%2Fc", &format!("{round}/{n}"), "x\n\u{2028}\u{85}y").unwrap();
         }
-        server.take().unwrap().kill();
+        let mut ended = server.take().unwrap();
+        if round == 1 {
+            ended.ask_to_stop();
+            assert!(ended.wait().success());
+        } else {
+            ended.kill();
+        }
         server = Some(Server::start(folder.path(), &address));
     }
     let server = server.unwrap();
     let all = server.ids("a%20b%2Fc");
     eventually("it has them all", || seen.lock().unwrap().len() >= all.len());
-    client.kill().unwrap();
-    client.wait().unwrap();
+    drop(client);
     reader.join().unwrap();
     assert_eq!(*seen.lock().unwrap(), all, "{file}");
 }
@@ -246,10 +255,27 @@ fn who_does_not_finish_a_head_or_a_body_is_not_waited_for() {
     );
     assert!(answer_to(&format!("{head}Content-Length: 100\r\n\r\n{{")).starts_with("HTTP/1.1 408"));
     assert!(answer_to(&format!("{head}Content-Length: 100000000\r\n\r\n")).starts_with("HTTP/1.1 413"));
-    let huge = format!("GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(200_000));
+    let huge = format!("GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(40_000));
     assert!(answer_to(&huge).starts_with("HTTP/1.1 431"));
     assert!(answer_to("no http at all\r\n\r\n").starts_with("HTTP/1.1 400"));
     assert_eq!(server.log.stats().events, 0);
+}
+
+#[test]
+fn whoever_sends_too_much_or_without_a_key_hears_so_all_the_same() {
+    let server = Here::serve(Config::with_api_key(KEY));
+    let body = "x".repeat(10_000_000);
+    for (key, status) in [(KEY, "413"), ("wrong", "401")] {
+        let mut socket = server.connect();
+        let head = format!(
+            "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json"
+        );
+        // All of it is sent before the answer is looked at.
+        socket.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"));
+    }
 }
 
 #[test]
