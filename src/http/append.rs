@@ -23,6 +23,7 @@ use crate::error::Result;
 use crate::event::{Batch, Expected, NewEvent};
 use crate::http::config::Config;
 use crate::http::error::{ApiError, ErrorBody};
+use crate::http::query::SessionParam;
 use crate::http::service::{InPath, Service, SessionPath, drain};
 use crate::http::wire::{Appended, EventBody, compact, etag};
 use crate::user_message::{ContentBlock, EVENT_TYPE};
@@ -38,9 +39,9 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
     path = "/v1/sessions/{session_id}/events",
     operation_id = "send_session_events",
     params(
-        ("session_id" = String, Path, description = "The session, 1 to 256 bytes without control characters", min_length = 1, max_length = 256),
-        ("Idempotency-Key" = Option<String>, Header, description = "Stores what is sent with this key once. Sent again, the first answer comes again, with the header Idempotent-Replayed", min_length = 1, max_length = 256),
-        ("If-Match" = Option<String>, Header, description = "Stores only if the session's last seq is this, in quotes, as the header ETag says it; 0 for a new session, * for one that is there", pattern = r#"^(\*|"[0-9]{1,19}")$"#),
+        SessionParam,
+        ("Idempotency-Key" = Option<String>, Header, description = "Stores what is sent with this key once. Sent again, the first answer comes again, with the header Idempotent-Replayed", max_length = 256, pattern = r"^[\t ]*[!-~][\t -~]*$"),
+        ("If-Match" = Option<String>, Header, description = "Stores only if the session's last seq is this, in quotes, as the header ETag says it; 0 for a new session, * for one that is there", pattern = r#"^(\*|[0-9]{1,18}|"[0-9]{1,18}")$"#),
     ),
     request_body = Append,
     responses(
@@ -193,8 +194,10 @@ fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
     if tag == "*" {
         return Ok(Expected::Exists);
     }
-    let quoted = tag.to_str().ok().and_then(|tag| tag.strip_prefix('"')?.strip_suffix('"'));
-    let seq = quoted.filter(|seq| seq.bytes().all(|digit| digit.is_ascii_digit())).and_then(|seq| seq.parse().ok());
+    let tag = tag.to_str().unwrap_or_default();
+    // The quotes belong there; many a client forgets them, and nothing else can be meant.
+    let seq = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag);
+    let seq = Some(seq).filter(|seq| seq.bytes().all(|digit| digit.is_ascii_digit())).and_then(|seq| seq.parse().ok());
     seq.map(Expected::Seq).ok_or_else(|| ApiError::invalid("the header If-Match is neither a seq in quotes nor *"))
 }
 

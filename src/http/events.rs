@@ -11,7 +11,7 @@ use axum::http::header::ETAG;
 use crate::error::Result;
 use crate::event::Seq;
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::query::{InQuery, Order, PageParams, TypeParams};
+use crate::http::query::{InQuery, Order, PageParams, SessionParam, TypeParams};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Bounds, EventBody, Events, etag};
 use crate::ids::EventId;
@@ -25,7 +25,7 @@ use crate::session::SessionId;
     path = "/v1/sessions/{session_id}/events",
     operation_id = "list_session_events",
     params(
-        ("session_id" = String, Path, description = "The session", min_length = 1, max_length = 256),
+        SessionParam,
         PageParams,
         TypeParams,
     ),

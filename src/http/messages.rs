@@ -13,7 +13,7 @@ use utoipa::IntoParams;
 use crate::error::Result;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::events::Covered;
-use crate::http::query::{InQuery, PageParams};
+use crate::http::query::{InQuery, PageParams, SessionParam};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{MessageBody, Messages};
 use crate::ids::MessageId;
@@ -106,7 +106,7 @@ async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool>
     path = "/v1/sessions/{session_id}/messages",
     operation_id = "list_session_messages",
     params(
-        ("session_id" = String, Path, description = "The session", min_length = 1, max_length = 256),
+        SessionParam,
         PageParams,
     ),
     responses(

@@ -71,7 +71,7 @@ pub fn router(log: SessionLog, config: Config) -> Router {
     let (guarded, document) = guarded(&service).split_for_parts();
     let (open, of_open) =
         OpenApiRouter::new().routes(routes!(operate::healthz)).routes(routes!(operate::metrics)).split_for_parts();
-    let document = operate::document(&document.merge_from(of_open));
+    let document = operate::document(document.merge_from(of_open));
     guarded
         .merge(open)
         .route("/openapi.json", get(move || async move { document }))

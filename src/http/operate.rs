@@ -9,8 +9,10 @@ use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
-use utoipa::openapi::OpenApi as Openapi;
+use utoipa::openapi::path::Parameter;
+use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
+use utoipa::openapi::{OpenApi as Openapi, RefOr};
 use utoipa::{Modify, OpenApi, ToSchema};
 
 use crate::http::error::{ApiError, ErrorBody};
@@ -35,9 +37,26 @@ impl Modify for Bearer {
 }
 
 /// The document as it is answered.
-pub(super) fn document(document: &Openapi) -> ([(HeaderName, &'static str); 1], Bytes) {
+pub(super) fn document(mut document: Openapi) -> ([(HeaderName, &'static str); 1], Bytes) {
+    for item in document.paths.paths.values_mut() {
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            for parameter in operation.parameters.iter_mut().flatten() {
+                not_null(parameter);
+            }
+        }
+    }
     let json = document.to_json().expect("the document has a JSON form");
     ([(CONTENT_TYPE, "application/json")], Bytes::from(json))
+}
+
+/// What may be left out is `null` to the types, and there is no `null` in a query or a header.
+fn not_null(parameter: &mut RefOr<Parameter>) {
+    if let RefOr::T(Parameter { schema: Some(RefOr::T(Schema::Object(object))), .. }) = parameter
+        && let SchemaType::Array(types) = &object.schema_type
+        && let [of, Type::Null] = types.as_slice()
+    {
+        object.schema_type = SchemaType::Type(of.clone());
+    }
 }
 
 #[derive(Serialize, ToSchema)]

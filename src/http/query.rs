@@ -29,6 +29,16 @@ pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) 
     T::deserialize(value).map(Some)
 }
 
+/// What the document says of the session in a path; what reads it is [`SessionPath`](crate::http::service::SessionPath).
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it stands for the path's parameter in the document")]
+pub(super) struct SessionParam {
+    /// The session: 1 to 256 bytes without control characters.
+    #[param(min_length = 1, max_length = 256, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
+    session_id: String,
+}
+
 /// Which stretch of a session.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -14,12 +14,12 @@ use futures_util::stream::unfold;
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::error::Result;
 use crate::event::Event;
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::query::{InQuery, cursor, present};
+use crate::http::query::{InQuery, SessionParam, cursor, present};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{EventBody, compact};
 use crate::read::Cursor;
@@ -40,6 +40,19 @@ pub(super) struct StreamParams {
     follow: bool,
 }
 
+/// One frame of the stream.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it stands for `Frame` in the document")]
+struct StreamFrame {
+    /// The event's ID. `caught_up` and `error` have none.
+    id: Option<String>,
+    /// The event's type, `caught_up`, or `error`.
+    #[schema(example = "user.message")]
+    event: String,
+    /// The event as JSON, `{}`, or what went wrong.
+    data: String,
+}
+
 fn yes() -> bool {
     true
 }
@@ -54,12 +67,12 @@ fn yes() -> bool {
     path = "/v1/sessions/{session_id}/stream",
     operation_id = "stream_session_events",
     params(
-        ("session_id" = String, Path, description = "The session", min_length = 1, max_length = 256),
+        SessionParam,
         ("Last-Event-ID" = Option<String>, Header, description = "Only what comes after this event", pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
         StreamParams,
     ),
     responses(
-        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "The events", body = StreamFrame, content_type = "text/event-stream"),
         (status = 400, description = "A bad ID, or one that is not of this session", body = ErrorBody),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "The session has no events", body = ErrorBody),
@@ -87,7 +100,8 @@ pub(super) async fn stream(
 
 /// Where the client is, by what it says.
 fn place(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
-    let Some(last) = headers.get(LAST_EVENT_ID) else { return Ok(after.map(cursor).transpose()?) };
+    let after = after.map(cursor).transpose()?;
+    let Some(last) = headers.get(LAST_EVENT_ID) else { return Ok(after) };
     let last = last.to_str().map_err(|_error| ApiError::invalid("the header Last-Event-ID is no event ID"))?;
     Ok(Some(cursor(last)?))
 }

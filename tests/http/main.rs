@@ -11,6 +11,7 @@
 
 mod append;
 mod arbitrary;
+mod campaign;
 mod document;
 mod list;
 mod messages;
