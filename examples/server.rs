@@ -19,6 +19,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves a session log over HTTP.
 ///
 /// Clients send the key in the environment variable `SESSIONLOG_API_KEY` as bearer token. The folder is made if it is not there, and kept to
