@@ -2,7 +2,7 @@
 //!
 //! It takes the key that clients have to send from the environment variable `SESSIONLOG_API_KEY`.
 
-#![expect(clippy::print_stdout, reason = "who starts it learns here where it listens")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "who starts it learns here where it listens, or why not")]
 
 use std::env;
 use std::error::Error;
@@ -11,6 +11,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -53,9 +54,19 @@ enum LogForm {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> ExitCode {
     let args = Args::parse();
     log_to_stderr(args.log);
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     allow_many_connections();
     let config = config(&args)?;
     let listener = TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;

@@ -229,6 +229,31 @@ fn a_failed_write_of_a_group_poisons_the_log_until_it_is_opened_again() {
     assert!(next[0].id > kept[0].id && next[0].seq == 2);
 }
 
+#[cfg(feature = "http")]
+#[test]
+fn a_poisoned_log_is_said_to_be_out_of_service_and_is_still_read() {
+    use axum::body::Body;
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    let (scene, log) = Scene::new();
+    scene.append(&log, b"1").unwrap();
+    let router = crate::http::router(log.clone(), crate::http::Config::open());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let status = |method: &str, path: &str, body: &'static str| {
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        let answer = router.clone().oneshot(request.body(Body::from(body)).unwrap());
+        runtime.block_on(answer).unwrap().status().as_u16()
+    };
+    assert_eq!(status("GET", "/healthz", ""), 200);
+    scene.plan.refuse(".journal", 0);
+    assert!(scene.append(&log, b"2").is_err());
+    assert_eq!(status("GET", "/healthz", ""), 503);
+    let body = r#"{"events":[{"type":"user.message","content":[]}]}"#;
+    assert_eq!(status("POST", "/v1/sessions/s/events", body), 503);
+    assert_eq!(status("GET", "/v1/sessions/s/events", ""), 200);
+}
+
 #[test]
 fn a_first_open_that_is_cut_short_anywhere_leaves_a_folder_that_opens() {
     for (part, passes) in

@@ -80,6 +80,9 @@ enum Command {
         #[arg(long)]
         events: usize,
     },
+    /// A row of what `growth` prints
+    #[command(hide = true)]
+    Grown(growth::Row),
 }
 
 #[derive(Args, Clone)]
@@ -130,6 +133,7 @@ fn main() -> ExitCode {
             println!("{}", serde_json::to_string(&figures).expect("figures are JSON"));
         }
         Command::Appends { store, folder, count, events } => barriers::append(store, &folder, count, events),
+        Command::Grown(row) => growth::measure(&row),
     }
     ExitCode::SUCCESS
 }

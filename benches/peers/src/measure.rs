@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use procfs::process::Process;
+use procfs::process::{Process, Status};
 
 /// What one run of a workload on a store gave: figures by name, which says the unit.
 pub type Figures = BTreeMap<String, f64>;
@@ -37,8 +37,16 @@ impl Usage {
 
 /// The largest resident set so far, in megabytes.
 pub fn peak_rss_mb() -> f64 {
-    let status = Process::myself().and_then(|process| process.status()).expect("the status of the process");
-    status.vmhwm.unwrap_or_default() as f64 / 1e3
+    status().vmhwm.unwrap_or_default() as f64 / 1e3
+}
+
+/// The resident set as it is, in megabytes.
+pub fn rss_mb() -> f64 {
+    status().vmrss.unwrap_or_default() as f64 / 1e3
+}
+
+fn status() -> Status {
+    Process::myself().and_then(|process| process.status()).expect("the status of the process")
 }
 
 /// What the files of a folder take on the disk, in bytes.
