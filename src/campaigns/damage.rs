@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::sync::{Instant, yield_now};
 use crate::{Event, Options, Page, SessionId, SessionLog};
 
-const RUNS: Runs = Runs { quick: 4_000, full: 300_000 };
+const RUNS: Runs = Runs { quick: 2_000, full: 300_000 };
 const NO_INDEX: &str = "/dev/null/log";
 const BATCHES: &[u64] = &[40, 200, 1_000, 4_000];
 const KIB: usize = 1024;

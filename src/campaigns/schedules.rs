@@ -18,7 +18,7 @@ use crate::sync::{Mutex, Tally, scope, spawn};
 use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
 /// In all, over the scenarios and the kinds of schedules.
-const SCHEDULES: Runs = Runs { quick: 600, full: 10_000 };
+const SCHEDULES: Runs = Runs { quick: 300, full: 10_000 };
 const NO_INDEX: &str = "/dev/null/log";
 /// Small ones, and some that two groups in flight can come of.
 const BATCHES: &[u64] = &[40, 40, 270_000];

@@ -15,7 +15,7 @@ use super::process::{Enduring, Reads, Role, first_life, open, works};
 use super::report::{Dice, Report, Runs, is_full, seed};
 use super::system_calls::{read, under_strace};
 
-const RUNS: Runs = Runs { quick: 40, full: 1_500 };
+const RUNS: Runs = Runs { quick: 20, full: 1_500 };
 const APPENDS: u32 = 25;
 /// How long a process may take before it is taken for stuck.
 const WATCHDOG: Duration = Duration::from_mins(1);

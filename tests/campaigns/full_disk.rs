@@ -12,7 +12,7 @@ use super::mounts::{Loop, Mount, make_file_system};
 use super::process::{first_life, small_files, works};
 use super::report::{Dice, Report, Runs, seed};
 
-const RUNS: Runs = Runs { quick: 8, full: 200 };
+const RUNS: Runs = Runs { quick: 4, full: 200 };
 const SIZES: u64 = 40;
 const MIB: u64 = 1024 * 1024;
 /// What a log needs at least, to begin and to go on: two journal files and a segment.

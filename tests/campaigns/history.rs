@@ -10,7 +10,7 @@ use sessionlog::{Batch, Error, EventId, NewEvent, Page, SessionId, SessionLog};
 use super::process::small_files;
 use super::report::{Dice, Report, Runs, seed};
 
-const HISTORIES: Runs = Runs { quick: 5, full: 100 };
+const HISTORIES: Runs = Runs { quick: 2, full: 100 };
 const THREADS: u64 = 16;
 const CALLS: u32 = 150;
 const SESSIONS: usize = 5;

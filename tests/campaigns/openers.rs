@@ -10,7 +10,7 @@ use sessionlog::Error;
 use super::process::{Role, small_files};
 use super::report::{Dice, Report, Runs, seed};
 
-const ROUNDS: Runs = Runs { quick: 10, full: 50 };
+const ROUNDS: Runs = Runs { quick: 4, full: 50 };
 const PROCESSES: usize = 8;
 /// In each process.
 pub(crate) const THREADS: usize = 2;

@@ -15,7 +15,7 @@ use super::process::{Role, Teller, first_life, open};
 use super::report::{Dice, Report, Runs, is_full, seed, tell};
 
 /// Kills.
-const ROUNDS: Runs = Runs { quick: 2, full: 20 };
+const ROUNDS: Runs = Runs { quick: 1, full: 20 };
 const WRITERS: u32 = 3;
 /// Small ones: events as agents write them.
 const BATCHES: &[u64] = &[60, 200, 600, 600, 2_000, 8_000];

@@ -15,7 +15,7 @@ use super::system_calls::{read, under_strace};
 
 const IMAGES: Runs = Runs { quick: 100, full: 2_000 };
 /// Second-level images.
-const RECOVERIES: Runs = Runs { quick: 20, full: 1_200 };
+const RECOVERIES: Runs = Runs { quick: 10, full: 1_200 };
 
 const SLED_IMAGES: Runs = Runs { quick: 15, full: 150 };
 const SLED_APPENDS: u32 = 300;
