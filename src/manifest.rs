@@ -97,6 +97,16 @@ impl Manifest {
         Ok(())
     }
 
+    /// Takes away, durably, what there is of a manifest that does not count.
+    pub(crate) fn remove(disk: &dyn Disk, folder: &Path) -> Result<()> {
+        for path in slots(folder) {
+            if disk.exists(&path)? {
+                disk.remove(&path)?;
+            }
+        }
+        disk.sync_dir(folder)
+    }
+
     /// Makes the slot that was loaded durable: its writer may have been killed before its barrier. To be called before anything is given
     /// up that only the other slot names, and before that is written. The bytes are the same, so a torn write changes nothing.
     pub(crate) fn made_durable(self, disk: &dyn Disk, folder: &Path) -> Result<Self> {

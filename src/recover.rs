@@ -185,6 +185,8 @@ impl Opening<'_> {
     /// Begins a log where there is none. An earlier attempt may have left a journal file without groups.
     fn create(&self) -> Result<Manifest> {
         self.check_that_nothing_is_lost()?;
+        // What was begun of a manifest may still be on its way to the disk, and would then stand beside files of another store.
+        Manifest::remove(&*self.disk, self.folder)?;
         let journal = journal::folder(self.folder);
         let files = self.disk.list(&journal)?;
         for (name, _) in files.iter().filter(|(name, _)| journal::number(name).is_some()) {
