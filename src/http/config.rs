@@ -99,7 +99,7 @@ impl Config {
         self
     }
 
-    /// How long a connection may be without a whole request's head: 30 seconds, after which [`serve`](super::serve) closes it.
+    /// How long a connection may be without a whole request's head: 30 seconds, after which [`serve`](super::serve()) closes it.
     pub fn head_wait(mut self, wait: Duration) -> Self {
         self.head_wait = wait.min(TIME_MAX);
         self
@@ -117,20 +117,20 @@ impl Config {
         self
     }
 
-    /// How many connections [`serve`](super::serve) takes at once: 16,384. Others wait to be accepted.
+    /// How many connections [`serve`](super::serve()) takes at once: 16,384. Others wait to be accepted.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.connections_max = connections;
         self
     }
 
-    /// How long a client may leave what was sent to it untaken before [`serve`](super::serve) closes the connection: 60 seconds. So a client that
+    /// How long a client may leave what was sent to it untaken before [`serve`](super::serve()) closes the connection: 60 seconds. So a client that
     /// vanished without a word is found out, and one that is too slow comes back from where it was. On Linux alone.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self
     }
 
-    /// How long [`serve`](super::serve) lets requests under way finish when it stops: 10 seconds.
+    /// How long [`serve`](super::serve()) lets requests under way finish when it stops: 10 seconds.
     pub fn drain_wait(mut self, wait: Duration) -> Self {
         self.drain_wait = wait;
         self

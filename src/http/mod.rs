@@ -65,7 +65,7 @@ use service::Service;
 /// for unknown paths too; an application that has an answer of its own sets its fallback behind merging this.
 ///
 /// Streams end when the log is closed or [`Config::stopper`] says so. What a router cannot see is up to the server it is mounted in: how long a
-/// request's head may take, and how many connections there are. [`serve`] sees to both.
+/// request's head may take, and how many connections there are. [`serve`](serve()) sees to both.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
     let (guarded, document) = guarded(&service).split_for_parts();
