@@ -63,16 +63,16 @@ async fn who_waits_hears_of_the_end_when_it_comes() {
     for end in ["completed", "failed"] {
         let id = asked(&scene).await;
         let append = async {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            scene.until_streams(1).await;
             scene.note("other", [status(id, end)]);
             scene.note("s", [status(id, "running")]);
-            tokio::time::sleep(Duration::from_millis(50)).await;
             scene.note("s", [status(id, end)]);
         };
         let path = format!("/v1/messages/{id}?wait=60");
         let (message, ()) = tokio::join!(scene.get(&path), append);
         assert_eq!(message.ok()["status"], end);
         assert_eq!(scene.get(&path).await.ok()["status"], end);
+        scene.until_streams(0).await;
     }
     assert_eq!(scene.log.stats().streams, 0);
 }
@@ -94,7 +94,7 @@ async fn a_server_that_stops_lets_nobody_wait() {
     let scene = Scene::with(config, Options::new());
     let id = asked(&scene).await;
     let stop = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        scene.until_streams(1).await;
         stopper.stop();
     };
     let path = format!("/v1/messages/{id}?wait=60");

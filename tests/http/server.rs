@@ -5,7 +5,6 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -322,24 +321,17 @@ fn a_client_that_takes_nothing_is_let_go_and_slows_no_writer() {
 fn a_client_that_is_gone_frees_its_stream() {
     let server = Here::serve(Config::with_api_key(KEY).heartbeat(Duration::from_millis(50)));
     server.log.append(&"s".parse().unwrap(), Batch::new().event(NewEvent::new("note", "1"))).unwrap();
-    let going = AtomicBool::new(true);
+    let request = format!("GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n");
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                while going.load(Ordering::Relaxed) {
+                for _ in 0..100 {
                     let mut socket = server.connect();
-                    socket
-                        .write_all(
-                            format!("GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n")
-                                .as_bytes(),
-                        )
-                        .unwrap();
+                    socket.write_all(request.as_bytes()).unwrap();
                     socket.read_exact(&mut [0; 12]).unwrap();
                 }
             });
         }
-        thread::sleep(Duration::from_millis(300));
-        going.store(false, Ordering::Relaxed);
     });
     eventually("all streams are freed", || server.log.stats().streams == 0);
 }

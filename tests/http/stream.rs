@@ -28,17 +28,6 @@ fn caught_up() -> Frame {
     Frame { id: None, event: "caught_up".into(), data: "{}".into() }
 }
 
-/// Streams that are open may be dropped a moment after their end was seen.
-async fn until_freed(scene: &Scene) {
-    for _ in 0..1_000 {
-        if scene.log.stats().streams == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{} streams are left", scene.log.stats().streams);
-}
-
 #[tokio::test]
 async fn a_stream_replays_and_goes_on_with_each_event_as_it_is_listed() {
     let scene = Scene::new();
@@ -94,7 +83,7 @@ async fn without_following_a_stream_ends_at_the_tail() {
     let mut frames = scene.open(stream("?follow=false")).await;
     assert_eq!(frames.ids(3).await.len(), 3);
     assert_eq!((frames.next().await, frames.next().await), (Some(caught_up()), None));
-    until_freed(&scene).await;
+    scene.until_streams(0).await;
 }
 
 #[tokio::test]
@@ -161,7 +150,7 @@ async fn a_client_that_vanishes_frees_its_stream() {
         (Some("too_many_requests"), &"1".parse().unwrap())
     );
     drop(open);
-    until_freed(&scene).await;
+    scene.until_streams(0).await;
     scene.open(stream("")).await.ids(600).await;
 }
 
@@ -190,7 +179,7 @@ async fn streams_end_when_the_server_is_about_to_stop_or_the_log_is_closed() {
     assert_eq!(frames.next().await, None);
     scene.call(stream("")).await.refused(503, "closed");
     drop(frames);
-    until_freed(&scene).await;
+    scene.until_streams(0).await;
 
     let scene = Scene::new();
     let last = scene.note("s", notes(1))[0].id.to_string();

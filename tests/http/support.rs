@@ -56,6 +56,17 @@ impl Scene {
         self.call(post(session, body).build()).await
     }
 
+    /// Waits until so many streams are open: one is dropped a moment after its end was seen.
+    pub(crate) async fn until_streams(&self, open: u64) {
+        for _ in 0..4_000 {
+            if self.log.stats().streams == open {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{} streams are open, and {open} should be", self.log.stats().streams);
+    }
+
     /// Appends through the library, as the server's own code does.
     pub(crate) fn note(&self, session: &str, events: impl IntoIterator<Item = NewEvent>) -> Vec<sessionlog::Event> {
         self.log.append(&session.parse().unwrap(), Batch::new().events(events)).unwrap().events
