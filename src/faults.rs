@@ -274,6 +274,22 @@ fn a_first_open_that_is_cut_short_anywhere_leaves_a_folder_that_opens() {
     }
 }
 
+/// It may be on its way to the disk still, and must not arrive beside the files of the store that is begun in its place.
+#[test]
+fn what_was_begun_of_a_manifest_is_gone_before_another_store_is_begun() {
+    let (scene, log) = Scene::new();
+    drop(log);
+    RealDisk::default().remove_tree(scene.folder.path()).unwrap();
+    RealDisk::default().make_dir(scene.folder.path()).unwrap();
+    let slot = scene.folder.path().join("MANIFEST-0");
+    RealDisk::default().open(&slot, Mode::Write).unwrap().write_all_at(&[0; 4096], 0).unwrap();
+    scene.plan.refuse("journal/", 0);
+    assert!(scene.try_open().is_err());
+    assert!(!RealDisk::default().exists(&slot).unwrap(), "it may come back");
+    scene.plan.relent();
+    scene.append(&scene.open(), b"first").unwrap();
+}
+
 #[test]
 fn a_log_that_goes_idle_records_what_is_durable_also_after_a_lone_writer() {
     let (scene, log) = Scene::new();
