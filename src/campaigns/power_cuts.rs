@@ -18,6 +18,9 @@ use crate::{Options, SessionLog};
 
 const CUTS: Runs = Runs { quick: 10_000, full: 200_000 };
 
+/// Made at the same time. As many on every machine, so that a seed means the same.
+const PARTS: u64 = 2;
+
 /// How many of the cuts of a recovery are made for each that was followed.
 const SECOND_CUTS: u64 = 4;
 const ONE_RECOVERY_IN: u64 = 12;
@@ -45,10 +48,21 @@ fn campaign_power_cuts_on_a_simulated_disk() {
     let seed = seed();
     let mut report = Report::new("power cuts on a simulated disk", seed, CUTS.planned());
     let mut dice = Dice(seed);
-    while !report.is_done() {
-        let trace = Trace::record(dice.roll());
-        trace.cut(&[], &mut report, &mut dice);
-    }
+    let parts = report.split(PARTS).into_iter().map(|part| (part, Dice(dice.roll()))).collect::<Vec<_>>();
+    let parts = scope(|scope| {
+        let make = |(mut part, mut dice): (Report, Dice)| {
+            scope.spawn(move || {
+                while !part.is_done() {
+                    let trace = Trace::record(dice.roll());
+                    trace.cut(&[], &mut part, &mut dice);
+                }
+                part
+            })
+        };
+        let made: Vec<_> = parts.into_iter().map(make).collect();
+        made.into_iter().map(|part| part.join().expect("violations are caught")).collect::<Vec<_>>()
+    });
+    parts.into_iter().for_each(|part| report.join(part));
     // Few runs may happen to meet none of these.
     if is_full() {
         for expected in ["second cuts", "cuts with an index", "cuts with two groups in flight"] {

@@ -3,8 +3,9 @@
 //! What the campaigns find when a *disk* breaks a rule, by ignoring a barrier, they look for themselves in every run.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use super::nested;
 use super::report::{Report, tell};
 
 /// A change of the source, and the test that must notice.
@@ -25,7 +26,7 @@ const SECONDS_MAX: &str = "300";
 /// Of the test's campaign.
 const RUNS: &str = "3000";
 
-/// In a build of its own.
+/// In a build of their own.
 const SCHEDULES: &str = "campaign_schedules";
 const POWER_CUTS: &str = "campaign_power_cuts_on";
 const LYING_INDEX: &str = "index::an_index_that";
@@ -198,18 +199,25 @@ impl Mutant {
 
     /// Builds it, which must succeed, and runs the test.
     fn passes(&self, folder: &Path) -> bool {
-        let is_explored = self.test == SCHEDULES;
-        let cargo = |program: &[&str], arguments: &[&str]| {
-            let mut cargo = Command::new(program[0]);
-            cargo.args(&program[1..]).args(["test", "--quiet"]).args(self.target).args(arguments);
-            cargo.current_dir(folder).env("CARGO_TARGET_DIR", folder.join(if is_explored { "explored" } else { "target" }));
-            if is_explored {
-                cargo.env("RUSTFLAGS", "--cfg shuttle");
-            }
-            cargo.env("SESSION_LOG_RUNS", RUNS).env_remove("SESSION_LOG_CAMPAIGN").stdin(Stdio::null()).output().expect("cargo")
+        let timed = || {
+            let mut timed = Command::new("timeout");
+            timed.arg(SECONDS_MAX);
+            timed
         };
-        let built = cargo(&["cargo"], &["--no-run"]);
-        assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));
-        cargo(&["timeout", SECONDS_MAX, "cargo"], &[self.test]).status.success()
+        let mut tests = if self.test == SCHEDULES {
+            let mut tests = timed();
+            tests.arg(nested::unit_tests_for_schedules(folder));
+            tests
+        } else {
+            let cargo = |mut cargo: Command| {
+                cargo.args(["cargo", "test", "--quiet"]).args(self.target).current_dir(folder);
+                cargo
+            };
+            let built = cargo(Command::new("env")).arg("--no-run").output().expect("cargo");
+            assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));
+            cargo(timed())
+        };
+        let tested = tests.arg(self.test).env("SESSION_LOG_RUNS", RUNS).env_remove("SESSION_LOG_CAMPAIGN").output();
+        tested.expect("a process").status.success()
     }
 }

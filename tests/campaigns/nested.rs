@@ -10,16 +10,30 @@ pub(crate) fn no_fuzz_package() -> Option<String> {
     (!folder(FUZZ).is_dir()).then(|| "the fuzz package is not here".to_owned())
 }
 
-/// The schedules of the commit path, explored with other locks and threads in place of the real ones.
+/// The schedules of the commit path, explored with other locks and threads in place of the real ones. Of the crate alone, so that all it
+/// depends on need not be built again.
 pub(crate) fn schedules() {
-    let mut cargo = cargo(Path::new(""));
-    cargo.args(["test", "--lib", "campaign_schedules", "--target-dir"]).arg(folder("target/schedules"));
-    run(cargo.env("RUSTFLAGS", "--cfg shuttle"));
+    run(Command::new(unit_tests_for_schedules(Path::new(env!("CARGO_MANIFEST_DIR")))).arg("campaign_schedules"));
+}
+
+/// Builds the unit tests of the package in `folder`, as schedules are explored with them. Returns the program.
+pub(crate) fn unit_tests_for_schedules(folder: &Path) -> PathBuf {
+    let mut cargo = cargo(folder);
+    cargo.args(["rustc", "--quiet", "--lib", "--profile", "test", "--message-format", "json"]);
+    if cfg!(feature = "http") {
+        cargo.args(["--features", "http"]);
+    }
+    let built = cargo.args(["--", "--cfg", "shuttle"]).stderr(Stdio::inherit()).output().expect("cargo");
+    assert!(built.status.success(), "{cargo:?}: {}", built.status);
+    let said = String::from_utf8(built.stdout).expect("JSON is text");
+    let messages = said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let program = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next();
+    program.expect("unit tests are a program")
 }
 
 /// Hostile bytes, for decoders that are no part of the API.
 pub(crate) fn hostile_bytes() {
-    run(cargo(Path::new(FUZZ)).args(["test", "campaign_hostile_bytes"]));
+    run(cargo(&folder(FUZZ)).args(["test", "campaign_hostile_bytes"]));
 }
 
 fn folder(name: impl AsRef<Path>) -> PathBuf {
@@ -28,11 +42,11 @@ fn folder(name: impl AsRef<Path>) -> PathBuf {
 
 fn cargo(within: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(folder(within));
+    cargo.current_dir(within);
     cargo
 }
 
-fn run(cargo: &mut Command) {
-    let status = cargo.arg("--quiet").stdin(Stdio::null()).stdout(Stdio::null()).status().expect("cargo");
-    assert!(status.success(), "{cargo:?}: {status}");
+fn run(tests: &mut Command) {
+    let status = tests.arg("--quiet").stdin(Stdio::null()).stdout(Stdio::null()).status().expect("a process");
+    assert!(status.success(), "{tests:?}: {status}");
 }

@@ -66,6 +66,29 @@ impl Report {
         report
     }
 
+    /// A report on each of `parts` equal parts of the runs, to be [joined](Report::join) in the end.
+    pub(crate) fn split(&self, parts: u64) -> Vec<Self> {
+        let part = |part: u64| Self {
+            campaign: self.campaign.clone(),
+            seed: self.seed,
+            began: self.began,
+            planned: (self.planned + part) / parts,
+            runs: 0,
+            violations: Vec::new(),
+            skipped: BTreeMap::new(),
+            figures: BTreeMap::new(),
+        };
+        (0..parts).map(part).collect()
+    }
+
+    /// Takes in what a part of the runs did.
+    pub(crate) fn join(&mut self, part: Self) {
+        self.runs += part.runs;
+        self.violations.extend(part.violations);
+        part.skipped.into_iter().for_each(|(why, runs)| self.skip(runs, why));
+        part.figures.into_iter().for_each(|(figure, count)| self.count(figure, count));
+    }
+
     /// Whether all runs were made, or enough was found.
     pub(crate) fn is_done(&self) -> bool {
         self.runs >= self.planned || self.violations.len() >= VIOLATIONS_MAX
