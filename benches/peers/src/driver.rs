@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::measure::Figures;
+use crate::measure::{Figures, pause};
 use crate::report::Report;
 use crate::stores::{Contender, Finds};
 use crate::workloads::Workload;
@@ -58,7 +58,7 @@ fn measured(run: &Run) -> Report {
                     Some(figures) => report.add(*workload, *contender, figures),
                     None => eprintln!("  it failed"),
                 }
-                std::thread::park_timeout(PAUSE);
+                pause(PAUSE);
             }
         }
         if let Some(out) = &run.out {

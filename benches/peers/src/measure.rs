@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use procfs::process::{Process, Status};
 
@@ -75,4 +75,12 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 pub fn drop_caches() -> bool {
     rustix::fs::sync();
     std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+/// Lets this much time pass. A thread that was unparked before goes on at once the first time it parks.
+pub fn pause(time: Duration) {
+    let began = Instant::now();
+    while let Some(left) = time.checked_sub(began.elapsed()) {
+        std::thread::park_timeout(left);
+    }
 }

@@ -2,9 +2,11 @@
 
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use sessionlog::{Batch, EventId, From, MessageId, NewEvent, Options, Page, SessionId, SessionLog, StreamItem};
 
+use crate::measure::pause;
 use crate::store::{Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, data, session_name};
 
 pub struct Ours {
@@ -96,7 +98,7 @@ impl Store for Ours {
         // Idle, it seals what is full and enters it into the index; what is left then stays in the journal.
         let mut before = self.log.stats();
         loop {
-            std::thread::park_timeout(std::time::Duration::from_millis(300));
+            pause(Duration::from_millis(300));
             let now = self.log.stats();
             if now == before && now.index_lag == 0 {
                 return;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sessionlog::Stats;
 
 use super::Task;
-use crate::measure::{Figures, Usage, micros, percentile};
+use crate::measure::{Figures, Usage, micros, pause, percentile};
 use crate::store::{Ids, Load, Open, Store};
 use crate::stores::Contender;
 use crate::support::Floor;
@@ -18,9 +18,10 @@ use crate::support::Floor;
 /// Of the time measured, spent before on the same.
 const WARM: f64 = 0.25;
 
-/// A burst fits the journal. What is then left to the background is waited for before the next.
+/// A burst fits the journal. What is then left to the background has some time before the next.
 const BURST_BYTES: usize = 96 << 20;
 const BURSTS: u32 = 5;
+const REST: Duration = Duration::from_secs(1);
 
 /// How long each append took, in microseconds, and how long all took.
 struct Round {
@@ -41,11 +42,12 @@ pub fn bursts(task: Task<'_>, writers: u32, load: Load) -> Figures {
         let take = |left: usize| left.checked_sub(1);
         let burst = from_threads(store, writers, load, &|| left.fetch_update(Relaxed, Relaxed, take).is_ok());
         store.settle();
+        pause(REST);
         burst
     };
-    // One is for getting warm.
+    // Two are for getting warm: until then a journal may have to grow.
     measured(task, writers, load, |store, time| {
-        let bursts = if time < Duration::from_secs_f64(task.seconds) { 1 } else { BURSTS };
+        let bursts = if time < Duration::from_secs_f64(task.seconds) { 2 } else { BURSTS };
         let bursts: Vec<Round> = (0..bursts).map(|_| burst(&**store)).collect();
         let took = bursts.iter().map(|burst| burst.took).sum();
         Round { acks: bursts.into_iter().flat_map(|burst| burst.acks).collect(), took }
