@@ -5,6 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
+use std::num::NonZero;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub(crate) trait DiskFile: Send + Sync {
     fn len(&self) -> Result<u64>;
     /// Fills `buf`, or fails when the file ends before.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+    /// Says that these bytes will be read soon, so that the disk may fetch them meanwhile. Waits for nothing; a hint may be of no use.
+    fn will_read(&self, _offset: u64, _bytes: u64) {}
     /// Writes all of `bytes`. In the block modes `bytes`, its address and `offset` are multiples of [`BLOCK`]. In
     /// `WriteThrough` the bytes are on stable storage when this returns `Ok`.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
@@ -270,6 +273,10 @@ impl DiskFile for RealFile {
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.file.read_exact_at(buf, offset).map_err(io_error("read", &self.path))
+    }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        let _of_use = rustix::fs::fadvise(&self.file, offset, NonZero::new(bytes), rustix::fs::Advice::WillNeed);
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {

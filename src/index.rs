@@ -101,28 +101,36 @@ impl Index {
         }
     }
 
-    /// The entry for the last run of `session` that begins at or before `seq` of `generation`, if the index knows one. It
-    /// may be wrong.
-    pub(crate) fn floor(&self, session: &SessionId, generation: u32, seq: Seq) -> Option<IndexEntry> {
+    /// The entry for the last run of `session` in any generation, if the index knows one. It may be wrong.
+    pub(crate) fn last_run(&self, session: &SessionId) -> Option<IndexEntry> {
+        self.runs_down(session, u32::MAX, (Seq::MAX, Seq::MAX)).pop()
+    }
+
+    /// The entries for the runs of `session` that hold the seqs `from..=to` of `generation`, the last first, as far as the index knows them.
+    /// They may be wrong. Down in one go, since sled copies a node for each time that it is asked for neighbours.
+    pub(crate) fn runs_down(&self, session: &SessionId, generation: u32, (from, to): (Seq, Seq)) -> Vec<IndexEntry> {
         let db = self.db.read();
-        let (asked, db) = (self.ask(), db.as_ref()?);
-        let mut above = run_tree_key(session, generation, seq);
+        let (asked, Some(db)) = (self.ask(), db.as_ref()) else { return Vec::new() };
+        let mut above = run_tree_key(session, generation, to);
         above.push(0);
-        let found = guarded(|| db.get_lt(&above));
-        match found {
-            Some(Ok(Some((key, value)))) if key.get(1..)?.starts_with(&session_key(session)) => {
-                let entry = decode_bare(&value);
-                if entry.is_none() {
-                    self.distrust(asked);
+        let read = || {
+            let mut entries = Vec::new();
+            // A run has an event at least.
+            let runs_max = usize::try_from(to - from).unwrap_or(usize::MAX).saturating_add(1);
+            for found in db.range(tree_key(&session_key(session))..above).rev().take(runs_max) {
+                let (_key, value) = found.ok()?;
+                let entry: IndexEntry = decode_bare(&value)?;
+                entries.push(entry);
+                if entry.run.generation != generation || entry.run.first <= from {
+                    break;
                 }
-                entry
             }
-            Some(Ok(_of_another_session)) => None,
-            Some(Err(_)) | None => {
-                self.distrust(asked);
-                None
-            }
-        }
+            Some(entries)
+        };
+        guarded(read).flatten().unwrap_or_else(|| {
+            self.distrust(asked);
+            Vec::new()
+        })
     }
 
     /// All segments up to this number are in the index.

@@ -31,7 +31,8 @@ use std::fmt::{self, Display};
 use std::num::NonZeroU32;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -267,19 +268,19 @@ impl Fold {
     }
 
     fn tool_requested(&mut self, event: &Event) {
-        let Some(data) = decode(event) else { return };
+        let Some(tool) = decode::<ToolEvent>(event) else { return };
         self.work_shows();
         self.tools_since_output = true;
-        for id in call_ids(&data) {
+        for id in tool.call_ids() {
             self.calls.request(id);
         }
     }
 
     fn tool_answered(&mut self, event: &Event) {
-        let Some(data) = decode(event) else { return };
+        let Some(tool) = decode::<ToolEvent>(event) else { return };
         self.tools_since_output = true;
         let were_outstanding = self.calls.are_outstanding();
-        for id in call_ids(&data) {
+        for id in tool.call_ids() {
             self.calls.answer(id);
         }
         if were_outstanding && !self.calls.are_outstanding() {
@@ -352,17 +353,63 @@ impl Calls {
     }
 }
 
-/// The calls that a tool event is about, each by its ID if it has one; at least one.
-fn call_ids(data: &Map<String, Value>) -> Vec<Option<String>> {
-    let id = |call: &Map<String, Value>, key: &str| call.get(key).and_then(id_text);
-    if let Some(call_id) = id(data, "call_id") {
-        return vec![Some(call_id)];
-    }
-    match data.get("calls") {
-        Some(Value::Array(calls)) if !calls.is_empty() => {
-            calls.iter().map(|call| call.as_object().and_then(|call| id(call, "call_id").or_else(|| id(call, "id")))).collect()
+/// What a tool event may say of the calls it is about: whatever else it holds, such as what a tool put out, is passed over unread.
+#[derive(Default)]
+struct ToolEvent {
+    call_id: Option<Value>,
+    calls: Option<Value>,
+    id: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum ToolField {
+    CallId,
+    Calls,
+    Id,
+    #[serde(other)]
+    Other,
+}
+
+/// Of a repeated field the last counts, as everywhere in JSON that is read here.
+impl<'de> Deserialize<'de> for ToolEvent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = ToolEvent;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<ToolEvent, A::Error> {
+                let mut event = ToolEvent::default();
+                while let Some(field) = fields.next_key()? {
+                    match field {
+                        ToolField::CallId => event.call_id = Some(fields.next_value()?),
+                        ToolField::Calls => event.calls = Some(fields.next_value()?),
+                        ToolField::Id => event.id = Some(fields.next_value()?),
+                        ToolField::Other => drop(fields.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(event)
+            }
         }
-        _ => vec![id(data, "id")],
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+impl ToolEvent {
+    /// The calls that it is about, each by its ID if it has one; at least one.
+    fn call_ids(&self) -> Vec<Option<String>> {
+        if let Some(call_id) = self.call_id.as_ref().and_then(id_text) {
+            return vec![Some(call_id)];
+        }
+        let id = |call: &Value| ["call_id", "id"].iter().find_map(|&key| call.get(key).and_then(id_text));
+        match &self.calls {
+            Some(Value::Array(calls)) if !calls.is_empty() => calls.iter().map(id).collect(),
+            _ => vec![self.id.as_ref().and_then(id_text)],
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::codec::{Fault, Record};
 use crate::error::{CursorProblem, Error, Limit, Result, check_limit};
 use crate::event::{Event, EventType, Seq};
 use crate::ids::EventId;
-use crate::locate::Locator;
+use crate::locate::{Locator, SealedReader};
 use crate::options::Options;
 use crate::recent::Recent;
 use crate::segment::{BlockCache, Segment};
@@ -173,17 +173,26 @@ struct Stretch {
 }
 
 impl Stretch {
-    /// The events with seqs in the range.
-    fn events(&self, range: &RangeInclusive<Seq>) -> Result<Vec<Event>> {
-        let mut events = Vec::new();
+    /// Shows the events with seqs in the range to `visit`, until it has enough.
+    fn visit(&self, range: &RangeInclusive<Seq>, mut visit: impl FnMut(Event) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
         for record in &self.records {
             for event in record.events() {
                 let event = event.map_err(|fault| self.fault(fault))?;
-                if range.contains(&event.seq) {
-                    events.push(event);
+                if range.contains(&event.seq) && visit(event).is_break() {
+                    return Ok(ControlFlow::Break(()));
                 }
             }
         }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The events with seqs in the range.
+    fn events(&self, range: &RangeInclusive<Seq>) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        let _all = self.visit(range, |event| {
+            events.push(event);
+            ControlFlow::Continue(())
+        })?;
         Ok(events)
     }
 
@@ -211,7 +220,7 @@ impl Store {
         let head = self.known_head(session)?;
         let range = self.range(session, &head, &page)?;
         let order = page.order;
-        let mut scan = Scan { types: page.types, limit, bytes_left: self.options.scan_bytes_max, events: Vec::new() };
+        let mut scan = Scan::new(page.types, &range, Appetite { events: limit, bytes: self.options.scan_bytes_max });
         let (from, to) = (*range.start(), *range.end());
         let (first, last) = match order {
             Order::OldestFirst => (from, self.scan_up(session, &head, range, &mut scan)?),
@@ -229,7 +238,7 @@ impl Store {
         range: RangeInclusive<Seq>,
         appetite: Appetite,
     ) -> Result<Vec<Event>> {
-        let mut scan = Scan { types: None, limit: appetite.events, bytes_left: appetite.bytes, events: Vec::new() };
+        let mut scan = Scan::new(None, &range, appetite);
         match self.scan_up(session, head, range, &mut scan) {
             // What was read before the damage is as good as ever; whoever reads on from there is told.
             Err(error) if scan.events.is_empty() => Err(error),
@@ -289,14 +298,16 @@ impl Store {
     /// Feeds the scan upwards; returns the last seq that it has seen.
     fn scan_up(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
         let (mut next, to) = range.into_inner();
+        let mut sealed = self.locator.reader(session, head.generation);
         while next <= to {
             let wanted = next..=to.min(next.saturating_add(scan.lookahead()));
-            let stretch = self.stretch(session, head.generation, next, &wanted)?;
-            for event in stretch.events(&wanted)? {
+            let stretch = self.stretch(&mut sealed, session, next, &wanted)?;
+            let visited = stretch.visit(&wanted, |event| {
                 next = event.seq + 1;
-                if scan.visit(event).is_break() {
-                    return Ok(next - 1);
-                }
+                scan.visit(event)
+            })?;
+            if visited.is_break() {
+                break;
             }
         }
         Ok(next - 1)
@@ -306,9 +317,10 @@ impl Store {
     fn scan_down(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
         let (from, mut to) = range.into_inner();
         let mut seen = to + 1;
+        let mut sealed = self.locator.reader(session, head.generation);
         while to >= from && seen > from {
             let wanted = from.max(to.saturating_sub(scan.lookahead()))..=to;
-            let stretch = self.stretch(session, head.generation, to, &wanted)?;
+            let stretch = self.stretch(&mut sealed, session, to, &wanted)?;
             for event in stretch.events(&wanted)?.into_iter().rev() {
                 seen = event.seq;
                 if scan.visit(event).is_break() {
@@ -332,14 +344,20 @@ impl Store {
     }
 
     /// The records around `seq` that overlap the range and lie together, in memory or in one run of a segment.
-    fn stretch(&self, session: &SessionId, generation: u32, seq: Seq, range: &RangeInclusive<Seq>) -> Result<Stretch> {
+    fn stretch(
+        &self,
+        sealed: &mut SealedReader<'_>,
+        session: &SessionId,
+        seq: Seq,
+        range: &RangeInclusive<Seq>,
+    ) -> Result<Stretch> {
         if let Some(entry) = self.recent.look(session) {
             let state = entry.lock();
             if state.records.front().is_some_and(|first| first.first <= seq) {
                 return Ok(Stretch { records: state.overlapping(*range.start(), *range.end()), segment: None });
             }
         }
-        let (segment, records) = self.locator.records(session, generation, seq, (*range.start(), *range.end()))?;
+        let (segment, records) = sealed.records(seq, range)?;
         Ok(Stretch { records: records.into_iter().map(Arc::new).collect(), segment: Some(segment) })
     }
 }
@@ -353,6 +371,14 @@ struct Scan {
 }
 
 impl Scan {
+    fn new(types: Option<Vec<EventType>>, range: &RangeInclusive<Seq>, appetite: Appetite) -> Self {
+        let Appetite { events: limit, bytes: bytes_left } = appetite;
+        let in_range = usize::try_from(range.end() + 1 - range.start()).unwrap_or(usize::MAX);
+        // Of a type there may be few.
+        let likely = if types.is_some() { 0 } else { limit.min(in_range) };
+        Self { types, limit, bytes_left, events: Vec::with_capacity(likely) }
+    }
+
     fn visit(&mut self, event: Event) -> ControlFlow<()> {
         self.bytes_left = self.bytes_left.saturating_sub(event.read_bytes());
         if self.types.as_ref().is_none_or(|types| types.contains(&event.event_type)) {

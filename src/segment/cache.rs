@@ -49,6 +49,11 @@ impl BlockCache {
         Ok(part)
     }
 
+    /// Whether a part is here.
+    pub(crate) fn holds(&self, number: u64, offset: u64) -> bool {
+        self.parts.contains_key(&(number, offset))
+    }
+
     /// The open file of segment `number`.
     pub(crate) fn file(&self, number: u64, open: impl FnOnce() -> Result<Arc<dyn DiskFile>>) -> Result<Arc<dyn DiskFile>> {
         if let Some(file) = self.files.get(&number) {

@@ -139,6 +139,21 @@ impl Segment {
         Ok(RunRecords { segment: self, session: session.clone(), run: *run, block, at, next: run.first })
     }
 
+    /// Whether the records of a run, or what is taken for one, can be read without the disk.
+    pub(crate) fn is_at_hand(&self, run: &Run) -> bool {
+        self.cache.holds(self.info.number, run.place.block_offset)
+    }
+
+    /// Lets the disk fetch what may be a run's records, which will be read soon.
+    pub(crate) fn prefetch(&self, run: &Run) {
+        let Place { block_offset, block_bytes, .. } = run.place;
+        let is_possible = block_offset.checked_add(block_bytes.into()).is_some_and(|end| end <= self.info.file_bytes);
+        // What cannot be opened is told to who reads it.
+        if let (true, false, Ok(file)) = (is_possible, self.is_at_hand(run), self.file()) {
+            file.will_read(block_offset, block_bytes.into());
+        }
+    }
+
     fn record_at(&self, place: Place) -> Result<Record> {
         let block = self.block(place)?;
         let at = BLOCK_HEADER_BYTES + place.at as usize;
