@@ -48,21 +48,15 @@ fn campaign_power_cuts_on_a_simulated_disk() {
     let seed = seed();
     let mut report = Report::new("power cuts on a simulated disk", seed, CUTS.planned());
     let mut dice = Dice(seed);
-    let parts = report.split(PARTS).into_iter().map(|part| (part, Dice(dice.roll()))).collect::<Vec<_>>();
-    let parts = scope(|scope| {
-        let make = |(mut part, mut dice): (Report, Dice)| {
-            scope.spawn(move || {
-                while !part.is_done() {
-                    let trace = Trace::record(dice.roll());
-                    trace.cut(&[], &mut part, &mut dice);
-                }
-                part
-            })
-        };
-        let made: Vec<_> = parts.into_iter().map(make).collect();
-        made.into_iter().map(|part| part.join().expect("violations are caught")).collect::<Vec<_>>()
+    let parts: Vec<_> = report.split(PARTS).into_iter().map(|part| (part, Dice(dice.roll()))).collect();
+    let ended: Vec<Report> = scope(|scope| {
+        let begin = |(part, dice)| scope.spawn(move || cut_traces(part, dice));
+        let running: Vec<_> = parts.into_iter().map(begin).collect();
+        running.into_iter().map(|thread| thread.join().expect("violations are caught")).collect()
     });
-    parts.into_iter().for_each(|part| report.join(part));
+    for part in ended {
+        report.join(part);
+    }
     // Few runs may happen to meet none of these.
     if is_full() {
         for expected in ["second cuts", "cuts with an index", "cuts with two groups in flight"] {
@@ -70,6 +64,14 @@ fn campaign_power_cuts_on_a_simulated_disk() {
         }
     }
     report.end();
+}
+
+fn cut_traces(mut report: Report, mut dice: Dice) -> Report {
+    while !report.is_done() {
+        let trace = Trace::record(dice.roll());
+        trace.cut(&[], &mut report, &mut dice);
+    }
+    report
 }
 
 /// A campaign that finds nothing is worth as much as it would find: here each kind of barrier is void in turn.

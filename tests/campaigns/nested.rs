@@ -26,8 +26,8 @@ pub(crate) fn unit_tests_for_schedules(folder: &Path) -> PathBuf {
     let built = cargo.args(["--", "--cfg", "shuttle"]).stderr(Stdio::inherit()).output().expect("cargo");
     assert!(built.status.success(), "{cargo:?}: {}", built.status);
     let said = String::from_utf8(built.stdout).expect("JSON is text");
-    let messages = said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
-    let program = messages.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next();
+    let mut messages = said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let program = messages.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     program.expect("unit tests are a program")
 }
 
