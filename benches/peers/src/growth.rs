@@ -1,13 +1,15 @@
 //! How the log's figures change as its store grows: appends, pages, memory, opening.
 
-use std::fmt::Display;
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use plotters::prelude::*;
+
 use crate::measure::{drop_caches, micros, percentile, rss_mb};
+use crate::report::{OURS_COLOR, short};
 use crate::store::{Ids, Load, Open, Store};
 use crate::stores::Contender;
 
@@ -21,6 +23,14 @@ const STRIDE: u32 = 7_919;
 const SESSION_COUNTS: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SPREAD_EVENTS: u32 = 1_000_000;
 const SPREAD: Load = Load { events: 1, bytes: 256 };
+
+const ABOUT: &str = "\
+# As a store grows
+
+Each row is measured in a process of its own: 16 writers fill the store on, then 2,000 appends of one event of 256 B to as many sessions, one after the
+other, and 2,000 pages of up to 100 events, read once before. Up to 30 GB in 10,000 sessions, in batches of 16 x 1,000 B; and a million events of
+256 B, one a batch, in ever more sessions. By `cargo run --release -- growth`.
+";
 
 /// A row of a table: how to fill a store on, before it is measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,64 +49,124 @@ pub struct Row {
     to: u32,
 }
 
-/// Prints a row for each size up to `gigabytes`, and one for each number of sessions.
+/// What is measured of each store, in this order.
+const FIGURES: [&str; 6] =
+    ["filled at events/s", "append p50 us", "append p99 us", "page of up to 100, p50 us", "opening s", "RSS MB"];
+
+/// One figure of all stores, over their sizes.
+type Curve = Vec<(f64, f64)>;
+
+/// Stores of growing size, and what was measured of each.
+struct Series {
+    /// What grows, and its unit.
+    by: &'static str,
+    rows: Vec<(f64, Vec<f64>)>,
+}
+
+/// Prints a row for each size up to `gigabytes`, and one for each number of sessions; tables and plots go to `out`.
 pub fn follow(folder: &Path, gigabytes: f64, out: Option<&Path>) {
     fs::create_dir_all(folder).expect("the folder for the stores");
-    let by_size = by_size(folder, gigabytes);
-    let by_sessions = by_sessions(folder);
-    print!("{by_size}\n{by_sessions}");
+    let all = [by_size(folder, gigabytes), by_sessions(folder)];
+    let tables = all.iter().map(Series::table).collect::<Vec<_>>().join("\n");
+    print!("{tables}");
     if let Some(out) = out {
         fs::create_dir_all(out).expect("the folder for the report");
-        fs::write(out.join("growth.md"), format!("{by_size}\n{by_sessions}")).expect("the report is written");
+        fs::write(out.join("growth.md"), format!("{ABOUT}\n![All of it as curves](growth.svg)\n\n{tables}"))
+            .expect("the report is written");
+        draw(&all, &out.join("growth.svg"));
     }
 }
 
 /// One store that grows, in ten thousand sessions.
-fn by_size(folder: &Path, gigabytes: f64) -> String {
+fn by_size(folder: &Path, gigabytes: f64) -> Series {
     let folder = tempfile::tempdir_in(folder).expect("a folder");
-    let mut table = header("GB");
+    let mut series = Series { by: "GB", rows: Vec::new() };
     let mut from = 0;
     for size in GIGABYTES.into_iter().filter(|size| *size <= gigabytes) {
         let to = (size * 1e9 / (BATCH.events * BATCH.bytes) as f64) as u32;
         let Load { events, bytes } = BATCH;
-        add(&mut table, size, &Row { folder: folder.path().into(), sessions: SESSIONS, events, bytes, from, to });
+        series.measure(size, &Row { folder: folder.path().into(), sessions: SESSIONS, events, bytes, from, to });
         from = to;
     }
-    table
+    series
 }
 
 /// Stores of a million events each, in ever more sessions.
-fn by_sessions(folder: &Path) -> String {
-    let mut table = header("sessions");
+fn by_sessions(folder: &Path) -> Series {
+    let mut series = Series { by: "sessions", rows: Vec::new() };
     for sessions in SESSION_COUNTS {
         let folder = tempfile::tempdir_in(folder).expect("a folder");
         let Load { events, bytes } = SPREAD;
-        add(&mut table, sessions, &Row { folder: folder.path().into(), sessions, events, bytes, from: 0, to: SPREAD_EVENTS });
+        let row = Row { folder: folder.path().into(), sessions, events, bytes, from: 0, to: SPREAD_EVENTS };
+        series.measure(f64::from(sessions), &row);
     }
-    table
+    series
 }
 
-fn header(what: &str) -> String {
-    format!(
-        "| {what} | filled at events/s | append p50 us | p99 us | page of up to 100 us | opening s | RSS MB |\n|---|---|---|---|---|---|---|\n"
-    )
-}
-
-/// Measures in a process of its own, whose memory is that of this store.
-fn add(table: &mut String, what: impl Display, row: &Row) {
-    let Row { folder, sessions, events, bytes, from, to } = row;
-    let mut measure = Command::new(std::env::current_exe().expect("this program's file"));
-    measure.arg("grown").arg("--folder").arg(folder);
-    for (name, value) in [("sessions", u64::from(*sessions)), ("events", *events as u64), ("bytes", *bytes as u64)] {
-        measure.arg(format!("--{name}={value}"));
+impl Series {
+    /// Measures in a process of its own, whose memory is that of this store.
+    fn measure(&mut self, size: f64, row: &Row) {
+        let Row { folder, sessions, events, bytes, from, to } = row;
+        let mut measure = Command::new(std::env::current_exe().expect("this program's file"));
+        measure.arg("grown").arg("--folder").arg(folder);
+        for (name, value) in [("sessions", u64::from(*sessions)), ("events", *events as u64), ("bytes", *bytes as u64)] {
+            measure.arg(format!("--{name}={value}"));
+        }
+        let measured = measure.arg(format!("--from={from}")).arg(format!("--to={to}")).output().expect("the process runs");
+        let figures: Vec<f64> = serde_json::from_slice(&measured.stdout).expect("figures are JSON");
+        eprintln!("{size} {}: {figures:?}", self.by);
+        self.rows.push((size, figures));
     }
-    let measured = measure.arg(format!("--from={from}")).arg(format!("--to={to}")).output().expect("the process runs");
-    let row = format!("| {what} | {} |\n", String::from_utf8_lossy(&measured.stdout).trim_end());
-    eprint!("{row}");
-    table.push_str(&row);
+
+    fn table(&self) -> String {
+        let mut table = format!("| {} | {} |\n|{}\n", self.by, FIGURES.join(" | "), "---|".repeat(FIGURES.len() + 1));
+        for (size, figures) in &self.rows {
+            let cells: Vec<String> = figures.iter().map(|&figure| short(figure)).collect();
+            table.push_str(&format!("| {size} | {} |\n", cells.join(" | ")));
+        }
+        table
+    }
+
+    fn curve(&self, figure: usize) -> Curve {
+        self.rows.iter().map(|(size, figures)| (*size, figures[figure])).collect()
+    }
 }
 
-/// Fills a store on, and prints the cells of its row.
+/// A panel for each figure of each series. Sizes grow by factors and what is measured starts at nothing, so that what is flat looks flat.
+fn draw(all: &[Series], file: &Path) {
+    const PANEL: (u32, u32) = (430, 190);
+    let root = SVGBackend::new(file, (PANEL.0 * all.len() as u32, PANEL.1 * FIGURES.len() as u32)).into_drawing_area();
+    root.fill(&WHITE).expect("a plot");
+    let areas = root.split_evenly((FIGURES.len(), all.len()));
+    let panels = FIGURES.iter().enumerate().flat_map(|(figure, name)| all.iter().map(move |series| (figure, name, series)));
+    for (area, (figure, name, series)) in areas.iter().zip(panels) {
+        let curve = series.curve(figure);
+        let most = curve.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+        let (least_size, most_size) = (curve[0].0, curve[curve.len() - 1].0);
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_right(34)
+            .caption(format!("{name}, by {}", series.by), ("sans-serif", 14))
+            .x_label_area_size(24)
+            .y_label_area_size(60)
+            .build_cartesian_2d((least_size..most_size).log_scale(), 0.0..most * 1.15)
+            .expect("a plot");
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(WHITE)
+            .y_labels(4)
+            .x_label_formatter(&|size| short(*size))
+            .y_label_formatter(&|value| short(*value))
+            .draw()
+            .expect("a plot");
+        chart.draw_series(LineSeries::new(curve.iter().copied(), OURS_COLOR.stroke_width(2))).expect("a plot");
+        chart.draw_series(curve.iter().map(|point| Circle::new(*point, 3, OURS_COLOR.filled()))).expect("a plot");
+    }
+    root.present().expect("the plots are written");
+}
+
+/// Fills a store on, and prints its figures.
 pub fn measure(row: &Row) {
     let Row { sessions, from, to, .. } = *row;
     let load = Load { events: row.events, bytes: row.bytes };
@@ -121,7 +191,7 @@ pub fn measure(row: &Row) {
     let opened = began.elapsed().as_secs_f64();
     drop(store);
     let (p50, p99, page) = (percentile(&mut appends, 0.5), percentile(&mut appends, 0.99), percentile(&mut pages, 0.5));
-    println!("{rate:.0} | {p50:.0} | {p99:.0} | {page:.0} | {opened:.2} | {rss:.0}");
+    println!("{}", serde_json::json!([rate, p50, p99, page, opened, rss]));
 }
 
 fn timed(what: impl Fn(u32)) -> Vec<f64> {

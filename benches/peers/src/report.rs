@@ -15,6 +15,7 @@ use crate::stores::Contender;
 use crate::workloads::{Bar, Wanted, Workload};
 
 const OURS: &str = "sessionlog";
+pub const OURS_COLOR: RGBColor = RGBColor(0, 114, 178);
 
 /// Read back, so that workloads can be measured one by one.
 #[derive(Default, Serialize, Deserialize)]
@@ -182,7 +183,7 @@ impl Report {
             for (nth, (contender, value)) in ranked.iter().take(ROWS).enumerate() {
                 let top = (ROW * (nth as u32 + 1) + 6) as i32;
                 let length = (value / most * 500.0) as i32;
-                let color = if *contender == OURS { RGBColor(0, 114, 178) } else { RGBColor(170, 178, 186) };
+                let color = if *contender == OURS { OURS_COLOR } else { RGBColor(170, 178, 186) };
                 area.draw_text(contender, &text(12, false), (10, top + 2)).expect("a chart");
                 let bar = Rectangle::new([(230, top), (230 + length, top + ROW as i32 - 5)], color.filled());
                 area.draw(&bar).expect("a chart");
@@ -214,7 +215,7 @@ fn cell(summary: Summary) -> String {
 }
 
 /// Three significant digits.
-fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     match value.abs() {
         large if large >= 1e6 => format!("{:.2} M", value / 1e6),
         large if large >= 1e4 => format!("{:.0} k", value / 1e3),

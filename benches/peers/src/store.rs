@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
@@ -50,8 +51,8 @@ pub trait Store: Send + Sync {
     /// Reads that turn back: as one message where the store makes one, or else its events.
     fn turn(&self, session: u32, see: See<'_>);
 
-    /// Waits until nothing is left to be done in the background.
-    fn settle(&self);
+    /// Waits until nothing is left to be done in the background. Returns since when.
+    fn settle(&self) -> Instant;
 
     /// Follows a session from now on; calls `seen` for every event that is delivered, until it says that this is enough.
     fn follow(&self, session: u32, seen: Seen) -> JoinHandle<()>;
@@ -119,7 +120,9 @@ pub trait Peer: Send + Sync + 'static {
         unreachable!("who knows no IDs is not asked for one")
     }
 
-    fn settle(&self) {}
+    fn settle(&self) -> Instant {
+        Instant::now()
+    }
 
     /// As [`Store::follow`].
     fn follow(&self, _session: u32, _seen: Seen) -> JoinHandle<()> {
@@ -241,8 +244,8 @@ impl<P: Peer> Store for Application<P> {
         self.page(session, 0, TURN_EVENTS, see);
     }
 
-    fn settle(&self) {
-        self.peer.settle();
+    fn settle(&self) -> Instant {
+        self.peer.settle()
     }
 
     fn follow(&self, session: u32, seen: Seen) -> JoinHandle<()> {

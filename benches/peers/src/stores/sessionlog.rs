@@ -2,12 +2,15 @@
 
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sessionlog::{Batch, EventId, From, MessageId, NewEvent, Options, Page, SessionId, SessionLog, StreamItem};
 
 use crate::measure::pause;
 use crate::store::{Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, data, session_name};
+
+/// Longer than a segment takes, during which its statistics stand still.
+const QUIET: Duration = Duration::from_secs(1);
 
 pub struct Ours {
     log: SessionLog,
@@ -94,17 +97,17 @@ impl Store for Ours {
         see(message.status.as_str().as_bytes());
     }
 
-    fn settle(&self) {
+    fn settle(&self) -> Instant {
         // Idle, it seals what is full and enters it into the index; what is left then stays in the journal.
-        let mut before = self.log.stats();
-        loop {
-            pause(Duration::from_millis(300));
+        let (mut before, mut since) = (self.log.stats(), Instant::now());
+        while since.elapsed() < QUIET {
+            pause(Duration::from_millis(20));
             let now = self.log.stats();
-            if now == before && now.index_lag == 0 {
-                return;
+            if now != before || now.index_lag > 0 {
+                (before, since) = (now, Instant::now());
             }
-            before = now;
         }
+        since
     }
 
     fn follow(&self, session: u32, mut seen: Seen) -> JoinHandle<()> {

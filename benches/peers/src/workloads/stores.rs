@@ -43,8 +43,7 @@ pub fn sustained(task: Task<'_>) -> Figures {
     let (usage, began) = (Usage::now(), Instant::now());
     let mut acks = spread(&*store, sessions, SUSTAINED_WRITERS, batches, SUSTAINED);
     let appended = began.elapsed();
-    store.settle();
-    let settled = began.elapsed();
+    let settled = store.settle() - began;
     let mut figures = Figures::new();
     let bytes = f64::from(batches) * (SUSTAINED.events * SUSTAINED.bytes) as f64;
     usage.add_since(&mut figures, f64::from(batches) * SUSTAINED.events as f64, bytes);
