@@ -276,7 +276,10 @@ impl DiskFile for RealFile {
     }
 
     fn will_read(&self, offset: u64, bytes: u64) {
-        let _of_use = rustix::fs::fadvise(&self.file, offset, NonZero::new(bytes), rustix::fs::Advice::WillNeed);
+        // Without a length the call would mean all that follows.
+        if let Some(bytes) = NonZero::new(bytes) {
+            let _of_use = rustix::fs::fadvise(&self.file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
+        }
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {

@@ -27,6 +27,8 @@ struct Plan {
     refused: AtomicU64,
     /// Writes to the journal that were let through.
     passed: AtomicU64,
+    /// Reads that were announced.
+    announced: AtomicU64,
     /// Writes to the journal under way, and the most there were at once.
     under_way: AtomicU64,
     under_way_max: AtomicU64,
@@ -131,6 +133,11 @@ impl DiskFile for FaultyFile {
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.real.read_exact_at(buf, offset)
+    }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        self.plan.announced.fetch_add(1, Ordering::SeqCst);
+        self.real.will_read(offset, bytes);
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
@@ -434,6 +441,28 @@ fn a_failed_segment_write_is_done_again_and_appends_go_on_meanwhile() {
     assert_eq!(scene.events(&log), events);
     log.close().unwrap();
     assert_eq!(scene.events(&scene.open()), events);
+}
+
+/// One after the other they would take as many times as long.
+#[test]
+fn a_page_that_lies_in_several_segments_is_fetched_from_all_of_them_at_once() {
+    let (scene, log) = Scene::new();
+    let filler = SessionId::new("filler").unwrap();
+    let mut events = Vec::new();
+    while log.stats().segments < 3 {
+        events.extend(scene.append(&log, b"one in each").unwrap());
+        for _ in 0..4 {
+            log.append(&filler, Batch::new().event(NewEvent::new("note", vec![7; MIB]))).unwrap();
+        }
+    }
+    log.close().unwrap();
+    let log = scene.open();
+    eventually("the index knows all segments", || log.stats().index_lag == 0);
+    let page = || log.list(&scene.session, Page::new()).unwrap().events;
+    assert_eq!(page(), events);
+    let announced = scene.plan.announced.swap(0, Ordering::SeqCst);
+    assert!(announced >= 3, "{announced} reads were announced, of {} segments", log.stats().segments);
+    assert_eq!((page(), scene.plan.announced.load(Ordering::SeqCst)), (events, 0), "what is in memory is fetched again");
 }
 
 #[test]
