@@ -17,6 +17,9 @@ use crate::sync::RwLock;
 /// For so many seqs the index is asked at once.
 const ASKED_SEQS: Seq = 128;
 
+/// No more is fetched ahead: of large events a page may hold few, and reading them takes longer than getting to them.
+const PREFETCHED_BYTES_MAX: u64 = 1024 * 1024;
+
 pub(crate) struct Locator {
     segments: RwLock<Arc<SegmentSet>>,
     index: Arc<Index>,
@@ -114,7 +117,7 @@ impl SealedReader<'_> {
         if let Some((segment, run)) = &indexed
             && !segment.is_at_hand(run)
         {
-            self.prefetch(&segments);
+            self.prefetch(&segments, seq == *range.start());
         }
         if let Some((segment, run)) = &indexed
             && let Ok(records) = overlapping(segment, session, run, range)
@@ -134,13 +137,20 @@ impl SealedReader<'_> {
         Ok((segment, records))
     }
 
-    /// Lets the disk fetch all that the index has told of at the same time, since a page's runs are read one after the other.
-    fn prefetch(&mut self, segments: &SegmentSet) {
-        let Some(indexed) = &mut self.indexed else { return };
-        if std::mem::replace(&mut indexed.prefetched, true) {
-            return;
+    /// Lets the disk fetch what the index has told of at the same time, since a page's runs are read one after the other.
+    fn prefetch(&mut self, segments: &SegmentSet, is_upwards: bool) {
+        let Some(indexed) = self.indexed.as_mut().filter(|indexed| !indexed.prefetched) else { return };
+        indexed.prefetched = true;
+        let mut entries: Vec<_> = indexed.entries.iter().collect();
+        if is_upwards {
+            entries.reverse();
         }
-        for entry in &indexed.entries {
+        let mut bytes = 0;
+        for entry in entries {
+            bytes += u64::from(entry.run.place.block_bytes);
+            if bytes > PREFETCHED_BYTES_MAX {
+                break;
+            }
             if let Some(segment) = segments.by_number(entry.segment) {
                 segment.prefetch(&entry.run);
             }

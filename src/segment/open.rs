@@ -148,8 +148,11 @@ impl Segment {
     pub(crate) fn prefetch(&self, run: &Run) {
         let Place { block_offset, block_bytes, .. } = run.place;
         let is_possible = block_offset.checked_add(block_bytes.into()).is_some_and(|end| end <= self.info.file_bytes);
-        // What cannot be opened is told to who reads it.
-        if let (true, false, Ok(file)) = (is_possible, self.is_at_hand(run), self.file()) {
+        if is_possible
+            && !self.is_at_hand(run)
+            // What cannot be opened is told to who reads it.
+            && let Ok(file) = self.file()
+        {
             file.will_read(block_offset, block_bytes.into());
         }
     }
