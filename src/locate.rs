@@ -34,7 +34,7 @@ pub(crate) struct SealedReader<'a> {
     indexed: Option<IndexedRuns>,
 }
 
-/// The runs of a range of seqs, as far as the index has them.
+/// The runs of a range of seqs, as far as the index has them, in the order in which they are read.
 struct IndexedRuns {
     asked: Asked,
     range: RangeInclusive<Seq>,
@@ -117,7 +117,7 @@ impl SealedReader<'_> {
         if let Some((segment, run)) = &indexed
             && !segment.is_at_hand(run)
         {
-            self.prefetch(&segments, seq == *range.start());
+            self.prefetch(&segments);
         }
         if let Some((segment, run)) = &indexed
             && let Ok(records) = overlapping(segment, session, run, range)
@@ -138,15 +138,11 @@ impl SealedReader<'_> {
     }
 
     /// Lets the disk fetch what the index has told of at the same time, since a page's runs are read one after the other.
-    fn prefetch(&mut self, segments: &SegmentSet, is_upwards: bool) {
+    fn prefetch(&mut self, segments: &SegmentSet) {
         let Some(indexed) = self.indexed.as_mut().filter(|indexed| !indexed.prefetched) else { return };
         indexed.prefetched = true;
-        let mut entries: Vec<_> = indexed.entries.iter().collect();
-        if is_upwards {
-            entries.reverse();
-        }
         let mut bytes = 0;
-        for entry in entries {
+        for entry in &indexed.entries {
             bytes += u64::from(entry.run.place.block_bytes);
             if bytes > PREFETCHED_BYTES_MAX {
                 break;
@@ -163,12 +159,17 @@ impl SealedReader<'_> {
         let known = self.indexed.take().filter(|known| known.range.contains(&seq));
         let known = known.unwrap_or_else(|| {
             let asked = index.ask();
-            let (from, to) = if seq == *range.start() {
+            let is_upwards = seq == *range.start();
+            let (from, to) = if is_upwards {
                 (seq, (*range.end()).min(seq.saturating_add(ASKED_SEQS - 1)))
             } else {
                 ((*range.start()).max(seq.saturating_sub(ASKED_SEQS - 1)), seq)
             };
-            IndexedRuns { asked, range: from..=to, entries: index.runs_down(session, generation, (from, to)), prefetched: false }
+            let mut entries = index.runs_down(session, generation, (from, to));
+            if is_upwards {
+                entries.reverse();
+            }
+            IndexedRuns { asked, range: from..=to, entries, prefetched: false }
         });
         let holds = |entry: &&IndexEntry| entry.run.generation == generation && entry.run.holds(seq);
         let found = known.entries.iter().find(holds).copied();
