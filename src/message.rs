@@ -832,4 +832,14 @@ mod tests {
             prop_assert_eq!(message(&events).status, if open.is_empty() { Running } else { WaitingForTool });
         }
     }
+
+    /// What else it holds may be large, and need not be read. Of a repeated field the last counts.
+    #[test]
+    fn a_tool_event_is_read_for_its_calls_alone() {
+        let asked = event(TOOL_REQUESTED, r#"{"call_id":"a","call_id":"b","output":{"size":1e999}}"#);
+        check_status(std::slice::from_ref(&asked), WaitingForTool);
+        check_status(&[asked.clone(), answered(&json!({"call_id": "b"}))], Running);
+        check_status(&[asked, answered(&json!({"call_id": "a", "id": "b"}))], WaitingForTool);
+        check_status(&[event(TOOL_REQUESTED, r#"["call_id"]"#), event(TOOL_REQUESTED, r#"{"call_id":"a""#)], Queued);
+    }
 }
