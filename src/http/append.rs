@@ -40,7 +40,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
     operation_id = "send_session_events",
     params(
         SessionParam,
-        ("Idempotency-Key" = Option<String>, Header, description = "Stores what is sent with this key once. Sent again, the first answer comes again, with the header Idempotent-Replayed", max_length = 256, pattern = r"^[\t ]*[!-~][\t -~]*$"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Stores what is sent with this key once. Sent again, the first answer comes again, with the header Idempotent-Replayed", max_length = 256, pattern = r"^[!-~][\t -~]*$"),
         ("If-Match" = Option<String>, Header, description = "Stores only if the session's last seq is this, in quotes, as the header ETag says it; 0 for a new session, * for one that is there", pattern = r#"^(\*|[0-9]{1,18}|"[0-9]{1,18}")$"#),
     ),
     request_body = Append,
