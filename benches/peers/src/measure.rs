@@ -67,8 +67,11 @@ pub fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.get(at).copied().unwrap_or(f64::NAN)
 }
 
+/// Between the two in the middle, where there are two.
 pub fn median(mut values: Vec<f64>) -> f64 {
-    percentile(&mut values, 0.5)
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
 }
 
 /// Empties the page cache, where that is permitted.
