@@ -60,6 +60,7 @@ mod stats;
 mod stream;
 mod sync;
 mod ticket;
+mod tool_calls;
 mod turns;
 mod user_message;
 mod watermark;

@@ -199,24 +199,16 @@ impl Mutant {
 
     /// Builds it, which must succeed, and runs the test.
     fn passes(&self, folder: &Path) -> bool {
-        let timed = || {
-            let mut timed = Command::new("timeout");
-            timed.arg(SECONDS_MAX);
-            timed
-        };
-        let mut tests = if self.test == SCHEDULES {
-            let mut tests = timed();
+        let mut tests = Command::new("timeout");
+        tests.arg(SECONDS_MAX).current_dir(folder);
+        if self.test == SCHEDULES {
             tests.arg(nested::unit_tests_for_schedules(folder));
-            tests
         } else {
-            let cargo = |mut cargo: Command| {
-                cargo.args(["cargo", "test", "--quiet"]).args(self.target).current_dir(folder);
-                cargo
-            };
-            let built = cargo(Command::new("env")).arg("--no-run").output().expect("cargo");
+            let arguments = [&["test", "--quiet"], self.target].concat();
+            let built = Command::new("cargo").args(&arguments).arg("--no-run").current_dir(folder).output().expect("cargo");
             assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));
-            cargo(timed())
-        };
+            tests.arg("cargo").args(&arguments);
+        }
         let tested = tests.arg(self.test).env("SESSION_LOG_RUNS", RUNS).env_remove("SESSION_LOG_CAMPAIGN").output();
         tested.expect("a process").status.success()
     }

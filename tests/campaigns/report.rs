@@ -58,27 +58,20 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(campaign: impl Into<String>, seed: u64, planned: u64) -> Self {
-        let (violations, skipped, figures) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        let report =
-            Self { campaign: campaign.into(), seed, began: Instant::now(), planned, runs: 0, violations, skipped, figures };
+        let report = Self::untold(campaign.into(), seed, planned);
         // Said first, so that it is known also of a campaign that hangs.
         tell(&format!("campaign {}: {planned} runs planned, {ENV_SEED}={seed}\n", report.campaign));
         report
     }
 
+    fn untold(campaign: String, seed: u64, planned: u64) -> Self {
+        let (violations, skipped, figures) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { campaign, seed, began: Instant::now(), planned, runs: 0, violations, skipped, figures }
+    }
+
     /// A report on each of `parts` equal parts of the runs, to be [joined](Report::join) in the end.
     pub(crate) fn split(&self, parts: u64) -> Vec<Self> {
-        let part = |part: u64| Self {
-            campaign: self.campaign.clone(),
-            seed: self.seed,
-            began: self.began,
-            planned: (self.planned + part) / parts,
-            runs: 0,
-            violations: Vec::new(),
-            skipped: BTreeMap::new(),
-            figures: BTreeMap::new(),
-        };
-        (0..parts).map(part).collect()
+        (0..parts).map(|part| Self::untold(self.campaign.clone(), self.seed, (self.planned + part) / parts)).collect()
     }
 
     /// Takes in what a part of the runs did.
