@@ -1,167 +1,18 @@
 //! Tests on a disk that refuses: what the log says, what it shows, and what it still has afterwards.
 
-use std::io;
+mod disk;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
+use crate::disk::{Disk, Mode, RealDisk};
 use crate::error::{Error, Result};
-use crate::sync::{AtomicU64, Condvar, Instant, Mutex, Ordering, scope, yield_now};
+use crate::sync::{Instant, Ordering, scope, yield_now};
 use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
+use disk::{FaultyDisk, Plan};
 
 const MIB: usize = 1024 * 1024;
-
-/// The real disk, with files whose writes fail on demand.
-#[derive(Default)]
-struct FaultyDisk {
-    real: RealDisk,
-    plan: Arc<Plan>,
-}
-
-/// Which writes fail: those to paths that contain `part`, after so many more have passed.
-#[derive(Default)]
-struct Plan {
-    part: Mutex<Option<&'static str>>,
-    passes: AtomicU64,
-    refused: AtomicU64,
-    /// Writes to the journal that were let through.
-    passed: AtomicU64,
-    /// Reads that were announced.
-    announced: AtomicU64,
-    /// Writes to the journal under way, and the most there were at once.
-    under_way: AtomicU64,
-    under_way_max: AtomicU64,
-    /// The next write to the journal waits until this is false.
-    held: Mutex<bool>,
-    released: Condvar,
-}
-
-impl Plan {
-    fn refuse(&self, part: &'static str, passes: u64) {
-        self.passes.store(passes, Ordering::SeqCst);
-        *self.part.lock() = Some(part);
-    }
-
-    fn relent(&self) {
-        *self.part.lock() = None;
-    }
-
-    /// Holds the next write to the journal back.
-    fn hold(&self) {
-        *self.held.lock() = true;
-    }
-
-    fn release(&self) {
-        *self.held.lock() = false;
-        self.released.notify_all();
-    }
-
-    /// Called around each write to the journal.
-    fn pass_through<T>(&self, write: impl FnOnce() -> T) -> T {
-        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
-        self.under_way_max.fetch_max(now, Ordering::SeqCst);
-        if now == 1 {
-            let mut held = self.held.lock();
-            while *held {
-                self.released.wait(&mut held);
-            }
-        }
-        let written = write();
-        self.under_way.fetch_sub(1, Ordering::SeqCst);
-        self.passed.fetch_add(1, Ordering::SeqCst);
-        written
-    }
-
-    fn check(&self, path: &Path, kind: io::ErrorKind) -> Result<()> {
-        let hit = self.part.lock().is_some_and(|part| path.to_string_lossy().contains(part));
-        if !hit || self.passes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-            return Ok(());
-        }
-        self.refused.fetch_add(1, Ordering::SeqCst);
-        Err(io_error("write", path)(kind.into()))
-    }
-}
-
-struct FaultyFile {
-    real: Arc<dyn DiskFile>,
-    plan: Arc<Plan>,
-}
-
-impl Disk for FaultyDisk {
-    fn make_dir(&self, path: &Path) -> Result<()> {
-        self.real.make_dir(path)
-    }
-
-    fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>> {
-        self.real.list(dir)
-    }
-
-    fn exists(&self, path: &Path) -> Result<bool> {
-        self.real.exists(path)
-    }
-
-    fn remove(&self, path: &Path) -> Result<()> {
-        self.real.remove(path)
-    }
-
-    fn remove_tree(&self, path: &Path) -> Result<()> {
-        self.real.remove_tree(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.real.rename(from, to)
-    }
-
-    fn sync_dir(&self, dir: &Path) -> Result<()> {
-        self.real.sync_dir(dir)
-    }
-
-    fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(FaultyFile { real: self.real.open(path, mode)?, plan: Arc::clone(&self.plan) }))
-    }
-
-    fn lock(&self, path: &Path, hold: Hold) -> Result<Box<dyn Send + Sync>> {
-        self.real.lock(path, hold)
-    }
-}
-
-impl DiskFile for FaultyFile {
-    fn len(&self) -> Result<u64> {
-        self.real.len()
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.real.read_exact_at(buf, offset)
-    }
-
-    fn will_read(&self, offset: u64, bytes: u64) {
-        self.plan.announced.fetch_add(1, Ordering::SeqCst);
-        self.real.will_read(offset, bytes);
-    }
-
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.plan.check(self.path(), io::ErrorKind::Other)?;
-        if self.path().extension().is_some_and(|extension| extension == "journal") {
-            return self.plan.pass_through(|| self.real.write_all_at(bytes, offset));
-        }
-        self.real.write_all_at(bytes, offset)
-    }
-
-    fn allocate(&self, bytes: u64) -> Result<()> {
-        self.plan.check(self.path(), io::ErrorKind::StorageFull)?;
-        self.real.allocate(bytes)
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.plan.check(self.path(), io::ErrorKind::Other)?;
-        self.real.sync()
-    }
-
-    fn path(&self) -> &Path {
-        self.real.path()
-    }
-}
 
 struct Scene {
     folder: tempfile::TempDir,
@@ -295,6 +146,18 @@ fn what_was_begun_of_a_manifest_is_gone_before_another_store_is_begun() {
     assert!(!RealDisk::default().exists(&slot).unwrap(), "it may come back");
     scene.plan.relent();
     scene.append(&scene.open(), b"first").unwrap();
+}
+
+#[test]
+fn a_closed_log_opens_without_reading_what_its_journal_does_not_use() {
+    let (scene, log) = Scene::new();
+    let events = scene.append(&log, &vec![7; MIB]).unwrap();
+    log.close().unwrap();
+    scene.plan.read.store(0, Ordering::SeqCst);
+    let log = scene.open();
+    let read = scene.plan.read.load(Ordering::SeqCst);
+    assert!(read < MIB as u64 + 100_000, "{read} bytes were read for one MiB");
+    assert_eq!(scene.events(&log), events);
 }
 
 #[test]

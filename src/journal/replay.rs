@@ -66,7 +66,9 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
     let Some(first) = manifest.journal.first() else {
         return Err(Error::corrupt(folder, 0, "the manifest names no journal file"));
     };
-    let mut walk = Walk { disk, store: manifest.store, durable_lsn: manifest.durable_lsn, files: Vec::new(), end: None };
+    let closed_lsn = manifest.clean.then_some(manifest.durable_lsn);
+    let (store, durable_lsn) = (manifest.store, manifest.durable_lsn);
+    let mut walk = Walk { disk, store, closed_lsn, durable_lsn, files: Vec::new(), end: None };
     let mut next = candidates.take_named(first.number, first.incarnation)?;
     loop {
         let end = walk.follow(next)?;
@@ -86,7 +88,7 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
             },
         };
     }
-    walk.finish(candidates, manifest)
+    walk.finish(candidates, manifest.incarnation)
 }
 
 /// Whether a journal file holds anything that looks like a group, of whatever store.
@@ -107,6 +109,10 @@ struct End {
 impl End {
     fn is_continued_by(&self, header: &FileHeader) -> bool {
         header.incarnation > self.incarnation && header.start_lsn == self.lsn && header.chain == self.chain
+    }
+
+    fn is_continued_by_group(&self, header: &GroupHeader) -> bool {
+        (header.incarnation, header.lsn, header.chain) == (self.incarnation, self.lsn, self.chain)
     }
 }
 
@@ -159,9 +165,21 @@ impl Candidates {
     }
 }
 
+/// What a file holds of the chain.
+struct Chain {
+    groups: Vec<ReplayedGroup>,
+    end: End,
+    /// The highest one recorded in the file.
+    durable_lsn: u64,
+    /// Whether what was not read of the file cannot matter.
+    is_all_there_is: bool,
+}
+
 struct Walk<'a> {
     disk: &'a dyn Disk,
     store: StoreId,
+    /// Where the log ended when it was closed, if that was the last thing that the manifest was told.
+    closed_lsn: Option<u64>,
     /// The highest durable LSN recorded anywhere so far.
     durable_lsn: u64,
     files: Vec<ReplayedFile>,
@@ -175,21 +193,13 @@ impl Walk<'_> {
         if journal::blocks(file.bytes) < header.blocks {
             return Err(Error::corrupt(file.path, file.bytes, "a journal file that was cut short"));
         }
-        let bytes = read_device(self.disk, &file.path, to_length(&file.path, file.bytes)?)?;
-        let bytes = bytes.as_slice();
-        let mut end =
-            End { lsn: header.start_lsn, chain: header.chain, incarnation: header.incarnation, last_id: header.last_id };
-        let mut groups = Vec::new();
-        let mut at = BLOCK;
-        while let Some(group) = group_at(self.store, bytes, at, &end) {
-            let offset = at as u64;
-            let (header, checksum, records) = group.map_err(|fault| fault.at(&file.path, offset))?;
-            self.durable_lsn = self.durable_lsn.max(header.durable_lsn);
-            at += group_bytes(header.record_bytes as usize);
-            end = End { lsn: file.header.start_lsn + (at - BLOCK) as u64, chain: checksum, last_id: header.last_id, ..end };
-            groups.push(ReplayedGroup { header, records });
+        let whole = to_length(&file.path, file.bytes)?;
+        let mut chain = self.chain_in(&file, self.length_used(&file, whole))?;
+        if !chain.is_all_there_is {
+            chain = self.chain_in(&file, whole)?;
         }
-        self.durable_lsn = self.durable_lsn.max(durable_lsn_in(self.store, bytes.get(at..).unwrap_or_default()));
+        let Chain { groups, end, durable_lsn, .. } = chain;
+        self.durable_lsn = self.durable_lsn.max(durable_lsn);
         let (number, bytes) = (file.number, file.bytes);
         let End { lsn: end_lsn, chain: end_chain, last_id: end_id, .. } = end;
         self.files.push(ReplayedFile { number, bytes, header, groups, end_lsn, end_chain, end_id });
@@ -197,12 +207,42 @@ impl Walk<'_> {
         Ok(end)
     }
 
-    fn finish(mut self, candidates: Candidates, manifest: &Manifest) -> Result<Replayed> {
+    /// How much of a file counts if the log was closed in it: up to there, and the block in which it would go on.
+    fn length_used(&self, file: &Candidate, whole: usize) -> usize {
+        let groups = self.closed_lsn.and_then(|closed| closed.checked_sub(file.header.start_lsn));
+        let used = groups.and_then(|groups| usize::try_from(HEADER_BYTES + groups).ok());
+        used.map_or(whole, |used| whole.min(used + BLOCK))
+    }
+
+    /// The groups in the first `length` bytes of a file.
+    fn chain_in(&self, file: &Candidate, length: usize) -> Result<Chain> {
+        let FileHeader { start_lsn: lsn, chain, incarnation, last_id, .. } = file.header;
+        let mut end = End { lsn, chain, incarnation, last_id };
+        let bytes = read_device(self.disk, &file.path, length)?;
+        let bytes = bytes.as_slice();
+        let (mut groups, mut durable_lsn) = (Vec::new(), 0);
+        let mut at = BLOCK;
+        while let Some(group) = group_at(self.store, bytes, at, &end) {
+            let offset = at as u64;
+            let (header, checksum, records) = group.map_err(|fault| fault.at(&file.path, offset))?;
+            durable_lsn = durable_lsn.max(header.durable_lsn);
+            at += group_bytes(header.record_bytes as usize);
+            end = End { lsn: lsn + (at - BLOCK) as u64, chain: checksum, last_id: header.last_id, ..end };
+            groups.push(ReplayedGroup { header, records });
+        }
+        let rest = bytes.get(at..).unwrap_or_default();
+        let next = GroupHeader::decode(self.store, rest);
+        let goes_on = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
+        let is_all_there_is = length as u64 == file.bytes || (Some(end.lsn) == self.closed_lsn && !goes_on);
+        Ok(Chain { groups, end, durable_lsn: durable_lsn.max(durable_lsn_in(self.store, rest)), is_all_there_is })
+    }
+
+    fn finish(mut self, candidates: Candidates, named_incarnation: u64) -> Result<Replayed> {
         let (_, end) = self.end.as_ref().expect("the walk begins with a file");
         let end = *end;
-        let closed_here = manifest.clean && manifest.durable_lsn == end.lsn;
+        let closed_here = self.closed_lsn == Some(end.lsn);
         let used = candidates.used.into_values();
-        let mut next_incarnation = manifest.incarnation.max(end.incarnation) + 1;
+        let mut next_incarnation = named_incarnation.max(end.incarnation) + 1;
         let mut unused = Vec::new();
         for file in used {
             next_incarnation = next_incarnation.max(file.header.incarnation + 1);
@@ -243,7 +283,7 @@ impl Walk<'_> {
 /// The group at `at`, if it is whole and continues the chain.
 fn group_at(store: StoreId, bytes: &[u8], at: usize, end: &End) -> Option<Decoded<(GroupHeader, u32, Vec<Record>)>> {
     let (header, checksum) = GroupHeader::decode(store, bytes.get(at..)?)?;
-    if (header.incarnation, header.lsn, header.chain) != (end.incarnation, end.lsn, end.chain) {
+    if !end.is_continued_by_group(&header) {
         return None;
     }
     let from = at + GROUP_HEADER_BYTES;

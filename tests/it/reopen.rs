@@ -106,6 +106,27 @@ fn everything_sealed_is_there_after_a_drop_without_close() {
     check_reopening(&small_files(), seal, drop);
 }
 
+/// The first block behind the end tells whether the log went on, also where only the beginning of a group fits it.
+#[test]
+fn what_came_after_a_close_is_there_also_if_the_manifest_tells_of_the_close_alone() {
+    for bytes in [1, 100_000] {
+        let dir = folder();
+        let log = open(&dir);
+        let mut events = append_notes(&log, &session("s"), "before", 3);
+        close(log);
+        let manifest = ["MANIFEST-0", "MANIFEST-1"].map(|name| dir.path().join(name));
+        let closed = manifest.each_ref().map(|path| fs::read(path).unwrap());
+        let log = open(&dir);
+        let note = sessionlog::NewEvent::new("note", vec![7; bytes]);
+        events.extend(log.append(&session("s"), Batch::new().event(note)).unwrap().events);
+        drop(log);
+        manifest.iter().zip(closed).for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+        let log = open(&dir);
+        assert_eq!(read_all(&log, &session("s")), events);
+        assert!(!log.stats().recovery.clean);
+    }
+}
+
 #[test]
 fn a_log_without_events_reopens_empty() {
     let dir = folder();
