@@ -275,9 +275,11 @@ impl Recent {
 
     /// Lets go of what was sealed. The segment is visible to readers by now.
     pub(crate) fn release_sealed(&self, sealed: &Sealable) {
+        // Counted first: a walk over a segment's records is longer than a commit should wait for the lock.
+        let events = sealed.records.iter().map(|record| u64::from(record.count)).sum::<u64>();
         let mut commits = self.commits.write();
         let files: Vec<_> = sealed.files.iter().filter_map(|_| commits.files.pop_front()).collect();
-        commits.events -= sealed.records.iter().map(|record| u64::from(record.count)).sum::<u64>();
+        commits.events -= events;
         drop(commits);
         for record in &sealed.records {
             self.release_record(record);
