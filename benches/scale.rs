@@ -3,9 +3,9 @@
 //! * `cargo bench --bench scale -- sessions 1000000`: one event in each of so many sessions, then one more in each.
 //! * `cargo bench --bench scale -- bytes 10 1000`: so many gigabytes in so many sessions, then opened clean, after a kill, and with
 //!   the index deleted.
-//! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 100 events for so many seconds, beside a floor that
+//! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 16 x 4 KiB for so many seconds, beside a floor that
 //!   writes the same bytes a second time in the background.
-//! * `cargo bench --bench scale -- burst 20`: as many bursts that fit the journal, eight threads with batches of 100, in turns with the
+//! * `cargo bench --bench scale -- burst 20`: as many bursts that fit the journal, eight threads with batches of 16 x 4 KiB, in turns with the
 //!   floor.
 //! * `cargo bench --bench scale -- appends 10000 8`: so many appends of one event from so many threads, to be run under `strace -fc`.
 //!
@@ -28,6 +28,11 @@ use sessionlog::{Page, SessionLog};
 use support::{Floor, batch, is_test, micros, percentile, session};
 
 const WRITERS: usize = 64;
+
+/// What a large batch is, where batches are large.
+const LARGE_EVENTS: usize = 16;
+const LARGE_EVENT_BYTES: usize = 4096;
+const LARGE_BYTES: usize = LARGE_EVENTS * LARGE_EVENT_BYTES;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
@@ -161,7 +166,7 @@ const BURST_BYTES: usize = 40 << 20;
 
 fn burst(folder: &Path, rounds: usize) {
     let log = SessionLog::open(folder.join("burst")).unwrap();
-    let batches = BURST_BYTES / 8 / 100 / 512;
+    let batches = BURST_BYTES / 8 / LARGE_BYTES;
     let mut ratios = Vec::new();
     for round in 0..rounds + 4 {
         let before = log.stats();
@@ -169,7 +174,7 @@ fn burst(folder: &Path, rounds: usize) {
         std::thread::scope(|scope| {
             for writer in 0..8 {
                 let log = &log;
-                scope.spawn(move || (0..batches).for_each(|_| drop(log.append(&session(writer), batch(100, 512)).unwrap())));
+                scope.spawn(move || (0..batches).for_each(|_| drop(log.append(&session(writer), large_batch()).unwrap())));
             }
         });
         let took = began.elapsed();
@@ -219,9 +224,9 @@ fn sustained(folder: &Path, time: Duration) {
         let group_bytes = (after.journal_bytes - before.journal_bytes) / (after.groups - before.groups);
         floor_rates += floor_twice(folder, usize::try_from(group_bytes).unwrap(), turn);
     }
-    let (payload, stats) = (acks.len() * 100 * 512, log.stats());
+    let (payload, stats) = (acks.len() * LARGE_BYTES, log.stats());
     println!(
-        "{} batches of 100 x 512 B in {took:?}: {:.1} MB/s; ack p50 {:.0} us, p99 {:.0} us, max {:.0} us",
+        "{} batches of {LARGE_EVENTS} x {LARGE_EVENT_BYTES} B in {took:?}: {:.1} MB/s; ack p50 {:.0} us, p99 {:.0} us, max {:.0} us",
         acks.len(),
         payload as f64 / took.as_secs_f64() / 1e6,
         micros(percentile(&mut acks, 0.5)),
@@ -245,7 +250,7 @@ fn sustained(folder: &Path, time: Duration) {
     log.close().unwrap();
 }
 
-/// Appends batches of 100 events from eight threads. Returns what each took.
+/// Appends large batches from eight threads. Returns what each took.
 fn append_for(log: &SessionLog, time: Duration) -> Vec<Duration> {
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -254,7 +259,7 @@ fn append_for(log: &SessionLog, time: Duration) -> Vec<Duration> {
                 scope.spawn(move || {
                     let mut acks = Vec::new();
                     while began.elapsed() < time {
-                        let batch = batch(100, 512);
+                        let batch = large_batch();
                         let append = Instant::now();
                         log.append(&session(writer * 100 + acks.len() % 100), batch).unwrap();
                         acks.push(append.elapsed());
@@ -265,6 +270,10 @@ fn append_for(log: &SessionLog, time: Duration) -> Vec<Duration> {
             .collect();
         writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
     })
+}
+
+fn large_batch() -> sessionlog::Batch {
+    batch(LARGE_EVENTS, LARGE_EVENT_BYTES)
 }
 
 /// Bytes a second of a floor that also writes what it wrote a second time, in the background.
