@@ -19,6 +19,7 @@ mod store;
 mod stores;
 #[path = "../../support/mod.rs"]
 mod support;
+mod turn;
 mod workloads;
 
 use std::path::PathBuf;

@@ -10,6 +10,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use crate::turn;
+
 /// What every store that has a cache of its own may keep in it.
 pub const CACHE_BYTES: usize = 256 << 20;
 
@@ -48,7 +50,7 @@ pub trait Store: Send + Sync {
     /// Appends a turn of twenty events to a session that has none.
     fn append_turn(&self, session: u32);
 
-    /// Reads that turn back: as one message where the store makes one, or else its events.
+    /// Reads that turn back, folded into one message, and shows its status.
     fn turn(&self, session: u32, see: See<'_>);
 
     /// Waits until nothing is left to be done in the background. Returns since when.
@@ -158,10 +160,6 @@ struct Pending {
 /// As much as the log itself writes at once.
 const GROUP_BYTES_MAX: usize = 4 << 20;
 
-/// A user's message, its status before and after, eight tool calls with their results, and the answer.
-pub const TURN_EVENTS: usize = 20;
-pub const TURN_EVENT_BYTES: usize = 230;
-
 const EVENT_TYPE: &str = "bench.event";
 
 impl<P: Peer> Application<P> {
@@ -183,12 +181,23 @@ impl<P: Peer> Application<P> {
     }
 
     fn entries(&self, session: u32, load: Load) -> Vec<Entry> {
-        let entry = |nth| {
-            let seq = self.last[session as usize].fetch_add(1, Ordering::Relaxed) + 1;
-            let id = u128::from(self.began_ms) << 80 | u128::from(self.last_id.fetch_add(1, Ordering::Relaxed));
-            Entry { session, seq, id, value: value_of(id, data(seq + nth, load.bytes)) }
-        };
+        let entry = |nth| self.entry(session, |seq| (EVENT_TYPE, data(seq + nth, load.bytes)));
         (0..load.events as u64).map(entry).collect()
+    }
+
+    /// The next event of a session, with the type and the data that it should have at its seq.
+    fn entry<'a>(&self, session: u32, event: impl FnOnce(u64) -> (&'a str, &'a [u8])) -> Entry {
+        let seq = self.last[session as usize].fetch_add(1, Ordering::Relaxed) + 1;
+        let id = u128::from(self.began_ms) << 80 | u128::from(self.last_id.fetch_add(1, Ordering::Relaxed));
+        let (event_type, data) = event(seq);
+        Entry { session, seq, id, value: value_of(id, event_type, data) }
+    }
+
+    fn commit(&self, entries: Vec<Entry>) {
+        match &self.group {
+            Some(group) => self.hand_over(group, entries).blocking_recv().expect("the commit succeeds"),
+            None => self.peer.commit(&entries),
+        }
     }
 
     fn hand_over(&self, group: &mpsc::Sender<Pending>, entries: Vec<Entry>) -> oneshot::Receiver<()> {
@@ -200,11 +209,7 @@ impl<P: Peer> Application<P> {
 
 impl<P: Peer> Store for Application<P> {
     fn append(&self, session: u32, load: Load) {
-        let entries = self.entries(session, load);
-        match &self.group {
-            Some(group) => self.hand_over(group, entries).blocking_recv().expect("the commit succeeds"),
-            None => self.peer.commit(&entries),
-        }
+        self.commit(self.entries(session, load));
     }
 
     fn append_async(&self, session: u32, load: Load) -> Answer<'_> {
@@ -237,11 +242,17 @@ impl<P: Peer> Store for Application<P> {
     }
 
     fn append_turn(&self, session: u32) {
-        self.append(session, Load { events: TURN_EVENTS, bytes: TURN_EVENT_BYTES });
+        let entry = |(event_type, data): (&str, String)| self.entry(session, |_seq| (event_type, data.as_bytes()));
+        self.commit(turn::events().into_iter().map(entry).collect());
     }
 
     fn turn(&self, session: u32, see: See<'_>) {
-        self.page(session, 0, TURN_EVENTS, see);
+        let mut fold = turn::Fold::default();
+        self.peer.scan(session, 1, turn::EVENTS, &mut |value| {
+            let (event_type, data) = event_of(value);
+            fold.apply(event_type, data);
+        });
+        see(fold.status().as_bytes());
     }
 
     fn settle(&self) -> Instant {
@@ -281,18 +292,22 @@ fn commit_groups(peer: &impl Peer, pending: &mpsc::Receiver<Pending>) {
     }
 }
 
-fn value_of(id: u128, data: &[u8]) -> Vec<u8> {
-    let mut value = Vec::with_capacity(17 + EVENT_TYPE.len() + data.len());
+fn value_of(id: u128, event_type: &str, data: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(17 + event_type.len() + data.len());
     value.extend_from_slice(&id.to_be_bytes());
-    value.push(u8::try_from(EVENT_TYPE.len()).expect("a short name"));
-    value.extend_from_slice(EVENT_TYPE.as_bytes());
+    value.push(u8::try_from(event_type.len()).expect("a short name"));
+    value.extend_from_slice(event_type.as_bytes());
     value.extend_from_slice(data);
     value
 }
 
+fn event_of(value: &[u8]) -> (&str, &[u8]) {
+    let (event_type, data) = value[17..].split_at(usize::from(value[16]));
+    (std::str::from_utf8(event_type).expect("a type is text"), data)
+}
+
 fn data_of(value: &[u8]) -> &[u8] {
-    let type_bytes = usize::from(value[16]);
-    &value[17 + type_bytes..]
+    &value[17 + usize::from(value[16])..]
 }
 
 /// The ID of a session.

@@ -8,6 +8,7 @@ use sessionlog::{Batch, EventId, From, MessageId, NewEvent, Options, Page, Sessi
 
 use crate::measure::pause;
 use crate::store::{Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, data, session_name};
+use crate::turn;
 
 /// Longer than a segment takes, during which its statistics stand still.
 const QUIET: Duration = Duration::from_secs(1);
@@ -77,17 +78,10 @@ impl Store for Ours {
 
     fn append_turn(&self, session: u32) {
         let id = self.session(session);
-        let ack = self.log.append(id, Batch::new().user_message("What holds this up?")).expect("the append succeeds");
+        let ack = self.log.append(id, Batch::new().user_message(turn::ASKED)).expect("the append succeeds");
         let message = ack.events[0].message_id.expect("a user's message opens a turn");
-        let status = |status| NewEvent::new("message.status_changed", format!(r#"{{"status":"{status}"}}"#)).in_turn(message);
-        let mut batch = Batch::new().event(status("running"));
-        for call in 0..8 {
-            let data = format!(r#"{{"call_id":"c{call}","output":"{}"}}"#, "x".repeat(200));
-            batch = batch.event(NewEvent::new("tool.call_requested", data.clone()).in_turn(message));
-            batch = batch.event(NewEvent::new("tool.call_completed", data).in_turn(message));
-        }
-        let said = NewEvent::new("assistant.message_completed", r#"{"text":"A barrier, as it should."}"#).in_turn(message);
-        self.log.append(id, batch.event(said).event(status("completed"))).expect("the append succeeds");
+        let work = turn::work().into_iter().map(|(event_type, data)| NewEvent::new(event_type, data).in_turn(message));
+        self.log.append(id, Batch::new().events(work)).expect("the append succeeds");
         self.turns[session as usize].set(message).expect("a session has one turn");
     }
 
