@@ -10,6 +10,7 @@ use bytestring::ByteString;
 use crate::codec::Record;
 use crate::error::Result;
 use crate::event::Seq;
+use crate::ids::EventId;
 use crate::session::{FIRST_SEQ, Head, SessionId};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::watermark::WaitList;
@@ -140,13 +141,15 @@ impl EntryState {
         bytes
     }
 
-    /// Lets go of a record that was sealed, and of its key.
-    pub(crate) fn release(&mut self, sealed: &Arc<Record>) {
-        if self.records.front().is_some_and(|first| Arc::ptr_eq(first, sealed)) {
-            self.records.pop_front();
+    /// Lets go of the records up to an ID, which were sealed, and of their keys. Returns them.
+    pub(crate) fn release(&mut self, through: EventId) -> Vec<Arc<Record>> {
+        let sealed = self.records.partition_point(|record| record.last_id() <= through);
+        let released: Vec<_> = self.records.drain(..sealed).collect();
+        for record in &released {
+            self.keys_released += u64::from(record.key.is_some());
+            self.forget_key(record);
         }
-        self.keys_released += u64::from(sealed.key.is_some());
-        self.forget_key(sealed);
+        released
     }
 
     /// Whether nobody needs the entry.

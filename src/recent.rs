@@ -273,19 +273,33 @@ impl Recent {
         (!sealable.records.is_empty()).then_some(sealable)
     }
 
-    /// Lets go of what was sealed. The segment is visible to readers by now.
-    pub(crate) fn release_sealed(&self, sealed: &Sealable) {
+    /// Lets go of the records that were sealed, those of so many journal files. The segment is visible to readers by now.
+    pub(crate) fn release_sealed(&self, files: usize, records: Vec<Arc<Record>>) {
+        let through = records.last().expect("something was sealed").last_id();
         // Counted first: a walk over a segment's records is longer than a commit should wait for the lock.
-        let events = sealed.records.iter().map(|record| u64::from(record.count)).sum::<u64>();
+        let events = records.iter().map(|record| u64::from(record.count)).sum::<u64>();
         let mut commits = self.commits.write();
-        let files: Vec<_> = sealed.files.iter().filter_map(|_| commits.files.pop_front()).collect();
+        let files: Vec<_> = commits.files.drain(..files).collect();
         commits.events -= events;
         drop(commits);
-        for record in &sealed.records {
-            self.release_record(record);
+        let bytes = files.iter().map(|file| file.bytes).sum();
+        drop((files, records));
+        for shard in &self.shards {
+            let entries: Vec<_> = shard.lock().values().map(Arc::clone).collect();
+            for entry in entries {
+                let mut state = entry.lock();
+                let released = state.release(through);
+                let may_be_unused = state.is_unused();
+                drop(state);
+                // Freed with no lock held.
+                drop(released);
+                if may_be_unused {
+                    self.remove_unused(&entry);
+                }
+            }
         }
         // Counted down last, so that the bound holds for what is really in memory.
-        self.bytes.fetch_sub(files.iter().map(|file| file.bytes).sum(), Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// The record that holds the event with this ID.
@@ -367,26 +381,18 @@ impl Recent {
         began_file || (before..before + bytes).contains(&self.bounds.seal_from_bytes)
     }
 
-    fn release_record(&self, sealed: &Arc<Record>) {
-        let mut shard = self.shard(&sealed.session).lock();
-        let Some(entry) = shard.get(&sealed.session) else { return };
-        let mut state = entry.lock();
-        state.release(sealed);
-        let unused = state.is_unused();
-        drop(state);
-        if unused {
-            shard.remove(&sealed.session);
-        }
-    }
-
     fn unpin(&self, entry: &Entry) {
         let mut state = entry.lock();
         state.pins -= 1;
         let may_be_unused = state.is_unused();
         drop(state);
-        if !may_be_unused {
-            return;
+        if may_be_unused {
+            self.remove_unused(entry);
         }
+    }
+
+    /// Drops an entry that was found to be unused, unless it is used again.
+    fn remove_unused(&self, entry: &Entry) {
         let mut shard = self.shard(entry.id()).lock();
         // Pins are made under this lock. Another entry may have taken the place of this one by now; the same holds for it.
         let unused = shard.get(entry.id()).is_some_and(|entry| entry.lock().is_unused());
@@ -473,7 +479,7 @@ mod tests {
         recent.restore_file(file(2), 4096, 4096);
         assert!(pin.lock().record_of_key("1").is_some());
         let sealable = recent.sealable(Timing::Now).unwrap();
-        recent.release_sealed(&sealable);
+        recent.release_sealed(sealable.files.len(), sealable.records);
         let state = pin.lock();
         assert!(state.record_of_key("1").is_none() && state.records.is_empty());
         assert_eq!(state.keys_released, 1, "who looked the key up before has to do so again");

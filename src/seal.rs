@@ -140,7 +140,7 @@ impl Sealer {
     fn seal_all(&self, timing: Timing) -> Result<()> {
         self.name_new_files()?;
         while let Some(sealable) = self.recent.sealable(timing) {
-            let sealed = self.seal(&sealable);
+            let sealed = self.seal(sealable);
             self.recent.note_written(0);
             self.signal.progressed();
             sealed?;
@@ -148,24 +148,20 @@ impl Sealer {
         Ok(())
     }
 
-    fn seal(&self, sealable: &Sealable) -> Result<()> {
+    fn seal(&self, sealable: Sealable) -> Result<()> {
+        let Sealable { records, memory, start_lsn, end_lsn, files } = sealable;
         let number = self.manifest.lock().segments.last().map_or(0, |newest| newest.number) + 1;
-        let plan = SegmentPlan {
-            store: self.store,
-            number,
-            start_lsn: sealable.start_lsn,
-            end_lsn: sealable.end_lsn,
-            records: sealable.records.clone(),
-        };
+        let plan = SegmentPlan { store: self.store, number, start_lsn, end_lsn, records };
+        let record_memory = memory / plan.records.len() as u64;
         let folder = segment::folder(&self.folder);
-        let info = write_segment(&*self.disk, &folder, &plan, |written| self.go_on(sealable, written))?;
+        let info = write_segment(&*self.disk, &folder, &plan, |written| self.go_on(record_memory * written as u64))?;
         let mut manifest = self.manifest.lock();
         manifest.segments.push(info.clone());
-        self.store_manifest(&mut manifest, sealable.files.len())?;
+        self.store_manifest(&mut manifest, files.len())?;
         drop(manifest);
         self.locator.publish(Segment::new(info, self.store, &folder, Arc::clone(&self.disk), Arc::clone(&self.cache)));
-        self.recent.release_sealed(sealable);
-        for (file, bytes) in &sealable.files {
+        self.recent.release_sealed(files.len(), plan.records);
+        for (file, bytes) in &files {
             // A file that is not taken back lies idle until the next open finds it.
             let _taken_back = self.spares.give(file.number, *bytes);
         }
@@ -173,11 +169,11 @@ impl Sealer {
     }
 
     /// Lets writers go on as far as the segment has grown. Says [`Error::Closed`] when it is time to stop.
-    fn go_on(&self, sealable: &Sealable, records_written: usize) -> Result<()> {
+    fn go_on(&self, memory_written: u64) -> Result<()> {
         if self.signal.is_stopped() {
             return Err(Error::Closed);
         }
-        self.recent.note_written(sealable.memory / sealable.records.len() as u64 * records_written as u64);
+        self.recent.note_written(memory_written);
         self.signal.progressed();
         Ok(())
     }

@@ -93,7 +93,7 @@ const MUTANTS: &[Mutant] = &[
             (
                 "src/seal.rs",
                 "let info = write_segment(",
-                "for (file, bytes) in &sealable.files {\nlet _early = self.spares.give(file.number, *bytes);\n}\n\
+                "for (file, bytes) in &files {\nlet _early = self.spares.give(file.number, *bytes);\n}\n\
                  let info = write_segment(",
             ),
             ("src/seal.rs", "let _taken_back = self.spares.give(file.number, *bytes);", "let _not_again = (file, bytes);"),
