@@ -55,7 +55,6 @@ pub(crate) struct Commit {
 }
 
 /// What became of a request that was appended.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made, and kept nowhere")]
 pub(crate) enum Appended {
     Joined(Joined),
     /// It comes back, since its key must be looked up again.

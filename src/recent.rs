@@ -459,7 +459,8 @@ mod tests {
     fn record(session: &str, seq: u64) -> Record {
         let batch = Batch::new().event(NewEvent::new("note", vec![7; 100])).idempotency_key(seq.to_string());
         let encoded = EncodedBatch::new(&SessionId::new(session).unwrap(), batch);
-        encoded.stamped(1, seq, Stamp { base: EventId::from_u128(1_000 + u128::from(seq)), created_ms: 0 })
+        let stamp = Stamp { base: EventId::from_u128(1_000 + u128::from(seq)), created_ms: 0 };
+        Arc::unwrap_or_clone(encoded.stamped(1, seq, stamp))
     }
 
     fn recent() -> Arc<Recent> {

@@ -113,8 +113,8 @@ impl Section {
         let outcome = if let Some(answer) = replay(&session, &batch, sealed.record, &state) {
             Outcome::Tell(answer)
         } else if expected.holds(state.assigned) {
-            let stamp = self.clock.stamp(batch.count);
-            let record = Arc::new(batch.stamped(state.generation(), state.assigned + 1, stamp));
+            let stamp = self.clock.stamp(batch.count());
+            let record = batch.stamped(state.generation(), state.assigned + 1, stamp);
             self.open.buffer.put(&record);
             state.assign(&record);
             Outcome::Append(record)
@@ -165,7 +165,7 @@ impl Section {
 impl Request {
     /// Whether the key's record may have left memory for a segment since the segments were asked.
     fn is_stale(&self) -> bool {
-        let Some(key) = &self.batch.key else { return false };
+        let Some(key) = self.batch.key() else { return false };
         let state = self.session.lock();
         state.record_of_key(&key.text).is_none() && state.keys_released != self.sealed.as_of
     }
@@ -224,7 +224,7 @@ impl Decided {
 
 /// The answer for a key that was used before.
 fn replay(session: &Pin, batch: &EncodedBatch, sealed: Option<Record>, state: &EntryState) -> Option<Result<Landed>> {
-    let key = batch.key.as_ref()?;
+    let key = batch.key()?;
     let record = match state.record_of_key(&key.text) {
         Some(recent) => Arc::clone(recent),
         None => Arc::new(sealed?),

@@ -1,6 +1,8 @@
 //! A record: one appended batch. Its body is encoded once, on the caller's thread, and its bytes go unchanged from there to the
 //! journal, to the segment and to the events handed out.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use bytestring::ByteString;
 
@@ -33,16 +35,10 @@ const HEAD_LENGTH_AT: usize = 8;
 /// The longest head this version writes: fixed part, 32-bit varint, two 64-bit varints.
 pub(crate) const HEAD_BYTES_MAX: usize = 27 + 5 + 10 + 10;
 
-/// A batch as it will be stored, before it has a place in its session.
-#[derive(Debug, Clone)]
-pub(crate) struct EncodedBatch {
-    pub session: SessionId,
-    pub count: u32,
-    pub key: Option<Box<IdempotencyKey>>,
-    body: Bytes,
-    body_checksum: u32,
-    events_at: usize,
-}
+/// A batch as it will be stored, before it has a place in its session. It is a record already, so that the commit section has nothing to
+/// make.
+#[derive(Debug)]
+pub(crate) struct EncodedBatch(Arc<Record>);
 
 /// A key and what it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,36 +95,40 @@ impl EncodedBatch {
         debug_assert_eq!(body.len(), length, "the length was known beforehand");
         let body = Bytes::from(body);
         let name = body.slice(session_end - session.as_str().len()..session_end);
-        Self {
+        Self(Arc::new(Record {
             session: SessionId::from_stored(name).expect("the bytes of a session ID are one"),
+            generation: 0,
+            first: 0,
             count,
+            base: EventId::from_u128(0),
+            created_ms: 0,
             key,
+            extensions: None,
             body_checksum: Salt::NONE.checksum(&body),
             body,
             events_at,
-        }
+        }))
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.0.count
+    }
+
+    pub(crate) fn key(&self) -> Option<&IdempotencyKey> {
+        self.0.key.as_deref()
     }
 
     /// The record that this becomes at a place in its session.
-    pub(crate) fn stamped(self, generation: u32, first: Seq, stamp: Stamp) -> Record {
-        Record {
-            session: self.session,
-            generation,
-            first,
-            count: self.count,
-            base: stamp.base,
-            created_ms: stamp.created_ms,
-            key: self.key,
-            extensions: None,
-            body: self.body,
-            body_checksum: self.body_checksum,
-            events_at: self.events_at,
-        }
+    pub(crate) fn stamped(mut self, generation: u32, first: Seq, stamp: Stamp) -> Arc<Record> {
+        let record = Arc::get_mut(&mut self.0).expect("nobody was given it");
+        (record.generation, record.first) = (generation, first);
+        (record.base, record.created_ms) = (stamp.base, stamp.created_ms);
+        self.0
     }
 
     /// At least as many bytes as the record takes when it is stored.
     pub(crate) fn stored_bytes_max(&self) -> usize {
-        HEAD_BYTES_MAX + self.body.len()
+        HEAD_BYTES_MAX + self.0.body.len()
     }
 }
 
@@ -403,7 +403,7 @@ mod tests {
     fn sample(batch: &Batch, created_ms: u64) -> Record {
         let session = SessionId::new("sess_ä").unwrap();
         let stamp = Stamp { base: EventId::from_u128((5 << 80) + 17), created_ms };
-        EncodedBatch::new(&session, batch.clone()).stamped(3, 40, stamp)
+        Arc::unwrap_or_clone(EncodedBatch::new(&session, batch.clone()).stamped(3, 40, stamp))
     }
 
     fn any_event() -> impl Strategy<Value = NewEvent> {
@@ -475,7 +475,7 @@ mod tests {
     fn the_fingerprint_tells_content_apart_and_nothing_else() {
         let print = |batch: Batch, session: &str| {
             let batch = batch.idempotency_key("k");
-            EncodedBatch::new(&SessionId::new(session).unwrap(), batch).key.unwrap().fingerprint
+            EncodedBatch::new(&SessionId::new(session).unwrap(), batch).key().unwrap().fingerprint
         };
         let one = || Batch::new().event(NewEvent::new("a", "1"));
         assert_eq!(print(one(), "s"), print(one(), "t"));

@@ -293,7 +293,7 @@ mod tests {
             let session = SessionId::new(format!("{session:04}")).unwrap();
             let batch = Batch::new().event(NewEvent::new("note", vec![0; DATA_BYTES]));
             let stamp = Stamp { base: EventId::from_u128(1 + at as u128), created_ms: 0 };
-            Arc::new(EncodedBatch::new(&session, batch).stamped(1, seq, stamp))
+            EncodedBatch::new(&session, batch).stamped(1, seq, stamp)
         });
         stamped.collect()
     }
