@@ -21,6 +21,8 @@
 //! [`append`](SessionLog::append) blocks for its barrier. Everything else returns as soon as it has read what it needs, from memory or
 //! with a few reads from the disk; no reader waits for a writer and no writer for a reader. Only an iterator over a stream waits for
 //! what is not there yet.
+//!
+#![doc = include_str!("../docs/performance.md")]
 
 // What campaigns from inside and from outside share names the crate as those outside do.
 #[cfg(test)]
