@@ -141,10 +141,10 @@ impl EntryState {
         bytes
     }
 
-    /// Lets go of the records up to an ID, which were sealed, and of their keys. Returns them.
-    pub(crate) fn release(&mut self, through: EventId) -> Vec<Arc<Record>> {
+    /// Lets go of the oldest records up to an ID, which were sealed, and of their keys; of so many at the most. Returns them.
+    pub(crate) fn release(&mut self, through: EventId, count_max: usize) -> Vec<Arc<Record>> {
         let sealed = self.records.partition_point(|record| record.last_id() <= through);
-        let released: Vec<_> = self.records.drain(..sealed).collect();
+        let released: Vec<_> = self.records.drain(..sealed.min(count_max)).collect();
         for record in &released {
             self.keys_released += u64::from(record.key.is_some());
             self.forget_key(record);

@@ -14,18 +14,21 @@ use std::ops::{ControlFlow, Deref};
 use std::sync::Arc;
 
 use crate::codec::Record;
-use crate::entry::Entry;
+use crate::entry::{Entry, EntryState};
 use crate::error::Result;
 use crate::ids::EventId;
 use crate::manifest::JournalUse;
 use crate::options::Options;
 use crate::seal::Timing;
 use crate::session::{Head, SessionId};
-use crate::sync::{AtomicU64, Mutex, Ordering, RwLock};
+use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock};
 use crate::watermark::{WaitList, Waiter};
 
 /// Locks that sessions are spread over.
 const SHARDS: usize = 64;
+
+/// So many records are released before others get a session's lock, which every append to it takes.
+const RELEASED_AT_ONCE: usize = 256;
 
 pub(crate) struct Recent {
     shards: Vec<Mutex<HashMap<SessionId, Arc<Entry>>>>,
@@ -273,7 +276,8 @@ impl Recent {
         (!sealable.records.is_empty()).then_some(sealable)
     }
 
-    /// Lets go of the records that were sealed, those of so many journal files. The segment is visible to readers by now.
+    /// Lets go of the records that were sealed, those of so many journal files. The segment is visible to readers by now. IDs rise in
+    /// commit order, so that they are what each session has up to the last one's.
     pub(crate) fn release_sealed(&self, files: usize, records: Vec<Arc<Record>>) {
         let through = records.last().expect("something was sealed").last_id();
         // Counted first: a walk over a segment's records is longer than a commit should wait for the lock.
@@ -287,15 +291,7 @@ impl Recent {
         for shard in &self.shards {
             let entries: Vec<_> = shard.lock().values().map(Arc::clone).collect();
             for entry in entries {
-                let mut state = entry.lock();
-                let released = state.release(through);
-                let may_be_unused = state.is_unused();
-                drop(state);
-                // Freed with no lock held.
-                drop(released);
-                if may_be_unused {
-                    self.remove_unused(&entry);
-                }
+                while self.release_some(&entry, through) == RELEASED_AT_ONCE {}
             }
         }
         // Counted down last, so that the bound holds for what is really in memory.
@@ -381,18 +377,27 @@ impl Recent {
         began_file || (before..before + bytes).contains(&self.bounds.seal_from_bytes)
     }
 
+    /// Releases so many of an entry's records; they are freed with no lock held.
+    fn release_some(&self, entry: &Entry, through: EventId) -> usize {
+        let mut state = entry.lock();
+        let released = state.release(through, RELEASED_AT_ONCE);
+        self.unlock(entry, state);
+        released.len()
+    }
+
     fn unpin(&self, entry: &Entry) {
         let mut state = entry.lock();
         state.pins -= 1;
-        let may_be_unused = state.is_unused();
-        drop(state);
-        if may_be_unused {
-            self.remove_unused(entry);
-        }
+        self.unlock(entry, state);
     }
 
-    /// Drops an entry that was found to be unused, unless it is used again.
-    fn remove_unused(&self, entry: &Entry) {
+    /// Gives an entry's lock back, and drops the entry if nobody needs it any more.
+    fn unlock(&self, entry: &Entry, state: MutexGuard<'_, EntryState>) {
+        let may_be_unused = state.is_unused();
+        drop(state);
+        if !may_be_unused {
+            return;
+        }
         let mut shard = self.shard(entry.id()).lock();
         // Pins are made under this lock. Another entry may have taken the place of this one by now; the same holds for it.
         let unused = shard.get(entry.id()).is_some_and(|entry| entry.lock().is_unused());

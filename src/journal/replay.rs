@@ -66,9 +66,10 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
     let Some(first) = manifest.journal.first() else {
         return Err(Error::corrupt(folder, 0, "the manifest names no journal file"));
     };
-    let closed_lsn = manifest.clean.then_some(manifest.durable_lsn);
+    let last = manifest.journal.last().filter(|_| manifest.clean);
+    let closed = last.map(|last| Closed { incarnation: last.incarnation, lsn: manifest.durable_lsn });
     let (store, durable_lsn) = (manifest.store, manifest.durable_lsn);
-    let mut walk = Walk { disk, store, closed_lsn, durable_lsn, files: Vec::new(), end: None };
+    let mut walk = Walk { disk, store, closed, durable_lsn, files: Vec::new(), end: None };
     let mut next = candidates.take_named(first.number, first.incarnation)?;
     loop {
         let end = walk.follow(next)?;
@@ -165,6 +166,13 @@ impl Candidates {
     }
 }
 
+/// Where the log ended when it was closed, if that was the last thing that the manifest was told.
+struct Closed {
+    /// Of the file that it ended in.
+    incarnation: u64,
+    lsn: u64,
+}
+
 /// What a file holds of the chain.
 struct Chain {
     groups: Vec<ReplayedGroup>,
@@ -178,8 +186,7 @@ struct Chain {
 struct Walk<'a> {
     disk: &'a dyn Disk,
     store: StoreId,
-    /// Where the log ended when it was closed, if that was the last thing that the manifest was told.
-    closed_lsn: Option<u64>,
+    closed: Option<Closed>,
     /// The highest durable LSN recorded anywhere so far.
     durable_lsn: u64,
     files: Vec<ReplayedFile>,
@@ -207,11 +214,16 @@ impl Walk<'_> {
         Ok(end)
     }
 
-    /// How much of a file counts if the log was closed in it: up to there, and the block in which it would go on.
+    /// How much of a file counts if the log was closed in it: its header, the groups, and the block in which it would go on.
     fn length_used(&self, file: &Candidate, whole: usize) -> usize {
-        let groups = self.closed_lsn.and_then(|closed| closed.checked_sub(file.header.start_lsn));
-        let used = groups.and_then(|groups| usize::try_from(HEADER_BYTES + groups).ok());
-        used.map_or(whole, |used| whole.min(used + BLOCK))
+        let closed = self.closed.as_ref().filter(|closed| closed.incarnation == file.header.incarnation);
+        let groups = closed.and_then(|closed| closed.lsn.checked_sub(file.header.start_lsn));
+        let groups = groups.and_then(|groups| usize::try_from(groups).ok());
+        groups.map_or(whole, |groups| groups.saturating_add(2 * BLOCK).min(whole))
+    }
+
+    fn is_closed_at(&self, end: &End) -> bool {
+        self.closed.as_ref().is_some_and(|closed| closed.lsn == end.lsn)
     }
 
     /// The groups in the first `length` bytes of a file.
@@ -233,14 +245,14 @@ impl Walk<'_> {
         let rest = bytes.get(at..).unwrap_or_default();
         let next = GroupHeader::decode(self.store, rest);
         let goes_on = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
-        let is_all_there_is = length as u64 == file.bytes || (Some(end.lsn) == self.closed_lsn && !goes_on);
+        let is_all_there_is = length as u64 == file.bytes || (self.is_closed_at(&end) && !goes_on);
         Ok(Chain { groups, end, durable_lsn: durable_lsn.max(durable_lsn_in(self.store, rest)), is_all_there_is })
     }
 
     fn finish(mut self, candidates: Candidates, named_incarnation: u64) -> Result<Replayed> {
         let (_, end) = self.end.as_ref().expect("the walk begins with a file");
         let end = *end;
-        let closed_here = self.closed_lsn == Some(end.lsn);
+        let closed_here = self.is_closed_at(&end);
         let used = candidates.used.into_values();
         let mut next_incarnation = named_incarnation.max(end.incarnation) + 1;
         let mut unused = Vec::new();

@@ -181,7 +181,7 @@ fn on_each(campaign: &str, look: impl Fn(&Mutant, &Path)) {
 }
 
 fn copy_source(from: &Path, to: &Path) {
-    for part in ["Cargo.toml", "Cargo.lock", "README.md", "src", "tests", "benches", "examples"] {
+    for part in ["Cargo.toml", "Cargo.lock", "README.md", "docs", "src", "tests", "benches", "examples"] {
         let copied = Command::new("cp").arg("-r").arg("--no-preserve=mode").arg(from.join(part)).arg(to).status();
         assert!(copied.expect("cp").success(), "{part} is not copied");
     }
