@@ -46,12 +46,14 @@ fn measured(run: &Run) -> Report {
     let mut report = run.out.as_deref().map(Report::read).unwrap_or_default();
     let workloads = if run.workloads.is_empty() { Workload::value_variants() } else { &run.workloads };
     for workload in workloads {
-        let contenders: Vec<Contender> =
+        let mut contenders: Vec<Contender> =
             run.common.contenders().into_iter().filter(|contender| takes_part(*workload, *contender)).collect();
         if run.rounds > 0 {
             report.begin(*workload, run.scale);
         }
         for round in 1..=run.rounds {
+            // Else the same one would always have what the one before it left to the disk.
+            fastrand::Rng::with_seed(round.into()).shuffle(&mut contenders);
             for contender in &contenders {
                 eprintln!("{}: round {round} of {}: {contender}", workload.title(), run.rounds);
                 match one(*workload, *contender, run) {
