@@ -141,15 +141,15 @@ impl EntryState {
         bytes
     }
 
-    /// Lets go of the oldest records up to an ID, which were sealed, and of their keys; of so many at the most. Returns them.
-    pub(crate) fn release(&mut self, through: EventId, count_max: usize) -> Vec<Arc<Record>> {
-        let sealed = self.records.partition_point(|record| record.last_id() <= through);
-        let released: Vec<_> = self.records.drain(..sealed.min(count_max)).collect();
-        for record in &released {
+    /// Lets go of the oldest records up to an ID, which were sealed, and of their keys; of so many at the most. Returns of how many.
+    pub(crate) fn release(&mut self, through: EventId, count_max: usize) -> usize {
+        let sealed = self.records.partition_point(|record| record.last_id() <= through).min(count_max);
+        for _ in 0..sealed {
+            let record = self.records.pop_front().expect("they were counted");
             self.keys_released += u64::from(record.key.is_some());
-            self.forget_key(record);
+            self.forget_key(&record);
         }
-        released
+        sealed
     }
 
     /// Whether nobody needs the entry.

@@ -286,14 +286,16 @@ impl Recent {
         let files: Vec<_> = commits.files.drain(..files).collect();
         commits.events -= events;
         drop(commits);
-        let bytes = files.iter().map(|file| file.bytes).sum();
-        drop((files, records));
         for shard in &self.shards {
             let entries: Vec<_> = shard.lock().values().map(Arc::clone).collect();
             for entry in entries {
                 while self.release_some(&entry, through) == RELEASED_AT_ONCE {}
             }
         }
+        let bytes = files.iter().map(|file| file.bytes).sum();
+        // Freed here, with no lock held, and in the order in which it was allocated: session by session the memory would come back in
+        // pieces, and appends pay for that.
+        drop((files, records));
         // Counted down last, so that the bound holds for what is really in memory.
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -377,12 +379,12 @@ impl Recent {
         began_file || (before..before + bytes).contains(&self.bounds.seal_from_bytes)
     }
 
-    /// Releases so many of an entry's records; they are freed with no lock held.
+    /// Releases so many of an entry's records at the most.
     fn release_some(&self, entry: &Entry, through: EventId) -> usize {
         let mut state = entry.lock();
         let released = state.release(through, RELEASED_AT_ONCE);
         self.unlock(entry, state);
-        released.len()
+        released
     }
 
     fn unpin(&self, entry: &Entry) {
