@@ -179,8 +179,8 @@ struct Chain {
     end: End,
     /// The highest one recorded in the file.
     durable_lsn: u64,
-    /// Whether what was not read of the file cannot matter.
-    is_all_there_is: bool,
+    /// Whether a header behind it says that it goes on, with a group that is not whole as far as the file was read.
+    goes_on: bool,
 }
 
 struct Walk<'a> {
@@ -201,8 +201,9 @@ impl Walk<'_> {
             return Err(Error::corrupt(file.path, file.bytes, "a journal file that was cut short"));
         }
         let whole = to_length(&file.path, file.bytes)?;
-        let mut chain = self.chain_in(&file, self.length_used(&file, whole))?;
-        if !chain.is_all_there_is {
+        let used = self.length_used(&file, whole);
+        let mut chain = self.chain_in(&file, used)?;
+        if used < whole && (chain.goes_on || !self.is_closed_at(&chain.end)) {
             chain = self.chain_in(&file, whole)?;
         }
         let Chain { groups, end, durable_lsn, .. } = chain;
@@ -245,8 +246,7 @@ impl Walk<'_> {
         let rest = bytes.get(at..).unwrap_or_default();
         let next = GroupHeader::decode(self.store, rest);
         let goes_on = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
-        let is_all_there_is = length as u64 == file.bytes || (self.is_closed_at(&end) && !goes_on);
-        Ok(Chain { groups, end, durable_lsn: durable_lsn.max(durable_lsn_in(self.store, rest)), is_all_there_is })
+        Ok(Chain { groups, end, durable_lsn: durable_lsn.max(durable_lsn_in(self.store, rest)), goes_on })
     }
 
     fn finish(mut self, candidates: Candidates, named_incarnation: u64) -> Result<Replayed> {

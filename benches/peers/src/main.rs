@@ -2,7 +2,7 @@
 //!
 //! `run` lets every contender do each workload, in turns, several rounds, each run in a process and a folder of its own on the same file
 //! system, and writes a table of medians as Markdown and a chart as SVG. `barriers` counts under `strace` what each commit
-//! waits for. `growth` follows the log alone as it grows. `check` is the gate's: few rounds, two light peers, half the bars.
+//! waits for. `growth` follows the log alone as it grows. `check` looks for gross losses: few rounds, two light peers, half the bars.
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

@@ -250,7 +250,7 @@ impl<P: Peer> Store for Application<P> {
         let mut fold = turn::Fold::default();
         self.peer.scan(session, 1, turn::EVENTS, &mut |value| {
             let (event_type, data) = event_of(value);
-            fold.apply(event_type, data);
+            fold.apply(std::str::from_utf8(event_type).expect("a type is text"), data);
         });
         see(fold.status().as_bytes());
     }
@@ -301,13 +301,13 @@ fn value_of(id: u128, event_type: &str, data: &[u8]) -> Vec<u8> {
     value
 }
 
-fn event_of(value: &[u8]) -> (&str, &[u8]) {
-    let (event_type, data) = value[17..].split_at(usize::from(value[16]));
-    (std::str::from_utf8(event_type).expect("a type is text"), data)
+/// The type and the data.
+fn event_of(value: &[u8]) -> (&[u8], &[u8]) {
+    value[17..].split_at(usize::from(value[16]))
 }
 
 fn data_of(value: &[u8]) -> &[u8] {
-    &value[17 + usize::from(value[16])..]
+    event_of(value).1
 }
 
 /// The ID of a session.

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_json::Value;
 
-pub const STATUS_CHANGED: &str = "message.status_changed";
-pub const TOOL_REQUESTED: &str = "tool.call_requested";
-pub const TOOL_COMPLETED: &str = "tool.call_completed";
-pub const ASSISTANT_COMPLETED: &str = "assistant.message_completed";
+const STATUS_CHANGED: &str = "message.status_changed";
+const TOOL_REQUESTED: &str = "tool.call_requested";
+const TOOL_COMPLETED: &str = "tool.call_completed";
+const ASSISTANT_COMPLETED: &str = "assistant.message_completed";
 const USER_MESSAGE: &str = "user.message";
 
 pub const EVENTS: usize = 20;
