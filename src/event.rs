@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Limit, Result, check_limit};
 use crate::ids::{EventId, MessageId};
+use crate::name::Name;
 use crate::options::Limits;
 use crate::session::SessionId;
 use crate::user_message::{self, UserMessage};
@@ -20,18 +21,18 @@ pub type Seq = u64;
 ///
 /// The set is open: a type that this crate knows nothing of is stored and read back like any other.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EventType(ByteString);
+pub struct EventType(Name);
 
 impl EventType {
     /// The type's name.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 
-    /// Takes a name from stored bytes, which it shares.
-    pub(crate) fn from_stored(bytes: Bytes) -> Option<Self> {
-        ByteString::try_from(bytes).ok().map(Self)
+    /// Takes a name that lies in `stored`, which it may share.
+    pub(crate) fn from_stored(name: &str, stored: &Bytes) -> Self {
+        Self(Name::stored(name, stored))
     }
 }
 
@@ -49,13 +50,13 @@ impl fmt::Display for EventType {
 
 impl<T: AsRef<str> + ?Sized> From<&T> for EventType {
     fn from(name: &T) -> Self {
-        Self(ByteString::from(name.as_ref()))
+        Self(Name::from(name.as_ref()))
     }
 }
 
 impl From<String> for EventType {
     fn from(name: String) -> Self {
-        Self(ByteString::from(name))
+        Self(Name::from(name))
     }
 }
 
@@ -269,15 +270,7 @@ pub struct Event {
     pub created_at: Timestamp,
 }
 
-/// What an event takes where it is stored, beside its type and data, at the least.
-const EVENT_OVERHEAD: usize = 16;
-
 impl Event {
-    /// About how many bytes were read for it.
-    pub(crate) fn read_bytes(&self) -> usize {
-        EVENT_OVERHEAD + self.event_type.as_str().len() + self.data.len()
-    }
-
     /// The data as JSON.
     ///
     /// # Errors

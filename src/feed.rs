@@ -120,15 +120,15 @@ struct Takes {
 
 impl Takes {
     fn record(&mut self, record: &Record, segment: Option<&Arc<Segment>>) -> Result<ControlFlow<()>> {
-        for event in record.events() {
-            let event = event
+        for frame in record.events() {
+            let frame = frame
                 .map_err(|fault| segment.expect("records in memory were checked when they got there").fault_in_records(fault))?;
-            if event.id <= self.after {
+            if frame.id() <= self.after {
                 continue;
             }
-            self.after = event.id;
-            self.appetite.bytes = self.appetite.bytes.saturating_sub(event.read_bytes());
-            self.events.push(event);
+            self.after = frame.id();
+            self.appetite.bytes = self.appetite.bytes.saturating_sub(frame.read_bytes());
+            self.events.push(frame.event());
             if self.events.len() == self.appetite.events || self.appetite.bytes == 0 {
                 return Ok(ControlFlow::Break(()));
             }

@@ -24,7 +24,11 @@ use crate::error::{Error, Result};
 /// # Ok::<(), sessionlog::Error>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EventId(u128);
+pub struct EventId {
+    /// The upper half of the ULID. In halves, since a `u128` makes whatever holds it larger, and slower to move.
+    high: u64,
+    low: u64,
+}
 
 /// The ID of a message: that of the event that opened the turn, shown with `msg_`.
 ///
@@ -38,29 +42,30 @@ impl EventId {
     /// The milliseconds since the Unix epoch that the ID begins with. Its order counts; its time is a hint.
     #[must_use]
     pub fn timestamp_ms(self) -> u64 {
-        Ulid(self.0).timestamp_ms()
+        Ulid(self.to_u128()).timestamp_ms()
     }
 
     /// The bare ULID as a number.
     #[must_use]
     pub fn to_u128(self) -> u128 {
-        self.0
+        u128::from(self.high) << 64 | u128::from(self.low)
     }
 
     /// The ID with this ULID.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "it is cut in two")]
     pub fn from_u128(ulid: u128) -> Self {
-        Self(ulid)
+        Self { high: (ulid >> 64) as u64, low: ulid as u64 }
     }
 
     /// The ID `n` places on.
     pub(crate) fn plus(self, n: u32) -> Self {
-        Self(self.0.saturating_add(u128::from(n)))
+        Self::from_u128(self.to_u128().saturating_add(u128::from(n)))
     }
 
     /// How many places after `base` this ID lies, if it does.
     pub(crate) fn offset_from(self, base: Self) -> Option<u128> {
-        self.0.checked_sub(base.0)
+        self.to_u128().checked_sub(base.to_u128())
     }
 }
 
@@ -147,7 +152,7 @@ impl<'de> Deserialize<'de> for MessageId {
 fn show(f: &mut fmt::Formatter<'_>, prefix: &str, id: EventId) -> fmt::Result {
     let mut text = [0; ulid::ULID_LEN];
     f.write_str(prefix)?;
-    f.write_str(Ulid(id.0).array_to_str(&mut text))
+    f.write_str(Ulid(id.to_u128()).array_to_str(&mut text))
 }
 
 /// Only the spelling that `show` gives is an ID, so that two texts never mean the same event.
@@ -158,7 +163,7 @@ fn read(what: &'static str, prefix: &str, text: &str) -> Result<EventId> {
     if ulid.array_to_str(&mut [0; ulid::ULID_LEN]) != digits {
         return Err(refuse("is not in the canonical upper-case spelling"));
     }
-    Ok(EventId(ulid.0))
+    Ok(EventId::from_u128(ulid.0))
 }
 
 /// The wall clock as a function, so that a test can own it.
@@ -209,7 +214,7 @@ impl IdClock {
 /// How far the wall clock lies behind or ahead of the newest ID, when that is suspicious.
 pub(crate) fn clock_skew(wall: &WallClock, last: EventId) -> Option<Duration> {
     let apart = Duration::from_millis(now_ms(wall).abs_diff(last.timestamp_ms()));
-    (last != EventId(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)
+    (last != EventId::from_u128(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)
 }
 
 fn now_ms(wall: &WallClock) -> u64 {
@@ -220,7 +225,7 @@ fn now_ms(wall: &WallClock) -> u64 {
 /// A random ID of a fresh millisecond. The top random bit is clear, so counting on cannot carry into the time.
 fn fresh(ms: u64) -> EventId {
     let random = Ulid::generate().random() & (u128::MAX >> (128 - 79));
-    EventId(Ulid::from_parts(ms, random).0)
+    EventId::from_u128(Ulid::from_parts(ms, random).0)
 }
 
 /// A number for a new store that no other store has.
@@ -247,8 +252,8 @@ mod tests {
     #[test]
     fn ids_rise_within_a_millisecond_and_over_a_clock_that_steps_back() {
         let now = Arc::new(AtomicU64::new(1_000));
-        let mut clock = IdClock::new(clock_at(&now), EventId(0));
-        let mut last = EventId(0);
+        let mut clock = IdClock::new(clock_at(&now), EventId::from_u128(0));
+        let mut last = EventId::from_u128(0);
         for ms in [1_000, 1_000, 1_001, 500, 500, 0, 1_002, 1_002] {
             now.store(ms, Ordering::Relaxed);
             let stamp = clock.stamp(10);
@@ -261,7 +266,7 @@ mod tests {
     #[test]
     fn ids_rise_over_reopening_with_the_clock_set_back() {
         let now = Arc::new(AtomicU64::new(5_000));
-        let last = IdClock::new(clock_at(&now), EventId(0)).stamp(3).base.plus(2);
+        let last = IdClock::new(clock_at(&now), EventId::from_u128(0)).stamp(3).base.plus(2);
         now.store(10, Ordering::Relaxed);
         let mut reopened = IdClock::new(clock_at(&now), last);
         assert!(clock_skew(&reopened.wall, last).is_none(), "five seconds are not worth a report");

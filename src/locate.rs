@@ -10,6 +10,7 @@ use crate::codec::Record;
 use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::index::{Asked, Index, IndexEntry};
+use crate::runs_cache::{IndexedRuns, RunsCache};
 use crate::segment::{FoundRun, Run, Segment, SegmentSet};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 use crate::sync::RwLock;
@@ -23,6 +24,7 @@ const PREFETCHED_BYTES_MAX: u64 = 1024 * 1024;
 pub(crate) struct Locator {
     segments: RwLock<Arc<SegmentSet>>,
     index: Arc<Index>,
+    runs: RunsCache,
 }
 
 /// Reads a session's records from the segments, in either direction.
@@ -31,20 +33,17 @@ pub(crate) struct SealedReader<'a> {
     session: &'a SessionId,
     generation: u32,
     /// What the index said last.
-    indexed: Option<IndexedRuns>,
-}
-
-/// The runs of a range of seqs, as far as the index has them, in the order in which they are read.
-struct IndexedRuns {
-    asked: Asked,
-    range: RangeInclusive<Seq>,
-    entries: Vec<IndexEntry>,
+    indexed: Option<Arc<IndexedRuns>>,
+    /// The seqs that this reader asked it for, so that it does not ask again for what is not there.
+    asked: Option<RangeInclusive<Seq>>,
+    /// What it said last was fetched ahead.
     prefetched: bool,
 }
 
 impl Locator {
-    pub(crate) fn new(segments: SegmentSet, index: Arc<Index>) -> Self {
-        Self { segments: RwLock::new(Arc::new(segments)), index }
+    /// Finds what lies in `segments`, with so much memory for what the index said.
+    pub(crate) fn new(segments: SegmentSet, index: Arc<Index>, runs_bytes_max: usize) -> Self {
+        Self { segments: RwLock::new(Arc::new(segments)), index, runs: RunsCache::new(runs_bytes_max) }
     }
 
     /// The segments as they are now.
@@ -81,7 +80,7 @@ impl Locator {
 
     /// Reads a session's records from the segments.
     pub(crate) fn reader<'a>(&'a self, session: &'a SessionId, generation: u32) -> SealedReader<'a> {
-        SealedReader { locator: self, session, generation, indexed: None }
+        SealedReader { locator: self, session, generation, indexed: None, asked: None, prefetched: false }
     }
 
     /// The record that landed under an idempotency key. Found through the filters alone: proving a key absent, which is the common
@@ -110,20 +109,16 @@ impl Locator {
 impl SealedReader<'_> {
     /// The records of the run that holds `seq`, as far as they overlap `range`, which `seq` begins or ends; in order, at least one.
     pub(crate) fn records(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<(Arc<Segment>, Vec<Record>)> {
-        let Self { locator: Locator { index, .. }, session, generation, .. } = *self;
+        let Self { locator, session, generation, .. } = *self;
         let (asked, entry) = self.ask(seq, range);
-        let segments = self.locator.segments();
-        let indexed = entry.and_then(|entry| Some((Arc::clone(segments.by_number(entry.segment)?), entry.run)));
+        let segments = locator.segments();
+        let indexed = entry.and_then(|entry| Some((segments.by_number(entry.segment)?, entry.run)));
         if let Some((segment, run)) = &indexed
-            && !segment.is_at_hand(run)
-        {
-            self.prefetch(&segments);
-        }
-        if let Some((segment, run)) = &indexed
-            && let Ok(records) = overlapping(segment, session, run, range)
+            && let Ok(records) = overlapping(segment, session, run, range, || self.prefetch(seq, range, &segments))
         {
             return Ok((Arc::clone(segment), records));
         }
+        locator.runs.forget(session);
         let Some((segment, run)) = segments.run_at(session, generation, seq)? else {
             let file = segments.iter().next_back().map(|segment| segment.path().to_path_buf()).unwrap_or_default();
             return Err(Error::corrupt(file, 0, format!("seq {seq} of session {session} is in no segment")));
@@ -131,55 +126,74 @@ impl SealedReader<'_> {
         // Where the index says the same as the footer, it is the segment that cannot be read.
         let is_indexed = indexed.is_some_and(|(indexed, said)| (indexed.info.number, said) == (segment.info.number, run));
         if segment.info.number <= asked.through && !is_indexed {
-            index.distrust(asked);
+            locator.index.distrust(asked);
         }
-        let records = overlapping(&segment, session, &run, range)?;
+        let records = overlapping(&segment, session, &run, range, || {})?;
         Ok((segment, records))
     }
 
     /// Lets the disk fetch what the index has told of at the same time, since a page's runs are read one after the other.
-    fn prefetch(&mut self, segments: &SegmentSet) {
-        let Some(indexed) = self.indexed.as_mut().filter(|indexed| !indexed.prefetched) else { return };
-        indexed.prefetched = true;
+    fn prefetch(&mut self, seq: Seq, range: &RangeInclusive<Seq>, segments: &SegmentSet) {
+        let Some(indexed) = self.indexed.as_ref().filter(|_| !self.prefetched) else { return };
         let mut bytes = 0;
-        for entry in &indexed.entries {
+        let fetch = |entry: &IndexEntry| {
             bytes += u64::from(entry.run.place.block_bytes);
-            if bytes > PREFETCHED_BYTES_MAX {
-                break;
-            }
-            if let Some(segment) = segments.by_number(entry.segment) {
+            if let Some(segment) = segments.by_number(entry.segment).filter(|_| bytes <= PREFETCHED_BYTES_MAX) {
                 segment.prefetch(&entry.run);
             }
+        };
+        if is_upwards(seq, range) {
+            indexed.down_to(seq).iter().rev().for_each(fetch);
+        } else {
+            indexed.downwards(seq).iter().for_each(fetch);
         }
+        self.prefetched = true;
     }
 
-    /// What the index says of `seq`: for all of a page it is asked once or a few times.
+    /// What the index says, or said lately, of `seq`: for all of a page it is asked once or a few times.
     fn ask(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> (Asked, Option<IndexEntry>) {
-        let Self { locator: Locator { index, .. }, session, generation, .. } = *self;
-        let known = self.indexed.take().filter(|known| known.range.contains(&seq));
-        let known = known.unwrap_or_else(|| {
+        let Self { locator: Locator { index, runs, .. }, session, generation, .. } = *self;
+        let is_known = |indexed: &Arc<IndexedRuns>| indexed.at(seq).is_some();
+        let was_asked = self.asked.as_ref().is_some_and(|asked| asked.contains(&seq));
+        let indexed = self.indexed.take().filter(|indexed| was_asked || is_known(indexed));
+        let indexed = indexed.unwrap_or_else(|| {
+            (self.asked, self.prefetched) = (None, false);
+            if let Some(known) = runs.get(session, generation, seq) {
+                return known;
+            }
             let asked = index.ask();
-            let is_upwards = seq == *range.start();
-            let (from, to) = if is_upwards {
+            let (from, to) = if is_upwards(seq, range) {
                 (seq, (*range.end()).min(seq.saturating_add(ASKED_SEQS - 1)))
             } else {
                 ((*range.start()).max(seq.saturating_sub(ASKED_SEQS - 1)), seq)
             };
-            let mut entries = index.runs_down(session, generation, (from, to));
-            if is_upwards {
-                entries.reverse();
+            let entries = index.runs_down(session, generation, (from, to));
+            let indexed = Arc::new(IndexedRuns::new(asked, generation, entries));
+            if is_known(&indexed) {
+                runs.put(session, &indexed);
             }
-            IndexedRuns { asked, range: from..=to, entries, prefetched: false }
+            self.asked = Some(from..=to);
+            indexed
         });
-        let holds = |entry: &&IndexEntry| entry.run.generation == generation && entry.run.holds(seq);
-        let found = known.entries.iter().find(holds).copied();
-        (self.indexed.insert(known).asked, found)
+        (indexed.asked, self.indexed.insert(indexed).at(seq))
     }
 }
 
-fn overlapping(segment: &Segment, session: &SessionId, run: &Run, range: &RangeInclusive<Seq>) -> Result<Vec<Record>> {
+/// Which way a range is read that `seq` begins or ends.
+fn is_upwards(seq: Seq, range: &RangeInclusive<Seq>) -> bool {
+    seq == *range.start()
+}
+
+/// The records of a run, as far as they overlap `range`. Should the disk have to be read, `before_read` comes first.
+fn overlapping(
+    segment: &Segment,
+    session: &SessionId,
+    run: &Run,
+    range: &RangeInclusive<Seq>,
+    before_read: impl FnOnce(),
+) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    for record in segment.run_records(session, run)? {
+    for record in segment.run_records(session, run, before_read)? {
         let record = record?;
         if record.first > *range.end() {
             break;

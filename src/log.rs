@@ -290,7 +290,8 @@ impl std::fmt::Debug for SessionLog {
 
 fn to_ack(landed: &Landed) -> Ack {
     let record = &landed.record;
-    let events = record.events().map(|event| event.expect("the record was encoded here, or checked when it was read"));
+    let whole = "the record was encoded here, or checked when it was read";
+    let events = record.events().map(|frame| frame.expect(whole).event());
     Ack { events: events.collect(), first: record.first, last: record.last(), replayed: landed.replayed }
 }
 
@@ -348,7 +349,7 @@ impl Core {
             }
             _ => None,
         };
-        request.sealed = SealedKey { record, as_of };
+        request.sealed = SealedKey { record: record.map(Arc::new), as_of };
         Ok(request)
     }
 

@@ -5,13 +5,13 @@
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
 
-use crate::codec::{Fault, Record};
+use crate::codec::{EventFrame, Fault, Record};
 use crate::error::{CursorProblem, Error, Limit, Result, check_limit};
 use crate::event::{Event, EventType, Seq};
 use crate::ids::EventId;
 use crate::locate::{Locator, SealedReader};
 use crate::options::Options;
-use crate::recent::Recent;
+use crate::recent::{Pin, Recent};
 use crate::segment::{BlockCache, Segment};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 
@@ -166,65 +166,64 @@ pub(crate) struct Appetite {
     pub bytes: usize,
 }
 
-/// A part of a session's records, and the segment they were read from, if not from memory.
-struct Stretch {
-    records: Vec<Arc<Record>>,
-    segment: Option<Arc<Segment>>,
+/// A part of a session's records, at least one.
+enum Stretch {
+    Recent(Vec<Arc<Record>>),
+    Sealed(Arc<Segment>, Vec<Record>),
 }
 
 impl Stretch {
-    /// Shows the events with seqs in the range to `visit`, until it has enough.
-    fn visit(&self, range: &RangeInclusive<Seq>, mut visit: impl FnMut(Event) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
-        for record in &self.records {
-            for event in record.events() {
-                let event = event.map_err(|fault| self.fault(fault))?;
-                if range.contains(&event.seq) && visit(event).is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+    fn records(&self) -> impl Iterator<Item = &Record> {
+        let (recent, sealed): (&[Arc<Record>], &[Record]) = match self {
+            Stretch::Recent(records) => (records, &[]),
+            Stretch::Sealed(_, records) => (&[], records),
+        };
+        recent.iter().map(|record| &**record).chain(sealed)
     }
 
     /// The events with seqs in the range.
-    fn events(&self, range: &RangeInclusive<Seq>) -> Result<Vec<Event>> {
-        let mut events = Vec::new();
-        let _all = self.visit(range, |event| {
-            events.push(event);
-            ControlFlow::Continue(())
-        })?;
-        Ok(events)
+    fn events(&self, range: &RangeInclusive<Seq>) -> impl Iterator<Item = Result<EventFrame<'_>>> {
+        let frames = self.records().flat_map(move |record| record.events_in(range));
+        frames.map(|frame| frame.map_err(|fault| self.fault(fault)))
     }
 
     fn fault(&self, fault: Fault) -> Error {
-        let segment = self.segment.as_ref().expect("records in memory were checked when they got there");
-        segment.fault_in_records(fault)
+        match self {
+            Stretch::Recent(_) => unreachable!("records in memory were checked when they got there"),
+            Stretch::Sealed(segment, _) => segment.fault_in_records(fault),
+        }
     }
 }
 
 impl Store {
     /// Where a session stands; `None` when it has no event.
     pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
-        match self.recent.look(session) {
+        self.head_of(session, self.recent.look(session).as_ref())
+    }
+
+    pub(crate) fn known_head(&self, session: &SessionId) -> Result<Head> {
+        self.head(session)?.ok_or_else(|| unknown(session))
+    }
+
+    fn head_of(&self, session: &SessionId, entry: Option<&Pin>) -> Result<Option<Head>> {
+        match entry {
             Some(entry) => Ok(entry.lock().head),
             None => self.locator.head(session),
         }
     }
 
-    pub(crate) fn known_head(&self, session: &SessionId) -> Result<Head> {
-        self.head(session)?.ok_or_else(|| Error::UnknownSession { session: session.clone() })
-    }
-
     pub(crate) fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
         let limit = page.checked_limit(&self.options)?;
-        let head = self.known_head(session)?;
+        let entry = self.recent.look(session);
+        let head = self.head_of(session, entry.as_ref())?.ok_or_else(|| unknown(session))?;
         let range = self.range(session, &head, &page)?;
+        let mut reader = self.reader(session, entry, &head);
         let order = page.order;
         let mut scan = Scan::new(page.types, &range, Appetite { events: limit, bytes: self.options.scan_bytes_max });
         let (from, to) = (*range.start(), *range.end());
         let (first, last) = match order {
-            Order::OldestFirst => (from, self.scan_up(session, &head, range, &mut scan)?),
-            Order::NewestFirst => (self.scan_down(session, &head, range, &mut scan)?, to),
+            Order::OldestFirst => (from, reader.scan_up(range, &mut scan)?),
+            Order::NewestFirst => (reader.scan_down(range, &mut scan)?, to),
         };
         let has_more = if order == Order::OldestFirst { last < to } else { first > from };
         Ok(EventPage { events: scan.events, has_more, first, last, tail: head.last, tail_id: head.last_id })
@@ -239,7 +238,7 @@ impl Store {
         appetite: Appetite,
     ) -> Result<Vec<Event>> {
         let mut scan = Scan::new(None, &range, appetite);
-        match self.scan_up(session, head, range, &mut scan) {
+        match self.reader(session, self.recent.look(session), head).scan_up(range, &mut scan) {
             // What was read before the damage is as good as ever; whoever reads on from there is told.
             Err(error) if scan.events.is_empty() => Err(error),
             _ => Ok(scan.events),
@@ -249,8 +248,8 @@ impl Store {
     /// The event with this ID.
     pub(crate) fn event(&self, id: EventId) -> Result<Option<Event>> {
         let Some(stretch) = self.stretch_of(id)? else { return Ok(None) };
-        let seq = stretch.records.first().and_then(|record| record.seq_of(id)).expect("the record was found by this ID");
-        Ok(stretch.events(&(seq..=seq))?.pop())
+        let seq = stretch.records().next().and_then(|record| record.seq_of(id)).expect("the record was found by this ID");
+        stretch.events(&(seq..=seq)).next().map(|frame| Ok(frame?.event())).transpose()
     }
 
     /// The seq that a cursor stands for.
@@ -295,35 +294,65 @@ impl Store {
         })
     }
 
+    /// The record that holds the event with this ID.
+    fn stretch_of(&self, id: EventId) -> Result<Option<Stretch>> {
+        if let Some(record) = self.recent.record_of(id) {
+            return Ok(Some(Stretch::Recent(vec![record])));
+        }
+        let segments = self.locator.segments();
+        let Some(segment) = segments.ending_at_or_after(id).first() else { return Ok(None) };
+        let Some(record) = segment.record_of(id)? else { return Ok(None) };
+        Ok(Some(Stretch::Sealed(Arc::clone(segment), vec![record])))
+    }
+
+    /// Reads what is durable of a session up to `head`. Where there is no entry, all of that must be sealed.
+    fn reader<'a>(&'a self, session: &'a SessionId, entry: Option<Pin>, head: &Head) -> Reader<'a> {
+        Reader { entry, sealed: self.locator.reader(session, head.generation), sealed_below: FIRST_SEQ }
+    }
+}
+
+fn unknown(session: &SessionId) -> Error {
+    Error::UnknownSession { session: session.clone() }
+}
+
+/// Reads a session's records, from memory and from the segments, in either direction.
+struct Reader<'a> {
+    /// Where there is none, all is sealed.
+    entry: Option<Pin>,
+    sealed: SealedReader<'a>,
+    /// What comes before was seen to have left memory, where it never comes back to.
+    sealed_below: Seq,
+}
+
+impl Reader<'_> {
     /// Feeds the scan upwards; returns the last seq that it has seen.
-    fn scan_up(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
+    fn scan_up(&mut self, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
         let (mut next, to) = range.into_inner();
-        let mut sealed = self.locator.reader(session, head.generation);
         while next <= to {
             let wanted = next..=to.min(next.saturating_add(scan.lookahead()));
-            let stretch = self.stretch(&mut sealed, session, next, &wanted)?;
-            let visited = stretch.visit(&wanted, |event| {
-                next = event.seq + 1;
-                scan.visit(event)
-            })?;
-            if visited.is_break() {
-                break;
+            let stretch = self.stretch(next, &wanted)?;
+            for frame in stretch.events(&wanted) {
+                let frame = frame?;
+                next = frame.seq() + 1;
+                if scan.visit(&frame).is_break() {
+                    return Ok(next - 1);
+                }
             }
         }
         Ok(next - 1)
     }
 
     /// Feeds the scan downwards; returns the last seq that it has seen.
-    fn scan_down(&self, session: &SessionId, head: &Head, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
+    fn scan_down(&mut self, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
         let (from, mut to) = range.into_inner();
         let mut seen = to + 1;
-        let mut sealed = self.locator.reader(session, head.generation);
         while to >= from && seen > from {
             let wanted = from.max(to.saturating_sub(scan.lookahead()))..=to;
-            let stretch = self.stretch(&mut sealed, session, to, &wanted)?;
-            for event in stretch.events(&wanted)?.into_iter().rev() {
-                seen = event.seq;
-                if scan.visit(event).is_break() {
+            let stretch = self.stretch(to, &wanted)?;
+            let frames = stretch.events(&wanted).collect::<Result<Vec<_>>>()?;
+            for frame in frames.iter().rev() {
+                seen = frame.seq();
+                if scan.visit(frame).is_break() {
                     return Ok(seen);
                 }
             }
@@ -332,33 +361,19 @@ impl Store {
         Ok(seen)
     }
 
-    /// The record that holds the event with this ID.
-    fn stretch_of(&self, id: EventId) -> Result<Option<Stretch>> {
-        if let Some(record) = self.recent.record_of(id) {
-            return Ok(Some(Stretch { records: vec![record], segment: None }));
-        }
-        let segments = self.locator.segments();
-        let Some(segment) = segments.ending_at_or_after(id).first() else { return Ok(None) };
-        let Some(record) = segment.record_of(id)? else { return Ok(None) };
-        Ok(Some(Stretch { records: vec![Arc::new(record)], segment: Some(Arc::clone(segment)) }))
-    }
-
-    /// The records around `seq` that overlap the range and lie together, in memory or in one run of a segment.
-    fn stretch(
-        &self,
-        sealed: &mut SealedReader<'_>,
-        session: &SessionId,
-        seq: Seq,
-        range: &RangeInclusive<Seq>,
-    ) -> Result<Stretch> {
-        if let Some(entry) = self.recent.look(session) {
+    /// The records around `seq`, which is not behind the head, that overlap the range and lie together, in memory or in one run of
+    /// a segment.
+    fn stretch(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<Stretch> {
+        if let Some(entry) = self.entry.as_ref().filter(|_| seq >= self.sealed_below) {
             let state = entry.lock();
-            if state.records.front().is_some_and(|first| first.first <= seq) {
-                return Ok(Stretch { records: state.overlapping(*range.start(), *range.end()), segment: None });
+            let oldest = state.records.front().map_or(Seq::MAX, |record| record.first);
+            if oldest <= seq {
+                return Ok(Stretch::Recent(state.overlapping(*range.start(), *range.end())));
             }
+            self.sealed_below = oldest;
         }
-        let (segment, records) = sealed.records(seq, range)?;
-        Ok(Stretch { records: records.into_iter().map(Arc::new).collect(), segment: Some(segment) })
+        let (segment, records) = self.sealed.records(seq, range)?;
+        Ok(Stretch::Sealed(segment, records))
     }
 }
 
@@ -379,10 +394,10 @@ impl Scan {
         Self { types, limit, bytes_left, events: Vec::with_capacity(likely) }
     }
 
-    fn visit(&mut self, event: Event) -> ControlFlow<()> {
-        self.bytes_left = self.bytes_left.saturating_sub(event.read_bytes());
-        if self.types.as_ref().is_none_or(|types| types.contains(&event.event_type)) {
-            self.events.push(event);
+    fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
+        self.bytes_left = self.bytes_left.saturating_sub(frame.read_bytes());
+        if self.types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted == frame.event_type)) {
+            self.events.push(frame.event());
         }
         if self.events.len() == self.limit || self.bytes_left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

@@ -32,6 +32,9 @@ use crate::sync::{Instant, Mutex};
 
 const LOCK: &str = "LOCK";
 
+/// One in so many bytes that the index may keep in memory is for what it said lately, and the rest is sled's.
+const RUNS_SHARE: usize = 4;
+
 /// Opens the log in `folder` on `disk`.
 pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Core> {
     let began = Instant::now();
@@ -293,10 +296,12 @@ impl Opening<'_> {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&cache));
             set.with(Arc::new(Segment::new(info.clone(), manifest.store, &folder, disk, cache)))
         });
-        let index = Index::new(Arc::clone(&self.disk), self.folder, manifest.store, self.options.index_cache_bytes_max);
+        let index_bytes_max = self.options.index_cache_bytes_max;
+        let runs_bytes_max = index_bytes_max / RUNS_SHARE;
+        let index = Index::new(Arc::clone(&self.disk), self.folder, manifest.store, index_bytes_max - runs_bytes_max);
         let index = Arc::new(index);
         index.note_segment(segments.newest_number());
-        let locator = Arc::new(Locator::new(segments, Arc::clone(&index)));
+        let locator = Arc::new(Locator::new(segments, Arc::clone(&index), runs_bytes_max));
         let store = Store { recent, locator, cache, options: self.options };
         let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
         Core::new(store, index, counters, writer, recovery)

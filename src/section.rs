@@ -37,7 +37,7 @@ pub(crate) struct Request {
 #[derive(Default)]
 pub(crate) struct SealedKey {
     /// The record that landed under it.
-    pub record: Option<Record>,
+    pub record: Option<Arc<Record>>,
     /// The entry's [`keys_released`](EntryState::keys_released) before they were asked.
     pub as_of: u64,
 }
@@ -223,11 +223,11 @@ impl Decided {
 }
 
 /// The answer for a key that was used before.
-fn replay(session: &Pin, batch: &EncodedBatch, sealed: Option<Record>, state: &EntryState) -> Option<Result<Landed>> {
+fn replay(session: &Pin, batch: &EncodedBatch, sealed: Option<Arc<Record>>, state: &EntryState) -> Option<Result<Landed>> {
     let key = batch.key()?;
     let record = match state.record_of_key(&key.text) {
         Some(recent) => Arc::clone(recent),
-        None => Arc::new(sealed?),
+        None => sealed?,
     };
     if record.key.as_ref().is_some_and(|stored| stored.fingerprint == key.fingerprint) {
         return Some(Ok(Landed { record, replayed: true }));

@@ -4,11 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytes::Bytes;
-use bytestring::ByteString;
 
 use crate::error::{Error, Limit, Result, check_limit};
 use crate::event::Seq;
 use crate::ids::EventId;
+use crate::name::Name;
 
 /// The name of a session: the caller's string, 1 to 256 bytes of UTF-8 without control characters.
 ///
@@ -21,7 +21,7 @@ use crate::ids::EventId;
 /// # Ok::<(), sessionlog::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SessionId(ByteString);
+pub struct SessionId(Name);
 
 impl SessionId {
     /// The longest name, in bytes.
@@ -33,27 +33,28 @@ impl SessionId {
     ///
     /// [`Error::Invalid`] when it is empty or holds a control character, [`Error::TooLarge`] when it is too long.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
-        Self::from_text(ByteString::from(name.as_ref()))
+        Self::checked(Name::from(name.as_ref()))
     }
 
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 
-    /// Takes a name from stored bytes, which it shares.
-    pub(crate) fn from_stored(bytes: Bytes) -> Result<Self> {
-        let text = ByteString::try_from(bytes).map_err(|error| Error::invalid("session ID", error.to_string()))?;
-        Self::from_text(text)
+    /// Takes a name that lies in `stored`, which it may share.
+    pub(crate) fn from_stored(name: &[u8], stored: &Bytes) -> Result<Self> {
+        let name = std::str::from_utf8(name).map_err(|error| Error::invalid("session ID", error.to_string()))?;
+        Self::checked(Name::stored(name, stored))
     }
 
     /// The same name in memory of its own, so that keeping it does not keep what it was read from.
     pub(crate) fn detached(&self) -> Self {
-        Self(ByteString::from(self.as_str()))
+        Self(Name::from(self.as_str()))
     }
 
-    fn from_text(text: ByteString) -> Result<Self> {
+    fn checked(name: Name) -> Result<Self> {
+        let text = name.as_str();
         if text.is_empty() {
             return Err(Error::invalid("session ID", "it is empty"));
         }
@@ -61,7 +62,7 @@ impl SessionId {
         if text.chars().any(char::is_control) {
             return Err(Error::invalid("session ID", "it holds a control character"));
         }
-        Ok(Self(text))
+        Ok(Self(name))
     }
 }
 

@@ -1,10 +1,12 @@
 //! A record: one appended batch. Its body is encoded once, on the caller's thread, and its bytes go unchanged from there to the
 //! journal, to the segment and to the events handed out.
 
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use jiff::Timestamp;
 
 use crate::codec::{Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag, varint_bytes};
 use crate::event::{Batch, Event, EventType, NewEvent, Seq, Turn};
@@ -28,6 +30,9 @@ const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED;
 /// No encoded event is shorter: flags and two lengths.
 const EVENT_BYTES_MIN: usize = 3;
 const FINGERPRINT_BYTES: usize = 32;
+
+/// What an event takes where it is stored, beside its type and data, at the least.
+const EVENT_OVERHEAD: usize = 16;
 
 /// Where a head says how long it is.
 const HEAD_LENGTH_AT: usize = 8;
@@ -94,9 +99,9 @@ impl EncodedBatch {
         });
         debug_assert_eq!(body.len(), length, "the length was known beforehand");
         let body = Bytes::from(body);
-        let name = body.slice(session_end - session.as_str().len()..session_end);
+        let name = body.get(session_end - session.as_str().len()..session_end).expect("it was put there");
         Self(Arc::new(Record {
-            session: SessionId::from_stored(name).expect("the bytes of a session ID are one"),
+            session: SessionId::from_stored(name, &body).expect("the bytes of a session ID are one"),
             generation: 0,
             first: 0,
             count,
@@ -199,31 +204,44 @@ impl Record {
 
     /// Reads the record at `at`. The body's checksum is not looked at.
     pub(crate) fn decode(bytes: &Bytes, at: usize) -> Decoded<Self> {
+        Ok(Self::decode_next(bytes, at)?.0)
+    }
+
+    /// As [`decode`](Self::decode); returns also where the next record begins.
+    pub(crate) fn decode_next(bytes: &Bytes, at: usize) -> Decoded<(Self, usize)> {
         let raw = RawRecord::split(bytes, at)?;
         let head = RecordHead::decode(Reader::new(raw.head)).map_err(|fault| fault.moved(at))?;
-        Self::with_body(&head, &bytes.slice(raw.end - raw.body.len()..raw.end))
-            .map_err(|fault| fault.moved(raw.end - raw.body.len()))
+        let body_at = raw.end - raw.body.len();
+        let record = Self::with_body(&head, &bytes.slice(body_at..raw.end)).map_err(|fault| fault.moved(body_at))?;
+        Ok((record, raw.end))
     }
 
     /// Checks that every event decodes.
     pub(crate) fn check_events(&self) -> Decoded<()> {
         let mut events = self.events();
-        events.try_for_each(|event| event.map(|_event| ()))?;
+        events.try_for_each(|frame| frame.map(|_whole| ()))?;
         if events.frames.left() > 0 { Err(events.frames.damaged("bytes behind the last event")) } else { Ok(()) }
     }
 
     /// The events from first to last.
     pub(crate) fn events(&self) -> EventFrames<'_> {
+        self.events_in(&(self.first..=self.last()))
+    }
+
+    /// The events with seqs in the range, in order.
+    pub(crate) fn events_in(&self, range: &RangeInclusive<Seq>) -> EventFrames<'_> {
         let mut frames = Reader::from(&self.body, self.events_at).expect("the events lie within the body");
         frames.varint().expect("the count was read before");
-        EventFrames { record: self, frames, next: 0 }
+        let nth = |seq: Seq| u32::try_from(seq.saturating_sub(self.first)).map_or(self.count, |nth| nth.min(self.count));
+        let wanted = nth(*range.start())..nth(range.end().saturating_add(1));
+        EventFrames { record: self, created_at: timestamp(self.created_ms), frames, next: 0, wanted }
     }
 
     fn with_body(head: &RecordHead<'_>, body: &Bytes) -> Decoded<Self> {
         let mut reader = Reader::new(body);
         let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
-        let session = shared(body, &mut reader)?;
-        let session = SessionId::from_stored(session).map_err(|_error| reader.damaged("a session ID that breaks the rules"))?;
+        let session = SessionId::from_stored(reader.prefixed()?, body)
+            .map_err(|_error| reader.damaged("a session ID that breaks the rules"))?;
         let mut key = None;
         if flags & BODY_KEYED != 0 {
             let text =
@@ -328,48 +346,90 @@ impl<'a> RecordHead<'a> {
     }
 }
 
-/// The events of a record, in order.
+/// The events of a record, in order, as they lie in its body.
 pub(crate) struct EventFrames<'a> {
     record: &'a Record,
+    created_at: Timestamp,
     frames: Reader<'a>,
     next: u32,
+    /// The positions in the record of those that are asked for.
+    wanted: Range<u32>,
 }
 
-impl Iterator for EventFrames<'_> {
-    type Item = Decoded<Event>;
+/// An event as it lies in its record's body. To look at one and pass over it costs less than to make it an [`Event`].
+#[derive(Clone, Copy)]
+pub(crate) struct EventFrame<'a> {
+    record: &'a Record,
+    created_at: Timestamp,
+    position: u32,
+    message_id: Option<MessageId>,
+    pub event_type: &'a str,
+    data: &'a [u8],
+}
+
+impl<'a> Iterator for EventFrames<'a> {
+    type Item = Decoded<EventFrame<'a>>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next == self.record.count {
-            return None;
+        while self.next < self.wanted.end {
+            let frame = self.frame();
+            if frame.is_err() {
+                self.next = self.wanted.end;
+            }
+            if frame.is_err() || self.next > self.wanted.start {
+                return Some(frame);
+            }
         }
-        let event = self.event();
-        self.next = if event.is_ok() { self.next + 1 } else { self.record.count };
-        Some(event)
+        None
     }
 }
 
-impl EventFrames<'_> {
-    fn event(&mut self) -> Decoded<Event> {
-        let record = self.record;
-        let id = record.base.plus(self.next);
-        let flags = known_flags(self.frames.u8()?, EVENT_FLAGS, "event flags")?;
-        let mut message_id = (flags & EVENT_OPENS != 0).then(|| MessageId::from(id));
+impl<'a> EventFrames<'a> {
+    fn frame(&mut self) -> Decoded<EventFrame<'a>> {
+        let Self { record, created_at, frames, next: position, .. } = self;
+        let flags = known_flags(frames.u8()?, EVENT_FLAGS, "event flags")?;
+        let mut message_id = (flags & EVENT_OPENS != 0).then(|| record.base.plus(*position).into());
         if flags & EVENT_IN_TURN != 0 {
-            message_id = Some(EventId::from_u128(self.frames.u128()?).into());
+            message_id = Some(EventId::from_u128(frames.u128()?).into());
         }
         if flags & EVENT_EXTENDED != 0 {
-            self.frames.extensions()?;
+            frames.extensions()?;
         }
-        let event_type = EventType::from_stored(shared(&record.body, &mut self.frames)?);
-        Ok(Event {
-            id,
-            session_id: record.session.clone(),
-            seq: record.first + u64::from(self.next),
-            event_type: event_type.ok_or_else(|| self.frames.damaged("an event type that is no text"))?,
-            data: shared(&record.body, &mut self.frames)?,
-            message_id,
-            created_at: timestamp(record.created_ms),
-        })
+        let event_type = std::str::from_utf8(frames.prefixed()?);
+        let event_type = event_type.map_err(|_error| frames.damaged("an event type that is no text"))?;
+        let data = frames.prefixed()?;
+        let frame = EventFrame { record, created_at: *created_at, position: *position, message_id, event_type, data };
+        *position += 1;
+        Ok(frame)
+    }
+}
+
+impl EventFrame<'_> {
+    pub(crate) fn id(&self) -> EventId {
+        self.record.base.plus(self.position)
+    }
+
+    pub(crate) fn seq(&self) -> Seq {
+        self.record.first + u64::from(self.position)
+    }
+
+    /// About how many bytes were read for it.
+    pub(crate) fn read_bytes(&self) -> usize {
+        EVENT_OVERHEAD + self.event_type.len() + self.data.len()
+    }
+
+    /// The event itself, which shares the record's memory.
+    pub(crate) fn event(&self) -> Event {
+        let Record { session, body, .. } = self.record;
+        Event {
+            id: self.id(),
+            session_id: session.clone(),
+            seq: self.seq(),
+            event_type: EventType::from_stored(self.event_type, body),
+            data: body.slice_ref(self.data),
+            message_id: self.message_id,
+            created_at: self.created_at,
+        }
     }
 }
 
@@ -382,8 +442,7 @@ fn known_flags(flags: u8, known: u8, what: &'static str) -> Decoded<u8> {
 
 /// Length-prefixed bytes that share the memory of `body`, which `reader` reads.
 fn shared(body: &Bytes, reader: &mut Reader<'_>) -> Decoded<Bytes> {
-    let length = reader.prefixed()?.len();
-    Ok(body.slice(reader.position() - length..reader.position()))
+    Ok(body.slice_ref(reader.prefixed()?))
 }
 
 #[cfg(test)]
@@ -434,8 +493,8 @@ mod tests {
             prop_assert_eq!(&read, &record);
             prop_assert_eq!(read.check_events(), Ok(()));
             prop_assert_eq!(read.key.as_ref().map(|key| key.text.to_string()), key);
-            for (i, (event, given)) in read.events().zip(&events).enumerate() {
-                let event = event.unwrap();
+            for (i, (frame, given)) in read.events().zip(&events).enumerate() {
+                let event = frame.unwrap().event();
                 prop_assert_eq!(event.seq, 40 + i as u64);
                 prop_assert_eq!(Some(event.seq), read.seq_of(event.id));
                 prop_assert_eq!(&event.event_type, &given.event_type);

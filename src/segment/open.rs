@@ -117,7 +117,7 @@ impl Segment {
         let Some(run) = runs.next() else { return Ok(None) };
         let (key, _) = run?;
         let name = split_run_key(&key).map(|(name, ..)| Bytes::copy_from_slice(name));
-        let session = name.and_then(|name| SessionId::from_stored(name).ok());
+        let session = name.and_then(|name| SessionId::from_stored(&name, &name).ok());
         session.map(Some).ok_or_else(|| Error::corrupt(&self.path, 0, "a run of an impossible session"))
     }
 
@@ -132,16 +132,12 @@ impl Segment {
         }))
     }
 
-    /// The records of a run, in order, decoded as they are asked for. A run that is not what it says is damage.
-    pub(crate) fn run_records(&self, session: &SessionId, run: &Run) -> Result<RunRecords<'_>> {
-        let block = self.block(run.place)?;
+    /// The records of a run, in order, decoded as they are asked for. Should the disk have to be read, `before_read` comes first. A run
+    /// that is not what it says is damage.
+    pub(crate) fn run_records(&self, session: &SessionId, run: &Run, before_read: impl FnOnce()) -> Result<RunRecords<'_>> {
+        let block = self.block(run.place, before_read)?;
         let at = BLOCK_HEADER_BYTES + run.place.at as usize;
         Ok(RunRecords { segment: self, session: session.clone(), run: *run, block, at, next: run.first })
-    }
-
-    /// Whether the records of a run, or what is taken for one, can be read without the disk.
-    pub(crate) fn is_at_hand(&self, run: &Run) -> bool {
-        self.cache.holds(self.info.number, run.place.block_offset)
     }
 
     /// Lets the disk fetch what may be a run's records, which will be read soon.
@@ -149,7 +145,7 @@ impl Segment {
         let Place { block_offset, block_bytes, .. } = run.place;
         let is_possible = block_offset.checked_add(block_bytes.into()).is_some_and(|end| end <= self.info.file_bytes);
         if is_possible
-            && !self.is_at_hand(run)
+            && !self.cache.holds(self.info.number, block_offset)
             // What cannot be opened is told to who reads it.
             && let Ok(file) = self.file()
         {
@@ -158,7 +154,7 @@ impl Segment {
     }
 
     fn record_at(&self, place: Place) -> Result<Record> {
-        let block = self.block(place)?;
+        let block = self.block(place, || {})?;
         let at = BLOCK_HEADER_BYTES + place.at as usize;
         Record::decode(&block, at).map_err(|fault| fault.at(&self.path, place.block_offset))
     }
@@ -167,20 +163,27 @@ impl Segment {
         Place::read(&mut Reader::new(value)).map_err(|fault| fault.at(&self.path, 0))
     }
 
-    fn block(&self, place: Place) -> Result<Bytes> {
-        self.part(place.block_offset, place.block_bytes, |salt, bytes| {
+    fn block(&self, place: Place, before_read: impl FnOnce()) -> Result<Bytes> {
+        self.part(place.block_offset, place.block_bytes, before_read, |salt, bytes| {
             let header = BlockHeader::decode(salt, bytes)?;
             check_bodies(header, bytes)
         })
     }
 
     fn filter(&self) -> Result<Bytes> {
-        self.part(self.info.filter.offset, self.info.filter.bytes, filter::check)
+        self.part(self.info.filter.offset, self.info.filter.bytes, || {}, filter::check)
     }
 
-    /// A part of the file, which `check` looks at when it comes from the disk.
-    fn part(&self, offset: u64, bytes: u32, check: impl FnOnce(Salt, &[u8]) -> Decoded<()>) -> Result<Bytes> {
+    /// A part of the file. Should it have to be read from the disk, `before_read` comes first, and `check` looks at it behind.
+    fn part(
+        &self,
+        offset: u64,
+        bytes: u32,
+        before_read: impl FnOnce(),
+        check: impl FnOnce(Salt, &[u8]) -> Decoded<()>,
+    ) -> Result<Bytes> {
         self.cache.part(self.info.number, offset, || {
+            before_read();
             if offset.checked_add(bytes.into()).is_none_or(|end| end > self.info.file_bytes) {
                 return Err(Error::corrupt(&self.path, offset, "a part beyond the end of the file"));
             }
@@ -215,7 +218,7 @@ impl Segment {
 
 impl Pages for Segment {
     fn page(&self, place: PagePlace) -> Result<Bytes> {
-        self.part(place.offset, place.bytes, check_page)
+        self.part(place.offset, place.bytes, || {}, check_page)
     }
 
     fn fault(&self, place: PagePlace, fault: Fault) -> Error {
@@ -252,8 +255,7 @@ impl RunRecords<'_> {
     }
 
     fn record(&mut self) -> Result<Record> {
-        let raw = RawRecord::split(&self.block, self.at).map_err(|fault| self.fault(fault))?;
-        let record = Record::decode(&self.block, self.at).map_err(|fault| self.fault(fault))?;
+        let (record, end) = Record::decode_next(&self.block, self.at).map_err(|fault| self.fault(fault))?;
         let expected = record.session == self.session
             && record.generation == self.run.generation
             && record.first == self.next
@@ -261,7 +263,7 @@ impl RunRecords<'_> {
         if !expected {
             return Err(self.fault(Fault::Damaged { at: self.at, what: "a record that is not of its run" }));
         }
-        self.at = raw.end;
+        self.at = end;
         self.next = record.last() + 1;
         Ok(record)
     }

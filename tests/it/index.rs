@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sessionlog::{Event, Expected, SessionId};
+use sessionlog::{Event, Expected, Page, SessionId, SessionLog};
 
 use crate::support::{append_notes, eventually, feed_all, folder, notes, read_all, seal_once, session, small_files};
 
@@ -57,6 +57,50 @@ fn an_index_that_takes_the_last_run_of_another_session_for_a_session_s_own_is_fo
     });
 }
 
+#[test]
+fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let (read, filler) = (session("read"), session("filler"));
+    let mut events = Vec::new();
+    for nth in 0..ROUNDS {
+        events.extend(append_notes(&log, &read, &nth.to_string(), 7));
+        seal_once(&dir, &log, &filler);
+        eventually("the index to have all segments", || log.stats().index_lag == 0);
+        for limit in [3, 10, 1_000] {
+            assert!(read_in_pages(&log, &read, limit) == events, "{limit} at a time, oldest first");
+            let mut newest_first = read_back_in_pages(&log, &read, limit);
+            newest_first.reverse();
+            assert!(newest_first == events, "{limit} at a time, newest first");
+        }
+    }
+    assert_eq!(log.stats().index_rebuilds, 0, "the index was taken to have said what it never did");
+}
+
+fn read_in_pages(log: &SessionLog, session: &SessionId, limit: usize) -> Vec<Event> {
+    let (mut events, mut page) = (Vec::new(), Page::new());
+    loop {
+        let read = log.list(session, page.limit(limit)).unwrap();
+        events.extend(read.events);
+        if !read.has_more {
+            return events;
+        }
+        page = Page::after(read.last);
+    }
+}
+
+fn read_back_in_pages(log: &SessionLog, session: &SessionId, limit: usize) -> Vec<Event> {
+    let (mut events, mut page) = (Vec::new(), Page::new());
+    loop {
+        let read = log.list(session, page.newest_first().limit(limit)).unwrap();
+        events.extend(read.events);
+        if !read.has_more {
+            return events;
+        }
+        page = Page::before(read.first);
+    }
+}
+
 /// A key of the index, and what stands there.
 type Entry = (Vec<u8>, Option<Vec<u8>>);
 
@@ -87,11 +131,14 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
         assert_eq!(ack.first, newest.seq + 1);
     }
     eventually("the index to be built again", || log.stats().index_rebuilds > 0 && log.stats().index_lag == 0);
+    let rebuilds = log.stats().index_rebuilds;
     let feed = feed_all(&log);
     for (session, events) in &written {
+        assert!(read_all(&log, session).starts_with(events), "{session} reads otherwise from the index that was built again");
         let of_session = feed.iter().filter(|event| event.session_id == *session);
         assert!(of_session.take(events.len()).eq(events), "the feed has {session} otherwise");
     }
+    assert_eq!(log.stats().index_rebuilds, rebuilds, "the index that was built again is blamed for the one before");
 }
 
 /// A closed log with several segments, each of which holds events of each session; and these, of which the journal holds none.

@@ -1,0 +1,112 @@
+//! The text of a session ID or an event type. Each event has both, so that to hand out a page is to copy a few hundred of them.
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+/// Room for a UUID, for a ULID with a prefix, and for the types of this crate. A name takes 40 bytes with it, and 40 with the shared text.
+const SHORT_BYTES_MAX: usize = 39;
+
+/// A short text lies in the name itself: to share it would be to count who does, which takes longer than a copy, and would keep the
+/// block that it was read from in memory. A longer one shares that.
+#[derive(Clone)]
+pub(crate) enum Name {
+    Short(Short),
+    Shared(ByteString),
+}
+
+/// Text, and zeroes behind it.
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+pub(crate) struct Short {
+    length: u8,
+    text: [u8; SHORT_BYTES_MAX],
+}
+
+impl Short {
+    fn new(text: &str) -> Option<Self> {
+        let mut short = Self { length: u8::try_from(text.len()).ok()?, text: [0; SHORT_BYTES_MAX] };
+        short.text.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        Some(short)
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.text.get(..self.length.into()).unwrap_or_default()
+    }
+}
+
+impl Name {
+    /// A text that lies in `stored`.
+    pub(crate) fn stored(text: &str, stored: &Bytes) -> Self {
+        let shared = || ByteString::try_from(stored.slice_ref(text.as_bytes())).expect("it is text");
+        Short::new(text).map_or_else(|| Self::Shared(shared()), Self::Short)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Name::Short(text) => std::str::from_utf8(text.as_bytes()).expect("it was text"),
+            Name::Shared(text) => text,
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Name::Short(text) => text.as_bytes(),
+            Name::Shared(text) => text.as_bytes(),
+        }
+    }
+}
+
+impl From<&str> for Name {
+    /// In memory of its own.
+    fn from(text: &str) -> Self {
+        Short::new(text).map_or_else(|| Self::Shared(ByteString::from(text)), Self::Short)
+    }
+}
+
+impl From<String> for Name {
+    fn from(text: String) -> Self {
+        Short::new(&text).map_or_else(|| Self::Shared(ByteString::from(text)), Self::Short)
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Name {}
+
+impl PartialOrd for Name {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_bytes().hash(state);
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
