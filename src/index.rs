@@ -24,6 +24,9 @@ const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 /// ran; the smaller the batches, the less, but the sooner the index falls behind when sessions are many and small.
 const BATCH_ENTRIES: usize = 128;
 
+/// About what an entry takes in sled's cache.
+const CACHED_ENTRY_BYTES: u64 = 128;
+
 /// How long to leave sled alone after it failed to open.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -227,7 +230,22 @@ impl Index {
         // In this order, so that nobody believes in a position whose entries cannot be asked for.
         *self.db.write() = Some(db.clone());
         self.through.store(position.through, Ordering::Release);
+        self.read_ahead(&db)?;
         Ok(db)
+    }
+
+    /// Reads as much as the cache holds, since the first pages of a log that was just opened would each wait for the disk.
+    fn read_ahead(&self, db: &sled::Db) -> Result<(), Setback> {
+        let mut entries_left = self.cache_bytes / CACHED_ENTRY_BYTES;
+        let mut entries = db.iter();
+        let mut read = || entries.by_ref().take(BATCH_ENTRIES).try_fold(0, |read, entry| entry.map(|_in_cache| read + 1));
+        while entries_left > 0 && !self.state.lock().stopped {
+            match whole(guarded(&mut read))? {
+                0 => break,
+                read => entries_left = entries_left.saturating_sub(read),
+            }
+        }
+        Ok(())
     }
 
     fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), Setback> {
