@@ -64,8 +64,8 @@ pub(crate) enum Appended {
 /// What became of a request that was submitted.
 pub(crate) enum Submitted {
     Joined,
-    /// It comes back, to be submitted again once its waiter is woken.
-    NoRoom(Request),
+    /// It comes back, to be submitted again once the waiter is woken.
+    NoRoom(Request, Arc<Waiter>),
     /// It comes back, since its key must be looked up again.
     Stale(Request),
 }
@@ -123,14 +123,14 @@ impl Commit {
         Ok(Appended::Joined(joined))
     }
 
-    /// Puts the request into the open group and leaves the writing to a commit thread. Where there is no room `waiter` is woken once
-    /// there is some.
-    pub(crate) fn submit(&self, request: Request, waiter: &Arc<Waiter>) -> Result<Submitted> {
+    /// Puts the request into the open group and leaves the writing to a commit thread.
+    pub(crate) fn submit(&self, request: Request) -> Result<Submitted> {
         let mut section = self.section.lock();
         section.check_open()?;
         if section.open.is_full_for(&request, self.group_bytes_max) {
-            section.room_waiters.push(Arc::clone(waiter));
-            return Ok(Submitted::NoRoom(request));
+            let waiter = Arc::default();
+            section.room_waiters.push(Arc::clone(&waiter));
+            return Ok(Submitted::NoRoom(request, waiter));
         }
         if let Some(stale) = section.join(request) {
             return Ok(Submitted::Stale(stale));

@@ -25,7 +25,6 @@ use crate::stats::{Counters, Recovery, Stats};
 use crate::stream::{EventStream, From};
 use crate::sync::{AtomicBool, JoinHandle, Mutex, Ordering, spawn};
 use crate::ticket::{Answer, Landed, Ticket};
-use crate::watermark::Waiter;
 
 /// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less tidily when the last is dropped.
 ///
@@ -136,12 +135,11 @@ impl SessionLog {
             let commit = &core.writer()?.commit;
             let ticket = Arc::default();
             let mut request = core.request(&session, batch, &ticket)?;
-            let room: Arc<Waiter> = Arc::default();
             loop {
-                request = match commit.submit(request, &room)? {
+                request = match commit.submit(request)? {
                     Submitted::Joined => break,
                     Submitted::Stale(stale) => core.look_up_key(stale)?,
-                    Submitted::NoRoom(request) => {
+                    Submitted::NoRoom(request, room) => {
                         poll_fn(|context| room.poll(context)).await;
                         request
                     }

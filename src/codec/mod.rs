@@ -120,11 +120,14 @@
 //! |---|---|---|
 //! | 1 | 0.1.0 | the first |
 
+mod chunk;
 mod frame;
 mod record;
 mod value;
 
 use std::path::Path;
+
+use bytes::BufMut;
 
 use crate::error::Error;
 
@@ -299,12 +302,12 @@ impl<'a> Reader<'a> {
 }
 
 /// Appends a varint.
-pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut impl BufMut, mut value: u64) {
     while value >= 0x80 {
-        out.push(u8::try_from(value & 0x7F).expect("seven bits fit a byte") | 0x80);
+        out.put_u8(u8::try_from(value & 0x7F).expect("seven bits fit a byte") | 0x80);
         value >>= 7;
     }
-    out.push(u8::try_from(value).expect("seven bits fit a byte"));
+    out.put_u8(u8::try_from(value).expect("seven bits fit a byte"));
 }
 
 /// How many bytes [`put_varint`] appends for a length.
@@ -318,14 +321,14 @@ pub(crate) fn prefixed_bytes(length: usize) -> usize {
     varint_bytes(length) + length
 }
 
-pub(crate) fn put_zigzag(out: &mut Vec<u8>, value: i64) {
+pub(crate) fn put_zigzag(out: &mut impl BufMut, value: i64) {
     put_varint(out, ((value << 1) ^ (value >> 63)).cast_unsigned());
 }
 
 /// Appends bytes after their varint length.
-pub(crate) fn put_prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_prefixed(out: &mut impl BufMut, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
+    out.put_slice(bytes);
 }
 
 /// Refuses a version that is not known. Version 0 was never written, so it is damage.

@@ -4,10 +4,11 @@
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use bytestring::ByteString;
 use jiff::Timestamp;
 
+use crate::codec::chunk::room_for;
 use crate::codec::{Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag, varint_bytes};
 use crate::event::{Batch, Event, EventType, NewEvent, Seq, Turn};
 use crate::ids::{EventId, MessageId, Stamp, timestamp};
@@ -74,8 +75,8 @@ impl EncodedBatch {
     /// Encodes a batch that was checked against the limits.
     pub(crate) fn new(session: &SessionId, batch: Batch) -> Self {
         let length = body_bytes(session, &batch);
-        let mut body = Vec::with_capacity(length);
-        body.push(if batch.key.is_some() { BODY_KEYED } else { 0 });
+        let mut body = room_for(length);
+        body.put_u8(if batch.key.is_some() { BODY_KEYED } else { 0 });
         put_prefixed(&mut body, session.as_str().as_bytes());
         let session_end = body.len();
         let mut fingerprint_at = 0;
@@ -98,7 +99,7 @@ impl EncodedBatch {
             Box::new(IdempotencyKey { text: key, fingerprint })
         });
         debug_assert_eq!(body.len(), length, "the length was known beforehand");
-        let body = Bytes::from(body);
+        let body = body.freeze();
         let name = body.get(session_end - session.as_str().len()..session_end).expect("it was put there");
         Self(Arc::new(Record {
             session: SessionId::from_stored(name, &body).expect("the bytes of a session ID are one"),
@@ -149,13 +150,13 @@ fn event_bytes(event: &NewEvent) -> usize {
     1 + turn + prefixed_bytes(event.event_type.as_str().len()) + prefixed_bytes(event.data.len())
 }
 
-fn put_event(out: &mut Vec<u8>, event: &NewEvent) {
+fn put_event(out: &mut impl BufMut, event: &NewEvent) {
     match event.turn {
-        Turn::None => out.push(0),
-        Turn::Opens => out.push(EVENT_OPENS),
+        Turn::None => out.put_u8(0),
+        Turn::Opens => out.put_u8(EVENT_OPENS),
         Turn::Of(message) => {
-            out.push(EVENT_IN_TURN);
-            out.extend_from_slice(&message.event_id().to_u128().to_le_bytes());
+            out.put_u8(EVENT_IN_TURN);
+            out.put_slice(&message.event_id().to_u128().to_le_bytes());
         }
     }
     put_prefixed(out, event.event_type.as_str().as_bytes());
