@@ -249,8 +249,8 @@ impl fmt::Display for Expected {
     }
 }
 
-/// A stored event. Its type and data share the memory they were read into, about 64 KiB at most unless the batch was larger; copy
-/// them out to keep one event for long.
+/// A stored event. Its data, and a long type or session ID, share the memory that they were read into or appended with, about 64 KiB at
+/// most unless the batch was larger; copy them out to keep one event for long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {

@@ -234,18 +234,19 @@ impl Index {
         Ok(db)
     }
 
-    /// Reads as much as the cache holds, since the first pages of a log that was just opened would each wait for the disk.
-    fn read_ahead(&self, db: &sled::Db) -> Result<(), Setback> {
-        let mut entries_left = self.cache_bytes / CACHED_ENTRY_BYTES;
+    /// Reads as much as the cache holds, since the first pages of a log that was just opened would each wait for the disk. Returns how many
+    /// entries that is.
+    fn read_ahead(&self, db: &sled::Db) -> Result<u64, Setback> {
         let mut entries = db.iter();
-        let mut read = || entries.by_ref().take(BATCH_ENTRIES).try_fold(0, |read, entry| entry.map(|_in_cache| read + 1));
-        while entries_left > 0 && !self.state.lock().stopped {
-            match whole(guarded(&mut read))? {
+        let mut read_some = || entries.by_ref().take(BATCH_ENTRIES).try_fold(0, |read, entry| entry.map(|_in_cache| read + 1));
+        let mut read = 0;
+        while read < self.cache_bytes / CACHED_ENTRY_BYTES && !self.state.lock().stopped {
+            match whole(guarded(&mut read_some))? {
                 0 => break,
-                read => entries_left = entries_left.saturating_sub(read),
+                more => read += more,
             }
         }
-        Ok(())
+        Ok(read)
     }
 
     fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), Setback> {
@@ -359,6 +360,20 @@ fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, Setback> {
 mod tests {
     use super::*;
     use crate::disk::RealDisk;
+
+    #[test]
+    fn what_fits_the_cache_is_read_ahead_unless_the_log_is_closed_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0);
+        let Ok(db) = index.opened() else { panic!("the index opens") };
+        let mut batch = sled::Batch::default();
+        (0..10_000_u32).for_each(|nth| batch.insert(&nth.to_be_bytes(), vec![0; 40]));
+        db.apply_batch(batch).unwrap();
+        let fitting = SLED_CACHE_BYTES_MIN / CACHED_ENTRY_BYTES;
+        assert!(matches!(index.read_ahead(&db), Ok(read) if read == fitting));
+        index.stop();
+        assert!(matches!(index.read_ahead(&db), Ok(0)));
+    }
 
     /// A reader that was slow to find a lie finds it when the index that told it is gone.
     #[test]

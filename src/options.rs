@@ -182,7 +182,8 @@ impl Options {
         self
     }
 
-    /// The memory, in bytes, that the index is told to stay within for its own cache: 32 MiB.
+    /// The memory, in bytes, for the index: 32 MiB. A quarter keeps what it said of the sessions that were read last, the rest is what
+    /// it is told to stay within for its own cache, which is filled in the background when the log is opened.
     pub fn index_cache_bytes_max(mut self, bytes: usize) -> Self {
         self.index_cache_bytes_max = bytes;
         self

@@ -510,6 +510,18 @@ mod tests {
         }
 
         #[test]
+        fn a_range_has_the_events_with_seqs_in_it(
+            events in proptest::collection::vec(any_event(), 1..8),
+            from in 37_u64..52,
+            length in 0_u64..12,
+        ) {
+            let record = sample(&Batch::new().events(events), 0);
+            let in_range: Vec<_> = record.events_in(&(from..=from + length)).map(|frame| frame.unwrap().event()).collect();
+            let all = record.events().map(|frame| frame.unwrap().event());
+            prop_assert_eq!(in_range, all.filter(|event| (from..=from + length).contains(&event.seq)).collect::<Vec<_>>());
+        }
+
+        #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             if let Ok(record) = Record::decode(&Bytes::from(bytes), 0) {
                 let _refused_or_not = record.check_events();
