@@ -56,7 +56,7 @@ impl<T: AsRef<str> + ?Sized> From<&T> for EventType {
 
 impl From<String> for EventType {
     fn from(name: String) -> Self {
-        Self(Name::from(name))
+        Self(Name::from(name.as_str()))
     }
 }
 

@@ -122,7 +122,7 @@ impl Index {
             let runs_max = usize::try_from(to - from).unwrap_or(usize::MAX).saturating_add(1);
             for found in db.range(tree_key(&session_key(session))..above).rev().take(runs_max) {
                 let (_key, value) = found.ok()?;
-                let entry: IndexEntry = decode_bare(&value)?;
+                let entry: IndexEntry = decode_bare(&value).filter(|entry: &IndexEntry| entry.run.is_possible())?;
                 entries.push(entry);
                 if entry.run.generation != generation || entry.run.first <= from {
                     break;
@@ -234,13 +234,15 @@ impl Index {
         Ok(db)
     }
 
-    /// Reads as much as the cache holds, since the first pages of a log that was just opened would each wait for the disk. Returns how many
-    /// entries that is.
+    /// Reads as much as the cache holds, since the first pages of a log that was just opened would each wait for the disk; until there is
+    /// something else to do. Returns how many entries that is.
     fn read_ahead(&self, db: &sled::Db) -> Result<u64, Setback> {
         let mut entries = db.iter();
         let mut read_some = || entries.by_ref().take(BATCH_ENTRIES).try_fold(0, |read, entry| entry.map(|_in_cache| read + 1));
+        let newest = self.state.lock().newest;
+        let has_time = |state: &State| !state.stopped && !state.distrusted && state.newest == newest;
         let mut read = 0;
-        while read < self.cache_bytes / CACHED_ENTRY_BYTES && !self.state.lock().stopped {
+        while read < self.cache_bytes / CACHED_ENTRY_BYTES && has_time(&self.state.lock()) {
             match whole(guarded(&mut read_some))? {
                 0 => break,
                 more => read += more,

@@ -118,7 +118,6 @@ impl SealedReader<'_> {
         {
             return Ok((Arc::clone(segment), records));
         }
-        locator.runs.forget(session);
         let Some((segment, run)) = segments.run_at(session, generation, seq)? else {
             let file = segments.iter().next_back().map(|segment| segment.path().to_path_buf()).unwrap_or_default();
             return Err(Error::corrupt(file, 0, format!("seq {seq} of session {session} is in no segment")));
@@ -127,6 +126,9 @@ impl SealedReader<'_> {
         let is_indexed = indexed.is_some_and(|(indexed, said)| (indexed.info.number, said) == (segment.info.number, run));
         if segment.info.number <= asked.through && !is_indexed {
             locator.index.distrust(asked);
+        }
+        if indexed.is_some() && !is_indexed {
+            locator.runs.forget(session);
         }
         let records = overlapping(&segment, session, &run, range, || {})?;
         Ok((segment, records))
@@ -142,10 +144,11 @@ impl SealedReader<'_> {
                 segment.prefetch(&entry.run);
             }
         };
+        let entries = indexed.overlapping(range).iter();
         if is_upwards(seq, range) {
-            indexed.down_to(seq).iter().rev().for_each(fetch);
+            entries.rev().for_each(fetch);
         } else {
-            indexed.downwards(seq).iter().for_each(fetch);
+            entries.for_each(fetch);
         }
         self.prefetched = true;
     }

@@ -7,7 +7,7 @@ use std::hash::{Hash, Hasher};
 use bytes::Bytes;
 use bytestring::ByteString;
 
-/// Room for a UUID, for a ULID with a prefix, and for the types of this crate. A name takes 40 bytes with it, and 40 with the shared text.
+/// Room for a UUID, for a ULID with a prefix, and for the types of this crate.
 const SHORT_BYTES_MAX: usize = 39;
 
 /// A short text lies in the name itself: to share it would be to count who does, which takes longer than a copy, and would keep the
@@ -41,7 +41,10 @@ impl Short {
 impl Name {
     /// A text that lies in `stored`.
     pub(crate) fn stored(text: &str, stored: &Bytes) -> Self {
-        let shared = || ByteString::try_from(stored.slice_ref(text.as_bytes())).expect("it is text");
+        Self::new(text, || ByteString::try_from(stored.slice_ref(text.as_bytes())).expect("it is text"))
+    }
+
+    fn new(text: &str, shared: impl FnOnce() -> ByteString) -> Self {
         Short::new(text).map_or_else(|| Self::Shared(shared()), Self::Short)
     }
 
@@ -63,13 +66,7 @@ impl Name {
 impl From<&str> for Name {
     /// In memory of its own.
     fn from(text: &str) -> Self {
-        Short::new(text).map_or_else(|| Self::Shared(ByteString::from(text)), Self::Short)
-    }
-}
-
-impl From<String> for Name {
-    fn from(text: String) -> Self {
-        Short::new(&text).map_or_else(|| Self::Shared(ByteString::from(text)), Self::Short)
+        Self::new(text, || ByteString::from(text))
     }
 }
 

@@ -229,7 +229,7 @@ impl Store {
         Ok(EventPage { events: scan.events, has_more, first, last, tail: head.last, tail_id: head.last_id })
     }
 
-    /// The events from `from` on, up to `through` and as far as the appetite goes; at least one where there is one.
+    /// The events with seqs in the range, as far as the appetite goes; at least one where there is one.
     pub(crate) fn events_from(
         &self,
         session: &SessionId,

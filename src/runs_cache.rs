@@ -3,6 +3,7 @@
 //! Runs are immutable and never move, so what was true stays true; but the index may know more by now. So an answer is used for the
 //! seqs it has a run for, and for no others. It is believed no more than the index: who finds it untrue has it forgotten.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use quick_cache::Weighter;
@@ -36,19 +37,14 @@ impl IndexedRuns {
 
     /// The entry of the run that holds `seq`.
     pub(crate) fn at(&self, seq: Seq) -> Option<IndexEntry> {
-        self.downwards(seq).first().filter(|entry| entry.run.holds(seq)).copied()
+        self.overlapping(&(seq..=seq)).first().filter(|entry| entry.run.holds(seq)).copied()
     }
 
-    /// From that of the run that holds `seq` down.
-    pub(crate) fn downwards(&self, seq: Seq) -> &[IndexEntry] {
-        let above = self.entries.partition_point(|entry| entry.run.first > seq);
-        self.entries.get(above..).unwrap_or_default()
-    }
-
-    /// Down to that of the run that holds `seq`.
-    pub(crate) fn down_to(&self, seq: Seq) -> &[IndexEntry] {
-        let through = self.entries.partition_point(|entry| entry.run.last() >= seq);
-        self.entries.get(..through).unwrap_or_default()
+    /// The entries of the runs that overlap the range, the last first.
+    pub(crate) fn overlapping(&self, range: &RangeInclusive<Seq>) -> &[IndexEntry] {
+        let above = self.entries.partition_point(|entry| entry.run.first > *range.end());
+        let through = self.entries.partition_point(|entry| entry.run.last() >= *range.start());
+        self.entries.get(above..through).unwrap_or_default()
     }
 }
 

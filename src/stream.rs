@@ -196,7 +196,7 @@ impl EventStream {
         match &mut self.source {
             Source::Session { entry, last, until } => {
                 let Some(head) = entry.lock().head else { return Ok(Vec::new()) };
-                let to = if self.bounded { *until } else { head.last };
+                let to = if self.bounded { (*until).max(*last) } else { head.last };
                 let events = store.events_from(entry.id(), &head, *last + 1..=to, APPETITE)?;
                 *last = events.last().map_or(*last, |event| event.seq);
                 Ok(events)

@@ -5,27 +5,37 @@ use std::cell::Cell;
 
 use bytes::BytesMut;
 
-/// It stays in memory until the last body in it goes, and is what a thread that appended keeps at the most.
-const CHUNK_BYTES: usize = 16 * 1024;
+/// A chunk stays in memory until the last body in it goes, and its rest until the thread ends.
+const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
-/// Larger bodies get memory of their own.
-const SHARED_BYTES_MAX: usize = CHUNK_BYTES / 8;
+/// Larger bodies get memory of their own, so that little is left at a chunk's end.
+const SHARED_BYTES_MAX: usize = CHUNK_BYTES_MAX / 16;
+
+/// What a thread takes from. Its chunks grow with what it appends, so that it never keeps more than it used: many threads append once.
+#[derive(Default)]
+struct Chunk {
+    rest: BytesMut,
+    next_bytes: usize,
+}
 
 thread_local! {
-    /// What is left of the thread's chunk.
-    static REST: Cell<BytesMut> = Cell::default();
+    static CHUNK: Cell<Chunk> = Cell::default();
 }
 
 /// Memory for so many bytes and no more.
 pub(super) fn room_for(bytes: usize) -> BytesMut {
-    if bytes > SHARED_BYTES_MAX {
-        return BytesMut::with_capacity(bytes);
-    }
-    let mut room = REST.take();
+    let shared = if bytes > SHARED_BYTES_MAX { None } else { CHUNK.try_with(|chunk| take(chunk, bytes)).ok() };
+    // A thread that ends has no chunk any more.
+    shared.unwrap_or_else(|| BytesMut::with_capacity(bytes))
+}
+
+fn take(chunk: &Cell<Chunk>, bytes: usize) -> BytesMut {
+    let Chunk { rest: mut room, mut next_bytes } = chunk.take();
     if room.capacity() < bytes {
-        room = BytesMut::with_capacity(CHUNK_BYTES);
+        room = BytesMut::with_capacity(next_bytes.max(bytes));
+        next_bytes = (2 * room.capacity()).min(CHUNK_BYTES_MAX);
     }
-    REST.set(room.split_off(bytes));
+    chunk.set(Chunk { rest: room.split_off(bytes), next_bytes });
     room
 }
 
@@ -48,9 +58,22 @@ mod tests {
             assert!(body.len() == usize::from(nth) + 1 && body.iter().all(|byte| *byte == nth), "body {nth} is another's");
         }
         let follow = bodies.windows(2).filter(|pair| pair[0].as_ptr_range().end == pair[1].as_ptr()).count();
-        let chunks = bodies.len() - follow;
-        assert!(chunks <= bodies.iter().map(Bytes::len).sum::<usize>() / CHUNK_BYTES + 2, "{chunks} chunks");
+        let (chunks, bytes) = (bodies.len() - follow, bodies.iter().map(Bytes::len).sum::<usize>());
+        assert!(chunks <= bytes / CHUNK_BYTES_MAX + 16, "{chunks} chunks for {bytes} bytes");
         let (large, small) = (fill(SHARED_BYTES_MAX + 1, 1), fill(8, 2));
         assert!(large.is_unique() && !small.is_unique());
+    }
+
+    #[test]
+    fn a_thread_keeps_no_more_than_it_used() {
+        for appends in [1, 2, 3, 10, 100, 1_000] {
+            let kept = || {
+                let chunk = Cell::default();
+                let used = (0..appends).map(|_| take(&chunk, 200).capacity()).sum::<usize>();
+                (chunk.take().rest.capacity(), used)
+            };
+            let (kept, used) = kept();
+            assert!(kept <= used && kept < CHUNK_BYTES_MAX, "{kept} bytes kept, {used} used");
+        }
     }
 }

@@ -54,7 +54,7 @@ pub(crate) struct IdempotencyKey {
     pub fingerprint: [u8; FINGERPRINT_BYTES],
 }
 
-/// A stored batch. Its names and events share `body`.
+/// A stored batch. Its events share `body`, and so do names that are long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub session: SessionId,
@@ -358,7 +358,6 @@ pub(crate) struct EventFrames<'a> {
 }
 
 /// An event as it lies in its record's body. To look at one and pass over it costs less than to make it an [`Event`].
-#[derive(Clone, Copy)]
 pub(crate) struct EventFrame<'a> {
     record: &'a Record,
     created_at: Timestamp,

@@ -91,6 +91,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Whether it has events, whose seqs are numbers.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.events > 0 && self.first.checked_add(self.events.into()).is_some()
+    }
+
     pub(crate) fn last(&self) -> Seq {
         self.first + u64::from(self.events) - 1
     }
@@ -112,11 +117,8 @@ impl Run {
     fn read(generation: u32, first: Seq, value: &[u8]) -> Decoded<Self> {
         let mut reader = Reader::new(value);
         let place = Place::read(&mut reader)?;
-        let events = reader.varint_u32()?;
-        if events == 0 || first.checked_add(events.into()).is_none() {
-            return Err(reader.damaged("an impossible run"));
-        }
-        Ok(Self { generation, first, events, last_id: reader.u128()?, place })
+        let run = Self { generation, first, events: reader.varint_u32()?, last_id: reader.u128()?, place };
+        if run.is_possible() { Ok(run) } else { Err(reader.damaged("an impossible run")) }
     }
 }
 

@@ -110,7 +110,10 @@ fn a_stream_until_the_tail_ends_there() {
         assert!(stream.next().is_none());
     }
     let stream = log.stream(&id, From::Start).unwrap().until_tail();
+    let mut late = log.stream(&id, From::Start).unwrap();
     let after = append_notes(&log, &id, "after", 1);
+    assert_eq!(take_events(&mut late, 6).last(), after.last());
+    assert!(late.until_tail().events().next().is_none(), "it goes on, though it is beyond the tail that it was opened at");
     let events: Vec<_> = stream.events().map(Result::unwrap).collect();
     assert_eq!(events, before);
     assert_eq!(drain(&mut log.stream(&id, From::After(Cursor::Seq(5))).unwrap().until_tail()), after);
