@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use sessionlog::{Event, Expected, Page, SessionId, SessionLog};
+use sessionlog::{Event, Expected, SessionId};
 
+use crate::list::check_walk;
 use crate::support::{append_notes, eventually, feed_all, folder, notes, read_all, seal_once, session, small_files};
 
 const SESSIONS: usize = 6;
@@ -68,37 +69,10 @@ fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
         seal_once(&dir, &log, &filler);
         eventually("the index to have all segments", || log.stats().index_lag == 0);
         for limit in [3, 10, 1_000] {
-            assert!(read_in_pages(&log, &read, limit) == events, "{limit} at a time, oldest first");
-            let mut newest_first = read_back_in_pages(&log, &read, limit);
-            newest_first.reverse();
-            assert!(newest_first == events, "{limit} at a time, newest first");
+            check_walk(&log, &read, &events, None, limit);
         }
     }
     assert_eq!(log.stats().index_rebuilds, 0, "the index was taken to have said what it never did");
-}
-
-fn read_in_pages(log: &SessionLog, session: &SessionId, limit: usize) -> Vec<Event> {
-    let (mut events, mut page) = (Vec::new(), Page::new());
-    loop {
-        let read = log.list(session, page.limit(limit)).unwrap();
-        events.extend(read.events);
-        if !read.has_more {
-            return events;
-        }
-        page = Page::after(read.last);
-    }
-}
-
-fn read_back_in_pages(log: &SessionLog, session: &SessionId, limit: usize) -> Vec<Event> {
-    let (mut events, mut page) = (Vec::new(), Page::new());
-    loop {
-        let read = log.list(session, page.newest_first().limit(limit)).unwrap();
-        events.extend(read.events);
-        if !read.has_more {
-            return events;
-        }
-        page = Page::before(read.first);
-    }
 }
 
 /// A key of the index, and what stands there.

@@ -88,7 +88,7 @@ fn check_forms(log: &SessionLog, session: &SessionId, all: &[Event], places: &[S
 }
 
 /// Walks from page to page, in both orders, over the events of some types or of all.
-fn check_walk(log: &SessionLog, session: &SessionId, all: &[Event], types: Option<&[&str]>, limit: usize) {
+pub(crate) fn check_walk(log: &SessionLog, session: &SessionId, all: &[Event], types: Option<&[&str]>, limit: usize) {
     let start = || match types {
         Some(types) => Page::new().types(types).limit(limit),
         None => Page::new().limit(limit),
