@@ -49,6 +49,7 @@ mod journal;
 mod locate;
 mod log;
 mod manifest;
+mod merge;
 mod message;
 mod name;
 mod options;

@@ -10,8 +10,9 @@ use crate::codec::Record;
 use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::index::{Asked, Index, IndexEntry};
+use crate::merge::MergeSignal;
 use crate::runs_cache::{IndexedRuns, RunsCache};
-use crate::segment::{FoundRun, Run, Segment, SegmentSet};
+use crate::segment::{FoundRun, MergedFilter, Run, Segment, SegmentSet};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 use crate::sync::RwLock;
 
@@ -25,6 +26,8 @@ pub(crate) struct Locator {
     segments: RwLock<Arc<SegmentSet>>,
     index: Arc<Index>,
     runs: RunsCache,
+    /// Tells who merges filters of another segment.
+    pub merge: MergeSignal,
 }
 
 /// Reads a session's records from the segments, in either direction.
@@ -43,7 +46,8 @@ pub(crate) struct SealedReader<'a> {
 impl Locator {
     /// Finds what lies in `segments`, with so much memory for what the index said.
     pub(crate) fn new(segments: SegmentSet, index: Arc<Index>, runs_bytes_max: usize) -> Self {
-        Self { segments: RwLock::new(Arc::new(segments)), index, runs: RunsCache::new(runs_bytes_max) }
+        let (segments, runs) = (RwLock::new(Arc::new(segments)), RunsCache::new(runs_bytes_max));
+        Self { segments, index, runs, merge: MergeSignal::default() }
     }
 
     /// The segments as they are now.
@@ -58,6 +62,13 @@ impl Locator {
         *segments = Arc::new(segments.with(Arc::new(segment)));
         drop(segments);
         self.index.note_segment(number);
+        self.merge.notify();
+    }
+
+    /// Lets readers use filters over many segments.
+    pub(crate) fn publish_merged(&self, filters: impl IntoIterator<Item = MergedFilter>) {
+        let mut segments = self.segments.write();
+        *segments = Arc::new(segments.with_merged(filters));
     }
 
     /// Where a session ends in the segments.

@@ -14,12 +14,14 @@ use crate::ids::{EventId, MessageId, clock_skew};
 use crate::index::Index;
 use crate::journal::Spares;
 use crate::manifest::Manifest;
+use crate::merge::Merger;
 use crate::message::{Message, MessagePage};
 use crate::options::Options;
 use crate::read::{EventPage, Page, Store};
 use crate::recover;
 use crate::seal::{SealSignal, Sealer};
 use crate::section::{IN_FLIGHT_MAX, Request, SealedKey};
+use crate::segment::merged_folder;
 use crate::session::{Head, SessionId};
 use crate::stats::{Counters, Recovery, Stats};
 use crate::stream::{EventStream, From};
@@ -401,6 +403,13 @@ impl Handle {
             cache: Arc::clone(&self.core.store.cache),
             spares: Arc::clone(&writer.spares),
         };
+        let merger = Merger {
+            disk: Arc::clone(&writer.disk),
+            folder: merged_folder(&writer.folder),
+            store: writer.store_id,
+            locator: Arc::clone(&self.core.store.locator),
+            cache: Arc::clone(&self.core.store.cache),
+        };
         let spares = Arc::clone(&writer.spares);
         let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));
         let started = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -414,6 +423,7 @@ impl Handle {
         threads.background.push(started("log-spares", Box::new(move || spares.run()))?);
         threads.background.push(started("log-seal", Box::new(move || sealer.run()))?);
         threads.background.push(started("log-index", Box::new(move || index.run(|| locator.segments())))?);
+        threads.background.push(started("log-merge", Box::new(move || merger.run()))?);
         Ok(())
     }
 
@@ -429,6 +439,7 @@ impl Handle {
             writer.seal.stop();
             writer.spares.stop();
             core.index.stop();
+            core.store.locator.merge.stop();
             threads.background.drain(..).for_each(join);
             if how == Stop::Clean {
                 result = writer.record_clean_stop(&core.store);

@@ -15,6 +15,7 @@
 //! | `MANIFEST-0`, `MANIFEST-1` | the two manifest slots, written one after the other; the valid one with the higher sequence counts |
 //! | `journal/<8 digits>.journal` | a journal file, pre-written with zeroes and used again and again |
 //! | `segments/<16 digits>.segment` | a segment: immutable, numbered in commit order |
+//! | `filters/<16 digits>-<level>.filter` | a merged filter, which can be deleted at any time; named by the last segment it is over |
 //! | `index/` | the index, which can be deleted at any time while the log is closed |
 //! | `index.set-aside/` | the last index that was found to be wrong; nothing reads it |
 //! | `*.tmp` | not finished; removed on open |
@@ -106,6 +107,13 @@
 //! are salted (`sblk`, segment number) and cover the part's offset in the file (8), then all its bytes but the checksum.
 //!
 //! The filter is 16 bytes (number of 64-bit words (4), checksum (4), probes per item (4), reserved (4)), then the words.
+//!
+//! ## Merged filter
+//!
+//! A filter of level *l* is over the items of 16 to the power of *l* segments, the last of which has a number that is a multiple of that. It is a
+//! file of pages of 4096 bytes, each such a filter with 510 words. The last 8 bytes of an item's hash, times the number of pages, divided
+//! by 2 to the power of 64, is the number of its page. The salt (`mflt`, number of the last segment) goes on over level (1), length of the file
+//! (8), and of each segment in order end LSN (8) and last event ID (16).
 //!
 //! ## Framed value
 //!

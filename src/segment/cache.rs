@@ -8,6 +8,7 @@ use quick_cache::sync::Cache;
 
 use crate::disk::DiskFile;
 use crate::error::Result;
+use crate::segment::Span;
 
 /// A typical entry; only an estimate for the size of the cache's own tables.
 const ENTRY_BYTES_TYPICAL: usize = 16 * 1024;
@@ -18,17 +19,24 @@ const ENTRY_OVERHEAD: u64 = 128;
 /// Segments that are kept open; others are opened again when they are read.
 const FILES_MAX: usize = 256;
 
+/// Which file a part is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum FileKey {
+    Segment(u64),
+    Merged(Span),
+}
+
 /// Shared by all segments of a log. What comes out was checked when it went in.
 pub(crate) struct BlockCache {
-    parts: Cache<(u64, u64), Bytes, ByBytes>,
-    files: Cache<u64, Arc<dyn DiskFile>>,
+    parts: Cache<(FileKey, u64), Bytes, ByBytes>,
+    files: Cache<FileKey, Arc<dyn DiskFile>>,
 }
 
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<(u64, u64), Bytes> for ByBytes {
-    fn weight(&self, _place: &(u64, u64), part: &Bytes) -> u64 {
+impl Weighter<(FileKey, u64), Bytes> for ByBytes {
+    fn weight(&self, _place: &(FileKey, u64), part: &Bytes) -> u64 {
         ENTRY_OVERHEAD + part.len() as u64
     }
 }
@@ -39,28 +47,33 @@ impl BlockCache {
         Self { parts, files: Cache::new(FILES_MAX) }
     }
 
-    /// The part of segment `number` at `offset`, read and checked by `read` unless it is here.
-    pub(crate) fn part(&self, number: u64, offset: u64, read: impl FnOnce() -> Result<Bytes>) -> Result<Bytes> {
-        if let Some(part) = self.parts.get(&(number, offset)) {
+    /// The part of a file at `offset`, read and checked by `read` unless it is here.
+    pub(crate) fn part(&self, file: FileKey, offset: u64, read: impl FnOnce() -> Result<Bytes>) -> Result<Bytes> {
+        if let Some(part) = self.parts.get(&(file, offset)) {
             return Ok(part);
         }
         let part = read()?;
-        self.parts.insert((number, offset), part.clone());
+        self.parts.insert((file, offset), part.clone());
         Ok(part)
     }
 
     /// Whether a part is here.
-    pub(crate) fn holds(&self, number: u64, offset: u64) -> bool {
-        self.parts.contains_key(&(number, offset))
+    pub(crate) fn holds(&self, file: FileKey, offset: u64) -> bool {
+        self.parts.contains_key(&(file, offset))
     }
 
-    /// The open file of segment `number`.
-    pub(crate) fn file(&self, number: u64, open: impl FnOnce() -> Result<Arc<dyn DiskFile>>) -> Result<Arc<dyn DiskFile>> {
-        if let Some(file) = self.files.get(&number) {
+    /// An open file.
+    pub(crate) fn file(&self, key: FileKey, open: impl FnOnce() -> Result<Arc<dyn DiskFile>>) -> Result<Arc<dyn DiskFile>> {
+        if let Some(file) = self.files.get(&key) {
             return Ok(file);
         }
         let file = open()?;
-        self.files.insert(number, Arc::clone(&file));
+        self.files.insert(key, Arc::clone(&file));
         Ok(file)
+    }
+
+    /// Closes a file that another is to take the place of.
+    pub(crate) fn close(&self, key: FileKey) {
+        self.files.remove(&key);
     }
 }

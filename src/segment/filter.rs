@@ -10,7 +10,7 @@ use crate::codec::{Decoded, Fault, Reader, Salt};
 /// About one answer in 2,000 is a false "maybe" at 16 bits and 6 probes an item.
 const BITS_PER_ITEM: u64 = 16;
 const PROBES: u32 = 6;
-const HEADER_BYTES: usize = 16;
+pub(super) const HEADER_BYTES: usize = 16;
 
 /// Where a segment's filter lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,13 +19,18 @@ pub(crate) struct FilterPlace {
     pub bytes: u32,
 }
 
+/// How many items so many bytes of words are for.
+pub(super) const fn items_in(bytes: u64) -> u64 {
+    bytes * 8 / BITS_PER_ITEM
+}
+
 pub(crate) struct FilterBuilder {
     words: Vec<u64>,
 }
 
 impl FilterBuilder {
-    pub(super) fn new(items: usize) -> Self {
-        let bits = (items as u64).saturating_mul(BITS_PER_ITEM).max(64);
+    pub(super) fn new(items: u64) -> Self {
+        let bits = items.saturating_mul(BITS_PER_ITEM).max(64);
         Self { words: vec![0; usize::try_from(bits.div_ceil(64)).expect("a filter fits memory")] }
     }
 

@@ -5,7 +5,9 @@
 
 mod cache;
 mod filter;
+mod merged;
 mod open;
+mod parts;
 mod set;
 mod table;
 mod write;
@@ -21,6 +23,7 @@ use crate::session::SessionId;
 
 pub(crate) use cache::BlockCache;
 pub(crate) use filter::FilterPlace;
+pub(crate) use merged::{MergedFilter, MergedPlace, Span, merged_folder};
 pub(crate) use open::Segment;
 pub(crate) use set::{FoundRun, SegmentSet, adopt, check_files};
 pub(crate) use table::TableRoot;
@@ -160,16 +163,19 @@ pub(crate) fn split_run_key(key: &[u8]) -> Option<(&[u8], u32, Seq)> {
     (*nul == 0).then_some((session, generation, u64::from_be_bytes(first.try_into().ok()?)))
 }
 
-/// What stands for an idempotency key of a session, in the key table and in the filter.
-fn key_hash(session: &SessionId, key: &str) -> [u8; 16] {
+/// What stands for a session or an idempotency key in filters.
+pub(crate) type ItemHash = [u8; 16];
+
+/// What stands for an idempotency key of a session, in the key table and in filters.
+fn key_hash(session: &SessionId, key: &str) -> ItemHash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(session.as_str().as_bytes()).update(&[0]).update(key.as_bytes());
     hasher.finalize().as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
 }
 
-/// What stands for a session in the filter.
-fn session_hash(session: &SessionId) -> [u8; 16] {
-    blake3::hash(session.as_str().as_bytes()).as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
+/// What stands for a session's ID in filters.
+fn session_hash(session: &[u8]) -> ItemHash {
+    blake3::hash(session).as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
 }
 
 /// Reads bytes as each part of a segment, past the checksums.

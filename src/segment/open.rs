@@ -1,6 +1,6 @@
 //! One segment, read: through the cache, every part checked when it comes from the disk.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,14 +9,16 @@ use crate::codec::{
     BLOCK_HEADER_BYTES, BlockHeader, Decoded, Fault, RawRecord, Reader, Record, Salt, SegmentHeader, StoreId, TRAILER,
     decode_value,
 };
-use crate::disk::{BLOCK, Disk, DiskFile, Mode};
+use crate::disk::{BLOCK, Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::ids::EventId;
+use crate::segment::cache::FileKey;
+use crate::segment::parts::Parts;
 use crate::segment::table::{PagePlace, Pages, TableIter, check_page};
 use crate::segment::write::trailer_salt;
 use crate::segment::{
-    self, BlockCache, Place, Run, SegmentInfo, filter, key_hash, run_key, session_hash, session_key, split_run_key,
+    self, BlockCache, ItemHash, Place, Run, SegmentInfo, filter, run_key, session_hash, session_key, split_run_key,
 };
 use crate::session::SessionId;
 
@@ -24,25 +26,23 @@ use crate::session::SessionId;
 pub(crate) struct Segment {
     pub info: SegmentInfo,
     store: StoreId,
-    salt: Salt,
-    path: PathBuf,
-    disk: Arc<dyn Disk>,
-    cache: Arc<BlockCache>,
+    parts: Parts,
 }
 
 impl Segment {
     pub(crate) fn new(info: SegmentInfo, store: StoreId, folder: &Path, disk: Arc<dyn Disk>, cache: Arc<BlockCache>) -> Self {
         let (path, salt) = (segment::path(folder, info.number), segment::salt(store, info.number));
-        Self { info, store, salt, path, disk, cache }
+        let parts = Parts { key: FileKey::Segment(info.number), path, file_bytes: info.file_bytes, salt, disk, cache };
+        Self { info, store, parts }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        &self.parts.path
     }
 
     /// The error for a record of this segment whose events do not decode.
     pub(crate) fn fault_in_records(&self, fault: Fault) -> Error {
-        fault.at(&self.path, 0)
+        fault.at(self.path(), 0)
     }
 
     /// The last run of `session` that begins at or before `seq` of `generation`.
@@ -51,15 +51,40 @@ impl Segment {
         let Some((key, value)) = found else { return Ok(None) };
         match split_run_key(&key) {
             Some((name, generation, first)) if name == session.as_str().as_bytes() => {
-                Run::read(generation, first, &value).map(Some).map_err(|fault| fault.at(&self.path, 0))
+                Run::read(generation, first, &value).map(Some).map_err(|fault| fault.at(self.path(), 0))
             }
             _ => Ok(None),
         }
     }
 
-    /// Whether the session may have events here; never `false` when it has.
-    pub(crate) fn may_hold_session(&self, session: &SessionId) -> Result<bool> {
-        Ok(filter::may_hold(&self.filter()?, session_hash(session)))
+    /// Whether a session or an idempotency key may be in here; never `false` when it is.
+    pub(crate) fn may_hold(&self, item: ItemHash) -> Result<bool> {
+        Ok(filter::may_hold(&self.filter()?, item))
+    }
+
+    /// How many items the filter is over, some of them the same.
+    pub(super) fn filter_items(&self) -> u64 {
+        filter::items_in(self.info.filter.bytes.into())
+    }
+
+    /// What the filter is over.
+    pub(super) fn items(&self) -> Result<impl Iterator<Item = Result<ItemHash>>> {
+        let mut session = Bytes::new();
+        let sessions = self.runs()?.filter_map(move |run| {
+            let begun = run.and_then(|(key, _)| {
+                let (name, ..) = split_run_key(&key).ok_or_else(|| self.impossible("run"))?;
+                let is_next = name != session;
+                session = key.slice(..name.len());
+                Ok(is_next.then(|| session_hash(&session)))
+            });
+            begun.transpose()
+        });
+        let keys = self.info.keys.iter().map(|keys| keys.iter_from(self, &[]));
+        let keys = keys.collect::<Result<Vec<_>>>()?.into_iter().flatten().map(|entry| {
+            let (key, _) = entry?;
+            key.first_chunk().copied().ok_or_else(|| self.impossible("key"))
+        });
+        Ok(sessions.chain(keys))
     }
 
     /// The record that holds the event with this ID.
@@ -69,13 +94,14 @@ impl Segment {
         Ok(record.seq_of(id).is_some().then_some(record))
     }
 
-    /// The record that landed under an idempotency key in this generation of the session.
-    pub(crate) fn record_of_key(&self, session: &SessionId, generation: u32, key: &str) -> Result<Option<Record>> {
-        let hash = key_hash(session, key);
+    /// The record that landed under an idempotency key, whose hash is given too, in this generation of the session.
+    pub(crate) fn record_of_key(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        (key, hash): (&str, ItemHash),
+    ) -> Result<Option<Record>> {
         let Some(keys) = &self.info.keys else { return Ok(None) };
-        if !filter::may_hold(&self.filter()?, hash) {
-            return Ok(None);
-        }
         for entry in keys.iter_from(self, &hash)? {
             let (found, place) = entry?;
             if !found.starts_with(&hash) {
@@ -84,7 +110,7 @@ impl Segment {
             let record = self.record_at(self.place(&place)?)?;
             let same_key = record.key.as_ref().is_some_and(|stored| stored.text == key);
             if same_key && record.session == *session && record.generation == generation {
-                record.check_events().map_err(|fault| fault.at(&self.path, 0))?;
+                record.check_events().map_err(|fault| fault.at(self.path(), 0))?;
                 return Ok(Some(record));
             }
         }
@@ -118,7 +144,7 @@ impl Segment {
         let (key, _) = run?;
         let name = split_run_key(&key).map(|(name, ..)| Bytes::copy_from_slice(name));
         let session = name.and_then(|name| SessionId::from_stored(&name, &name).ok());
-        session.map(Some).ok_or_else(|| Error::corrupt(&self.path, 0, "a run of an impossible session"))
+        session.map(Some).ok_or_else(|| self.impossible("session"))
     }
 
     /// All runs, with their keys, in order.
@@ -126,8 +152,8 @@ impl Segment {
         let runs: TableIter<'_, Self> = self.info.runs.iter_from(self, &[])?;
         Ok(runs.map(|entry| {
             let (key, value) = entry?;
-            let (_, generation, first) = split_run_key(&key).ok_or_else(|| Error::corrupt(&self.path, 0, "an impossible run"))?;
-            let run = Run::read(generation, first, &value).map_err(|fault| fault.at(&self.path, 0))?;
+            let (_, generation, first) = split_run_key(&key).ok_or_else(|| self.impossible("run"))?;
+            let run = Run::read(generation, first, &value).map_err(|fault| fault.at(self.path(), 0))?;
             Ok((key, run))
         }))
     }
@@ -143,9 +169,8 @@ impl Segment {
     /// Lets the disk fetch what may be a run's records, which will be read soon.
     pub(crate) fn prefetch(&self, run: &Run) {
         let Place { block_offset, block_bytes, .. } = run.place;
-        let is_possible = block_offset.checked_add(block_bytes.into()).is_some_and(|end| end <= self.info.file_bytes);
-        if is_possible
-            && !self.cache.holds(self.info.number, block_offset)
+        if self.parts.has(block_offset, block_bytes)
+            && !self.parts.is_cached(block_offset)
             // What cannot be opened is told to who reads it.
             && let Ok(file) = self.file()
         {
@@ -156,11 +181,11 @@ impl Segment {
     fn record_at(&self, place: Place) -> Result<Record> {
         let block = self.block(place, || {})?;
         let at = BLOCK_HEADER_BYTES + place.at as usize;
-        Record::decode(&block, at).map_err(|fault| fault.at(&self.path, place.block_offset))
+        Record::decode(&block, at).map_err(|fault| fault.at(self.path(), place.block_offset))
     }
 
     fn place(&self, value: &[u8]) -> Result<Place> {
-        Place::read(&mut Reader::new(value)).map_err(|fault| fault.at(&self.path, 0))
+        Place::read(&mut Reader::new(value)).map_err(|fault| fault.at(self.path(), 0))
     }
 
     fn block(&self, place: Place, before_read: impl FnOnce()) -> Result<Bytes> {
@@ -168,6 +193,11 @@ impl Segment {
             let header = BlockHeader::decode(salt, bytes)?;
             check_bodies(header, bytes)
         })
+    }
+
+    /// The error for something in a table that this version would not have put there.
+    fn impossible(&self, what: &str) -> Error {
+        Error::corrupt(self.path(), 0, format!("an impossible {what}"))
     }
 
     fn filter(&self) -> Result<Bytes> {
@@ -182,37 +212,20 @@ impl Segment {
         before_read: impl FnOnce(),
         check: impl FnOnce(Salt, &[u8]) -> Decoded<()>,
     ) -> Result<Bytes> {
-        self.cache.part(self.info.number, offset, || {
+        let file = || {
             before_read();
-            if offset.checked_add(bytes.into()).is_none_or(|end| end > self.info.file_bytes) {
-                return Err(Error::corrupt(&self.path, offset, "a part beyond the end of the file"));
-            }
-            let mut part = vec![0; bytes as usize];
-            let read = self.file().and_then(|file| file.read_exact_at(&mut part, offset));
-            read.map_err(|error| self.shortened(offset, error))?;
-            check(self.salt.at(offset), &part).map_err(|fault| fault.at(&self.path, offset))?;
-            Ok(Bytes::from(part))
-        })
+            self.file()
+        };
+        self.parts.part(offset, bytes, file, check)
     }
 
     fn file(&self) -> Result<Arc<dyn DiskFile>> {
-        self.cache.file(self.info.number, || {
-            let file = self.disk.open(&self.path, Mode::Read)?;
-            if read_info(&*file, self.info.number, self.info.file_bytes, self.store)? != self.info {
-                return Err(Error::corrupt(&self.path, 0, "not the segment that the manifest names"));
+        self.parts.file(|file| {
+            if read_info(file, self.info.number, self.info.file_bytes, self.store)? == self.info {
+                return Ok(());
             }
-            Ok(file)
+            Err(Error::corrupt(self.path(), 0, "not the segment that the manifest names"))
         })
-    }
-
-    /// A file that ends before a part that was once there is damaged.
-    fn shortened(&self, offset: u64, error: Error) -> Error {
-        match error {
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Error::corrupt(&self.path, offset, "the file ends too early")
-            }
-            other => other,
-        }
     }
 }
 
@@ -222,7 +235,7 @@ impl Pages for Segment {
     }
 
     fn fault(&self, place: PagePlace, fault: Fault) -> Error {
-        fault.at(&self.path, place.offset)
+        fault.at(self.path(), place.offset)
     }
 }
 
@@ -251,7 +264,7 @@ pub(crate) struct RunRecords<'a> {
 
 impl RunRecords<'_> {
     fn fault(&self, fault: Fault) -> Error {
-        fault.at(&self.segment.path, self.run.place.block_offset)
+        fault.at(self.segment.path(), self.run.place.block_offset)
     }
 
     fn record(&mut self) -> Result<Record> {

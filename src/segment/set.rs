@@ -10,13 +10,14 @@ use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::ids::EventId;
 use crate::segment::open::read_info;
-use crate::segment::{self, Run, Segment, SegmentInfo};
+use crate::segment::{self, ItemHash, MergedFilter, Run, Segment, SegmentInfo, Span, key_hash, session_hash};
 use crate::session::SessionId;
 
-/// An immutable list of segments; sealing makes a new one.
+/// An immutable list of segments, and the filters over many of them; sealing makes a new one.
 #[derive(Clone, Default)]
 pub(crate) struct SegmentSet {
     segments: Vec<Arc<Segment>>,
+    merged: HashMap<Span, Arc<MergedFilter>>,
 }
 
 /// A run and the segment it lies in.
@@ -24,9 +25,28 @@ pub(crate) type FoundRun = (Arc<Segment>, Run);
 
 impl SegmentSet {
     pub(crate) fn with(&self, segment: Arc<Segment>) -> Self {
-        let mut segments = self.segments.clone();
-        segments.push(segment);
-        Self { segments }
+        let mut set = self.clone();
+        set.segments.push(segment);
+        set
+    }
+
+    /// With filters over many, in the place of those over the same.
+    pub(crate) fn with_merged(&self, filters: impl IntoIterator<Item = MergedFilter>) -> Self {
+        let mut set = self.clone();
+        set.merged.extend(filters.into_iter().map(|filter| (filter.span, Arc::new(filter))));
+        set
+    }
+
+    /// Whether there is a filter over this span that is of use.
+    pub(crate) fn is_merged(&self, span: Span) -> bool {
+        self.merged.get(&span).is_some_and(|filter| !filter.is_broken())
+    }
+
+    /// The segments of a span, if all of them are there.
+    pub(crate) fn of_span(&self, span: Span) -> Option<&[Arc<Segment>]> {
+        let before = self.segments.partition_point(|segment| segment.info.number <= span.before());
+        let through = self.segments.partition_point(|segment| segment.info.number <= span.last);
+        self.segments.get(before..through).filter(|segments| segments.len() as u64 == span.segments())
     }
 
     /// In commit order.
@@ -45,10 +65,8 @@ impl SegmentSet {
 
     /// The run that holds `seq`, asking every segment that may have it, newest first.
     pub(crate) fn run_at(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<FoundRun>> {
-        for segment in self.segments.iter().rev() {
-            if !segment.may_hold_session(session)? {
-                continue;
-            }
+        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes()), 0) {
+            let segment = segment?;
             let run = segment.floor_run(session, generation, seq)?;
             if let Some(run) = run.filter(|run| run.generation == generation && run.holds(seq)) {
                 return Ok(Some((Arc::clone(segment), run)));
@@ -59,11 +77,8 @@ impl SegmentSet {
 
     /// The last run of a session among the segments numbered above `above`.
     pub(crate) fn last_run(&self, session: &SessionId, above: u64) -> Result<Option<FoundRun>> {
-        let newer = self.segments.iter().rev().take_while(|segment| segment.info.number > above);
-        for segment in newer {
-            if !segment.may_hold_session(session)? {
-                continue;
-            }
+        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes()), above) {
+            let segment = segment?;
             if let Some(run) = segment.floor_run(session, u32::MAX, Seq::MAX)? {
                 return Ok(Some((Arc::clone(segment), run)));
             }
@@ -72,12 +87,40 @@ impl SegmentSet {
     }
 
     pub(crate) fn record_of_key(&self, session: &SessionId, generation: u32, key: &str) -> Result<Option<Record>> {
-        for segment in self.segments.iter().rev() {
-            if let Some(record) = segment.record_of_key(session, generation, key)? {
+        let hash = key_hash(session, key);
+        for segment in self.that_may_hold(hash, 0) {
+            if let Some(record) = segment?.record_of_key(session, generation, (key, hash))? {
                 return Ok(Some(record));
             }
         }
         Ok(None)
+    }
+
+    /// The segments numbered above `above` that may hold the item, newest first. Those that the widest filters rule out are not asked.
+    fn that_may_hold(&self, item: ItemHash, above: u64) -> impl Iterator<Item = Result<&Arc<Segment>>> {
+        let mut through = self.newest_number();
+        std::iter::from_fn(move || {
+            while through > above {
+                if let Some(ruled_out) = self.ruled_out(item, above, through) {
+                    through = ruled_out.before();
+                    continue;
+                }
+                let segment = self.by_number(through);
+                through -= 1;
+                match segment.map(|segment| segment.may_hold(item)) {
+                    Some(Ok(true)) => return segment.map(Ok),
+                    Some(Err(error)) => return Some(Err(error)),
+                    Some(Ok(false)) | None => {}
+                }
+            }
+            None
+        })
+    }
+
+    /// The widest span between the two numbers, up to the second, whose filter says that none of its segments has the item.
+    fn ruled_out(&self, item: ItemHash, above: u64, through: u64) -> Option<Span> {
+        let spans = Span::ending_with(through).filter(|span| span.before() >= above);
+        spans.filter_map(|span| self.merged.get(&span)).find(|filter| filter.rules_out(item)).map(|filter| filter.span)
     }
 
     /// The segment whose range of IDs ends at or above `id`, if any, and those behind it.

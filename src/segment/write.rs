@@ -61,7 +61,7 @@ struct Writer {
 
 impl Writer {
     fn new(file: Arc<dyn DiskFile>, plan: &SegmentPlan) -> Result<Self> {
-        let mut sink = BlockSink { file, written: 0, buf: BlockBuf::with_capacity(WRITE_BYTES) };
+        let mut sink = BlockSink::new(file);
         let SegmentPlan { store, number, start_lsn, end_lsn, .. } = *plan;
         sink.put(&SegmentHeader { store, number, start_lsn, end_lsn }.encode())?;
         sink.buf.pad_to_block();
@@ -165,9 +165,9 @@ impl Writer {
     }
 
     fn write_filter(&mut self, records: &[Arc<Record>], keys: &[([u8; 32], usize)]) -> Result<FilterPlace> {
-        let mut builder = FilterBuilder::new(self.runs.len() + keys.len());
+        let mut builder = FilterBuilder::new((self.runs.len() + keys.len()) as u64);
         for (at, _) in &self.runs {
-            builder.insert(session_hash(&record_at(records, *at).session));
+            builder.insert(session_hash(record_at(records, *at).session.as_str().as_bytes()));
         }
         for (key, _) in keys {
             builder.insert(*key.first_chunk().expect("a key begins with its hash"));
@@ -232,7 +232,7 @@ fn encoded(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 /// Turns parts of any length into large writes of whole blocks.
-struct BlockSink {
+pub(super) struct BlockSink {
     file: Arc<dyn DiskFile>,
     written: u64,
     buf: BlockBuf,
@@ -257,6 +257,10 @@ impl Sink for BlockSink {
 }
 
 impl BlockSink {
+    pub(super) fn new(file: Arc<dyn DiskFile>) -> Self {
+        Self { file, written: 0, buf: BlockBuf::with_capacity(WRITE_BYTES) }
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.file.write_all_at(self.buf.as_slice(), self.written)?;
         self.written += self.buf.len() as u64;
@@ -265,7 +269,7 @@ impl BlockSink {
     }
 
     /// Writes the last block and makes the file durable.
-    fn finish(&mut self, trailer: &[u8]) -> Result<()> {
+    pub(super) fn finish(&mut self, trailer: &[u8]) -> Result<()> {
         const { assert!(WRITE_BYTES.is_multiple_of(BLOCK), "a full buffer is whole blocks") };
         self.buf.extend(trailer);
         self.buf.pad_to_block();

@@ -16,6 +16,7 @@ mod idempotency;
 mod index;
 mod limits;
 mod list;
+mod merged;
 mod message;
 mod model;
 mod options;

@@ -11,7 +11,7 @@ use plotters::prelude::*;
 use crate::measure::{drop_caches, micros, percentile, rss_mb};
 use crate::report::{OURS_COLOR, short};
 use crate::store::{Ids, Load, Open, Store};
-use crate::stores::Contender;
+use crate::stores::sessionlog::Ours;
 
 const SESSIONS: u32 = 10_000;
 const BATCH: Load = Load { events: 16, bytes: 1_000 };
@@ -28,7 +28,7 @@ const ABOUT: &str = "\
 # As a store grows
 
 Each row is measured in a process of its own: 16 writers fill the store on, then 2,000 appends of one event of 256 B to as many sessions, one after the
-other, and 2,000 pages of up to 100 events, read once before. Up to 30 GB in 10,000 sessions, in batches of 16 x 1,000 B; and a million events of
+other; 2,000 with an idempotency key that is new; 2,000 that each begin a session; and 2,000 pages of up to 100 events, read once before. Up to 30 GB in 10,000 sessions, in batches of 16 x 1,000 B; and a million events of
 256 B, one a batch, in ever more sessions. By `cargo run --release -- growth`.
 ";
 
@@ -50,8 +50,16 @@ pub struct Row {
 }
 
 /// What is measured of each store, in this order.
-const FIGURES: [&str; 6] =
-    ["filled at events/s", "append p50 us", "append p99 us", "page of up to 100, p50 us", "opening s", "RSS MB"];
+const FIGURES: [&str; 8] = [
+    "filled at events/s",
+    "append p50 us",
+    "append p99 us",
+    "with a key, p50 us",
+    "in a new session, p50 us",
+    "page of up to 100, p50 us",
+    "opening s",
+    "RSS MB",
+];
 
 /// One figure of all stores, over their sizes.
 type Curve = Vec<(f64, f64)>;
@@ -171,13 +179,17 @@ pub fn measure(row: &Row) {
     let Row { sessions, from, to, .. } = *row;
     let load = Load { events: row.events, bytes: row.bytes };
     let open = Open { folder: &row.folder, sessions, ids: Ids::Unused };
-    let store = Contender::SessionLog.open(open);
+    let store = Ours::open(open);
     let began = Instant::now();
-    fill(&*store, sessions, load, from..to);
+    fill(&store, sessions, load, from..to);
     let rate = f64::from(to - from) * load.events as f64 / began.elapsed().as_secs_f64();
     store.settle();
     let nth = |nth: u32| (u64::from(nth) * u64::from(STRIDE) % u64::from(sessions)) as u32;
     let mut appends = timed(|at| store.append(nth(at), SPREAD));
+    // No other row of the store has these names.
+    let name = |at| format!("{sessions}-{to}-{at}");
+    let mut keyed = timed(|at| store.append_keyed(nth(at), SPREAD, &name(at)));
+    let mut first = timed(|at| store.begin(&name(at), SPREAD));
     store.settle();
     let page = |at| store.page(nth(at), 0, 100, &mut |_| ());
     // Read once before, so that it is not the disk that is measured.
@@ -187,11 +199,12 @@ pub fn measure(row: &Row) {
     drop(store);
     drop_caches();
     let began = Instant::now();
-    let store = Contender::SessionLog.open(open);
+    let store = Ours::open(open);
     let opened = began.elapsed().as_secs_f64();
     drop(store);
-    let (p50, p99, page) = (percentile(&mut appends, 0.5), percentile(&mut appends, 0.99), percentile(&mut pages, 0.5));
-    println!("{}", serde_json::json!([rate, p50, p99, page, opened, rss]));
+    let p99 = percentile(&mut appends, 0.99);
+    let [p50, keyed, first, page] = [&mut appends, &mut keyed, &mut first, &mut pages].map(|times| percentile(times, 0.5));
+    println!("{}", serde_json::json!([rate, p50, p99, keyed, first, page, opened, rss]));
 }
 
 fn timed(what: impl Fn(u32)) -> Vec<f64> {

@@ -33,6 +33,17 @@ impl Ours {
         &self.log
     }
 
+    pub fn append_keyed(&self, session: u32, load: Load, key: &str) {
+        let keyed = batch(session, load).idempotency_key(key);
+        self.log.append(self.session(session), keyed).expect("the append succeeds");
+    }
+
+    /// Appends to a session that is not one of the numbered ones.
+    pub fn begin(&self, name: &str, load: Load) {
+        let session = SessionId::new(name).expect("a name");
+        self.log.append(&session, batch(0, load)).expect("the append succeeds");
+    }
+
     fn session(&self, session: u32) -> &SessionId {
         &self.sessions[session as usize]
     }

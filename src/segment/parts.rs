@@ -1,0 +1,71 @@
+//! A file that is never changed, read part by part: through the cache, every part checked when it comes from the disk.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::codec::{Decoded, Salt};
+use crate::disk::{Disk, DiskFile, Mode};
+use crate::error::{Error, Result};
+use crate::segment::BlockCache;
+use crate::segment::cache::FileKey;
+
+pub(super) struct Parts {
+    pub key: FileKey,
+    pub path: PathBuf,
+    pub file_bytes: u64,
+    pub salt: Salt,
+    pub disk: Arc<dyn Disk>,
+    pub cache: Arc<BlockCache>,
+}
+
+impl Parts {
+    /// A part of the file. Should it have to be read from the disk, it is read from what `file` gives, and `check` looks at it behind.
+    pub(super) fn part(
+        &self,
+        offset: u64,
+        bytes: u32,
+        file: impl FnOnce() -> Result<Arc<dyn DiskFile>>,
+        check: impl FnOnce(Salt, &[u8]) -> Decoded<()>,
+    ) -> Result<Bytes> {
+        self.cache.part(self.key, offset, || {
+            if !self.has(offset, bytes) {
+                return Err(Error::corrupt(&self.path, offset, "a part beyond the end of the file"));
+            }
+            let mut part = vec![0; bytes as usize];
+            let read = file().and_then(|file| file.read_exact_at(&mut part, offset));
+            read.map_err(|error| self.shortened(offset, error))?;
+            check(self.salt.at(offset), &part).map_err(|fault| fault.at(&self.path, offset))?;
+            Ok(Bytes::from(part))
+        })
+    }
+
+    /// The file, open. `admit` looks at one that was not.
+    pub(super) fn file(&self, admit: impl FnOnce(&dyn DiskFile) -> Result<()>) -> Result<Arc<dyn DiskFile>> {
+        self.cache.file(self.key, || {
+            let file = self.disk.open(&self.path, Mode::Read)?;
+            admit(&*file)?;
+            Ok(file)
+        })
+    }
+
+    /// Whether these bytes lie within the file.
+    pub(super) fn has(&self, offset: u64, bytes: u32) -> bool {
+        offset.checked_add(bytes.into()).is_some_and(|end| end <= self.file_bytes)
+    }
+
+    pub(super) fn is_cached(&self, offset: u64) -> bool {
+        self.cache.holds(self.key, offset)
+    }
+
+    /// A file that ends before a part that was once there is damaged.
+    fn shortened(&self, offset: u64, error: Error) -> Error {
+        match error {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Error::corrupt(&self.path, offset, "the file ends too early")
+            }
+            other => other,
+        }
+    }
+}
