@@ -21,7 +21,7 @@ use crate::read::{EventPage, Page, Store};
 use crate::recover;
 use crate::seal::{SealSignal, Sealer};
 use crate::section::{IN_FLIGHT_MAX, Request, SealedKey};
-use crate::segment::merged_folder;
+use crate::segment::{MergedPlace, merged_folder};
 use crate::session::{Head, SessionId};
 use crate::stats::{Counters, Recovery, Stats};
 use crate::stream::{EventStream, From};
@@ -403,13 +403,13 @@ impl Handle {
             cache: Arc::clone(&self.core.store.cache),
             spares: Arc::clone(&writer.spares),
         };
-        let merger = Merger {
+        let place = MergedPlace {
             disk: Arc::clone(&writer.disk),
             folder: merged_folder(&writer.folder),
             store: writer.store_id,
-            locator: Arc::clone(&self.core.store.locator),
             cache: Arc::clone(&self.core.store.cache),
         };
+        let merger = Merger { place, locator: Arc::clone(&self.core.store.locator) };
         let spares = Arc::clone(&writer.spares);
         let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));
         let started = |name: &str, run: Box<dyn FnOnce() + Send>| {

@@ -1,14 +1,13 @@
-//! Keeps filters over many segments: takes in those that are there, makes those that are missing. In the background, and whatever fails here
-//! costs time only, since the segments' own filters answer where there is none.
+//! Makes the filters over many segments that are not there yet. In the background, and whatever fails here costs time only, since the segments'
+//! own filters answer where there is none.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::codec::StoreId;
-use crate::disk::{Disk, TEMPORARY};
+use crate::disk::TEMPORARY;
 use crate::error::{Error, Result};
 use crate::locate::Locator;
-use crate::segment::{BlockCache, MergedFilter, MergedPlace, Span};
+use crate::segment::{MergedFilter, MergedPlace, Span};
 use crate::sync::{Condvar, Mutex};
 
 /// Between the one who seals and the one who merges.
@@ -54,53 +53,45 @@ impl MergeSignal {
 
 /// What merging works on.
 pub(crate) struct Merger {
-    pub disk: Arc<dyn Disk>,
-    pub folder: PathBuf,
-    pub store: StoreId,
+    pub place: MergedPlace,
     pub locator: Arc<Locator>,
-    pub cache: Arc<BlockCache>,
 }
 
 impl Merger {
     /// The work of the background thread, until the signal stops.
     pub(crate) fn run(&self) {
-        // The folder need not be durable: where it is lost, it is made again.
-        let _taken_in = self.disk.make_dir(&self.folder).and_then(|()| self.take_in());
-        self.make_missing();
-        while self.locator.merge.wait_for_work() {
+        // One that is left over is removed on the next open.
+        let _removed = self.remove_unfinished();
+        loop {
             self.make_missing();
+            if !self.locator.merge.wait_for_work() {
+                return;
+            }
         }
     }
 
-    /// Takes in the filters that are there.
-    fn take_in(&self) -> Result<()> {
-        let segments = self.locator.segments();
-        let mut filters = Vec::new();
-        for (name, bytes) in self.disk.list(&self.folder)? {
+    fn remove_unfinished(&self) -> Result<()> {
+        let MergedPlace { disk, folder, .. } = &self.place;
+        for (name, _) in disk.list(folder)? {
             if Path::new(&name).extension().is_some_and(|extension| extension == TEMPORARY) {
-                self.disk.remove(&self.folder.join(&name))?;
+                disk.remove(&folder.join(&name))?;
             }
-            let of_segments = Span::of_name(&name).and_then(|span| Some((span, segments.of_span(span)?)));
-            filters.extend(of_segments.and_then(|(span, segments)| MergedFilter::new(&self.place(), span, segments, bytes)));
         }
-        self.locator.publish_merged(filters);
         Ok(())
     }
 
     /// Makes the filters that are not there. What fails is tried again when there is another segment.
     fn make_missing(&self) {
         let segments = self.locator.segments();
+        // It need not be durable: where it is lost, it is made again, as are its files.
+        let _made = self.place.disk.make_dir(&self.place.folder);
         let missing = Span::up_to(segments.newest_number()).filter(|span| !segments.is_merged(*span));
         for (span, of_span) in missing.filter_map(|span| Some((span, segments.of_span(span)?))) {
-            match MergedFilter::make(&self.place(), span, of_span, || self.locator.merge.go_on()) {
+            match MergedFilter::make(&self.place, span, of_span, || self.locator.merge.go_on()) {
                 Ok(filter) => self.locator.publish_merged(filter),
                 Err(Error::Closed) => return,
                 Err(_unreadable_or_full) => {}
             }
         }
-    }
-
-    fn place(&self) -> MergedPlace<'_> {
-        MergedPlace { disk: &self.disk, cache: &self.cache, folder: &self.folder, store: self.store }
     }
 }

@@ -20,7 +20,7 @@ use crate::segment::filter::{self, FilterBuilder, HEADER_BYTES};
 use crate::segment::parts::Parts;
 use crate::segment::table::Sink;
 use crate::segment::write::BlockSink;
-use crate::segment::{BlockCache, ItemHash, Segment};
+use crate::segment::{BlockCache, ItemHash, Segment, SegmentSet};
 use crate::sync::{AtomicBool, Ordering};
 
 /// So many segments, or filters of the level below, go into one.
@@ -79,7 +79,7 @@ impl Span {
     }
 
     /// The span in a file's name.
-    pub(crate) fn of_name(name: &str) -> Option<Self> {
+    fn of_name(name: &str) -> Option<Self> {
         let (last, level) = name.strip_suffix(EXTENSION)?.strip_suffix('.')?.split_once('-')?;
         let (last, level) = (last.parse().ok()?, level.parse().ok()?);
         let span = Self { level, last };
@@ -97,26 +97,35 @@ pub(crate) struct MergedFilter {
     broken: AtomicBool,
 }
 
-/// Where merged filters are written and read.
-pub(crate) struct MergedPlace<'a> {
-    pub disk: &'a Arc<dyn Disk>,
-    pub cache: &'a Arc<BlockCache>,
-    pub folder: &'a Path,
+/// Where a store's merged filters are.
+pub(crate) struct MergedPlace {
+    pub disk: Arc<dyn Disk>,
+    pub folder: PathBuf,
     pub store: StoreId,
+    pub cache: Arc<BlockCache>,
 }
 
 impl MergedFilter {
+    /// Those in the folder that are over segments of the set. Nothing is read of them yet.
+    pub(crate) fn list(place: &MergedPlace, set: &SegmentSet) -> Result<Vec<Self>> {
+        let found = place.disk.list(&place.folder)?.into_iter().filter_map(|(name, bytes)| {
+            let span = Span::of_name(&name)?;
+            Self::new(place, span, set.of_span(span)?, bytes)
+        });
+        Ok(found.collect())
+    }
+
     /// The filter in a file of so many bytes, over these segments; `None` when no filter is as long. Nothing is read yet.
-    pub(crate) fn new(place: &MergedPlace<'_>, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Option<Self> {
+    fn new(place: &MergedPlace, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Option<Self> {
         let is_whole = file_bytes > 0 && file_bytes.is_multiple_of(PAGE_BYTES.into());
         let salt = salt(place.store, span, segments, file_bytes);
         let parts = Parts {
             key: FileKey::Merged(span),
-            path: span.path(place.folder),
+            path: span.path(&place.folder),
             file_bytes,
             salt,
-            disk: Arc::clone(place.disk),
-            cache: Arc::clone(place.cache),
+            disk: Arc::clone(&place.disk),
+            cache: Arc::clone(&place.cache),
         };
         is_whole.then(|| Self { span, pages: file_bytes / u64::from(PAGE_BYTES), parts, broken: AtomicBool::new(false) })
     }
@@ -124,7 +133,7 @@ impl MergedFilter {
     /// Makes the filter over these segments and writes it; `None` when it would be too large. Now and then `go_on` may end it. A failure
     /// leaves no filter and may be tried again.
     pub(crate) fn make(
-        place: &MergedPlace<'_>,
+        place: &MergedPlace,
         span: Span,
         segments: &[Arc<Segment>],
         go_on: impl Fn() -> Result<()>,
@@ -215,7 +224,7 @@ mod tests {
     use crate::disk::RealDisk;
     use crate::event::{Batch, NewEvent};
     use crate::ids::{EventId, Stamp};
-    use crate::segment::{self, SegmentInfo, SegmentPlan, SegmentSet, write_segment};
+    use crate::segment::{self, SegmentInfo, SegmentPlan, write_segment};
     use crate::session::SessionId;
 
     /// Small segments on a disk, each with a session and a key of its own.
@@ -298,9 +307,10 @@ mod tests {
             span.path(&merged_folder(self.scene.folder.path()))
         }
 
-        fn in_place<T>(&self, work: impl FnOnce(&MergedPlace<'_>) -> T) -> T {
-            let (folder, scene) = (merged_folder(self.scene.folder.path()), self.scene);
-            work(&MergedPlace { disk: &scene.disk, cache: &self.cache, folder: &folder, store: scene.store })
+        fn in_place<T>(&self, work: impl FnOnce(&MergedPlace) -> T) -> T {
+            let Scene { folder, disk, store, .. } = self.scene;
+            let (disk, cache, folder) = (Arc::clone(disk), Arc::clone(&self.cache), merged_folder(folder.path()));
+            work(&MergedPlace { disk, folder, store: *store, cache })
         }
     }
 

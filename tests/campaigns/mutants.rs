@@ -143,6 +143,16 @@ const MUTANTS: &[Mutant] = &[
         target: INTEGRATION,
     },
     Mutant {
+        name: "a merged filter is believed whichever segments it is over",
+        edits: &[(
+            "src/segment/merged.rs",
+            "segments.iter().fold(salt, |salt, segment| {",
+            "segments.iter().take(0).fold(salt, |salt, segment| {",
+        )],
+        test: "bytes_that_belong_to_anything_else_rule_nothing_out",
+        target: UNIT,
+    },
+    Mutant {
         name: "the slot of the manifest that counts is written first",
         edits: &[("src/manifest.rs", "if self.slot == 0 { [second, first] }", "if self.slot == 1 { [second, first] }")],
         test: "a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted",
