@@ -92,10 +92,19 @@ pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result
 /// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at all. Between writes `pause` is
 /// told how long the last one took; its error ends it.
 pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<()> {
+    write_whole(disk, path, |unfinished| fill_with_zeroes(disk, unfinished, bytes, pause))
+}
+
+/// Gives the file that `write` writes and syncs its name, durably: it appears whole or not at all. After a failure nothing is left of it.
+pub(crate) fn write_whole<T>(disk: &dyn Disk, path: &Path, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let unfinished = path.with_extension(TEMPORARY);
-    let written = fill_with_zeroes(disk, &unfinished, bytes, pause).and_then(|()| publish(disk, &unfinished, path));
+    let written = write(&unfinished).and_then(|written| {
+        disk.rename(&unfinished, path)?;
+        disk.sync_dir(path.parent().expect("a file of the log lies in a folder"))?;
+        Ok(written)
+    });
     if written.is_err() {
-        // What failed is the write; on a full disk the space is given back at once.
+        // What failed is the write; on a full disk the space is given back at once, else on the next open.
         let _removed = disk.remove(&unfinished);
     }
     written
@@ -116,12 +125,6 @@ fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Dur
         }
     }
     file.sync()
-}
-
-/// Gives a finished and synced file its name, durably.
-pub(crate) fn publish(disk: &dyn Disk, unfinished: &Path, path: &Path) -> Result<()> {
-    disk.rename(unfinished, path)?;
-    disk.sync_dir(path.parent().expect("a file of the log lies in a folder"))
 }
 
 /// The extension of a file that is not finished; nothing in it counts.

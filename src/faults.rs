@@ -33,8 +33,11 @@ impl Scene {
     }
 
     fn try_open(&self) -> Result<SessionLog> {
+        self.open_with(Options::new().journal_file_bytes_max(4 * MIB).stall_wait(Duration::from_millis(300)))
+    }
+
+    fn open_with(&self, options: Options) -> Result<SessionLog> {
         let disk = FaultyDisk { real: RealDisk::default(), plan: Arc::clone(&self.plan) };
-        let options = Options::new().journal_file_bytes_max(4 * MIB).stall_wait(Duration::from_millis(300));
         options.open_on(Arc::new(disk), self.folder.path())
     }
 
@@ -289,6 +292,36 @@ fn a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted() {
     // A slot's sequence is the first thing in its value, which begins behind 24 bytes.
     let newer = usize::from(before[1][24] > before[0][24]);
     assert_eq!(changed, [1 - newer]);
+}
+
+/// One is over 16 segments.
+#[test]
+fn a_filter_over_many_segments_that_cannot_be_written_is_missed_by_nobody_and_made_later() {
+    let (scene, log) = Scene::new();
+    log.close().unwrap();
+    scene.plan.refuse("filters/", 0);
+    let log = scene.open_with(Options::new().recent_bytes_max(0)).unwrap();
+    let filters = || RealDisk::default().list(&scene.folder.path().join("filters")).unwrap();
+    let nth =
+        |n: u64| (SessionId::new(n.to_string()).unwrap(), Batch::new().event(NewEvent::new("note", "x")).idempotency_key("key"));
+    let mut appended = 0;
+    let mut fill = |log: &SessionLog, segments| {
+        while log.stats().segments < segments {
+            let (session, batch) = nth(appended);
+            assert!(!log.append(&session, batch).unwrap().replayed);
+            appended += 1;
+        }
+        appended
+    };
+    fill(&log, 16);
+    eventually("a filter is refused", || scene.plan.refused.load(Ordering::SeqCst) > 0);
+    scene.plan.relent();
+    let appended = fill(&log, 32);
+    eventually("both are there", || filters().iter().filter(|(name, _)| name.ends_with(".filter")).count() == 2);
+    for n in 0..appended {
+        let (session, batch) = nth(n);
+        assert!(log.append(&session, batch).unwrap().replayed, "batch {n} landed again");
+    }
 }
 
 #[test]

@@ -1,10 +1,9 @@
-//! Makes the filters over many segments that are not there yet. In the background, and whatever fails here costs time only, since the segments'
-//! own filters answer where there is none.
+//! Keeps the filters over many segments: takes in those that are there and makes those that are missing. In the background, and whatever fails
+//! here costs time only, since the segments' own filters answer where there is none.
 
-use std::path::Path;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::disk::TEMPORARY;
 use crate::error::{Error, Result};
 use crate::locate::Locator;
 use crate::segment::{MergedFilter, MergedPlace, Span};
@@ -60,37 +59,41 @@ pub(crate) struct Merger {
 impl Merger {
     /// The work of the background thread, until the signal stops.
     pub(crate) fn run(&self) {
-        // One that is left over is removed on the next open.
-        let _removed = self.remove_unfinished();
+        // Where they cannot be listed, they are made again.
+        let _taken_in = self.take_in();
+        let mut failed = HashMap::new();
         loop {
-            self.make_missing();
+            self.make_missing(&mut failed);
             if !self.locator.merge.wait_for_work() {
                 return;
             }
         }
     }
 
-    fn remove_unfinished(&self) -> Result<()> {
-        let MergedPlace { disk, folder, .. } = &self.place;
-        for (name, _) in disk.list(folder)? {
-            if Path::new(&name).extension().is_some_and(|extension| extension == TEMPORARY) {
-                disk.remove(&folder.join(&name))?;
-            }
-        }
+    /// Takes in the filters that are there.
+    fn take_in(&self) -> Result<()> {
+        let filters = MergedFilter::list(&self.place, &self.locator.segments(), || self.locator.merge.go_on())?;
+        self.locator.publish_merged(filters);
         Ok(())
     }
 
-    /// Makes the filters that are not there. What fails is tried again when there is another segment.
-    fn make_missing(&self) {
+    /// Makes the filters that are not there. One that failed is tried again when there are as many segments more as it is over, since it costs
+    /// reading the tables of all of them.
+    fn make_missing(&self, failed: &mut HashMap<Span, u64>) {
         let segments = self.locator.segments();
-        // It need not be durable: where it is lost, it is made again, as are its files.
-        let _made = self.place.disk.make_dir(&self.place.folder);
-        let missing = Span::up_to(segments.newest_number()).filter(|span| !segments.is_merged(*span));
+        let newest = segments.newest_number();
+        let missing = Span::up_to(newest).filter(|span| !segments.is_merged(*span));
         for (span, of_span) in missing.filter_map(|span| Some((span, segments.of_span(span)?))) {
+            if failed.get(&span).is_some_and(|at| newest < at + span.segments()) {
+                continue;
+            }
             match MergedFilter::make(&self.place, span, of_span, || self.locator.merge.go_on()) {
-                Ok(filter) => self.locator.publish_merged(filter),
+                Ok(Some(filter)) => self.locator.publish_merged([filter]),
+                Ok(None) => {}
                 Err(Error::Closed) => return,
-                Err(_unreadable_or_full) => {}
+                Err(_unreadable_or_full) => {
+                    failed.insert(span, newest);
+                }
             }
         }
     }

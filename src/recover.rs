@@ -26,7 +26,7 @@ use crate::options::Options;
 use crate::read::Store;
 use crate::recent::{Bounds, Recent};
 use crate::seal::SealSignal;
-use crate::segment::{self, BlockCache, MergedFilter, MergedPlace, Segment, SegmentInfo, SegmentSet, merged_folder};
+use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentSet, merged_folder};
 use crate::stats::{Counters, Recovery};
 use crate::sync::{Instant, Mutex};
 
@@ -132,7 +132,7 @@ impl Opening<'_> {
 
     /// Takes away what was not finished when the log stopped. After the log was found to be sound: a failed open changes nothing.
     fn remove_unfinished(&self) -> Result<()> {
-        for folder in [journal::folder(self.folder), segment::folder(self.folder)] {
+        for folder in [journal::folder(self.folder), segment::folder(self.folder), merged_folder(self.folder)] {
             for (name, _) in self.disk.list(&folder)? {
                 let path = folder.join(name);
                 if path.extension().is_some_and(|extension| extension == TEMPORARY) {
@@ -163,6 +163,8 @@ impl Opening<'_> {
             self.disk.make_dir(&folder)?;
             self.disk.sync_dir(&folder)?;
         }
+        // What is in this one may be lost.
+        self.disk.make_dir(&merged_folder(self.folder))?;
         self.disk.sync_dir(self.folder)?;
         self.disk.sync_dir(parent(self.folder))
     }
@@ -296,10 +298,6 @@ impl Opening<'_> {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&cache));
             set.with(Arc::new(Segment::new(info.clone(), manifest.store, &folder, disk, cache)))
         });
-        let (disk, merged) = (Arc::clone(&self.disk), merged_folder(self.folder));
-        let place = MergedPlace { disk, folder: merged, store: manifest.store, cache: Arc::clone(&cache) };
-        // Where they cannot be listed, or there are none, segments are asked one by one.
-        let segments = segments.with_merged(MergedFilter::list(&place, &segments).unwrap_or_default());
         let index_bytes_max = self.options.index_cache_bytes_max;
         let runs_bytes_max = index_bytes_max / RUNS_SHARE;
         let index = Index::new(Arc::clone(&self.disk), self.folder, manifest.store, index_bytes_max - runs_bytes_max);

@@ -113,7 +113,7 @@
 //! A filter of level *l* is over the items of 16 to the power of *l* segments, the last of which has a number that is a multiple of that. It is a
 //! file of pages of 4096 bytes, each such a filter with 510 words. The last 8 bytes of an item's hash, times the number of pages, divided
 //! by 2 to the power of 64, is the number of its page. The salt (`mflt`, number of the last segment) goes on over level (1), length of the file
-//! (8), and of each segment in order end LSN (8) and last event ID (16).
+//! (8), and of each segment in order the first 8 bytes of its filter; checksums cover the page's offset too.
 //!
 //! ## Framed value
 //!

@@ -1,4 +1,4 @@
-//! The bounded cache of what was read from segments and found whole: blocks, pages, filters. And the open files.
+//! The bounded cache of what was read from segments and merged filters and found whole: blocks, pages, filters. And the open files.
 
 use std::sync::Arc;
 
@@ -16,14 +16,15 @@ const ENTRY_BYTES_TYPICAL: usize = 16 * 1024;
 /// Bookkeeping counted with each entry.
 const ENTRY_OVERHEAD: u64 = 128;
 
-/// Segments that are kept open; others are opened again when they are read.
+/// Files that are kept open; others are opened again when they are read.
 const FILES_MAX: usize = 256;
 
 /// Which file a part is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum FileKey {
     Segment(u64),
-    Merged(Span),
+    /// With its length, which says what is on which page.
+    Merged(Span, u64),
 }
 
 /// Shared by all segments of a log. What comes out was checked when it went in.

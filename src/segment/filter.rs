@@ -19,7 +19,7 @@ pub(crate) struct FilterPlace {
     pub bytes: u32,
 }
 
-/// How many items so many bytes of words are for.
+/// How many items so many bytes of words are for at the most.
 pub(super) const fn items_in(bytes: u64) -> u64 {
     bytes * 8 / BITS_PER_ITEM
 }
@@ -32,6 +32,11 @@ impl FilterBuilder {
     pub(super) fn new(items: u64) -> Self {
         let bits = items.saturating_mul(BITS_PER_ITEM).max(64);
         Self { words: vec![0; usize::try_from(bits.div_ceil(64)).expect("a filter fits memory")] }
+    }
+
+    /// A filter as large as this one, with nothing in it.
+    pub(super) fn as_large_as(filter: &[u8]) -> Self {
+        Self { words: vec![0; filter.len().saturating_sub(HEADER_BYTES) / 8] }
     }
 
     pub(super) fn insert(&mut self, hash: [u8; 16]) {

@@ -1,9 +1,11 @@
-//! Merged filters: one filter over sixteen segments, over sixteen times sixteen, and so on, so that a session or an idempotency key that is
-//! nowhere is found to be nowhere in about as many reads as the number of segments has digits.
+//! Merged filters: one filter over sixteen segments, one over sixteen times sixteen, and so on, as long as they fit memory, so that a session or
+//! an idempotency key that is nowhere is found to be nowhere without asking each segment.
 //!
 //! They are derived from the segments' tables and can be deleted at any time; but where one says that an item is in none of its segments, that
-//! is believed. Invariant: the checksums of its pages start from what its segments are, from its length and from the place in it, so that bytes
-//! that belong to anything else never pass, and what does not pass rules nothing out.
+//! is believed. Invariants:
+//! * The checksums of its pages start from what the filters of its segments are, from its length and from the place in it, so that bytes
+//!   that belong to anything else do not pass, and what does not pass rules nothing out.
+//! * It is over what was found in the tables, and that is, bit for bit, what the segments' own filters are over.
 //!
 //! A page is a filter like a segment's, of one block; an item's hash says on which page to look.
 
@@ -13,8 +15,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::{Salt, StoreId};
-use crate::disk::{BLOCK, Disk, Mode, TEMPORARY, publish};
-use crate::error::Result;
+use crate::disk::{BLOCK, Disk, Mode, write_whole};
+use crate::error::{Error, Result};
 use crate::segment::cache::FileKey;
 use crate::segment::filter::{self, FilterBuilder, HEADER_BYTES};
 use crate::segment::parts::Parts;
@@ -29,7 +31,8 @@ const FANOUT: u64 = 16;
 /// The widest filters are over `FANOUT` to this power of segments.
 const LEVELS: u8 = 3;
 
-/// None is made that would take more, since it is made in memory. This is 16 million sessions and keys.
+/// None is made that would take more, since it is made in memory. This is 16 million sessions and keys: with more of them in its segments, those
+/// of the level below are asked.
 const FILTER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// A page is a block, and such a filter.
@@ -60,12 +63,16 @@ impl Span {
         spans.filter(|span| span.last > 0 && span.last.is_multiple_of(span.segments()))
     }
 
-    /// All among the segments up to `newest`, in no order that matters.
+    /// All among the segments up to `newest`, the narrowest first.
     pub(crate) fn up_to(newest: u64) -> impl Iterator<Item = Self> {
-        (1..=newest / FANOUT).flat_map(|last| Self::ending_with(last * FANOUT))
+        (1..=LEVELS).flat_map(move |level| {
+            let segments = FANOUT.pow(level.into());
+            (1..=newest / segments).map(move |nth| Self { level, last: nth * segments })
+        })
     }
 
-    pub(super) fn segments(self) -> u64 {
+    /// How many segments it is.
+    pub(crate) fn segments(self) -> u64 {
         FANOUT.pow(self.level.into())
     }
 
@@ -93,7 +100,7 @@ pub(crate) struct MergedFilter {
     pub span: Span,
     pages: u64,
     parts: Parts,
-    /// Something of it could not be read.
+    /// Something of it is damaged or gone.
     broken: AtomicBool,
 }
 
@@ -106,28 +113,34 @@ pub(crate) struct MergedPlace {
 }
 
 impl MergedFilter {
-    /// Those in the folder that are over segments of the set. Nothing is read of them yet.
-    pub(crate) fn list(place: &MergedPlace, set: &SegmentSet) -> Result<Vec<Self>> {
-        let found = place.disk.list(&place.folder)?.into_iter().filter_map(|(name, bytes)| {
-            let span = Span::of_name(&name)?;
-            Self::new(place, span, set.of_span(span)?, bytes)
-        });
-        Ok(found.collect())
+    /// Those in the folder that are over segments of the set. Only what their segments are is read yet. Now and then `go_on` may end it.
+    pub(crate) fn list(place: &MergedPlace, set: &SegmentSet, go_on: impl Fn() -> Result<()>) -> Result<Vec<Self>> {
+        let mut filters = Vec::new();
+        for (name, bytes) in place.disk.list(&place.folder)? {
+            let of_segments = Span::of_name(&name).and_then(|span| Some((span, set.of_span(span)?)));
+            let Some((span, segments)) = of_segments else { continue };
+            go_on()?;
+            // Where a segment cannot be read, its own filter cannot either.
+            filters.extend(Self::new(place, span, segments, bytes).ok().flatten());
+        }
+        Ok(filters)
     }
 
-    /// The filter in a file of so many bytes, over these segments; `None` when no filter is as long. Nothing is read yet.
-    fn new(place: &MergedPlace, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Option<Self> {
-        let is_whole = file_bytes > 0 && file_bytes.is_multiple_of(PAGE_BYTES.into());
-        let salt = salt(place.store, span, segments, file_bytes);
+    /// The filter in a file of so many bytes, over these segments; `None` when no filter is as long.
+    fn new(place: &MergedPlace, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Result<Option<Self>> {
+        if !(1..=FILTER_BYTES_MAX).contains(&file_bytes) || !file_bytes.is_multiple_of(PAGE_BYTES.into()) {
+            return Ok(None);
+        }
+        let salt = salt(place.store, span, segments, file_bytes)?;
         let parts = Parts {
-            key: FileKey::Merged(span),
+            key: FileKey::Merged(span, file_bytes),
             path: span.path(&place.folder),
             file_bytes,
             salt,
             disk: Arc::clone(&place.disk),
             cache: Arc::clone(&place.cache),
         };
-        is_whole.then(|| Self { span, pages: file_bytes / u64::from(PAGE_BYTES), parts, broken: AtomicBool::new(false) })
+        Ok(Some(Self { span, pages: file_bytes / u64::from(PAGE_BYTES), parts, broken: AtomicBool::new(false) }))
     }
 
     /// Makes the filter over these segments and writes it; `None` when it would be too large. Now and then `go_on` may end it. A failure
@@ -140,19 +153,16 @@ impl MergedFilter {
     ) -> Result<Option<Self>> {
         let items = segments.iter().map(|segment| segment.filter_items()).sum::<u64>();
         let pages = items.div_ceil(PAGE_ITEMS).max(1);
-        let Some(filter) = Self::new(place, span, segments, pages * u64::from(PAGE_BYTES)) else { return Ok(None) };
-        if filter.parts.file_bytes > FILTER_BYTES_MAX {
-            return Ok(None);
-        }
+        let Some(filter) = Self::new(place, span, segments, pages * u64::from(PAGE_BYTES))? else { return Ok(None) };
         let mut builders: Vec<_> = (0..pages).map(|_page| FilterBuilder::new(PAGE_ITEMS)).collect();
+        let mut visited = 0;
         for segment in segments {
-            for (nth, item) in (0_u64..).zip(segment.items()?) {
-                let item = item?;
-                if nth.is_multiple_of(PAGE_ITEMS) {
-                    go_on()?;
-                }
+            go_on()?;
+            segment.for_each_item(|item| {
+                visited += 1;
                 builders.get_mut(filter.page_of(item)).expect("an item's page is below their number").insert(item);
-            }
+                if visited % PAGE_ITEMS == 0 { go_on() } else { Ok(()) }
+            })?;
         }
         filter.write(&builders)?;
         Ok(Some(filter))
@@ -160,31 +170,25 @@ impl MergedFilter {
 
     fn write(&self, pages: &[FilterBuilder]) -> Result<()> {
         let Parts { disk, path, .. } = &self.parts;
-        let unfinished = path.with_extension(TEMPORARY);
-        let write = || {
-            let mut sink = BlockSink::new(disk.open(&unfinished, Mode::WriteBlocks)?);
+        let written = write_whole(&**disk, path, |unfinished| {
+            let mut sink = BlockSink::new(disk.open(unfinished, Mode::WriteBlocks)?);
             pages.iter().try_for_each(|page| sink.put(&page.encode(self.parts.salt.at(sink.offset()))))?;
-            sink.finish(&[])?;
-            publish(&**disk, &unfinished, path)
-        };
-        let written = write();
-        if written.is_err() {
-            // What failed is the write; on a full disk the space is given back at once.
-            let _removed = disk.remove(&unfinished);
-        }
+            sink.finish(&[])
+        });
         // One that was broken may still be open.
         self.parts.cache.close(self.parts.key);
         written
     }
 
-    /// Whether none of its segments has the item. What cannot be read rules out nothing, and is not tried again.
+    /// Whether none of its segments has the item. What cannot be read rules nothing out; what is damaged or gone is not tried again.
     pub(super) fn rules_out(&self, item: ItemHash) -> bool {
         if self.is_broken() {
             return false;
         }
         match self.page(item) {
             Ok(page) => !filter::may_hold(&page, item),
-            Err(_unreadable) => {
+            Err(Error::Io { source, .. }) if source.kind() != std::io::ErrorKind::NotFound => false,
+            Err(_damaged_or_gone) => {
                 self.broken.store(true, Ordering::Relaxed);
                 false
             }
@@ -209,12 +213,9 @@ impl MergedFilter {
 }
 
 /// What the checksums of a filter's pages start from.
-fn salt(store: StoreId, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Salt {
+fn salt(store: StoreId, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Result<Salt> {
     let salt = Salt::new(store, *b"mflt", span.last).over(&[span.level]).over(&file_bytes.to_le_bytes());
-    segments.iter().fold(salt, |salt, segment| {
-        let info = &segment.info;
-        salt.over(&info.end_lsn.to_le_bytes()).over(&info.last_id().to_u128().to_le_bytes())
-    })
+    segments.iter().try_fold(salt, |salt, segment| Ok(salt.over(&segment.filter_identity()?)))
 }
 
 #[cfg(test)]
@@ -257,15 +258,15 @@ mod tests {
                 disk.make_dir(&folder).unwrap();
             }
             let mut scene = Self { folder, disk, store, infos: Vec::new() };
-            (1..=segments).for_each(|number| scene.write_segment(number, number.into()));
+            (1..=segments).for_each(|number| scene.write_segment(number, &session(number)));
             scene
         }
 
         /// Writes a segment with one record.
-        fn write_segment(&mut self, number: u64, id: u128) {
+        fn write_segment(&mut self, number: u64, session: &SessionId) {
             let batch = Batch::new().event(NewEvent::new("note", "x")).idempotency_key("key");
-            let stamp = Stamp { base: EventId::from_u128(id), created_ms: 0 };
-            let records = vec![EncodedBatch::new(&session(number), batch).stamped(1, 1, stamp)];
+            let stamp = Stamp { base: EventId::from_u128(number.into()), created_ms: 0 };
+            let records = vec![EncodedBatch::new(session, batch).stamped(1, 1, stamp)];
             let plan = SegmentPlan { store: self.store, number, start_lsn: number - 1, end_lsn: number, records };
             let folder = segment::folder(self.folder.path());
             self.infos.push(write_segment(&*self.disk, &folder, &plan, |_written| Ok(())).unwrap());
@@ -300,7 +301,7 @@ mod tests {
         fn there(&self, span: Span) -> MergedFilter {
             let segments = self.set.of_span(span).unwrap();
             let file = self.scene.disk.open(&self.path(span), Mode::Read).unwrap();
-            self.in_place(|place| MergedFilter::new(place, span, segments, file.len().unwrap()).unwrap())
+            self.in_place(|place| MergedFilter::new(place, span, segments, file.len().unwrap()).unwrap().unwrap())
         }
 
         fn path(&self, span: Span) -> PathBuf {
@@ -318,12 +319,12 @@ mod tests {
     fn what_is_nowhere_is_found_to_be_nowhere_without_a_look_into_most_segments() {
         let scene = Scene::new(StoreId(1), 16 * 16 + 16 + 3);
         scene.make_all();
-        let folder = segment::folder(scene.folder.path());
-        (1..=scene.newest() - 3).for_each(|number| scene.disk.remove(&segment::path(&folder, number)).unwrap());
-        // Only the widest are needed.
-        (1..=16).for_each(|n| scene.disk.remove(&scene.opened().path(Span { level: 1, last: 16 * n })).unwrap());
         let opened = scene.opened();
         let set = opened.set.with_merged([(2, 256), (1, 272)].map(|(level, last)| opened.there(Span { level, last })));
+        for info in &scene.infos[..272] {
+            let path = segment::path(&segment::folder(scene.folder.path()), info.number);
+            std::fs::write(path, vec![0xFF; usize::try_from(info.file_bytes).unwrap()]).unwrap();
+        }
         for number in 1_000..1_200 {
             assert!(set.last_run(&session(number), 0).unwrap().is_none());
             assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_none());
@@ -374,16 +375,51 @@ mod tests {
         other_store.make_all();
         check("a filter of another store", &bytes_of(&other_store, span));
         check("a filter over other segments", &bytes_of(&scene, Span { last: 48, ..span }));
+        // As when all but the filters comes from a backup, and the log went on with IDs that were counted up.
         let mut other_past = Scene::new(StoreId(1), 31);
-        other_past.write_segment(32, 33);
+        other_past.write_segment(32, &session(77));
         other_past.make_all();
-        check("a filter over segments that were others then", &bytes_of(&other_past, span));
+        assert_eq!(other_past.infos, scene.infos[..32], "the segments tell of themselves that they are others");
+        check("a filter over segments that held something else then", &bytes_of(&other_past, span));
         check("a longer filter", &[right.clone(), right.clone()].concat());
         for bit in (0..right.len() * 8).step_by(97) {
             let mut flipped = right.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             check("a flipped bit", &flipped);
         }
+    }
+
+    #[test]
+    fn no_filter_is_made_or_read_that_does_not_fit_memory() {
+        let (span, scene) = (Span { level: 1, last: 16 }, Scene::new(StoreId(1), 16));
+        let opened = scene.opened();
+        let segments = opened.set.of_span(span).unwrap();
+        for (bytes, is_possible) in
+            [(FILTER_BYTES_MAX, true), (FILTER_BYTES_MAX + u64::from(PAGE_BYTES), false), (0, false), (100, false)]
+        {
+            let filter = opened.in_place(|place| MergedFilter::new(place, span, segments, bytes).unwrap());
+            assert_eq!(filter.is_some(), is_possible, "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn a_filter_that_is_not_finished_or_not_over_all_that_is_there_is_not_made() {
+        let (span, scene) = (Span { level: 1, last: 16 }, Scene::new(StoreId(1), 16));
+        let made = |opened: &Opened<'_>, go_on: &dyn Fn() -> Result<()>| {
+            let segments = opened.set.of_span(span).unwrap();
+            opened.in_place(|place| MergedFilter::make(place, span, segments, go_on))
+        };
+        assert!(matches!(made(&scene.opened(), &|| Err(Error::Closed)), Err(Error::Closed)));
+        // One segment's own filter comes from elsewhere.
+        let mut other = Scene::new(StoreId(1), 0);
+        other.write_segment(1, &SessionId::new("session-x").unwrap());
+        let [own, others] = [&scene, &other].map(|scene| segment::path(&segment::folder(scene.folder.path()), 1));
+        let (opened, kept) = (scene.opened(), std::fs::read(&own).unwrap());
+        std::fs::write(&own, std::fs::read(others).unwrap()).unwrap();
+        assert!(!opened.set.iter().next().unwrap().may_hold(hash(&session(1))).unwrap(), "it is in the cache now");
+        std::fs::write(&own, kept).unwrap();
+        assert!(matches!(made(&opened, &|| Ok(())), Err(Error::Corrupt { .. })));
+        assert!(scene.disk.list(&merged_folder(scene.folder.path())).unwrap().is_empty());
     }
 
     #[test]

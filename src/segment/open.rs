@@ -1,7 +1,7 @@
 //! One segment, read: through the cache, every part checked when it comes from the disk.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::ids::EventId;
 use crate::segment::cache::FileKey;
+use crate::segment::filter::FilterBuilder;
 use crate::segment::parts::Parts;
 use crate::segment::table::{PagePlace, Pages, TableIter, check_page};
 use crate::segment::write::trailer_salt;
@@ -27,13 +28,14 @@ pub(crate) struct Segment {
     pub info: SegmentInfo,
     store: StoreId,
     parts: Parts,
+    filter_identity: OnceLock<[u8; 8]>,
 }
 
 impl Segment {
     pub(crate) fn new(info: SegmentInfo, store: StoreId, folder: &Path, disk: Arc<dyn Disk>, cache: Arc<BlockCache>) -> Self {
         let (path, salt) = (segment::path(folder, info.number), segment::salt(store, info.number));
         let parts = Parts { key: FileKey::Segment(info.number), path, file_bytes: info.file_bytes, salt, disk, cache };
-        Self { info, store, parts }
+        Self { info, store, parts, filter_identity: OnceLock::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -62,13 +64,35 @@ impl Segment {
         Ok(filter::may_hold(&self.filter()?, item))
     }
 
-    /// How many items the filter is over, some of them the same.
+    /// How many items the filter is over at the most.
     pub(super) fn filter_items(&self) -> u64 {
         filter::items_in(self.info.filter.bytes.into())
     }
 
-    /// What the filter is over.
-    pub(super) fn items(&self) -> Result<impl Iterator<Item = Result<ItemHash>>> {
+    /// What tells this filter from any other: its size and the checksum of its words, not checked against them. Read once.
+    pub(super) fn filter_identity(&self) -> Result<[u8; 8]> {
+        if let Some(identity) = self.filter_identity.get() {
+            return Ok(*identity);
+        }
+        let mut identity = [0; 8];
+        self.file()?.read_exact_at(&mut identity, self.info.filter.offset)?;
+        Ok(*self.filter_identity.get_or_init(|| identity))
+    }
+
+    /// Shows everything that the filter is over. Where the tables hold anything else, that is damage.
+    pub(super) fn for_each_item(&self, mut visit: impl FnMut(ItemHash) -> Result<()>) -> Result<()> {
+        let filter = self.filter()?;
+        let mut again = FilterBuilder::as_large_as(&filter);
+        for item in self.items()? {
+            let item = item?;
+            again.insert(item);
+            visit(item)?;
+        }
+        let is_same = again.encode(self.parts.salt.at(self.info.filter.offset)) == filter;
+        if is_same { Ok(()) } else { Err(self.impossible("filter")) }
+    }
+
+    fn items(&self) -> Result<impl Iterator<Item = Result<ItemHash>>> {
         let mut session = Bytes::new();
         let sessions = self.runs()?.filter_map(move |run| {
             let begun = run.and_then(|(key, _)| {

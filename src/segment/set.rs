@@ -98,19 +98,19 @@ impl SegmentSet {
 
     /// The segments numbered above `above` that may hold the item, newest first. Those that the widest filters rule out are not asked.
     fn that_may_hold(&self, item: ItemHash, above: u64) -> impl Iterator<Item = Result<&Arc<Segment>>> {
-        let mut through = self.newest_number();
+        let mut left = self.segments.as_slice();
         std::iter::from_fn(move || {
-            while through > above {
-                if let Some(ruled_out) = self.ruled_out(item, above, through) {
-                    through = ruled_out.before();
+            while let Some((newest, older)) = left.split_last().filter(|(newest, _)| newest.info.number > above) {
+                if let Some(ruled_out) = self.ruled_out(item, above, newest.info.number) {
+                    let kept = (left.len() as u64).checked_sub(ruled_out.segments()).and_then(|kept| usize::try_from(kept).ok());
+                    left = kept.and_then(|kept| left.get(..kept)).expect("a merged filter is over segments that are there");
                     continue;
                 }
-                let segment = self.by_number(through);
-                through -= 1;
-                match segment.map(|segment| segment.may_hold(item)) {
-                    Some(Ok(true)) => return segment.map(Ok),
-                    Some(Err(error)) => return Some(Err(error)),
-                    Some(Ok(false)) | None => {}
+                left = older;
+                match newest.may_hold(item) {
+                    Ok(true) => return Some(Ok(newest)),
+                    Ok(false) => {}
+                    Err(error) => return Some(Err(error)),
                 }
             }
             None

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::{BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value};
-use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, TEMPORARY, publish};
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
 use crate::error::Result;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
@@ -38,17 +38,9 @@ pub(crate) fn write_segment(
     plan: &SegmentPlan,
     go_on: impl Fn(usize) -> Result<()>,
 ) -> Result<SegmentInfo> {
-    let path = segment::path(folder, plan.number);
-    let unfinished = path.with_extension(TEMPORARY);
-    let written = Writer::new(disk.open(&unfinished, Mode::WriteBlocks)?, plan).and_then(|writer| writer.write(plan, go_on));
-    match written {
-        Ok(info) => publish(disk, &unfinished, &path).map(|()| info),
-        Err(error) => {
-            // What failed is the write; a left-over temporary file is removed on the next open anyway.
-            let _removed = disk.remove(&unfinished);
-            Err(error)
-        }
-    }
+    write_whole(disk, &segment::path(folder, plan.number), |unfinished| {
+        Writer::new(disk.open(unfinished, Mode::WriteBlocks)?, plan)?.write(plan, go_on)
+    })
 }
 
 struct Writer {

@@ -144,11 +144,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a merged filter is believed whichever segments it is over",
-        edits: &[(
-            "src/segment/merged.rs",
-            "segments.iter().fold(salt, |salt, segment| {",
-            "segments.iter().take(0).fold(salt, |salt, segment| {",
-        )],
+        edits: &[("src/segment/merged.rs", "segments.iter().try_fold(salt,", "segments.iter().take(0).try_fold(salt,")],
         test: "bytes_that_belong_to_anything_else_rule_nothing_out",
         target: UNIT,
     },
