@@ -80,7 +80,9 @@ fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_f
         }),
     ];
     for (nth, (what, change)) in changes.iter().enumerate() {
-        before.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+        for (path, bytes) in &before {
+            fs::write(path, bytes).unwrap();
+        }
         change();
         // It would tell of sessions.
         fs::remove_dir_all(dir.path().join("index")).unwrap();
