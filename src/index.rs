@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::codec::{StoreId, decode_bare, encode_bare};
 use crate::disk::Disk;
 use crate::event::Seq;
-use crate::segment::{Run, Segment, SegmentSet, run_key, session_key};
+use crate::segment::{Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key};
 use crate::session::SessionId;
 use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
 
@@ -34,13 +34,24 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const SLED_CACHE_BYTES_MIN: u64 = 1024 * 1024;
 
 const KIND_RUN: u8 = 1;
-const KIND_POSITION: u8 = 2;
+
+/// Another one than before entries were made small, so that an index of that time is built again. It was 2.
+const KIND_POSITION: u8 = 3;
 
 /// What an entry says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
     pub segment: u64,
     pub run: Run,
+}
+
+/// What stands under a run's key. What the key says is not said again, nor what only the segment is asked for: sled keeps up to 22 bytes without
+/// an allocation for each entry.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct IndexValue {
+    segment: u64,
+    events: u32,
+    place: Place,
 }
 
 /// How far the index has got; it stands in the index itself.
@@ -89,6 +100,16 @@ enum Setback {
     Unreadable,
 }
 
+impl IndexEntry {
+    fn read(key: &[u8], value: &[u8]) -> Option<Self> {
+        let (_kind, key) = key.split_first()?;
+        let (_session, generation, first) = split_run_key(key)?;
+        let IndexValue { segment, events, place } = decode_bare(value)?;
+        let run = Run { generation, first, events, place };
+        run.is_possible().then_some(Self { segment, run })
+    }
+}
+
 impl Index {
     pub(crate) fn new(disk: Arc<dyn Disk>, log: &Path, store: StoreId, cache_bytes: usize) -> Self {
         Self {
@@ -121,8 +142,8 @@ impl Index {
             // A run has an event at least.
             let runs_max = usize::try_from(to - from).unwrap_or(usize::MAX).saturating_add(1);
             for found in db.range(tree_key(&session_key(session))..above).rev().take(runs_max) {
-                let (_key, value) = found.ok()?;
-                let entry: IndexEntry = decode_bare(&value).filter(|entry: &IndexEntry| entry.run.is_possible())?;
+                let (key, value) = found.ok()?;
+                let entry = IndexEntry::read(&key, &value)?;
                 entries.push(entry);
                 if entry.run.generation != generation || entry.run.first <= from {
                     break;
@@ -255,9 +276,9 @@ impl Index {
         let mut batch = sled::Batch::default();
         let mut entries = 0;
         for run in segment.runs().map_err(|_error| Setback::Unreadable)? {
-            let (key, run) = run.map_err(|_error| Setback::Unreadable)?;
-            let entry = IndexEntry { segment: segment.info.number, run };
-            batch.insert(tree_key(&key), encode_bare(&entry));
+            let (key, RunEntry { run: Run { events, place, .. }, .. }) = run.map_err(|_error| Setback::Unreadable)?;
+            let value = IndexValue { segment: segment.info.number, events, place };
+            batch.insert(tree_key(&key), encode_bare(&value));
             entries += 1;
             if entries == BATCH_ENTRIES {
                 self.apply(db, std::mem::take(&mut batch))?;

@@ -12,7 +12,7 @@ use crate::event::Seq;
 use crate::index::{Asked, Index, IndexEntry};
 use crate::merge::MergeSignal;
 use crate::runs_cache::{IndexedRuns, RunsCache};
-use crate::segment::{FoundRun, MergedFilter, Run, Segment, SegmentSet};
+use crate::segment::{FoundRun, MergedFilter, Run, RunEntry, Segment, SegmentSet};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 use crate::sync::RwLock;
 
@@ -81,11 +81,11 @@ impl Locator {
         if newer.as_ref().is_some_and(|(segment, _)| segment.info.number <= asked.through) {
             self.index.distrust(asked);
         }
-        Ok(newer.or(indexed).map(|(_, run)| Head {
+        Ok(newer.or(indexed).map(|(_, RunEntry { run, last_id })| Head {
             generation: run.generation,
             first: FIRST_SEQ,
             last: run.last(),
-            last_id: run.last_id(),
+            last_id,
         }))
     }
 
@@ -104,16 +104,17 @@ impl Locator {
     /// it may have some runs and not the last.
     fn indexed_last_run(&self, segments: &SegmentSet, session: &SessionId, asked: Asked) -> Result<Option<FoundRun>> {
         let Some(entry) = self.index.last_run(session) else { return Ok(None) };
-        match segments.by_number(entry.segment) {
-            Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {
-                Ok(Some((Arc::clone(segment), entry.run)))
+        if let Some(segment) = segments.by_number(entry.segment) {
+            let last = segment.floor_run(session, u32::MAX, Seq::MAX)?;
+            if let Some(last) = last.filter(|last| last.run == entry.run) {
+                return Ok(Some((Arc::clone(segment), last)));
             }
-            Some(_) if entry.segment > asked.through => Ok(None),
-            _ => {
-                self.index.distrust(asked);
-                Ok(None)
+            if entry.segment > asked.through {
+                return Ok(None);
             }
         }
+        self.index.distrust(asked);
+        Ok(None)
     }
 }
 
@@ -129,7 +130,7 @@ impl SealedReader<'_> {
         {
             return Ok((Arc::clone(segment), records));
         }
-        let Some((segment, run)) = segments.run_at(session, generation, seq)? else {
+        let Some((segment, RunEntry { run, .. })) = segments.run_at(session, generation, seq)? else {
             let file = segments.iter().next_back().map(|segment| segment.path().to_path_buf()).unwrap_or_default();
             return Err(Error::corrupt(file, 0, format!("seq {seq} of session {session} is in no segment")));
         };

@@ -340,8 +340,8 @@ mod tests {
         let opened = scene.opened();
         let set = opened.set.with_merged(Span::up_to(scene.newest()).map(|span| opened.there(span)));
         for number in 1..=scene.newest() {
-            let (found, run) = set.last_run(&session(number), 0).unwrap().unwrap();
-            assert_eq!((found.info.number, run.last()), (number, 1));
+            let (found, entry) = set.last_run(&session(number), 0).unwrap().unwrap();
+            assert_eq!((found.info.number, entry.run.last()), (number, 1));
             assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_some());
             assert!(set.last_run(&session(number), number).unwrap().is_none());
         }

@@ -84,13 +84,19 @@ pub(crate) struct Place {
 }
 
 /// A stretch of one session's records in one block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {
     pub generation: u32,
     pub first: Seq,
     pub events: u32,
-    last_id: u128,
     pub place: Place,
+}
+
+/// A run, as the run table tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RunEntry {
+    pub run: Run,
+    pub last_id: EventId,
 }
 
 impl Run {
@@ -103,25 +109,24 @@ impl Run {
         self.first + u64::from(self.events) - 1
     }
 
-    pub(crate) fn last_id(&self) -> EventId {
-        EventId::from_u128(self.last_id)
-    }
-
     pub(crate) fn holds(&self, seq: Seq) -> bool {
         (self.first..=self.last()).contains(&seq)
     }
+}
 
+impl RunEntry {
     fn put(&self, out: &mut Vec<u8>) {
-        self.place.put(out);
-        put_varint(out, self.events.into());
-        out.extend_from_slice(&self.last_id.to_le_bytes());
+        self.run.place.put(out);
+        put_varint(out, self.run.events.into());
+        out.extend_from_slice(&self.last_id.to_u128().to_le_bytes());
     }
 
     fn read(generation: u32, first: Seq, value: &[u8]) -> Decoded<Self> {
         let mut reader = Reader::new(value);
         let place = Place::read(&mut reader)?;
-        let run = Self { generation, first, events: reader.varint_u32()?, last_id: reader.u128()?, place };
-        if run.is_possible() { Ok(run) } else { Err(reader.damaged("an impossible run")) }
+        let run = Run { generation, first, events: reader.varint_u32()?, place };
+        let last_id = EventId::from_u128(reader.u128()?);
+        if run.is_possible() { Ok(Self { run, last_id }) } else { Err(reader.damaged("an impossible run")) }
     }
 }
 
@@ -181,7 +186,7 @@ fn session_hash(session: &[u8]) -> ItemHash {
 /// Reads bytes as each part of a segment, past the checksums.
 #[cfg(fuzzing)]
 pub(crate) fn decode_parts(bytes: &bytes::Bytes) {
-    let _refused_or_not = (table::check_page(Salt::NONE, bytes), split_run_key(bytes), Run::read(1, 1, bytes));
+    let _refused_or_not = (table::check_page(Salt::NONE, bytes), split_run_key(bytes), RunEntry::read(1, 1, bytes));
     if filter::check(Salt::NONE, bytes).is_ok() {
         let _maybe = filter::may_hold(bytes, [7; 16]);
     }

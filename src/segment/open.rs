@@ -19,7 +19,7 @@ use crate::segment::parts::Parts;
 use crate::segment::table::{PagePlace, Pages, TableIter, check_page};
 use crate::segment::write::trailer_salt;
 use crate::segment::{
-    self, BlockCache, ItemHash, Place, Run, SegmentInfo, filter, run_key, session_hash, session_key, split_run_key,
+    self, BlockCache, ItemHash, Place, Run, RunEntry, SegmentInfo, filter, run_key, session_hash, session_key, split_run_key,
 };
 use crate::session::SessionId;
 
@@ -48,12 +48,12 @@ impl Segment {
     }
 
     /// The last run of `session` that begins at or before `seq` of `generation`.
-    pub(crate) fn floor_run(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<Run>> {
+    pub(crate) fn floor_run(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<RunEntry>> {
         let found = self.info.runs.floor(self, &run_key(session, generation, seq))?;
         let Some((key, value)) = found else { return Ok(None) };
         match split_run_key(&key) {
             Some((name, generation, first)) if name == session.as_str().as_bytes() => {
-                Run::read(generation, first, &value).map(Some).map_err(|fault| fault.at(self.path(), 0))
+                RunEntry::read(generation, first, &value).map(Some).map_err(|fault| fault.at(self.path(), 0))
             }
             _ => Ok(None),
         }
@@ -172,12 +172,12 @@ impl Segment {
     }
 
     /// All runs, with their keys, in order.
-    pub(crate) fn runs(&self) -> Result<impl Iterator<Item = Result<(Bytes, Run)>>> {
+    pub(crate) fn runs(&self) -> Result<impl Iterator<Item = Result<(Bytes, RunEntry)>>> {
         let runs: TableIter<'_, Self> = self.info.runs.iter_from(self, &[])?;
         Ok(runs.map(|entry| {
             let (key, value) = entry?;
             let (_, generation, first) = split_run_key(&key).ok_or_else(|| self.impossible("run"))?;
-            let run = Run::read(generation, first, &value).map_err(|fault| fault.at(self.path(), 0))?;
+            let run = RunEntry::read(generation, first, &value).map_err(|fault| fault.at(self.path(), 0))?;
             Ok((key, run))
         }))
     }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::ids::EventId;
 use crate::segment::open::read_info;
-use crate::segment::{self, ItemHash, MergedFilter, Run, Segment, SegmentInfo, Span, key_hash, session_hash};
+use crate::segment::{self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInfo, Span, key_hash, session_hash};
 use crate::session::SessionId;
 
 /// An immutable list of segments, and the filters over many of them; sealing makes a new one.
@@ -20,8 +20,8 @@ pub(crate) struct SegmentSet {
     merged: HashMap<Span, Arc<MergedFilter>>,
 }
 
-/// A run and the segment it lies in.
-pub(crate) type FoundRun = (Arc<Segment>, Run);
+/// A run's entry and the segment it lies in.
+pub(crate) type FoundRun = (Arc<Segment>, RunEntry);
 
 impl SegmentSet {
     pub(crate) fn with(&self, segment: Arc<Segment>) -> Self {
@@ -67,9 +67,9 @@ impl SegmentSet {
     pub(crate) fn run_at(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<FoundRun>> {
         for segment in self.that_may_hold(session_hash(session.as_str().as_bytes()), 0) {
             let segment = segment?;
-            let run = segment.floor_run(session, generation, seq)?;
-            if let Some(run) = run.filter(|run| run.generation == generation && run.holds(seq)) {
-                return Ok(Some((Arc::clone(segment), run)));
+            let entry = segment.floor_run(session, generation, seq)?;
+            if let Some(entry) = entry.filter(|RunEntry { run, .. }| run.generation == generation && run.holds(seq)) {
+                return Ok(Some((Arc::clone(segment), entry)));
             }
         }
         Ok(None)
@@ -79,8 +79,8 @@ impl SegmentSet {
     pub(crate) fn last_run(&self, session: &SessionId, above: u64) -> Result<Option<FoundRun>> {
         for segment in self.that_may_hold(session_hash(session.as_str().as_bytes()), above) {
             let segment = segment?;
-            if let Some(run) = segment.floor_run(session, u32::MAX, Seq::MAX)? {
-                return Ok(Some((Arc::clone(segment), run)));
+            if let Some(entry) = segment.floor_run(session, u32::MAX, Seq::MAX)? {
+                return Ok(Some((Arc::clone(segment), entry)));
             }
         }
         Ok(None)

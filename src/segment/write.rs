@@ -9,7 +9,7 @@ use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
 use crate::error::Result;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
-use crate::segment::{self, FilterPlace, Place, Run, SegmentInfo, key_hash, run_key, session_hash};
+use crate::segment::{self, FilterPlace, Place, Run, RunEntry, SegmentInfo, key_hash, run_key, session_hash};
 
 /// A block is closed when it holds this much,
 const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
@@ -46,7 +46,7 @@ pub(crate) fn write_segment(
 struct Writer {
     sink: BlockSink,
     salt: Salt,
-    runs: Vec<(usize, Run)>,
+    runs: Vec<(usize, RunEntry)>,
     /// By position in the plan.
     places: Vec<Place>,
 }
@@ -69,9 +69,9 @@ impl Writer {
         hashes.sort_unstable();
         let filter = self.write_filter(records, &hashes)?;
         let (sink, salt, places) = (&mut self.sink, self.salt, &self.places);
-        let runs = self.runs.iter().map(|(at, run)| {
+        let runs = self.runs.iter().map(|(at, entry)| {
             let record = record_at(records, *at);
-            (run_key(&record.session, run.generation, run.first), encoded(|out| run.put(out)))
+            (run_key(&record.session, entry.run.generation, entry.run.first), encoded(|out| entry.put(out)))
         });
         let runs = write_table(sink, salt, runs)?;
         let place = |at: usize| encoded(|out| places.get(at).expect("every record got a place").put(out));
@@ -142,18 +142,18 @@ impl Writer {
     /// Makes the record part of the run before it, or begins one.
     fn note_run(&mut self, records: &[Arc<Record>], member: usize, place: Place) {
         let record = record_at(records, member);
-        let last_id = record.last_id().to_u128();
-        if let Some((at, run)) = self.runs.last_mut() {
+        let last_id = record.last_id();
+        if let Some((at, RunEntry { run, last_id: run_last_id })) = self.runs.last_mut() {
             let same_block = run.place.block_offset == place.block_offset;
             let continues = run.generation == record.generation && run.last() + 1 == record.first;
             if same_block && continues && record_at(records, *at).session == record.session {
                 run.events += record.count;
-                run.last_id = last_id;
+                *run_last_id = last_id;
                 return;
             }
         }
-        let run = Run { generation: record.generation, first: record.first, events: record.count, last_id, place };
-        self.runs.push((member, run));
+        let run = Run { generation: record.generation, first: record.first, events: record.count, place };
+        self.runs.push((member, RunEntry { run, last_id }));
     }
 
     fn write_filter(&mut self, records: &[Arc<Record>], keys: &[([u8; 32], usize)]) -> Result<FilterPlace> {
@@ -301,7 +301,7 @@ mod tests {
         let plan = SegmentPlan { store, number: 1, start_lsn: 0, end_lsn: 1, records };
         let info = write_segment(&*disk, folder.path(), &plan, |_written| Ok(())).unwrap();
         let segment = Segment::new(info, store, folder.path(), disk, Arc::new(BlockCache::new(1 << 20)));
-        segment.runs().unwrap().map(|run| run.unwrap().1).collect()
+        segment.runs().unwrap().map(|entry| entry.unwrap().1.run).collect()
     }
 
     #[test]

@@ -131,14 +131,12 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "what the index says of a session's last run is not checked",
-        edits: &[
-            (
-                "src/locate.rs",
-                "Some(segment) if segment.floor_run(session, u32::MAX, Seq::MAX)? == Some(entry.run) => {",
-                "Some(segment) => {",
-            ),
-            ("src/locate.rs", "            Some(_) if entry.segment > asked.through => Ok(None),\n", ""),
-        ],
+        edits: &[(
+            "src/locate.rs",
+            "let last = segment.floor_run(session, u32::MAX, Seq::MAX)?;",
+            "let first = entry.run.first;\n\
+                 let last = segment.floor_run(session, entry.run.generation, first)?.map(|last| RunEntry { run: entry.run, ..last });",
+        )],
         test: LYING_INDEX,
         target: INTEGRATION,
     },

@@ -14,6 +14,7 @@ const RUNS_MIN: usize = 3;
 
 /// The keys of runs begin with this byte; the key that says how far the index has got does not.
 const KIND_RUN: u8 = 1;
+const KIND_POSITION_BEFORE: u8 = 2;
 /// sled opens a folder only with the size that it was made with.
 const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
@@ -80,6 +81,25 @@ fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
     assert_eq!(log.stats().index_rebuilds, 0, "the index was taken to have said what it never did");
 }
 
+/// Its entries say more, and how far it has got stands under another key.
+#[test]
+fn an_index_of_an_earlier_format_is_built_again() {
+    let dir = folder();
+    let written = write_sealed(&dir);
+    let db = sled_in(&dir.path().join("index"));
+    let position = db.iter().map(Result::unwrap).find(|(key, _)| key[0] != KIND_RUN).unwrap();
+    db.remove(position.0).unwrap();
+    db.insert([KIND_POSITION_BEFORE], position.1).unwrap();
+    db.flush().unwrap();
+    drop(db);
+    let log = small_files().open(dir.path()).unwrap();
+    eventually("the index to be built again", || log.stats().index_rebuilds == 1 && log.stats().index_lag == 0);
+    for (session, events) in &written {
+        assert!(&read_all(&log, session) == events, "{session} reads otherwise");
+    }
+    assert_eq!(log.stats().index_rebuilds, 1);
+}
+
 /// A key of the index, and what stands there.
 type Entry = (Vec<u8>, Option<Vec<u8>>);
 
@@ -136,8 +156,12 @@ fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
     written
 }
 
+fn sled_in(folder: &Path) -> sled::Db {
+    sled::Config::new().path(folder).segment_size(SLED_SEGMENT_BYTES).open().unwrap()
+}
+
 fn change_index(folder: &Path, lie: impl Fn(&mut [Runs])) {
-    let db = sled::Config::new().path(folder).segment_size(SLED_SEGMENT_BYTES).open().unwrap();
+    let db = sled_in(folder);
     let entries: Runs =
         db.scan_prefix([KIND_RUN]).map(Result::unwrap).map(|(key, run)| (key.to_vec(), Some(run.to_vec()))).collect();
     let mut sessions: Vec<Runs> =
