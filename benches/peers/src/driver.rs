@@ -81,7 +81,7 @@ fn takes_part(workload: Workload, contender: Contender) -> bool {
             Workload::Append8 | Workload::Append64 | Workload::Bulk8 | Workload::Bulk64 => !(grouped && contender.groups()),
             Workload::Async256 => grouped || contender.groups(),
             Workload::Sustained | Workload::Sessions => grouped != contender.groups() || contender == Contender::SessionLog,
-            Workload::Reads | Workload::Reopen => !grouped || !contender.groups(),
+            Workload::Reads | Workload::Reopen | Workload::ReopenFew => !grouped || !contender.groups(),
             Workload::Live => contender.streams(),
         }
 }
@@ -112,7 +112,7 @@ impl Workload {
     /// What a contender must be able to do.
     fn finds(self) -> Finds {
         match self {
-            Self::Reads | Self::Reopen | Self::Sustained | Self::Sessions => Finds::Sessions,
+            Self::Reads | Self::Reopen | Self::ReopenFew | Self::Sustained | Self::Sessions => Finds::Sessions,
             _ => Finds::Nothing,
         }
     }

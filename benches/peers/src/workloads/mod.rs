@@ -25,6 +25,7 @@ pub enum Workload {
     Reads,
     Live,
     Reopen,
+    ReopenFew,
 }
 
 /// What a run is told.
@@ -89,12 +90,13 @@ impl Workload {
             Self::Reads => "reads from 1,000,000 events of 256 B in 10,000 sessions",
             Self::Live => "append to delivery on a live stream",
             Self::Reopen => "opening 10 GB in 10,000 sessions",
+            Self::ReopenFew => "opening 10 GB in 1,000 sessions",
         }
     }
 
     /// Whether its size can be scaled.
     pub fn is_scaled(self) -> bool {
-        matches!(self, Self::Sustained | Self::Sessions | Self::Reads | Self::Reopen)
+        matches!(self, Self::Sustained | Self::Sessions | Self::Reads | Self::Reopen | Self::ReopenFew)
     }
 
     /// The figures of the report; the first is the one that stores are sorted by, and the chart shows.
@@ -108,7 +110,7 @@ impl Workload {
             Self::Sessions => &["first/s", "second/s", "rss MB", "cpu us/event", "written/byte"],
             Self::Reads => &["warm us", "cold us", "newest us", "find us", "turn us"],
             Self::Live => &["p50 us", "p99 us", "p50 us of 1000", "ack p50 us"],
-            Self::Reopen => &["clean s", "killed s", "rss MB"],
+            Self::Reopen | Self::ReopenFew => &["clean s", "killed s", "rss MB"],
         }
     }
 
@@ -135,7 +137,9 @@ impl Workload {
                 bar("turn us", LessThanPeers(1.0)),
             ],
             Self::Live => &[bar("over ack us", AtMost(50.0)), bar("over ack us of 1000", AtMost(50.0))],
-            Self::Reopen => &[bar("clean s", LessThanPeers(1.0)), bar("clean s", AtMost(1.0)), bar("killed s", AtMost(1.0))],
+            Self::Reopen | Self::ReopenFew => {
+                &[bar("clean s", LessThanPeers(1.0)), bar("clean s", AtMost(1.0)), bar("killed s", AtMost(1.0))]
+            }
         };
         let costs: &[Bar] = if self.figures().contains(&COSTS[0].figure) { &COSTS } else { &[] };
         [own, costs].concat()
@@ -154,7 +158,8 @@ impl Workload {
             Self::Sessions => stores::sessions(task),
             Self::Reads => reads::reads(task),
             Self::Live => live::live(task),
-            Self::Reopen => stores::reopen(task),
+            Self::Reopen => stores::reopen(task, 10_000),
+            Self::ReopenFew => stores::reopen(task, 1_000),
         }
     }
 }

@@ -77,12 +77,12 @@ pub fn sessions(task: Task<'_>) -> Figures {
 }
 
 /// Filled in a process that is killed, opened, closed, opened.
-pub fn reopen(task: Task<'_>) -> Figures {
-    let open = Open { folder: task.folder, sessions: SUSTAINED_SESSIONS, ids: Ids::Unused };
+pub fn reopen(task: Task<'_>, sessions: u32) -> Figures {
+    let open = Open { folder: task.folder, sessions, ids: Ids::Unused };
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     if std::env::var_os(FILL).is_some() {
         let store = task.contender.open(open);
-        spread(&*store, SUSTAINED_SESSIONS, SUSTAINED_WRITERS, task.scaled(REOPENED_BATCHES), REOPENED);
+        spread(&*store, sessions, SUSTAINED_WRITERS, task.scaled(REOPENED_BATCHES), REOPENED);
         // Nothing is closed.
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
             .expect("a process may kill itself");
