@@ -27,7 +27,8 @@ pub fn decode(bytes: &[u8]) {
     let _refused_or_not = codec::decode_value::<SegmentInfo>(TRAILER, Salt::NONE, bytes);
     // Past their checksums, which random bytes do not pass.
     let _refused_or_not = (codec::decode_bare::<Manifest>(bytes), codec::decode_bare::<SegmentInfo>(bytes));
-    let _refused_or_not = codec::decode_bare::<IndexEntry>(bytes);
+    let (key, value) = bytes.split_at(bytes.len() / 2);
+    let _refused_or_not = IndexEntry::read(key, value);
     segment::decode_parts(&shared);
 }
 

@@ -101,7 +101,8 @@ enum Setback {
 }
 
 impl IndexEntry {
-    fn read(key: &[u8], value: &[u8]) -> Option<Self> {
+    /// What a key and its value say; `None` when they were not written so.
+    pub(crate) fn read(key: &[u8], value: &[u8]) -> Option<Self> {
         let (_kind, key) = key.split_first()?;
         let (_session, generation, first) = split_run_key(key)?;
         let IndexValue { segment, events, place } = decode_bare(value)?;
