@@ -27,7 +27,7 @@ pub(crate) enum FileKey {
     Merged(Span, u64),
 }
 
-/// Shared by all segments of a log. What comes out was checked when it went in.
+/// Shared by all segments and merged filters of a log. What comes out was checked when it went in.
 pub(crate) struct BlockCache {
     parts: Cache<(FileKey, u64), Bytes, ByBytes>,
     files: Cache<FileKey, Arc<dyn DiskFile>>,
