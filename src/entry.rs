@@ -52,9 +52,11 @@ pub(crate) struct EntryState {
 }
 
 impl Entry {
-    /// An entry that does not know yet where its session stands.
-    pub(crate) fn new(id: SessionId) -> Self {
-        Self { id, loaded: AtomicBool::new(false), loading: Mutex::default(), state: Mutex::default() }
+    /// The entry of a session that stands at `known`. Without, it does not know yet where that is.
+    pub(crate) fn new(id: SessionId, known: Option<Head>) -> Self {
+        let mut state = EntryState::default();
+        state.stand_at(known);
+        Self { id, loaded: AtomicBool::new(known.is_some()), loading: Mutex::default(), state: Mutex::new(state) }
     }
 
     pub(crate) fn id(&self) -> &SessionId {
@@ -73,9 +75,7 @@ impl Entry {
         let _alone = self.loading.lock();
         if !self.is_loaded() {
             let head = load()?;
-            let mut state = self.lock();
-            state.assigned = head.map_or(0, |head| head.last);
-            state.head = head;
+            self.lock().stand_at(head);
             self.loaded.store(true, Ordering::Release);
         }
         Ok(())
@@ -99,6 +99,12 @@ impl Entry {
 }
 
 impl EntryState {
+    /// Begins where the session stands, durably.
+    fn stand_at(&mut self, head: Option<Head>) {
+        self.assigned = head.map_or(0, |head| head.last);
+        self.head = head;
+    }
+
     /// The generation that the next record belongs to.
     pub(crate) fn generation(&self) -> u32 {
         self.head.map_or(1, |head| head.generation)

@@ -126,11 +126,6 @@ impl Index {
         }
     }
 
-    /// The entry for the last run of `session` in any generation, if the index knows one. It may be wrong.
-    pub(crate) fn last_run(&self, session: &SessionId) -> Option<IndexEntry> {
-        self.runs_down(session, u32::MAX, (Seq::MAX, Seq::MAX)).pop()
-    }
-
     /// The entries for the runs of `session` that hold the seqs `from..=to` of `generation`, the last first, as far as the index knows them.
     /// They may be wrong. Down in one go, since sled copies a node for each time that it is asked for neighbours.
     pub(crate) fn runs_down(&self, session: &SessionId, generation: u32, (from, to): (Seq, Seq)) -> Vec<IndexEntry> {

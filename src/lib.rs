@@ -12,8 +12,8 @@
 //!
 //! Five threads, which sleep while nothing happens, and those of the index. Memory: up to
 //! [`recent_bytes_max`](Options::recent_bytes_max) for what is not yet in a segment, [`cache_bytes_max`](Options::cache_bytes_max) for
-//! what was read, [`index_cache_bytes_max`](Options::index_cache_bytes_max) for the index, about 200 bytes a segment, and 16 KiB at the most for each thread
-//! that appends. Idle sessions cost none. A stream costs a few hundred bytes and no thread, plus what it has read ahead: a megabyte of events at the
+//! what was read, [`index_cache_bytes_max`](Options::index_cache_bytes_max) for the index, [`head_cache_bytes_max`](Options::head_cache_bytes_max)
+//! for where idle sessions stand, about 200 bytes a segment, and 16 KiB at the most for each thread that appends. A stream costs a few hundred bytes and no thread, plus what it has read ahead: a megabyte of events at the
 //! most, with the blocks or batches they lie in.
 //!
 //! # What blocks
@@ -43,6 +43,7 @@ mod feed;
 pub mod fuzz;
 #[cfg(feature = "http")]
 pub mod http;
+mod idle;
 mod ids;
 mod index;
 mod journal;

@@ -1,7 +1,7 @@
 //! Finds what is sealed: asks the index, checks its answer against the segments, and asks their footers where it falls short.
 //!
-//! Seqs are dense, so an entry that the index lost in the middle shows as a seq without a run. That a run is a session's
-//! last, or that there is none, is confirmed by the filters of all newer segments.
+//! Seqs are dense, so an entry that the index lost shows as a seq without a run. Where a session ends, or that there is none, is
+//! what the filters say.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::event::Seq;
 use crate::index::{Asked, Index, IndexEntry};
 use crate::merge::MergeSignal;
 use crate::runs_cache::{IndexedRuns, RunsCache};
-use crate::segment::{FoundRun, MergedFilter, Run, RunEntry, Segment, SegmentSet};
+use crate::segment::{MergedFilter, Run, RunEntry, Segment, SegmentSet};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 use crate::sync::RwLock;
 
@@ -71,17 +71,11 @@ impl Locator {
         *segments = Arc::new(segments.with_merged(filters));
     }
 
-    /// Where a session ends in the segments.
+    /// Where a session ends in the segments. Found through the filters alone, as a [key](Self::record_of_key) is: they have to say in any case
+    /// that no newer segment has more of it.
     pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
-        let asked = self.index.ask();
-        let segments = self.segments();
-        let indexed = self.indexed_last_run(&segments, session, asked)?;
-        let known = indexed.as_ref().map_or(0, |(segment, _)| segment.info.number);
-        let newer = segments.last_run(session, known)?;
-        if newer.as_ref().is_some_and(|(segment, _)| segment.info.number <= asked.through) {
-            self.index.distrust(asked);
-        }
-        Ok(newer.or(indexed).map(|(_, RunEntry { run, last_id })| Head {
+        let last = self.segments().last_run(session)?;
+        Ok(last.map(|(_, RunEntry { run, last_id })| Head {
             generation: run.generation,
             first: FIRST_SEQ,
             last: run.last(),
@@ -98,23 +92,6 @@ impl Locator {
     /// case, costs less that way than an entry in the index for every key ever used.
     pub(crate) fn record_of_key(&self, session: &SessionId, generation: u32, key: &str) -> Result<Option<Record>> {
         self.segments().record_of_key(session, generation, key)
-    }
-
-    /// The last run as the index has it, if the segment's own footer says the same. Of a segment that is being entered, behind those that are in,
-    /// it may have some runs and not the last.
-    fn indexed_last_run(&self, segments: &SegmentSet, session: &SessionId, asked: Asked) -> Result<Option<FoundRun>> {
-        let Some(entry) = self.index.last_run(session) else { return Ok(None) };
-        if let Some(segment) = segments.by_number(entry.segment) {
-            let last = segment.floor_run(session, u32::MAX, Seq::MAX)?;
-            if let Some(last) = last.filter(|last| last.run == entry.run) {
-                return Ok(Some((Arc::clone(segment), last)));
-            }
-            if entry.segment > asked.through {
-                return Ok(None);
-            }
-        }
-        self.index.distrust(asked);
-        Ok(None)
     }
 }
 

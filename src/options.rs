@@ -34,6 +34,7 @@ pub struct Options {
     pub(crate) recent_bytes_max: usize,
     pub(crate) cache_bytes_max: usize,
     pub(crate) index_cache_bytes_max: usize,
+    pub(crate) head_cache_bytes_max: usize,
     pub(crate) scan_bytes_max: usize,
     pub(crate) stall_wait: Duration,
     pub(crate) clock: WallClock,
@@ -78,6 +79,7 @@ impl Default for Options {
             recent_bytes_max: 192 * MIB,
             cache_bytes_max: 64 * MIB,
             index_cache_bytes_max: 32 * MIB,
+            head_cache_bytes_max: 64 * MIB,
             scan_bytes_max: 16 * MIB,
             stall_wait: Duration::from_secs(10),
             clock: system_clock(),
@@ -189,6 +191,13 @@ impl Options {
         self
     }
 
+    /// The most memory, in bytes, for where sessions stand that have nothing else in memory: 64 MiB, of which each takes 128 bytes and its name.
+    /// To append to one that is not remembered, or to read it, is to look in the segments for its end first.
+    pub fn head_cache_bytes_max(mut self, bytes: usize) -> Self {
+        self.head_cache_bytes_max = bytes;
+        self
+    }
+
     /// The most bytes that a page reads before it returns what it has found, with where to go on: 16 MiB. At least one event is read.
     pub fn scan_bytes_max(mut self, bytes: usize) -> Self {
         self.scan_bytes_max = bytes;
@@ -235,6 +244,7 @@ impl fmt::Debug for Options {
             .field("recent_bytes_max", &self.recent_bytes_max)
             .field("cache_bytes_max", &self.cache_bytes_max)
             .field("index_cache_bytes_max", &self.index_cache_bytes_max)
+            .field("head_cache_bytes_max", &self.head_cache_bytes_max)
             .field("scan_bytes_max", &self.scan_bytes_max)
             .field("stall_wait", &self.stall_wait)
             .finish_non_exhaustive()

@@ -208,7 +208,7 @@ impl Store {
     fn head_of(&self, session: &SessionId, entry: Option<&Pin>) -> Result<Option<Head>> {
         match entry {
             Some(entry) => Ok(entry.lock().head),
-            None => self.locator.head(session),
+            None => self.recent.idle_head(session, || self.locator.head(session)),
         }
     }
 

@@ -6,7 +6,8 @@
 //!   segments, misses nothing.
 //! * While anybody holds a [`Pin`] on a session, its entry stays. Who proved a key absent from the segments under a pin finds a later
 //!   use of it in the entry, or finds there that keys have left it since and that the proof has to be made again.
-//! * An entry that nobody pins and that has no records is dropped: memory does not grow with the number of sessions.
+//! * An entry that nobody pins and that has no records is dropped: memory does not grow with the number of sessions. It leaves its head
+//!   among the [idle ones](crate::idle), under the lock that the next entry of the session is made with.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use crate::codec::Record;
 use crate::entry::{Entry, EntryState};
 use crate::error::Result;
+use crate::idle::IdleHeads;
 use crate::ids::EventId;
 use crate::manifest::JournalUse;
 use crate::options::Options;
@@ -31,7 +33,7 @@ const SHARDS: usize = 64;
 const RELEASED_AT_ONCE: usize = 256;
 
 pub(crate) struct Recent {
-    shards: Vec<Mutex<HashMap<SessionId, Arc<Entry>>>>,
+    shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
     commits: RwLock<Commits>,
     bounds: Bounds,
@@ -40,6 +42,13 @@ pub(crate) struct Recent {
     /// Of that, what the segment being written holds already.
     written: AtomicU64,
     feeds: Mutex<WaitList>,
+}
+
+/// Some of the sessions.
+struct Shard {
+    entries: HashMap<SessionId, Arc<Entry>>,
+    /// Of sessions that have no entry.
+    idle: IdleHeads,
 }
 
 /// The records in commit order, by journal file.
@@ -79,6 +88,8 @@ pub(crate) struct Bounds {
     worth_file_bytes: u64,
     /// or this much in memory. An active file that takes more is ended, and a segment takes in no further file then.
     worth_bytes: u64,
+    /// For where sessions stand of which nothing is recent.
+    idle_bytes_max: usize,
 }
 
 impl Bounds {
@@ -90,6 +101,7 @@ impl Bounds {
             seal_from_bytes: (bytes_max / 2).min(file_bytes + file_bytes / 2),
             worth_file_bytes: file_bytes,
             worth_bytes: bytes_max / 3,
+            idle_bytes_max: options.head_cache_bytes_max,
         }
     }
 }
@@ -116,8 +128,9 @@ pub(crate) struct Published {
 impl Recent {
     /// Nothing, in a store whose newest durable event is `last_id`.
     pub(crate) fn new(last_id: EventId, bounds: Bounds) -> Self {
+        let shard = |_| Shard { entries: HashMap::new(), idle: IdleHeads::new(bounds.idle_bytes_max / SHARDS) };
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shards: (0..SHARDS).map(shard).map(Mutex::new).collect(),
             hasher: RandomState::new(),
             commits: RwLock::new(Commits { files: VecDeque::new(), events: 0, last_id }),
             bounds,
@@ -138,17 +151,28 @@ impl Recent {
     /// The session's entry if there is one that knows where the session stands. Where there is none, the segments have all of it.
     pub(crate) fn look(self: &Arc<Self>, id: &SessionId) -> Option<Pin> {
         let shard = self.shard(id).lock();
-        let entry = shard.get(id).filter(|entry| entry.is_loaded())?;
+        let entry = shard.entries.get(id).filter(|entry| entry.is_loaded())?;
         Some(Pin::new(self, entry))
+    }
+
+    /// Where a session stands of which nothing is recent. `load` finds that out unless it is remembered, as for [`pin`](Self::pin).
+    pub(crate) fn idle_head(
+        self: &Arc<Self>,
+        id: &SessionId,
+        load: impl FnOnce() -> Result<Option<Head>>,
+    ) -> Result<Option<Head>> {
+        let known = self.shard(id).lock().idle.get(id);
+        // By way of an entry, so that nobody appends between the finding and the remembering.
+        known.map_or_else(|| Ok(self.pin(id, load)?.lock().head), |head| Ok(Some(head)))
     }
 
     fn pin_unloaded(self: &Arc<Self>, id: &SessionId) -> Pin {
         let mut shard = self.shard(id).lock();
-        if let Some(entry) = shard.get(id) {
+        if let Some(entry) = shard.entries.get(id) {
             return Pin::new(self, entry);
         }
-        let entry = Arc::new(Entry::new(id.detached()));
-        shard.insert(entry.id().clone(), Arc::clone(&entry));
+        let entry = Arc::new(Entry::new(id.detached(), shard.idle.get(id)));
+        shard.entries.insert(entry.id().clone(), Arc::clone(&entry));
         Pin::new(self, &entry)
     }
 
@@ -287,7 +311,7 @@ impl Recent {
         commits.events -= events;
         drop(commits);
         for shard in &self.shards {
-            let entries: Vec<_> = shard.lock().values().map(Arc::clone).collect();
+            let entries: Vec<_> = shard.lock().entries.values().map(Arc::clone).collect();
             for entry in entries {
                 while self.release_some(&entry, through) == RELEASED_AT_ONCE {}
             }
@@ -327,7 +351,7 @@ impl Recent {
         let mut found = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let later = shard.values().filter(|entry| after.is_none_or(|after| entry.id() > after));
+            let later = shard.entries.values().filter(|entry| after.is_none_or(|after| entry.id() > after));
             found.extend(later.filter(|entry| entry.lock().head.is_some()).map(|entry| entry.id().clone()));
         }
         found
@@ -359,7 +383,7 @@ impl Recent {
     pub(crate) fn all_waiters(&self) -> Vec<Arc<Waiter>> {
         let mut waiters = self.feeds.lock().take();
         for shard in &self.shards {
-            shard.lock().values().for_each(|entry| waiters.append(&mut entry.lock().waiters.take()));
+            shard.lock().entries.values().for_each(|entry| waiters.append(&mut entry.lock().waiters.take()));
         }
         waiters
     }
@@ -402,13 +426,18 @@ impl Recent {
         }
         let mut shard = self.shard(entry.id()).lock();
         // Pins are made under this lock. Another entry may have taken the place of this one by now; the same holds for it.
-        let unused = shard.get(entry.id()).is_some_and(|entry| entry.lock().is_unused());
-        if unused {
-            shard.remove(entry.id());
+        let Some(entry) = shard.entries.get(entry.id()).map(Arc::clone) else { return };
+        let state = entry.lock();
+        if !state.is_unused() {
+            return;
         }
+        if let Some(head) = state.head {
+            shard.idle.put(entry.id().clone(), head);
+        }
+        shard.entries.remove(entry.id());
     }
 
-    fn shard(&self, id: &SessionId) -> &Mutex<HashMap<SessionId, Arc<Entry>>> {
+    fn shard(&self, id: &SessionId) -> &Mutex<Shard> {
         let hash = self.hasher.hash_one(id);
         let at = usize::try_from(hash % SHARDS as u64).expect("a shard's number is small");
         self.shards.get(at).expect("the remainder is below the number of shards")
@@ -491,6 +520,27 @@ mod tests {
         let state = pin.lock();
         assert!(state.record_of_key("1").is_none() && state.records.is_empty());
         assert_eq!(state.keys_released, 1, "who looked the key up before has to do so again");
+    }
+
+    #[test]
+    fn where_an_idle_session_stands_is_remembered_and_never_less_than_that() {
+        let recent = recent();
+        let id = SessionId::new("s").unwrap();
+        let not_again = || panic!("it was looked up again");
+        assert_eq!(recent.idle_head(&id, || Ok(None)).unwrap(), None);
+        for seq in 1..4 {
+            recent.restore_file(file(1), 4096, 0);
+            recent.restore(vec![record("s", seq)]).unwrap();
+            recent.restore_file(file(2), 4096, 4096);
+            assert!(recent.look(&id).is_some(), "it is not idle");
+            let sealable = recent.sealable(Timing::Now).unwrap();
+            recent.release_sealed(sealable.files.len(), sealable.records);
+            assert!(recent.look(&id).is_none(), "the session is not let go");
+            assert_eq!(recent.idle_head(&id, not_again).unwrap().map(|head| head.last), Some(seq));
+            let pin = recent.pin(&id, not_again).unwrap();
+            let state = pin.lock();
+            assert_eq!((state.head.map(|head| head.last), state.assigned), (Some(seq), seq));
+        }
     }
 
     #[test]

@@ -326,11 +326,10 @@ mod tests {
             std::fs::write(path, vec![0xFF; usize::try_from(info.file_bytes).unwrap()]).unwrap();
         }
         for number in 1_000..1_200 {
-            assert!(set.last_run(&session(number), 0).unwrap().is_none());
+            assert!(set.last_run(&session(number)).unwrap().is_none());
             assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_none());
         }
-        assert!(set.last_run(&session(7), 0).is_err(), "its segment was not looked for");
-        assert!(set.last_run(&session(7), 256).unwrap().is_none(), "it was looked for where it was not asked for");
+        assert!(set.last_run(&session(7)).is_err(), "its segment was not looked for");
     }
 
     #[test]
@@ -340,10 +339,9 @@ mod tests {
         let opened = scene.opened();
         let set = opened.set.with_merged(Span::up_to(scene.newest()).map(|span| opened.there(span)));
         for number in 1..=scene.newest() {
-            let (found, entry) = set.last_run(&session(number), 0).unwrap().unwrap();
+            let (found, entry) = set.last_run(&session(number)).unwrap().unwrap();
             assert_eq!((found.info.number, entry.run.last()), (number, 1));
             assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_some());
-            assert!(set.last_run(&session(number), number).unwrap().is_none());
         }
     }
 
@@ -431,10 +429,10 @@ mod tests {
         scene.disk.open(&opened.path(span), Mode::Write).unwrap().write_all_at(&[1], 100).unwrap();
         let broken = opened.set.with_merged([opened.there(span)]);
         assert!(broken.is_merged(span), "it is not known yet");
-        assert!(broken.last_run(&session(99), 0).unwrap().is_none());
+        assert!(broken.last_run(&session(99)).unwrap().is_none());
         assert!(!broken.is_merged(span));
         let mended = broken.with_merged([opened.make(span)]);
-        assert!(mended.last_run(&session(99), 0).unwrap().is_none());
+        assert!(mended.last_run(&session(99)).unwrap().is_none());
         assert!(mended.is_merged(span), "what was written in its place is not what is read");
     }
 

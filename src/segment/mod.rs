@@ -25,7 +25,7 @@ pub(crate) use cache::BlockCache;
 pub(crate) use filter::FilterPlace;
 pub(crate) use merged::{MergedFilter, MergedPlace, Span, merged_folder};
 pub(crate) use open::Segment;
-pub(crate) use set::{FoundRun, SegmentSet, adopt, check_files};
+pub(crate) use set::{SegmentSet, adopt, check_files};
 pub(crate) use table::TableRoot;
 pub(crate) use write::{SegmentPlan, write_segment};
 

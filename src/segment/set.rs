@@ -65,7 +65,7 @@ impl SegmentSet {
 
     /// The run that holds `seq`, asking every segment that may have it, newest first.
     pub(crate) fn run_at(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<FoundRun>> {
-        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes()), 0) {
+        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes())) {
             let segment = segment?;
             let entry = segment.floor_run(session, generation, seq)?;
             if let Some(entry) = entry.filter(|RunEntry { run, .. }| run.generation == generation && run.holds(seq)) {
@@ -75,9 +75,9 @@ impl SegmentSet {
         Ok(None)
     }
 
-    /// The last run of a session among the segments numbered above `above`.
-    pub(crate) fn last_run(&self, session: &SessionId, above: u64) -> Result<Option<FoundRun>> {
-        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes()), above) {
+    /// The last run of a session.
+    pub(crate) fn last_run(&self, session: &SessionId) -> Result<Option<FoundRun>> {
+        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes())) {
             let segment = segment?;
             if let Some(entry) = segment.floor_run(session, u32::MAX, Seq::MAX)? {
                 return Ok(Some((Arc::clone(segment), entry)));
@@ -88,7 +88,7 @@ impl SegmentSet {
 
     pub(crate) fn record_of_key(&self, session: &SessionId, generation: u32, key: &str) -> Result<Option<Record>> {
         let hash = key_hash(session, key);
-        for segment in self.that_may_hold(hash, 0) {
+        for segment in self.that_may_hold(hash) {
             if let Some(record) = segment?.record_of_key(session, generation, (key, hash))? {
                 return Ok(Some(record));
             }
@@ -96,12 +96,12 @@ impl SegmentSet {
         Ok(None)
     }
 
-    /// The segments numbered above `above` that may hold the item, newest first. Those that the widest filters rule out are not asked.
-    fn that_may_hold(&self, item: ItemHash, above: u64) -> impl Iterator<Item = Result<&Arc<Segment>>> {
+    /// The segments that may hold the item, newest first. Those that the widest filters rule out are not asked.
+    fn that_may_hold(&self, item: ItemHash) -> impl Iterator<Item = Result<&Arc<Segment>>> {
         let mut left = self.segments.as_slice();
         std::iter::from_fn(move || {
-            while let Some((newest, older)) = left.split_last().filter(|(newest, _)| newest.info.number > above) {
-                if let Some(ruled_out) = self.ruled_out(item, above, newest.info.number) {
+            while let Some((newest, older)) = left.split_last() {
+                if let Some(ruled_out) = self.ruled_out(item, newest.info.number) {
                     let kept = (left.len() as u64).checked_sub(ruled_out.segments()).and_then(|kept| usize::try_from(kept).ok());
                     left = kept.and_then(|kept| left.get(..kept)).expect("a merged filter is over segments that are there");
                     continue;
@@ -117,10 +117,12 @@ impl SegmentSet {
         })
     }
 
-    /// The widest span between the two numbers, up to the second, whose filter says that none of its segments has the item.
-    fn ruled_out(&self, item: ItemHash, above: u64, through: u64) -> Option<Span> {
-        let spans = Span::ending_with(through).filter(|span| span.before() >= above);
-        spans.filter_map(|span| self.merged.get(&span)).find(|filter| filter.rules_out(item)).map(|filter| filter.span)
+    /// The widest span that ends with the number, whose filter says that none of its segments has the item.
+    fn ruled_out(&self, item: ItemHash, through: u64) -> Option<Span> {
+        Span::ending_with(through)
+            .filter_map(|span| self.merged.get(&span))
+            .find(|filter| filter.rules_out(item))
+            .map(|filter| filter.span)
     }
 
     /// The segment whose range of IDs ends at or above `id`, if any, and those behind it.
