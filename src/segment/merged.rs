@@ -202,7 +202,7 @@ impl MergedFilter {
 
     fn page(&self, item: ItemHash) -> Result<Bytes> {
         let offset = self.page_of(item) as u64 * u64::from(PAGE_BYTES);
-        self.parts.part(offset, PAGE_BYTES, || self.parts.file(|_file| Ok(())), filter::check)
+        self.parts.part(offset, PAGE_BYTES, || self.parts.file(|_file| Ok(())), |salt, page| filter::check(salt, page))
     }
 
     /// By the hash's high half, taken as a fraction of all pages.

@@ -186,7 +186,7 @@ fn session_hash(session: &[u8]) -> ItemHash {
 /// Reads bytes as each part of a segment, past the checksums.
 #[cfg(fuzzing)]
 pub(crate) fn decode_parts(bytes: &bytes::Bytes) {
-    let _refused_or_not = (table::check_page(Salt::NONE, bytes), split_run_key(bytes), RunEntry::read(1, 1, bytes));
+    let _refused_or_not = (table::admit_page(Salt::NONE, &mut bytes.to_vec()), split_run_key(bytes), RunEntry::read(1, 1, bytes));
     if filter::check(Salt::NONE, bytes).is_ok() {
         let _maybe = filter::may_hold(bytes, [7; 16]);
     }

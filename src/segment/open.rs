@@ -16,7 +16,7 @@ use crate::ids::EventId;
 use crate::segment::cache::FileKey;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::parts::Parts;
-use crate::segment::table::{PagePlace, Pages, TableIter, check_page};
+use crate::segment::table::{PagePlace, Pages, TableIter, admit_page};
 use crate::segment::write::trailer_salt;
 use crate::segment::{
     self, BlockCache, ItemHash, Place, Run, RunEntry, SegmentInfo, filter, run_key, session_hash, session_key, split_run_key,
@@ -225,22 +225,22 @@ impl Segment {
     }
 
     fn filter(&self) -> Result<Bytes> {
-        self.part(self.info.filter.offset, self.info.filter.bytes, || {}, filter::check)
+        self.part(self.info.filter.offset, self.info.filter.bytes, || {}, |salt, filter| filter::check(salt, filter))
     }
 
-    /// A part of the file. Should it have to be read from the disk, `before_read` comes first, and `check` looks at it behind.
+    /// A part of the file. Should it have to be read from the disk, `before_read` comes first, and `admit` looks at it behind.
     fn part(
         &self,
         offset: u64,
         bytes: u32,
         before_read: impl FnOnce(),
-        check: impl FnOnce(Salt, &[u8]) -> Decoded<()>,
+        admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
     ) -> Result<Bytes> {
         let file = || {
             before_read();
             self.file()
         };
-        self.parts.part(offset, bytes, file, check)
+        self.parts.part(offset, bytes, file, admit)
     }
 
     fn file(&self) -> Result<Arc<dyn DiskFile>> {
@@ -255,7 +255,7 @@ impl Segment {
 
 impl Pages for Segment {
     fn page(&self, place: PagePlace) -> Result<Bytes> {
-        self.part(place.offset, place.bytes, || {}, check_page)
+        self.part(place.offset, place.bytes, || {}, admit_page)
     }
 
     fn fault(&self, place: PagePlace, fault: Fault) -> Error {

@@ -21,13 +21,14 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// A part of the file. Should it have to be read from the disk, it is read from what `file` gives, and `check` looks at it behind.
+    /// A part of the file. Should it have to be read from the disk, it is read from what `file` gives, and `admit` looks at it behind, and may
+    /// put to it what saves readers work.
     pub(super) fn part(
         &self,
         offset: u64,
         bytes: u32,
         file: impl FnOnce() -> Result<Arc<dyn DiskFile>>,
-        check: impl FnOnce(Salt, &[u8]) -> Decoded<()>,
+        admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
     ) -> Result<Bytes> {
         self.cache.part(self.key, offset, || {
             if !self.has(offset, bytes) {
@@ -36,7 +37,7 @@ impl Parts {
             let mut part = vec![0; bytes as usize];
             let read = file().and_then(|file| file.read_exact_at(&mut part, offset));
             read.map_err(|error| self.shortened(offset, error))?;
-            check(self.salt.at(offset), &part).map_err(|fault| fault.at(&self.path, offset))?;
+            admit(self.salt.at(offset), &mut part).map_err(|fault| fault.at(&self.path, offset))?;
             Ok(Bytes::from(part))
         })
     }

@@ -8,6 +8,9 @@ use crate::error::Result;
 
 const PAGE_BYTES: usize = 4096;
 
+/// Where in its page an entry begins.
+type Start = u16;
+
 /// Where a table's uppermost page lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TableRoot {
@@ -86,19 +89,32 @@ fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> R
     Ok(PagePlace { offset, bytes: u32::try_from(page.len()).expect("a page holds a few entries with short keys") })
 }
 
-/// Checks a page's bytes, once, when they are read.
-pub(crate) fn check_page(salt: Salt, bytes: &[u8]) -> Decoded<()> {
-    let mut reader = Reader::new(bytes);
+/// Checks a page's bytes, once, when they are read, and puts behind them where each entry begins, so that an entry is found by halving.
+pub(crate) fn admit_page(salt: Salt, page: &mut Vec<u8>) -> Decoded<()> {
+    let mut reader = Reader::new(page);
     let (length, checksum, level) = (reader.array::<4>()?, reader.u32()?, reader.u8()?);
     let entries = reader.take(reader.left())?;
     let matches = salt.over(&length).over(&[level]).checksum(entries) == checksum;
-    if matches && u32::from_le_bytes(length) as usize == entries.len() {
-        return Ok(());
+    if !matches || u32::from_le_bytes(length) as usize != entries.len() {
+        return Err(Fault::Damaged { at: 4, what: "a checksum that does not match" });
     }
-    Err(Fault::Damaged { at: 4, what: "a checksum that does not match" })
+    put_starts(page)
 }
 
-/// Reads checked pages.
+fn put_starts(page: &mut Vec<u8>) -> Decoded<()> {
+    let mut starts = Vec::new();
+    let mut entries = Reader::from(page, PAGE_HEADER_BYTES)?;
+    while entries.left() > 0 {
+        let start = Start::try_from(entries.position()).map_err(|_too_large| entries.damaged("a page that is too large"))?;
+        starts.extend_from_slice(&start.to_le_bytes());
+        entries.prefixed()?;
+        entries.prefixed()?;
+    }
+    page.append(&mut starts);
+    Ok(())
+}
+
+/// Reads pages, as [`admit_page`] leaves them.
 pub(crate) trait Pages {
     fn page(&self, place: PagePlace) -> Result<Bytes>;
     /// The error for a page whose entries do not decode.
@@ -113,7 +129,7 @@ impl TableRoot {
     pub(crate) fn floor(&self, pages: &impl Pages, key: &[u8]) -> Result<Option<Entry>> {
         let mut place = self.page;
         loop {
-            let page = OpenPage::read(pages, place)?;
+            let mut page = OpenPage::read(pages, place)?;
             let found = page.floor(key).map_err(|fault| pages.fault(place, fault))?;
             let (Some((_, value)), false) = (&found, page.is_leaf()) else { return Ok(found) };
             place = child(value).map_err(|fault| pages.fault(place, fault))?;
@@ -187,12 +203,13 @@ fn child(value: &[u8]) -> Decoded<PagePlace> {
 struct OpenPage {
     place: PagePlace,
     bytes: Bytes,
-    at: usize,
+    /// The entry that is next.
+    nth: usize,
 }
 
 impl OpenPage {
     fn read(pages: &impl Pages, place: PagePlace) -> Result<Self> {
-        Ok(Self { place, bytes: pages.page(place)?, at: PAGE_HEADER_BYTES })
+        Ok(Self { place, bytes: pages.page(place)?, nth: 0 })
     }
 
     fn is_leaf(&self) -> bool {
@@ -200,61 +217,73 @@ impl OpenPage {
     }
 
     fn next(&mut self) -> Decoded<Option<Entry>> {
-        let mut reader = Reader::from(&self.bytes, self.at)?;
-        if reader.left() == 0 {
-            return Ok(None);
-        }
+        let Some(mut reader) = self.entry(self.nth)? else { return Ok(None) };
         let key = reader.prefixed()?.len();
         let key_end = reader.position();
         let value = reader.prefixed()?.len();
-        self.at = reader.position();
-        Ok(Some((self.bytes.slice(key_end - key..key_end), self.bytes.slice(self.at - value..self.at))))
+        let end = reader.position();
+        self.nth += 1;
+        Ok(Some((self.bytes.slice(key_end - key..key_end), self.bytes.slice(end - value..end))))
     }
 
     /// The last entry whose key is at most `key`.
-    fn floor(&self, key: &[u8]) -> Decoded<Option<Entry>> {
-        let mut reader = Reader::from(&self.bytes, PAGE_HEADER_BYTES)?;
-        let mut at = None;
-        while reader.left() > 0 {
-            let start = reader.position();
-            if reader.prefixed()? > key {
-                break;
-            }
-            reader.prefixed()?;
-            at = Some(start);
-        }
-        at.map_or(Ok(None), |at| Self { place: self.place, bytes: self.bytes.clone(), at }.next())
+    fn floor(&mut self, key: &[u8]) -> Decoded<Option<Entry>> {
+        let above = self.partition_point(|found| found <= key)?;
+        let Some(floor) = above.checked_sub(1) else { return Ok(None) };
+        self.nth = floor;
+        self.next()
     }
 
     /// In a leaf, goes to the first entry whose key is at least `key`. Above, goes behind the entry under which `key` belongs
     /// and returns the page below it.
     fn seek(&mut self, key: &[u8]) -> Decoded<Option<PagePlace>> {
-        let mut below = None;
-        loop {
-            let before = self.at;
-            let Some((found, value)) = self.next()? else { return Ok(below) };
-            if self.is_leaf() {
-                if found >= key {
-                    self.at = before;
-                    return Ok(None);
-                }
-                continue;
-            }
-            if found > key && below.is_some() {
-                self.at = before;
-                return Ok(below);
-            }
-            below = Some(child(&value)?);
+        if self.is_leaf() {
+            self.nth = self.partition_point(|found| found < key)?;
+            return Ok(None);
         }
+        // What comes before all entries belongs under the first.
+        self.nth = self.partition_point(|found| found <= key)?.saturating_sub(1);
+        self.next()?.map(|(_, value)| child(&value)).transpose()
+    }
+
+    /// How many entries come first for which `is_before` holds; it holds for none behind them.
+    fn partition_point(&self, is_before: impl Fn(&[u8]) -> bool) -> Decoded<usize> {
+        let (mut low, mut high) = (0, self.starts().len() / size_of::<Start>());
+        while low < high {
+            let middle = low.midpoint(high);
+            let mut entry = self.entry(middle)?;
+            let key = entry.as_mut().map(Reader::prefixed).transpose()?;
+            if key.is_some_and(&is_before) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low)
+    }
+
+    fn entry(&self, nth: usize) -> Decoded<Option<Reader<'_>>> {
+        let start = self.starts().get(nth * size_of::<Start>()..).and_then(<[u8]>::first_chunk);
+        start.map(|start| Reader::from(&self.bytes, Start::from_le_bytes(*start).into())).transpose()
+    }
+
+    /// What lies behind the page as it was written.
+    fn starts(&self) -> &[u8] {
+        self.bytes.get(self.place.bytes as usize..).unwrap_or_default()
     }
 }
 
 /// Walks a page that nobody checked.
 #[cfg(fuzzing)]
-pub(crate) fn decode_page(bytes: &Bytes) {
-    let place = PagePlace { offset: 0, bytes: 0 };
-    let mut page = OpenPage { place, bytes: bytes.clone(), at: PAGE_HEADER_BYTES };
-    let _refused_or_not = (page.floor(b"key"), page.seek(b"key"));
+pub(crate) fn decode_page(bytes: &[u8]) {
+    let Ok(place) = u32::try_from(bytes.len()).map(|bytes| PagePlace { offset: 0, bytes }) else { return };
+    let mut page = bytes.to_vec();
+    if put_starts(&mut page).is_err() {
+        return;
+    }
+    let mut page = OpenPage { place, bytes: page.into(), nth: 0 };
+    let _refused_or_not = (page.seek(b"key"), page.floor(b"key"));
+    page.nth = 0;
     while let Ok(Some(_)) = page.next() {}
 }
 
@@ -282,9 +311,9 @@ mod tests {
     impl Pages for InMemory {
         fn page(&self, place: PagePlace) -> Result<Bytes> {
             let from = usize::try_from(place.offset).unwrap();
-            let bytes = &self.0[from..from + place.bytes as usize];
-            check_page(Salt::NONE.at(place.offset), bytes).map_err(|fault| self.fault(place, fault))?;
-            Ok(Bytes::copy_from_slice(bytes))
+            let mut page = self.0[from..from + place.bytes as usize].to_vec();
+            admit_page(Salt::NONE.at(place.offset), &mut page).map_err(|fault| self.fault(place, fault))?;
+            Ok(page.into())
         }
 
         fn fault(&self, place: PagePlace, fault: Fault) -> Error {
