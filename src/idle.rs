@@ -3,8 +3,8 @@
 //! Invariant: what is here of a session that has no entry is where it stands. So an entry leaves its head behind when it is dropped, in
 //! place of what an earlier one left, and nothing else is ever put here. While there is an entry, that is asked.
 
-use quick_cache::Weighter;
-use quick_cache::unsync::Cache;
+use quick_cache::unsync::{Cache, DefaultLifecycle};
+use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 use crate::session::{Head, SessionId};
 
@@ -25,7 +25,11 @@ impl Weighter<SessionId, Head> for ByBytes {
 
 impl IdleHeads {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self(Cache::with_weighter(bytes_max / HEAD_BYTES + 1, bytes_max as u64, ByBytes))
+        let mut options = OptionsBuilder::new();
+        options.estimated_items_capacity(bytes_max / HEAD_BYTES + 1).weight_capacity(bytes_max as u64);
+        // To remember one that went takes as much room as to keep one.
+        let options = options.ghost_allocation(0.0).build().expect("all that has no default is set");
+        Self(Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), DefaultLifecycle::default()))
     }
 
     pub(crate) fn get(&self, session: &SessionId) -> Option<Head> {
@@ -77,6 +81,9 @@ mod tests {
             let kept = (0..10_000).filter(|nth| heads.get(&name(*nth)).is_some()).count();
             let fitting = 1_000 * HEAD_BYTES / (HEAD_BYTES + name_bytes);
             assert!((fitting * 9 / 10..=fitting).contains(&kept), "{kept} of {fitting}");
+            let names = kept * (if name_bytes > 8 { name_bytes } else { 0 });
+            let taken = heads.0.memory_used().total() + names;
+            assert!(taken <= 1_000 * HEAD_BYTES, "{taken} bytes");
         }
     }
 }
