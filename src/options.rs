@@ -79,7 +79,7 @@ impl Default for Options {
             recent_bytes_max: 192 * MIB,
             cache_bytes_max: 64 * MIB,
             index_cache_bytes_max: 32 * MIB,
-            head_cache_bytes_max: 64 * MIB,
+            head_cache_bytes_max: 128 * MIB,
             scan_bytes_max: 16 * MIB,
             stall_wait: Duration::from_secs(10),
             clock: system_clock(),
@@ -191,7 +191,7 @@ impl Options {
         self
     }
 
-    /// The most memory, in bytes, for where sessions stand that have nothing else in memory: 64 MiB, of which each takes 128 bytes and its name.
+    /// The most memory, in bytes, for where sessions stand that have nothing else in memory: 128 MiB, of which each takes 128 bytes and its name.
     /// To append to one that is not remembered, or to read it, is to look in the segments for its end first.
     pub fn head_cache_bytes_max(mut self, bytes: usize) -> Self {
         self.head_cache_bytes_max = bytes;
