@@ -27,8 +27,9 @@ impl IdleHeads {
     pub(crate) fn new(bytes_max: usize) -> Self {
         let mut options = OptionsBuilder::new();
         options.estimated_items_capacity(bytes_max / HEAD_BYTES + 1).weight_capacity(bytes_max as u64);
-        // To remember one that went takes as much room as to keep one.
-        let options = options.ghost_allocation(0.0).build().expect("all that has no default is set");
+        // Half is for those that were come back to, so that those that never are give way to others. To remember one that went takes as
+        // much room as to keep one.
+        let options = options.hot_allocation(0.5).ghost_allocation(0.0).build().expect("all that has no default is set");
         Self(Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), DefaultLifecycle::default()))
     }
 

@@ -196,26 +196,19 @@ impl Stretch {
 }
 
 impl Store {
-    /// Where a session stands; `None` when it has no event.
-    pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
-        self.head_of(session, self.recent.look(session).as_ref())
-    }
-
     pub(crate) fn known_head(&self, session: &SessionId) -> Result<Head> {
-        self.head(session)?.ok_or_else(|| unknown(session))
+        Ok(self.find(session)?.1)
     }
 
-    fn head_of(&self, session: &SessionId, entry: Option<&Pin>) -> Result<Option<Head>> {
-        match entry {
-            Some(entry) => Ok(entry.lock().head),
-            None => self.recent.idle_head(session, || self.locator.head(session)),
-        }
+    /// Where a session stands, and its entry: without one, all of it is sealed.
+    fn find(&self, session: &SessionId) -> Result<(Option<Pin>, Head)> {
+        let (entry, head) = self.recent.find(session, || self.locator.head(session))?;
+        Ok((entry, head.ok_or_else(|| unknown(session))?))
     }
 
     pub(crate) fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
         let limit = page.checked_limit(&self.options)?;
-        let entry = self.recent.look(session);
-        let head = self.head_of(session, entry.as_ref())?.ok_or_else(|| unknown(session))?;
+        let (entry, head) = self.find(session)?;
         let range = self.range(session, &head, &page)?;
         let mut reader = self.reader(session, entry, &head);
         let order = page.order;

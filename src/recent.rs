@@ -47,7 +47,7 @@ pub(crate) struct Recent {
 /// Some of the sessions.
 struct Shard {
     entries: HashMap<SessionId, Arc<Entry>>,
-    /// Of sessions that have no entry.
+    /// What entries left behind. It counts for sessions that have none.
     idle: IdleHeads,
 }
 
@@ -155,15 +155,22 @@ impl Recent {
         Some(Pin::new(self, entry))
     }
 
-    /// Where a session stands of which nothing is recent. `load` finds that out unless it is remembered, as for [`pin`](Self::pin).
-    pub(crate) fn idle_head(
+    /// Where a session stands. Without an entry, the segments have all of it; `load` finds out what is not known, as for [`pin`](Self::pin).
+    pub(crate) fn find(
         self: &Arc<Self>,
         id: &SessionId,
         load: impl FnOnce() -> Result<Option<Head>>,
-    ) -> Result<Option<Head>> {
-        let known = self.shard(id).lock().idle.get(id);
-        // By way of an entry, so that nobody appends between the finding and the remembering.
-        known.map_or_else(|| Ok(self.pin(id, load)?.lock().head), |head| Ok(Some(head)))
+    ) -> Result<(Option<Pin>, Option<Head>)> {
+        let shard = self.shard(id).lock();
+        let idle = if shard.entries.contains_key(id) { None } else { shard.idle.get(id) };
+        drop(shard);
+        if idle.is_some() {
+            return Ok((None, idle));
+        }
+        // By way of an entry, so that nobody appends between the finding and the remembering. It is kept for what has come meanwhile.
+        let pin = self.pin(id, load)?;
+        let head = pin.lock().head;
+        Ok((Some(pin), head))
     }
 
     fn pin_unloaded(self: &Arc<Self>, id: &SessionId) -> Pin {
@@ -425,16 +432,13 @@ impl Recent {
             return;
         }
         let mut shard = self.shard(entry.id()).lock();
+        let Shard { entries, idle } = &mut *shard;
         // Pins are made under this lock. Another entry may have taken the place of this one by now; the same holds for it.
-        let Some(entry) = shard.entries.get(entry.id()).map(Arc::clone) else { return };
-        let state = entry.lock();
-        if !state.is_unused() {
-            return;
+        let state = entries.get(entry.id()).map(|entry| entry.lock());
+        let Some(head) = state.filter(|state| state.is_unused()).map(|state| state.head) else { return };
+        if let (Some((id, _entry)), Some(head)) = (entries.remove_entry(entry.id()), head) {
+            idle.put(id, head);
         }
-        if let Some(head) = state.head {
-            shard.idle.put(entry.id().clone(), head);
-        }
-        shard.entries.remove(entry.id());
     }
 
     fn shard(&self, id: &SessionId) -> &Mutex<Shard> {
@@ -484,7 +488,7 @@ impl Drop for Pin {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Batch;
     use crate::codec::EncodedBatch;
@@ -492,18 +496,18 @@ mod tests {
     use crate::ids::Stamp;
 
     /// A record as it would stand in the journal.
-    fn record(session: &str, seq: u64) -> Record {
+    pub(crate) fn record(session: &str, seq: u64) -> Record {
         let batch = Batch::new().event(NewEvent::new("note", vec![7; 100])).idempotency_key(seq.to_string());
         let encoded = EncodedBatch::new(&SessionId::new(session).unwrap(), batch);
         let stamp = Stamp { base: EventId::from_u128(1_000 + u128::from(seq)), created_ms: 0 };
         Arc::unwrap_or_clone(encoded.stamped(1, seq, stamp))
     }
 
-    fn recent() -> Arc<Recent> {
+    pub(crate) fn recent() -> Arc<Recent> {
         Arc::new(Recent::new(EventId::from_u128(0), Bounds::of(&Options::new().recent_bytes_max(0))))
     }
 
-    fn file(number: u32) -> JournalUse {
+    pub(crate) fn file(number: u32) -> JournalUse {
         JournalUse { number, incarnation: number.into() }
     }
 
@@ -527,7 +531,7 @@ mod tests {
         let recent = recent();
         let id = SessionId::new("s").unwrap();
         let not_again = || panic!("it was looked up again");
-        assert_eq!(recent.idle_head(&id, || Ok(None)).unwrap(), None);
+        assert_eq!(recent.find(&id, || Ok(None)).unwrap().1, None);
         for seq in 1..4 {
             recent.restore_file(file(1), 4096, 0);
             recent.restore(vec![record("s", seq)]).unwrap();
@@ -536,7 +540,8 @@ mod tests {
             let sealable = recent.sealable(Timing::Now).unwrap();
             recent.release_sealed(sealable.files.len(), sealable.records);
             assert!(recent.look(&id).is_none(), "the session is not let go");
-            assert_eq!(recent.idle_head(&id, not_again).unwrap().map(|head| head.last), Some(seq));
+            let (entry, head) = recent.find(&id, not_again).unwrap();
+            assert_eq!((entry.is_none(), head.map(|head| head.last)), (true, Some(seq)));
             let pin = recent.pin(&id, not_again).unwrap();
             let state = pin.lock();
             assert_eq!((state.head.map(|head| head.last), state.assigned), (Some(seq), seq));

@@ -14,6 +14,7 @@ use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
 use super::report::{Dice, Report, Runs, seed};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
 use crate::error::Error;
+use crate::recent::tests::{file, recent, record};
 use crate::sync::{Mutex, Tally, scope, spawn};
 use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
@@ -41,11 +42,12 @@ enum Kind {
 fn campaign_schedules() {
     let seed = seed();
     let mut report = Report::new("schedules", seed, SCHEDULES.planned());
-    let scenarios: [(&str, Scenario); 4] = [
+    let scenarios: [(&str, Scenario); 5] = [
         ("appends and a stream", appends_and_a_stream),
         ("a barrier that fails", a_write_that_fails),
         ("async appends", async_appends),
         ("a close among appends", a_close_among_appends),
+        ("a session found as it begins", a_session_found_as_it_begins),
     ];
     let mut dice = Dice(seed);
     while !report.is_done() {
@@ -233,6 +235,19 @@ fn async_appends(seed: u64) {
     scene.ledger.lock().check(&log);
     log.close().expect("close");
     scene.check(seed);
+}
+
+/// Who finds a session without its entry takes all of it for sealed.
+fn a_session_found_as_it_begins(_seed: u64) {
+    let recent = recent();
+    recent.restore_file(file(1), 4096, 0);
+    scope(|threads| {
+        threads.spawn(|| recent.restore(vec![record("s", 1)]).expect("the session's first record"));
+        threads.spawn(|| {
+            let (entry, head) = recent.find(&"s".parse().expect("a name"), || Ok(None)).expect("nothing is read");
+            assert!(entry.is_some() || head.is_none(), "what is recent is taken for sealed");
+        });
+    });
 }
 
 fn a_close_among_appends(seed: u64) {

@@ -10,6 +10,7 @@ const PAGE_BYTES: usize = 4096;
 
 /// Where in its page an entry begins.
 type Start = u16;
+type StartBytes = [u8; size_of::<Start>()];
 
 /// Where a table's uppermost page lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +111,8 @@ fn put_starts(page: &mut Vec<u8>) -> Decoded<()> {
         entries.prefixed()?;
         entries.prefixed()?;
     }
+    // No more than is counted in the cache.
+    page.reserve_exact(starts.len());
     page.append(&mut starts);
     Ok(())
 }
@@ -217,7 +220,8 @@ impl OpenPage {
     }
 
     fn next(&mut self) -> Decoded<Option<Entry>> {
-        let Some(mut reader) = self.entry(self.nth)? else { return Ok(None) };
+        let Some(start) = self.starts().get(self.nth) else { return Ok(None) };
+        let mut reader = self.entry(*start)?;
         let key = reader.prefixed()?.len();
         let key_end = reader.position();
         let value = reader.prefixed()?.len();
@@ -248,36 +252,38 @@ impl OpenPage {
 
     /// How many entries come first for which `is_before` holds; it holds for none behind them.
     fn partition_point(&self, is_before: impl Fn(&[u8]) -> bool) -> Decoded<usize> {
-        let (mut low, mut high) = (0, self.starts().len() / size_of::<Start>());
-        while low < high {
-            let middle = low.midpoint(high);
-            let mut entry = self.entry(middle)?;
-            let key = entry.as_mut().map(Reader::prefixed).transpose()?;
-            if key.is_some_and(&is_before) {
-                low = middle + 1;
+        let (mut before, mut left) = (0, self.starts());
+        loop {
+            let (lower, upper) = left.split_at(left.len() / 2);
+            let Some((middle, higher)) = upper.split_first() else { return Ok(before) };
+            if is_before(self.entry(*middle)?.prefixed()?) {
+                before += lower.len() + 1;
+                left = higher;
             } else {
-                high = middle;
+                left = lower;
             }
         }
-        Ok(low)
     }
 
-    fn entry(&self, nth: usize) -> Decoded<Option<Reader<'_>>> {
-        let start = self.starts().get(nth * size_of::<Start>()..).and_then(<[u8]>::first_chunk);
-        start.map(|start| Reader::from(&self.bytes, Start::from_le_bytes(*start).into())).transpose()
+    fn entry(&self, start: StartBytes) -> Decoded<Reader<'_>> {
+        Reader::from(&self.bytes, Start::from_le_bytes(start).into())
     }
 
-    /// What lies behind the page as it was written.
-    fn starts(&self) -> &[u8] {
-        self.bytes.get(self.place.bytes as usize..).unwrap_or_default()
+    /// What lies behind the page as it was written, which says itself how long it is.
+    fn starts(&self) -> &[StartBytes] {
+        let length = self.bytes.first_chunk().map_or(0, |length| u32::from_le_bytes(*length));
+        let starts = self.bytes.get(PAGE_HEADER_BYTES + length as usize..).unwrap_or_default();
+        starts.as_chunks().0
     }
 }
 
 /// Walks a page that nobody checked.
 #[cfg(fuzzing)]
 pub(crate) fn decode_page(bytes: &[u8]) {
-    let Ok(place) = u32::try_from(bytes.len()).map(|bytes| PagePlace { offset: 0, bytes }) else { return };
-    let mut page = bytes.to_vec();
+    let (mut page, place) = (bytes.to_vec(), PagePlace { offset: 0, bytes: 0 });
+    let Some((length, entries)) = page.split_first_chunk_mut() else { return };
+    let Some(entries) = entries.len().checked_sub(PAGE_HEADER_BYTES - length.len()) else { return };
+    *length = (entries as u32).to_le_bytes();
     if put_starts(&mut page).is_err() {
         return;
     }

@@ -123,8 +123,8 @@ const MUTANTS: &[Mutant] = &[
         name: "where a session stood is remembered past what it stands at next",
         edits: &[(
             "src/recent.rs",
-            "if let Some(head) = state.head {",
-            "if let Some(head) = state.head.filter(|_| shard.idle.get(entry.id()).is_none()) {",
+            "            idle.put(id, head);",
+            "            if idle.get(&id).is_none() {\nidle.put(id, head);\n}",
         )],
         test: "where_an_idle_session_stands_is_remembered_and_never_less_than_that",
         target: UNIT,

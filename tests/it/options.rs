@@ -35,6 +35,7 @@ fn the_smallest_sizes_only_slow_a_log_down() {
     check_works(&small_files().group_bytes_max(1));
     check_works(&small_files().cache_bytes_max(0));
     check_works(&small_files().index_cache_bytes_max(0));
+    check_works(&small_files().head_cache_bytes_max(0));
     check_works(&small_files().scan_bytes_max(1));
 }
 
@@ -72,6 +73,7 @@ fn the_largest_sizes_ask_for_nothing_in_advance() {
     check_works(&small_files().recent_bytes_max(usize::MAX));
     check_works(&small_files().cache_bytes_max(usize::MAX));
     check_works(&small_files().index_cache_bytes_max(usize::MAX));
+    check_works(&small_files().head_cache_bytes_max(usize::MAX));
     check_works(&small_files().scan_bytes_max(usize::MAX));
 }
 

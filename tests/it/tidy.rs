@@ -194,7 +194,7 @@ impl Source {
         let tests = code
             .lines()
             .zip(code.lines().skip(1))
-            .position(|(line, next)| line.trim_end() == "#[cfg(test)]" && next.starts_with("mod ") && next.ends_with('{'));
+            .position(|(line, next)| line.trim_end() == "#[cfg(test)]" && next.trim_start_matches("pub(crate) ").starts_with("mod ") && next.ends_with('{'));
         let code = code.split_inclusive('\n').take(tests.unwrap_or(usize::MAX)).collect();
         Self { name: name.replace('\\', "/"), text: text.to_owned(), code }
     }
