@@ -191,10 +191,9 @@ impl Source {
 
     fn new(name: &str, text: &str) -> Self {
         let code = without_comments(text);
-        let tests = code
-            .lines()
-            .zip(code.lines().skip(1))
-            .position(|(line, next)| line.trim_end() == "#[cfg(test)]" && next.trim_start_matches("pub(crate) ").starts_with("mod ") && next.ends_with('{'));
+        let tests = code.lines().zip(code.lines().skip(1)).position(|(line, next)| {
+            line.trim_end() == "#[cfg(test)]" && next.trim_start_matches("pub(crate) ").starts_with("mod ") && next.ends_with('{')
+        });
         let code = code.split_inclusive('\n').take(tests.unwrap_or(usize::MAX)).collect();
         Self { name: name.replace('\\', "/"), text: text.to_owned(), code }
     }
