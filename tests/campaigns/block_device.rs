@@ -3,6 +3,7 @@
 //! A process works on that file system; then the device is put together as a power cut might have left it: all that came before the last
 //! completed flush, and of the rest nothing, everything, or some. The file system on it is mounted, recovers, and the log must open.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -78,14 +79,21 @@ struct Record {
 
 struct CutOff {
     device: Content,
-    left: Left,
+    superblock: Superblock,
     ledger: Ledger,
 }
 
-/// Whether the file system came back, as it must.
+/// How the power cut left the block that says where all the rest of a file system is. ext4 and btrfs take theirs to be written whole, and do
+/// not mount with one of which some sectors are new and some are old.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Superblock {
+    Whole,
+    Torn,
+}
+
+/// Whether the file system came back, as it must with a whole superblock.
 enum Mounted {
     Yes,
-    /// btrfs takes the 4 KiB of its first superblock to be written whole, and with it what was synced since the second was written.
     Torn,
 }
 
@@ -114,16 +122,25 @@ impl Record {
         let end = 1 + dice.index(self.steps.len());
         let left = dice.one_of(&LEFT);
         let mut durability = Durability::of(&self.base);
+        let mut running = self.base.files[0].clone();
+        let mut superblocks = HashSet::from([superblock_in(&running, self.kind)]);
         let mut ledger = Ledger::new(works(self.seed));
         for step in &self.steps[..end] {
             durability.step(step);
-            if let Some(line) = step.said() {
-                ledger.note(line);
+            match step {
+                Step::Begin(Call::Write { at, bytes, .. }) => {
+                    running.write(*at, bytes);
+                    superblocks.insert(superblock_in(&running, self.kind));
+                }
+                Step::Said(line) => ledger.note(line),
+                _ => {}
             }
         }
         *what = format!("{} cut at step {end} of {} with seed {}, {left:?} left", self.kind, self.steps.len(), self.seed);
         let image = durability.cut(left, NamesLeft::Synced, dice);
-        CutOff { device: image.files.into_iter().next().expect("there is one file"), left, ledger }
+        let device = image.files.into_iter().next().expect("there is one file");
+        let was_written = superblocks.contains(&superblock_in(&device, self.kind));
+        CutOff { device, superblock: if was_written { Superblock::Whole } else { Superblock::Torn }, ledger }
     }
 
     /// Mounts what the cut left, and lets a process check the log that is on it.
@@ -133,7 +150,7 @@ impl Record {
         cut.device.write_to(&file).expect("write the image");
         let device = Loop::new(&file).unwrap_or_else(|error| panic!("{error}"));
         let mount = match device.mount(self.kind) {
-            Err(_refused) if self.kind == "btrfs" && cut.left == Left::SomeSectors => return Mounted::Torn,
+            Err(_refused) if cut.superblock == Superblock::Torn => return Mounted::Torn,
             mount => mount.unwrap_or_else(|error| panic!("{error}")),
         };
         let ledger = folder.path().join("ledger");
@@ -143,6 +160,19 @@ impl Record {
         told_no_violation(&output);
         Mounted::Yes
     }
+}
+
+/// The first superblock of a file system.
+fn superblock_in(device: &Content, kind: &str) -> Vec<u8> {
+    let (at, bytes) = match kind {
+        "ext4" => (1024, 1024),
+        "btrfs" => (64 * 1024, 4096),
+        "xfs" => (0, 512),
+        _ => panic!("{kind} keeps its superblock in another place"),
+    };
+    let mut superblock = vec![0; bytes];
+    device.read(at, &mut superblock);
+    superblock
 }
 
 /// Mounts the file system on the recording device, and lets a process write to it and say so there too.
