@@ -99,7 +99,7 @@ impl NewEvent {
     #[must_use]
     pub fn new(event_type: impl Into<EventType>, data: impl Into<Bytes>) -> Self {
         let event_type = event_type.into();
-        let turn = if user_message::opens_turn(&event_type) { Turn::Opens } else { Turn::None };
+        let turn = if user_message::opens_turn(event_type.as_str()) { Turn::Opens } else { Turn::None };
         Self { event_type, data: data.into(), turn }
     }
 
@@ -270,7 +270,31 @@ pub struct Event {
     pub created_at: Timestamp,
 }
 
+/// An event where it lies, be it in a record or handed out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EventView<'a> {
+    pub id: EventId,
+    pub session_id: &'a SessionId,
+    pub seq: Seq,
+    pub event_type: &'a str,
+    pub data: &'a [u8],
+    pub message_id: Option<MessageId>,
+    pub created_at: Timestamp,
+}
+
 impl Event {
+    pub(crate) fn view(&self) -> EventView<'_> {
+        EventView {
+            id: self.id,
+            session_id: &self.session_id,
+            seq: self.seq,
+            event_type: self.event_type.as_str(),
+            data: &self.data,
+            message_id: self.message_id,
+            created_at: self.created_at,
+        }
+    }
+
     /// The data as JSON.
     ///
     /// # Errors

@@ -123,10 +123,10 @@ impl Takes {
         for frame in record.events() {
             let frame = frame
                 .map_err(|fault| segment.expect("records in memory were checked when they got there").fault_in_records(fault))?;
-            if frame.id() <= self.after {
+            if frame.view.id <= self.after {
                 continue;
             }
-            self.after = frame.id();
+            self.after = frame.view.id;
             self.appetite.bytes = self.appetite.bytes.saturating_sub(frame.read_bytes());
             self.events.push(frame.event());
             if self.events.len() == self.appetite.events || self.appetite.bytes == 0 {

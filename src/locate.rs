@@ -12,7 +12,7 @@ use crate::event::Seq;
 use crate::index::{Asked, Index, IndexEntry};
 use crate::merge::MergeSignal;
 use crate::runs_cache::{IndexedRuns, RunsCache};
-use crate::segment::{MergedFilter, Run, RunEntry, Segment, SegmentSet};
+use crate::segment::{MergedFilter, RunEntry, Segment, SegmentSet};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 use crate::sync::RwLock;
 
@@ -103,7 +103,8 @@ impl SealedReader<'_> {
         let segments = locator.segments();
         let indexed = entry.and_then(|entry| Some((segments.by_number(entry.segment)?, entry.run)));
         if let Some((segment, run)) = &indexed
-            && let Ok(records) = overlapping(segment, session, run, range, || self.prefetch(seq, range, &segments))
+            && let Ok(records) = segment.run_records(session, run, range, || self.prefetch(seq, range, &segments))
+            && let Ok(records) = records.collect()
         {
             return Ok((Arc::clone(segment), records));
         }
@@ -119,7 +120,7 @@ impl SealedReader<'_> {
         if indexed.is_some() && !is_indexed {
             locator.runs.forget(session);
         }
-        let records = overlapping(&segment, session, &run, range, || {})?;
+        let records = segment.run_records(session, &run, range, || {})?.collect::<Result<_>>()?;
         Ok((segment, records))
     }
 
@@ -174,25 +175,4 @@ impl SealedReader<'_> {
 /// Which way a range is read that `seq` begins or ends.
 fn is_upwards(seq: Seq, range: &RangeInclusive<Seq>) -> bool {
     seq == *range.start()
-}
-
-/// The records of a run, as far as they overlap `range`. Should the disk have to be read, `before_read` comes first.
-fn overlapping(
-    segment: &Segment,
-    session: &SessionId,
-    run: &Run,
-    range: &RangeInclusive<Seq>,
-    before_read: impl FnOnce(),
-) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    for record in segment.run_records(session, run, before_read)? {
-        let record = record?;
-        if record.first > *range.end() {
-            break;
-        }
-        if record.last() >= *range.start() {
-            records.push(record);
-        }
-    }
-    Ok(records)
 }

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::event::{Event, Seq};
+use crate::event::{EventView, Seq};
 use crate::ids::{EventId, MessageId};
 use crate::session::SessionId;
 use crate::tool_calls::{Calls, ToolEvent};
@@ -172,12 +172,12 @@ impl Fold {
     /// # Errors
     ///
     /// [`Error::UnknownMessage`] when `opening` does not open a turn.
-    pub(crate) fn open(opening: &Event) -> Result<Self> {
+    pub(crate) fn open(opening: EventView<'_>) -> Result<Self> {
         let id = MessageId::from(opening.id);
-        if opening.message_id != Some(id) || !user_message::opens_turn(&opening.event_type) {
+        if opening.message_id != Some(id) || !user_message::opens_turn(opening.event_type) {
             return Err(Error::UnknownMessage { id });
         }
-        let UserMessage { content, metadata } = UserMessage::from_event_lossy(opening);
+        let UserMessage { content, metadata } = UserMessage::from_data_lossy(opening.data);
         let message = Message {
             id,
             // A message may be kept for long, and must not keep the block that its first event was read from.
@@ -196,18 +196,28 @@ impl Fold {
     }
 
     /// Takes the session's next event into account, if it says something about this turn.
-    pub(crate) fn apply(&mut self, event: &Event) {
+    pub(crate) fn apply(&mut self, event: EventView<'_>) {
         if self.is_final() || !self.is_next(event) {
             return;
         }
         self.last_seq = event.seq;
-        match event.event_type.as_str() {
+        match event.event_type {
             STATUS_CHANGED => self.status_changed(event),
             ASSISTANT_COMPLETED => self.assistant_completed(event),
             TOOL_REQUESTED => self.tool_requested(event),
             TOOL_COMPLETED | TOOL_FAILED => self.tool_answered(event),
             _ => {}
         }
+    }
+
+    /// The ID of the message.
+    pub(crate) fn id(&self) -> MessageId {
+        self.message.id
+    }
+
+    /// Where the turn was opened.
+    pub(crate) fn opened_at(&self) -> (&SessionId, Seq) {
+        (&self.message.session_id, self.message.sequence_number)
     }
 
     /// Whether no later event can change the message.
@@ -222,11 +232,11 @@ impl Fold {
         Message { status, ..self.message }
     }
 
-    fn is_next(&self, event: &Event) -> bool {
-        event.message_id == Some(self.message.id) && event.session_id == self.message.session_id && event.seq > self.last_seq
+    fn is_next(&self, event: EventView<'_>) -> bool {
+        event.message_id == Some(self.message.id) && *event.session_id == self.message.session_id && event.seq > self.last_seq
     }
 
-    fn status_changed(&mut self, event: &Event) {
+    fn status_changed(&mut self, event: EventView<'_>) {
         let Some(StatusChanged { status, attempt, error }) = decode(event) else { return };
         let attempt = attempt.map_or(self.message.attempt, NonZeroU32::get);
         if attempt < self.message.attempt {
@@ -257,7 +267,7 @@ impl Fold {
         self.message.completed_at = Some(at);
     }
 
-    fn assistant_completed(&mut self, event: &Event) {
+    fn assistant_completed(&mut self, event: EventView<'_>) {
         let Some(said) = decode(event) else { return };
         self.work_shows();
         if self.tools_since_output || self.message.output.last() != Some(&said) {
@@ -266,22 +276,18 @@ impl Fold {
         }
     }
 
-    fn tool_requested(&mut self, event: &Event) {
+    fn tool_requested(&mut self, event: EventView<'_>) {
         let Some(tool) = decode::<ToolEvent>(event) else { return };
         self.work_shows();
         self.tools_since_output = true;
-        for id in tool.call_ids() {
-            self.calls.request(id);
-        }
+        tool.each_call(|id| self.calls.request(id));
     }
 
-    fn tool_answered(&mut self, event: &Event) {
+    fn tool_answered(&mut self, event: EventView<'_>) {
         let Some(tool) = decode::<ToolEvent>(event) else { return };
         self.tools_since_output = true;
         let were_outstanding = self.calls.are_outstanding();
-        for id in tool.call_ids() {
-            self.calls.answer(id);
-        }
+        tool.each_call(|id| self.calls.answer(id));
         if were_outstanding && !self.calls.are_outstanding() {
             self.message.status = MessageStatus::Running;
         }
@@ -304,8 +310,8 @@ struct StatusChanged {
 }
 
 /// The event's data, unless it is of another form: then the event is one that this fold does not understand.
-fn decode<'a, T: Deserialize<'a>>(event: &'a Event) -> Option<T> {
-    event.json().ok()
+fn decode<'a, T: Deserialize<'a>>(event: EventView<'a>) -> Option<T> {
+    serde_json::from_slice(event.data).ok()
 }
 
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
@@ -328,7 +334,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::event::EventType;
+    use crate::event::{Event, EventType};
     use crate::ids::EventId;
 
     const OPENING_SEQ: Seq = 4;
@@ -372,10 +378,10 @@ mod tests {
 
     /// Numbers the events as the session would, one second apart, and folds them.
     fn fold(events: &[Event]) -> Fold {
-        let mut fold = Fold::open(&opening()).unwrap();
+        let mut fold = Fold::open(opening().view()).unwrap();
         for (seq, event) in (OPENING_SEQ + 1..).zip(events) {
             let created_at = Timestamp::from_second(1_774_982_400 + i64::try_from(seq).unwrap()).unwrap();
-            fold.apply(&Event { seq, id: EventId::from_u128(u128::from(seq) + 1_000), created_at, ..event.clone() });
+            fold.apply(Event { seq, id: EventId::from_u128(u128::from(seq) + 1_000), created_at, ..event.clone() }.view());
         }
         fold
     }
@@ -414,7 +420,7 @@ mod tests {
         let no_turn = Event { message_id: None, ..opening() };
         let other_type = Event { event_type: "assistant.message_completed".into(), ..opening() };
         for not_opening in [other_turn, no_turn, other_type] {
-            let error = Fold::open(&not_opening).unwrap_err();
+            let error = Fold::open(not_opening.view()).unwrap_err();
             assert!(matches!(error, Error::UnknownMessage { id } if id == EventId::from_u128(1_000).into()));
         }
     }
@@ -422,8 +428,8 @@ mod tests {
     #[test]
     fn a_turn_opened_with_any_bytes_is_a_message_without_content() {
         for data in ["", "hello", "[1]", r#"{"content":"hello"}"#, "\u{0}"] {
-            let mut fold = Fold::open(&event(user_message::EVENT_TYPE, data)).unwrap();
-            fold.apply(&Event { seq: OPENING_SEQ + 1, ..status(&json!({"status": "completed"})) });
+            let mut fold = Fold::open(event(user_message::EVENT_TYPE, data).view()).unwrap();
+            fold.apply(Event { seq: OPENING_SEQ + 1, ..status(&json!({"status": "completed"})) }.view());
             let message = fold.into_message();
             assert!(message.content.is_empty() && message.metadata.is_empty());
             assert_eq!(message.status, Completed);
@@ -539,7 +545,17 @@ mod tests {
         check_status(&[requested(&two), answered(&one("c2")), answered(&one("c1"))], Running);
         check_status(&[requested(&two), answered(&json!({})), answered(&json!({}))], Running);
         check_status(&[requested(&two), answered(&two)], Running);
-        check_status(&[requested(&json!({"id": 7})), answered(&json!({"id": 7, "calls": []}))], Running);
+        for id in [json!(7), json!(-7), json!(0.5), json!("7"), json!("a \"b\"\n")] {
+            let (first, other) = (requested(&json!({ "id": id })), requested(&json!({"call_id": "c1"})));
+            for answer in [json!({"id": id, "calls": []}), json!({"calls": [{"call_id": [], "id": id}]}), json!({"call_id": id})]
+            {
+                check_status(&[first.clone(), answered(&answer)], Running);
+                check_status(&[first.clone(), other.clone(), answered(&answer)], WaitingForTool);
+            }
+        }
+        for none in [json!(null), json!(true), json!(["c1"]), json!({"id": "c1"})] {
+            check_status(&[requested(&json!({"call_id": none, "id": "c1"})), answered(&one("c1"))], Running);
+        }
     }
 
     #[test]
@@ -603,11 +619,11 @@ mod tests {
 
     #[test]
     fn an_event_that_was_taken_is_not_taken_again() {
-        let mut fold = Fold::open(&opening()).unwrap();
+        let mut fold = Fold::open(opening().view()).unwrap();
         let request = Event { seq: 6, ..requested(&json!({})) };
         let answer = Event { seq: 7, ..answered(&json!({})) };
         for event in [&opening(), &request, &request, &answer, &request] {
-            fold.apply(event);
+            fold.apply(event.view());
         }
         assert_eq!(fold.into_message().status, Running);
     }
@@ -655,22 +671,23 @@ mod tests {
             others in any_events(),
             elsewhere in any::<[bool; 24]>(),
         ) {
-            let mut plain = Fold::open(&opening()).unwrap();
+            let mut plain = Fold::open(opening().view()).unwrap();
             let mut mixed = plain.clone();
             let mut others = others.into_iter().cycle();
             for (n, event) in events.into_iter().enumerate() {
                 let seq = OPENING_SEQ + 1 + 2 * n as u64;
                 if let Some(other) = others.next() {
-                    mixed.apply(&if elsewhere[n] {
+                    let other = if elsewhere[n] {
                         // The seqs of another session say nothing about those of this one.
                         Event { seq: seq + 1_000, session_id: "other".parse().unwrap(), ..other }
                     } else {
                         Event { seq, message_id: Some(EventId::from_u128(5).into()), ..other }
-                    });
+                    };
+                    mixed.apply(other.view());
                 }
                 let event = Event { seq: seq + 1, ..event };
-                plain.apply(&event);
-                mixed.apply(&event);
+                plain.apply(event.view());
+                mixed.apply(event.view());
             }
             prop_assert_eq!(plain.into_message(), mixed.into_message());
         }

@@ -173,18 +173,12 @@ enum Stretch {
 }
 
 impl Stretch {
-    fn records(&self) -> impl Iterator<Item = &Record> {
+    fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
         let (recent, sealed): (&[Arc<Record>], &[Record]) = match self {
             Stretch::Recent(records) => (records, &[]),
             Stretch::Sealed(_, records) => (&[], records),
         };
         recent.iter().map(|record| &**record).chain(sealed)
-    }
-
-    /// The events with seqs in the range.
-    fn events(&self, range: &RangeInclusive<Seq>) -> impl Iterator<Item = Result<EventFrame<'_>>> {
-        let frames = self.records().flat_map(move |record| record.events_in(range));
-        frames.map(|frame| frame.map_err(|fault| self.fault(fault)))
     }
 
     fn fault(&self, fault: Fault) -> Error {
@@ -231,18 +225,36 @@ impl Store {
         appetite: Appetite,
     ) -> Result<Vec<Event>> {
         let mut scan = Scan::new(None, &range, appetite);
-        match self.reader(session, self.recent.look(session), head).scan_up(range, &mut scan) {
+        match self.visit(session, head, range, &mut scan) {
             // What was read before the damage is as good as ever; whoever reads on from there is told.
             Err(error) if scan.events.is_empty() => Err(error),
             _ => Ok(scan.events),
         }
     }
 
+    /// Shows the events with seqs in the range, until it was enough.
+    pub(crate) fn visit(
+        &self,
+        session: &SessionId,
+        head: &Head,
+        range: RangeInclusive<Seq>,
+        visitor: &mut impl Visitor,
+    ) -> Result<Seq> {
+        self.reader(session, self.recent.look(session), head).scan_up(range, visitor)
+    }
+
     /// The event with this ID.
     pub(crate) fn event(&self, id: EventId) -> Result<Option<Event>> {
+        self.look_at(id, |frame| frame.event())
+    }
+
+    /// What `look` sees in the event with this ID.
+    pub(crate) fn look_at<T>(&self, id: EventId, look: impl FnOnce(EventFrame<'_>) -> T) -> Result<Option<T>> {
         let Some(stretch) = self.stretch_of(id)? else { return Ok(None) };
-        let seq = stretch.records().next().and_then(|record| record.seq_of(id)).expect("the record was found by this ID");
-        stretch.events(&(seq..=seq)).next().map(|frame| Ok(frame?.event())).transpose()
+        let found = stretch.records().find_map(|record| Some((record, record.seq_of(id)?)));
+        let (record, seq) = found.expect("the record was found by this ID");
+        let frame = record.events_in(&(seq..=seq)).next().transpose().map_err(|fault| stretch.fault(fault))?;
+        Ok(frame.map(look))
     }
 
     /// The seq that a cursor stands for.
@@ -318,35 +330,44 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Feeds the scan upwards; returns the last seq that it has seen.
-    fn scan_up(&mut self, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
+    /// Shows the events upwards; returns the last seq that was shown.
+    fn scan_up(&mut self, range: RangeInclusive<Seq>, visitor: &mut impl Visitor) -> Result<Seq> {
         let (mut next, to) = range.into_inner();
         while next <= to {
-            let wanted = next..=to.min(next.saturating_add(scan.lookahead()));
+            let wanted = next..=to.min(next.saturating_add(visitor.lookahead()));
             let stretch = self.stretch(next, &wanted)?;
-            for frame in stretch.events(&wanted) {
-                let frame = frame?;
-                next = frame.seq() + 1;
-                if scan.visit(&frame).is_break() {
-                    return Ok(next - 1);
+            for record in stretch.records() {
+                for frame in record.events_in(&wanted) {
+                    let frame = frame.map_err(|fault| stretch.fault(fault))?;
+                    next = frame.view.seq + 1;
+                    if visitor.visit(&frame).is_break() {
+                        return Ok(next - 1);
+                    }
                 }
             }
         }
         Ok(next - 1)
     }
 
-    /// Feeds the scan downwards; returns the last seq that it has seen.
-    fn scan_down(&mut self, range: RangeInclusive<Seq>, scan: &mut Scan) -> Result<Seq> {
+    /// Shows the events downwards; returns the last seq that was shown.
+    fn scan_down(&mut self, range: RangeInclusive<Seq>, visitor: &mut impl Visitor) -> Result<Seq> {
         let (from, mut to) = range.into_inner();
         let mut seen = to + 1;
         while to >= from && seen > from {
-            let wanted = from.max(to.saturating_sub(scan.lookahead()))..=to;
+            let wanted = from.max(to.saturating_sub(visitor.lookahead()))..=to;
             let stretch = self.stretch(to, &wanted)?;
-            let frames = stretch.events(&wanted).collect::<Result<Vec<_>>>()?;
-            for frame in frames.iter().rev() {
-                seen = frame.seq();
-                if scan.visit(frame).is_break() {
-                    return Ok(seen);
+            let mut frames = Vec::new();
+            for record in stretch.records().rev() {
+                let events = record.events_in(&wanted);
+                frames.reserve(events.count_max());
+                for frame in events {
+                    frames.push(frame.map_err(|fault| stretch.fault(fault))?);
+                }
+                for frame in frames.drain(..).rev() {
+                    seen = frame.view.seq;
+                    if visitor.visit(&frame).is_break() {
+                        return Ok(seen);
+                    }
                 }
             }
             to = seen.saturating_sub(1);
@@ -370,7 +391,15 @@ impl Reader<'_> {
     }
 }
 
-/// Takes events one by one until it has enough.
+/// Is shown events one by one, until it has enough.
+pub(crate) trait Visitor {
+    fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()>;
+
+    /// How many events behind the next one are worth reading with it.
+    fn lookahead(&self) -> Seq;
+}
+
+/// Takes the events of a page.
 struct Scan {
     types: Option<Vec<EventType>>,
     limit: usize,
@@ -386,16 +415,17 @@ impl Scan {
         let likely = if types.is_some() { 0 } else { limit.min(in_range) };
         Self { types, limit, bytes_left, events: Vec::with_capacity(likely) }
     }
+}
 
+impl Visitor for Scan {
     fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
         self.bytes_left = self.bytes_left.saturating_sub(frame.read_bytes());
-        if self.types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted == frame.event_type)) {
+        if self.types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted == frame.view.event_type)) {
             self.events.push(frame.event());
         }
         if self.events.len() == self.limit || self.bytes_left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
-    /// How many events behind the next one are worth reading with it.
     fn lookahead(&self) -> Seq {
         let wanted = self.limit - self.events.len();
         let read = if self.types.is_some() { wanted.max(FILTERED_EVENTS_MIN) } else { wanted };

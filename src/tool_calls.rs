@@ -1,11 +1,12 @@
 //! The tool calls of a turn: what an event says of them, and which are outstanding. The rules are in the doc of [`message`](crate::message).
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Number, Value};
 
 /// The tool calls of one attempt.
 #[derive(Debug, Clone, Default)]
@@ -23,22 +24,24 @@ impl Calls {
         self.unnamed > 0 || !self.named.is_empty()
     }
 
-    pub(crate) fn request(&mut self, id: Option<String>) {
+    pub(crate) fn request(&mut self, id: Option<&str>) {
         match id {
             None => self.unnamed += 1,
-            Some(id) if self.answered.contains(&id) => {}
+            Some(id) if self.answered.contains(id) => {}
             Some(id) => {
-                self.named.insert(id);
+                self.named.insert(id.to_owned());
             }
         }
     }
 
-    pub(crate) fn answer(&mut self, id: Option<String>) {
+    pub(crate) fn answer(&mut self, id: Option<&str>) {
         match id {
-            Some(id) if self.answered.contains(&id) => {}
+            Some(id) if self.answered.contains(id) => {}
             Some(id) => {
-                if self.named.remove(&id) || self.answer_unnamed() {
-                    self.answered.insert(id);
+                if let Some(named) = self.named.take(id) {
+                    self.answered.insert(named);
+                } else if self.answer_unnamed() {
+                    self.answered.insert(id.to_owned());
                 }
             }
             None => {
@@ -58,10 +61,20 @@ impl Calls {
 
 /// What a tool event may say of the calls it is about: whatever else it holds, such as what a tool put out, is passed over unread.
 #[derive(Default)]
-pub(crate) struct ToolEvent {
-    call_id: Option<Value>,
+pub(crate) struct ToolEvent<'a> {
+    call_id: Option<CallId<'a>>,
     calls: Option<Value>,
-    id: Option<Value>,
+    id: Option<CallId<'a>>,
+}
+
+/// The ID of a call: text, or a number by its text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CallId<'a> {
+    #[serde(borrow)]
+    Text(Cow<'a, str>),
+    Number(Number),
+    NoId(IgnoredAny),
 }
 
 #[derive(Deserialize)]
@@ -75,17 +88,17 @@ enum ToolField {
 }
 
 /// Of a repeated field the last counts, as everywhere in JSON that is read here.
-impl<'de> Deserialize<'de> for ToolEvent {
+impl<'de> Deserialize<'de> for ToolEvent<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = ToolEvent;
+            type Value = ToolEvent<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<ToolEvent, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<ToolEvent<'de>, A::Error> {
                 let mut event = ToolEvent::default();
                 while let Some(field) = fields.next_key()? {
                     match field {
@@ -102,24 +115,30 @@ impl<'de> Deserialize<'de> for ToolEvent {
     }
 }
 
-impl ToolEvent {
+impl ToolEvent<'_> {
     /// The calls that it is about, each by its ID if it has one; at least one.
-    pub(crate) fn call_ids(&self) -> Vec<Option<String>> {
-        if let Some(call_id) = self.call_id.as_ref().and_then(id_text) {
-            return vec![Some(call_id)];
+    pub(crate) fn each_call(&self, mut act: impl FnMut(Option<&str>)) {
+        if let Some(call_id) = self.call_id.as_ref().and_then(CallId::text) {
+            return act(Some(&call_id));
         }
-        let id = |call: &Value| ["call_id", "id"].iter().find_map(|&key| call.get(key).and_then(id_text));
         match &self.calls {
-            Some(Value::Array(calls)) if !calls.is_empty() => calls.iter().map(id).collect(),
-            _ => vec![self.id.as_ref().and_then(id_text)],
+            Some(Value::Array(calls)) if !calls.is_empty() => {
+                for call in calls {
+                    let ids = ["call_id", "id"].map(|key| call.get(key).and_then(|id| CallId::deserialize(id).ok()));
+                    act(ids.iter().flatten().find_map(CallId::text).as_deref());
+                }
+            }
+            _ => act(self.id.as_ref().and_then(CallId::text).as_deref()),
         }
     }
 }
 
-fn id_text(id: &Value) -> Option<String> {
-    match id {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
+impl CallId<'_> {
+    fn text(&self) -> Option<Cow<'_, str>> {
+        match self {
+            CallId::Text(text) => Some(Cow::Borrowed(text)),
+            CallId::Number(number) => Some(Cow::Owned(number.to_string())),
+            CallId::NoId(_) => None,
+        }
     }
 }

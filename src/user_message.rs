@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::event::{Event, EventType, NewEvent};
+use crate::event::{Event, NewEvent};
 
 /// The type of the event that opens a turn.
 pub(crate) const EVENT_TYPE: &str = "user.message";
 
 /// Whether an event of this type opens a turn and has a message ID of its own.
-pub(crate) fn opens_turn(event_type: &EventType) -> bool {
-    *event_type == EVENT_TYPE
+pub(crate) fn opens_turn(event_type: &str) -> bool {
+    event_type == EVENT_TYPE
 }
 
 /// What a user sends: content blocks in order, and metadata that the sender attaches.
@@ -77,16 +77,16 @@ impl UserMessage {
     /// [`Error::Invalid`] when the event is not a `user.message`, or when its data is not the JSON form of one. The log itself
     /// takes any bytes as data, so only what was appended as a `UserMessage` is sure to read back as one.
     pub fn from_event(event: &Event) -> Result<Self> {
-        if !opens_turn(&event.event_type) {
+        if !opens_turn(event.event_type.as_str()) {
             return Err(Error::invalid("event type", format!("it is {}, not {EVENT_TYPE}", event.event_type)));
         }
         event.json()
     }
 
-    /// Reads as much of the message as the event's data has and leaves out the rest, be it a block or all of it. For readers that
+    /// Reads as much of the message as an event's data has and leaves out the rest, be it a block or all of it. For readers that
     /// must show a turn whatever was appended to open it.
-    pub(crate) fn from_event_lossy(event: &Event) -> Self {
-        let mut data: Map<String, Value> = serde_json::from_slice(&event.data).unwrap_or_default();
+    pub(crate) fn from_data_lossy(data: &[u8]) -> Self {
+        let mut data: Map<String, Value> = serde_json::from_slice(data).unwrap_or_default();
         let content = match data.remove("content") {
             Some(Value::Array(blocks)) => blocks.into_iter().filter_map(ContentBlock::from_value).collect(),
             _ => Vec::new(),
@@ -276,7 +276,7 @@ mod tests {
         let sent = format!(r#"{{"content":[{}],"metadata":{metadata}}}"#, blocks.join(","));
         let message: UserMessage = serde_json::from_str(&sent).unwrap();
         assert_eq!(message.clone().into_event().data, sent);
-        let lossy = UserMessage::from_event_lossy(&stored(EVENT_TYPE, &sent));
+        let lossy = UserMessage::from_data_lossy(sent.as_bytes());
         assert_eq!(lossy.into_event().data, sent);
         for (block, text) in message.content.iter().zip(blocks) {
             assert_eq!(serde_json::to_string(block).unwrap(), text);
@@ -328,7 +328,7 @@ mod tests {
         for data in bad {
             let error = UserMessage::from_event(&stored(EVENT_TYPE, data)).unwrap_err();
             assert_eq!(error.code(), "invalid", "{data:?}");
-            assert!(UserMessage::from_event_lossy(&stored(EVENT_TYPE, data)).content.is_empty(), "{data:?}");
+            assert!(UserMessage::from_data_lossy(data.as_bytes()).content.is_empty(), "{data:?}");
         }
         let error = UserMessage::from_event(&stored("assistant.message_completed", r#"{"content":[]}"#)).unwrap_err();
         assert_eq!(error.code(), "invalid");
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_lossy_read_keeps_what_can_be_read() {
-        let read = |data| UserMessage::from_event_lossy(&stored(EVENT_TYPE, data));
+        let read = |data: &str| UserMessage::from_data_lossy(data.as_bytes());
         assert_eq!(read(r#"{"content":[{"type":"text","text":"hi"}],"metadata":null}"#), "hi".into());
         assert_eq!(read(r#"{"content":["lost",{"type":"text","text":"hi"},{}]}"#), "hi".into());
         assert_eq!(read(r#"{"content":"hi","metadata":{"k":1}}"#), UserMessage::default().with_metadata("k", 1));

@@ -142,7 +142,7 @@ use crate::error::Error;
 pub(crate) use frame::{
     BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE_HEADER_BYTES, SegmentHeader,
 };
-pub(crate) use record::{EncodedBatch, EventFrame, RawRecord, Record};
+pub(crate) use record::{EncodedBatch, EventFrame, RawRecord, Record, RecordFrame};
 pub(crate) use value::{MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare, encode_value};
 
 /// The format this version writes and the highest it reads.

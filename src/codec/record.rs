@@ -10,8 +10,8 @@ use jiff::Timestamp;
 
 use crate::codec::chunk::room_for;
 use crate::codec::{Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag, varint_bytes};
-use crate::event::{Batch, Event, EventType, NewEvent, Seq, Turn};
-use crate::ids::{EventId, MessageId, Stamp, timestamp};
+use crate::event::{Batch, Event, EventType, EventView, NewEvent, Seq, Turn};
+use crate::ids::{EventId, Stamp, timestamp};
 use crate::session::SessionId;
 
 const KIND_BATCH: u8 = 1;
@@ -205,16 +205,10 @@ impl Record {
 
     /// Reads the record at `at`. The body's checksum is not looked at.
     pub(crate) fn decode(bytes: &Bytes, at: usize) -> Decoded<Self> {
-        Ok(Self::decode_next(bytes, at)?.0)
-    }
-
-    /// As [`decode`](Self::decode); returns also where the next record begins.
-    pub(crate) fn decode_next(bytes: &Bytes, at: usize) -> Decoded<(Self, usize)> {
-        let raw = RawRecord::split(bytes, at)?;
-        let head = RecordHead::decode(Reader::new(raw.head)).map_err(|fault| fault.moved(at))?;
-        let body_at = raw.end - raw.body.len();
-        let record = Self::with_body(&head, &bytes.slice(body_at..raw.end)).map_err(|fault| fault.moved(body_at))?;
-        Ok((record, raw.end))
+        let frame = RecordFrame::decode(bytes, at)?;
+        let session = SessionId::from_stored(frame.session, bytes)
+            .map_err(|_error| Fault::Damaged { at: frame.body.start, what: "a session ID that breaks the rules" })?;
+        frame.record(session, bytes)
     }
 
     /// Checks that every event decodes.
@@ -236,43 +230,6 @@ impl Record {
         let nth = |seq: Seq| u32::try_from(seq.saturating_sub(self.first)).map_or(self.count, |nth| nth.min(self.count));
         let wanted = nth(*range.start())..nth(range.end().saturating_add(1));
         EventFrames { record: self, created_at: timestamp(self.created_ms), frames, next: 0, wanted }
-    }
-
-    fn with_body(head: &RecordHead<'_>, body: &Bytes) -> Decoded<Self> {
-        let mut reader = Reader::new(body);
-        let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
-        let session = SessionId::from_stored(reader.prefixed()?, body)
-            .map_err(|_error| reader.damaged("a session ID that breaks the rules"))?;
-        let mut key = None;
-        if flags & BODY_KEYED != 0 {
-            let text =
-                ByteString::try_from(shared(body, &mut reader)?).map_err(|_error| reader.damaged("a key that is no text"))?;
-            key = Some(Box::new(IdempotencyKey { text, fingerprint: reader.array()? }));
-        }
-        if flags & BODY_EXTENDED != 0 {
-            reader.extensions()?;
-        }
-        let events_at = reader.position();
-        let count = reader.varint_u32()?;
-        if count == 0 || reader.left() / EVENT_BYTES_MIN < count as usize {
-            return Err(reader.damaged("an impossible number of events"));
-        }
-        if head.first == 0 || head.first.checked_add(count.into()).is_none() {
-            return Err(reader.damaged("an impossible seq"));
-        }
-        Ok(Self {
-            session,
-            generation: head.generation,
-            first: head.first,
-            count,
-            base: head.base,
-            created_ms: head.created_ms,
-            key,
-            extensions: head.extensions.map(Box::from),
-            body_checksum: head.body_checksum,
-            events_at,
-            body: body.clone(),
-        })
     }
 }
 
@@ -347,6 +304,89 @@ impl<'a> RecordHead<'a> {
     }
 }
 
+/// A record as it lies in stored bytes. To look at one and pass over it costs less than to make it a [`Record`].
+pub(crate) struct RecordFrame<'a> {
+    head: RecordHead<'a>,
+    /// Bytes that may be no session's name.
+    pub session: &'a [u8],
+    key: Option<(&'a [u8], [u8; FINGERPRINT_BYTES])>,
+    count: u32,
+    body: Range<usize>,
+    /// Within the body.
+    events_at: usize,
+}
+
+impl<'a> RecordFrame<'a> {
+    /// Reads the record at `at`. The body's checksum is not looked at.
+    pub(crate) fn decode(bytes: &'a [u8], at: usize) -> Decoded<Self> {
+        let raw = RawRecord::split(bytes, at)?;
+        let head = RecordHead::decode(Reader::new(raw.head)).map_err(|fault| fault.moved(at))?;
+        let body = raw.end - raw.body.len()..raw.end;
+        Self::with_body(head, raw.body, body.clone()).map_err(|fault| fault.moved(body.start))
+    }
+
+    fn with_body(head: RecordHead<'a>, bytes: &'a [u8], body: Range<usize>) -> Decoded<Self> {
+        let mut reader = Reader::new(bytes);
+        let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
+        let session = reader.prefixed()?;
+        let key = if flags & BODY_KEYED == 0 { None } else { Some((reader.prefixed()?, reader.array()?)) };
+        if flags & BODY_EXTENDED != 0 {
+            reader.extensions()?;
+        }
+        let events_at = reader.position();
+        let count = reader.varint_u32()?;
+        if count == 0 || reader.left() / EVENT_BYTES_MIN < count as usize {
+            return Err(reader.damaged("an impossible number of events"));
+        }
+        if head.first == 0 || head.first.checked_add(count.into()).is_none() {
+            return Err(reader.damaged("an impossible seq"));
+        }
+        Ok(Self { head, session, key, count, body, events_at })
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.head.generation
+    }
+
+    /// The seq of the first event.
+    pub(crate) fn first(&self) -> Seq {
+        self.head.first
+    }
+
+    /// The seq of the last event.
+    pub(crate) fn last(&self) -> Seq {
+        self.head.first + u64::from(self.count) - 1
+    }
+
+    /// Where the next record begins.
+    pub(crate) fn end(&self) -> usize {
+        self.body.end
+    }
+
+    /// The record, of this session, with a share of the bytes that it lies in.
+    pub(crate) fn record(self, session: SessionId, stored: &Bytes) -> Decoded<Record> {
+        let Self { head, key, count, body, events_at, .. } = self;
+        let key = key.map(|(text, fingerprint)| {
+            let text = ByteString::try_from(stored.slice_ref(text))
+                .map_err(|_error| Fault::Damaged { at: body.start, what: "a key that is no text" })?;
+            Ok(Box::new(IdempotencyKey { text, fingerprint }))
+        });
+        Ok(Record {
+            session,
+            generation: head.generation,
+            first: head.first,
+            count,
+            base: head.base,
+            created_ms: head.created_ms,
+            key: key.transpose()?,
+            extensions: head.extensions.map(Box::from),
+            body_checksum: head.body_checksum,
+            events_at,
+            body: stored.slice(body),
+        })
+    }
+}
+
 /// The events of a record, in order, as they lie in its body.
 pub(crate) struct EventFrames<'a> {
     record: &'a Record,
@@ -359,12 +399,8 @@ pub(crate) struct EventFrames<'a> {
 
 /// An event as it lies in its record's body. To look at one and pass over it costs less than to make it an [`Event`].
 pub(crate) struct EventFrame<'a> {
-    record: &'a Record,
-    created_at: Timestamp,
-    position: u32,
-    message_id: Option<MessageId>,
-    pub event_type: &'a str,
-    data: &'a [u8],
+    pub view: EventView<'a>,
+    body: &'a Bytes,
 }
 
 impl<'a> Iterator for EventFrames<'a> {
@@ -385,6 +421,11 @@ impl<'a> Iterator for EventFrames<'a> {
 }
 
 impl<'a> EventFrames<'a> {
+    /// How many come, unless one does not decode.
+    pub(crate) fn count_max(&self) -> usize {
+        self.wanted.len()
+    }
+
     fn frame(&mut self) -> Decoded<EventFrame<'a>> {
         let Self { record, created_at, frames, next: position, .. } = self;
         let flags = known_flags(frames.u8()?, EVENT_FLAGS, "event flags")?;
@@ -398,37 +439,37 @@ impl<'a> EventFrames<'a> {
         let event_type = std::str::from_utf8(frames.prefixed()?);
         let event_type = event_type.map_err(|_error| frames.damaged("an event type that is no text"))?;
         let data = frames.prefixed()?;
-        let frame = EventFrame { record, created_at: *created_at, position: *position, message_id, event_type, data };
+        let view = EventView {
+            id: record.base.plus(*position),
+            session_id: &record.session,
+            seq: record.first + u64::from(*position),
+            event_type,
+            data,
+            message_id,
+            created_at: *created_at,
+        };
         *position += 1;
-        Ok(frame)
+        Ok(EventFrame { view, body: &record.body })
     }
 }
 
 impl EventFrame<'_> {
-    pub(crate) fn id(&self) -> EventId {
-        self.record.base.plus(self.position)
-    }
-
-    pub(crate) fn seq(&self) -> Seq {
-        self.record.first + u64::from(self.position)
-    }
-
     /// About how many bytes were read for it.
     pub(crate) fn read_bytes(&self) -> usize {
-        EVENT_OVERHEAD + self.event_type.len() + self.data.len()
+        EVENT_OVERHEAD + self.view.event_type.len() + self.view.data.len()
     }
 
     /// The event itself, which shares the record's memory.
     pub(crate) fn event(&self) -> Event {
-        let Record { session, body, .. } = self.record;
+        let EventView { id, session_id, seq, event_type, data, message_id, created_at } = self.view;
         Event {
-            id: self.id(),
-            session_id: session.clone(),
-            seq: self.seq(),
-            event_type: EventType::from_stored(self.event_type, body),
-            data: body.slice_ref(self.data),
-            message_id: self.message_id,
-            created_at: self.created_at,
+            id,
+            session_id: session_id.clone(),
+            seq,
+            event_type: EventType::from_stored(event_type, self.body),
+            data: self.body.slice_ref(data),
+            message_id,
+            created_at,
         }
     }
 }
@@ -438,11 +479,6 @@ fn known_flags(flags: u8, known: u8, what: &'static str) -> Decoded<u8> {
         return Ok(flags);
     }
     Err(Fault::Unknown { what, found: flags.into(), supported: known.into() })
-}
-
-/// Length-prefixed bytes that share the memory of `body`, which `reader` reads.
-fn shared(body: &Bytes, reader: &mut Reader<'_>) -> Decoded<Bytes> {
-    Ok(body.slice_ref(reader.prefixed()?))
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! One segment, read: through the cache, every part checked when it comes from the disk.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use crate::codec::{
-    BLOCK_HEADER_BYTES, BlockHeader, Decoded, Fault, RawRecord, Reader, Record, Salt, SegmentHeader, StoreId, TRAILER,
-    decode_value,
+    BLOCK_HEADER_BYTES, BlockHeader, Decoded, Fault, RawRecord, Reader, Record, RecordFrame, Salt, SegmentHeader, StoreId,
+    TRAILER, decode_value,
 };
 use crate::disk::{BLOCK, Disk, DiskFile};
 use crate::error::{Error, Result};
@@ -182,12 +183,19 @@ impl Segment {
         }))
     }
 
-    /// The records of a run, in order, decoded as they are asked for. Should the disk have to be read, `before_read` comes first. A run
-    /// that is not what it says is damage.
-    pub(crate) fn run_records(&self, session: &SessionId, run: &Run, before_read: impl FnOnce()) -> Result<RunRecords<'_>> {
+    /// The records of a run that overlap the seqs, in order, decoded as they are asked for. Should the disk have to be read, `before_read`
+    /// comes first. A run that is not what it says is damage.
+    pub(crate) fn run_records<'a>(
+        &'a self,
+        session: &'a SessionId,
+        run: &Run,
+        seqs: &RangeInclusive<Seq>,
+        before_read: impl FnOnce(),
+    ) -> Result<RunRecords<'a>> {
         let block = self.block(run.place, before_read)?;
         let at = BLOCK_HEADER_BYTES + run.place.at as usize;
-        Ok(RunRecords { segment: self, session: session.clone(), run: *run, block, at, next: run.first })
+        let (from, to) = (*seqs.start(), run.last().min(*seqs.end()));
+        Ok(RunRecords { segment: self, session, run: *run, block, at, next: run.first, from, to })
     }
 
     /// Lets the disk fetch what may be a run's records, which will be read soon.
@@ -276,14 +284,18 @@ fn check_bodies(header: BlockHeader, block: &[u8]) -> Decoded<()> {
     if at == block.len() { Ok(()) } else { Err(Fault::Damaged { at, what: "bytes behind the last record" }) }
 }
 
-/// The records of a run.
+/// Records of a run.
 pub(crate) struct RunRecords<'a> {
     segment: &'a Segment,
-    session: SessionId,
+    session: &'a SessionId,
     run: Run,
     block: Bytes,
     at: usize,
     next: Seq,
+    /// Records that end before this are passed over.
+    from: Seq,
+    /// What begins behind this is left alone.
+    to: Seq,
 }
 
 impl RunRecords<'_> {
@@ -291,18 +303,21 @@ impl RunRecords<'_> {
         fault.at(self.segment.path(), self.run.place.block_offset)
     }
 
-    fn record(&mut self) -> Result<Record> {
-        let (record, end) = Record::decode_next(&self.block, self.at).map_err(|fault| self.fault(fault))?;
-        let expected = record.session == self.session
-            && record.generation == self.run.generation
-            && record.first == self.next
-            && record.last() <= self.run.last();
+    /// The next record, unless it is passed over.
+    fn record(&mut self) -> Result<Option<Record>> {
+        let frame = RecordFrame::decode(&self.block, self.at).map_err(|fault| self.fault(fault))?;
+        let expected = frame.session == self.session.as_str().as_bytes()
+            && frame.generation() == self.run.generation
+            && frame.first() == self.next
+            && frame.last() <= self.run.last();
         if !expected {
             return Err(self.fault(Fault::Damaged { at: self.at, what: "a record that is not of its run" }));
         }
-        self.at = end;
-        self.next = record.last() + 1;
-        Ok(record)
+        (self.at, self.next) = (frame.end(), frame.last() + 1);
+        if self.next <= self.from {
+            return Ok(None);
+        }
+        frame.record(self.session.clone(), &self.block).map(Some).map_err(|fault| self.fault(fault))
     }
 }
 
@@ -310,14 +325,16 @@ impl Iterator for RunRecords<'_> {
     type Item = Result<Record>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next > self.run.last() {
-            return None;
+        while self.next <= self.to {
+            let record = self.record();
+            if record.is_err() {
+                self.next = Seq::MAX;
+            }
+            if let Some(record) = record.transpose() {
+                return Some(record);
+            }
         }
-        let record = self.record();
-        if record.is_err() {
-            self.next = Seq::MAX;
-        }
-        Some(record)
+        None
     }
 }
 
