@@ -294,10 +294,11 @@ impl Opening<'_> {
     fn core(self, manifest: &Manifest, recent: Arc<Recent>, writer: Option<(Writer, Arc<Counters>)>, recovery: Recovery) -> Core {
         let folder = segment::folder(self.folder);
         let cache = Arc::new(BlockCache::new(self.options.cache_bytes_max));
-        let segments = manifest.segments.iter().fold(SegmentSet::default(), |set, info| {
+        let segment = |info: &SegmentInfo| {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&cache));
-            set.with(Arc::new(Segment::new(info.clone(), manifest.store, &folder, disk, cache)))
-        });
+            Arc::new(Segment::new(info.clone(), manifest.store, &folder, disk, cache))
+        };
+        let segments = SegmentSet::new(manifest.segments.iter().map(segment).collect());
         let index_bytes_max = self.options.index_cache_bytes_max;
         let runs_bytes_max = index_bytes_max / RUNS_SHARE;
         let index = Index::new(Arc::clone(&self.disk), self.folder, manifest.store, index_bytes_max - runs_bytes_max);

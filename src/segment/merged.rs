@@ -275,10 +275,11 @@ mod tests {
         fn opened(&self) -> Opened<'_> {
             let cache = Arc::new(BlockCache::new(1 << 24));
             let folder = segment::folder(self.folder.path());
-            let set = self.infos.iter().fold(SegmentSet::default(), |set, info| {
+            let segment = |info: &SegmentInfo| {
                 let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&cache));
-                set.with(Arc::new(Segment::new(info.clone(), self.store, &folder, disk, cache)))
-            });
+                Arc::new(Segment::new(info.clone(), self.store, &folder, disk, cache))
+            };
+            let set = SegmentSet::new(self.infos.iter().map(segment).collect());
             Opened { scene: self, cache, set }
         }
 

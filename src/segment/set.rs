@@ -14,7 +14,7 @@ use crate::segment::{self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInf
 use crate::session::SessionId;
 
 /// An immutable list of segments, and the filters over many of them; sealing makes a new one.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct SegmentSet {
     segments: Vec<Arc<Segment>>,
     merged: HashMap<Span, Arc<MergedFilter>>,
@@ -24,6 +24,11 @@ pub(crate) struct SegmentSet {
 pub(crate) type FoundRun = (Arc<Segment>, RunEntry);
 
 impl SegmentSet {
+    /// These segments, in commit order.
+    pub(crate) fn new(segments: Vec<Arc<Segment>>) -> Self {
+        Self { segments, merged: HashMap::new() }
+    }
+
     pub(crate) fn with(&self, segment: Arc<Segment>) -> Self {
         let mut set = self.clone();
         set.segments.push(segment);
