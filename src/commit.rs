@@ -163,7 +163,7 @@ impl Commit {
                     continue;
                 }
                 // A failure has poisoned the log, which is all there is to do about it.
-                self.lead(&mut section, |_lead| drop(self.write_witness()));
+                self.lead(&mut section, &mut Group::default(), |_lead, _group| drop(self.write_witness()));
                 self.seal.notify_idle();
             } else {
                 self.work.wait(&mut section);
@@ -218,41 +218,40 @@ impl Commit {
     /// Takes the open group through its place, its write, its turn and its answers, while the next one fills.
     fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
         let mut group = section.take_open();
-        let group = self.lead(section, |lead| {
-            self.commit(lead, &mut group);
+        self.lead(section, &mut group, |lead, group| {
+            self.commit(lead, group);
             group.buffer.clear();
-            group
         });
         section.done.push(group);
     }
 
-    /// Leads for as long as `act` takes, without the section's lock.
-    fn lead<T>(&self, section: &mut MutexGuard<'_, Section>, act: impl FnOnce(&mut Lead<'_>) -> T) -> T {
+    /// Leads a group for as long as `act` takes, without the section's lock.
+    fn lead(&self, section: &mut MutexGuard<'_, Section>, group: &mut Group, act: impl FnOnce(&mut Lead<'_>, &mut Group)) {
         section.placing = true;
         let waiters = self.let_in(section);
         let acted = MutexGuard::unlocked(section, || {
             let mut lead = Lead { commit: self, has_place: false };
             let acted = catch_unwind(AssertUnwindSafe(|| {
                 wake_all(waiters);
-                act(&mut lead)
+                act(&mut lead, group);
             }));
             if acted.is_err() {
-                // What was going on is unknown, so nothing more is written. Said before the place is given up, so that nobody goes
-                // on behind it.
+                // What was going on is unknown, so nothing more is written. Said before the place is given up and before anybody is
+                // told, so that nobody goes on behind it or tries again.
                 self.poison(lost());
             }
             acted
         });
-        acted.unwrap_or_else(|panic| {
-            // Those who wait are told when their requests are dropped, and the commit threads look whether the log is closing.
-            self.work.notify_all();
-            let abandoned = self.abandon_open_group(section);
-            MutexGuard::unlocked(section, || {
-                drop(abandoned.group);
-                wake_all(abandoned.waiters);
-            });
-            resume_unwind(panic)
-        })
+        let Err(panic) = acted else { return };
+        // Those who wait are told when their requests are dropped, and the commit threads look whether the log is closing.
+        self.work.notify_all();
+        let abandoned = self.abandon_open_group(section);
+        MutexGuard::unlocked(section, || {
+            drop(std::mem::take(group));
+            drop(abandoned.group);
+            wake_all(abandoned.waiters);
+        });
+        resume_unwind(panic)
     }
 
     fn commit(&self, lead: &mut Lead<'_>, group: &mut Group) {

@@ -3,12 +3,14 @@
 mod disk;
 
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use crate::disk::{Disk, Mode, RealDisk};
 use crate::error::{Error, Result};
-use crate::sync::{Instant, Ordering, scope, yield_now};
+use crate::sync::{Instant, Mutex, Ordering, scope, yield_now};
 use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
 use disk::{FaultyDisk, Plan};
 
@@ -90,6 +92,40 @@ fn a_failed_write_of_a_group_poisons_the_log_until_it_is_opened_again() {
     assert_eq!(scene.events(&log), kept);
     let next = scene.append(&log, b"next").unwrap();
     assert!(next[0].id > kept[0].id && next[0].seq == 2);
+}
+
+/// What a task does that is woken by a failure: it tries again at once.
+struct Retry {
+    log: SessionLog,
+    session: SessionId,
+    answer: Mutex<Option<Poll<Error>>>,
+}
+
+impl Wake for Retry {
+    fn wake(self: Arc<Self>) {
+        let again = self.log.append_async(&self.session, Batch::new().event(NewEvent::new("note", "again")));
+        let answer = pin!(again).poll(&mut Context::from_waker(Waker::noop()));
+        *self.answer.lock() = Some(answer.map(|answer| answer.expect_err("the write panicked")));
+    }
+}
+
+#[test]
+fn whoever_is_told_of_a_panic_finds_the_log_poisoned() {
+    let (scene, log) = Scene::new();
+    let kept = scene.append(&log, b"kept").unwrap();
+    let retry = Arc::new(Retry { log: log.clone(), session: scene.session.clone(), answer: Mutex::default() });
+    scene.plan.panics.store(true, Ordering::SeqCst);
+    let mut lost = pin!(log.append_async(&scene.session, Batch::new().event(NewEvent::new("note", "lost"))));
+    let waker = Waker::from(Arc::clone(&retry));
+    assert!(lost.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    eventually("the task was woken", || retry.answer.lock().is_some());
+    let answer = retry.answer.lock().take();
+    assert!(matches!(answer, Some(Poll::Ready(Error::Poisoned { .. }))), "{answer:?}");
+    assert!(matches!(lost.poll(&mut Context::from_waker(&waker)), Poll::Ready(Err(Error::Io { .. }))));
+    assert_eq!(scene.events(&log), kept);
+    drop((retry, waker));
+    assert!(matches!(log.close(), Err(Error::Poisoned { .. })));
+    assert_eq!(scene.events(&scene.open()), kept);
 }
 
 #[cfg(feature = "http")]

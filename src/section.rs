@@ -3,6 +3,7 @@
 //! What the section does happens under one lock, which every append takes: no I/O, no waiting, nobody woken. A group that was taken from it
 //! is answered without that lock.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::codec::{EncodedBatch, Record};
@@ -65,7 +66,7 @@ pub(crate) struct Section {
 /// Requests that share a write and a barrier.
 #[derive(Default)]
 pub(crate) struct Group {
-    pub members: Vec<Decided>,
+    pub members: VecDeque<Decided>,
     pub buffer: GroupBuffer,
     /// Where the members wait that are threads.
     gate: Arc<Gate>,
@@ -123,7 +124,7 @@ impl Section {
             Outcome::Tell(Err(Error::ExpectedMismatch { session, expected, actual }))
         };
         drop(state);
-        self.open.members.push(Decided { session, owed, outcome });
+        self.open.members.push_back(Decided { session, owed, outcome });
         None
     }
 
@@ -172,9 +173,11 @@ impl Request {
 }
 
 impl Group {
-    /// Gives each member its answer, and lets the threads among them go on.
-    pub(crate) fn answer(&mut self, give: impl FnMut(Decided)) {
-        self.members.drain(..).for_each(give);
+    /// Gives each member its answer, and lets the threads among them go on. Members behind one whose waking panics stay.
+    pub(crate) fn answer(&mut self, mut give: impl FnMut(Decided)) {
+        while let Some(member) = self.members.pop_front() {
+            give(member);
+        }
         self.gate.open();
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
 use crate::error::Result;
-use crate::sync::{AtomicU64, Condvar, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering};
 
 /// The real disk, with files whose writes fail on demand.
 #[derive(Default)]
@@ -30,6 +30,8 @@ pub(super) struct Plan {
     /// Writes to the journal under way, and the most there were at once.
     pub under_way: AtomicU64,
     pub under_way_max: AtomicU64,
+    /// The next write to the journal panics.
+    pub panics: AtomicBool,
     /// The next write to the journal waits until this is false.
     held: Mutex<bool>,
     released: Condvar,
@@ -65,6 +67,7 @@ impl Plan {
                 self.released.wait(&mut held);
             }
         }
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "a panic, as the test wants it");
         let written = write();
         self.under_way.fetch_sub(1, Ordering::SeqCst);
         self.passed.fetch_add(1, Ordering::SeqCst);
