@@ -5,16 +5,21 @@
 //! bytes are damaged, and the answer is an error.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::codec::{Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId};
-use crate::disk::{BLOCK, Disk, read_device};
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, read_device};
 use crate::error::{Error, Result};
 use crate::ids::EventId;
 use crate::journal::{self, GroupPlace, HEADER_BYTES, group_bytes};
 use crate::manifest::{JournalUse, Manifest};
+
+/// What is read of a journal file at once, unless a group is larger. The files of tests are small.
+const WINDOW_BYTES: usize = if cfg!(test) { 2 * BLOCK } else { 1024 * 1024 };
 
 /// What the journal holds.
 pub(crate) struct Replayed {
@@ -231,22 +236,19 @@ impl Walk<'_> {
     fn chain_in(&self, file: &Candidate, length: usize) -> Result<Chain> {
         let FileHeader { start_lsn: lsn, chain, incarnation, last_id, .. } = file.header;
         let mut end = End { lsn, chain, incarnation, last_id };
-        let bytes = read_device(self.disk, &file.path, length)?;
-        let bytes = bytes.as_slice();
+        let mut window = Window::open(self.disk, &file.path, length)?;
         let (mut groups, mut durable_lsn) = (Vec::new(), 0);
         let mut at = BLOCK;
-        while let Some(group) = group_at(self.store, bytes, at, &end) {
-            let offset = at as u64;
-            let (header, checksum, records) = group.map_err(|fault| fault.at(&file.path, offset))?;
+        while let Some((group, checksum)) = group_at(self.store, &mut window, at, &end)? {
+            let header = &group.header;
             durable_lsn = durable_lsn.max(header.durable_lsn);
             at += group_bytes(header.record_bytes as usize);
             end = End { lsn: lsn + (at - BLOCK) as u64, chain: checksum, last_id: header.last_id, ..end };
-            groups.push(ReplayedGroup { header, records });
+            groups.push(group);
         }
-        let rest = bytes.get(at..).unwrap_or_default();
-        let next = GroupHeader::decode(self.store, rest);
+        let next = GroupHeader::decode(self.store, window.from(at, GROUP_HEADER_BYTES)?);
         let goes_on = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
-        Ok(Chain { groups, end, durable_lsn: durable_lsn.max(durable_lsn_in(self.store, rest)), goes_on })
+        Ok(Chain { groups, end, durable_lsn: durable_lsn.max(durable_lsn_from(self.store, &mut window, at)?), goes_on })
     }
 
     fn finish(mut self, candidates: Candidates, named_incarnation: u64) -> Result<Replayed> {
@@ -279,8 +281,8 @@ impl Walk<'_> {
     }
 
     fn scan(&mut self, path: &Path, bytes: u64) -> Result<()> {
-        let bytes = read_device(self.disk, path, to_length(path, bytes)?)?;
-        self.durable_lsn = self.durable_lsn.max(durable_lsn_in(self.store, bytes.as_slice()));
+        let mut window = Window::open(self.disk, path, to_length(path, bytes)?)?;
+        self.durable_lsn = self.durable_lsn.max(durable_lsn_from(self.store, &mut window, 0)?);
         Ok(())
     }
 
@@ -292,19 +294,63 @@ impl Walk<'_> {
     }
 }
 
-/// The group at `at`, if it is whole and continues the chain.
-fn group_at(store: StoreId, bytes: &[u8], at: usize, end: &End) -> Option<Decoded<(GroupHeader, u32, Vec<Record>)>> {
-    let (header, checksum) = GroupHeader::decode(store, bytes.get(at..)?)?;
+/// A journal file as the device holds it, read from front to back, as little at once as groups allow: what was read is then decoded from the
+/// processor's cache, and never took new memory.
+struct Window {
+    file: Arc<dyn DiskFile>,
+    /// So much of the file is looked at.
+    length: usize,
+    buf: BlockBuf,
+    /// Which bytes of the file the buffer begins with.
+    held: Range<usize>,
+}
+
+impl Window {
+    /// Looks at the first `length` bytes of a file, rounded down to whole blocks.
+    fn open(disk: &dyn Disk, path: &Path, length: usize) -> Result<Self> {
+        let file = disk.open(path, Mode::ReadDevice)?;
+        Ok(Self { file, length: length - length % BLOCK, buf: BlockBuf::zeroed(0), held: 0..0 })
+    }
+
+    /// The bytes from `at` on, `count` at least unless they end before. An `at` may not be less than one before it.
+    fn from(&mut self, at: usize, count: usize) -> Result<&[u8]> {
+        let end = at.saturating_add(count).min(self.length);
+        if at < end && end > self.held.end {
+            self.go_on(at - at % BLOCK, end)?;
+        }
+        let held = self.buf.as_slice().get(..self.held.len()).unwrap_or_default();
+        Ok(held.get(at - self.held.start..).unwrap_or_default())
+    }
+
+    /// Lets go of what comes before `start`, and reads up to `end` at least.
+    fn go_on(&mut self, start: usize, end: usize) -> Result<()> {
+        let end = end.max(start + WINDOW_BYTES).next_multiple_of(BLOCK).min(self.length);
+        let (bytes, kept) = (end - start, self.held.end.saturating_sub(start));
+        if self.buf.len() < bytes {
+            self.buf.pad(bytes - self.buf.len());
+        }
+        let buf = self.buf.as_mut_slice();
+        buf.copy_within(self.held.len() - kept..self.held.len(), 0);
+        self.held = start..start + kept;
+        let unread = buf.get_mut(kept..bytes).expect("it has room for all");
+        self.file.read_exact_at(unread, self.held.end as u64)?;
+        self.held.end = end;
+        Ok(())
+    }
+}
+
+/// The group at `at`, if it is whole and continues the chain, with its checksum.
+fn group_at(store: StoreId, window: &mut Window, at: usize, end: &End) -> Result<Option<(ReplayedGroup, u32)>> {
+    let Some((header, checksum)) = GroupHeader::decode(store, window.from(at, GROUP_HEADER_BYTES)?) else { return Ok(None) };
     if !end.is_continued_by_group(&header) {
-        return None;
+        return Ok(None);
     }
-    let from = at + GROUP_HEADER_BYTES;
-    let records = bytes.get(from..from + header.record_bytes as usize)?;
-    if !is_whole(&header, records) {
-        return None;
-    }
-    let decoded = decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
-    Some(decoded.map(|records| (header, checksum, records)))
+    let record_bytes = header.record_bytes as usize;
+    let records = window.from(at + GROUP_HEADER_BYTES, record_bytes)?.get(..record_bytes);
+    let Some(records) = records.filter(|records| is_whole(&header, records)) else { return Ok(None) };
+    let records = decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
+    let records = records.map_err(|fault| fault.at(window.file.path(), at as u64))?;
+    Ok(Some((ReplayedGroup { header, records }, checksum)))
 }
 
 fn is_whole(header: &GroupHeader, bytes: &[u8]) -> bool {
@@ -340,10 +386,18 @@ fn decode_records(bytes: &[u8], mut last_id: EventId) -> Decoded<Vec<Record>> {
     Ok(records)
 }
 
-/// The highest durable LSN recorded by a group header on any block boundary.
-fn durable_lsn_in(store: StoreId, bytes: &[u8]) -> u64 {
-    let headers = bytes.chunks(BLOCK).filter_map(|block| GroupHeader::decode(store, block));
-    headers.map(|(header, _)| header.durable_lsn).max().unwrap_or(0)
+/// The highest durable LSN recorded by a group header on any block boundary from `at` on.
+fn durable_lsn_from(store: StoreId, window: &mut Window, mut at: usize) -> Result<u64> {
+    let mut durable_lsn = 0;
+    loop {
+        let bytes = window.from(at, BLOCK)?;
+        if bytes.is_empty() {
+            return Ok(durable_lsn);
+        }
+        at += bytes.len();
+        let headers = bytes.chunks(BLOCK).filter_map(|block| GroupHeader::decode(store, block));
+        durable_lsn = headers.map(|(header, _)| header.durable_lsn).fold(durable_lsn, u64::max);
+    }
 }
 
 fn to_length(path: &Path, bytes: u64) -> Result<usize> {
