@@ -30,6 +30,10 @@ impl EventType {
         self.0.as_str()
     }
 
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
     /// Takes a name that lies in `stored`, which it may share.
     pub(crate) fn from_stored(name: &str, stored: &Bytes) -> Self {
         Self(Name::stored(name, stored))
@@ -62,13 +66,13 @@ impl From<String> for EventType {
 
 impl PartialEq<str> for EventType {
     fn eq(&self, other: &str) -> bool {
-        self.as_str() == other
+        self.as_bytes() == other.as_bytes()
     }
 }
 
 impl PartialEq<&str> for EventType {
     fn eq(&self, other: &&str) -> bool {
-        self.as_str() == *other
+        self == *other
     }
 }
 
@@ -99,7 +103,7 @@ impl NewEvent {
     #[must_use]
     pub fn new(event_type: impl Into<EventType>, data: impl Into<Bytes>) -> Self {
         let event_type = event_type.into();
-        let turn = if user_message::opens_turn(event_type.as_str()) { Turn::Opens } else { Turn::None };
+        let turn = if user_message::opens_turn(&event_type) { Turn::Opens } else { Turn::None };
         Self { event_type, data: data.into(), turn }
     }
 

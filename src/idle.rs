@@ -19,7 +19,7 @@ struct ByBytes;
 
 impl Weighter<SessionId, Head> for ByBytes {
     fn weight(&self, session: &SessionId, _head: &Head) -> u64 {
-        (HEAD_BYTES + session.as_str().len()) as u64
+        (HEAD_BYTES + session.as_bytes().len()) as u64
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::ops::Range;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -48,6 +49,23 @@ impl Name {
         Short::new(text).map_or_else(|| Self::Shared(shared()), Self::Short)
     }
 
+    /// The same text where it lies at `at` in `stored`, which it may share.
+    pub(crate) fn stored_at(&self, at: Range<usize>, stored: &Bytes) -> Self {
+        match self {
+            Name::Short(_) => self.clone(),
+            Name::Shared(_) => Self::Shared(ByteString::try_from(stored.slice(at)).expect("it is the same text")),
+        }
+    }
+
+    /// The same text in memory of its own.
+    pub(crate) fn detached(&self) -> Self {
+        match self {
+            Name::Short(_) => self.clone(),
+            Name::Shared(text) => Self::Shared(ByteString::from(&**text)),
+        }
+    }
+
+    /// Costs a look at each byte, which [`as_bytes`](Self::as_bytes) does not.
     pub(crate) fn as_str(&self) -> &str {
         match self {
             Name::Short(text) => std::str::from_utf8(text.as_bytes()).expect("it was text"),
@@ -55,7 +73,7 @@ impl Name {
         }
     }
 
-    fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         match self {
             Name::Short(text) => text.as_bytes(),
             Name::Shared(text) => text.as_bytes(),

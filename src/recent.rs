@@ -10,9 +10,11 @@
 //!   among the [idle ones](crate::idle), under the lock that the next entry of the session is made with.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::ops::{ControlFlow, Deref};
 use std::sync::Arc;
+
+use quick_cache::DefaultHashBuilder;
 
 use crate::codec::Record;
 use crate::entry::{Entry, EntryState};
@@ -34,7 +36,7 @@ const RELEASED_AT_ONCE: usize = 256;
 
 pub(crate) struct Recent {
     shards: Vec<Mutex<Shard>>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     commits: RwLock<Commits>,
     bounds: Bounds,
     /// All of `commits`, by estimate.
@@ -46,7 +48,7 @@ pub(crate) struct Recent {
 
 /// Some of the sessions.
 struct Shard {
-    entries: HashMap<SessionId, Arc<Entry>>,
+    entries: HashMap<SessionId, Arc<Entry>, DefaultHashBuilder>,
     /// What entries left behind. It counts for sessions that have none.
     idle: IdleHeads,
 }
@@ -128,10 +130,10 @@ pub(crate) struct Published {
 impl Recent {
     /// Nothing, in a store whose newest durable event is `last_id`.
     pub(crate) fn new(last_id: EventId, bounds: Bounds) -> Self {
-        let shard = |_| Shard { entries: HashMap::new(), idle: IdleHeads::new(bounds.idle_bytes_max / SHARDS) };
+        let shard = |_| Shard { entries: HashMap::default(), idle: IdleHeads::new(bounds.idle_bytes_max / SHARDS) };
         Self {
             shards: (0..SHARDS).map(shard).map(Mutex::new).collect(),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             commits: RwLock::new(Commits { files: VecDeque::new(), events: 0, last_id }),
             bounds,
             bytes: AtomicU64::new(0),

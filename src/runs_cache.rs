@@ -56,7 +56,7 @@ struct ByBytes;
 
 impl Weighter<SessionId, Arc<IndexedRuns>> for ByBytes {
     fn weight(&self, session: &SessionId, runs: &Arc<IndexedRuns>) -> u64 {
-        (ANSWER_OVERHEAD + session.as_str().len() + size_of_val(&*runs.entries)) as u64
+        (ANSWER_OVERHEAD + session.as_bytes().len() + size_of_val(&*runs.entries)) as u64
     }
 }
 

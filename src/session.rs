@@ -1,6 +1,7 @@
 //! The name of a session and what is known of its end. A name is never used as a file name.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -48,9 +49,18 @@ impl SessionId {
         Self::checked(Name::stored(name, stored))
     }
 
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// The same name where it lies at `at` in `stored`, which it may share.
+    pub(crate) fn stored_at(&self, at: Range<usize>, stored: &Bytes) -> Self {
+        Self(self.0.stored_at(at, stored))
+    }
+
     /// The same name in memory of its own, so that keeping it does not keep what it was read from.
     pub(crate) fn detached(&self) -> Self {
-        Self(Name::from(self.as_str()))
+        Self(self.0.detached())
     }
 
     fn checked(name: Name) -> Result<Self> {

@@ -15,8 +15,8 @@ use crate::event::{Event, NewEvent};
 pub(crate) const EVENT_TYPE: &str = "user.message";
 
 /// Whether an event of this type opens a turn and has a message ID of its own.
-pub(crate) fn opens_turn(event_type: &str) -> bool {
-    event_type == EVENT_TYPE
+pub(crate) fn opens_turn(event_type: &(impl PartialEq<str> + ?Sized)) -> bool {
+    *event_type == *EVENT_TYPE
 }
 
 /// What a user sends: content blocks in order, and metadata that the sender attaches.
@@ -77,7 +77,7 @@ impl UserMessage {
     /// [`Error::Invalid`] when the event is not a `user.message`, or when its data is not the JSON form of one. The log itself
     /// takes any bytes as data, so only what was appended as a `UserMessage` is sure to read back as one.
     pub fn from_event(event: &Event) -> Result<Self> {
-        if !opens_turn(event.event_type.as_str()) {
+        if !opens_turn(&event.event_type) {
             return Err(Error::invalid("event type", format!("it is {}, not {EVENT_TYPE}", event.event_type)));
         }
         event.json()

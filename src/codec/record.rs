@@ -77,7 +77,7 @@ impl EncodedBatch {
         let length = body_bytes(session, &batch);
         let mut body = room_for(length);
         body.put_u8(if batch.key.is_some() { BODY_KEYED } else { 0 });
-        put_prefixed(&mut body, session.as_str().as_bytes());
+        put_prefixed(&mut body, session.as_bytes());
         let session_end = body.len();
         let mut fingerprint_at = 0;
         if let Some(key) = &batch.key {
@@ -100,9 +100,9 @@ impl EncodedBatch {
         });
         debug_assert_eq!(body.len(), length, "the length was known beforehand");
         let body = body.freeze();
-        let name = body.get(session_end - session.as_str().len()..session_end).expect("it was put there");
+        let session = session.stored_at(session_end - session.as_bytes().len()..session_end, &body);
         Self(Arc::new(Record {
-            session: SessionId::from_stored(name, &body).expect("the bytes of a session ID are one"),
+            session,
             generation: 0,
             first: 0,
             count,
@@ -142,12 +142,12 @@ impl EncodedBatch {
 fn body_bytes(session: &SessionId, batch: &Batch) -> usize {
     let key = batch.key.as_ref().map_or(0, |key| prefixed_bytes(key.len()) + FINGERPRINT_BYTES);
     let events = batch.events.iter().map(event_bytes).sum::<usize>();
-    1 + prefixed_bytes(session.as_str().len()) + key + varint_bytes(batch.events.len()) + events
+    1 + prefixed_bytes(session.as_bytes().len()) + key + varint_bytes(batch.events.len()) + events
 }
 
 fn event_bytes(event: &NewEvent) -> usize {
     let turn = if matches!(event.turn, Turn::Of(_)) { size_of::<u128>() } else { 0 };
-    1 + turn + prefixed_bytes(event.event_type.as_str().len()) + prefixed_bytes(event.data.len())
+    1 + turn + prefixed_bytes(event.event_type.as_bytes().len()) + prefixed_bytes(event.data.len())
 }
 
 fn put_event(out: &mut impl BufMut, event: &NewEvent) {
@@ -159,7 +159,7 @@ fn put_event(out: &mut impl BufMut, event: &NewEvent) {
             out.put_slice(&message.event_id().to_u128().to_le_bytes());
         }
     }
-    put_prefixed(out, event.event_type.as_str().as_bytes());
+    put_prefixed(out, event.event_type.as_bytes());
     put_prefixed(out, &event.data);
 }
 

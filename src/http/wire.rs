@@ -47,7 +47,7 @@ impl From<&Event> for EventBody {
     fn from(event: &Event) -> Self {
         let message_id = event.message_id.map(|id| id.to_string());
         let (data, data_base64) = match (serde_json::from_slice::<&RawValue>(&event.data), &message_id) {
-            (Ok(data), Some(id)) if opens_turn(event.event_type.as_str()) => (with_message_id(data, id), None),
+            (Ok(data), Some(id)) if opens_turn(&event.event_type) => (with_message_id(data, id), None),
             (Ok(data), _) => (data.to_owned(), None),
             (Err(_no_json), _) => (RawValue::NULL.to_owned(), Some(BASE64_STANDARD.encode(&event.data))),
         };

@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn hash(session: &SessionId) -> ItemHash {
-        segment::session_hash(session.as_str().as_bytes())
+        segment::session_hash(session.as_bytes())
     }
 
     impl Scene {

@@ -153,8 +153,8 @@ pub(crate) fn run_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u
 
 /// What the keys of a session's runs begin with.
 pub(crate) fn session_key(session: &SessionId) -> Vec<u8> {
-    let mut key = Vec::with_capacity(session.as_str().len() + 13);
-    key.extend_from_slice(session.as_str().as_bytes());
+    let mut key = Vec::with_capacity(session.as_bytes().len() + 13);
+    key.extend_from_slice(session.as_bytes());
     key.push(0);
     key
 }
@@ -174,7 +174,7 @@ pub(crate) type ItemHash = [u8; 16];
 /// What stands for an idempotency key of a session, in the key table and in filters.
 fn key_hash(session: &SessionId, key: &str) -> ItemHash {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(session.as_str().as_bytes()).update(&[0]).update(key.as_bytes());
+    hasher.update(session.as_bytes()).update(&[0]).update(key.as_bytes());
     hasher.finalize().as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
 }
 

@@ -53,7 +53,7 @@ impl Segment {
         let found = self.info.runs.floor(self, &run_key(session, generation, seq))?;
         let Some((key, value)) = found else { return Ok(None) };
         match split_run_key(&key) {
-            Some((name, generation, first)) if name == session.as_str().as_bytes() => {
+            Some((name, generation, first)) if name == session.as_bytes() => {
                 RunEntry::read(generation, first, &value).map(Some).map_err(|fault| fault.at(self.path(), 0))
             }
             _ => Ok(None),
@@ -306,7 +306,7 @@ impl RunRecords<'_> {
     /// The next record, unless it is passed over.
     fn record(&mut self) -> Result<Option<Record>> {
         let frame = RecordFrame::decode(&self.block, self.at).map_err(|fault| self.fault(fault))?;
-        let expected = frame.session == self.session.as_str().as_bytes()
+        let expected = frame.session == self.session.as_bytes()
             && frame.generation() == self.run.generation
             && frame.first() == self.next
             && frame.last() <= self.run.last();

@@ -70,7 +70,7 @@ impl SegmentSet {
 
     /// The run that holds `seq`, asking every segment that may have it, newest first.
     pub(crate) fn run_at(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<FoundRun>> {
-        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes())) {
+        for segment in self.that_may_hold(session_hash(session.as_bytes())) {
             let segment = segment?;
             let entry = segment.floor_run(session, generation, seq)?;
             if let Some(entry) = entry.filter(|RunEntry { run, .. }| run.generation == generation && run.holds(seq)) {
@@ -82,7 +82,7 @@ impl SegmentSet {
 
     /// The last run of a session.
     pub(crate) fn last_run(&self, session: &SessionId) -> Result<Option<FoundRun>> {
-        for segment in self.that_may_hold(session_hash(session.as_str().as_bytes())) {
+        for segment in self.that_may_hold(session_hash(session.as_bytes())) {
             let segment = segment?;
             if let Some(entry) = segment.floor_run(session, u32::MAX, Seq::MAX)? {
                 return Ok(Some((Arc::clone(segment), entry)));

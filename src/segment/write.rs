@@ -159,7 +159,7 @@ impl Writer {
     fn write_filter(&mut self, records: &[Arc<Record>], keys: &[([u8; 32], usize)]) -> Result<FilterPlace> {
         let mut builder = FilterBuilder::new((self.runs.len() + keys.len()) as u64);
         for (at, _) in &self.runs {
-            builder.insert(session_hash(record_at(records, *at).session.as_str().as_bytes()));
+            builder.insert(session_hash(record_at(records, *at).session.as_bytes()));
         }
         for (key, _) in keys {
             builder.insert(*key.first_chunk().expect("a key begins with its hash"));
@@ -204,9 +204,9 @@ pub(crate) fn trailer_salt(store: StoreId, number: u64) -> Salt {
 /// The positions of each session's records, in the order of sessions. In commit order, as they are given, a session's records are in order
 /// already, so there are only the sessions to sort.
 fn in_session_order(records: &[Arc<Record>]) -> impl Iterator<Item = Vec<usize>> {
-    let mut sessions: HashMap<(&str, u32), Vec<usize>> = HashMap::new();
+    let mut sessions: HashMap<(&[u8], u32), Vec<usize>> = HashMap::new();
     for (at, record) in records.iter().enumerate() {
-        sessions.entry((record.session.as_str(), record.generation)).or_default().push(at);
+        sessions.entry((record.session.as_bytes(), record.generation)).or_default().push(at);
     }
     let mut sessions: Vec<_> = sessions.into_iter().collect();
     sessions.sort_unstable_by_key(|(session, _)| *session);
