@@ -346,8 +346,11 @@ fn group_at(store: StoreId, window: &mut Window, at: usize, end: &End) -> Result
         return Ok(None);
     }
     let record_bytes = header.record_bytes as usize;
-    let records = window.from(at + GROUP_HEADER_BYTES, record_bytes)?.get(..record_bytes);
-    let Some(records) = records.filter(|records| is_whole(&header, records)) else { return Ok(None) };
+    let records = window.from(at + GROUP_HEADER_BYTES, record_bytes)?;
+    let Some(records) = records.get(..record_bytes) else { return Ok(None) };
+    if !is_whole(&header, records) {
+        return Ok(None);
+    }
     let records = decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
     let records = records.map_err(|fault| fault.at(window.file.path(), at as u64))?;
     Ok(Some((ReplayedGroup { header, records }, checksum)))
