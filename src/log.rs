@@ -442,7 +442,7 @@ impl Handle {
             core.store.locator.merge.stop();
             threads.background.drain(..).for_each(join);
             if how == Stop::Clean {
-                result = writer.record_clean_stop(&core.store);
+                result = writer.record_clean_stop(&core.store).and_then(|()| writer.spares.trim());
             }
         }
         core.store.recent.all_waiters().iter().for_each(|waiter| waiter.wake());

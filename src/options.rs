@@ -157,7 +157,8 @@ impl Options {
 
     /// The size that journal files grow to, in bytes: 64 MiB. The first is 4 MiB and each new one doubles. Larger files make
     /// fewer, larger segments and a longer replay after a crash. Full files are sealed when the log is idle, or once half a file more
-    /// has been written.
+    /// has been written. A write to the journal takes 4 KiB at least, so that small ones fill many files before their records are as much as
+    /// that; the files are kept for what comes next, and all but a few are removed when the log is idle or closed.
     pub fn journal_file_bytes_max(mut self, bytes: usize) -> Self {
         self.journal_file_bytes_max = bytes;
         self

@@ -145,7 +145,7 @@ impl Sealer {
             self.signal.progressed();
             sealed?;
         }
-        Ok(())
+        if timing == Timing::Now { self.spares.trim() } else { Ok(()) }
     }
 
     fn seal(&self, sealable: Sealable) -> Result<()> {

@@ -14,9 +14,9 @@ use crate::sync::{Condvar, Deadline, Mutex};
 /// How long to wait before asking a disk again that refused.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// Beside the one that is used next, two more are kept for when sealing takes several files at once; the rest is given back to the
-/// file system.
-const SPARES_MAX: usize = 3;
+/// So many are kept while nobody appends; the rest is given back to the file system. Under load all are: as many were just in use, and
+/// whoever needs them again would write their zeroes again.
+const IDLE_SPARES_MAX: usize = 3;
 
 /// Of the time that zeroes take, so many times as much is left to commits in between, unless somebody waits for the file.
 const PAUSES: u32 = 3;
@@ -96,7 +96,7 @@ impl Spares {
         let mut state = self.state.lock();
         state.next_number = state.next_number.max(number + 1);
         let outgrown = bytes < state.wanted && !state.ready.is_empty();
-        if state.ready.len() < SPARES_MAX && !outgrown {
+        if !outgrown {
             let file = self.disk.open(&path, Mode::WriteThrough)?;
             state.ready.push(Spare { number, bytes, file });
             self.changed.notify_all();
@@ -104,6 +104,16 @@ impl Spares {
         }
         drop(state);
         self.disk.remove(&path)
+    }
+
+    /// Gives back to the file system what an idle log does not need, the smallest files first.
+    pub(crate) fn trim(&self) -> Result<()> {
+        let mut state = self.state.lock();
+        state.ready.sort_unstable_by_key(|spare| std::cmp::Reverse(spare.bytes));
+        let kept = state.ready.len().min(IDLE_SPARES_MAX);
+        let surplus = state.ready.split_off(kept);
+        drop(state);
+        surplus.iter().try_for_each(|spare| self.disk.remove(&journal::path(&self.folder, spare.number)))
     }
 
     /// The work of the background thread: keeps one file of the wanted size ready until [`stop`](Spares::stop).
@@ -182,5 +192,29 @@ impl Spares {
             }
             _ => Error::Stalled { waited },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    const BYTES: u64 = 4 * BLOCK as u64;
+
+    #[test]
+    fn what_a_burst_used_is_used_again_until_the_log_is_idle() {
+        let folder = tempfile::tempdir().unwrap();
+        let spares = Spares::new(Arc::new(RealDisk::default()), folder.path().to_path_buf(), BYTES, 1);
+        let used: Vec<_> = [BYTES / 2, BYTES, BYTES, BYTES, BYTES].map(|bytes| spares.make_now(bytes).unwrap()).into();
+        let give_back = |taken: &[Spare]| taken.iter().try_for_each(|spare| spares.give(spare.number, spare.bytes));
+        give_back(&used).unwrap();
+        let again: Vec<_> = used.iter().map(|_| spares.take(BYTES / 2, Duration::ZERO).unwrap()).collect();
+        assert!(spares.take(BYTES / 2, Duration::ZERO).is_err(), "that was all");
+        give_back(&again).unwrap();
+        spares.trim().unwrap();
+        let lengths: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+        assert_eq!(lengths, [BYTES; IDLE_SPARES_MAX]);
     }
 }
