@@ -115,27 +115,24 @@ impl Writer {
                     go_on(written)?;
                 }
             }
-            block.members.push((at, u32::try_from(block.bytes.len()).expect("a block is small until its last record")));
-            block.bytes.extend_from_slice(&head);
-            block.bytes.extend_from_slice(record.body());
+            block.put(at, &head, record.body().len());
         }
         self.write_block(&mut block, records)
     }
 
     fn write_block(&mut self, block: &mut Block, records: &[Arc<Record>]) -> Result<()> {
         let block_offset = self.sink.offset();
-        let record_bytes = u32::try_from(block.bytes.len()).expect("the caps on a batch fit 32 bits");
+        let record_bytes = u32::try_from(block.bytes).expect("the caps on a batch fit 32 bits");
         let header = BlockHeader { record_bytes, records: u32::try_from(block.members.len()).expect("records have bytes") };
         let block_bytes = record_bytes + u32::try_from(BLOCK_HEADER_BYTES).expect("a small constant");
-        for &(member, at) in &block.members {
+        for &Member { record, at, .. } in &block.members {
             let place = Place { block_offset, block_bytes, at };
-            *self.places.get_mut(member).expect("every record has a place") = place;
-            self.note_run(records, member, place);
+            *self.places.get_mut(record).expect("every record has a place") = place;
+            self.note_run(records, record, place);
         }
-        self.sink.put(&header.encode(self.salt.at(block_offset), &block.bytes))?;
-        self.sink.put(&block.bytes)?;
-        block.bytes.clear();
-        block.members.clear();
+        self.sink.put(&header.encode(self.salt.at(block_offset), block.parts(records)))?;
+        block.parts(records).try_for_each(|part| self.sink.put(part))?;
+        block.clear();
         Ok(())
     }
 
@@ -171,19 +168,51 @@ impl Writer {
     }
 }
 
-/// Records that will be one block, with their offsets in it.
+/// Records that will be one block. Their bodies are copied once, to where they are written from.
 #[derive(Default)]
 struct Block {
-    members: Vec<(usize, u32)>,
-    bytes: Vec<u8>,
+    members: Vec<Member>,
+    heads: Vec<u8>,
+    bytes: usize,
+}
+
+/// A record of a block, by its position in the plan.
+struct Member {
+    record: usize,
+    /// Its offset among the block's records.
+    at: u32,
+    head_bytes: usize,
 }
 
 impl Block {
     /// Whether it should be closed before `record` comes.
     fn is_full_before(&self, record: &Record, head_bytes: usize, records: &[Arc<Record>]) -> bool {
-        let Some(&(last, _)) = self.members.last() else { return false };
-        self.bytes.len() + head_bytes + record.body().len() > BLOCK_RECORDS_BYTES
-            || self.bytes.len() >= BLOCK_OF_SESSIONS_BYTES && record_at(records, last).session != record.session
+        let Some(last) = self.members.last() else { return false };
+        self.bytes + head_bytes + record.body().len() > BLOCK_RECORDS_BYTES
+            || self.bytes >= BLOCK_OF_SESSIONS_BYTES && record_at(records, last.record).session != record.session
+    }
+
+    fn put(&mut self, record: usize, head: &[u8], body_bytes: usize) {
+        let at = u32::try_from(self.bytes).expect("a block is small until its last record");
+        self.members.push(Member { record, at, head_bytes: head.len() });
+        self.heads.extend_from_slice(head);
+        self.bytes += head.len() + body_bytes;
+    }
+
+    /// Heads and bodies in turns, as they will lie in the file.
+    fn parts<'a>(&'a self, records: &'a [Arc<Record>]) -> impl Iterator<Item = &'a [u8]> {
+        let mut heads = self.heads.as_slice();
+        self.members.iter().flat_map(move |member| {
+            let (head, behind) = heads.split_at(member.head_bytes);
+            heads = behind;
+            [head, record_at(records, member.record).body()]
+        })
+    }
+
+    fn clear(&mut self) {
+        self.members.clear();
+        self.heads.clear();
+        self.bytes = 0;
     }
 }
 
