@@ -62,9 +62,10 @@ fn measured(run: &Run) -> Report {
                 }
                 pause(PAUSE);
             }
-        }
-        if let Some(out) = &run.out {
-            report.write(out);
+            // Who ends a long run keeps the rounds that are done.
+            if let Some(out) = &run.out {
+                report.write(out);
+            }
         }
     }
     report
