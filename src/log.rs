@@ -270,13 +270,13 @@ impl SessionLog {
     }
 
     /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
-    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds, unless an append is waiting for
-    /// room: that is waited for too. Closing again does nothing.
+    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds, and some more for each journal
+    /// file that is removed after a burst; but an append that is waiting for room is waited for too. Closing again does nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] when a write had failed before, [`Error::Io`] when the clean stop could not be recorded. The log is closed all the
-    /// same, and everything acknowledged is there on the next open.
+    /// [`Error::Poisoned`] when a write had failed before, [`Error::Io`] when the clean stop could not be recorded, or a journal file that is
+    /// no longer needed not removed. The log is closed all the same, and everything acknowledged is there on the next open.
     pub fn close(&self) -> Result<()> {
         self.handle.stop(Stop::Clean)
     }
