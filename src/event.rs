@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Limit, Result, check_limit};
 use crate::ids::{EventId, MessageId};
 use crate::name::Name;
-use crate::options::Limits;
+use crate::options::{BATCH_BYTES_CEILING, Limits};
 use crate::session::SessionId;
 use crate::user_message::{self, UserMessage};
 
@@ -188,12 +188,14 @@ impl Batch {
             return Err(Error::invalid("batch", "it has no events"));
         }
         check_limit(Limit::BatchEvents, self.events.len(), limits.batch_events_max)?;
-        let mut batch_bytes = 0_usize;
+        let (mut data_bytes, mut type_bytes) = (0_usize, 0_usize);
         for event in &self.events {
             event.check(limits)?;
-            batch_bytes = batch_bytes.saturating_add(event.data.len());
+            data_bytes = data_bytes.saturating_add(event.data.len());
+            type_bytes = type_bytes.saturating_add(event.event_type.as_str().len());
         }
-        check_limit(Limit::BatchBytes, batch_bytes, limits.batch_bytes_max)?;
+        check_limit(Limit::BatchBytes, data_bytes, limits.batch_bytes_max)?;
+        check_limit(Limit::BatchBytes, type_bytes, BATCH_BYTES_CEILING)?;
         let Some(key) = &self.key else { return Ok(()) };
         if key.is_empty() {
             return Err(Error::invalid("idempotency key", "it is empty"));
@@ -338,5 +340,15 @@ mod tests {
         let event = NewEvent::json("scored", &Tagged::Scored { score: 0.5 }).unwrap();
         let read: Tagged = serde_json::from_slice(&event.data).unwrap();
         assert_eq!(read, Tagged::Scored { score: 0.5 });
+    }
+
+    #[test]
+    fn the_types_of_a_batch_are_bounded_together() {
+        let limits = crate::Options::new().batch_events_max(10_000).event_type_bytes_max(1 << 16).limits;
+        let event = NewEvent::new("x".repeat(1 << 16), "");
+        let batch = |events| Batch::new().events(std::iter::repeat_n(event.clone(), events));
+        batch(1 << 12).check(&limits).unwrap();
+        let refused = batch((1 << 12) + 1).check(&limits);
+        assert!(matches!(refused, Err(Error::TooLarge { limit: Limit::BatchBytes, .. })), "{refused:?}");
     }
 }

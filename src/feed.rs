@@ -14,8 +14,8 @@ use crate::read::{Appetite, Store, check_page_limit};
 use crate::segment::Segment;
 use crate::session::SessionId;
 
-/// How many sealed records [`recent_sessions`](Store::recent_sessions) looks at before it is content with fewer sessions.
-const WALK_BACK_RECORDS: usize = 10_000;
+/// How many sealed records [`newest_sessions`](Store::newest_sessions) looks at before it is content with fewer sessions.
+const WALK_BACK_RECORDS: usize = if cfg!(test) { 10 } else { 10_000 };
 
 /// Records looked for in memory at once.
 const RECORDS_AT_ONCE: usize = 256;
@@ -85,16 +85,22 @@ impl Store {
     }
 
     /// Sessions by their newest event, newest first.
-    pub(crate) fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
+    pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
         check_page_limit(limit, self.options.limits.page_events_max)?;
         let mut newest = Newest { limit, seen: HashSet::new(), order: Vec::new() };
+        let walked = self.walk_back(&mut newest)?;
+        Ok(NewestSessions { ids: newest.order, may_go_on: walked.is_break() })
+    }
+
+    /// Shows the newest records, until it was enough or they were many.
+    fn walk_back(&self, newest: &mut Newest) -> Result<ControlFlow<()>> {
         let mut oldest = EventId::from_u128(u128::MAX);
         let in_memory = self.recent.visit_newest(|record| {
             oldest = record.base;
             newest.visit(record)
         });
         if in_memory.is_break() {
-            return Ok(newest.order);
+            return Ok(in_memory);
         }
         let segments = self.locator.segments();
         let mut walked = 0;
@@ -103,12 +109,21 @@ impl Store {
                 oldest = record.base;
                 walked += 1;
                 if newest.visit(&record).is_break() || walked == WALK_BACK_RECORDS {
-                    return Ok(newest.order);
+                    return Ok(ControlFlow::Break(()));
                 }
             }
         }
-        Ok(newest.order)
+        Ok(ControlFlow::Continue(()))
     }
+}
+
+/// The sessions with the newest events.
+pub(crate) struct NewestSessions {
+    /// The newest first.
+    pub ids: Vec<SessionId>,
+    /// Whether there may be more.
+    #[cfg_attr(not(any(feature = "http", test)), expect(dead_code, reason = "it is said over HTTP"))]
+    pub may_go_on: bool,
 }
 
 /// Collects events in commit order.

@@ -10,6 +10,8 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
 use crate::feed::After;
+#[cfg(feature = "http")]
+use crate::feed::NewestSessions;
 use crate::ids::{EventId, MessageId, clock_skew};
 use crate::index::Index;
 use crate::journal::Spares;
@@ -120,7 +122,7 @@ impl SessionLog {
     }
 
     /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at the first poll, with those of blocking callers; no thread is
-    /// held. A session that is not in memory is looked up in that poll, which may read from the disk.
+    /// held. A session that is not in memory is looked up in that poll, and so is an idempotency key, which may read from the disk.
     ///
     /// Its waker is called by a thread of the log, so it must not run the task in place, as no runtime in use does: a task that then
     /// closes the log, or appends and blocks, would wait for itself.
@@ -249,7 +251,18 @@ impl SessionLog {
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
     pub fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
-        self.handle.core.open_store()?.recent_sessions(limit)
+        self.handle.core.open_store()?.newest_sessions(limit).map(|newest| newest.ids)
+    }
+
+    /// As [`recent_sessions`](Self::recent_sessions), with whether there may be more.
+    #[cfg(feature = "http")]
+    pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
+        self.handle.core.open_store()?.newest_sessions(limit)
+    }
+
+    #[cfg(feature = "http")]
+    pub(crate) fn page_events_max(&self) -> usize {
+        self.handle.core.store.options.limits.page_events_max
     }
 
     /// The log's figures.
@@ -502,5 +515,29 @@ mod tests {
         let found = core.look_up_key(stale).unwrap().sealed.record.expect("it is in a segment");
         assert_eq!((found.first, found.last()), (first.first, first.last));
         assert!(log.append(&session, keyed()).unwrap().replayed);
+    }
+
+    #[test]
+    fn a_list_of_the_newest_sessions_that_was_ended_early_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Options::new().recent_bytes_max(0).open(folder.path()).unwrap();
+        let append = |session: &str| {
+            let batch = Batch::new().event(NewEvent::new("note", "x"));
+            log.append(&SessionId::new(session).unwrap(), batch).unwrap();
+        };
+        let newest = || log.handle.core.store.newest_sessions(10).unwrap();
+        let until_sealed = |segments: u64| {
+            while log.stats().segments < segments {
+                append("hot");
+                yield_now();
+            }
+        };
+        append("cold");
+        append("hot");
+        let both = newest();
+        assert_eq!((both.ids.len(), both.may_go_on), (2, false));
+        until_sealed(30);
+        let one = newest();
+        assert_eq!((one.ids.len(), one.may_go_on), (1, true));
     }
 }

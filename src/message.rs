@@ -147,10 +147,10 @@ const TOOL_REQUESTED: &str = "tool.call_requested";
 const TOOL_COMPLETED: &str = "tool.call_completed";
 const TOOL_FAILED: &str = "tool.call_failed";
 
-/// Whether an event of this type may bring a turn to its end.
+/// Whether the event may bring its turn to an end.
 #[cfg(feature = "http")]
-pub(crate) fn may_end_turn(event_type: &crate::event::EventType) -> bool {
-    *event_type == STATUS_CHANGED
+pub(crate) fn may_end_turn(event: EventView<'_>) -> bool {
+    event.event_type == STATUS_CHANGED && StatusChanged::of(event).is_some_and(|changed| changed.status.is_final())
 }
 
 /// The message as far as its events have been applied. The rules are in the module's doc.
@@ -237,7 +237,7 @@ impl Fold {
     }
 
     fn status_changed(&mut self, event: EventView<'_>) {
-        let Some(StatusChanged { status, attempt, error }) = decode(event) else { return };
+        let Some(StatusChanged { status, attempt, error }) = StatusChanged::of(event) else { return };
         let attempt = attempt.map_or(self.message.attempt, NonZeroU32::get);
         if attempt < self.message.attempt {
             return;
@@ -307,6 +307,14 @@ struct StatusChanged {
     status: MessageStatus,
     attempt: Option<NonZeroU32>,
     error: Option<Value>,
+}
+
+impl StatusChanged {
+    /// Of a repeated field the last counts, as everywhere in JSON that is read here. They are rare, so that all others are read as they are.
+    fn of(event: EventView<'_>) -> Option<Self> {
+        let last_of_each = || decode::<Map<String, Value>>(event).and_then(|fields| serde_json::from_value(fields.into()).ok());
+        decode(event).or_else(last_of_each)
+    }
 }
 
 /// The event's data, unless it is of another form: then the event is one that this fold does not understand.
@@ -404,6 +412,12 @@ mod tests {
     }
 
     use MessageStatus::{Completed, Failed, Queued, Running, WaitingForTool};
+
+    #[test]
+    fn of_a_repeated_field_the_last_counts() {
+        check_status(&[event(STATUS_CHANGED, r#"{"status":"running","status":"completed"}"#)], Completed);
+        check_status(&[event(STATUS_CHANGED, r#"{"status":"running","attempt":0,"attempt":1}"#)], Running);
+    }
 
     #[test]
     fn a_turn_begins_queued_with_what_the_user_sent() {

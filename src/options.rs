@@ -56,10 +56,10 @@ pub(crate) struct Limits {
 const JOURNAL_FILE_BYTES_MIN: usize = 4 * MIB;
 
 /// What an option may be raised to, so that every length in the format has room.
-const BATCH_BYTES_CEILING: usize = 256 * MIB;
+pub(crate) const BATCH_BYTES_CEILING: usize = 256 * MIB;
 const BATCH_EVENTS_CEILING: usize = 1_000_000;
 const NAME_BYTES_CEILING: usize = 64 * KIB;
-const JOURNAL_FILE_BYTES_CEILING: usize = 4096 * MIB;
+pub(crate) const JOURNAL_FILE_BYTES_CEILING: usize = 4096 * MIB;
 
 impl Default for Options {
     fn default() -> Self {
@@ -125,7 +125,7 @@ impl Options {
         self
     }
 
-    /// The largest sum of the data of a batch's events, in bytes: 4 MiB.
+    /// The largest sum of the data of a batch's events, in bytes: 4 MiB, and at most 256 MiB, to which their types are held together in any case.
     pub fn batch_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.batch_bytes_max = bytes;
         self
@@ -205,7 +205,9 @@ impl Options {
         self
     }
 
-    /// How long an append waits for room in its group or in the journal before it fails with a retryable error: 10 seconds.
+    /// How long an append waits for room before it fails with a retryable error: 10 seconds for room in its group, and as long each for memory
+    /// and for a journal file when that group is written. An [async append](SessionLog::append_async) waits for room in its group without a
+    /// limit.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self

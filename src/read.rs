@@ -16,7 +16,7 @@ use crate::segment::{BlockCache, Segment};
 use crate::session::{FIRST_SEQ, Head, SessionId};
 
 /// The limit of a page that names none.
-const PAGE_EVENTS_DEFAULT: usize = 100;
+pub(crate) const PAGE_EVENTS_DEFAULT: usize = 100;
 
 /// A filtered page reads at least so many events at once, since few of them may match.
 const FILTERED_EVENTS_MIN: usize = 1_000;

@@ -24,9 +24,9 @@ use crate::event::{Batch, Expected, NewEvent};
 use crate::http::config::Config;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::SessionParam;
-use crate::http::service::{InPath, Service, SessionPath, drain};
+use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Appended, EventBody, compact, etag};
-use crate::user_message::{ContentBlock, EVENT_TYPE};
+use crate::user_message::{ContentBlock, EVENT_TYPE, UserMessage};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -64,15 +64,9 @@ pub(super) async fn append(
     State(service): State<Arc<Service>>,
     InPath(session): SessionPath,
     headers: HeaderMap,
-    mut body: Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let batch = match batch(&headers, async || read_body(&headers, &mut body, &service.config).await).await {
-        Ok(batch) => batch,
-        Err(error) => {
-            drain(body).await;
-            return Err(error);
-        }
-    };
+    let batch = batch(&headers, async || read_body(&headers, body, &service.config).await).await?;
     let ack = service.log.append_async(&session, batch).await?;
     let (name, value) =
         if ack.replayed { (IDEMPOTENT_REPLAYED, HeaderValue::from_static("true")) } else { (ETAG, etag(ack.last)) };
@@ -155,13 +149,15 @@ fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
         return Err((".type", format!("it is {type:?}, and only {EVENT_TYPE:?} is taken here")));
     }
     let NewMessage { content, metadata, .. } = parsed(event, "")?;
-    let _blocks: Vec<ContentBlock> = parsed(content, ".content")?;
-    let mut metadata_json = "{}".to_owned();
-    if let Some(metadata) = metadata {
-        let _values: Map<String, Value> = parsed(metadata, ".metadata")?;
-        metadata_json = compact(metadata.get());
+    let metadata_json = metadata.map_or_else(|| "{}".to_owned(), |metadata| compact(metadata.get()));
+    let data = format!(r#"{{"content":{},"metadata":{metadata_json}}}"#, compact(content.get()));
+    // As whoever reads it will. Parts that are right by themselves may yet be nested too deep in it.
+    if let Err(error) = serde_json::from_str::<UserMessage>(&data) {
+        let _blocks: Vec<ContentBlock> = parsed(content, ".content")?;
+        let _values: Option<Map<String, Value>> = metadata.map(|metadata| parsed(metadata, ".metadata")).transpose()?;
+        return Err(("", error.to_string()));
     }
-    Ok(NewEvent::new(EVENT_TYPE, format!(r#"{{"content":{},"metadata":{metadata_json}}}"#, compact(content.get()))))
+    Ok(NewEvent::new(EVENT_TYPE, data))
 }
 
 fn parsed<'a, T: Deserialize<'a>>(json: &'a RawValue, field: &'static str) -> Result<T, (&'static str, String)> {
@@ -202,7 +198,7 @@ fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
 }
 
 /// Reads a body that is not too long and does not take too long.
-async fn read_body(headers: &HeaderMap, body: &mut Body, config: &Config) -> Result<Bytes, ApiError> {
+async fn read_body(headers: &HeaderMap, body: Body, config: &Config) -> Result<Bytes, ApiError> {
     let max = config.body_bytes_max;
     let too_large = |actual| {
         let message = format!("the body is longer than the {max} bytes that are taken");

@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::http::error::ApiError;
-use crate::http::service::{Service, drain};
+use crate::http::service::Service;
 
 pub(super) async fn check(State(service): State<Arc<Service>>, request: Request, next: Next) -> Result<Response, ApiError> {
     let Some(tokens) = &service.config.tokens else { return Ok(next.run(request).await) };
@@ -18,7 +18,6 @@ pub(super) async fn check(State(service): State<Arc<Service>>, request: Request,
         Some(_wrong) => ("wrong_token", "the bearer token is not known here"),
         None => ("missing_token", "the header Authorization: Bearer <key> is missing"),
     };
-    drain(request.into_body()).await;
     Err(ApiError::new(StatusCode::UNAUTHORIZED, code, message))
 }
 

@@ -92,7 +92,7 @@ async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool>
     while let Some(item) = news.next().await {
         if let StreamItem::Event(event) = item?
             && event.message_id == Some(id)
-            && may_end_turn(&event.event_type)
+            && may_end_turn(event.view())
         {
             return Ok(true);
         }

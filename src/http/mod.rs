@@ -27,12 +27,13 @@
 //! `{"error": {"type", "code", "message"}}`, with the codes of [`Error::code`](crate::Error::code) where the log refused. What is no HTTP, or has a
 //! head beyond all measure, is answered below the router, with a status alone.
 //!
-//! Reads from the disk run on the runtime's blocking threads, but for two: an append to a session that is not in memory looks it up
-//! where it is polled, and a stream that is behind reads on there, a megabyte at a time.
+//! Reads from the disk run on the runtime's blocking threads, but for two: an append to a session that is not in memory, or with an
+//! idempotency key that is not, looks it up where it is polled, and a stream that is behind reads on there, a megabyte at a time.
 
 mod append;
 mod auth;
 mod config;
+mod drain;
 mod error;
 mod events;
 mod figures;
@@ -48,7 +49,7 @@ mod wire;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -79,6 +80,7 @@ pub fn router(log: SessionLog, config: Config) -> Router {
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&service), service::check_head))
+        .layer(from_fn(drain::drain_refused))
         .layer(from_fn_with_state(Arc::clone(&service), figures::observe))
         .with_state(service)
 }

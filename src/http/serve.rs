@@ -13,7 +13,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::http::config::Config;
@@ -25,8 +25,9 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Serves the [`router`] over HTTP/1.1 until `until` resolves.
 ///
-/// Then nothing new is taken, streams end, and requests under way are finished, for at most [`drain_wait`](Config::drain_wait). The log
-/// stays open: closing it is up to the caller. Dropping the future instead stops accepting and closes idle connections, and leaves streams open.
+/// Then nothing new is taken, streams end, and requests under way are finished, for at most [`drain_wait`](Config::drain_wait); then they are
+/// cut off, and a client that had no answer does not know whether its batch landed. The log stays open: closing it is up to the caller.
+/// Dropping the future instead stops accepting and closes idle connections, and leaves streams open.
 ///
 /// # Errors
 ///
@@ -40,6 +41,7 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
     let (stopper, stall_wait, drain_wait) = (config.stopper(), config.stall_wait, config.drain_wait);
     let service = TowerToHyperService::new(router(log, config));
     let graceful = GracefulShutdown::new();
+    let cut_off = watch::Sender::new(());
     let mut until = pin!(until);
     loop {
         let accepted = async {
@@ -51,9 +53,13 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
             accepted = accepted => accepted,
         };
         let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service.clone()));
+        let mut cut_off = cut_off.subscribe();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(target: "sessionlog::http", %error, "a connection broke off");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(target: "sessionlog::http", %error, "a connection broke off");
+                },
+                Ok(()) = cut_off.changed() => {}
             }
             drop(place);
         });
@@ -62,6 +68,9 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
     stopper.stop();
     if timeout(drain_wait, graceful.shutdown()).await.is_err() {
         tracing::warn!(target: "sessionlog::http", ?drain_wait, "requests were cut off that took longer");
+        cut_off.send_replace(());
+        // Until the last of them has let go of the log.
+        cut_off.closed().await;
     }
     Ok(())
 }

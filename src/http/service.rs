@@ -1,9 +1,7 @@
 //! What all handlers share, and what is asked of every request before one of them sees it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::HOST;
@@ -11,9 +9,7 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use axum::middleware::Next;
 use axum::response::Response;
-use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 
 use crate::error::Result;
 use crate::http::config::Config;
@@ -92,24 +88,6 @@ fn is_for(request: &Request, host: &str) -> bool {
     let asked = named.parse::<Authority>();
     asked.is_ok_and(|asked| asked.host().eq_ignore_ascii_case(host))
 }
-
-/// What is still to come of a refused request is taken for a while: closing the connection on it would break off the answer too.
-pub(super) async fn drain(mut body: Body) {
-    let mut left = DRAINED_BYTES_MAX;
-    let drained = async {
-        while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
-            if left == 0 {
-                return;
-            }
-        }
-    };
-    // Whoever sends for longer, or more, gets no more attention.
-    let _in_time = timeout(DRAINED_FOR_MAX, drained).await;
-}
-
-const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
-const DRAINED_FOR_MAX: Duration = Duration::from_secs(2);
 
 /// The one parameter of a path, percent-decoded once.
 pub(super) struct InPath<T>(pub T);

@@ -9,16 +9,15 @@ use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::error::{Error, Result};
-use crate::feed::After;
+use crate::feed::{After, NewestSessions};
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::{InQuery, present};
 use crate::http::service::Service;
 use crate::http::wire::{SessionBody, Sessions};
 use crate::ids::timestamp;
 use crate::log::SessionLog;
+use crate::read::PAGE_EVENTS_DEFAULT;
 use crate::session::SessionId;
-
-const LIMIT_DEFAULT: usize = 100;
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -65,19 +64,23 @@ pub(super) async fn list(
     State(service): State<Arc<Service>>,
     InQuery(SessionParams { limit, order, after }): InQuery<SessionParams>,
 ) -> Result<Json<Sessions>, ApiError> {
-    let limit = limit.unwrap_or(LIMIT_DEFAULT);
     let after = after.map(SessionId::new).transpose()?;
     if order == SessionOrder::Recent && after.is_some() {
         return Err(ApiError::invalid("after goes with order=id alone"));
     }
     let read = move |log: &SessionLog| {
-        let ids = match order {
-            SessionOrder::Recent => log.recent_sessions(limit)?,
-            SessionOrder::Id => log.sessions(after.as_ref().map(After), limit)?,
-        };
-        let has_more = match ids.last() {
-            Some(last) if ids.len() == limit => order == SessionOrder::Recent || !log.sessions(After(last), 1)?.is_empty(),
-            _ => false,
+        let limit = limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(log.page_events_max()));
+        let (ids, has_more) = match order {
+            SessionOrder::Recent => {
+                let NewestSessions { ids, may_go_on } = log.newest_sessions(limit)?;
+                (ids, may_go_on)
+            }
+            SessionOrder::Id => {
+                let ids = log.sessions(after.as_ref().map(After), limit)?;
+                let last = ids.last().filter(|_| ids.len() == limit);
+                let has_more = last.map_or(Ok(false), |last| log.sessions(After(last), 1).map(|next| !next.is_empty()))?;
+                (ids, has_more)
+            }
         };
         let sessions = ids.iter().map(|id| body(log, id)).collect::<Result<_>>()?;
         Ok(Sessions { sessions, has_more })

@@ -130,6 +130,33 @@ async fn what_is_no_batch_of_user_messages_is_refused_and_nothing_is_stored() {
     scene.get("/v1/sessions/s/events").await.refused(404, "unknown_session");
 }
 
+/// Where the nesting that is read ends, what a request nests and what the stored event nests differ.
+#[tokio::test]
+async fn what_is_taken_can_be_read_however_deep_it_is() {
+    let scene = Scene::new();
+    let (mut taken, mut refused) = (0, 0);
+    for depth in 118..=130 {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let content = format!(r#"[{{"type":"x","n":{}}}]"#, nested(depth));
+        let metadata = format!(r#"{{"a":{}}}"#, nested(depth));
+        for (content, metadata) in [(content.as_str(), "{}"), ("[]", metadata.as_str())] {
+            let body = format!(r#"{{"events":[{{"type":"user.message","content":{content},"metadata":{metadata}}}]}}"#);
+            let answer = scene.post("s", body).await;
+            if answer.status == 400 {
+                answer.refused(400, "invalid");
+                refused += 1;
+                continue;
+            }
+            taken += 1;
+            let id = answer.body.windows(4).position(|at| at == b"msg_").map(|at| &answer.body[at..at + 30]).unwrap();
+            let message = scene.get(&format!("/v1/messages/{}", String::from_utf8_lossy(id))).await;
+            let shown = String::from_utf8(message.body).unwrap();
+            assert!(shown.contains(&format!(r#""content":{content},"metadata":{metadata}"#)), "{depth}: {shown}");
+        }
+    }
+    assert!(taken > 10 && refused > 6, "{taken} taken, {refused} refused");
+}
+
 #[tokio::test]
 async fn several_events_are_one_batch_in_order() {
     let scene = Scene::new();

@@ -169,3 +169,16 @@ async fn sessions_are_listed_by_activity_and_by_id() {
         assert_eq!(scene.get(&format!("/v1/sessions?{bad}")).await.status, 400, "{bad}");
     }
 }
+
+#[tokio::test]
+async fn a_page_of_sessions_is_as_small_as_pages_have_to_be() {
+    let scene = Scene::with(Config::with_api_key(KEY), Options::new().page_events_max(2));
+    for session in ["a", "b", "c"] {
+        scene.post(session, said("hello")).await.ok();
+    }
+    for order in ["recent", "id"] {
+        let page = scene.get(&format!("/v1/sessions?order={order}")).await.ok();
+        assert_eq!((page["sessions"].as_array().unwrap().len(), &page["has_more"]), (2, &json!(true)), "{page}");
+    }
+    scene.get("/v1/sessions?limit=3").await.refused(400, "too_large");
+}

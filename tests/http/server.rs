@@ -201,6 +201,8 @@ struct Here {
     log: SessionLog,
     address: std::net::SocketAddr,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
+    stopped: Mutex<mpsc::Receiver<()>>,
+    leave: Option<mpsc::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
     _folder: tempfile::TempDir,
 }
@@ -211,6 +213,8 @@ impl Here {
         let log = SessionLog::open(folder.path()).unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (bound, address) = mpsc::channel();
+        let (over, is_over) = mpsc::channel();
+        let (leave, left) = mpsc::channel::<()>();
         let served = log.clone();
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -218,9 +222,18 @@ impl Here {
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 bound.send(listener.local_addr().unwrap()).unwrap();
                 http::serve(listener, served, config, async { drop(stopped.await) }).await.unwrap();
+                over.send(()).unwrap();
+                // The runtime lives on, as that of an application does.
+                let _left = left.recv();
             });
         });
-        Self { log, address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread), _folder: folder }
+        let (address, stop, leave) = (address.recv().unwrap(), Some(stop), Some(leave));
+        Self { log, address, stop, stopped: Mutex::new(is_over), leave, thread: Some(thread), _folder: folder }
+    }
+
+    fn stop(&mut self) {
+        drop(self.stop.take());
+        self.stopped.lock().unwrap().recv().unwrap();
     }
 
     fn connect(&self) -> TcpStream {
@@ -232,7 +245,7 @@ impl Here {
 
 impl Drop for Here {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        drop((self.stop.take(), self.leave.take()));
         self.thread.take().unwrap().join().unwrap();
     }
 }
@@ -262,19 +275,58 @@ fn who_does_not_finish_a_head_or_a_body_is_not_waited_for() {
 
 #[test]
 fn whoever_sends_too_much_or_without_a_key_hears_so_all_the_same() {
-    let server = Here::serve(Config::with_api_key(KEY));
+    let server = Here::serve(Config::with_api_key(KEY).url_bytes_max(100));
     let body = "x".repeat(10_000_000);
-    for (key, status) in [(KEY, "413"), ("wrong", "401")] {
-        let mut socket = server.connect();
-        let head = format!(
-            "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json"
-        );
-        // All of it is sent before the answer is looked at.
-        socket.write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
-        let mut answer = [0; 12];
-        socket.read_exact(&mut answer).unwrap();
-        assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"));
+    let long = format!("POST /{}", "x".repeat(100));
+    let cases = [
+        (KEY, "POST /v1/sessions/s/events", "413"),
+        ("wrong", "POST /v1/sessions/s/events", "401"),
+        (KEY, "POST /v1/sessions/%00/events", "400"),
+        (KEY, "POST /nowhere", "404"),
+        (KEY, "PUT /v1/sessions/s/events", "405"),
+        (KEY, &long, "414"),
+    ];
+    for (key, call, status) in cases {
+        let head = |more: &str| {
+            let length = body.len();
+            format!(
+                "{call} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{more}\r\n"
+            )
+        };
+        let check = |sent: &str| {
+            let mut socket = server.connect();
+            // All of it is sent before the answer is looked at.
+            socket.write_all(sent.as_bytes()).unwrap_or_else(|error| panic!("{call}: {error}"));
+            let mut answer = [0; 12];
+            socket.read_exact(&mut answer).unwrap_or_else(|error| panic!("{call}: {error}"));
+            assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{call}");
+        };
+        check(&format!("{}{body}", head("")));
+        // Nobody asks for what is refused unseen.
+        check(&head("Expect: 100-continue\r\n"));
     }
+}
+
+#[test]
+fn a_request_that_takes_too_long_when_the_server_stops_is_cut_off() {
+    let mut server = Here::serve(Config::with_api_key(KEY).drain_wait(Duration::from_millis(50)));
+    let body = crate::support::said("late");
+    let (sent, rest) = body.split_at(body.len() / 2);
+    let head = format!(
+        "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
+        body.len()
+    );
+    let mut socket = server.connect();
+    socket.write_all(format!("{head}Expect: 100-continue\r\n\r\n").as_bytes()).unwrap();
+    let mut leave = [0; 25];
+    socket.read_exact(&mut leave).unwrap();
+    assert_eq!(&leave, b"HTTP/1.1 100 Continue\r\n\r\n");
+    socket.write_all(sent.as_bytes()).unwrap();
+    server.stop();
+    let _gone_by_now = socket.write_all(rest.as_bytes());
+    let mut answer = Vec::new();
+    let _reset = socket.read_to_end(&mut answer);
+    assert_eq!((answer, server.log.stats().events), (Vec::new(), 0));
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! What a refused request is still sending is taken for a while: closing the connection on it would break off the answer too.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Error;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::http::header::EXPECT;
+use axum::middleware::Next;
+use axum::response::Response;
+use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+use tokio::time::timeout;
+
+use crate::sync::Mutex;
+
+const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
+const DRAINED_FOR_MAX: Duration = Duration::from_secs(2);
+
+/// Around all that may refuse a request.
+pub(super) async fn drain_refused(mut request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let sends_when_told = request.headers().contains_key(EXPECT);
+    let body = Shared::from(std::mem::take(request.body_mut()));
+    *request.body_mut() = Body::new(body.clone());
+    let response = next.run(request).await;
+    let is_refused = response.status().is_client_error() || response.status().is_server_error();
+    // Who waits for leave to send was not given it while nobody asked for the body.
+    if is_refused && (body.was_begun() || !sends_when_told) {
+        drain(body).await;
+    }
+    response
+}
+
+async fn drain(mut body: Shared) {
+    let mut left = DRAINED_BYTES_MAX;
+    let drained = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever sends for longer, or more, gets no more attention.
+    let _in_time = timeout(DRAINED_FOR_MAX, drained).await;
+}
+
+/// A body that the one who answers has, and the one who sees to the rest of it.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Shareable>>);
+
+struct Shareable {
+    body: Body,
+    was_begun: bool,
+}
+
+impl From<Body> for Shared {
+    fn from(body: Body) -> Self {
+        Self(Arc::new(Mutex::new(Shareable { body, was_begun: false })))
+    }
+}
+
+impl Shared {
+    fn was_begun(&self) -> bool {
+        self.0.lock().was_begun
+    }
+}
+
+impl HttpBody for Shared {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let mut shared = self.0.lock();
+        shared.was_begun = true;
+        Pin::new(&mut shared.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.lock().body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.lock().body.size_hint()
+    }
+}
