@@ -98,14 +98,16 @@ pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl
 /// Gives the file that `write` writes and syncs its name, durably: it appears whole or not at all. After a failure nothing is left of it.
 pub(crate) fn write_whole<T>(disk: &dyn Disk, path: &Path, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let unfinished = path.with_extension(TEMPORARY);
+    let mut left = unfinished.as_path();
     let written = write(&unfinished).and_then(|written| {
         disk.rename(&unfinished, path)?;
+        left = path;
         disk.sync_dir(path.parent().expect("a file of the log lies in a folder"))?;
         Ok(written)
     });
     if written.is_err() {
         // What failed is the write; on a full disk the space is given back at once, else on the next open.
-        let _removed = disk.remove(&unfinished);
+        let _removed = disk.remove(left);
     }
     written
 }

@@ -1,16 +1,17 @@
 //! Tests on a disk that refuses: what the log says, what it shows, and what it still has afterwards.
 
 mod disk;
+mod tasks;
 
+use std::io::ErrorKind;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use crate::disk::{Disk, Mode, RealDisk};
 use crate::error::{Error, Result};
-use crate::sync::{Instant, Mutex, Ordering, scope, yield_now};
+use crate::journal::{self, Spares};
+use crate::sync::{Instant, Ordering, scope, yield_now};
 use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
 use disk::{FaultyDisk, Plan};
 
@@ -92,40 +93,6 @@ fn a_failed_write_of_a_group_poisons_the_log_until_it_is_opened_again() {
     assert_eq!(scene.events(&log), kept);
     let next = scene.append(&log, b"next").unwrap();
     assert!(next[0].id > kept[0].id && next[0].seq == 2);
-}
-
-/// What a task does that is woken by a failure: it tries again at once.
-struct Retry {
-    log: SessionLog,
-    session: SessionId,
-    answer: Mutex<Option<Poll<Error>>>,
-}
-
-impl Wake for Retry {
-    fn wake(self: Arc<Self>) {
-        let again = self.log.append_async(&self.session, Batch::new().event(NewEvent::new("note", "again")));
-        let answer = pin!(again).poll(&mut Context::from_waker(Waker::noop()));
-        *self.answer.lock() = Some(answer.map(|answer| answer.expect_err("the write panicked")));
-    }
-}
-
-#[test]
-fn whoever_is_told_of_a_panic_finds_the_log_poisoned() {
-    let (scene, log) = Scene::new();
-    let kept = scene.append(&log, b"kept").unwrap();
-    let retry = Arc::new(Retry { log: log.clone(), session: scene.session.clone(), answer: Mutex::default() });
-    scene.plan.panics.store(true, Ordering::SeqCst);
-    let mut lost = pin!(log.append_async(&scene.session, Batch::new().event(NewEvent::new("note", "lost"))));
-    let waker = Waker::from(Arc::clone(&retry));
-    assert!(lost.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    eventually("the task was woken", || retry.answer.lock().is_some());
-    let answer = retry.answer.lock().take();
-    assert!(matches!(answer, Some(Poll::Ready(Error::Poisoned { .. }))), "{answer:?}");
-    assert!(matches!(lost.poll(&mut Context::from_waker(&waker)), Poll::Ready(Err(Error::Io { .. }))));
-    assert_eq!(scene.events(&log), kept);
-    drop((retry, waker));
-    assert!(matches!(log.close(), Err(Error::Poisoned { .. })));
-    assert_eq!(scene.events(&scene.open()), kept);
 }
 
 #[cfg(feature = "http")]
@@ -400,10 +367,35 @@ fn a_page_that_lies_in_several_segments_is_fetched_from_all_of_them_at_once() {
     assert_eq!((page(), scene.plan.announced.load(Ordering::SeqCst)), (events, 0), "what is in memory is fetched again");
 }
 
+/// Out of descriptors for a while, or of space: nothing that counts was touched.
+#[test]
+fn a_manifest_that_cannot_be_opened_or_has_no_room_is_written_later_and_appends_go_on() {
+    for refuse in [|plan: &Plan| plan.refuse_to_open(|path| path.contains("MANIFEST")), |plan: &Plan| plan.refuse("MANIFEST", 0)]
+    {
+        let (scene, log) = Scene::new();
+        refuse(&scene.plan);
+        let mut events = Vec::new();
+        let append = || scene.append(&log, &vec![7; MIB]).unwrap();
+        for _ in 0..7 {
+            events.extend(append());
+        }
+        eventually("a seal was refused", || scene.plan.refused.load(Ordering::SeqCst) > 0);
+        log.health().unwrap();
+        assert_eq!(log.stats().segments, 0);
+        scene.plan.relent();
+        events.extend(append());
+        eventually("a segment was made", || log.stats().segments > 0);
+        log.close().unwrap();
+        let log = scene.open();
+        assert_eq!((scene.events(&log), log.stats().recovery.adopted_segments), (events, 0));
+    }
+}
+
 #[test]
 fn a_failed_manifest_write_poisons_the_log_and_loses_nothing() {
     let (scene, log) = Scene::new();
-    scene.plan.refuse("MANIFEST", 1);
+    // Room is made in both slots, and one is written.
+    scene.plan.refuse("MANIFEST", 3);
     eventually("the log was poisoned", || matches!(scene.append(&log, &vec![7; MIB]), Err(Error::Poisoned { .. })));
     let events = scene.events(&log);
     scene.plan.relent();
@@ -430,4 +422,59 @@ fn a_full_disk_is_a_retryable_error_once_the_journal_is_full_and_passes_without_
     assert_eq!(scene.events(&log), events);
     log.close().unwrap();
     assert_eq!(scene.events(&scene.open()), events);
+}
+
+#[test]
+fn spare_files_that_cannot_be_named_or_opened_do_not_fill_the_disk() {
+    for refused in [|path: &str| path.ends_with("/journal"), |path: &str| path.ends_with(".journal")] {
+        let (scene, log) = Scene::new();
+        log.close().unwrap();
+        let (before, folder) = (scene.journal(), journal::folder(scene.folder.path()));
+        let disk = FaultyDisk { real: RealDisk::default(), plan: Arc::clone(&scene.plan) };
+        let spares = Spares::new(Arc::new(disk), folder, 4 * MIB as u64, 50);
+        scene.plan.refuse_to_open(refused);
+        for _ in 0..3 {
+            assert!(spares.make_now(MIB as u64).is_err());
+        }
+        assert_eq!(scene.journal(), before);
+        scene.plan.relent();
+        let spare = spares.make_now(MIB as u64).unwrap();
+        assert_eq!(spare.number, 50, "a number is used up by a file alone");
+        scene.plan.refuse_to_open(|path| path.ends_with(".journal"));
+        assert!(spares.give(spare.number, spare.bytes).is_err());
+        assert_eq!(scene.journal(), before);
+    }
+}
+
+/// With the sizes that a log has by default: the next file is larger than the active one.
+#[test]
+fn after_a_crash_a_full_disk_is_opened_with_what_lies_ready() {
+    let (scene, log) = Scene::new();
+    log.close().unwrap();
+    RealDisk::default().remove_tree(scene.folder.path()).unwrap();
+    let log = scene.open_with(Options::new()).unwrap();
+    eventually("a spare journal file was made", || scene.journal().len() == 2);
+    let sizes: Vec<_> = scene.journal().into_iter().map(|(_, bytes)| bytes).collect();
+    assert_eq!(sizes, [4 * MIB as u64, 8 * MIB as u64]);
+    let events = scene.append(&log, b"kept").unwrap();
+    drop(log);
+    scene.plan.refuse(".tmp", 0);
+    let log = scene.open_with(Options::new()).unwrap();
+    assert_eq!(scene.events(&log), events);
+    scene.append(&log, b"goes on").unwrap();
+}
+
+/// It takes no barriers either, and there is nothing to wait for.
+#[test]
+fn a_log_on_a_file_system_that_cannot_be_written_is_read() {
+    let (scene, log) = Scene::new();
+    let events = scene.append(&log, b"kept").unwrap();
+    log.close().unwrap();
+    let read = || scene.open_with(Options::new().read_only(true));
+    for kind in [ErrorKind::InvalidInput, ErrorKind::ReadOnlyFilesystem] {
+        scene.plan.refuse_barriers(".journal", kind);
+        assert_eq!(scene.events(&read().unwrap()), events);
+    }
+    scene.plan.refuse_barriers(".journal", ErrorKind::Other);
+    assert!(matches!(read(), Err(Error::Io { .. })), "a barrier that failed is no barrier");
 }

@@ -27,8 +27,11 @@ const BATCH_ENTRIES: usize = 128;
 /// About what an entry takes in sled's cache.
 const CACHED_ENTRY_BYTES: u64 = 128;
 
-/// How long to leave sled alone after it failed to open.
+/// How long to leave sled alone after it failed to open, and a segment whose table cannot be read,
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// which is left alone for twice as long each time, so often, since what is put in before the damage is put in again.
+const DOUBLINGS_MAX: u32 = 6;
 
 /// sled panics below 256 bytes, and thrashes long before.
 const SLED_CACHE_BYTES_MIN: u64 = 1024 * 1024;
@@ -192,12 +195,16 @@ impl Index {
 
     /// The work of the background thread: keeps the index up with `segments` until [`stop`](Index::stop).
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
+        let mut unread = 0;
         while self.wait_for_work() {
             match self.catch_up(&segments()) {
-                Ok(()) => {}
+                Ok(()) => unread = 0,
                 Err(Setback::Stopped) => break,
                 Err(Setback::Broken) => self.set_aside(),
-                Err(Setback::Unreadable) => self.pause(),
+                Err(Setback::Unreadable) => {
+                    self.pause(RETRY_AFTER * 2_u32.pow(unread));
+                    unread = DOUBLINGS_MAX.min(unread + 1);
+                }
             }
         }
         self.close();
@@ -316,7 +323,7 @@ impl Index {
             state.distrusted = false;
         }
         // What broke it may break it again, such as a full disk. The segments answer meanwhile.
-        self.pause();
+        self.pause(RETRY_AFTER);
     }
 
     /// One that is not there need not be moved.
@@ -345,8 +352,8 @@ impl Index {
         let _dropped = guarded(move || drop(db));
     }
 
-    fn pause(&self) {
-        let deadline = Deadline::after(RETRY_AFTER);
+    fn pause(&self, time: Duration) {
+        let deadline = Deadline::after(time);
         let mut state = self.state.lock();
         while !state.stopped && deadline.wait(&self.changed, &mut state) {}
     }

@@ -1,11 +1,12 @@
 //! The manifest: which files count. Two slots, written one after the other, so that one is whole at any moment.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{MANIFEST, Salt, StoreId, decode_list, decode_value, encode_value};
-use crate::disk::{BLOCK, BlockBuf, Disk, Mode, read_device};
+use crate::codec::{FRAMED_BYTES_MAX, MANIFEST, Salt, StoreId, decode_list, decode_value, encode_value};
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, read_device};
 use crate::error::{Error, Result};
 use crate::segment::SegmentInfo;
 
@@ -32,7 +33,13 @@ pub(crate) struct Manifest {
     /// The slot that holds it.
     #[serde(skip)]
     slot: usize,
+    /// Whether the other one holds the same.
+    #[serde(skip)]
+    is_in_both: bool,
 }
+
+/// The slots that the next manifest goes to, in that order.
+pub(crate) struct Reserved([Arc<dyn DiskFile>; 2]);
 
 /// One use of one journal file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +51,7 @@ pub(crate) struct JournalUse {
 impl Manifest {
     pub(crate) fn new(store: StoreId) -> Self {
         let (segments, journal) = (Vec::new(), Vec::new());
-        Self { sequence: 0, store, segments, journal, durable_lsn: 0, incarnation: 0, clean: false, slot: 1 }
+        Self { sequence: 0, store, segments, journal, durable_lsn: 0, incarnation: 0, clean: false, slot: 1, is_in_both: false }
     }
 
     /// Where the segments end and the journal begins.
@@ -59,42 +66,57 @@ impl Manifest {
     ///
     /// [`Error::Corrupt`] when both slots exist and none is valid, [`Error::Unsupported`] when one is of a later version.
     pub(crate) fn load(disk: &dyn Disk, folder: &Path) -> Result<Option<Self>> {
-        let mut newest: Option<Self> = None;
+        let mut found = Vec::new();
         let mut refused = Vec::new();
         for (slot, path) in slots(folder).into_iter().enumerate() {
             if !disk.exists(&path)? {
                 continue;
             }
             match Self::read(disk, &path) {
-                Ok(found) if newest.as_ref().is_none_or(|newest| newest.sequence < found.sequence) => {
-                    newest = Some(Self { slot, ..found });
-                }
-                Ok(_older) => {}
+                Ok(manifest) => found.push(Self { slot, ..manifest }),
                 // Nothing is given up before both slots name what takes its place, so the other will do.
                 Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => refused.push(error),
                 Err(error) => return Err(error),
             }
         }
-        match refused.pop() {
-            Some(error) if newest.is_none() && !refused.is_empty() => Err(error),
-            _ => Ok(newest),
+        found.sort_unstable_by_key(|manifest| manifest.sequence);
+        if let (None, [_, error]) = (found.last(), &*refused) {
+            return Err(error.clone());
         }
+        let Some(newest) = found.pop() else { return Ok(None) };
+        let same = found.pop().map(|other| Self { sequence: newest.sequence, ..other });
+        let is_in_both = same.is_some_and(|same| same.image().as_slice() == newest.image().as_slice());
+        Ok(Some(Self { is_in_both, ..newest }))
     }
 
     /// Makes this the manifest: when it returns both slots are on stable storage. The slot that counts so far is written last, so that
     /// a crash leaves either it or the other.
     pub(crate) fn store(&mut self, disk: &dyn Disk, folder: &Path) -> Result<()> {
-        let [first, second] = slots(folder);
-        let order = if self.slot == 0 { [second, first] } else { [first, second] };
-        for path in order {
-            self.sequence += 1;
-            let is_new = !disk.exists(&path)?;
-            self.write(disk, &path)?;
-            if is_new {
-                disk.sync_dir(folder)?;
-            }
-        }
+        self.slots_to_write(folder).iter().try_for_each(|slot| self.write_next(disk, folder, slot))?;
+        self.is_in_both = true;
         Ok(())
+    }
+
+    /// The slots of a manifest that was stored before, open and with room for this one, so that [`store_in`](Self::store_in) fails only if the
+    /// disk does. A failure changes nothing.
+    pub(crate) fn reserve(&self, disk: &dyn Disk, folder: &Path) -> Result<Reserved> {
+        let image_bytes = self.image().len() as u64;
+        let open = |path: PathBuf| {
+            let slot = disk.open(&path, Mode::WriteBlocks)?;
+            // The sequence will be higher by then, which may take a byte more.
+            slot.allocate(image_bytes + BLOCK as u64)?;
+            Ok(slot)
+        };
+        let [next, counts] = self.slots_to_write(folder);
+        Ok(Reserved([open(next)?, open(counts)?]))
+    }
+
+    /// As [`store`](Self::store).
+    pub(crate) fn store_in(&mut self, slots: &Reserved) -> Result<()> {
+        slots.0.iter().try_for_each(|slot| {
+            self.sequence += 1;
+            self.write(&**slot)
+        })
     }
 
     /// Takes away, durably, what there is of a manifest that does not count.
@@ -107,29 +129,55 @@ impl Manifest {
         disk.sync_dir(folder)
     }
 
-    /// Makes the slot that was loaded durable: its writer may have been killed before its barrier. To be called before anything is given
-    /// up that only the other slot names, and before that is written. The bytes are the same, so a torn write changes nothing.
+    /// Makes the slot that was loaded durable: its writer may have been killed before its barrier. To be called before the other is written.
+    /// The bytes are the same, so a torn write changes nothing.
     pub(crate) fn made_durable(self, disk: &dyn Disk, folder: &Path) -> Result<Self> {
-        let slots = slots(folder);
-        let slot = slots.get(self.slot).expect("a manifest that was loaded has a slot");
-        self.write(disk, slot)?;
+        let [_other, counts] = self.slots_to_write(folder);
+        self.write(&*disk.open(&counts, Mode::WriteBlocks)?)?;
         Ok(self)
     }
 
-    fn write(&self, disk: &dyn Disk, slot: &Path) -> Result<()> {
-        let file = disk.open(slot, Mode::WriteBlocks)?;
+    /// Makes the other slot say what the one that counts says: their writer may have been killed between the two. To be called before
+    /// anything is given up that only the other names.
+    pub(crate) fn put_in_both(&mut self, disk: &dyn Disk, folder: &Path) -> Result<()> {
+        if !self.is_in_both {
+            let [other, _counts] = self.slots_to_write(folder);
+            self.write_next(disk, folder, &other)?;
+            self.slot = 1 - self.slot;
+        }
+        Ok(())
+    }
+
+    fn write_next(&mut self, disk: &dyn Disk, folder: &Path, slot: &Path) -> Result<()> {
+        self.sequence += 1;
+        let is_new = !disk.exists(slot)?;
+        self.write(&*disk.open(slot, Mode::WriteBlocks)?)?;
+        if is_new { disk.sync_dir(folder) } else { Ok(()) }
+    }
+
+    fn slots_to_write(&self, folder: &Path) -> [PathBuf; 2] {
+        let [first, second] = slots(folder);
+        if self.slot == 0 { [second, first] } else { [first, second] }
+    }
+
+    fn image(&self) -> BlockBuf {
         let mut image = BlockBuf::with_capacity(BLOCK);
         image.extend(&encode_value(MANIFEST, salt(), self));
         image.pad_to_block();
-        file.write_all_at(image.as_slice(), 0)?;
-        file.sync()
+        image
+    }
+
+    fn write(&self, slot: &dyn DiskFile) -> Result<()> {
+        slot.write_all_at(self.image().as_slice(), 0)?;
+        slot.sync()
     }
 
     /// What the device holds in a slot: should its barrier have failed, the page cache may hold what is not durable, and writing the other
     /// slot would then give up the last one that is.
     fn read(disk: &dyn Disk, path: &Path) -> Result<Self> {
         let length = disk.open(path, Mode::Read)?.len()?;
-        let length = usize::try_from(length).map_err(|_too_long| Error::corrupt(path, 0, "an impossible length"))?;
+        let length = usize::try_from(length).ok().filter(|length| *length <= FRAMED_BYTES_MAX.next_multiple_of(BLOCK));
+        let length = length.ok_or_else(|| Error::corrupt(path, 0, "an impossible length"))?;
         let bytes = read_device(disk, path, length)?;
         decode_value(MANIFEST, salt(), bytes.as_slice()).map_err(|fault| fault.at(path, 0))
     }
@@ -141,4 +189,34 @@ fn salt() -> Salt {
 
 fn slots(folder: &Path) -> [PathBuf; 2] {
     SLOTS.map(|name| folder.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn a_manifest_that_got_to_one_slot_alone_is_put_in_both() {
+        let (folder, disk) = (tempfile::tempdir().unwrap(), RealDisk::default());
+        let load = || Manifest::load(&disk, folder.path()).unwrap().unwrap();
+        let damage = |slot: usize| std::fs::write(&slots(folder.path())[slot], "no manifest").unwrap();
+        let mut manifest = Manifest::new(StoreId::default());
+        manifest.store(&disk, folder.path()).unwrap();
+        for durable_lsn in [4096, 8192] {
+            // Killed between the two slots.
+            let mut cut_short = load();
+            assert!(cut_short.is_in_both);
+            cut_short.durable_lsn = durable_lsn;
+            let [first, _second] = cut_short.slots_to_write(folder.path());
+            cut_short.write_next(&disk, folder.path(), &first).unwrap();
+            let mut found = load();
+            assert!(!found.is_in_both);
+            found.put_in_both(&disk, folder.path()).unwrap();
+            assert!(load().is_in_both);
+            damage(load().slot);
+            assert_eq!(load().durable_lsn, durable_lsn, "the other slot has it too");
+            load().put_in_both(&disk, folder.path()).unwrap();
+        }
+    }
 }

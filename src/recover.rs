@@ -9,6 +9,7 @@
 //!   cache alone, left there by a process that was killed before its barrier.
 //! * Recovery may be cut short at any point and begins anew: until the manifest names the new file, the old one counts.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -66,7 +67,10 @@ impl Opening<'_> {
         let replayed = replay(&*self.disk, &journal, &manifest)?;
         for file in &replayed.files {
             // What was read came past the page cache; this empties the device's own.
-            self.disk.open(&journal::path(&journal, file.number), Mode::ReadDevice)?.sync()?;
+            match self.disk.open(&journal::path(&journal, file.number), Mode::ReadDevice)?.sync() {
+                Err(error) if !cannot_be_written(&error) => return Err(error),
+                _ => {}
+            }
         }
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
         let recent = Arc::new(Recent::new(Ends::of(&replayed, &manifest).last_id, Bounds::of(&self.options)));
@@ -91,6 +95,7 @@ impl Opening<'_> {
         let mut replayed = replay(disk, &journal::folder(self.folder), &manifest)?;
         let ends = Ends::of(&replayed, &manifest);
         self.remove_unfinished()?;
+        manifest.put_in_both(disk, self.folder)?;
         let spares = self.spares(&mut replayed)?;
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
         let last = replayed.files.last_mut().expect("the journal has a file");
@@ -353,7 +358,13 @@ fn write_image(disk: &dyn Disk, spare: &Spare, header: &FileHeader, groups: &[jo
     Ok(chain)
 }
 
+/// Whether the file system has no barriers since it takes no writes: it was made so, or was made so by a fault.
+fn cannot_be_written(barrier: &Error) -> bool {
+    let Error::Io { source, .. } = barrier else { return false };
+    matches!(source.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::ReadOnlyFilesystem)
+}
+
 fn no_log_in(folder: &Path) -> Error {
-    let source = std::io::Error::new(std::io::ErrorKind::NotFound, "there is no log in this folder");
+    let source = std::io::Error::new(ErrorKind::NotFound, "there is no log in this folder");
     crate::disk::io_error("open the log in", folder)(source)
 }

@@ -4,7 +4,8 @@
 //! than that can be sealed is held back step by step, as the segment grows, and not for all of a segment at once.
 //!
 //! Invariant: a journal file is given back only after its segment, the segment's directory entry and both manifest slots that
-//! name it are durable. A failed segment write is done again from the records in memory; a failed manifest write poisons the log.
+//! name it are durable. A failed segment write is done again from the records in memory, and so is one that the manifest had no room
+//! for; a failed manifest write poisons the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::journal::Spares;
 use crate::locate::Locator;
 use crate::manifest::Manifest;
 use crate::recent::{Recent, Sealable};
-use crate::segment::{self, BlockCache, Segment, SegmentPlan, write_segment};
+use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentPlan, write_segment};
 use crate::sync::{AtomicBool, Condvar, Deadline, Mutex, Ordering};
 
 /// How long to wait before a segment is written again after a failure.
@@ -155,14 +156,11 @@ impl Sealer {
         let record_memory = memory / plan.records.len() as u64;
         let folder = segment::folder(&self.folder);
         let info = write_segment(&*self.disk, &folder, &plan, |written| self.go_on(record_memory * written as u64))?;
-        let mut manifest = self.manifest.lock();
-        manifest.segments.push(info.clone());
-        self.store_manifest(&mut manifest, files.len())?;
-        drop(manifest);
+        self.store_manifest(&mut self.manifest.lock(), files.len(), Some(info.clone()))?;
         self.locator.publish(Segment::new(info, self.store, &folder, Arc::clone(&self.disk), Arc::clone(&self.cache)));
         self.recent.release_sealed(files.len(), plan.records);
         for (file, bytes) in &files {
-            // A file that is not taken back lies idle until the next open finds it.
+            // One that cannot be opened or removed now is found by the next open.
             let _taken_back = self.spares.give(file.number, *bytes);
         }
         Ok(())
@@ -185,14 +183,20 @@ impl Sealer {
         if manifest.journal == self.recent.files_in_use(0) {
             return Ok(());
         }
-        self.store_manifest(&mut manifest, 0)
+        self.store_manifest(&mut manifest, 0, None)
     }
 
-    /// Writes down what counts now: all journal files in use but the first `sealed`. A failure poisons the log.
-    fn store_manifest(&self, manifest: &mut Manifest, sealed: usize) -> Result<()> {
-        manifest.journal = self.recent.files_in_use(sealed);
-        manifest.durable_lsn = self.commit.durable_lsn();
-        manifest.incarnation = manifest.journal.last().map_or(manifest.incarnation, |newest| newest.incarnation);
-        manifest.store(&*self.disk, &self.folder).map_err(|error| self.commit.poison(error))
+    /// Writes down what counts now: the `new` segment, and all journal files in use but the first `sealed`. Where there is no room for that, or
+    /// no descriptor, nothing is written and it may be tried again; a failed write poisons the log.
+    fn store_manifest(&self, manifest: &mut Manifest, sealed: usize, new: Option<SegmentInfo>) -> Result<()> {
+        let mut next = manifest.clone();
+        next.segments.extend(new);
+        next.journal = self.recent.files_in_use(sealed);
+        next.durable_lsn = self.commit.durable_lsn();
+        next.incarnation = next.journal.last().map_or(next.incarnation, |newest| newest.incarnation);
+        let slots = next.reserve(&*self.disk, &self.folder)?;
+        next.store_in(&slots).map_err(|error| self.commit.poison(error))?;
+        *manifest = next;
+        Ok(())
     }
 }

@@ -173,7 +173,7 @@ impl Request {
 }
 
 impl Group {
-    /// Gives each member its answer, and lets the threads among them go on. Members behind one whose waking panics stay.
+    /// Gives each member its answer, and lets the threads among them go on.
     pub(crate) fn answer(&mut self, mut give: impl FnMut(Decided)) {
         while let Some(member) = self.members.pop_front() {
             give(member);

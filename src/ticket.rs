@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use crate::codec::Record;
 use crate::error::{Error, Result};
 use crate::sync::{Gate, Mutex, Opening};
+use crate::watermark::wake_task;
 
 /// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread panicked, that is the answer.
 pub(crate) struct Answer(Option<Arc<Ticket>>);
@@ -87,7 +88,7 @@ impl Ticket {
         let waker = given.waker.take();
         drop(given);
         if let Some(waker) = waker {
-            waker.wake();
+            wake_task(waker);
         }
     }
 }

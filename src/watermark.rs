@@ -3,6 +3,7 @@
 //! Readers never look at a number to know where to stop: a record reaches [`recent`](crate::recent) only once its group is on
 //! stable storage. What is kept here is who to wake then.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -29,7 +30,7 @@ impl Waiter {
         let waker = state.waker.take();
         drop(state);
         match waker {
-            Some(waker) => waker.wake(),
+            Some(waker) => wake_task(waker),
             None => {
                 self.changed.notify_one();
             }
@@ -49,9 +50,18 @@ impl Waiter {
         if std::mem::take(&mut state.woken) {
             return Poll::Ready(());
         }
-        state.waker = Some(context.waker().clone());
+        let before = state.waker.replace(context.waker().clone());
+        // What it keeps alive may want the lock when it goes.
+        drop(state);
+        drop(before);
         Poll::Pending
     }
+}
+
+/// Wakes a task. Should its executor panic over that, which has been reported by then, it is the executor's affair: others still get their
+/// answers, and the log goes on.
+pub(crate) fn wake_task(waker: Waker) {
+    let _reported = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }
 
 /// Waiters for the next event of one session, or of any. Each registration is good for one wake-up.

@@ -143,7 +143,7 @@ pub(crate) use frame::{
     BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE_HEADER_BYTES, SegmentHeader,
 };
 pub(crate) use record::{EncodedBatch, EventFrame, RawRecord, Record, RecordFrame};
-pub(crate) use value::{MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare, encode_value};
+pub(crate) use value::{FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare, encode_value};
 
 /// The format this version writes and the highest it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;

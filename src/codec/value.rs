@@ -22,6 +22,9 @@ const HEADER_BYTES: usize = 24;
 /// The most a value may take: room for a manifest of a million segments.
 const VALUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
+/// The most that it takes with what frames it.
+pub(crate) const FRAMED_BYTES_MAX: usize = HEADER_BYTES + VALUE_BYTES_MAX;
+
 /// Fixed for version 1: little-endian, variable-length integers.
 const CONFIG: bincode::config::Configuration<
     bincode::config::LittleEndian,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering};
 
 /// The real disk, with files whose writes fail on demand.
@@ -15,11 +15,19 @@ pub(super) struct FaultyDisk {
     pub plan: Arc<Plan>,
 }
 
-/// Which writes fail: those to paths that contain `part`, after so many more have passed.
+/// Whether a call to this path is refused.
+type Refused = fn(&str) -> bool;
+
+/// Which calls fail: those to paths that contain a part, after so many more have passed.
 #[derive(Default)]
 pub(super) struct Plan {
+    /// Of writes and barriers.
     part: Mutex<Option<&'static str>>,
     passes: AtomicU64,
+    /// Of those that need a descriptor.
+    opened: Mutex<Option<Refused>>,
+    /// Of barriers alone, and how they are refused.
+    synced: Mutex<Option<(&'static str, io::ErrorKind)>>,
     pub refused: AtomicU64,
     /// Writes to the journal that were let through.
     pub passed: AtomicU64,
@@ -43,8 +51,18 @@ impl Plan {
         *self.part.lock() = Some(part);
     }
 
+    pub(super) fn refuse_to_open(&self, path: Refused) {
+        *self.opened.lock() = Some(path);
+    }
+
+    pub(super) fn refuse_barriers(&self, part: &'static str, kind: io::ErrorKind) {
+        *self.synced.lock() = Some((part, kind));
+    }
+
     pub(super) fn relent(&self) {
         *self.part.lock() = None;
+        *self.opened.lock() = None;
+        *self.synced.lock() = None;
     }
 
     /// Holds the next write to the journal back.
@@ -75,13 +93,31 @@ impl Plan {
     }
 
     fn check(&self, path: &Path, kind: io::ErrorKind) -> Result<()> {
-        let hit = self.part.lock().is_some_and(|part| path.to_string_lossy().contains(part));
+        let hit = self.part.lock().is_some_and(|part| is_of(path, part));
         if !hit || self.passes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
             return Ok(());
         }
-        self.refused.fetch_add(1, Ordering::SeqCst);
-        Err(io_error("write", path)(kind.into()))
+        Err(self.refusal("write", path, kind))
     }
+
+    fn check_open(&self, path: &Path) -> Result<()> {
+        let hit = self.opened.lock().is_some_and(|is_refused| is_refused(&path.to_string_lossy()));
+        if hit { Err(self.refusal("open", path, io::ErrorKind::Other)) } else { Ok(()) }
+    }
+
+    fn check_sync(&self, path: &Path) -> Result<()> {
+        let hit = self.synced.lock().filter(|(part, _)| is_of(path, part));
+        hit.map_or(Ok(()), |(_, kind)| Err(self.refusal("sync", path, kind)))
+    }
+
+    fn refusal(&self, doing: &'static str, path: &Path, kind: io::ErrorKind) -> Error {
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        io_error(doing, path)(kind.into())
+    }
+}
+
+fn is_of(path: &Path, part: &str) -> bool {
+    path.to_string_lossy().contains(part)
 }
 
 struct FaultyFile {
@@ -115,10 +151,12 @@ impl Disk for FaultyDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.plan.check_open(dir)?;
         self.real.sync_dir(dir)
     }
 
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
+        self.plan.check_open(path)?;
         Ok(Arc::new(FaultyFile { real: self.real.open(path, mode)?, plan: Arc::clone(&self.plan) }))
     }
 
@@ -157,6 +195,7 @@ impl DiskFile for FaultyFile {
 
     fn sync(&self) -> Result<()> {
         self.plan.check(self.path(), io::ErrorKind::Other)?;
+        self.plan.check_sync(self.path())?;
         self.real.sync()
     }
 

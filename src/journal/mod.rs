@@ -47,6 +47,21 @@ pub(crate) fn path(folder: &Path, number: u32) -> PathBuf {
 
 /// The number in a journal file's name.
 pub(crate) fn number(name: &str) -> Option<u32> {
-    let digits = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
-    (digits.len() == 8).then(|| digits.parse().ok()).flatten()
+    let number = name.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()?;
+    (path(Path::new(""), number) == Path::new(name)).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_by_its_name_whatever_its_number() {
+        for file in [1, 99_999_999, 100_000_000, u32::MAX] {
+            assert_eq!(number(&path(Path::new(""), file).to_string_lossy()), Some(file));
+        }
+        for name in ["1.journal", "+0000001.journal", "000000001.journal", "00000001.journal.tmp", "99999999999.journal"] {
+            assert_eq!(number(name), None);
+        }
+    }
 }

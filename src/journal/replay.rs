@@ -17,9 +17,13 @@ use crate::error::{Error, Result};
 use crate::ids::EventId;
 use crate::journal::{self, GroupPlace, HEADER_BYTES, group_bytes};
 use crate::manifest::{JournalUse, Manifest};
+use crate::options::JOURNAL_FILE_BYTES_CEILING;
 
 /// What is read of a journal file at once, unless a group is larger. The files of tests are small.
 const WINDOW_BYTES: usize = if cfg!(test) { 2 * BLOCK } else { 1024 * 1024 };
+
+/// No journal file is made longer: this takes a group as large as the largest file that can be asked for.
+const FILE_BYTES_MAX: u64 = 2 * JOURNAL_FILE_BYTES_CEILING as u64;
 
 /// What the journal holds.
 pub(crate) struct Replayed {
@@ -144,8 +148,11 @@ impl Candidates {
             let Some(number) = journal::number(&name) else { continue };
             let path = folder.join(name);
             let block = read_device(disk, &path, BLOCK.min(usize::try_from(bytes).unwrap_or(BLOCK)))?;
+            // What a file has behind the length that it was made with is none of the journal.
+            let bytes = bytes.min(FILE_BYTES_MAX);
             match FileHeader::decode(block.as_slice()) {
                 Ok(Some(header)) if header.store == store => {
+                    let bytes = bytes.min(u64::from(header.blocks) * BLOCK as u64);
                     found.used.insert(number, Candidate { path, number, bytes, header });
                 }
                 Ok(Some(_of_another)) => return Err(Error::corrupt(path, 16, "a journal file of another store")),

@@ -2,6 +2,7 @@
 //! seldom waits for zeroes to be written.
 
 use std::io::ErrorKind;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,18 +93,15 @@ impl Spares {
 
     /// Takes back a file whose contents no longer count.
     pub(crate) fn give(&self, number: u32, bytes: u64) -> Result<()> {
-        let path = journal::path(&self.folder, number);
         let mut state = self.state.lock();
-        state.next_number = state.next_number.max(number + 1);
         let outgrown = bytes < state.wanted && !state.ready.is_empty();
         if !outgrown {
-            let file = self.disk.open(&path, Mode::WriteThrough)?;
-            state.ready.push(Spare { number, bytes, file });
+            state.ready.push(Spare { number, bytes, file: self.open(number)? });
             self.changed.notify_all();
             return Ok(());
         }
         drop(state);
-        self.disk.remove(&path)
+        self.disk.remove(&journal::path(&self.folder, number))
     }
 
     /// Gives back to the file system what an idle log does not need, the smallest files first.
@@ -124,10 +122,9 @@ impl Spares {
                 self.changed.wait(&mut state);
                 continue;
             }
-            let (number, bytes) = (state.next_number, state.wanted);
-            state.next_number += 1;
+            let bytes = state.wanted;
             drop(state);
-            let made = self.make(number, bytes, |took| self.pause(took.min(WRITE_MAX) * PAUSES));
+            let made = self.make(bytes, |took| self.pause(took.min(WRITE_MAX) * PAUSES));
             state = self.state.lock();
             match made {
                 Ok(spare) => {
@@ -145,24 +142,23 @@ impl Spares {
     }
 
     /// A spare file of just `bytes`, made here and now if there is none, for a log that is being opened. A larger one would make the journal
-    /// of a log that crashes again and again grow each time.
+    /// of a log that crashes again and again grow each time, so it is taken only where none can be made, as on a full disk.
     pub(crate) fn take_or_make(&self, bytes: u64) -> Result<Spare> {
+        self.take_ready(bytes..=bytes)
+            .map_or_else(|| self.make_now(bytes).or_else(|refused| self.take_ready(bytes..=u64::MAX).ok_or(refused)), Ok)
+    }
+
+    /// The smallest ready file of a size in the range.
+    fn take_ready(&self, bytes: RangeInclusive<u64>) -> Option<Spare> {
         let mut state = self.state.lock();
-        if let Some(place) = state.ready.iter().position(|spare| spare.bytes == bytes) {
-            return Ok(state.ready.swap_remove(place));
-        }
-        drop(state);
-        self.make_now(bytes)
+        let fitting = state.ready.iter().enumerate().filter(|(_, spare)| bytes.contains(&spare.bytes));
+        let (place, _) = fitting.min_by_key(|(_, spare)| spare.bytes)?;
+        Some(state.ready.swap_remove(place))
     }
 
     /// Makes a file here and now.
     pub(crate) fn make_now(&self, bytes: u64) -> Result<Spare> {
-        let number = {
-            let mut state = self.state.lock();
-            state.next_number += 1;
-            state.next_number - 1
-        };
-        self.make(number, bytes, |_took| Ok(()))
+        self.make(bytes, |_took| Ok(()))
     }
 
     pub(crate) fn stop(&self) {
@@ -170,11 +166,22 @@ impl Spares {
         self.changed.notify_all();
     }
 
-    fn make(&self, number: u32, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<Spare> {
+    /// One thread makes files, so the number is its own; it is used up when there is a file of that number.
+    fn make(&self, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<Spare> {
+        let number = self.state.lock().next_number;
         let bytes = bytes.next_multiple_of(BLOCK as u64);
+        write_zeroes(&*self.disk, &journal::path(&self.folder, number), bytes, pause)?;
+        let file = self.open(number)?;
+        self.state.lock().next_number = number + 1;
+        Ok(Spare { number, bytes, file })
+    }
+
+    /// Opens a file that is to be ready. One that cannot be opened is given back to the file system, or such files would become more and more.
+    fn open(&self, number: u32) -> Result<Arc<dyn DiskFile>> {
         let path = journal::path(&self.folder, number);
-        write_zeroes(&*self.disk, &path, bytes, pause)?;
-        Ok(Spare { number, bytes, file: self.disk.open(&path, Mode::WriteThrough)? })
+        self.disk.open(&path, Mode::WriteThrough).inspect_err(|_refused| {
+            let _removed = self.disk.remove(&path);
+        })
     }
 
     /// Leaves the disk to others. Says [`Error::Closed`] when it is time to stop.

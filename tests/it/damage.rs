@@ -101,6 +101,23 @@ fn once_the_log_was_idle_a_flipped_byte_of_the_last_group_is_corruption() {
 }
 
 #[test]
+fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
+    for scene in [Scene::new(Past::Short, End::Crash), Scene::new(Past::Short, End::Close)] {
+        for name in SLOTS.map(Path::new).into_iter().chain([&*scene.journal]) {
+            for options in [options().read_only(true), options()] {
+                let folder = lay_out(&scene.image);
+                // Images have no folders without files.
+                fs::create_dir_all(folder.path().join("segments")).expect("make a folder");
+                let file = fs::OpenOptions::new().write(true).open(folder.path().join(name)).expect("open a file");
+                file.set_len(1 << 40).expect("a file system with holes");
+                let log = options.open(folder.path()).unwrap_or_else(|error| panic!("{}: {error:?}", name.display()));
+                assert!(contents(&log).expect("read") == scene.whole, "{}: other contents", name.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer_events() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     // One full file is not worth a segment yet, which would name the second.
