@@ -213,7 +213,7 @@ pub enum CursorProblem {
 pub enum Limit {
     /// Bytes of one event's data.
     EventBytes,
-    /// Bytes of data of all events of a batch.
+    /// Bytes of data of all events of a batch, or, with a bound of their own, of their types.
     BatchBytes,
     /// Events in a batch.
     BatchEvents,

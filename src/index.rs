@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::codec::{StoreId, decode_bare, encode_bare};
 use crate::disk::Disk;
+use crate::error::Error;
 use crate::event::Seq;
 use crate::segment::{Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key};
 use crate::session::SessionId;
@@ -27,10 +28,10 @@ const BATCH_ENTRIES: usize = 128;
 /// About what an entry takes in sled's cache.
 const CACHED_ENTRY_BYTES: u64 = 128;
 
-/// How long to leave sled alone after it failed to open, and a segment whose table cannot be read,
+/// How long to leave sled alone after it failed to open, or a segment that could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// which is left alone for twice as long each time, so often, since what is put in before the damage is put in again.
+/// A damaged segment is left alone for twice as long each time, so often: what comes before the damage is put in again.
 const DOUBLINGS_MAX: u32 = 6;
 
 /// sled panics below 256 bytes, and thrashes long before.
@@ -99,8 +100,16 @@ enum Setback {
     Stopped,
     /// The folder is of no use any more.
     Broken,
-    /// A segment could not be read; the index is as it was.
-    Unreadable,
+    /// A segment could not be read; the index has all before it.
+    Unread,
+    /// A segment is damaged; the index has all before it.
+    Damaged,
+}
+
+impl From<Error> for Setback {
+    fn from(error: Error) -> Self {
+        if matches!(error, Error::Corrupt { .. }) { Setback::Damaged } else { Setback::Unread }
+    }
 }
 
 impl IndexEntry {
@@ -195,15 +204,16 @@ impl Index {
 
     /// The work of the background thread: keeps the index up with `segments` until [`stop`](Index::stop).
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
-        let mut unread = 0;
+        let mut damaged = 0;
         while self.wait_for_work() {
             match self.catch_up(&segments()) {
-                Ok(()) => unread = 0,
+                Ok(()) => damaged = 0,
                 Err(Setback::Stopped) => break,
                 Err(Setback::Broken) => self.set_aside(),
-                Err(Setback::Unreadable) => {
-                    self.pause(RETRY_AFTER * 2_u32.pow(unread));
-                    unread = DOUBLINGS_MAX.min(unread + 1);
+                Err(Setback::Unread) => self.pause(RETRY_AFTER, |_state| false),
+                Err(Setback::Damaged) => {
+                    self.pause(RETRY_AFTER * 2_u32.pow(damaged), |state| state.distrusted);
+                    damaged = DOUBLINGS_MAX.min(damaged + 1);
                 }
             }
         }
@@ -278,8 +288,8 @@ impl Index {
     fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), Setback> {
         let mut batch = sled::Batch::default();
         let mut entries = 0;
-        for run in segment.runs().map_err(|_error| Setback::Unreadable)? {
-            let (key, RunEntry { run: Run { events, place, .. }, .. }) = run.map_err(|_error| Setback::Unreadable)?;
+        for run in segment.runs()? {
+            let (key, RunEntry { run: Run { events, place, .. }, .. }) = run?;
             let value = IndexValue { segment: segment.info.number, events, place };
             batch.insert(tree_key(&key), encode_bare(&value));
             entries += 1;
@@ -323,7 +333,7 @@ impl Index {
             state.distrusted = false;
         }
         // What broke it may break it again, such as a full disk. The segments answer meanwhile.
-        self.pause(RETRY_AFTER);
+        self.pause(RETRY_AFTER, |_state| false);
     }
 
     /// One that is not there need not be moved.
@@ -352,10 +362,10 @@ impl Index {
         let _dropped = guarded(move || drop(db));
     }
 
-    fn pause(&self, time: Duration) {
+    fn pause(&self, time: Duration, ends: impl Fn(&State) -> bool) {
         let deadline = Deadline::after(time);
         let mut state = self.state.lock();
-        while !state.stopped && deadline.wait(&self.changed, &mut state) {}
+        while !state.stopped && !ends(&state) && deadline.wait(&self.changed, &mut state) {}
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct Manifest {
     slot: usize,
     /// Whether the other one holds the same.
     #[serde(skip)]
-    is_in_both: bool,
+    pub is_in_both: bool,
 }
 
 /// The slots that the next manifest goes to, in that order.
@@ -97,13 +97,12 @@ impl Manifest {
         Ok(())
     }
 
-    /// The slots of a manifest that was stored before, open and with room for this one, so that [`store_in`](Self::store_in) fails only if the
-    /// disk does. A failure changes nothing.
+    /// The slots of a manifest that was stored before, open and with room for this one with a segment and some files more, so that
+    /// [`store_in`](Self::store_in) fails only if the disk does, or wants room to write over what is there. A failure changes nothing.
     pub(crate) fn reserve(&self, disk: &dyn Disk, folder: &Path) -> Result<Reserved> {
         let image_bytes = self.image().len() as u64;
         let open = |path: PathBuf| {
             let slot = disk.open(&path, Mode::WriteBlocks)?;
-            // The sequence will be higher by then, which may take a byte more.
             slot.allocate(image_bytes + BLOCK as u64)?;
             Ok(slot)
         };
@@ -143,7 +142,7 @@ impl Manifest {
         if !self.is_in_both {
             let [other, _counts] = self.slots_to_write(folder);
             self.write_next(disk, folder, &other)?;
-            self.slot = 1 - self.slot;
+            (self.slot, self.is_in_both) = (1 - self.slot, true);
         }
         Ok(())
     }
@@ -176,8 +175,8 @@ impl Manifest {
     /// slot would then give up the last one that is.
     fn read(disk: &dyn Disk, path: &Path) -> Result<Self> {
         let length = disk.open(path, Mode::Read)?.len()?;
-        let length = usize::try_from(length).ok().filter(|length| *length <= FRAMED_BYTES_MAX.next_multiple_of(BLOCK));
-        let length = length.ok_or_else(|| Error::corrupt(path, 0, "an impossible length"))?;
+        // What lies behind the longest manifest is none.
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(FRAMED_BYTES_MAX.next_multiple_of(BLOCK));
         let bytes = read_device(disk, path, length)?;
         decode_value(MANIFEST, salt(), bytes.as_slice()).map_err(|fault| fault.at(path, 0))
     }

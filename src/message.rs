@@ -310,7 +310,7 @@ struct StatusChanged {
 }
 
 impl StatusChanged {
-    /// Of a repeated field the last counts, as everywhere in JSON that is read here. They are rare, so that all others are read as they are.
+    /// Of a repeated field the last counts, as in tool events. They are rare, so that all others are read as they are.
     fn of(event: EventView<'_>) -> Option<Self> {
         let last_of_each = || decode::<Map<String, Value>>(event).and_then(|fields| serde_json::from_value(fields.into()).ok());
         decode(event).or_else(last_of_each)

@@ -108,7 +108,8 @@ impl Options {
         SessionLog::open_on(disk, folder, self)
     }
 
-    /// Opens without writing a byte, also on a full disk or a read-only file system. Appends are [`Error::ReadOnly`]. While
+    /// Opens without writing a byte, also on a full disk or a file system mounted for reading only; not on one that became so by a fault, which
+    /// cannot say what of it is durable. Appends are [`Error::ReadOnly`]. While
     /// a writer has the folder open this is [`Error::Locked`]. Off by default.
     #[expect(
         clippy::fn_params_excessive_bools,

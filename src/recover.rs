@@ -19,7 +19,9 @@ use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Mode, TEMPORARY};
 use crate::error::{Error, Result};
 use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number};
 use crate::index::Index;
-use crate::journal::{self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, replay};
+use crate::journal::{
+    self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, WITNESS_BYTES, replay,
+};
 use crate::locate::Locator;
 use crate::log::{Core, Writer};
 use crate::manifest::{JournalUse, Manifest};
@@ -67,9 +69,11 @@ impl Opening<'_> {
         let replayed = replay(&*self.disk, &journal, &manifest)?;
         for file in &replayed.files {
             // What was read came past the page cache; this empties the device's own.
-            match self.disk.open(&journal::path(&journal, file.number), Mode::ReadDevice)?.sync() {
-                Err(error) if !cannot_be_written(&error) => return Err(error),
-                _ => {}
+            let barrier = self.disk.open(&journal::path(&journal, file.number), Mode::ReadDevice)?.sync();
+            if let Err(error) = barrier
+                && !is_never_written(&error)
+            {
+                return Err(error);
             }
         }
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
@@ -241,7 +245,14 @@ impl Opening<'_> {
         let next_number = numbers.max().unwrap_or(0) + 1;
         let bytes_max = self.options.journal_file_bytes_max as u64;
         let spares = Spares::new(Arc::clone(&self.disk), journal::folder(self.folder), bytes_max, next_number);
-        replayed.unused.drain(..).try_for_each(|(number, bytes)| spares.give(number, bytes))?;
+        for (number, bytes) in replayed.unused.drain(..) {
+            // Made for a large batch, or longer by a fault.
+            if bytes > bytes_max {
+                self.disk.remove(&journal::path(&journal::folder(self.folder), number))?;
+            } else {
+                spares.give(number, bytes)?;
+            }
+        }
         Ok(Arc::new(spares))
     }
 
@@ -256,7 +267,8 @@ impl Opening<'_> {
     /// Writes the last file again into another one and makes it durable; it then stands in the place of the old one, whose number and
     /// size are returned. Groups keep their LSNs.
     fn rewrite(&self, last: &mut ReplayedFile, spares: &Spares, incarnation: u64) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
-        let spare = spares.take_or_make(last.bytes)?;
+        let bytes_min = HEADER_BYTES + (last.end_lsn - last.header.start_lsn) + WITNESS_BYTES as u64;
+        let spare = spares.take_or_make(last.bytes, bytes_min)?;
         let header = FileHeader { incarnation, blocks: journal::blocks(spare.bytes), ..last.header };
         let chain = write_image(&*self.disk, &spare, &header, &last.groups)?;
         let old = (last.number, last.bytes);
@@ -358,10 +370,11 @@ fn write_image(disk: &dyn Disk, spare: &Spare, header: &FileHeader, groups: &[jo
     Ok(chain)
 }
 
-/// Whether the file system has no barriers since it takes no writes: it was made so, or was made so by a fault.
-fn cannot_be_written(barrier: &Error) -> bool {
+/// Whether the file system has no barriers since it takes no writes, as squashfs. One that says that it is for reading only may have become so when a
+/// write failed, and the device may hold what it will lose.
+fn is_never_written(barrier: &Error) -> bool {
     let Error::Io { source, .. } = barrier else { return false };
-    matches!(source.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported | ErrorKind::ReadOnlyFilesystem)
+    matches!(source.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported)
 }
 
 fn no_log_in(folder: &Path) -> Error {

@@ -4,8 +4,8 @@
 //! than that can be sealed is held back step by step, as the segment grows, and not for all of a segment at once.
 //!
 //! Invariant: a journal file is given back only after its segment, the segment's directory entry and both manifest slots that
-//! name it are durable. A failed segment write is done again from the records in memory, and so is one that the manifest had no room
-//! for; a failed manifest write poisons the log.
+//! name it are durable. A failed segment write is done again from the records in memory, and one that the manifest has no room for is not begun;
+//! a failed manifest write poisons the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::journal::Spares;
 use crate::locate::Locator;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Reserved};
 use crate::recent::{Recent, Sealable};
 use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentPlan, write_segment};
 use crate::sync::{AtomicBool, Condvar, Deadline, Mutex, Ordering};
@@ -139,28 +139,37 @@ impl Sealer {
     }
 
     fn seal_all(&self, timing: Timing) -> Result<()> {
-        self.name_new_files()?;
+        let sealed = self.name_new_files().and_then(|()| self.seal_ready(timing));
+        let trimmed = if timing == Timing::Now { self.spares.trim() } else { Ok(()) };
+        sealed.and(trimmed)
+    }
+
+    fn seal_ready(&self, timing: Timing) -> Result<()> {
         while let Some(sealable) = self.recent.sealable(timing) {
             let sealed = self.seal(sealable);
             self.recent.note_written(0);
             self.signal.progressed();
             sealed?;
         }
-        if timing == Timing::Now { self.spares.trim() } else { Ok(()) }
+        Ok(())
     }
 
     fn seal(&self, sealable: Sealable) -> Result<()> {
         let Sealable { records, memory, start_lsn, end_lsn, files } = sealable;
-        let number = self.manifest.lock().segments.last().map_or(0, |newest| newest.number) + 1;
+        let manifest = self.manifest.lock();
+        let number = manifest.segments.last().map_or(0, |newest| newest.number) + 1;
+        // First, so that no segment is written that cannot be named.
+        let slots = manifest.reserve(&*self.disk, &self.folder)?;
+        drop(manifest);
         let plan = SegmentPlan { store: self.store, number, start_lsn, end_lsn, records };
         let record_memory = memory / plan.records.len() as u64;
         let folder = segment::folder(&self.folder);
         let info = write_segment(&*self.disk, &folder, &plan, |written| self.go_on(record_memory * written as u64))?;
-        self.store_manifest(&mut self.manifest.lock(), files.len(), Some(info.clone()))?;
+        self.store_manifest(&mut self.manifest.lock(), &slots, files.len(), Some(info.clone()))?;
         self.locator.publish(Segment::new(info, self.store, &folder, Arc::clone(&self.disk), Arc::clone(&self.cache)));
         self.recent.release_sealed(files.len(), plan.records);
         for (file, bytes) in &files {
-            // One that cannot be opened or removed now is found by the next open.
+            // One that cannot be opened is removed, and one that cannot be removed is found by the next open.
             let _taken_back = self.spares.give(file.number, *bytes);
         }
         Ok(())
@@ -183,20 +192,16 @@ impl Sealer {
         if manifest.journal == self.recent.files_in_use(0) {
             return Ok(());
         }
-        self.store_manifest(&mut manifest, 0, None)
+        let slots = manifest.reserve(&*self.disk, &self.folder)?;
+        self.store_manifest(&mut manifest, &slots, 0, None)
     }
 
-    /// Writes down what counts now: the `new` segment, and all journal files in use but the first `sealed`. Where there is no room for that, or
-    /// no descriptor, nothing is written and it may be tried again; a failed write poisons the log.
-    fn store_manifest(&self, manifest: &mut Manifest, sealed: usize, new: Option<SegmentInfo>) -> Result<()> {
-        let mut next = manifest.clone();
-        next.segments.extend(new);
-        next.journal = self.recent.files_in_use(sealed);
-        next.durable_lsn = self.commit.durable_lsn();
-        next.incarnation = next.journal.last().map_or(next.incarnation, |newest| newest.incarnation);
-        let slots = next.reserve(&*self.disk, &self.folder)?;
-        next.store_in(&slots).map_err(|error| self.commit.poison(error))?;
-        *manifest = next;
-        Ok(())
+    /// Writes down what counts now: the `new` segment, and all journal files in use but the first `sealed`. A failure poisons the log.
+    fn store_manifest(&self, manifest: &mut Manifest, slots: &Reserved, sealed: usize, new: Option<SegmentInfo>) -> Result<()> {
+        manifest.segments.extend(new);
+        manifest.journal = self.recent.files_in_use(sealed);
+        manifest.durable_lsn = self.commit.durable_lsn();
+        manifest.incarnation = manifest.journal.last().map_or(manifest.incarnation, |newest| newest.incarnation);
+        manifest.store_in(slots).map_err(|error| self.commit.poison(error))
     }
 }

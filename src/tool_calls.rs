@@ -87,7 +87,7 @@ enum ToolField {
     Other,
 }
 
-/// Of a repeated field the last counts, as everywhere in JSON that is read here.
+/// Of a repeated field the last counts.
 impl<'de> Deserialize<'de> for ToolEvent<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;

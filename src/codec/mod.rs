@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `LOCK` | empty; its file lock is held while the log is open |
 //! | `MANIFEST-0`, `MANIFEST-1` | the two manifest slots, written one after the other; the valid one with the higher sequence counts |
-//! | `journal/<8 digits>.journal` | a journal file, pre-written with zeroes and used again and again |
+//! | `journal/<8 digits, or as many as it takes>.journal` | a journal file, pre-written with zeroes and used again and again |
 //! | `segments/<16 digits>.segment` | a segment: immutable, numbered in commit order |
 //! | `filters/<16 digits>-<level>.filter` | a merged filter, which can be deleted at any time; named by the last segment it is over |
 //! | `index/` | the index, which can be deleted at any time while the log is closed |

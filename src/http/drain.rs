@@ -25,7 +25,8 @@ pub(super) async fn drain_refused(mut request: Request, next: Next) -> Response 
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    let sends_when_told = request.headers().contains_key(EXPECT);
+    let sends_when_told =
+        request.headers().get(EXPECT).is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let body = Shared::from(std::mem::take(request.body_mut()));
     *request.body_mut() = Body::new(body.clone());
     let response = next.run(request).await;
@@ -58,11 +59,13 @@ struct Shared(Arc<Mutex<Shareable>>);
 struct Shareable {
     body: Body,
     was_begun: bool,
+    /// Then it may not be asked again.
+    has_ended: bool,
 }
 
 impl From<Body> for Shared {
     fn from(body: Body) -> Self {
-        Self(Arc::new(Mutex::new(Shareable { body, was_begun: false })))
+        Self(Arc::new(Mutex::new(Shareable { body, was_begun: false, has_ended: false })))
     }
 }
 
@@ -79,7 +82,12 @@ impl HttpBody for Shared {
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut shared = self.0.lock();
         shared.was_begun = true;
-        Pin::new(&mut shared.body).poll_frame(context)
+        if shared.has_ended {
+            return Poll::Ready(None);
+        }
+        let frame = Pin::new(&mut shared.body).poll_frame(context);
+        shared.has_ended = matches!(frame, Poll::Ready(None | Some(Err(_))));
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

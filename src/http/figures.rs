@@ -82,7 +82,7 @@ pub(super) async fn observe(State(service): State<Arc<Service>>, request: Reques
     response
 }
 
-/// What is said of a request whose client did not wait for the answer.
+/// What is said of a request whose client did not wait for the answer, or that was cut off when the server stopped.
 const CLIENT_LEFT: u16 = 499;
 
 /// A request, told when it is over, also when that is because its client left.

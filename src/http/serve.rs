@@ -69,7 +69,7 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
     if timeout(drain_wait, graceful.shutdown()).await.is_err() {
         tracing::warn!(target: "sessionlog::http", ?drain_wait, "requests were cut off that took longer");
         cut_off.send_replace(());
-        // Until the last of them has let go of the log.
+        // Until the last of them is gone.
         cut_off.closed().await;
     }
     Ok(())

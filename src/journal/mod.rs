@@ -45,10 +45,10 @@ pub(crate) fn path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{number:08}.{EXTENSION}"))
 }
 
-/// The number in a journal file's name.
+/// The number in a journal file's name. There is one behind it.
 pub(crate) fn number(name: &str) -> Option<u32> {
     let number = name.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()?;
-    (path(Path::new(""), number) == Path::new(name)).then_some(number)
+    (number < u32::MAX && path(Path::new(""), number) == Path::new(name)).then_some(number)
 }
 
 #[cfg(test)]
@@ -57,10 +57,17 @@ mod tests {
 
     #[test]
     fn a_file_is_known_by_its_name_whatever_its_number() {
-        for file in [1, 99_999_999, 100_000_000, u32::MAX] {
+        for file in [1, 99_999_999, 100_000_000, u32::MAX - 1] {
             assert_eq!(number(&path(Path::new(""), file).to_string_lossy()), Some(file));
         }
-        for name in ["1.journal", "+0000001.journal", "000000001.journal", "00000001.journal.tmp", "99999999999.journal"] {
+        for name in [
+            "1.journal",
+            "+0000001.journal",
+            "000000001.journal",
+            "00000001.journal.tmp",
+            "4294967295.journal",
+            "99999999999.journal",
+        ] {
             assert_eq!(number(name), None);
         }
     }

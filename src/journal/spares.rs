@@ -142,10 +142,13 @@ impl Spares {
     }
 
     /// A spare file of just `bytes`, made here and now if there is none, for a log that is being opened. A larger one would make the journal
-    /// of a log that crashes again and again grow each time, so it is taken only where none can be made, as on a full disk.
-    pub(crate) fn take_or_make(&self, bytes: u64) -> Result<Spare> {
-        self.take_ready(bytes..=bytes)
-            .map_or_else(|| self.make_now(bytes).or_else(|refused| self.take_ready(bytes..=u64::MAX).ok_or(refused)), Ok)
+    /// of a log that crashes again and again grow each time; so any other of at least `bytes_min` is taken only where none can be made, as on
+    /// a full disk.
+    pub(crate) fn take_or_make(&self, bytes: u64, bytes_min: u64) -> Result<Spare> {
+        if let Some(spare) = self.take_ready(bytes..=bytes) {
+            return Ok(spare);
+        }
+        self.make_now(bytes).or_else(|refused| self.take_ready(bytes_min..=u64::MAX).ok_or(refused))
     }
 
     /// The smallest ready file of a size in the range.

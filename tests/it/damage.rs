@@ -113,6 +113,16 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
                 let log = options.open(folder.path()).unwrap_or_else(|error| panic!("{}: {error:?}", name.display()));
                 assert!(contents(&log).expect("read") == scene.whole, "{}: other contents", name.display());
             }
+            // It counts again once it was written.
+            for other in SLOTS.into_iter().filter(|slot| SLOTS.map(Path::new).contains(&name) && Path::new(slot) != name) {
+                let folder = lay_out(&scene.image);
+                let file = fs::OpenOptions::new().write(true).open(folder.path().join(name)).expect("open a file");
+                file.set_len(1 << 40).expect("a file system with holes");
+                options().open(folder.path()).and_then(|log| log.close()).expect("open and close");
+                fs::write(folder.path().join(other), "no manifest").expect("damage the other");
+                let log = options().open(folder.path()).expect("the slot that is left counts");
+                assert!(contents(&log).expect("read") == scene.whole, "{}: other contents", name.display());
+            }
         }
     }
 }
