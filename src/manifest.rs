@@ -33,7 +33,7 @@ pub(crate) struct Manifest {
     /// The slot that holds it.
     #[serde(skip)]
     slot: usize,
-    /// Whether the other one holds the same.
+    /// Whether the other one held the same when this was loaded or made.
     #[serde(skip)]
     pub is_in_both: bool,
 }

@@ -5,8 +5,8 @@
 //!   file is therefore written again into another one, under a new incarnation, with a barrier and then the manifest: a barrier over the
 //!   old bytes proves nothing, since after a failed sync the page cache may hold what the disk lacks.
 //! * Whatever lies behind the end of the log is discarded for good: nothing is ever written behind it in the old file.
-//! * Nothing is given up or written over before the manifest that it rests on is durable: the one that was found may be in the device's
-//!   cache alone, left there by a process that was killed before its barrier.
+//! * Nothing is given up or written over before the manifest that it rests on is durable, in both slots: the one that was found may be in the
+//!   device's cache alone, left there by a process that was killed before its barrier, or between the two.
 //! * Recovery may be cut short at any point and begins anew: until the manifest names the new file, the old one counts.
 
 use std::io::ErrorKind;

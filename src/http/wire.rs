@@ -110,8 +110,8 @@ pub(super) struct Bounds {
     pub has_more: bool,
     /// The first on the page. `null` when it is empty; where a filter found nothing yet, the place of the search.
     pub first_id: Option<String>,
-    /// The last on the page, to go on from: `after` it, or `before` it where the order is `desc`. A page before some event is the start of the
-    /// session unless the order is `desc`, and takes no second cursor.
+    /// The last on the page, to go on from: `after` it, or `before` it where the order is `desc`. What comes before some event is read page by
+    /// page with `desc` alone: with `asc` such a page begins at the start of the session, and there is one cursor to a request.
     pub last_id: Option<String>,
     /// The session's newest event.
     pub tail_id: String,
