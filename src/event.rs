@@ -12,7 +12,7 @@ use crate::ids::{EventId, MessageId};
 use crate::name::Name;
 use crate::options::{BATCH_BYTES_CEILING, Limits};
 use crate::session::SessionId;
-use crate::user_message::{self, UserMessage};
+use crate::user_message::{self, LEVELS_MAX, UserMessage};
 
 /// The place of an event in its session: dense, from 1.
 pub type Seq = u64;
@@ -144,6 +144,8 @@ pub struct Batch {
     pub(crate) events: Vec<NewEvent>,
     pub(crate) key: Option<ByteString>,
     pub(crate) expected: Expected,
+    /// Whether it was given a user's message that is nested too deep, which is not among its events.
+    is_too_deep: bool,
 }
 
 impl Batch {
@@ -164,9 +166,12 @@ impl Batch {
         self
     }
 
-    /// Adds a `user.message`, which opens a turn.
-    pub fn user_message(self, message: impl Into<UserMessage>) -> Self {
-        self.event(message.into().into_event())
+    /// Adds a `user.message`, which opens a turn. Appending the batch is [`Error::Invalid`] when more than 127 arrays and objects
+    /// of the message's JSON form lie in each other: it could not be read back.
+    pub fn user_message(mut self, message: impl Into<UserMessage>) -> Self {
+        let event = message.into().into_event();
+        self.is_too_deep |= event.is_none();
+        self.events(event)
     }
 
     /// Makes a retry safe: within its session, a key lands once. Appending the same content under it again returns the events
@@ -184,6 +189,9 @@ impl Batch {
     }
 
     pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
+        if self.is_too_deep {
+            return Err(Error::invalid("user message", format!("its JSON is nested deeper than {LEVELS_MAX} levels")));
+        }
         if self.events.is_empty() {
             return Err(Error::invalid("batch", "it has no events"));
         }

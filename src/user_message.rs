@@ -14,6 +14,9 @@ use crate::event::{Event, NewEvent};
 /// The type of the event that opens a turn.
 pub(crate) const EVENT_TYPE: &str = "user.message";
 
+/// So many arrays and objects may lie in each other in a message's JSON form: `serde_json` reads no more.
+pub(crate) const LEVELS_MAX: usize = 127;
+
 /// Whether an event of this type opens a turn and has a message ID of its own.
 pub(crate) fn opens_turn(event_type: &(impl PartialEq<str> + ?Sized)) -> bool {
     *event_type == *EVENT_TYPE
@@ -98,10 +101,26 @@ impl UserMessage {
         Self { content, metadata }
     }
 
-    /// The event that stores the message.
-    pub(crate) fn into_event(self) -> NewEvent {
-        let data = serde_json::to_vec(&self).expect("JSON values under string keys always have a JSON form");
-        NewEvent::new(EVENT_TYPE, data)
+    /// The event that stores the message; `None` when it is nested too deep to be read back.
+    pub(crate) fn into_event(self) -> Option<NewEvent> {
+        // The message itself is a level, and so are its content, a block of it, and its metadata.
+        let mut in_blocks = self.content.iter().flat_map(|block| block.0.values());
+        let can_be_read = in_blocks.all(|value| is_within(value, LEVELS_MAX - 3))
+            && self.metadata.values().all(|value| is_within(value, LEVELS_MAX - 2));
+        can_be_read.then(|| {
+            let data = serde_json::to_vec(&self).expect("JSON values under string keys always have a JSON form");
+            NewEvent::new(EVENT_TYPE, data)
+        })
+    }
+}
+
+/// Whether no more than so many arrays and objects of `value` lie in each other. It looks no deeper, so that no value exhausts the stack.
+fn is_within(value: &Value, levels: usize) -> bool {
+    match (value, levels.checked_sub(1)) {
+        (Value::Array(items), Some(levels)) => items.iter().all(|item| is_within(item, levels)),
+        (Value::Object(fields), Some(levels)) => fields.values().all(|field| is_within(field, levels)),
+        (Value::Array(_) | Value::Object(_), None) => false,
+        _ => true,
     }
 }
 
@@ -256,7 +275,7 @@ mod tests {
     fn a_message_is_stored_in_the_form_of_the_contract() {
         let message =
             UserMessage::text("Summarize.").with_block(ContentBlock::file("file_456")).with_metadata("ticket_id", "T-1042");
-        let event = message.clone().into_event();
+        let event = message.clone().into_event().unwrap();
         assert_eq!(event.turn, Turn::Opens);
         let content = r#"[{"type":"text","text":"Summarize."},{"type":"file","file_id":"file_456"}]"#;
         assert_eq!(event.data, format!(r#"{{"content":{content},"metadata":{{"ticket_id":"T-1042"}}}}"#));
@@ -275,14 +294,34 @@ mod tests {
         let metadata = r#"{"z":1,"y":{"b":2.5,"a":[]},"a":18446744073709551615,"":null}"#;
         let sent = format!(r#"{{"content":[{}],"metadata":{metadata}}}"#, blocks.join(","));
         let message: UserMessage = serde_json::from_str(&sent).unwrap();
-        assert_eq!(message.clone().into_event().data, sent);
+        assert_eq!(message.clone().into_event().unwrap().data, sent);
         let lossy = UserMessage::from_data_lossy(sent.as_bytes());
-        assert_eq!(lossy.into_event().data, sent);
+        assert_eq!(lossy.into_event().unwrap().data, sent);
         for (block, text) in message.content.iter().zip(blocks) {
             assert_eq!(serde_json::to_string(block).unwrap(), text);
         }
         let block: ContentBlock = serde_json::from_str(r#"{ "type": "n", "n": 1E4, "\u006e": 12e-3 }"#).unwrap();
         assert_eq!(serde_json::to_string(&block).unwrap(), r#"{"type":"n","n":0.012}"#);
+    }
+
+    #[test]
+    fn a_message_is_nested_as_deep_as_it_can_be_read_back() {
+        let nested = |levels: usize| {
+            let wrap = |value, level| if level % 2 == 0 { Value::Array(vec![value]) } else { serde_json::json!({ "in": value }) };
+            (0..levels).fold(Value::Null, wrap)
+        };
+        let in_block = |levels| UserMessage::new([ContentBlock::of_type("a").with("value", nested(levels))]);
+        let in_metadata = |levels| UserMessage::text("hi").with_metadata("value", nested(levels));
+        for deepest in [in_block(LEVELS_MAX - 3), in_metadata(LEVELS_MAX - 2)] {
+            let event = deepest.clone().into_event().unwrap();
+            assert_eq!(UserMessage::from_data_lossy(&event.data), deepest);
+            assert_eq!(UserMessage::from_event(&stored(EVENT_TYPE, event.data)).unwrap(), deepest);
+        }
+        for too_deep in [in_block(LEVELS_MAX - 2), in_metadata(LEVELS_MAX - 1)] {
+            let unread = serde_json::to_string(&too_deep).unwrap();
+            serde_json::from_str::<UserMessage>(&unread).unwrap_err();
+            assert_eq!(too_deep.into_event(), None);
+        }
     }
 
     #[test]
@@ -308,7 +347,7 @@ mod tests {
             serde_json::from_str(r#"{"content":[{"type":"text","text":"hi"}],"message_id":"msg_1"}"#).unwrap();
         assert_eq!(message, "hi".into());
         assert_eq!(message, String::from("hi").into());
-        assert_eq!(UserMessage::default().into_event().data, r#"{"content":[],"metadata":{}}"#);
+        assert_eq!(UserMessage::default().into_event().unwrap().data, r#"{"content":[],"metadata":{}}"#);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every limit: what is at it passes, what is one above it is refused by name and leaves nothing behind.
 
-use sessionlog::{Batch, Error, Limit, NewEvent, Options, Page, Result, SessionId, SessionLog};
+use serde_json::json;
+use sessionlog::{Batch, Error, Limit, NewEvent, Options, Page, Result, SessionId, SessionLog, UserMessage};
 
 use crate::support::{assert_error, block_on, folder, note, notes, open, read_all, session, small_files};
 
@@ -126,6 +127,9 @@ fn what_no_option_allows_is_invalid() {
     }
     assert_error!(log.append(&id, notes("n", 1).idempotency_key("")), Error::Invalid { what: "idempotency key", .. });
     assert_error!(log.append(&id, Batch::new()), Error::Invalid { what: "batch", .. });
+    let too_deep = (0..126).fold(json!(null), |value, _| json!([value]));
+    let batch = notes("n", 1).user_message(UserMessage::text("hi").with_metadata("value", too_deep));
+    assert_error!(log.append(&id, batch), Error::Invalid { what: "user message", .. });
     assert_error!(log.head(&id), Error::UnknownSession { .. });
 }
 
