@@ -26,6 +26,7 @@ use crate::ids::IdClock;
 use crate::journal::{GroupBuffer, JournalWriter, Placed, Spares, file_bytes_for};
 use crate::options::Options;
 use crate::recent::Recent;
+use crate::refusals::Refusals;
 use crate::seal::SealSignal;
 use crate::section::{Decided, Group, Outcome, Request, Section};
 use crate::stats::Counters;
@@ -50,6 +51,7 @@ pub(crate) struct Commit {
     spares: Arc<Spares>,
     seal: Arc<SealSignal>,
     counters: Arc<Counters>,
+    refusals: Arc<Refusals>,
     group_bytes_max: usize,
     stall_wait: Duration,
 }
@@ -78,6 +80,7 @@ impl Commit {
         spares: Arc<Spares>,
         seal: Arc<SealSignal>,
         counters: Arc<Counters>,
+        refusals: Arc<Refusals>,
         options: &Options,
     ) -> Self {
         Self {
@@ -90,6 +93,7 @@ impl Commit {
             spares,
             seal,
             counters,
+            refusals,
             group_bytes_max: options.group_bytes_max,
             stall_wait: options.stall_wait,
         }
@@ -103,7 +107,7 @@ impl Commit {
         section.check_open()?;
         while section.open.is_full_for(&request, self.group_bytes_max) {
             if !deadline.wait(&self.room, &mut section) && section.open.is_full_for(&request, self.group_bytes_max) {
-                return Err(Error::Stalled { waited: self.stall_wait });
+                return Err(self.refusals.of_waiting(self.stall_wait));
             }
             section.check_open()?;
         }
@@ -199,6 +203,13 @@ impl Commit {
         Ok(placed.end_lsn)
     }
 
+    /// Poisons the log when it is no longer where it was opened. Nobody may be leading.
+    pub(crate) fn check_place(&self) -> Result<()> {
+        self.check_poison()?;
+        let placed = self.journal.lock().check_place();
+        placed.map_err(|error| self.poison(error))
+    }
+
     /// Everything before this is on stable storage.
     pub(crate) fn durable_lsn(&self) -> u64 {
         self.section.lock().durable_lsn
@@ -206,7 +217,10 @@ impl Commit {
 
     /// Lets nothing more be written, because a write failed. Returns the error.
     pub(crate) fn poison(&self, error: Error) -> Error {
-        self.section.lock().poison.get_or_insert_with(|| Arc::new(error.clone()));
+        self.section.lock().poison.get_or_insert_with(|| {
+            tracing::error!(target: "sessionlog", error = error.with_sources(), "the log takes no more appends until it is opened again");
+            Arc::new(error.clone())
+        });
         self.turn.notify_all();
         error
     }
@@ -285,7 +299,7 @@ impl Commit {
     /// Sees to it that the group fits the active journal file and that memory for its records is left.
     fn make_room(&self, journal: &mut JournalWriter, group: &GroupBuffer) -> Result<()> {
         if !self.seal.wait_until(self.stall_wait, || self.recent.has_room()) {
-            return Err(Error::Stalled { waited: self.stall_wait });
+            return Err(self.refusals.of_waiting(self.stall_wait));
         }
         let is_large = self.recent.active_is_large() && !journal.active_is_empty();
         if journal.fits(group.record_bytes()) && !is_large {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::{fmt, io};
 
+use crate::disk::may_pass;
 use crate::event::{Expected, Seq};
 use crate::ids::{EventId, MessageId};
 use crate::session::SessionId;
@@ -99,6 +100,25 @@ pub enum Error {
         path: PathBuf,
     },
 
+    /// The folder, or a file in it, is no longer where the log was opened: somebody moved, removed or replaced it. On an append nothing was
+    /// written. The log is [poisoned](Error::Poisoned) until it is opened again. What it acknowledged is in the folder that it was
+    /// opened in, under whatever name that has now, unless it was removed.
+    #[error("{} is not what this log was opened with: {what}", path.display())]
+    Displaced {
+        /// The path that leads elsewhere.
+        path: PathBuf,
+        /// What happened to it, as far as it can be seen.
+        what: String,
+    },
+
+    /// The log was opened by another process, of which this one is a copy made with `fork`. Nothing was written. Only the process that opened a
+    /// log can use it.
+    #[error("the log was opened by process {opened_by}, and this is another one")]
+    Forked {
+        /// The process that opened the log.
+        opened_by: u32,
+    },
+
     /// Stored bytes are not what was written. Nothing was changed, skipped or truncated.
     #[error("{} is damaged at byte {offset}: {what}", file.display())]
     Corrupt {
@@ -124,7 +144,7 @@ pub enum Error {
     },
 
     /// What an append had to know first could not be read: where its session stands, or what its idempotency key stands for. Nothing
-    /// was written, and the same call may succeed later.
+    /// was written, and the same call may be repeated.
     #[error("could not {doing} {}, before anything was written", path.display())]
     Unread {
         /// What we were doing.
@@ -170,6 +190,16 @@ pub enum Error {
     Stalled {
         /// How long the append waited.
         waited: std::time::Duration,
+        /// What the system refused the background work, if that is why. It may pass by itself, such as a lack of descriptors.
+        source: Option<Arc<Error>>,
+    },
+
+    /// The system refuses a file that the log needs, and will go on to until somebody mends that: rights, a limit on the size of files, a disk
+    /// with errors. Nothing was written. Once it is mended, appends go on without reopening.
+    #[error("the log takes no more appends, because the system refuses what it needs for them")]
+    Refused {
+        /// What the system refused.
+        source: Arc<Error>,
     },
 
     /// The log was opened [`read_only`](crate::Options::read_only). Nothing was written.
@@ -260,6 +290,8 @@ impl Error {
             Error::ExpectedMismatch { .. } => "expected_mismatch",
             Error::IdempotencyConflict { .. } => "idempotency_conflict",
             Error::Locked { .. } => "locked",
+            Error::Displaced { .. } => "displaced",
+            Error::Forked { .. } => "forked",
             Error::Corrupt { .. } => "corrupt",
             Error::Unsupported { .. } => "unsupported",
             Error::Unread { .. } => "unread",
@@ -267,15 +299,27 @@ impl Error {
             Error::Poisoned { .. } => "poisoned",
             Error::NoSpace { .. } => "no_space",
             Error::Stalled { .. } => "stalled",
+            Error::Refused { .. } => "refused",
             Error::ReadOnly => "read_only",
             Error::Closed => "closed",
         }
     }
 
-    /// Whether the same call may succeed later on this same handle.
+    /// Whether a wait may cure it: the same call, on this same handle, may succeed later without anybody mending something but a full disk.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Error::NoSpace { .. } | Error::Stalled { .. } | Error::Unread { .. })
+        match self {
+            Error::NoSpace { .. } | Error::Stalled { .. } => true,
+            Error::Unread { source, .. } => may_pass(source),
+            _ => false,
+        }
+    }
+
+    /// The error and what caused it, in one line.
+    pub(crate) fn with_sources(&self) -> String {
+        let first: &dyn std::error::Error = self;
+        let causes = std::iter::successors(first.source(), |error| error.source());
+        causes.fold(first.to_string(), |line, cause| format!("{line}: {cause}"))
     }
 
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {

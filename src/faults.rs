@@ -2,6 +2,7 @@
 
 mod disk;
 mod manifest;
+mod refusals;
 mod tasks;
 
 use std::io::ErrorKind;
@@ -379,7 +380,7 @@ fn spare_files_that_cannot_be_named_or_opened_do_not_fill_the_disk() {
         log.close().unwrap();
         let (before, folder) = (scene.journal(), journal::folder(scene.folder.path()));
         let disk = FaultyDisk { real: RealDisk::default(), plan: Arc::clone(&scene.plan) };
-        let spares = Spares::new(Arc::new(disk), folder, 4 * MIB as u64, 50);
+        let spares = Spares::new(Arc::new(disk), folder, 4 * MIB as u64, 50, Arc::default());
         scene.plan.refuse_to_open(refused);
         for _ in 0..3 {
             assert!(spares.make_now(MIB as u64).is_err());

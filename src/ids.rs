@@ -179,7 +179,6 @@ pub(crate) fn system_clock() -> WallClock {
 /// Hands out IDs for batches: each greater than all before, also within one millisecond, over a clock that steps back, and, since
 /// the last ID is stored with every group, over reopening.
 pub(crate) struct IdClock {
-    wall: WallClock,
     last: EventId,
 }
 
@@ -198,13 +197,12 @@ const TIME_MS_MAX: u64 = (1 << 48) - 1;
 
 impl IdClock {
     /// A clock whose next ID is greater than `last`.
-    pub(crate) fn new(wall: WallClock, last: EventId) -> Self {
-        Self { wall, last }
+    pub(crate) fn new(last: EventId) -> Self {
+        Self { last }
     }
 
-    /// Takes the IDs `base ..= base + (count - 1)`.
-    pub(crate) fn stamp(&mut self, count: u32) -> Stamp {
-        let created_ms = now_ms(&self.wall);
+    /// Takes the IDs `base ..= base + (count - 1)` for a batch that came at `created_ms` by the wall clock.
+    pub(crate) fn stamp(&mut self, count: u32, created_ms: u64) -> Stamp {
         let base = if created_ms > self.last.timestamp_ms() { fresh(created_ms) } else { self.last.plus(1) };
         self.last = base.plus(count.saturating_sub(1));
         Stamp { base, created_ms }
@@ -217,7 +215,8 @@ pub(crate) fn clock_skew(wall: &WallClock, last: EventId) -> Option<Duration> {
     (last != EventId::from_u128(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)
 }
 
-fn now_ms(wall: &WallClock) -> u64 {
+/// The time by the wall clock, in milliseconds since 1970, as far as an ID can carry it.
+pub(crate) fn now_ms(wall: &WallClock) -> u64 {
     let since = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX).min(TIME_MS_MAX)
 }
@@ -240,23 +239,18 @@ pub(crate) fn timestamp(ms: u64) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
 
-    fn clock_at(ms: &Arc<AtomicU64>) -> WallClock {
-        let ms = Arc::clone(ms);
-        Arc::new(move || UNIX_EPOCH + Duration::from_millis(ms.load(Ordering::Relaxed)))
+    fn clock_at(ms: u64) -> WallClock {
+        Arc::new(move || UNIX_EPOCH + Duration::from_millis(ms))
     }
 
     #[test]
     fn ids_rise_within_a_millisecond_and_over_a_clock_that_steps_back() {
-        let now = Arc::new(AtomicU64::new(1_000));
-        let mut clock = IdClock::new(clock_at(&now), EventId::from_u128(0));
+        let mut clock = IdClock::new(EventId::from_u128(0));
         let mut last = EventId::from_u128(0);
         for ms in [1_000, 1_000, 1_001, 500, 500, 0, 1_002, 1_002] {
-            now.store(ms, Ordering::Relaxed);
-            let stamp = clock.stamp(10);
+            let stamp = clock.stamp(10, ms);
             assert!(stamp.base > last, "{:?} after {last:?}", stamp.base);
             assert_eq!(stamp.created_ms, ms);
             last = stamp.base.plus(9);
@@ -265,19 +259,15 @@ mod tests {
 
     #[test]
     fn ids_rise_over_reopening_with_the_clock_set_back() {
-        let now = Arc::new(AtomicU64::new(5_000));
-        let last = IdClock::new(clock_at(&now), EventId::from_u128(0)).stamp(3).base.plus(2);
-        now.store(10, Ordering::Relaxed);
-        let mut reopened = IdClock::new(clock_at(&now), last);
-        assert!(clock_skew(&reopened.wall, last).is_none(), "five seconds are not worth a report");
-        assert_eq!(reopened.stamp(1).base, last.plus(1));
+        let last = IdClock::new(EventId::from_u128(0)).stamp(3, 5_000).base.plus(2);
+        assert!(clock_skew(&clock_at(10), last).is_none(), "five seconds are not worth a report");
+        assert_eq!(IdClock::new(last).stamp(1, 10).base, last.plus(1));
     }
 
     #[test]
     fn a_clock_a_day_off_is_reported() {
-        let now = Arc::new(AtomicU64::new(0));
         let last = fresh(2 * 86_400_000);
-        assert_eq!(clock_skew(&clock_at(&now), last), Some(Duration::from_hours(48)));
+        assert_eq!(clock_skew(&clock_at(0), last), Some(Duration::from_hours(48)));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::codec::{StoreId, decode_bare, encode_bare};
 use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::Seq;
+use crate::refusals::{Refusals, Work};
 use crate::segment::{Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key};
 use crate::session::SessionId;
 use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
@@ -38,6 +39,9 @@ const DOUBLINGS_MAX: u32 = 6;
 const SLED_CACHE_BYTES_MIN: u64 = 1024 * 1024;
 
 const KIND_RUN: u8 = 1;
+
+/// Why an index is set aside that a reader has found out.
+const UNTRUE: &str = "it said something untrue";
 
 /// Another one than before entries were made small, so that an index of that time is built again. It was 2.
 const KIND_POSITION: u8 = 3;
@@ -71,6 +75,7 @@ pub(crate) struct Index {
     folder: PathBuf,
     store: StoreId,
     cache_bytes: u64,
+    refusals: Arc<Refusals>,
     db: RwLock<Option<sled::Db>>,
     through: AtomicU64,
     rebuilds: AtomicU64,
@@ -99,16 +104,22 @@ enum Setback {
     /// The log is closing.
     Stopped,
     /// The folder is of no use any more.
-    Broken,
-    /// A segment could not be read; the index has all before it.
-    Unread,
+    Broken(String),
+    /// A segment or the folder could not be read; the index has all before it.
+    Unread(Error),
     /// A segment is damaged; the index has all before it.
-    Damaged,
+    Damaged(Error),
 }
 
 impl From<Error> for Setback {
     fn from(error: Error) -> Self {
-        if matches!(error, Error::Corrupt { .. }) { Setback::Damaged } else { Setback::Unread }
+        if matches!(error, Error::Corrupt { .. }) { Setback::Damaged(error) } else { Setback::Unread(error) }
+    }
+}
+
+impl Setback {
+    fn broken(why: impl Into<String>) -> Self {
+        Setback::Broken(why.into())
     }
 }
 
@@ -124,12 +135,13 @@ impl IndexEntry {
 }
 
 impl Index {
-    pub(crate) fn new(disk: Arc<dyn Disk>, log: &Path, store: StoreId, cache_bytes: usize) -> Self {
+    pub(crate) fn new(disk: Arc<dyn Disk>, log: &Path, store: StoreId, cache_bytes: usize, refusals: Arc<Refusals>) -> Self {
         Self {
             disk,
             folder: log.join("index"),
             store,
             cache_bytes: (cache_bytes as u64).max(SLED_CACHE_BYTES_MIN),
+            refusals,
             db: RwLock::new(None),
             through: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
@@ -207,11 +219,18 @@ impl Index {
         let mut damaged = 0;
         while self.wait_for_work() {
             match self.catch_up(&segments()) {
-                Ok(()) => damaged = 0,
+                Ok(()) => {
+                    damaged = 0;
+                    self.refusals.note(Work::Indexing, &Ok(()));
+                }
                 Err(Setback::Stopped) => break,
-                Err(Setback::Broken) => self.set_aside(),
-                Err(Setback::Unread) => self.pause(RETRY_AFTER, |_state| false),
-                Err(Setback::Damaged) => {
+                Err(Setback::Broken(why)) => self.set_aside(&why),
+                Err(Setback::Unread(error)) => {
+                    self.refusals.note::<()>(Work::Indexing, &Err(error));
+                    self.pause(RETRY_AFTER, |_state| false);
+                }
+                Err(Setback::Damaged(error)) => {
+                    self.refusals.note::<()>(Work::Indexing, &Err(error));
                     self.pause(RETRY_AFTER * 2_u32.pow(damaged), |state| state.distrusted);
                     damaged = DOUBLINGS_MAX.min(damaged + 1);
                 }
@@ -230,7 +249,7 @@ impl Index {
 
     fn catch_up(&self, segments: &SegmentSet) -> Result<(), Setback> {
         if self.state.lock().distrusted {
-            return Err(Setback::Broken);
+            return Err(Setback::broken(UNTRUE));
         }
         let db = self.opened()?;
         for segment in segments.iter().filter(|segment| segment.info.number > self.through()) {
@@ -245,21 +264,19 @@ impl Index {
         if let Some(db) = self.db.read().as_ref() {
             return Ok(db.clone());
         }
-        self.remove_unfinished_snapshots();
-        let config = sled::Config::new()
-            .path(&self.folder)
-            .cache_capacity(self.cache_bytes)
-            .segment_size(SLED_SEGMENT_BYTES)
-            .flush_every_ms(None);
+        self.remove_unfinished_snapshots().map_err(|error| Setback::Broken(error.with_sources()))?;
+        let path = self.disk.path_for_others(&self.folder)?;
+        let config =
+            sled::Config::new().path(path).cache_capacity(self.cache_bytes).segment_size(SLED_SEGMENT_BYTES).flush_every_ms(None);
         let db = whole(guarded(|| config.open()))?;
         let position = whole(guarded(|| db.get([KIND_POSITION])))?;
         let position = match position {
-            Some(bytes) => decode_bare(&bytes).ok_or(Setback::Broken)?,
+            Some(bytes) => decode_bare(&bytes).ok_or_else(|| Setback::broken("its position is damaged"))?,
             None if db.is_empty() => Position { store: self.store, through: 0 },
-            None => return Err(Setback::Broken),
+            None => return Err(Setback::broken("it has no position")),
         };
         if position.store != self.store || position.through > self.state.lock().newest {
-            return Err(Setback::Broken);
+            return Err(Setback::broken("it is of another store, or of a later state of this one"));
         }
         // In this order, so that nobody believes in a position whose entries cannot be asked for.
         *self.db.write() = Some(db.clone());
@@ -307,7 +324,7 @@ impl Index {
             return Err(Setback::Stopped);
         }
         if state.distrusted {
-            return Err(Setback::Broken);
+            return Err(Setback::broken(UNTRUE));
         }
         drop(state);
         whole(guarded(|| db.apply_batch(batch)))
@@ -323,11 +340,15 @@ impl Index {
     }
 
     /// Puts the folder where somebody may look at it, in place of an earlier one, and begins anew.
-    fn set_aside(&self) {
+    fn set_aside(&self, why: &str) {
+        tracing::warn!(target: "sessionlog", why, "the index is set aside and built again");
         self.through.store(0, Ordering::Release);
         self.close();
         let aside = self.folder.with_extension("set-aside");
-        if self.move_to(&aside).is_ok() {
+        let moved = self.move_to(&aside);
+        if moved.is_err() {
+            self.refusals.note(Work::Indexing, &moved);
+        } else {
             let mut state = self.state.lock();
             self.rebuilds.fetch_add(1, Ordering::Release);
             state.distrusted = false;
@@ -347,13 +368,15 @@ impl Index {
         self.disk.rename(&self.folder, aside)
     }
 
-    /// sled does not open a folder in which it left one of these behind.
-    fn remove_unfinished_snapshots(&self) {
-        let files = self.disk.list(&self.folder).unwrap_or_default();
-        for (name, _) in files.iter().filter(|(name, _)| name.starts_with("snap.") && name.ends_with(".generating")) {
-            // Should it stay, sled refuses to open, and the folder is set aside.
-            let _removed = self.disk.remove(&self.folder.join(name));
+    /// sled does not open a folder in which it left one of these behind. Nor is one opened that cannot be listed, such as a link that leads
+    /// elsewhere.
+    fn remove_unfinished_snapshots(&self) -> crate::error::Result<()> {
+        if !self.disk.exists(&self.folder)? {
+            return Ok(());
         }
+        let files = self.disk.list(&self.folder)?;
+        let mut unfinished = files.iter().filter(|(name, _)| name.starts_with("snap.") && name.ends_with(".generating"));
+        unfinished.try_for_each(|(name, _)| self.disk.remove(&self.folder.join(name)))
     }
 
     fn close(&self) {
@@ -388,7 +411,8 @@ fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
 fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, Setback> {
     match answer {
         Some(Ok(value)) => Ok(value),
-        Some(Err(_)) | None => Err(Setback::Broken),
+        Some(Err(error)) => Err(Setback::Broken(error.to_string())),
+        None => Err(Setback::broken("sled panicked")),
     }
 }
 
@@ -400,7 +424,7 @@ mod tests {
     #[test]
     fn what_fits_the_cache_is_read_ahead_unless_the_log_is_closed_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
-        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0);
+        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0, Arc::default());
         let Ok(db) = index.opened() else { panic!("the index opens") };
         let mut batch = sled::Batch::default();
         (0..10_000_u32).for_each(|nth| batch.insert(&nth.to_be_bytes(), vec![0; 40]));
@@ -415,19 +439,19 @@ mod tests {
     #[test]
     fn what_an_index_said_is_not_held_against_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
-        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0);
+        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0, Arc::default());
         // Nothing waits for a disk to be better.
         index.stop();
         assert!(index.opened().is_ok());
         let asked = index.ask();
         index.distrust(asked);
         assert!(index.state.lock().distrusted);
-        index.set_aside();
+        index.set_aside("a test");
         index.distrust(asked);
         assert!(!index.state.lock().distrusted, "the index that is to be built is blamed");
         // Nor does it stay distrusted when there is nothing to set aside.
         index.distrust(index.ask());
-        index.set_aside();
+        index.set_aside("a test");
         assert!(!index.state.lock().distrusted, "an index that is not there stays distrusted");
     }
 }

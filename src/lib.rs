@@ -58,6 +58,7 @@ mod options;
 mod read;
 mod recent;
 mod recover;
+mod refusals;
 mod runs_cache;
 mod seal;
 mod section;

@@ -12,7 +12,7 @@ use crate::event::{Ack, Batch, Event};
 use crate::feed::After;
 #[cfg(feature = "http")]
 use crate::feed::NewestSessions;
-use crate::ids::{EventId, MessageId, clock_skew};
+use crate::ids::{EventId, MessageId, clock_skew, now_ms};
 use crate::index::Index;
 use crate::journal::Spares;
 use crate::manifest::Manifest;
@@ -21,6 +21,7 @@ use crate::message::{Message, MessagePage};
 use crate::options::Options;
 use crate::read::{EventPage, Page, Store};
 use crate::recover;
+use crate::refusals::Refusals;
 use crate::seal::{SealSignal, Sealer};
 use crate::section::{IN_FLIGHT_MAX, Request, SealedKey};
 use crate::segment::{MergedPlace, merged_folder};
@@ -57,9 +58,12 @@ pub(crate) struct Core {
     pub writer: Option<Writer>,
     pub index: Arc<Index>,
     pub recovery: Recovery,
+    pub refusals: Arc<Refusals>,
     /// Given back on close.
     pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
     closed: AtomicBool,
+    /// The process that opened it. In a copy of it, made with `fork`, the log's threads are missing, and what they held stays locked.
+    opened_by: u32,
 }
 
 /// What only a log that is not read-only has.
@@ -106,8 +110,9 @@ impl SessionLog {
     /// # Errors
     ///
     /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`], [`Error::IdempotencyConflict`], [`Error::ReadOnly`],
-    /// [`Error::Closed`], [`Error::Poisoned`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was written, and
-    /// the call may be repeated. [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
+    /// [`Error::Closed`], [`Error::Poisoned`], [`Error::Forked`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was
+    /// written, and the call may be repeated; so it is with [`Error::Refused`] once its cause is mended. [`Error::Displaced`]: nothing
+    /// was written, and the log is poisoned. [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
     /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is poisoned until then.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let core = &self.handle.core;
@@ -271,15 +276,19 @@ impl SessionLog {
         self.handle.core.stats()
     }
 
-    /// Whether the log is in service: open, and no write has failed. Costs a lock that commits take.
+    /// Whether the log is in service: open, no write has failed, and the system does not refuse what appends will need. Costs a lock that
+    /// commits take.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`]; [`Error::Poisoned`], while reads go on.
+    /// [`Error::Closed`]; [`Error::Poisoned`], while reads go on. [`Error::NoSpace`], [`Error::Stalled`] and [`Error::Refused`] when background work
+    /// has been refused something for as long as [`stall_wait`](Options::stall_wait): appends fail, or will when the room that is left is used up.
     pub fn health(&self) -> Result<()> {
         let core = &self.handle.core;
-        core.open_store()?;
-        core.writer.as_ref().map_or(Ok(()), |writer| writer.commit.check_poison())
+        let options = &core.open_store()?.options;
+        let Some(writer) = &core.writer else { return Ok(()) };
+        writer.commit.check_poison()?;
+        core.refusals.check(options.stall_wait)
     }
 
     /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
@@ -288,7 +297,7 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] when a write had failed before, [`Error::Io`] when the clean stop could not be recorded, or a journal file that is
+    /// [`Error::Poisoned`] when a write had failed before, [`Error::Displaced`] when the folder is no longer where it was, [`Error::Io`] when the clean stop could not be recorded, or a journal file that is
     /// no longer needed not removed. The log is closed all the same, and everything acknowledged is there on the next open.
     pub fn close(&self) -> Result<()> {
         self.handle.stop(Stop::Clean)
@@ -315,16 +324,23 @@ impl Core {
         counters: Arc<Counters>,
         writer: Option<Writer>,
         recovery: Recovery,
+        refusals: Arc<Refusals>,
     ) -> Self {
-        let (lock, closed) = (Mutex::new(None), AtomicBool::new(false));
-        Self { store, counters, writer, index, recovery, lock, closed }
+        let (lock, closed, opened_by) = (Mutex::new(None), AtomicBool::new(false), std::process::id());
+        Self { store, counters, writer, index, recovery, refusals, lock, closed, opened_by }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
+    /// Refuses to work in a copy of the process that opened the log.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        if std::process::id() == self.opened_by { Ok(()) } else { Err(Error::Forked { opened_by: self.opened_by }) }
+    }
+
     fn open_store(&self) -> Result<&Store> {
+        self.check_process()?;
         if self.is_closed() { Err(Error::Closed) } else { Ok(&self.store) }
     }
 
@@ -343,6 +359,7 @@ impl Core {
         self.look_up_key(Request {
             batch,
             expected,
+            created_ms: now_ms(&store.options.clock),
             session: entry,
             sealed: SealedKey::default(),
             answer: Answer::owed_to(ticket),
@@ -386,6 +403,8 @@ impl Core {
             index_lag: segments.iter().filter(|segment| segment.info.number > self.index.through()).count() as u64,
             index_rebuilds: self.index.rebuilds(),
             streams: count(&self.counters.streams),
+            refusals: self.refusals.count(),
+            refused: self.refusals.standing(),
             clock_skew: clock_skew(&self.store.options.clock, recent.last_id()),
             recovery: self.recovery.clone(),
         }
@@ -415,6 +434,7 @@ impl Handle {
             locator: Arc::clone(&self.core.store.locator),
             cache: Arc::clone(&self.core.store.cache),
             spares: Arc::clone(&writer.spares),
+            refusals: Arc::clone(&self.core.refusals),
         };
         let place = MergedPlace {
             disk: Arc::clone(&writer.disk),
@@ -422,7 +442,8 @@ impl Handle {
             store: writer.store_id,
             cache: Arc::clone(&self.core.store.cache),
         };
-        let merger = Merger { place, locator: Arc::clone(&self.core.store.locator) };
+        let (locator, refusals) = (Arc::clone(&self.core.store.locator), Arc::clone(&self.core.refusals));
+        let merger = Merger { place, locator, refusals };
         let spares = Arc::clone(&writer.spares);
         let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));
         let started = |name: &str, run: Box<dyn FnOnce() + Send>| {
@@ -443,6 +464,7 @@ impl Handle {
     /// Stops everything; a second call waits for the first and does nothing.
     fn stop(&self, how: Stop) -> Result<()> {
         let core = &self.core;
+        core.check_process()?;
         let mut threads = self.threads.lock();
         let is_first = !core.closed.swap(true, Ordering::SeqCst);
         let mut result = Ok(());
@@ -478,6 +500,7 @@ impl Drop for Handle {
 
 impl Writer {
     fn record_clean_stop(&self, store: &Store) -> Result<()> {
+        self.commit.check_place()?;
         let durable_lsn = self.commit.write_witness()?;
         let mut manifest = self.manifest.lock();
         manifest.journal = store.recent.files_in_use(0);

@@ -103,6 +103,7 @@ impl Manifest {
         let image_bytes = self.image().len() as u64;
         let open = |path: PathBuf| {
             let slot = disk.open(&path, Mode::WriteBlocks)?;
+            slot.check_place()?;
             slot.allocate(image_bytes + BLOCK as u64)?;
             Ok(slot)
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::locate::Locator;
+use crate::refusals::{Refusals, Work};
 use crate::segment::{MergedFilter, MergedPlace, Span};
 use crate::sync::{Condvar, Mutex};
 
@@ -54,13 +55,14 @@ impl MergeSignal {
 pub(crate) struct Merger {
     pub place: MergedPlace,
     pub locator: Arc<Locator>,
+    pub refusals: Arc<Refusals>,
 }
 
 impl Merger {
     /// The work of the background thread, until the signal stops.
     pub(crate) fn run(&self) {
         // Where they cannot be listed, they are made again.
-        let _taken_in = self.take_in();
+        self.refusals.note(Work::Filters, &self.take_in());
         let mut failed = HashMap::new();
         loop {
             self.make_missing(&mut failed);
@@ -88,11 +90,14 @@ impl Merger {
                 continue;
             }
             match MergedFilter::make(&self.place, span, of_span, || self.locator.merge.go_on()) {
-                Ok(Some(filter)) => self.locator.publish_merged([filter]),
-                Ok(None) => {}
+                Ok(filter) => {
+                    self.locator.publish_merged(filter);
+                    self.refusals.note(Work::Filters, &Ok(()));
+                }
                 Err(Error::Closed) => return,
-                Err(_unreadable_or_full) => {
+                Err(unreadable_or_full) => {
                     failed.insert(span, newest);
+                    self.refusals.note::<()>(Work::Filters, &Err(unreadable_or_full));
                 }
             }
         }

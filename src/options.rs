@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::disk::{Disk, RealDisk};
+use crate::disk::{Disk, RealDisk, io_error};
 use crate::error::{Error, Result};
 use crate::ids::{WallClock, system_clock};
 use crate::log::SessionLog;
@@ -97,9 +97,15 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other.
+    /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other, or the path is empty.
     pub fn open(self, folder: impl AsRef<Path>) -> Result<SessionLog> {
-        self.open_on(Arc::new(RealDisk::default()), folder.as_ref())
+        let folder = folder.as_ref();
+        if folder.as_os_str().is_empty() {
+            return Err(Error::invalid("folder", "its path is empty"));
+        }
+        // A relative path means another folder when the process changes its working directory.
+        let absolute = std::path::absolute(folder).map_err(io_error("find", folder))?;
+        self.open_on(Arc::new(RealDisk::default()), &absolute)
     }
 
     /// As [`open`](Options::open), on a disk that a test may own.
@@ -214,7 +220,8 @@ impl Options {
         self
     }
 
-    /// Takes the wall clock from `clock`, for tests and simulations. It is called once a batch, with the commit section held.
+    /// Takes the wall clock from `clock`, for tests and simulations. It is called once a batch, on the thread that appends, and by
+    /// [`stats`](SessionLog::stats), each time without a lock of the log: it may wait, and read from the log that it is the clock of.
     pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
         self

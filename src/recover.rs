@@ -17,7 +17,7 @@ use crate::codec::{FileHeader, StoreId};
 use crate::commit::Commit;
 use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Mode, TEMPORARY};
 use crate::error::{Error, Result};
-use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number};
+use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number, timestamp};
 use crate::index::Index;
 use crate::journal::{
     self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, WITNESS_BYTES, replay,
@@ -28,6 +28,7 @@ use crate::manifest::{JournalUse, Manifest};
 use crate::options::Options;
 use crate::read::Store;
 use crate::recent::{Bounds, Recent};
+use crate::refusals::{Refusals, Work};
 use crate::seal::SealSignal;
 use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentSet, merged_folder};
 use crate::stats::{Counters, Recovery};
@@ -41,7 +42,7 @@ const RUNS_SHARE: usize = 4;
 /// Opens the log in `folder` on `disk`.
 pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Core> {
     let began = Instant::now();
-    let opening = Opening { disk, folder, options };
+    let opening = Opening { disk, folder, options, refusals: Arc::default() };
     let mut core = if opening.options.read_only { opening.read_only()? } else { opening.writable()? };
     core.recovery.took = began.elapsed();
     Ok(core)
@@ -51,12 +52,15 @@ struct Opening<'a> {
     disk: Arc<dyn Disk>,
     folder: &'a Path,
     options: Options,
+    refusals: Arc<Refusals>,
 }
 
 impl Opening<'_> {
     fn read_only(self) -> Result<Core> {
-        let lock = self.folder.join(LOCK);
-        let held = if self.disk.exists(&lock)? { Some(self.disk.lock(&lock, Hold::WithReaders)?) } else { None };
+        if !self.disk.exists(self.folder)? {
+            return Err(no_log_in(self.folder));
+        }
+        let held = self.disk.enter(self.folder, LOCK, Hold::WithReaders)?;
         let Some(mut manifest) = Manifest::load(&*self.disk, self.folder)? else {
             if self.disk.exists(&journal::folder(self.folder))? {
                 self.check_that_nothing_is_lost()?;
@@ -81,14 +85,14 @@ impl Opening<'_> {
         let (kept, _sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let core = self.core(&manifest, recent, None, recovery);
-        *core.lock.lock() = held;
+        *core.lock.lock() = Some(held);
         Ok(core)
     }
 
     fn writable(self) -> Result<Core> {
         let disk = &*self.disk;
         self.make_folder()?;
-        let held = disk.lock(&self.folder.join(LOCK), Hold::Alone)?;
+        let held = disk.enter(self.folder, LOCK, Hold::Alone)?;
         self.make_folders()?;
         let mut recovery = Recovery::default();
         let mut manifest = match Manifest::load(disk, self.folder)? {
@@ -111,8 +115,12 @@ impl Opening<'_> {
         freed.into_iter().try_for_each(|(number, bytes)| spares.give(number, bytes))?;
         let recent = Arc::new(Recent::new(ends.last_id, Bounds::of(&self.options)));
         self.restore(&manifest, kept, &recent, &mut recovery)?;
-        let clock = IdClock::new(Arc::clone(&self.options.clock), ends.last_id);
+        let clock = IdClock::new(ends.last_id);
         recovery.clock_skew = clock_skew(&self.options.clock, ends.last_id);
+        if let Some(skew) = recovery.clock_skew {
+            let newest = timestamp(ends.last_id.timestamp_ms());
+            tracing::warn!(target: "sessionlog", ?skew, %newest, "the wall clock is far from the time of the newest event: one of the two is wrong");
+        }
         spares.prepare_next(writer.active_bytes());
         let (seal, counters) = (Arc::new(SealSignal::default()), Arc::new(Counters::default()));
         seal.notify_idle();
@@ -123,6 +131,7 @@ impl Opening<'_> {
             Arc::clone(&spares),
             Arc::clone(&seal),
             Arc::clone(&counters),
+            Arc::clone(&self.refusals),
             &self.options,
         );
         let writer = Writer {
@@ -141,12 +150,17 @@ impl Opening<'_> {
 
     /// Takes away what was not finished when the log stopped. After the log was found to be sound: a failed open changes nothing.
     fn remove_unfinished(&self) -> Result<()> {
-        for folder in [journal::folder(self.folder), segment::folder(self.folder), merged_folder(self.folder)] {
-            for (name, _) in self.disk.list(&folder)? {
-                let path = folder.join(name);
-                if path.extension().is_some_and(|extension| extension == TEMPORARY) {
-                    self.disk.remove(&path)?;
-                }
+        self.remove_unfinished_in(&journal::folder(self.folder))?;
+        self.remove_unfinished_in(&segment::folder(self.folder))?;
+        self.refusals.note(Work::Filters, &self.remove_unfinished_in(&merged_folder(self.folder)));
+        Ok(())
+    }
+
+    fn remove_unfinished_in(&self, folder: &Path) -> Result<()> {
+        for (name, _) in self.disk.list(folder)? {
+            let path = folder.join(name);
+            if path.extension().is_some_and(|extension| extension == TEMPORARY) {
+                self.disk.remove(&path)?;
             }
         }
         Ok(())
@@ -172,8 +186,8 @@ impl Opening<'_> {
             self.disk.make_dir(&folder)?;
             self.disk.sync_dir(&folder)?;
         }
-        // What is in this one may be lost.
-        self.disk.make_dir(&merged_folder(self.folder))?;
+        // What is in this one may be lost, and so may the folder.
+        self.refusals.note(Work::Filters, &self.disk.make_dir(&merged_folder(self.folder)));
         self.disk.sync_dir(self.folder)?;
         self.disk.sync_dir(parent(self.folder))
     }
@@ -211,7 +225,7 @@ impl Opening<'_> {
         let store = StoreId(fresh_store_number());
         let mut manifest = Manifest::new(store);
         let bytes = self.options.journal_file_bytes_min as u64;
-        let spares = Spares::new(Arc::clone(&self.disk), journal, bytes, next_number);
+        let spares = Spares::new(Arc::clone(&self.disk), journal, bytes, next_number, Arc::clone(&self.refusals));
         let first = spares.make_now(bytes)?;
         let header = FileHeader {
             store,
@@ -244,7 +258,8 @@ impl Opening<'_> {
         let numbers = replayed.files.iter().map(|file| file.number).chain(replayed.unused.iter().map(|(number, _)| *number));
         let next_number = numbers.max().unwrap_or(0) + 1;
         let bytes_max = self.options.journal_file_bytes_max as u64;
-        let spares = Spares::new(Arc::clone(&self.disk), journal::folder(self.folder), bytes_max, next_number);
+        let (disk, refusals) = (Arc::clone(&self.disk), Arc::clone(&self.refusals));
+        let spares = Spares::new(disk, journal::folder(self.folder), bytes_max, next_number, refusals);
         for (number, bytes) in replayed.unused.drain(..) {
             // Made for a large batch, or longer by a fault.
             if bytes > bytes_max {
@@ -318,13 +333,14 @@ impl Opening<'_> {
         let segments = SegmentSet::new(manifest.segments.iter().map(segment).collect());
         let index_bytes_max = self.options.index_cache_bytes_max;
         let runs_bytes_max = index_bytes_max / RUNS_SHARE;
-        let index = Index::new(Arc::clone(&self.disk), self.folder, manifest.store, index_bytes_max - runs_bytes_max);
+        let (disk, refusals) = (Arc::clone(&self.disk), Arc::clone(&self.refusals));
+        let index = Index::new(disk, self.folder, manifest.store, index_bytes_max - runs_bytes_max, refusals);
         let index = Arc::new(index);
         index.note_segment(segments.newest_number());
         let locator = Arc::new(Locator::new(segments, Arc::clone(&index), runs_bytes_max));
         let store = Store { recent, locator, cache, options: self.options };
         let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
-        Core::new(store, index, counters, writer, recovery)
+        Core::new(store, index, counters, writer, recovery, self.refusals)
     }
 }
 

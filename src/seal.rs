@@ -19,6 +19,7 @@ use crate::journal::Spares;
 use crate::locate::Locator;
 use crate::manifest::{Manifest, Reserved};
 use crate::recent::{Recent, Sealable};
+use crate::refusals::{Refusals, Work};
 use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentPlan, write_segment};
 use crate::sync::{AtomicBool, Condvar, Deadline, Mutex, Ordering};
 
@@ -122,6 +123,7 @@ pub(crate) struct Sealer {
     pub locator: Arc<Locator>,
     pub cache: Arc<BlockCache>,
     pub spares: Arc<Spares>,
+    pub refusals: Arc<Refusals>,
 }
 
 impl Sealer {
@@ -129,12 +131,14 @@ impl Sealer {
     pub(crate) fn run(&self) {
         let mut retry = None;
         while let Some(timing) = self.signal.wait_for_work(retry) {
-            retry = match self.seal_all(timing) {
+            let sealed = self.seal_all(timing);
+            retry = match sealed {
                 Ok(()) => None,
                 // Either the log is poisoned or closing, which ends the work, or the disk refused for now.
-                Err(_refused) if self.commit.check_poison().is_ok() => Some(RETRY_AFTER),
+                Err(_) if self.commit.check_poison().is_ok() => Some(RETRY_AFTER),
                 Err(_for_good) => return,
             };
+            self.refusals.note(Work::Sealing, &sealed);
         }
     }
 
@@ -159,7 +163,7 @@ impl Sealer {
         let manifest = self.manifest.lock();
         let number = manifest.segments.last().map_or(0, |newest| newest.number) + 1;
         // First, so that no segment is written that cannot be named.
-        let slots = manifest.reserve(&*self.disk, &self.folder)?;
+        let slots = self.reserve(&manifest)?;
         drop(manifest);
         let plan = SegmentPlan { store: self.store, number, start_lsn, end_lsn, records };
         let record_memory = memory / plan.records.len() as u64;
@@ -170,7 +174,9 @@ impl Sealer {
         self.recent.release_sealed(files.len(), plan.records);
         for (file, bytes) in &files {
             // One that cannot be opened is removed, and one that cannot be removed is found by the next open.
-            let _taken_back = self.spares.give(file.number, *bytes);
+            if let Err(refused) = self.spares.give(file.number, *bytes) {
+                self.refusals.note::<()>(Work::JournalFiles, &Err(refused));
+            }
         }
         Ok(())
     }
@@ -192,8 +198,14 @@ impl Sealer {
         if manifest.journal == self.recent.files_in_use(0) {
             return Ok(());
         }
-        let slots = manifest.reserve(&*self.disk, &self.folder)?;
+        let slots = self.reserve(&manifest)?;
         self.store_manifest(&mut manifest, &slots, 0, None)
+    }
+
+    /// The slots of the next manifest. A log that is no longer where it was opened is poisoned.
+    fn reserve(&self, manifest: &Manifest) -> Result<Reserved> {
+        let reserved = manifest.reserve(&*self.disk, &self.folder);
+        reserved.map_err(|error| if matches!(error, Error::Displaced { .. }) { self.commit.poison(error) } else { error })
     }
 
     /// Writes down what counts now: the `new` segment, and all journal files in use but the first `sealed`. A failure poisons the log.

@@ -28,6 +28,8 @@ const OVERLAP_BYTES: usize = 128 * 1024;
 pub(crate) struct Request {
     pub batch: EncodedBatch,
     pub expected: Expected,
+    /// When it came, by the wall clock.
+    pub created_ms: u64,
     pub session: Pin,
     /// For a keyed batch, what the segments say of the key.
     pub sealed: SealedKey,
@@ -109,12 +111,12 @@ impl Section {
         if request.is_stale() {
             return Some(request);
         }
-        let Request { batch, expected, session, sealed, answer: owed } = request;
+        let Request { batch, expected, created_ms, session, sealed, answer: owed } = request;
         let mut state = session.lock();
         let outcome = if let Some(answer) = replay(&session, &batch, sealed.record, &state) {
             Outcome::Tell(answer)
         } else if expected.holds(state.assigned) {
-            let stamp = self.clock.stamp(batch.count());
+            let stamp = self.clock.stamp(batch.count(), created_ms);
             let record = batch.stamped(state.generation(), state.assigned + 1, stamp);
             self.open.buffer.put(&record);
             state.assign(&record);

@@ -32,6 +32,10 @@ pub struct Stats {
     pub index_rebuilds: u64,
     /// Streams and feeds that are open.
     pub streams: u64,
+    /// How often the system refused the background work something since the log was opened.
+    pub refusals: u64,
+    /// What it refuses at the moment.
+    pub refused: Vec<Refusal>,
     /// How far the wall clock is from the newest event ID, where that is over a day: one of the two is wrong.
     pub clock_skew: Option<Duration>,
     /// What was found when the log was opened.
@@ -45,6 +49,20 @@ impl Stats {
     pub fn batches_per_group(&self) -> f64 {
         if self.groups == 0 { 0.0 } else { self.batches as f64 / self.groups as f64 }
     }
+}
+
+/// Background work that does not go on, because the system refuses it something. It is tried again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusal {
+    /// `journal files` or `sealing`, without which appends will fail; `index` or `filters`, without which reads are slower.
+    pub work: &'static str,
+    /// The [code](crate::Error::code) of the last error.
+    pub code: &'static str,
+    /// The last error with its causes, for people.
+    pub error: String,
+    /// How long it has been so.
+    pub lasts: Duration,
 }
 
 /// What was found, and done, when a log was opened.

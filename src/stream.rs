@@ -170,6 +170,10 @@ impl EventStream {
         if self.phase == Phase::Ended || self.core.is_closed() {
             return self.end();
         }
+        if let Err(forked) = self.core.check_process() {
+            self.phase = Phase::Ended;
+            return Next::Item(Err(forked));
+        }
         match self.read_ahead() {
             Err(error) => return Next::Item(Err(error)),
             Ok(events) => self.ahead.extend(events),

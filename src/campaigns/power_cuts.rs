@@ -303,7 +303,13 @@ impl Scene {
             self.say(tried(tag));
             match log.append(&work.session, work.batch()) {
                 Ok(ack) => self.say(acknowledged(tag, &work, &ack)),
-                Err(Error::Io { .. } | Error::Poisoned { .. } | Error::Unread { .. } | Error::Stalled { .. }) => {}
+                Err(
+                    Error::Io { .. }
+                    | Error::Poisoned { .. }
+                    | Error::Unread { .. }
+                    | Error::Stalled { .. }
+                    | Error::Refused { .. },
+                ) => {}
                 Err(error) => panic!("an append failed with {error:?}"),
             }
         }

@@ -251,9 +251,16 @@ impl Disk for SimulatedDisk {
         Ok(Arc::new(SimulatedFile { shared, life, path, file, mode }))
     }
 
-    fn lock(&self, path: &Path, _hold: Hold) -> Result<Box<dyn Send + Sync>> {
-        let file = self.open(path, Mode::Write)?;
-        Ok(Box::new(file))
+    fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
+        let file = folder.join(lock_name);
+        if hold == Hold::Alone {
+            self.open(&file, Mode::Write)?;
+        }
+        Ok(Box::new(()))
+    }
+
+    fn path_for_others(&self, path: &Path) -> Result<PathBuf> {
+        Ok(path.to_path_buf())
     }
 }
 
@@ -341,6 +348,10 @@ impl DiskFile for SimulatedFile {
             }
             state.end(begun)
         })
+    }
+
+    fn check_place(&self) -> Result<()> {
+        Ok(())
     }
 
     fn path(&self) -> &Path {

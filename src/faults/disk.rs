@@ -1,7 +1,7 @@
 //! A disk that refuses on demand, and counts what it is asked for.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
@@ -24,6 +24,8 @@ pub(super) struct Plan {
     /// Of writes and barriers.
     part: Mutex<Option<&'static str>>,
     passes: AtomicU64,
+    /// How, if not as a disk that is full or broken.
+    kind: Mutex<Option<io::ErrorKind>>,
     /// Of those that need a descriptor.
     opened: Mutex<Option<Refused>>,
     /// Of barriers alone, and how they are refused.
@@ -51,6 +53,12 @@ impl Plan {
         *self.part.lock() = Some(part);
     }
 
+    /// As [`refuse`](Self::refuse), with this kind of error.
+    pub(super) fn refuse_as(&self, part: &'static str, kind: io::ErrorKind) {
+        *self.kind.lock() = Some(kind);
+        self.refuse(part, 0);
+    }
+
     pub(super) fn refuse_to_open(&self, path: Refused) {
         *self.opened.lock() = Some(path);
     }
@@ -61,6 +69,7 @@ impl Plan {
 
     pub(super) fn relent(&self) {
         *self.part.lock() = None;
+        *self.kind.lock() = None;
         *self.opened.lock() = None;
         *self.synced.lock() = None;
     }
@@ -97,7 +106,7 @@ impl Plan {
         if !hit || self.passes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
             return Ok(());
         }
-        Err(self.refusal("write", path, kind))
+        Err(self.refusal("write", path, self.kind.lock().unwrap_or(kind)))
     }
 
     fn check_open(&self, path: &Path) -> Result<()> {
@@ -160,8 +169,12 @@ impl Disk for FaultyDisk {
         Ok(Arc::new(FaultyFile { real: self.real.open(path, mode)?, plan: Arc::clone(&self.plan) }))
     }
 
-    fn lock(&self, path: &Path, hold: Hold) -> Result<Box<dyn Send + Sync>> {
-        self.real.lock(path, hold)
+    fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
+        self.real.enter(folder, lock_name, hold)
+    }
+
+    fn path_for_others(&self, path: &Path) -> Result<PathBuf> {
+        self.real.path_for_others(path)
     }
 }
 
@@ -197,6 +210,10 @@ impl DiskFile for FaultyFile {
         self.plan.check(self.path(), io::ErrorKind::Other)?;
         self.plan.check_sync(self.path())?;
         self.real.sync()
+    }
+
+    fn check_place(&self) -> Result<()> {
+        self.real.check_place()
     }
 
     fn path(&self) -> &Path {

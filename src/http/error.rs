@@ -141,9 +141,14 @@ fn status(error: &Error) -> StatusCode {
         Error::UnknownSession { .. } | Error::UnknownEvent { .. } | Error::UnknownMessage { .. } => StatusCode::NOT_FOUND,
         Error::ExpectedMismatch { .. } => StatusCode::PRECONDITION_FAILED,
         Error::IdempotencyConflict { .. } => StatusCode::CONFLICT,
-        Error::Poisoned { .. } | Error::NoSpace { .. } | Error::Stalled { .. } | Error::ReadOnly | Error::Closed => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Error::Poisoned { .. }
+        | Error::Displaced { .. }
+        | Error::Forked { .. }
+        | Error::NoSpace { .. }
+        | Error::Stalled { .. }
+        | Error::Refused { .. }
+        | Error::ReadOnly
+        | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
         Error::Corrupt { .. } | Error::Unsupported { .. } | Error::Unread { .. } | Error::Io { .. } | Error::Locked { .. } => {
             StatusCode::INTERNAL_SERVER_ERROR
         }
@@ -181,8 +186,11 @@ impl From<Error> for ApiError {
 fn of_server(error: &Error) -> String {
     let text = match error {
         Error::Poisoned { .. } => "a write has failed, and nothing more is taken until the server is started anew",
+        Error::Displaced { .. } => "the server's folder was moved or replaced; nothing was written, and nothing more is taken",
+        Error::Forked { .. } => "this is a copy of the server's process, which takes nothing",
         Error::NoSpace { .. } => "the server's disk is full; nothing was written",
         Error::Stalled { .. } => "the server's disk does not keep up; nothing was written",
+        Error::Refused { .. } => "the server's disk refuses what the log needs, until somebody mends that; nothing was written",
         Error::ReadOnly => "the log is open for reading only",
         Error::Closed => "the server is about to stop",
         Error::Unread { .. } => "what is stored could not be read; nothing was written",

@@ -1,7 +1,6 @@
 //! Journal files that are ready to be used: prepared and recycled in the background, so that going on in the next file
 //! seldom waits for zeroes to be written.
 
-use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use std::time::Duration;
 use crate::disk::{BLOCK, Disk, DiskFile, Mode, write_zeroes};
 use crate::error::{Error, Result};
 use crate::journal;
+use crate::refusals::{Refusals, Work};
 use crate::sync::{Condvar, Deadline, Mutex};
 
 /// How long to wait before asking a disk again that refused.
@@ -36,6 +36,7 @@ pub(crate) struct Spares {
     disk: Arc<dyn Disk>,
     folder: PathBuf,
     bytes_max: u64,
+    refusals: Arc<Refusals>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -47,14 +48,13 @@ struct State {
     wanted: u64,
     /// How many wait for a file.
     waiting: usize,
-    refused: Option<Error>,
     stopped: bool,
 }
 
 impl Spares {
-    pub(crate) fn new(disk: Arc<dyn Disk>, folder: PathBuf, bytes_max: u64, next_number: u32) -> Self {
-        let state = State { ready: Vec::new(), next_number, wanted: 0, waiting: 0, refused: None, stopped: false };
-        Self { disk, folder, bytes_max, state: Mutex::new(state), changed: Condvar::new() }
+    pub(crate) fn new(disk: Arc<dyn Disk>, folder: PathBuf, bytes_max: u64, next_number: u32, refusals: Arc<Refusals>) -> Self {
+        let state = State { ready: Vec::new(), next_number, wanted: 0, waiting: 0, stopped: false };
+        Self { disk, folder, bytes_max, refusals, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to the cap.
@@ -68,7 +68,7 @@ impl Spares {
     ///
     /// # Errors
     ///
-    /// After `wait`, [`Error::NoSpace`] when the disk is full and [`Error::Stalled`] otherwise. Both may be tried again.
+    /// After `wait`, what the system refuses, if anything: see [`Refusals::of_waiting`].
     pub(crate) fn take(&self, bytes_min: u64, wait: Duration) -> Result<Spare> {
         let deadline = Deadline::after(wait);
         let mut state = self.state.lock();
@@ -86,7 +86,7 @@ impl Spares {
             let is_late = !deadline.wait(&self.changed, &mut state);
             state.waiting -= 1;
             if is_late {
-                return Err(self.refusal(&state, wait));
+                return Err(self.refusals.of_waiting(wait));
             }
         }
     }
@@ -119,24 +119,22 @@ impl Spares {
         let mut state = self.state.lock();
         while !state.stopped {
             if state.ready.iter().any(|spare| spare.bytes >= state.wanted) {
+                self.refusals.note(Work::JournalFiles, &Ok(()));
                 self.changed.wait(&mut state);
                 continue;
             }
             let bytes = state.wanted;
             drop(state);
             let made = self.make(bytes, |took| self.pause(took.min(WRITE_MAX) * PAUSES));
+            self.refusals.note(Work::JournalFiles, &made);
             state = self.state.lock();
             match made {
                 Ok(spare) => {
                     state.ready.push(spare);
-                    state.refused = None;
                     self.changed.notify_all();
                 }
                 Err(_) if state.stopped => return,
-                Err(error) => {
-                    state.refused = Some(error);
-                    self.changed.wait_for(&mut state, RETRY_AFTER);
-                }
+                Err(_refused) => drop(self.changed.wait_for(&mut state, RETRY_AFTER)),
             }
         }
     }
@@ -194,15 +192,6 @@ impl Spares {
         while state.waiting == 0 && !state.stopped && deadline.wait(&self.changed, &mut state) {}
         if state.stopped { Err(Error::Closed) } else { Ok(()) }
     }
-
-    fn refusal(&self, state: &State, waited: Duration) -> Error {
-        match &state.refused {
-            Some(Error::Io { source, .. }) if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-                Error::NoSpace { path: self.folder.clone(), source: Arc::clone(source) }
-            }
-            _ => Error::Stalled { waited },
-        }
-    }
 }
 
 #[cfg(test)]
@@ -215,7 +204,7 @@ mod tests {
     #[test]
     fn what_a_burst_used_is_used_again_until_the_log_is_idle() {
         let folder = tempfile::tempdir().unwrap();
-        let spares = Spares::new(Arc::new(RealDisk::default()), folder.path().to_path_buf(), BYTES, 1);
+        let spares = Spares::new(Arc::new(RealDisk::default()), folder.path().to_path_buf(), BYTES, 1, Arc::default());
         let used: Vec<_> = [BYTES / 2, BYTES, BYTES, BYTES, BYTES].map(|bytes| spares.make_now(bytes).unwrap()).into();
         let give_back = |taken: &[Spare]| taken.iter().try_for_each(|spare| spares.give(spare.number, spare.bytes));
         give_back(&used).unwrap();

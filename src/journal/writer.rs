@@ -47,6 +47,11 @@ impl JournalWriter {
         Self { store, active, chain, end_lsn, last_id }
     }
 
+    /// Says [`Error::Displaced`](crate::Error::Displaced) when the log is no longer where it was opened.
+    pub(crate) fn check_place(&self) -> Result<()> {
+        self.active.file.check_place()
+    }
+
     pub(crate) fn end_lsn(&self) -> u64 {
         self.end_lsn
     }
@@ -112,6 +117,8 @@ impl Placed {
     /// written again. Returns the bytes written.
     pub(crate) fn write(&self, group: &GroupBuffer) -> Result<usize> {
         let Some((file, offset)) = &self.at else { return Ok(0) };
+        // What is written to a file that was removed is gone with it, and a log that was moved away would be missed where it is looked for.
+        file.check_place()?;
         let blocks = group.blocks();
         file.write_all_at(blocks, *offset)?;
         Ok(blocks.len())

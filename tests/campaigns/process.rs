@@ -229,7 +229,9 @@ impl Enduring {
                     poisoned.store(true, Ordering::SeqCst);
                     teller.say(&format!("poisoned: {error:?}"));
                 }
-                Err(error) if error.is_retryable() => teller.say(&format!("refused: {error:?}")),
+                Err(error) if error.is_retryable() || matches!(error, Error::Refused { .. } | Error::Unread { .. }) => {
+                    teller.say(&format!("refused: {error:?}"))
+                }
                 Err(error) => panic!("an append failed: {error:?}"),
             }
         }

@@ -20,6 +20,7 @@ mod merged;
 mod message;
 mod model;
 mod options;
+mod place;
 mod reopen;
 mod sessions;
 mod stats;

@@ -1,0 +1,279 @@
+//! The folders that a log holds open: once it has entered its own, every name below is looked up from there, and never from a path.
+//!
+//! A path may come to mean another folder while a log is open: the process changes its working directory, somebody moves the folder, puts
+//! another in its place, mounts one over it. A descriptor does not. So a log never writes into a folder that it has not locked. No
+//! symbolic link below its folder is followed, since that may lead anywhere.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode as Permissions, OFlags, Stat, fstat, mkdirat, openat, stat, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::disk::{Hold, io_error};
+use crate::error::{Error, Result};
+use crate::sync::RwLock;
+
+/// What a folder is opened with, to look up names from.
+const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
+/// A folder of the log, and the path that led to it when it was opened.
+pub(super) struct Folder {
+    path: PathBuf,
+    file: File,
+    /// None for the log's own.
+    parent: Option<Arc<Folder>>,
+}
+
+/// The log's folder and those below it that were asked for. Before the log has entered its folder there is none, and paths are followed.
+#[derive(Default)]
+pub(super) struct HeldFolders {
+    folders: RwLock<Vec<Arc<Folder>>>,
+}
+
+/// Where to look up a name.
+pub(super) struct Place<'a> {
+    /// None before the log has entered its folder, and for what lies outside.
+    pub folder: Option<Arc<Folder>>,
+    /// In that folder; else a path.
+    pub name: &'a Path,
+}
+
+/// What tells files and folders apart, whatever they are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl HeldFolders {
+    /// Enters the log's folder: locks it, and the file `lock_name` in it. Without the right to write a missing file is not made.
+    pub(super) fn enter(&self, path: &Path, lock_name: &str, hold: Hold) -> Result<FolderLock> {
+        let file = File::from(openat(CWD, path, FOLDER, Permissions::empty()).map_err(errno("open", path))?);
+        let folder = Arc::new(Folder { path: path.to_path_buf(), file, parent: None });
+        // The folder's own lock holds also where the lock file is removed and made anew.
+        let mut lock = FolderLock { held: Vec::new(), owner: std::process::id() };
+        let own = folder.file.try_clone().map_err(io_error("lock", path))?;
+        if take(&own, hold, path).or_else(|refused| if has_no_locks(&refused) { Ok(false) } else { Err(refused) })? {
+            lock.held.push(own);
+        }
+        let name = Path::new(lock_name);
+        let access = if hold == Hold::Alone { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY };
+        match folder.open(name, access) {
+            Ok(file) => {
+                take(&file, hold, path)?;
+                lock.held.push(file);
+            }
+            Err(Errno::NOENT) if hold == Hold::WithReaders => {}
+            Err(refused) => return Err(folder.refusal("open", name, refused)),
+        }
+        self.folders.write().push(folder);
+        Ok(lock)
+    }
+
+    /// Where to look up `path`. The folders on the way are opened, and stay so.
+    pub(super) fn place<'a>(&self, path: &'a Path) -> Result<Place<'a>> {
+        let Some(root) = self.root().filter(|root| path.starts_with(&root.path)) else {
+            return Ok(Place { folder: None, name: path });
+        };
+        match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if path != root.path => {
+                Ok(Place { folder: Some(self.folder(&root, parent)?), name: Path::new(name) })
+            }
+            _ => Ok(Place { folder: Some(root), name: Path::new(".") }),
+        }
+    }
+
+    /// The folder itself, if it is the log's or lies in it.
+    pub(super) fn held(&self, path: &Path) -> Result<Option<Arc<Folder>>> {
+        let root = self.root().filter(|root| path.starts_with(&root.path));
+        root.map(|root| self.folder(&root, path)).transpose()
+    }
+
+    /// Looks up the folder anew when it is asked for again: it gets another name, or goes.
+    pub(super) fn forget(&self, path: &Path) {
+        self.folders.write().retain(|folder| !folder.path.starts_with(path) || folder.parent.is_none());
+    }
+
+    pub(super) fn root(&self) -> Option<Arc<Folder>> {
+        self.folders.read().first().map(Arc::clone)
+    }
+
+    fn folder(&self, root: &Arc<Folder>, path: &Path) -> Result<Arc<Folder>> {
+        let mut folder = Arc::clone(root);
+        let below = path.strip_prefix(&root.path).expect("it lies in the log's folder");
+        for name in below {
+            let path = folder.path.join(name);
+            let known = self.folders.read().iter().find(|folder| folder.path == path).map(Arc::clone);
+            folder = match known {
+                Some(known) => known,
+                None => self.open_below(folder, Path::new(name))?,
+            };
+        }
+        Ok(folder)
+    }
+
+    fn open_below(&self, parent: Arc<Folder>, name: &Path) -> Result<Arc<Folder>> {
+        let file = parent.open(name, FOLDER).map_err(|refused| parent.refusal("open", name, refused))?;
+        let folder = Arc::new(Folder { path: parent.path.join(name), file, parent: Some(parent) });
+        let mut folders = self.folders.write();
+        if let Some(first) = folders.iter().find(|known| known.path == folder.path) {
+            return Ok(Arc::clone(first));
+        }
+        folders.push(Arc::clone(&folder));
+        Ok(folder)
+    }
+}
+
+impl Folder {
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its path, or one above it, leads elsewhere by now; what happened to it, if so.
+    pub(super) fn displaced(&self) -> Option<(&Path, &'static str)> {
+        if let Some(displaced) = self.parent.as_ref().and_then(|parent| parent.displaced()) {
+            return Some(displaced);
+        }
+        match stat(&self.path) {
+            Ok(found) if Some(Identity::from(&found)) == Identity::of(&self.file) => None,
+            Ok(_other) => Some((&self.path, "another folder is in its place")),
+            Err(_gone) => Some((&self.path, "it was moved or removed")),
+        }
+    }
+
+    /// Opens a name in this folder, and no link.
+    pub(super) fn open(&self, name: &Path, flags: OFlags) -> Result<File, Errno> {
+        openat(&self.file, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, OWNER_ALONE).map(File::from)
+    }
+
+    /// Says of a symbolic link what it is: the system's own words are about loops and folders.
+    pub(super) fn refusal(&self, doing: &'static str, name: &Path, refused: Errno) -> Error {
+        let path = self.path.join(name);
+        let found = statat(&self.file, name, AtFlags::SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Symlink) {
+            return is_a_link(&path);
+        }
+        errno(doing, &path)(refused)
+    }
+}
+
+/// Files that the log makes are its owner's.
+pub(super) const OWNER_ALONE: Permissions = Permissions::RUSR.union(Permissions::WUSR);
+
+/// What is said of a symbolic link below the log's folder.
+pub(super) fn is_a_link(path: &Path) -> Error {
+    let why = "it is a symbolic link, and a log keeps to its own folder; a mount may take its place";
+    io_error("use", path)(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+pub(super) fn errno(doing: &'static str, path: &Path) -> impl FnOnce(Errno) -> Error {
+    let refused = io_error(doing, path);
+    move |errno| refused(errno.into())
+}
+
+impl Place<'_> {
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+        self.folder.as_ref().map_or(CWD, |folder| folder.file.as_fd())
+    }
+
+    /// The error of a call at this place.
+    pub(super) fn refusal(&self, doing: &'static str, refused: Errno) -> Error {
+        match &self.folder {
+            Some(folder) => folder.refusal(doing, self.name, refused),
+            None => errno(doing, self.name)(refused),
+        }
+    }
+
+    pub(super) fn make_dir(&self) -> Result<()> {
+        match mkdirat(self.dir(), self.name, OWNER_ALONE | Permissions::XUSR) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(refused) => Err(self.refusal("create", refused)),
+        }
+    }
+
+    /// Removes a file, or a folder with all that is in it. Links are removed and not followed.
+    pub(super) fn remove_tree(&self) -> Result<()> {
+        remove_tree(self.dir(), self.name).map_err(|refused| self.refusal("remove", refused))
+    }
+}
+
+fn remove_tree(dir: BorrowedFd<'_>, name: &Path) -> Result<(), Errno> {
+    match unlinkat(dir, name, AtFlags::empty()) {
+        // What a folder is said to be differs between systems.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        done => return done,
+    }
+    let folder = openat(dir, name, FOLDER | OFlags::NOFOLLOW, Permissions::empty())?;
+    for entry in Dir::read_from(&folder)? {
+        let entry = entry?;
+        let name = Path::new(entry.file_name().to_str().map_err(|_not_text| Errno::ILSEQ)?);
+        if name != Path::new(".") && name != Path::new("..") {
+            remove_tree(folder.as_fd(), name)?;
+        }
+    }
+    unlinkat(dir, name, AtFlags::REMOVEDIR)
+}
+
+impl Identity {
+    /// That of an open file; `None` should the system not tell.
+    pub(super) fn of(file: &File) -> Option<Self> {
+        fstat(file).ok().as_ref().map(Self::from)
+    }
+}
+
+impl From<&Stat> for Identity {
+    #[allow(clippy::useless_conversion, clippy::cast_sign_loss, reason = "the fields' types differ between systems")]
+    fn from(stat: &Stat) -> Self {
+        Self { device: stat.st_dev as u64, inode: stat.st_ino.into() }
+    }
+}
+
+/// The locks on a folder. A lock belongs to the open file, which a child process shares until it executes another program; so it is given back,
+/// not just closed, and by the process that took it alone.
+pub(super) struct FolderLock {
+    held: Vec<File>,
+    owner: u32,
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        if std::process::id() == self.owner {
+            // Should this fail, closing the file gives the lock back a moment later.
+            self.held.iter().for_each(|file| drop(file.unlock()));
+        }
+    }
+}
+
+/// Locks a file of the folder at `path`.
+fn take(file: &File, hold: Hold, path: &Path) -> Result<bool> {
+    let taken = if hold == Hold::Alone { file.try_lock() } else { file.try_lock_shared() };
+    match taken {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_path_buf() }),
+        Err(TryLockError::Error(error)) => Err(io_error("lock", path)(error)),
+    }
+}
+
+/// Some file systems lock files and no folders.
+fn has_no_locks(refused: &Error) -> bool {
+    let Error::Io { source, .. } = refused else { return false };
+    let errno = Errno::from_io_error(source);
+    errno.is_some_and(|errno| [Errno::BADF, Errno::INVAL, Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP].contains(&errno))
+}
+
+/// A path that leads to a name in the folder through its descriptor, where the system has such paths.
+pub(super) fn through_descriptor(folder: &Folder, name: &Path) -> Option<PathBuf> {
+    let root = PathBuf::from(format!("/proc/self/fd/{}", folder.file.as_raw_fd()));
+    let leads_there = stat(&root).is_ok_and(|found| Some(Identity::from(&found)) == Identity::of(&folder.file));
+    leads_there.then(|| root.join(name))
+}

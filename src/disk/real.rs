@@ -1,0 +1,248 @@
+//! The operating system's file system.
+
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::num::NonZero;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, openat, renameat, stat, statat, unlinkat};
+use rustix::io::Errno;
+
+use crate::disk::held::{Folder, HeldFolders, Identity, OWNER_ALONE, Place, errno, is_a_link, through_descriptor};
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Hold, Mode, io_error};
+use crate::error::{Error, Result};
+use crate::sync::{AtomicBool, Mutex, Ordering};
+
+/// The operating system's file system, in which it keeps to one log's folder.
+#[derive(Default)]
+pub(crate) struct RealDisk {
+    held: HeldFolders,
+    /// Set once the file system refused direct I/O (older tmpfs, some network file systems).
+    cannot_bypass_cache: AtomicBool,
+}
+
+impl Disk for RealDisk {
+    fn make_dir(&self, path: &Path) -> Result<()> {
+        let place = self.held.place(path)?;
+        if place.folder.is_none() {
+            return DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path));
+        }
+        place.make_dir()?;
+        self.held.held(path).map(|_held| ())
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>> {
+        let folder = match self.held.held(dir)? {
+            Some(folder) => folder.file().try_clone().map_err(io_error("list", dir))?,
+            None => File::open(dir).map_err(io_error("list", dir))?,
+        };
+        list(&folder, dir)
+    }
+
+    fn exists(&self, path: &Path) -> Result<bool> {
+        let place = self.held.place(path)?;
+        // A link below the log's folder is there, and is refused when it is opened.
+        let flags = if place.folder.is_some() { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+        match statat(place.dir(), place.name, flags) {
+            Ok(_found) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(refused) => Err(place.refusal("look for", refused)),
+        }
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        let place = self.held.place(path)?;
+        unlinkat(place.dir(), place.name, AtFlags::empty()).map_err(|refused| place.refusal("remove", refused))
+    }
+
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        self.held.forget(path);
+        self.held.place(path)?.remove_tree()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.held.forget(from);
+        let (from, to) = (self.held.place(from)?, self.held.place(to)?);
+        renameat(from.dir(), from.name, to.dir(), to.name).map_err(|refused| from.refusal("rename", refused))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        let synced = match self.held.held(dir)? {
+            Some(folder) => folder.file().sync_all(),
+            None => File::open(dir).and_then(|dir| dir.sync_all()),
+        };
+        synced.map_err(io_error("sync folder", dir))
+    }
+
+    fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
+        let place = self.held.place(path)?;
+        if mode.bypasses_cache() && !self.cannot_bypass_cache.load(Ordering::Relaxed) {
+            match open_file(&place, mode, OFlags::DIRECT | mode.write_through()) {
+                Ok(file) if accepts_blocks(&file) => return Ok(RealFile::wrap(file, path, place.folder, Bypass::Yes)),
+                Ok(_) => {}
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => {}
+                Err(refused) => return Err(place.refusal("open", refused)),
+            }
+            self.cannot_bypass_cache.store(true, Ordering::Relaxed);
+        }
+        let file = open_file(&place, mode, OFlags::empty()).map_err(|refused| place.refusal("open", refused))?;
+        let barrier = if mode == Mode::WriteThrough { Bypass::NoAndSync } else { Bypass::No };
+        Ok(RealFile::wrap(file, path, place.folder, barrier))
+    }
+
+    fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
+        Ok(Box::new(self.held.enter(folder, lock_name, hold)?))
+    }
+
+    fn path_for_others(&self, path: &Path) -> Result<PathBuf> {
+        let Some(root) = self.held.root().filter(|root| path.starts_with(root.path())) else { return Ok(path.to_path_buf()) };
+        let below = path.strip_prefix(root.path()).expect("it lies in the log's folder");
+        if let Some(found) = through_descriptor(&root, below) {
+            return Ok(found);
+        }
+        // The best there is without such paths: a moment later it may be true no more.
+        check_place(&root).map(|()| path.to_path_buf())
+    }
+}
+
+fn list(folder: &File, dir: &Path) -> Result<Vec<(String, u64)>> {
+    let mut files = Vec::new();
+    for entry in Dir::read_from(folder).map_err(errno("list", dir))? {
+        let entry = entry.map_err(errno("list", dir))?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        let found = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => found,
+            Err(Errno::NOENT) => continue,
+            Err(refused) => return Err(errno("list", dir)(refused)),
+        };
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::RegularFile => files.push((name.to_owned(), u64::try_from(found.st_size).unwrap_or_default())),
+            FileType::Symlink => return Err(is_a_link(&dir.join(name))),
+            _ => {}
+        }
+    }
+    Ok(files)
+}
+
+/// Refuses a folder that its path does not lead to any more.
+fn check_place(folder: &Folder) -> Result<()> {
+    let displaced = |(path, what): (&Path, &str)| Error::Displaced { path: path.to_path_buf(), what: what.to_owned() };
+    folder.displaced().map(displaced).map_or(Ok(()), Err)
+}
+
+impl Mode {
+    fn bypasses_cache(self) -> bool {
+        matches!(self, Mode::ReadDevice | Mode::WriteBlocks | Mode::WriteThrough)
+    }
+
+    pub(crate) fn writes(self) -> bool {
+        !matches!(self, Mode::Read | Mode::ReadDevice)
+    }
+
+    fn write_through(self) -> OFlags {
+        if self == Mode::WriteThrough { OFlags::DSYNC } else { OFlags::empty() }
+    }
+}
+
+fn open_file(place: &Place<'_>, mode: Mode, flags: OFlags) -> Result<File, Errno> {
+    let access = if mode.writes() { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY };
+    match &place.folder {
+        Some(folder) => folder.open(place.name, access | flags),
+        None => openat(CWD, place.name, access | flags | OFlags::CLOEXEC, OWNER_ALONE).map(File::from),
+    }
+}
+
+fn refuses_direct(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput || error.kind() == io::ErrorKind::Unsupported
+}
+
+/// Some file systems open for direct I/O and then refuse the transfer, or want larger blocks; a read of the first block tells.
+fn accepts_blocks(file: &File) -> bool {
+    let mut block = BlockBuf::zeroed(BLOCK);
+    !file.read_at(block.as_mut_slice(), 0).is_err_and(|error| refuses_direct(&error))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bypass {
+    Yes,
+    No,
+    /// Through the cache, with a barrier of its own after each write.
+    NoAndSync,
+}
+
+struct RealFile {
+    file: File,
+    path: PathBuf,
+    folder: Option<Arc<Folder>>,
+    bypass: Bypass,
+    /// Held from a write to its own barrier. The system reports a failed write-back once for an open file, so of two barriers at once
+    /// one might be told of the other's failure, and the other of none.
+    barrier: Mutex<()>,
+}
+
+impl RealFile {
+    fn wrap(file: File, path: &Path, folder: Option<Arc<Folder>>, bypass: Bypass) -> Arc<dyn DiskFile> {
+        Arc::new(Self { file, path: path.to_path_buf(), folder, bypass, barrier: Mutex::default() })
+    }
+}
+
+impl DiskFile for RealFile {
+    fn len(&self) -> Result<u64> {
+        self.file.metadata().map(|metadata| metadata.len()).map_err(io_error("stat", &self.path))
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.file.read_exact_at(buf, offset).map_err(io_error("read", &self.path))
+    }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        // Without a length the call would mean all that follows.
+        if let Some(bytes) = NonZero::new(bytes) {
+            let _of_use = rustix::fs::fadvise(&self.file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
+        }
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let _alone = (self.bypass == Bypass::NoAndSync).then(|| self.barrier.lock());
+        self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path))?;
+        if self.bypass == Bypass::NoAndSync {
+            self.file.sync_data().map_err(io_error("sync", &self.path))?;
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<()> {
+        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
+            Err(refused) => Err(errno("allocate", &self.path)(refused)),
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(io_error("sync", &self.path))
+    }
+
+    fn check_place(&self) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let is_ours = |found| Identity::of(&self.file).is_none_or(|ours| ours == Identity::from(&found));
+        match stat(&self.path) {
+            Ok(found) if is_ours(found) => return Ok(()),
+            // Whoever may not look up the path any more, since the process has given up rights, can still look into the folder.
+            Err(Errno::ACCESS) => {
+                let name = self.path.file_name().map(Path::new).unwrap_or(&self.path);
+                if statat(folder.file(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_ours) {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+        check_place(folder)?;
+        Err(Error::Displaced { path: self.path.clone(), what: "it was moved, removed or replaced".to_owned() })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
