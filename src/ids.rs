@@ -237,6 +237,11 @@ pub(crate) fn timestamp(ms: u64) -> Timestamp {
     i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
 }
 
+/// A time as text, always with three decimals, so that times of one length sort as text.
+pub(crate) fn time_text(at: Timestamp) -> String {
+    format!("{at:.3}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -218,7 +218,14 @@ impl SessionLog {
     ///
     /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn message(&self, id: MessageId) -> Result<Message> {
-        self.handle.core.open_store()?.message(id)
+        let store = self.handle.core.open_store()?;
+        store.message(id, store.options.scan_bytes_max)
+    }
+
+    /// As [`message`](Self::message), with less of the outputs where they take more than so many bytes of memory.
+    #[cfg(feature = "http")]
+    pub(crate) fn message_within(&self, id: MessageId, bytes_max: usize) -> Result<Message> {
+        self.handle.core.open_store()?.message(id, bytes_max)
     }
 
     /// Reads a page of a session's messages. The page counts messages; its cursors are places in the session, as for

@@ -35,7 +35,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::event::{EventView, Seq};
-use crate::ids::{EventId, MessageId};
+use crate::ids::{EventId, MessageId, time_text};
 use crate::session::SessionId;
 use crate::tool_calls::{Calls, ToolEvent};
 use crate::user_message::{self, ContentBlock, UserMessage};
@@ -67,13 +67,16 @@ pub struct Message {
     /// All of them, because an agent says something before most of its tool calls, and who shows the turn wants that too. The
     /// calls and their results are in the session's events.
     pub output: Vec<Value>,
+    /// How many of the earliest outputs are left out, since all of them take more memory than
+    /// [`scan_bytes_max`](crate::Options::scan_bytes_max). The last is always there. They are in the session's events.
+    pub output_omitted: u64,
     /// What was given with the status `failed`, if anything.
     pub error: Option<Value>,
     /// When the event that opened the turn was committed.
-    #[serde(serialize_with = "as_text")]
+    #[serde(serialize_with = "as_time")]
     pub created_at: Timestamp,
     /// When the final status was committed, by the wall clock of that moment. `None` until then.
-    #[serde(serialize_with = "as_text_if_any")]
+    #[serde(serialize_with = "as_time_if_any")]
     pub completed_at: Option<Timestamp>,
 }
 
@@ -163,6 +166,9 @@ pub(crate) struct Fold {
     last_seq: Seq,
     /// Whether a tool event came after the last assistant message, so that the same words again are no repeat.
     tools_since_output: bool,
+    /// Memory for what the user sent, and for the outputs and the error.
+    sent_bytes: usize,
+    said_bytes: usize,
 }
 
 impl Fold {
@@ -178,6 +184,7 @@ impl Fold {
             return Err(Error::UnknownMessage { id });
         }
         let UserMessage { content, metadata } = UserMessage::from_data_lossy(opening.data);
+        let sent_bytes = content.iter().map(|block| fields_bytes(block.as_object())).sum::<usize>() + fields_bytes(&metadata);
         let message = Message {
             id,
             // A message may be kept for long, and must not keep the block that its first event was read from.
@@ -188,11 +195,32 @@ impl Fold {
             metadata,
             attempt: 1,
             output: Vec::new(),
+            output_omitted: 0,
             error: None,
             created_at: opening.created_at,
             completed_at: None,
         };
-        Ok(Self { message, calls: Calls::default(), last_seq: opening.seq, tools_since_output: false })
+        let calls = Calls::default();
+        Ok(Self { message, calls, last_seq: opening.seq, tools_since_output: false, sent_bytes, said_bytes: 0 })
+    }
+
+    /// About how much memory it takes.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.sent_bytes + self.said_bytes + self.calls.bytes()
+    }
+
+    /// Leaves out the earliest outputs, but not the last, until it takes so many bytes.
+    pub(crate) fn omit_outputs(&mut self, bytes_max: usize) {
+        let (excess, mut omitted, mut bytes) = (self.kept_bytes().saturating_sub(bytes_max), 0, 0);
+        for output in self.message.output.iter().rev().skip(1).rev() {
+            if bytes >= excess {
+                break;
+            }
+            (omitted, bytes) = (omitted + 1, bytes + value_bytes(output));
+        }
+        self.message.output.drain(..omitted);
+        self.message.output_omitted += omitted as u64;
+        self.said_bytes -= bytes;
     }
 
     /// Takes the session's next event into account, if it says something about this turn.
@@ -256,6 +284,8 @@ impl Fold {
         self.message.status = status;
         self.message.attempt = attempt;
         self.message.output.clear();
+        self.message.output_omitted = 0;
+        self.said_bytes = 0;
         self.calls = Calls::default();
         self.tools_since_output = false;
     }
@@ -263,6 +293,7 @@ impl Fold {
     fn finish(&mut self, status: MessageStatus, attempt: u32, error: Option<Value>, at: Timestamp) {
         self.message.status = status;
         self.message.attempt = attempt;
+        self.said_bytes += error.as_ref().map_or(0, value_bytes);
         self.message.error = error;
         self.message.completed_at = Some(at);
     }
@@ -271,6 +302,7 @@ impl Fold {
         let Some(said) = decode(event) else { return };
         self.work_shows();
         if self.tools_since_output || self.message.output.last() != Some(&said) {
+            self.said_bytes += value_bytes(&said);
             self.message.output.push(said);
             self.tools_since_output = false;
         }
@@ -322,16 +354,34 @@ fn decode<'a, T: Deserialize<'a>>(event: EventView<'a>) -> Option<T> {
     serde_json::from_slice(event.data).ok()
 }
 
+/// About how much memory a value takes. It is nested no deeper than it was read.
+fn value_bytes(value: &Value) -> usize {
+    let within = match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(value_bytes).sum(),
+        Value::Object(fields) => fields_bytes(fields),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    };
+    size_of::<Value>() + within
+}
+
+fn fields_bytes(fields: &Map<String, Value>) -> usize {
+    // A key, its hash and its places in two tables.
+    const FIELD_OVERHEAD: usize = size_of::<String>() + 4 * size_of::<usize>();
+    fields.iter().map(|(key, value)| FIELD_OVERHEAD + key.len() + value_bytes(value)).sum()
+}
+
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 
+fn as_time<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&time_text(*at))
+}
+
 #[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
-fn as_text_if_any<S: Serializer>(value: &Option<impl Display>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.serialize_some(&value.to_string()),
-        None => serializer.serialize_none(),
-    }
+fn as_time_if_any<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(time_text).serialize(serializer)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::options::Options;
 use crate::recent::{Pin, Recent};
 use crate::segment::{BlockCache, Segment};
 use crate::session::{FIRST_SEQ, Head, SessionId};
+use crate::turns::RememberedTurns;
 
 /// The limit of a page that names none.
 pub(crate) const PAGE_EVENTS_DEFAULT: usize = 100;
@@ -60,6 +61,7 @@ pub struct Page {
     limit: Option<usize>,
     order: Order,
     types: Option<Vec<EventType>>,
+    bytes_max: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -116,6 +118,22 @@ impl Page {
         self
     }
 
+    /// Ends behind the event that reaches so many bytes, where that is less than [`scan_bytes_max`](Options::scan_bytes_max).
+    #[cfg(feature = "http")]
+    pub(crate) fn bytes_max(mut self, bytes: usize) -> Self {
+        self.bytes_max = Some(bytes.max(1));
+        self
+    }
+
+    /// The most bytes that it reads or keeps.
+    pub(crate) fn checked_bytes(&self, options: &Options) -> usize {
+        options.scan_bytes_max.min(self.bytes_max.unwrap_or(usize::MAX))
+    }
+
+    pub(crate) fn is_newest_first(&self) -> bool {
+        self.order == Order::NewestFirst
+    }
+
     fn checked_limit(&self, options: &Options) -> Result<usize> {
         let max = options.limits.page_events_max;
         let limit = self.limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(max));
@@ -155,6 +173,7 @@ pub(crate) struct Store {
     pub recent: Arc<Recent>,
     pub locator: Arc<Locator>,
     pub cache: Arc<BlockCache>,
+    pub turns: RememberedTurns,
     pub options: Options,
 }
 
@@ -206,7 +225,8 @@ impl Store {
         let range = self.range(session, &head, &page)?;
         let mut reader = self.reader(session, entry, &head);
         let order = page.order;
-        let mut scan = Scan::new(page.types, &range, Appetite { events: limit, bytes: self.options.scan_bytes_max });
+        let appetite = Appetite { events: limit, bytes: page.checked_bytes(&self.options) };
+        let mut scan = Scan::new(page.types, &range, appetite);
         let (from, to) = (*range.start(), *range.end());
         let (first, last) = match order {
             Order::OldestFirst => (from, reader.scan_up(range, &mut scan)?),

@@ -33,6 +33,7 @@ use crate::seal::SealSignal;
 use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentSet, merged_folder};
 use crate::stats::{Counters, Recovery};
 use crate::sync::{Instant, Mutex};
+use crate::turns::RememberedTurns;
 
 const LOCK: &str = "LOCK";
 
@@ -338,7 +339,7 @@ impl Opening<'_> {
         let index = Arc::new(index);
         index.note_segment(segments.newest_number());
         let locator = Arc::new(Locator::new(segments, Arc::clone(&index), runs_bytes_max));
-        let store = Store { recent, locator, cache, options: self.options };
+        let store = Store { recent, locator, cache, turns: RememberedTurns::default(), options: self.options };
         let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
         Core::new(store, index, counters, writer, recovery, self.refusals)
     }

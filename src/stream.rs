@@ -19,7 +19,7 @@ use crate::session::FIRST_SEQ;
 use crate::sync::{Deadline, Ordering};
 use crate::watermark::Waiter;
 
-/// What a stream reads ahead at the most.
+/// What a stream reads ahead at the most, unless it is told otherwise.
 const APPETITE: Appetite = Appetite { events: 256, bytes: 1024 * 1024 };
 
 /// Where a stream begins.
@@ -69,6 +69,7 @@ pub struct EventStream {
     /// `waiter` is in the source's list.
     registered: bool,
     bounded: bool,
+    appetite: Appetite,
     phase: Phase,
 }
 
@@ -117,7 +118,23 @@ impl EventStream {
     fn new(core: Arc<Core>, source: Source) -> Self {
         core.counters.streams.fetch_add(1, Ordering::Relaxed);
         let waiter = Arc::default();
-        Self { core, source, ahead: VecDeque::new(), waiter, registered: false, bounded: false, phase: Phase::Behind }
+        Self {
+            core,
+            source,
+            ahead: VecDeque::new(),
+            waiter,
+            registered: false,
+            bounded: false,
+            appetite: APPETITE,
+            phase: Phase::Behind,
+        }
+    }
+
+    /// Reads ahead up to the event that reaches so many bytes.
+    #[cfg(feature = "http")]
+    pub(crate) fn read_ahead_bytes(mut self, bytes: usize) -> Self {
+        self.appetite.bytes = bytes;
+        self
     }
 
     /// Ends the stream behind what was durable when it was opened: a read up to now.
@@ -201,12 +218,12 @@ impl EventStream {
             Source::Session { entry, last, until } => {
                 let Some(head) = entry.lock().head else { return Ok(Vec::new()) };
                 let to = if self.bounded { (*until).max(*last) } else { head.last };
-                let events = store.events_from(entry.id(), &head, *last + 1..=to, APPETITE)?;
+                let events = store.events_from(entry.id(), &head, *last + 1..=to, self.appetite)?;
                 *last = events.last().map_or(*last, |event| event.seq);
                 Ok(events)
             }
             Source::All { last, until } => {
-                let mut events = store.committed_after(*last, APPETITE)?;
+                let mut events = store.committed_after(*last, self.appetite)?;
                 if self.bounded {
                     events.retain(|event| event.id <= *until);
                 }

@@ -12,11 +12,21 @@ use serde_json::{Number, Value};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Calls {
     /// Outstanding, by ID.
-    named: BTreeSet<String>,
+    named: BTreeSet<CallHash>,
     /// The number of outstanding calls without an ID.
     unnamed: usize,
     /// The IDs that have had their answer, so that a duplicate of it answers no other call.
-    answered: BTreeSet<String>,
+    answered: BTreeSet<CallHash>,
+}
+
+/// What stands for a call's ID, which may be a megabyte of text.
+type CallHash = [u8; 16];
+
+/// So many calls of an attempt are told apart by their IDs; those behind them are only counted.
+const NAMED_MAX: usize = 10_000;
+
+fn hash(id: &str) -> CallHash {
+    *blake3::hash(id.as_bytes()).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
 }
 
 impl Calls {
@@ -24,24 +34,28 @@ impl Calls {
         self.unnamed > 0 || !self.named.is_empty()
     }
 
+    /// About how much memory they take.
+    pub(crate) fn bytes(&self) -> usize {
+        (self.named.len() + self.answered.len()) * 2 * size_of::<CallHash>()
+    }
+
     pub(crate) fn request(&mut self, id: Option<&str>) {
-        match id {
-            None => self.unnamed += 1,
-            Some(id) if self.answered.contains(id) => {}
-            Some(id) => {
-                self.named.insert(id.to_owned());
+        match id.map(hash) {
+            Some(id) if self.answered.contains(&id) || self.named.contains(&id) => {}
+            Some(id) if self.named.len() + self.answered.len() < NAMED_MAX => {
+                self.named.insert(id);
             }
+            _ => self.unnamed += 1,
         }
     }
 
     pub(crate) fn answer(&mut self, id: Option<&str>) {
-        match id {
-            Some(id) if self.answered.contains(id) => {}
+        match id.map(hash) {
+            Some(id) if self.answered.contains(&id) => {}
             Some(id) => {
-                if let Some(named) = self.named.take(id) {
-                    self.answered.insert(named);
-                } else if self.answer_unnamed() {
-                    self.answered.insert(id.to_owned());
+                let was_counted = self.named.remove(&id) || self.answer_unnamed();
+                if was_counted && self.named.len() + self.answered.len() < NAMED_MAX {
+                    self.answered.insert(id);
                 }
             }
             None => {

@@ -5,13 +5,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -19,13 +18,16 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use crate::error::Result;
-use crate::event::{Batch, Expected, NewEvent};
+use crate::error::{Error, Result};
+use crate::event::{Ack, Batch, Expected, NewEvent};
+use crate::http::budget::Share;
 use crate::http::config::Config;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::SessionParam;
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Appended, EventBody, compact, etag};
+use crate::log::SessionLog;
+use crate::session::SessionId;
 use crate::user_message::{ContentBlock, EVENT_TYPE, UserMessage};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -41,7 +43,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
     params(
         SessionParam,
         ("Idempotency-Key" = Option<String>, Header, description = "Stores what is sent with this key once. Sent again, the first answer comes again, with the header Idempotent-Replayed", max_length = 256, pattern = r"^[!-~][\t -~]*$"),
-        ("If-Match" = Option<String>, Header, description = "Stores only if the session's last seq is this, in quotes, as the header ETag says it; 0 for a new session, * for one that is there", pattern = r#"^(\*|[0-9]{1,18}|"[0-9]{1,18}")$"#),
+        ("If-Match" = Option<String>, Header, description = "Stores only if the session's last seq is this, in quotes, as the header ETag says it, or one of several; 0 for a new session, * for one that is there", pattern = r#"^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18})(, ?(W/)?("[0-9]{1,18}"|[0-9]{1,18}))*)$"#),
     ),
     request_body = Append,
     responses(
@@ -55,7 +57,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
         (status = 409, description = "The idempotency key was used for something else", body = ErrorBody),
         (status = 412, description = "The session is elsewhere than If-Match says; `actual_seq` says where", body = ErrorBody),
         (status = 413, description = "Too much at once; `limit` says how much is taken", body = ErrorBody),
-        (status = 415, description = "The content type is not JSON", body = ErrorBody),
+        (status = 415, description = "The content type is not JSON, or the body is compressed", body = ErrorBody),
         (status = 503, description = "The log takes nothing at the moment", body = ErrorBody),
         (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
     ),
@@ -66,12 +68,13 @@ pub(super) async fn append(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let batch = batch(&headers, async || read_body(&headers, body, &service.config).await).await?;
-    let ack = service.log.append_async(&session, batch).await?;
+    let places = expected(&headers)?;
+    let (batch, share) = batch(&headers, async || read_body(&headers, body, &service).await).await?;
+    let ack = append_where(&service.log, &session, batch, places).await?;
     let (name, value) =
         if ack.replayed { (IDEMPOTENT_REPLAYED, HeaderValue::from_static("true")) } else { (ETAG, etag(ack.last)) };
     let events = ack.events.iter().map(EventBody::from).collect();
-    Ok(([(name, value)], Json(Appended { events })).into_response())
+    Ok(([(name, value)], share.answer(&Appended { events })).into_response())
 }
 
 /// What to append.
@@ -128,18 +131,21 @@ fn given<'de, D: Deserializer<'de>>(metadata: D) -> Result<Option<&'de RawValue>
 }
 
 /// What a request asks for. Its body is read when its headers are found to be right.
-async fn batch(headers: &HeaderMap, body: impl AsyncFnOnce() -> Result<Bytes, ApiError>) -> Result<Batch, ApiError> {
+async fn batch(
+    headers: &HeaderMap,
+    body: impl AsyncFnOnce() -> Result<(Bytes, Share), ApiError>,
+) -> Result<(Batch, Share), ApiError> {
     check_content_type(headers)?;
-    let mut batch = Batch::new().expected(expected(headers)?);
+    let mut batch = Batch::new();
     if let Some(key) = idempotency_key(headers)? {
         batch = batch.idempotency_key(key);
     }
-    let body = body().await?;
+    let (body, share) = body().await?;
     let Append { events } = serde_json::from_slice(&body).map_err(|error| ApiError::invalid(format!("the body: {error}")))?;
     for (at, event) in events.into_iter().enumerate() {
         batch = batch.event(message(event).map_err(|(field, why)| ApiError::invalid(format!("events[{at}]{field}: {why}")))?);
     }
-    Ok(batch)
+    Ok((batch, share))
 }
 
 /// The event that stores a message. An error is the field, and what is wrong with it.
@@ -165,6 +171,11 @@ fn parsed<'a, T: Deserialize<'a>>(json: &'a RawValue, field: &'static str) -> Re
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_plain = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+    if let Some(coding) = headers.get_all(CONTENT_ENCODING).iter().find(|coding| !is_plain(coding)) {
+        let message = format!("the content encoding is {coding:?}, and bodies are taken as they are alone");
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message));
+    }
     let given = headers.get(CONTENT_TYPE).and_then(|given| given.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
@@ -185,21 +196,60 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
         .map_err(|_error| ApiError::invalid("the header Idempotency-Key holds other than visible ASCII characters"))
 }
 
-fn expected(headers: &HeaderMap) -> Result<Expected, ApiError> {
-    let Some(tag) = headers.get(IF_MATCH) else { return Ok(Expected::Any) };
+/// Where the session may be for the events to be stored: each would do. Nothing is expected without the header.
+fn expected(headers: &HeaderMap) -> Result<Vec<Expected>, ApiError> {
+    let mut expected = Vec::new();
+    for tags in headers.get_all(IF_MATCH) {
+        for tag in tags.to_str().unwrap_or_default().split(',') {
+            expected.push(expected_by(tag.trim())?);
+        }
+    }
+    if expected.is_empty() {
+        expected.push(Expected::Any);
+    }
+    if expected.len() > 1 && expected.contains(&Expected::Exists) {
+        return Err(ApiError::invalid("the header If-Match has * beside something else"));
+    }
+    Ok(expected)
+}
+
+fn expected_by(tag: &str) -> Result<Expected, ApiError> {
     if tag == "*" {
         return Ok(Expected::Exists);
     }
-    let tag = tag.to_str().unwrap_or_default();
+    // A proxy that compresses an answer makes its tag a weak one; the session is in the same place.
+    let tag = tag.strip_prefix("W/").unwrap_or(tag);
     // The quotes belong there; many a client forgets them, and nothing else can be meant.
     let seq = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag);
     let seq = Some(seq).filter(|seq| seq.bytes().all(|digit| digit.is_ascii_digit())).and_then(|seq| seq.parse().ok());
-    seq.map(Expected::Seq).ok_or_else(|| ApiError::invalid("the header If-Match is neither a seq in quotes nor *"))
+    seq.map(Expected::Seq).ok_or_else(|| ApiError::invalid("the header If-Match is neither seqs in quotes nor *"))
 }
 
-/// Reads a body that is not too long and does not take too long.
-async fn read_body(headers: &HeaderMap, body: Body, config: &Config) -> Result<Bytes, ApiError> {
-    let max = config.body_bytes_max;
+/// Appends where the session is one of the places where it may be. A session only grows, so that each place is tried once.
+async fn append_where(
+    log: &SessionLog,
+    session: &SessionId,
+    batch: Batch,
+    mut places: Vec<Expected>,
+) -> crate::error::Result<Ack> {
+    let mut next = places.pop().unwrap_or_default();
+    loop {
+        match log.append_async(session, batch.clone().expected(next)).await {
+            Err(Error::ExpectedMismatch { actual, .. }) if places.contains(&Expected::Seq(actual)) => {
+                next = Expected::Seq(actual);
+                places.retain(|place| *place != next);
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Memory that an append takes, for a byte of its body: the body, the events made of it, the batch made of them, and the answer.
+const BODY_COPIES: usize = 4;
+
+/// Reads a body that is not too long and does not take too long. The share of memory that comes with it is for all that is made of it.
+async fn read_body(headers: &HeaderMap, mut body: Body, service: &Service) -> Result<(Bytes, Share), ApiError> {
+    let Config { body_bytes_max: max, body_wait, .. } = service.config;
     let too_large = |actual| {
         let message = format!("the body is longer than the {max} bytes that are taken");
         ApiError::limited(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, actual, max as u64)
@@ -208,13 +258,22 @@ async fn read_body(headers: &HeaderMap, body: Body, config: &Config) -> Result<B
     if announced.is_some_and(|bytes| bytes > max as u64) {
         return Err(too_large(announced));
     }
-    match timeout(config.body_wait, Limited::new(body, max).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(None)),
-        Ok(Err(error)) => Err(ApiError::invalid(format!("the body could not be read: {error}"))),
-        Err(_elapsed) => {
-            let message = format!("the body took longer than {:?}", config.body_wait);
-            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
+    let received = async {
+        let (mut received, mut share) = (Vec::new(), service.budget.share(0).await?);
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| ApiError::invalid(format!("the body could not be read: {error}")))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if received.len() + data.len() > max {
+                return Err(too_large(None));
+            }
+            received.extend_from_slice(&data);
+            service.budget.grow(&mut share, received.capacity()).await?;
         }
-    }
+        service.budget.grow(&mut share, received.len().saturating_mul(BODY_COPIES)).await?;
+        Ok((received.into(), share))
+    };
+    timeout(body_wait, received).await.unwrap_or_else(|_elapsed| {
+        let message = format!("the body took longer than {body_wait:?}");
+        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
+    })
 }

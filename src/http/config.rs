@@ -27,6 +27,9 @@ pub struct Config {
     pub(super) connections_max: usize,
     pub(super) stall_wait: Duration,
     pub(super) drain_wait: Duration,
+    pub(super) memory_bytes_max: usize,
+    pub(super) page_bytes_max: usize,
+    pub(super) answer_rate_min: usize,
     pub(super) stopper: Stopper,
 }
 
@@ -49,12 +52,15 @@ impl Config {
             body_wait: Duration::from_secs(30),
             url_bytes_max: 8 * 1024,
             head_bytes_max: 32 * 1024,
-            head_wait: Duration::from_secs(30),
+            head_wait: Duration::from_secs(75),
             streams_max: 10_000,
             heartbeat: Duration::from_secs(10),
             connections_max: 16_384,
             stall_wait: Duration::from_mins(1),
             drain_wait: Duration::from_secs(10),
+            memory_bytes_max: 256 * 1024 * 1024,
+            page_bytes_max: 4 * 1024 * 1024,
+            answer_rate_min: 8 * 1024,
             stopper: Stopper::default(),
         }
     }
@@ -99,7 +105,8 @@ impl Config {
         self
     }
 
-    /// How long a connection may be without a whole request's head: 30 seconds, after which [`serve`](super::serve()) closes it.
+    /// How long a connection may be without a whole request's head: 75 seconds, after which [`serve`](super::serve()) closes it. A proxy in front
+    /// keeps idle connections for 60 as a rule, and must be the one that closes them first, or it sends a request into one that is closing.
     pub fn head_wait(mut self, wait: Duration) -> Self {
         self.head_wait = wait.min(TIME_MAX);
         self
@@ -127,6 +134,27 @@ impl Config {
     /// vanished without a word is found out, and one that is too slow comes back from where it was. On Linux alone.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
+        self
+    }
+
+    /// The most memory, in bytes, that bodies being received, pages being read and answers being sent take together: 256 MiB. A request that
+    /// finds no room within five seconds is refused (503, with `Retry-After`); a stream waits.
+    pub fn memory_bytes_max(mut self, bytes: usize) -> Self {
+        self.memory_bytes_max = bytes;
+        self
+    }
+
+    /// The most bytes of events on a page, one event at least: 4 MiB. A page ends early there, with `has_more`. A page of messages ends before the
+    /// turn that would exceed it, and a message leaves out its earliest outputs beyond it.
+    pub fn page_bytes_max(mut self, bytes: usize) -> Self {
+        self.page_bytes_max = bytes;
+        self
+    }
+
+    /// How many bytes a second a client must take of an answer, as long as some of it waits to be taken: 8 KiB, over ten seconds. A slower one is cut
+    /// off by [`serve`](super::serve()); one that streams comes back from where it was.
+    pub fn answer_rate_min(mut self, bytes_per_second: usize) -> Self {
+        self.answer_rate_min = bytes_per_second;
         self
     }
 

@@ -126,6 +126,7 @@ fn kind(status: StatusCode) -> &'static str {
         StatusCode::TOO_MANY_REQUESTS => "too_many_requests",
         StatusCode::SERVICE_UNAVAILABLE => "unavailable",
         StatusCode::MISDIRECTED_REQUEST => "misdirected",
+        StatusCode::NOT_IMPLEMENTED => "not_implemented",
         status if status.is_server_error() => "internal",
         _ => "invalid_request",
     }

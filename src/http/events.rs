@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderName;
-use axum::http::HeaderValue;
 use axum::http::header::ETAG;
+use axum::response::IntoResponse;
 
 use crate::error::Result;
 use crate::event::Seq;
@@ -44,9 +42,9 @@ pub(super) async fn list(
     InPath(session): SessionPath,
     InQuery(params): InQuery<PageParams>,
     InQuery(TypeParams { types }): InQuery<TypeParams>,
-) -> Result<([(HeaderName, HeaderValue); 1], Json<Events>), ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let order = params.order;
-    let mut page = params.page()?;
+    let mut page = params.page()?.bytes_max(service.config.page_bytes_max);
     if !types.is_empty() {
         page = page.types(types);
     }
@@ -57,8 +55,8 @@ pub(super) async fn list(
         let covered = Covered { seqs: (page.first, page.last), has_more: page.has_more, tail_id: page.tail_id };
         Ok((page.tail, Events { events, bounds: covered.bounds(log, &session, order, shown)? }))
     };
-    let (tail, events) = service.read(read).await?;
-    Ok(([(ETAG, etag(tail))], Json(events)))
+    let ((tail, events), share) = service.read_page(read).await?;
+    Ok(([(ETAG, etag(tail))], share.answer(&events)))
 }
 
 /// What a page covers, whatever it shows of that.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
@@ -58,28 +58,34 @@ pub(super) async fn get(
     State(service): State<Arc<Service>>,
     InPath(id): InPath<MessageId>,
     InQuery(WaitParams { wait }): InQuery<WaitParams>,
-) -> Result<Json<MessageBody>, ApiError> {
+) -> Result<Response, ApiError> {
     if wait > WAIT_MAX {
         return Err(ApiError::invalid(format!("wait is {wait} seconds, and at most {WAIT_MAX} are allowed")));
     }
     let deadline = Instant::now() + Duration::from_secs(wait);
-    let mut message = service.read(move |log| log.message(id)).await?;
+    let bytes_max = service.config.page_bytes_max;
+    let read = move |log: &SessionLog| log.message_within(id, bytes_max);
+    let (mut message, mut share) = service.read_page(read).await?;
     if wait > 0 && !message.status.is_final() {
+        // Nothing is held while it waits.
+        drop(share);
         let _place = service.place_in_streams()?;
         let session = message.session_id.clone();
-        let mut news = service.read(move |log| log.stream(&session, From::Now)).await?.into_async();
+        let mut news = service.stream(session, From::Now).await?.into_async();
         // Once more, for what came before the stream was there.
-        message = service.read(move |log| log.message(id)).await?;
+        (message, share) = service.read_page(read).await?;
         let (mut goes_on, stopper) = (true, service.config.stopper());
         while goes_on && !message.status.is_final() {
+            drop((message, share));
             goes_on = tokio::select! {
                 comes = timeout_at(deadline, next_status(&mut news, id)) => comes.unwrap_or(Ok(false))?,
                 () = stopper.stopped() => false,
             };
-            message = service.read(move |log| log.message(id)).await?;
+            (message, share) = service.read_page(read).await?;
         }
     }
-    Ok(Json(service.read(move |log| body(log, message)).await?))
+    let message = service.read(move |log| body(log, message)).await?;
+    Ok(share.answer(&message))
 }
 
 fn body(log: &SessionLog, message: Message) -> Result<MessageBody> {
@@ -123,9 +129,9 @@ pub(super) async fn list(
     State(service): State<Arc<Service>>,
     InPath(session): SessionPath,
     InQuery(params): InQuery<PageParams>,
-) -> Result<Json<Messages>, ApiError> {
+) -> Result<Response, ApiError> {
     let order = params.order;
-    let page = params.page()?;
+    let page = params.page()?.bytes_max(service.config.page_bytes_max);
     let read = move |log: &SessionLog| {
         let page = log.messages(&session, page)?;
         let id = |message: Option<&Message>| message.map(|message| message.id.to_string());
@@ -135,5 +141,6 @@ pub(super) async fn list(
         let messages = page.messages.into_iter().map(|message| body(log, message)).collect::<Result<_>>()?;
         Ok(Messages { messages, bounds })
     };
-    Ok(Json(service.read(read).await?))
+    let (messages, share) = service.read_page(read).await?;
+    Ok(share.answer(&messages))
 }

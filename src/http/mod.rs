@@ -32,6 +32,7 @@
 
 mod append;
 mod auth;
+mod budget;
 mod config;
 mod drain;
 mod error;
@@ -39,6 +40,7 @@ mod events;
 mod figures;
 mod messages;
 mod operate;
+mod pace;
 mod query;
 mod serve;
 mod service;

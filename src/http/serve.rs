@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::http::config::Config;
+use crate::http::pace::Paced;
 use crate::http::router;
 use crate::log::SessionLog;
 
@@ -39,6 +40,7 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
     http.max_buf_size(config.head_bytes_max.saturating_add(config.url_bytes_max).max(64 * 1024));
     let places = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
     let (stopper, stall_wait, drain_wait) = (config.stopper(), config.stall_wait, config.drain_wait);
+    let rate_min = config.answer_rate_min;
     let service = TowerToHyperService::new(router(log, config));
     let graceful = GracefulShutdown::new();
     let cut_off = watch::Sender::new(());
@@ -52,7 +54,7 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
             () = &mut until => break,
             accepted = accepted => accepted,
         };
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service.clone()));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(Paced::new(socket, rate_min)), service.clone()));
         let mut cut_off = cut_off.subscribe();
         tokio::spawn(async move {
             tokio::select! {

@@ -3,32 +3,38 @@
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Path, Request, State};
-use axum::http::StatusCode;
-use axum::http::header::HOST;
+use axum::http::header::{HOST, TRANSFER_ENCODING};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::Result;
+use crate::http::budget::{Budget, Share};
 use crate::http::config::Config;
 use crate::http::error::ApiError;
 use crate::http::figures::Figures;
 use crate::log::SessionLog;
 use crate::session::SessionId;
+use crate::stream::{EventStream, From};
+
+const READ_AHEAD_BYTES: usize = 64 * 1024;
 
 pub(super) struct Service {
     pub log: SessionLog,
     pub config: Config,
     pub figures: Figures,
+    pub budget: Budget,
     streams: Arc<Semaphore>,
 }
 
 impl Service {
     pub(super) fn new(log: SessionLog, config: Config) -> Self {
         let streams = Arc::new(Semaphore::new(config.streams_max.min(Semaphore::MAX_PERMITS)));
-        Self { figures: Figures::new(log.clone()), log, config, streams }
+        let budget = Budget::new(config.memory_bytes_max);
+        Self { figures: Figures::new(log.clone()), log, config, budget, streams }
     }
 
     /// Runs a call that may read from the disk.
@@ -40,6 +46,21 @@ impl Service {
         let read = tokio::task::spawn_blocking(move || read(&log)).await;
         read.map_err(|_lost| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call was lost"))?
             .map_err(ApiError::from)
+    }
+
+    /// As [`read`](Self::read), of a page of so many bytes, with the share of memory that its answer takes.
+    pub(super) async fn read_page<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&SessionLog) -> Result<T> + Send + 'static,
+    ) -> Result<(T, Share), ApiError> {
+        // What is read, what is made of it, and the text of that.
+        let share = self.budget.share(self.config.page_bytes_max.saturating_mul(3)).await?;
+        Ok((self.read(read).await?, share))
+    }
+
+    /// Opens a stream that reads little ahead: there may be thousands of them, and slow ones among them.
+    pub(super) async fn stream(&self, session: SessionId, from: From) -> Result<EventStream, ApiError> {
+        self.read(move |log| log.stream(&session, from)).await.map(|stream| stream.read_ahead_bytes(READ_AHEAD_BYTES))
     }
 
     /// The place of one more who waits for events.
@@ -76,17 +97,35 @@ pub(super) async fn check_head(State(service): State<Arc<Service>>, request: Req
             "the request is for a host that is not this one",
         ));
     }
+    check_framing(request.headers())?;
     if stopper.is_stopping() {
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "closed", "the server is about to stop").retry_after(1));
     }
     Ok(next.run(request).await)
 }
 
-/// Whether a request is for this host, whatever the port.
+/// Whether a request is for this host, whatever the port: by its one header, and by its target where that names a host too.
 fn is_for(request: &Request, host: &str) -> bool {
-    let named = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let asked = named.parse::<Authority>();
-    asked.is_ok_and(|asked| asked.host().eq_ignore_ascii_case(host))
+    let is_host = |asked: &Authority| asked.host().eq_ignore_ascii_case(host) && !asked.as_str().contains('@');
+    let mut named = request.headers().get_all(HOST).iter().map(|named| named.to_str().ok()?.parse::<Authority>().ok());
+    let in_header = matches!((named.next(), named.next()), (Some(Some(asked)), None) if is_host(&asked));
+    in_header && request.uri().authority().is_none_or(is_host)
+}
+
+/// Refuses what two servers on the way might understand in two ways: more than one host, or one with a user's name, and a body in a coding that
+/// is not taken here.
+fn check_framing(headers: &HeaderMap) -> Result<(), ApiError> {
+    let mut hosts = headers.get_all(HOST).iter();
+    if hosts.next().is_some_and(|host| host.as_bytes().contains(&b'@')) || hosts.next().is_some() {
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad_host", "the header Host is not one host with an optional port"));
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = codings.next().is_none_or(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    if is_chunked && codings.next().is_none() {
+        return Ok(());
+    }
+    let message = "the transfer coding is another than chunked alone";
+    Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "unsupported_transfer_encoding", message))
 }
 
 /// The one parameter of a path, percent-decoded once.
@@ -98,6 +137,11 @@ impl<T: std::str::FromStr<Err = crate::Error>, S: Send + Sync> FromRequestParts<
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let Path(text) =
             Path::<String>::from_request_parts(parts, state).await.map_err(|error| ApiError::invalid(error.body_text()))?;
+        if text == "." || text == ".." {
+            // Browsers and clients take them out of a path before they send it, also when they are percent-encoded.
+            let message = format!("{text:?} stands for a place in a path and names no session in a URL");
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, "dot_segment", message));
+        }
         Ok(Self(text.parse::<T>()?))
     }
 }

@@ -14,7 +14,7 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::{InQuery, present};
 use crate::http::service::Service;
 use crate::http::wire::{SessionBody, Sessions};
-use crate::ids::timestamp;
+use crate::ids::{time_text, timestamp};
 use crate::log::SessionLog;
 use crate::read::PAGE_EVENTS_DEFAULT;
 use crate::session::SessionId;
@@ -95,6 +95,6 @@ fn body(log: &SessionLog, id: &SessionId) -> Result<SessionBody, Error> {
         id: id.to_string(),
         events: head.last,
         last_event_id: head.last_id.to_string(),
-        last_event_at: at.to_string(),
+        last_event_at: time_text(at),
     })
 }

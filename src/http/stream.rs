@@ -4,13 +4,15 @@
 //! status, before the first byte of the stream.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::Sse;
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event as Frame, KeepAlive};
-use futures_util::stream::unfold;
+use axum::response::{IntoResponse, Sse};
+use futures_util::stream::{once, unfold};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
@@ -26,6 +28,14 @@ use crate::read::Cursor;
 use crate::stream::{AsyncEventStream, From, StreamItem};
 
 const LAST_EVENT_ID: &str = "last-event-id";
+
+/// The memory for an event of this size counts; for smaller ones the connection's own does.
+const LARGE_EVENT_BYTES: usize = 16 * 1024;
+
+/// Memory that an event takes on its way out, for a byte of its data: itself, and the frame made of it.
+const EVENT_COPIES: usize = 3;
+
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -87,34 +97,48 @@ pub(super) async fn stream(
     InPath(session): SessionPath,
     InQuery(params): InQuery<StreamParams>,
     headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Frame, Infallible>>>, ApiError> {
+) -> Result<impl IntoResponse, ApiError> {
     let from = place(&headers, params.after.as_deref())?.map_or(From::Start, From::After);
     let place = service.place_in_streams()?;
-    let events = service.read(move |log| log.stream(&session, from)).await?;
+    let events = service.stream(session, from).await?;
     let events = if params.follow { events } else { events.until_tail() };
     let stopper = service.config.stopper();
     let until = async move { stopper.stopped().await };
-    let frames = frames(events.into_async(), place).map(Ok).take_until(Box::pin(until));
-    Ok(Sse::new(frames).keep_alive(KeepAlive::new().interval(service.config.heartbeat)))
+    let heartbeat = service.config.heartbeat;
+    // Something at once, since a proxy may hold the head back until something comes.
+    let begin = once(ready(Frame::default().comment("")));
+    let frames = begin.chain(frames(service, events.into_async(), place)).map(Ok::<_, Infallible>).take_until(Box::pin(until));
+    // Neither nginx nor others are to gather a stream, or to compress it.
+    let headers = [(X_ACCEL_BUFFERING, "no"), (CACHE_CONTROL, "no-store, no-transform")];
+    Ok((headers, Sse::new(frames).keep_alive(KeepAlive::new().interval(heartbeat))))
 }
 
 /// Where the client is, by what it says.
 fn place(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
     let after = after.map(cursor).transpose()?;
-    let Some(last) = headers.get(LAST_EVENT_ID) else { return Ok(after) };
+    // Empty, it says that nothing was seen yet.
+    let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) else { return Ok(after) };
     let last = last.to_str().map_err(|_error| ApiError::invalid("the header Last-Event-ID is no event ID"))?;
     Ok(Some(cursor(last)?))
 }
 
 /// The frames of a stream; it has its place until it ends or is dropped.
-fn frames(events: AsyncEventStream, place: OwnedSemaphorePermit) -> impl Stream<Item = Frame> {
-    unfold(Some((events, place)), |open| async {
-        let (mut events, place) = open?;
-        match events.next().await? {
-            Ok(StreamItem::Event(event)) => Some((frame(&event), Some((events, place)))),
-            Ok(StreamItem::CaughtUp) => Some((Frame::default().event("caught_up").data("{}"), Some((events, place)))),
-            Err(error) => Some((Frame::default().event("error").data(json(&ApiError::from(error).into_body())), None)),
-        }
+fn frames(service: Arc<Service>, events: AsyncEventStream, place: OwnedSemaphorePermit) -> impl Stream<Item = Frame> {
+    unfold(Some((service, events, place, None)), |open| async {
+        let (service, mut events, place, last_share) = open?;
+        // The frame before is sent but for little, or this one would not be asked for.
+        drop(last_share);
+        let (frame, share) = match events.next().await? {
+            Ok(StreamItem::Event(event)) => {
+                let is_large = event.data.len() >= LARGE_EVENT_BYTES;
+                let bytes = event.data.len().saturating_mul(EVENT_COPIES);
+                let share = if is_large { Some(service.budget.share_in_time(bytes).await) } else { None };
+                (frame(&event), share)
+            }
+            Ok(StreamItem::CaughtUp) => (Frame::default().event("caught_up").data("{}"), None),
+            Err(error) => return Some((Frame::default().event("error").data(json(&ApiError::from(error).into_body())), None)),
+        };
+        Some((frame, Some((service, events, place, share))))
     })
 }
 

@@ -13,6 +13,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 use crate::event::{Event, Seq};
+use crate::ids::time_text;
 use crate::message::{Message, MessageStatus};
 use crate::user_message::opens_turn;
 
@@ -26,6 +27,9 @@ pub(super) struct EventBody {
     /// The session.
     #[schema(example = "sess_123")]
     session_id: String,
+    /// The place in the session, from 1 and without gaps. That of the newest event goes into If-Match.
+    #[schema(minimum = 1)]
+    seq: Seq,
     /// The turn that the event opened or belongs to.
     #[schema(example = "msg_01JQ3W8K5T0000000000000001")]
     message_id: Option<String>,
@@ -54,11 +58,12 @@ impl From<&Event> for EventBody {
         Self {
             id: event.id.to_string(),
             session_id: event.session_id.to_string(),
+            seq: event.seq,
             message_id,
             r#type: event.event_type.to_string(),
             data,
             data_base64,
-            created_at: event.created_at.to_string(),
+            created_at: time_text(event.created_at),
         }
     }
 }
@@ -156,6 +161,8 @@ pub(super) struct MessageBody {
     attempt: u32,
     /// What the assistant said, in order; the last is the answer.
     output: Vec<Value>,
+    /// How many of the earliest outputs are left out, since all of them are too much for one answer. They are in the session's events.
+    output_omitted: u64,
     /// What was given with the status `failed`.
     error: Option<Value>,
     #[schema(format = DateTime)]
@@ -190,9 +197,10 @@ impl MessageBody {
             metadata: as_sent(sent.metadata, &message.metadata),
             attempt: message.attempt,
             output: message.output,
+            output_omitted: message.output_omitted,
             error: message.error,
-            created_at: message.created_at.to_string(),
-            completed_at: message.completed_at.map(|at| at.to_string()),
+            created_at: time_text(message.created_at),
+            completed_at: message.completed_at.map(time_text),
         }
     }
 }

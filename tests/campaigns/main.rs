@@ -15,6 +15,7 @@
 mod block_device;
 #[allow(dead_code, reason = "campaigns from inside use the rest")]
 mod crash_image;
+mod displaced;
 mod failing_calls;
 mod full_disk;
 mod history;
@@ -56,6 +57,7 @@ fn main() {
         Campaign::new("campaign_power_cuts_on_sled", trace::campaign_on_sled, strace),
         Campaign::new("campaign_power_cuts_on_file_systems", block_device::campaign, fuse),
         Campaign::new("campaign_failing_calls", failing_calls::campaign, strace),
+        Campaign::new("campaign_displaced_folders", displaced::campaign, never),
         Campaign::new("campaign_full_disks", full_disk::campaign, mounts),
         Campaign::new("campaign_concurrent_openers", openers::campaign, never),
         Campaign::new("campaign_histories", history::campaign, never),

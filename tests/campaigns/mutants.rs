@@ -96,7 +96,11 @@ const MUTANTS: &[Mutant] = &[
                 "for (file, bytes) in &files {\nlet _early = self.spares.give(file.number, *bytes);\n}\n\
                  let info = write_segment(",
             ),
-            ("src/seal.rs", "let _taken_back = self.spares.give(file.number, *bytes);", "let _not_again = (file, bytes);"),
+            (
+                "src/seal.rs",
+                "if let Err(refused) = self.spares.give(file.number, *bytes) {",
+                "if let Err(refused) = Result::Ok((file, bytes)) {",
+            ),
         ],
         test: POWER_CUTS,
         target: UNIT,

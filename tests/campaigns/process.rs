@@ -13,6 +13,7 @@ use std::{env, thread};
 use serde::{Deserialize, Serialize};
 use sessionlog::{Batch, Error, NewEvent, Options, Page, SessionId, SessionLog};
 
+use super::displaced::Staying;
 use super::ledger::{LARGE_BATCHES, Ledger, Tag, Works, acknowledged, tried};
 use super::openers::THREADS;
 use super::report::Dice;
@@ -40,6 +41,8 @@ pub(crate) enum Role {
     Open(PathBuf),
     /// Works on a log in every way until it is killed.
     Soak(Soaking),
+    /// Works on a log whose folder is moved, removed or replaced.
+    Stay(Staying),
     /// Appends to a log that is nothing but a sled database with its own `flush`.
     WriteSled { folder: PathBuf, appends: u32 },
     /// Says how many of so many appends to that are there.
@@ -111,6 +114,7 @@ impl Role {
             Self::Endure(enduring) => enduring.endure(),
             Self::Open(folder) => contend(&folder),
             Self::Soak(soaking) => soaking.soak(),
+            Self::Stay(staying) => staying.stay(),
             Self::WriteSled { folder, appends } => write_sled(&folder, appends).expect("sled"),
             Self::CheckSled { folder, appends } => println!("{}", check_sled(&folder, appends).expect("sled")),
             Self::Check { folder, ledger, seed, life } => {
