@@ -25,8 +25,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves a session log over HTTP.
 ///
-/// Clients send the key in the environment variable `SESSIONLOG_API_KEY` as bearer token. The folder is made if it is not there, and kept to
-/// its owner. `RUST_LOG` says what is logged, such as `info,sessionlog::access=off`. SIGTERM stops it, and nothing is lost.
+/// Clients send the key in the environment variable `SESSIONLOG_API_KEY` as bearer token. The folder is made if it is not there, and is its
+/// owner's then. `RUST_LOG` says what is logged, such as `info,sessionlog::access=off`. SIGTERM stops it, and nothing is lost.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -60,7 +60,7 @@ async fn main() -> ExitCode {
     match run(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", with_sources(&*error));
             ExitCode::FAILURE
         }
     }
@@ -72,7 +72,7 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     let until = asked_to_stop()?;
     let log = SessionLog::open(&args.data)?;
-    keep_to_owner(&args.data)?;
+    warn_if_others_may_enter(&args.data);
     let recovery = log.stats().recovery;
     tracing::info!(clean = recovery.clean, replayed_events = recovery.replayed_events, took = ?recovery.took, "the log is open");
     println!("listening on http://{}", listener.local_addr()?);
@@ -102,10 +102,22 @@ fn allow_many_connections() {
     }
 }
 
-/// Also a folder that was there before.
-fn keep_to_owner(folder: &Path) -> Result<(), String> {
-    let kept = fs::set_permissions(folder, fs::Permissions::from_mode(0o700));
-    kept.map_err(|error| format!("cannot keep {} to its owner: {error}", folder.display()))
+/// A folder that the log makes is its owner's. One that was there before is as somebody wanted it.
+fn warn_if_others_may_enter(folder: &Path) {
+    let mode = fs::metadata(folder).map_or(0, |metadata| metadata.permissions().mode() & 0o7777);
+    if mode & 0o077 != 0 {
+        tracing::warn!(folder = %folder.display(), mode = format!("{mode:o}"), "others than its owner may enter the folder of the log");
+    }
+}
+
+/// An error and what caused it.
+fn with_sources(error: &dyn Error) -> String {
+    let (mut line, mut next) = (error.to_string(), error.source());
+    while let Some(cause) = next {
+        line = format!("{line}: {cause}");
+        next = cause.source();
+    }
+    line
 }
 
 /// Resolves on the first signal to stop.

@@ -8,7 +8,7 @@ use axum::http::Method;
 use futures_util::stream;
 use serde_json::{Value, json};
 use sessionlog::http::Config;
-use sessionlog::{Options, SessionLog};
+use sessionlog::{NewEvent, Options, SessionLog};
 
 use crate::support::{KEY, Scene, post, request, said};
 
@@ -39,6 +39,7 @@ async fn the_request_of_the_reference_page_gets_the_answer_shown_there() {
     let expected = json!({"events": [{
         "id": id,
         "session_id": "sess_123",
+        "seq": 1,
         "message_id": message_id,
         "type": "user.message",
         "data": {
@@ -211,13 +212,100 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 #[tokio::test]
 async fn a_session_is_named_by_what_the_path_says_decoded_once() {
     let scene = Scene::new();
-    for (path, name) in [("a%2Fb", "a/b"), ("%2525", "%25"), ("caf%C3%A9", "café"), ("a+b", "a+b"), ("..", ".."), ("%20", " ")] {
+    for (path, name) in [
+        ("a%2Fb", "a/b"),
+        ("%2525", "%25"),
+        ("caf%C3%A9", "café"),
+        ("a+b", "a+b"),
+        ("...", "..."),
+        ("%252e", "%2e"),
+        ("%20", " "),
+    ] {
         let body = scene.post(path, said("x")).await.ok();
         assert_eq!(body["events"][0]["session_id"], name, "{path}");
         assert_eq!(scene.get(&format!("/v1/sessions/{path}/events")).await.ok()["events"][0]["session_id"], name);
     }
     for bad in ["%00", "%0A", "%FF", &"x".repeat(257)] {
         assert_eq!(scene.post(bad, said("x")).await.status, 400, "{bad}");
+    }
+}
+
+/// K7: browsers, `fetch` and curl take these out of a path before they send it, also percent-encoded.
+#[tokio::test]
+async fn a_session_that_no_client_can_name_in_a_path_is_refused() {
+    let scene = Scene::new();
+    for dots in [".", "..", "%2e", "%2E%2e", ".%2e"] {
+        scene.post(dots, said("x")).await.refused(400, "dot_segment");
+        for call in ["events", "stream", "messages"] {
+            scene.get(&format!("/v1/sessions/{dots}/{call}")).await.refused(400, "dot_segment");
+        }
+    }
+    assert_eq!(scene.log.stats().events, 0);
+}
+
+/// K3: a proxy that compresses makes a tag weak, and a client may have several.
+#[tokio::test]
+async fn a_tag_that_came_through_a_proxy_says_where_the_session_must_be() {
+    let scene = Scene::new();
+    let matching = |tag: &str| scene.call(post("s", said("x")).header("if-match", tag).build());
+    assert_eq!(matching("W/\"0\"").await.headers["etag"], "\"1\"");
+    assert_eq!(matching("\"7\", \"1\"").await.headers["etag"], "\"2\"");
+    assert_eq!(matching("W/\"2\",W/\"1\" , 9").await.headers["etag"], "\"3\"");
+    assert_eq!(matching("\"1\", \"2\"").await.refused(412, "expected_mismatch")["actual_seq"], 3);
+    let mut several = post("s", said("x")).header("if-match", "\"1\"").build();
+    several.headers_mut().append("if-match", "\"3\"".parse().unwrap());
+    assert_eq!(scene.call(several).await.headers["etag"], "\"4\"");
+    let keyed = |tag: &str| scene.call(post("s", said("k")).header("if-match", tag).header("idempotency-key", "k").build());
+    let first = keyed("\"3\", \"4\"").await;
+    assert_eq!(first.headers["etag"], "\"5\"");
+    assert_eq!(keyed("\"3\", \"4\"").await.body, first.body, "a retry is looked at first");
+}
+
+/// K3: events carry their seq, so that a client has it also where a proxy takes the tag away.
+#[tokio::test]
+async fn events_carry_their_seq_everywhere() {
+    let scene = Scene::new();
+    let posted = scene.post("s", said("x")).await.ok();
+    scene.note("s", [NewEvent::new("note", "1")]);
+    assert_eq!(posted["events"][0]["seq"], 1);
+    let listed = scene.get("/v1/sessions/s/events").await.ok();
+    assert_eq!((&listed["events"][0]["seq"], &listed["events"][1]["seq"]), (&json!(1), &json!(2)));
+    let mut frames = scene.open(request(Method::GET, "/v1/sessions/s/stream", Body::empty())).await;
+    for seq in 1..=2 {
+        let frame = frames.next().await.unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&frame.data).unwrap()["seq"], seq);
+    }
+}
+
+/// K3: what a compressed body is, is said by the status and not by its first byte.
+#[tokio::test]
+async fn a_compressed_body_is_an_unsupported_media_type() {
+    let scene = Scene::new();
+    for coding in ["gzip", "br", "deflate, gzip", "x"] {
+        let request = post("s", "\u{1f}\u{8b}").header("content-encoding", coding).build();
+        scene.call(request).await.refused(415, "unsupported_encoding");
+    }
+    scene.call(post("s", said("x")).header("content-encoding", "identity").build()).await.ok();
+}
+
+/// K9: times of one length sort as text.
+#[tokio::test]
+async fn times_always_have_three_decimals() {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    let millis = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let now = std::sync::Arc::clone(&millis);
+    let clock = move || UNIX_EPOCH + Duration::from_millis(1_774_982_400_000 + now.load(std::sync::atomic::Ordering::SeqCst));
+    let scene = Scene::with(Config::with_api_key(KEY), Options::new().clock(clock));
+    for ms in [0, 500, 580, 575, 1_000] {
+        millis.store(ms, std::sync::atomic::Ordering::SeqCst);
+        let event = scene.post("s", said("x")).await.ok()["events"][0].clone();
+        let message = scene.get(&format!("/v1/messages/{}", event["message_id"].as_str().unwrap())).await.ok();
+        let session = scene.get("/v1/sessions").await.ok()["sessions"][0].clone();
+        for at in [&event["created_at"], &message["created_at"], &session["last_event_at"]] {
+            let decimals = at.as_str().unwrap().split_once('.').unwrap().1;
+            assert!(decimals.len() == 4 && decimals.ends_with('Z'), "{at}");
+        }
     }
 }
 
@@ -309,7 +397,9 @@ async fn an_append_may_say_where_the_session_must_be() {
         (json!(4), &"\"4\"".parse().unwrap())
     );
     assert_eq!(scene.get("/v1/sessions/s/events").await.headers["etag"], "\"4\"");
-    for bad in ["\"3", "3\"", "\"\"", "\"-1\"", "\"+3\"", "W/\"3\"", "\"1\", \"2\"", "\"99999999999999999999\""] {
+    for bad in
+        ["\"3", "3\"", "\"\"", "\"-1\"", "\"+3\"", "w/\"3\"", "W/", "\"1\",", "\"1\", *", "*, \"1\"", "\"99999999999999999999\""]
+    {
         matching(bad).await.refused(400, "invalid");
     }
 }

@@ -38,6 +38,7 @@ async fn a_message_shows_how_far_its_turn_is() {
         "metadata",
         "attempt",
         "output",
+        "output_omitted",
         "error",
         "created_at",
         "completed_at",

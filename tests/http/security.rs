@@ -76,6 +76,38 @@ async fn a_router_may_answer_for_some_hosts_alone() {
     scene.call(bare("/")).await.refused(421, "wrong_host");
 }
 
+/// K9: what two servers on the way might understand in two ways.
+#[tokio::test]
+async fn a_request_for_an_ambiguous_host_or_in_an_unknown_coding_is_refused() {
+    let local = Scene::with(Config::open().hosts(["localhost"]), Options::new());
+    let any = Scene::with(Config::open(), Options::new());
+    for hosts in
+        [&["evil.example@localhost"][..], &["localhost@localhost"], &["localhost", "evil.example"], &["localhost", "localhost"]]
+    {
+        for (scene, status, code) in [(&local, 421, "wrong_host"), (&any, 400, "bad_host")] {
+            let mut request = bare("/v1/sessions");
+            for host in hosts {
+                request.headers_mut().append("host", host.parse().unwrap());
+            }
+            scene.call(request).await.refused(status, code);
+        }
+    }
+    let mut elsewhere = bare("http://evil.example/v1/sessions");
+    elsewhere.headers_mut().insert("host", "localhost".parse().unwrap());
+    local.call(elsewhere).await.refused(421, "wrong_host");
+    for coding in ["gzip, chunked", "gzip", "identity", "chunked, chunked", "xchunked"] {
+        let mut request = post("s", said("x")).build();
+        request.headers_mut().insert("transfer-encoding", coding.parse().unwrap());
+        any.call(request).await.refused(501, "unsupported_transfer_encoding");
+    }
+    let mut request = post("s", said("x")).build();
+    request.headers_mut().insert("transfer-encoding", "Chunked".parse().unwrap());
+    any.call(request).await.ok();
+    for path in ["/", "/healthz", "/v1/sessions", "/nowhere"] {
+        assert_eq!(any.call(bare(path)).await.headers["cross-origin-resource-policy"], "same-origin", "{path}");
+    }
+}
+
 #[tokio::test]
 async fn made_up_methods_leave_no_trace() {
     let scene = Scene::new();

@@ -32,9 +32,12 @@ fn it_starts_only_with_a_key_or_open_on_loopback() {
     refused(command(&data, "127.0.0.1:0").arg("--open").env("SESSIONLOG_API_KEY", KEY), "exclude each other");
     drop(Server::of(command(&data, "[::1]:0").arg("--open")));
     assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
-    drop(Server::start(&data, "127.0.0.1:0"));
-    assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    // K7: one that was there before stays as it is.
+    for mode in [0o755, 0o1777] {
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode)).unwrap();
+        drop(Server::start(&data, "127.0.0.1:0"));
+        assert_eq!(data.metadata().unwrap().permissions().mode() & 0o7777, mode);
+    }
     let help = command(&data, "127.0.0.1:0").arg("--help").output().unwrap();
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("SESSIONLOG_API_KEY"));
 }

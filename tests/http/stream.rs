@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use sessionlog::http::Config;
 use sessionlog::{NewEvent, Options};
+
+use tower::ServiceExt;
 
 use crate::support::{Frame, KEY, Scene, request, said};
 
@@ -94,11 +97,30 @@ async fn a_place_that_is_none_is_said_before_the_first_byte() {
     scene.call(resumed("evt_01JQ3W8K5T0000000000000001")).await.refused(400, "cursor_unknown");
     scene.call(resumed(&other)).await.refused(400, "cursor_of_other_session");
     scene.call(resumed("17")).await.refused(400, "invalid");
-    scene.call(resumed("")).await.refused(400, "invalid");
     scene.call(stream(&format!("?after={other}"))).await.refused(400, "cursor_of_other_session");
     scene.call(stream("?follow=perhaps")).await.refused(400, "invalid");
     scene.get("/v1/sessions/nobody/stream").await.refused(404, "unknown_session");
     assert_eq!(scene.log.stats().streams, 0);
+}
+
+/// K3: a client that has seen nothing yet may say so with an empty ID.
+#[tokio::test]
+async fn an_empty_last_event_id_is_none() {
+    let scene = Scene::new();
+    let event = scene.note("s", notes(1))[0].id.to_string();
+    assert_eq!(scene.open(resumed("")).await.ids(1).await, [event]);
+}
+
+/// K3: a proxy may hold back the head of an answer until something of its body comes, and gather what comes.
+#[tokio::test]
+async fn a_stream_begins_at_once_and_asks_not_to_be_gathered() {
+    let scene = Scene::new();
+    let newest = scene.note("s", notes(1))[0].id.to_string();
+    let response = scene.router.clone().oneshot(stream(&format!("?after={newest}"))).await.unwrap();
+    assert_eq!(response.headers()["x-accel-buffering"], "no");
+    assert_eq!(response.headers()["cache-control"], "no-store, no-transform");
+    let first = response.into_body().into_data_stream().next().await.unwrap().unwrap();
+    assert!(first.starts_with(b":"), "{first:?}");
 }
 
 #[tokio::test]
