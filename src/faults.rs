@@ -2,6 +2,7 @@
 
 mod disk;
 mod manifest;
+mod reads;
 mod refusals;
 mod tasks;
 

@@ -41,6 +41,8 @@ pub(crate) struct SealedReader<'a> {
     asked: Option<RangeInclusive<Seq>>,
     /// What it said last was fetched ahead.
     prefetched: bool,
+    /// The segment of the last run. The next run that is asked for lies in it or beside it.
+    near: Option<u64>,
 }
 
 impl Locator {
@@ -85,7 +87,7 @@ impl Locator {
 
     /// Reads a session's records from the segments.
     pub(crate) fn reader<'a>(&'a self, session: &'a SessionId, generation: u32) -> SealedReader<'a> {
-        SealedReader { locator: self, session, generation, indexed: None, asked: None, prefetched: false }
+        SealedReader { locator: self, session, generation, indexed: None, asked: None, prefetched: false, near: None }
     }
 
     /// The record that landed under an idempotency key. Found through the filters alone: proving a key absent, which is the common
@@ -106,12 +108,14 @@ impl SealedReader<'_> {
             && let Ok(records) = segment.run_records(session, run, range, || self.prefetch(seq, range, &segments))
             && let Ok(records) = records.collect()
         {
+            self.near = Some(segment.info.number);
             return Ok((Arc::clone(segment), records));
         }
-        let Some((segment, RunEntry { run, .. })) = segments.run_at(session, generation, seq)? else {
+        let Some((segment, RunEntry { run, .. })) = segments.run_at(session, (generation, seq), self.near)? else {
             let file = segments.iter().next_back().map(|segment| segment.path().to_path_buf()).unwrap_or_default();
             return Err(Error::corrupt(file, 0, format!("seq {seq} of session {session} is in no segment")));
         };
+        self.near = Some(segment.info.number);
         // Where the index says the same as the footer, it is the segment that cannot be read.
         let is_indexed = indexed.is_some_and(|(indexed, said)| (indexed.info.number, said) == (segment.info.number, run));
         if segment.info.number <= asked.through && !is_indexed {

@@ -35,6 +35,8 @@ pub(super) struct Plan {
     pub passed: AtomicU64,
     /// Bytes that were read.
     pub read: AtomicU64,
+    /// Reads.
+    pub reads: AtomicU64,
     /// Reads that were announced.
     pub announced: AtomicU64,
     /// Writes to the journal under way, and the most there were at once.
@@ -184,6 +186,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.plan.reads.fetch_add(1, Ordering::SeqCst);
         self.plan.read.fetch_add(buf.len() as u64, Ordering::SeqCst);
         self.real.read_exact_at(buf, offset)
     }

@@ -328,9 +328,11 @@ mod tests {
         }
         for number in 1_000..1_200 {
             assert!(set.last_run(&session(number)).unwrap().is_none());
+            assert!(set.run_at(&session(number), (1, 1), None).unwrap().is_none());
             assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_none());
         }
         assert!(set.last_run(&session(7)).is_err(), "its segment was not looked for");
+        assert!(set.run_at(&session(7), (1, 1), None).is_err(), "its segment was not looked for");
     }
 
     #[test]
@@ -342,6 +344,8 @@ mod tests {
         for number in 1..=scene.newest() {
             let (found, entry) = set.last_run(&session(number)).unwrap().unwrap();
             assert_eq!((found.info.number, entry.run.last()), (number, 1));
+            let (found, _) = set.run_at(&session(number), (1, 1), None).unwrap().unwrap();
+            assert_eq!(found.info.number, number);
             assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_some());
         }
     }

@@ -8,6 +8,7 @@ mod filter;
 mod merged;
 mod open;
 mod parts;
+mod search;
 mod set;
 mod table;
 mod write;

@@ -10,13 +10,14 @@ use crate::error::{Error, Result};
 use crate::event::Seq;
 use crate::ids::EventId;
 use crate::segment::open::read_info;
+use crate::segment::search::RunSearch;
 use crate::segment::{self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInfo, Span, key_hash, session_hash};
 use crate::session::SessionId;
 
 /// An immutable list of segments, and the filters over many of them; sealing makes a new one.
 #[derive(Clone)]
 pub(crate) struct SegmentSet {
-    segments: Vec<Arc<Segment>>,
+    pub(super) segments: Vec<Arc<Segment>>,
     merged: HashMap<Span, Arc<MergedFilter>>,
 }
 
@@ -60,24 +61,30 @@ impl SegmentSet {
     }
 
     pub(crate) fn by_number(&self, number: u64) -> Option<&Arc<Segment>> {
-        let at = self.segments.binary_search_by_key(&number, |segment| segment.info.number).ok()?;
-        self.segments.get(at)
+        self.segments.get(self.position(number)?)
+    }
+
+    fn position(&self, number: u64) -> Option<usize> {
+        self.segments.binary_search_by_key(&number, |segment| segment.info.number).ok()
     }
 
     pub(crate) fn newest_number(&self) -> u64 {
         self.segments.last().map_or(0, |segment| segment.info.number)
     }
 
-    /// The run that holds `seq`, asking every segment that may have it, newest first.
-    pub(crate) fn run_at(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<FoundRun>> {
-        for segment in self.that_may_hold(session_hash(session.as_bytes())) {
-            let segment = segment?;
-            let entry = segment.floor_run(session, generation, seq)?;
-            if let Some(entry) = entry.filter(|RunEntry { run, .. }| run.generation == generation && run.holds(seq)) {
-                return Ok(Some((Arc::clone(segment), entry)));
-            }
-        }
-        Ok(None)
+    /// The run that holds `seq`. The search begins at the segment with the number `near`, where the caller found a run beside it, or at the newest.
+    ///
+    /// # Errors
+    ///
+    /// Those of segments that may hold the run and cannot be read.
+    pub(crate) fn run_at(
+        &self,
+        session: &SessionId,
+        (generation, seq): (u32, Seq),
+        near: Option<u64>,
+    ) -> Result<Option<FoundRun>> {
+        let near = near.and_then(|number| self.position(number));
+        RunSearch::new(self, session, generation, seq).run(near)
     }
 
     /// The last run of a session.
@@ -123,7 +130,7 @@ impl SegmentSet {
     }
 
     /// The widest span that ends with the number, whose filter says that none of its segments has the item.
-    fn ruled_out(&self, item: ItemHash, through: u64) -> Option<Span> {
+    pub(super) fn ruled_out(&self, item: ItemHash, through: u64) -> Option<Span> {
         Span::ending_with(through)
             .filter_map(|span| self.merged.get(&span))
             .find(|filter| filter.rules_out(item))
