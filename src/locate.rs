@@ -12,12 +12,15 @@ use crate::event::Seq;
 use crate::index::{Asked, Index, IndexEntry};
 use crate::merge::MergeSignal;
 use crate::runs_cache::{IndexedRuns, RunsCache};
-use crate::segment::{MergedFilter, RunEntry, Segment, SegmentSet};
+use crate::segment::{MergedFilter, MergedPlace, RunEntry, Segment, SegmentSet};
 use crate::session::{FIRST_SEQ, Head, SessionId};
-use crate::sync::RwLock;
+use crate::sync::{Mutex, RwLock};
 
 /// For so many seqs the index is asked at once.
 const ASKED_SEQS: Seq = 128;
+
+/// A session that is in none of so many of the newest segments is worth taking in the merged filters for: that reads a little of every segment.
+const NEWEST_SEGMENTS: usize = 16;
 
 /// No more is fetched ahead: of large events a page may hold few, and reading them takes longer than getting to them.
 const PREFETCHED_BYTES_MAX: u64 = 1024 * 1024;
@@ -26,6 +29,8 @@ pub(crate) struct Locator {
     segments: RwLock<Arc<SegmentSet>>,
     index: Arc<Index>,
     runs: RunsCache,
+    /// Where merged filters lie that no background work takes in.
+    untaken: Mutex<Option<MergedPlace>>,
     /// Tells who merges filters of another segment.
     pub merge: MergeSignal,
 }
@@ -49,7 +54,12 @@ impl Locator {
     /// Finds what lies in `segments`, with so much memory for what the index said.
     pub(crate) fn new(segments: SegmentSet, index: Arc<Index>, runs_bytes_max: usize) -> Self {
         let (segments, runs) = (RwLock::new(Arc::new(segments)), RunsCache::new(runs_bytes_max));
-        Self { segments, index, runs, merge: MergeSignal::default() }
+        Self { segments, index, runs, untaken: Mutex::default(), merge: MergeSignal::default() }
+    }
+
+    /// Takes the filters in this place in once somebody needs them.
+    pub(crate) fn take_in_later(&self, place: MergedPlace) {
+        *self.untaken.lock() = Some(place);
     }
 
     /// The segments as they are now.
@@ -76,6 +86,7 @@ impl Locator {
     /// Where a session ends in the segments. Found through the filters alone, as a [key](Self::record_of_key) is: they have to say in any case
     /// that no newer segment has more of it.
     pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
+        self.take_in_for(session);
         let last = self.segments().last_run(session)?;
         Ok(last.map(|(_, RunEntry { run, last_id })| Head {
             generation: run.generation,
@@ -83,6 +94,18 @@ impl Locator {
             last: run.last(),
             last_id,
         }))
+    }
+
+    /// Takes in the merged filters, unless that was done or the session's end is near.
+    fn take_in_for(&self, session: &SessionId) {
+        let segments = self.segments();
+        let is_untaken = self.untaken.lock().is_some();
+        if !is_untaken || segments.newest_may_hold(session, NEWEST_SEGMENTS) {
+            return;
+        }
+        let Some(place) = self.untaken.lock().take() else { return };
+        // Where they cannot be listed, each segment is asked.
+        self.publish_merged(MergedFilter::list(&place, &segments, || Ok(())).unwrap_or_default());
     }
 
     /// Reads a session's records from the segments.

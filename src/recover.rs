@@ -30,7 +30,7 @@ use crate::read::Store;
 use crate::recent::{Bounds, Recent};
 use crate::refusals::{Refusals, Work};
 use crate::seal::SealSignal;
-use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentSet, merged_folder};
+use crate::segment::{self, BlockCache, MergedPlace, Segment, SegmentInfo, SegmentSet, merged_folder};
 use crate::stats::{Counters, Recovery};
 use crate::sync::{Instant, Mutex};
 use crate::turns::RememberedTurns;
@@ -339,6 +339,10 @@ impl Opening<'_> {
         let index = Arc::new(index);
         index.note_segment(segments.newest_number());
         let locator = Arc::new(Locator::new(segments, Arc::clone(&index), runs_bytes_max));
+        if writer.is_none() {
+            let (disk, folder, cache) = (Arc::clone(&self.disk), merged_folder(self.folder), Arc::clone(&cache));
+            locator.take_in_later(MergedPlace { disk, folder, store: manifest.store, cache });
+        }
         let store = Store { recent, locator, cache, turns: RememberedTurns::default(), options: self.options };
         let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
         Core::new(store, index, counters, writer, recovery, self.refusals)

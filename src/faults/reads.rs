@@ -95,3 +95,21 @@ fn without_the_index_a_damaged_segment_hides_its_own_events_and_no_others() {
         assert!(hidden.len() < events.len() / 4, "{hidden:?} of {} are hidden", events.len());
     }
 }
+
+/// The filters over 16 segments say so, which a log that is open for reading only did not look at.
+#[test]
+fn a_log_for_reading_only_finds_that_a_session_is_nowhere_without_a_look_into_each_segment() {
+    let (scene, _events, segments) = fill(96);
+    let log = scene.open_with(Options::new().read_only(true).cache_bytes_max(0)).unwrap();
+    let reads_of = |session: &str| {
+        scene.plan.reads.store(0, Ordering::SeqCst);
+        let head = log.head(&SessionId::new(session).unwrap());
+        assert!(matches!(head, Err(Error::UnknownSession { .. })));
+        scene.plan.reads.load(Ordering::SeqCst)
+    };
+    // Opens each segment once.
+    let first = reads_of("nowhere");
+    assert!(first <= 5 * segments, "{first} reads of {segments} segments");
+    let later = reads_of("nor this");
+    assert!(later <= segments / 16 + 16, "{later} reads of {segments} segments");
+}
