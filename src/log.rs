@@ -393,21 +393,22 @@ impl Core {
     fn stats(&self) -> Stats {
         let count = |counter: &crate::sync::AtomicU64| counter.load(Ordering::Relaxed);
         let recent = &self.store.recent;
-        // Memory first: what leaves it meanwhile is then counted twice for a moment, never missed.
-        let recent_events = recent.events();
         let segments = self.store.locator.segments();
+        // Once, so that all segments are compared with the same.
+        let indexed = self.index.through();
+        let groups = self.counters.groups();
         let (barrier_time, barrier_time_max) = self.counters.barrier_time();
         Stats {
-            events: recent_events + segments.iter().map(|segment| segment.info.events).sum::<u64>(),
+            events: recent.events(),
             batches: count(&self.counters.batches),
-            groups: count(&self.counters.groups),
+            groups,
             journal_bytes: count(&self.counters.journal_bytes),
             barrier_time,
             barrier_time_max,
             segments: segments.iter().count() as u64,
             segment_bytes: segments.iter().map(|segment| segment.info.file_bytes).sum(),
             recent_bytes: recent.bytes(),
-            index_lag: segments.iter().filter(|segment| segment.info.number > self.index.through()).count() as u64,
+            index_lag: segments.iter().filter(|segment| segment.info.number > indexed).count() as u64,
             index_rebuilds: self.index.rebuilds(),
             streams: count(&self.counters.streams),
             refusals: self.refusals.count(),

@@ -54,6 +54,11 @@ impl Manifest {
         Self { sequence: 0, store, segments, journal, durable_lsn: 0, incarnation: 0, clean: false, slot: 1, is_in_both: false }
     }
 
+    /// All events in segments.
+    pub(crate) fn sealed_events(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.events).sum()
+    }
+
     /// Where the segments end and the journal begins.
     pub(crate) fn sealed_lsn(&self) -> u64 {
         self.segments.last().map_or(0, |segment| segment.end_lsn)

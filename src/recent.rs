@@ -56,6 +56,7 @@ struct Shard {
 /// The records in commit order, by journal file.
 struct Commits {
     files: VecDeque<RecentFile>,
+    /// All durable events of the store, sealed ones among them: one number, which no step of sealing changes.
     events: u64,
     /// The newest durable event of the store.
     last_id: EventId,
@@ -128,13 +129,13 @@ pub(crate) struct Published {
 }
 
 impl Recent {
-    /// Nothing, in a store whose newest durable event is `last_id`.
-    pub(crate) fn new(last_id: EventId, bounds: Bounds) -> Self {
+    /// Nothing, in a store with so many sealed events, whose newest durable event is `last_id`.
+    pub(crate) fn new(sealed_events: u64, last_id: EventId, bounds: Bounds) -> Self {
         let shard = |_| Shard { entries: HashMap::default(), idle: IdleHeads::new(bounds.idle_bytes_max / SHARDS) };
         Self {
             shards: (0..SHARDS).map(shard).map(Mutex::new).collect(),
             hasher: DefaultHashBuilder::default(),
-            commits: RwLock::new(Commits { files: VecDeque::new(), events: 0, last_id }),
+            commits: RwLock::new(Commits { files: VecDeque::new(), events: sealed_events, last_id }),
             bounds,
             bytes: AtomicU64::new(0),
             written: AtomicU64::new(0),
@@ -264,6 +265,7 @@ impl Recent {
         commits.files.iter().rev().skip(1).any(|file| !file.groups.is_empty())
     }
 
+    /// All durable events of the store. It never goes down, and counts an event before its append is answered.
     pub(crate) fn events(&self) -> u64 {
         self.commits.read().events
     }
@@ -313,12 +315,7 @@ impl Recent {
     /// commit order, so that they are what each session has up to the last one's.
     pub(crate) fn release_sealed(&self, files: usize, records: Vec<Arc<Record>>) {
         let through = records.last().expect("something was sealed").last_id();
-        // Counted first: a walk over a segment's records is longer than a commit should wait for the lock.
-        let events = records.iter().map(|record| u64::from(record.count)).sum::<u64>();
-        let mut commits = self.commits.write();
-        let files: Vec<_> = commits.files.drain(..files).collect();
-        commits.events -= events;
-        drop(commits);
+        let files: Vec<_> = self.commits.write().files.drain(..files).collect();
         for shard in &self.shards {
             let entries: Vec<_> = shard.lock().entries.values().map(Arc::clone).collect();
             for entry in entries {
@@ -506,7 +503,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn recent() -> Arc<Recent> {
-        Arc::new(Recent::new(EventId::from_u128(0), Bounds::of(&Options::new().recent_bytes_max(0))))
+        Arc::new(Recent::new(0, EventId::from_u128(0), Bounds::of(&Options::new().recent_bytes_max(0))))
     }
 
     pub(crate) fn file(number: u32) -> JournalUse {

@@ -82,7 +82,8 @@ impl Opening<'_> {
             }
         }
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
-        let recent = Arc::new(Recent::new(Ends::of(&replayed, &manifest).last_id, Bounds::of(&self.options)));
+        let last_id = Ends::of(&replayed, &manifest).last_id;
+        let recent = Arc::new(Recent::new(manifest.sealed_events(), last_id, Bounds::of(&self.options)));
         let (kept, _sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let core = self.core(&manifest, recent, None, recovery);
@@ -114,7 +115,7 @@ impl Opening<'_> {
         freed.extend(sealed.iter().map(|file| (file.number, file.bytes)));
         self.name_in_manifest(&mut manifest, &kept, ends.lsn)?;
         freed.into_iter().try_for_each(|(number, bytes)| spares.give(number, bytes))?;
-        let recent = Arc::new(Recent::new(ends.last_id, Bounds::of(&self.options)));
+        let recent = Arc::new(Recent::new(manifest.sealed_events(), ends.last_id, Bounds::of(&self.options)));
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let clock = IdClock::new(ends.last_id);
         recovery.clock_skew = clock_skew(&self.options.clock, ends.last_id);

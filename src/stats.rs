@@ -8,7 +8,7 @@ use crate::sync::{AtomicU64, Ordering};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Durable events in the store.
+    /// Durable events in the store. It never goes down; an event is in it before its append is answered.
     pub events: u64,
     /// Batches appended since the log was opened; replays are not counted.
     pub batches: u64,
@@ -24,7 +24,7 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes of the segments' files.
     pub segment_bytes: u64,
-    /// Memory, by estimate, for what is not yet in a segment.
+    /// Memory, by estimate, for what is not yet in a segment, or is in one and about to be freed.
     pub recent_bytes: u64,
     /// Segments that the index does not cover yet; they are answered from their footers.
     pub index_lag: u64,
@@ -87,7 +87,7 @@ pub struct Recovery {
 #[derive(Default)]
 pub(crate) struct Counters {
     pub batches: AtomicU64,
-    pub groups: AtomicU64,
+    groups: AtomicU64,
     pub journal_bytes: AtomicU64,
     barrier_nanos: AtomicU64,
     barrier_nanos_max: AtomicU64,
@@ -99,14 +99,48 @@ impl Counters {
     pub(crate) fn note_group(&self, batches: u32, bytes: usize, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.batches.fetch_add(batches.into(), Ordering::Relaxed);
-        self.groups.fetch_add(1, Ordering::Relaxed);
         self.journal_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.barrier_nanos.fetch_add(nanos, Ordering::Relaxed);
-        self.barrier_nanos_max.fetch_max(nanos, Ordering::Relaxed);
+        // After the sums, and read before them: a sum holds all that a count or a maximum speaks of.
+        self.barrier_nanos_max.fetch_max(nanos, Ordering::Release);
+        self.groups.fetch_add(1, Ordering::Release);
     }
 
+    /// The number of groups. What [is counted of each](Self::note_group) is to be read behind it.
+    pub(crate) fn groups(&self) -> u64 {
+        self.groups.load(Ordering::Acquire)
+    }
+
+    /// The sum and the longest.
     pub(crate) fn barrier_time(&self) -> (Duration, Duration) {
-        let read = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
-        (read(&self.barrier_nanos), read(&self.barrier_nanos_max))
+        let longest = self.barrier_nanos_max.load(Ordering::Acquire);
+        (Duration::from_nanos(self.barrier_nanos.load(Ordering::Relaxed)), Duration::from_nanos(longest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::scope;
+
+    /// K8: figures that come from several counters.
+    #[test]
+    fn figures_that_are_read_while_groups_are_counted_agree_with_each_other() {
+        // Each takes longer than all before it together.
+        const GROUPS: u32 = 60;
+        for _ in 0..2_000 {
+            let counters = Counters::default();
+            scope(|scope| {
+                scope.spawn(|| (0..GROUPS).for_each(|nth| counters.note_group(1, 1, Duration::from_nanos(1 << nth))));
+                let mut groups = 0;
+                while groups < GROUPS.into() {
+                    groups = counters.groups();
+                    let batches = counters.batches.load(Ordering::Relaxed);
+                    assert!(batches >= groups, "{batches} batches in {groups} groups");
+                    let (sum, longest) = counters.barrier_time();
+                    assert!(sum >= longest, "{longest:?} of {sum:?}");
+                }
+            });
+        }
     }
 }

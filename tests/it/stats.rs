@@ -1,5 +1,8 @@
 //! The figures say what happened, and the open report what was found.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use sessionlog::{From, Options, SessionLog};
@@ -27,6 +30,50 @@ fn the_figures_count_what_was_appended_and_no_replay() {
     log.close().unwrap();
     let stats = open(&dir).stats();
     assert_eq!((stats.events, stats.batches, stats.groups), (15, 0, 0));
+}
+
+/// K8: what is being sealed is in memory and in its segment for a moment.
+#[test]
+fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_appended_and_never_goes_down() {
+    const SEGMENTS: u64 = 150;
+    let dir = folder();
+    let log = Options::new().recent_bytes_max(0).open(dir.path()).unwrap();
+    let (appended, acknowledged, ended) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for writer in 0..4_u64 {
+            let (log, appended, acknowledged, ended) = (&log, &appended, &acknowledged, &ended);
+            scope.spawn(move || {
+                while !ended.load(Ordering::SeqCst) {
+                    appended.fetch_add(3, Ordering::SeqCst);
+                    log.append(&session(&format!("s{writer}")), notes("n", 3)).unwrap();
+                    acknowledged.fetch_add(3, Ordering::SeqCst);
+                }
+            });
+        }
+        let mut before = 0;
+        let seen = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let least = acknowledged.load(Ordering::SeqCst).max(before);
+                let stats = log.stats();
+                let most = appended.load(Ordering::SeqCst);
+                assert!((least..=most).contains(&stats.events), "{} events, and there are {least} to {most}", stats.events);
+                assert!(stats.batches_per_group() == 0.0 || stats.batches_per_group() >= 1.0, "{stats:?}");
+                assert!(stats.index_lag <= stats.segments && stats.barrier_time >= stats.barrier_time_max, "{stats:?}");
+                before = stats.events;
+                if stats.segments >= SEGMENTS {
+                    break;
+                }
+            }
+        }));
+        ended.store(true, Ordering::SeqCst);
+        seen.unwrap_or_else(|failed| resume_unwind(failed));
+    });
+    let events = acknowledged.load(Ordering::SeqCst);
+    assert_eq!(log.stats().events, events);
+    log.close().unwrap();
+    for read_only in [true, false] {
+        assert_eq!(Options::new().read_only(read_only).open(dir.path()).unwrap().stats().events, events);
+    }
 }
 
 #[test]
