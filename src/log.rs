@@ -180,7 +180,7 @@ impl SessionLog {
         EventStream::of_session(Arc::clone(core), entry, from)
     }
 
-    /// Streams every session in commit order: what comes after an event, or everything from the first on.
+    /// Streams every session in commit order: what comes after an event, or with `None` everything from the first on.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -196,10 +196,14 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`].
+    /// [`Error::UnknownEvent`] when the store has no event with this ID, as after a restore from an older copy: it cannot tell what came
+    /// after. [`Error::Corrupt`] and [`Error::Io`] when what is stored there cannot be read. [`Error::Closed`].
     pub fn feed(&self, from: impl Into<Option<After<EventId>>>) -> Result<EventStream> {
-        self.handle.core.open_store()?;
+        let store = self.handle.core.open_store()?;
         let after = from.into().map(|After(id)| id);
+        if let Some(id) = after {
+            store.look_at(id, |_event| ())?.ok_or(Error::UnknownEvent { id })?;
+        }
         Ok(EventStream::of_all(Arc::clone(&self.handle.core), after))
     }
 
@@ -247,7 +251,8 @@ impl SessionLog {
         self.handle.core.open_store()?.known_head(session)
     }
 
-    /// At most `limit` sessions in the byte order of their IDs, from the first or from the one that follows `after`.
+    /// At most `limit` sessions in the byte order of their IDs, from the first or from a place on. Any ID names a place in that order, whether or not a
+    /// session has it: the list begins with the session that follows.
     ///
     /// # Errors
     ///

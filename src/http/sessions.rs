@@ -30,7 +30,7 @@ pub(super) struct SessionParams {
     #[serde(default)]
     #[param(inline)]
     order: SessionOrder,
-    /// Only what comes after this session, by ID. With `order=id` alone.
+    /// Only what comes after this ID, whether or not a session has it. With `order=id` alone.
     #[serde(default, deserialize_with = "present")]
     #[param(min_length = 1, max_length = 256, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
     after: Option<String>,

@@ -96,6 +96,7 @@ async fn a_place_that_is_none_is_said_before_the_first_byte() {
     let other = scene.note("t", notes(1))[0].id.to_string();
     scene.call(resumed("evt_01JQ3W8K5T0000000000000001")).await.refused(400, "cursor_unknown");
     scene.call(resumed(&other)).await.refused(400, "cursor_of_other_session");
+    scene.call(resumed("evt_00000000000000000000000000")).await.refused(400, "cursor_unknown");
     scene.call(resumed("17")).await.refused(400, "invalid");
     scene.call(stream(&format!("?after={other}"))).await.refused(400, "cursor_of_other_session");
     scene.call(stream("?follow=perhaps")).await.refused(400, "invalid");

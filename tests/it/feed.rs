@@ -2,11 +2,11 @@
 
 use std::thread;
 
-use sessionlog::{After, Event, EventId, SessionLog, StreamItem};
+use sessionlog::{After, Error, Event, EventId, From, Page, SessionLog, StreamItem};
 
 use crate::support::{
-    DEADLINE, append_notes, assert_dense, assert_rising, drain, feed_all, folder, notes, of_session, open, read_all, seal_once,
-    session, small_files, take_events,
+    DEADLINE, append_notes, assert_dense, assert_error, assert_rising, copy_folder, drain, feed_all, folder, notes, of_session,
+    open, read_all, seal_once, session, small_files, take_events,
 };
 
 #[test]
@@ -64,16 +64,49 @@ fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
     assert_eq!(feed.next_timeout(DEADLINE).unwrap().unwrap(), StreamItem::CaughtUp);
 }
 
+/// K8: a place that the store does not know, such as one that was seen before a restore.
 #[test]
-fn the_feed_goes_on_behind_any_place_whether_or_not_an_event_is_there() {
+fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
-    let mut all = append_notes(&log, &session("a"), "n", 5);
+    let nil = EventId::from_u128(0);
+    assert_error!(log.feed(After(nil)), Error::UnknownEvent { id } if *id == nil);
+    let mut all = log.append(&session("a"), notes("n", 5)).unwrap().events;
+    check_places(&log, &all);
     all.extend(seal_once(&dir, &log, &session("b")));
-    all.extend(append_notes(&log, &session("a"), "m", 5));
-    let places = all.iter().flat_map(|event| [event.id.to_u128() - 1, event.id.to_u128(), event.id.to_u128() + 1]);
-    for place in places.chain([0, u128::MAX]).map(EventId::from_u128) {
-        let expected: Vec<_> = all.iter().filter(|event| event.id > place).cloned().collect();
-        assert_eq!(drain(&mut log.feed(After(place)).unwrap().until_tail()), expected, "after {place}");
+    all.extend(log.append(&session("a"), notes("m", 5)).unwrap().events);
+    check_places(&log, &all);
+    log.close().unwrap();
+    check_places(&small_files().open(dir.path()).unwrap(), &all);
+    check_places(&small_files().read_only(true).open(dir.path()).unwrap(), &all);
+}
+
+/// Reads on behind every event, in the middle of a batch and at the end of the store too, and behind what lies beside each.
+fn check_places(log: &SessionLog, all: &[Event]) {
+    for (nth, event) in all.iter().enumerate() {
+        assert_eq!(drain(&mut log.feed(After(event.id)).unwrap().until_tail()), all[nth + 1..], "after {}", event.id);
     }
+    let beside = all.iter().flat_map(|event| [event.id.to_u128() - 1, event.id.to_u128() + 1]).map(EventId::from_u128);
+    let unknown = beside.filter(|id| all.iter().all(|event| event.id != *id));
+    for place in unknown.chain([0, u128::MAX].map(EventId::from_u128)) {
+        assert_error!(log.feed(After(place)), Error::UnknownEvent { id } if *id == place);
+    }
+}
+
+#[test]
+fn after_a_restore_from_an_older_copy_every_reader_that_saw_more_is_refused() {
+    let (dir, copy) = (folder(), folder());
+    let log = open(&dir);
+    let id = session("s");
+    let kept = append_notes(&log, &id, "kept", 3);
+    log.close().unwrap();
+    copy_folder(dir.path(), copy.path());
+    let seen = append_notes(&open(&dir), &id, "lost", 3).pop().unwrap();
+    let restored = open(&copy);
+    let other = append_notes(&restored, &id, "other", 3);
+    assert_error!(restored.feed(After(seen.id)), Error::UnknownEvent { id } if *id == seen.id);
+    assert_error!(restored.list(&id, Page::after(seen.id)), Error::Cursor { .. });
+    assert_error!(restored.stream(&id, From::After(seen.id.into())), Error::Cursor { .. });
+    let place = kept.last().unwrap().id;
+    assert_eq!(drain(&mut restored.feed(After(place)).unwrap().until_tail()), other);
 }

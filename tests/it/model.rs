@@ -797,10 +797,13 @@ impl World {
         assert_sessions(limit, &expected, self.log().recent_sessions(limit));
     }
 
-    /// An ID that no event has is a place in the feed like any other.
     fn feed(&self, after: Option<Point>) {
         let after = after.map(|point| self.model.id(point));
-        let got = drain(must("feed", self.log().feed(after.map(After))));
+        let got = self.log().feed(after.map(After));
+        if let Some(id) = after.filter(|id| !self.model.ids.contains_key(id)) {
+            return assert_error(got, &[Error::UnknownEvent { id }]);
+        }
+        let got = drain(must("feed", got));
         assert_same(&got, self.model.events.iter().filter(|event| after.is_none_or(|after| event.id > after)));
     }
 }
@@ -1195,6 +1198,7 @@ mod tests {
     fn an_empty_log_answers_like_an_empty_map() {
         let wrong = [0, 1, 2, 3].map(|n| Op::Event(Point::Unknown(n)));
         check(wrong.into_iter().chain([Op::Head(0), Op::Feed { after: None }, Op::Reopen, Op::Drop, Op::DeleteIndex]));
+        check([0, 1, 2, 3].map(|n| Op::Feed { after: Some(Point::Unknown(n)) }));
     }
 
     #[test]
