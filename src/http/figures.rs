@@ -134,6 +134,8 @@ impl Collector for OfLog {
         put("recent_bytes", "Memory for what is not yet in a segment", &ConstGauge::new(stats.recent_bytes))?;
         put("index_lag_segments", "Segments that the index does not cover yet", &ConstGauge::new(stats.index_lag))?;
         put("index_rebuilds", "How often the index was built again", &ConstCounter::new(stats.index_rebuilds))?;
+        let skew = stats.clock_skew.unwrap_or_default().as_secs_f64();
+        put("clock_skew_seconds", "How far the clock is from the newest event ID, 0 up to a day", &ConstGauge::new(skew))?;
         put("streams", "Streams that are open", &ConstGauge::new(stats.streams))
     }
 }

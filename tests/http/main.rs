@@ -13,6 +13,7 @@ mod append;
 mod arbitrary;
 mod campaign;
 mod document;
+mod figures;
 mod list;
 mod messages;
 mod page;
