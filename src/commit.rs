@@ -26,7 +26,6 @@ use crate::ids::IdClock;
 use crate::journal::{GroupBuffer, JournalWriter, Placed, Spares, file_bytes_for};
 use crate::options::Options;
 use crate::recent::Recent;
-use crate::refusals::Refusals;
 use crate::seal::SealSignal;
 use crate::section::{Decided, Group, Outcome, Request, Section};
 use crate::stats::Counters;
@@ -51,7 +50,6 @@ pub(crate) struct Commit {
     spares: Arc<Spares>,
     seal: Arc<SealSignal>,
     counters: Arc<Counters>,
-    refusals: Arc<Refusals>,
     group_bytes_max: usize,
     stall_wait: Duration,
 }
@@ -80,7 +78,6 @@ impl Commit {
         spares: Arc<Spares>,
         seal: Arc<SealSignal>,
         counters: Arc<Counters>,
-        refusals: Arc<Refusals>,
         options: &Options,
     ) -> Self {
         Self {
@@ -93,7 +90,6 @@ impl Commit {
             spares,
             seal,
             counters,
-            refusals,
             group_bytes_max: options.group_bytes_max,
             stall_wait: options.stall_wait,
         }
@@ -107,7 +103,7 @@ impl Commit {
         section.check_open()?;
         while section.open.is_full_for(&request, self.group_bytes_max) {
             if !deadline.wait(&self.room, &mut section) && section.open.is_full_for(&request, self.group_bytes_max) {
-                return Err(self.refusals.of_waiting(self.stall_wait));
+                return Err(self.spares.refusals().of_waiting(self.stall_wait));
             }
             section.check_open()?;
         }
@@ -299,7 +295,7 @@ impl Commit {
     /// Sees to it that the group fits the active journal file and that memory for its records is left.
     fn make_room(&self, journal: &mut JournalWriter, group: &GroupBuffer) -> Result<()> {
         if !self.seal.wait_until(self.stall_wait, || self.recent.has_room()) {
-            return Err(self.refusals.of_waiting(self.stall_wait));
+            return Err(self.spares.refusals().of_waiting(self.stall_wait));
         }
         let is_large = self.recent.active_is_large() && !journal.active_is_empty();
         if journal.fits(group.record_bytes()) && !is_large {

@@ -133,7 +133,6 @@ impl Opening<'_> {
             Arc::clone(&spares),
             Arc::clone(&seal),
             Arc::clone(&counters),
-            Arc::clone(&self.refusals),
             &self.options,
         );
         let writer = Writer {

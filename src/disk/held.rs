@@ -232,7 +232,12 @@ impl Identity {
 }
 
 impl From<&Stat> for Identity {
-    #[allow(clippy::useless_conversion, clippy::cast_sign_loss, reason = "the fields' types differ between systems")]
+    #[allow(
+        clippy::unnecessary_cast,
+        clippy::useless_conversion,
+        clippy::cast_sign_loss,
+        reason = "the fields' types differ between systems"
+    )]
     fn from(stat: &Stat) -> Self {
         Self { device: stat.st_dev as u64, inode: stat.st_ino.into() }
     }

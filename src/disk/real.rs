@@ -81,8 +81,7 @@ impl Disk for RealDisk {
         if mode.bypasses_cache() && !self.cannot_bypass_cache.load(Ordering::Relaxed) {
             match open_file(&place, mode, OFlags::DIRECT | mode.write_through()) {
                 Ok(file) if accepts_blocks(&file) => return Ok(RealFile::wrap(file, path, place.folder, Bypass::Yes)),
-                Ok(_) => {}
-                Err(Errno::INVAL | Errno::OPNOTSUPP) => {}
+                Ok(_) | Err(Errno::INVAL | Errno::OPNOTSUPP) => {}
                 Err(refused) => return Err(place.refusal("open", refused)),
             }
             self.cannot_bypass_cache.store(true, Ordering::Relaxed);
@@ -231,7 +230,7 @@ impl DiskFile for RealFile {
             Ok(found) if is_ours(found) => return Ok(()),
             // Whoever may not look up the path any more, since the process has given up rights, can still look into the folder.
             Err(Errno::ACCESS) => {
-                let name = self.path.file_name().map(Path::new).unwrap_or(&self.path);
+                let name = self.path.file_name().map_or(&*self.path, Path::new);
                 if statat(folder.file(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_ours) {
                     return Ok(());
                 }

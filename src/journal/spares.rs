@@ -57,6 +57,11 @@ impl Spares {
         Self { disk, folder, bytes_max, refusals, state: Mutex::new(state), changed: Condvar::new() }
     }
 
+    /// What the system refuses the background work of this log.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
     /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to the cap.
     pub(crate) fn prepare_next(&self, active_bytes: u64) {
         let mut state = self.state.lock();
