@@ -66,13 +66,13 @@ pub(crate) fn campaign() {
                 continue;
             }
             let round = dice.roll();
-            let Some(seen) = report.run(|| format!("{act:?} with seed {round}"), || Round::new(act, round).carry_out()) else {
+            let Some(outcome) = report.run(|| format!("{act:?} with seed {round}"), || Round::new(act, round).carry_out()) else {
                 continue;
             };
-            report.count("lives", seen.lives);
-            report.count("appends acknowledged", seen.acknowledged);
-            report.count("logs that found themselves displaced", seen.displaced);
-            report.count("logs that went on", seen.went_on);
+            report.count("lives", outcome.lives);
+            report.count("appends acknowledged", outcome.acknowledged);
+            report.count("logs that found themselves displaced", outcome.displaced);
+            report.count("logs that went on", outcome.went_on);
             if report.is_done() {
                 break;
             }
@@ -143,7 +143,9 @@ impl Round {
             (life.begun_before, life.opened_before) = (true, !life.is_over);
         }
         self.act(&mut processes);
-        processes.iter_mut().for_each(|process| process.tell("done"));
+        for process in &mut processes {
+            process.tell("done");
+        }
         for process in &mut processes {
             process.listen(None, &mut lives);
             assert!(process.child.wait().expect("the process").success(), "a process failed");
@@ -205,7 +207,9 @@ impl Round {
             Act::RemoveItsLock => drop(fs::remove_file(self.at("data/LOCK"))),
             Act::ChangeTheWorkingDirectory => {
                 let elsewhere = self.at("elsewhere");
-                processes.iter_mut().for_each(|process| process.tell(&format!("chdir {}", elsewhere.display())));
+                for process in processes {
+                    process.tell(&format!("chdir {}", elsewhere.display()));
+                }
             }
             Act::PointTheLinkElsewhere => {
                 symlink(self.at("other"), self.at("link.new")).expect("a link");
@@ -312,10 +316,10 @@ impl Drop for Process {
     }
 }
 
-fn take_in(line: &str, lives: &mut BTreeMap<String, Life>) {
+fn take_in(line: &str, known: &mut BTreeMap<String, Life>) {
     let (what, rest) = line.split_once(' ').expect("a word and what it is about");
     let (name, said) = rest.split_once(' ').unwrap_or((rest, ""));
-    let life = lives.entry(name.to_owned()).or_default();
+    let life = known.entry(name.to_owned()).or_default();
     match what {
         "open" => {}
         "acknowledged" => life.acknowledged += 1,
@@ -359,40 +363,40 @@ impl Staying {
                 continue;
             };
             life += 1;
-            self.live(&log, &format!("{}-{life}", self.who), &mut dice, &teller);
+            live(&log, &format!("{}-{life}", self.who), &mut dice, &teller);
         }
     }
+}
 
-    fn live(&self, log: &SessionLog, name: &str, dice: &mut Dice, teller: &Teller) {
-        teller.say(&format!("open {name}"));
-        let appends = 5 + dice.below(60);
-        let mut afterwards = 0;
-        for nth in 0..appends {
-            let was_told = TOLD.load(Ordering::SeqCst);
-            let bytes_max = if dice.one_in(3) { 600_000 } else { 2_000 };
-            let bytes = dice.below(bytes_max);
-            let answer = append(log, name, nth, bytes);
-            if answer.is_ok() {
-                teller.say(&format!("acknowledged {name}"));
-            }
-            if was_told {
-                teller.say(&format!("afterwards {name} {}", answer.as_ref().map_or_else(|error| error.code(), |()| "ok")));
-                afterwards += 1;
-            }
-            if answer.is_err() || afterwards == AFTERWARDS {
-                break;
-            }
+fn live(log: &SessionLog, name: &str, dice: &mut Dice, teller: &Teller) {
+    teller.say(&format!("open {name}"));
+    let appends = 5 + dice.below(60);
+    let mut afterwards = 0;
+    for nth in 0..appends {
+        let was_told = TOLD.load(Ordering::SeqCst);
+        let bytes_max = if dice.one_in(3) { 600_000 } else { 2_000 };
+        let bytes = dice.below(bytes_max);
+        let answer = append(log, name, nth, bytes);
+        if answer.is_ok() {
+            teller.say(&format!("acknowledged {name}"));
         }
-        if dice.one_in(4) {
-            // Sealing begins when a log is idle.
-            thread::park_timeout(Duration::from_millis(110 + dice.below(50)));
+        if was_told {
+            teller.say(&format!("afterwards {name} {}", answer.as_ref().map_or_else(sessionlog::Error::code, |()| "ok")));
+            afterwards += 1;
         }
-        if !dice.one_in(3) {
-            // One that was displaced says so.
-            let _closed = log.close();
+        if answer.is_err() || afterwards == AFTERWARDS {
+            break;
         }
-        teller.say(&format!("over {name}"));
     }
+    if dice.one_in(4) {
+        // Sealing begins when a log is idle.
+        thread::park_timeout(Duration::from_millis(110 + dice.below(50)));
+    }
+    if !dice.one_in(3) {
+        // One that was displaced says so.
+        let _closed = log.close();
+    }
+    teller.say(&format!("over {name}"));
 }
 
 fn append(log: &SessionLog, name: &str, nth: u64, bytes: u64) -> sessionlog::Result<()> {

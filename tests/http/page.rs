@@ -1,4 +1,5 @@
-//! The page at `/` in a browser: what is sent arrives, a server that comes back is found again, and keys do what a mouse does.
+//! The page at `/` in a browser: what is sent arrives, a server that comes back is found again, keys do what a mouse does, and every event
+//! that the log can hold is shown.
 //!
 //! Needs Chromium and its driver; skipped with a message where they are not.
 
@@ -11,7 +12,10 @@ use fantoccini::actions::{InputSource, KeyAction, KeyActions};
 use fantoccini::elements::Element;
 use fantoccini::{Client, ClientBuilder, Locator};
 use serde_json::{Value, json};
+use sessionlog::NewEvent;
 
+use crate::in_process::{InProcess, Wire, in_url};
+use crate::odd::{Odd, odd_events};
 use crate::process::{Ending, Server, command, free_address, post};
 use crate::support::KEY;
 
@@ -81,6 +85,41 @@ impl Browser {
     async fn key(&self, value: char) {
         let keys = KeyActions::new("keyboard".into()).then(KeyAction::Down { value }).then(KeyAction::Up { value });
         self.client.perform_actions(keys).await.unwrap();
+    }
+
+    /// Opens a session by its address, and waits until its stream is open.
+    async fn open(&self, server: &InProcess, session: &str) {
+        self.client.goto(&format!("{}/#{}", server.url, in_url(session))).await.unwrap();
+        let name = json!(session);
+        self.until(&format!("document.querySelector('#name').textContent === {name}")).await;
+        self.until("document.querySelector('#state').dataset.is === 'live'").await;
+    }
+
+    /// Reads back to the session's first event.
+    async fn read_backwards(&self) {
+        while self.ask("document.querySelector('#earlier').hidden").await == false {
+            let count = self.shown().await.len();
+            self.key('e').await;
+            self.until(&format!("document.querySelectorAll('.event').length > {count}")).await;
+        }
+    }
+
+    /// Checks that these events are shown and no others, each with its text as it came, and none as one that could not be rendered.
+    async fn shows(&self, events: &[Wire]) {
+        self.until(&format!("document.querySelectorAll('.event').length >= {}", events.len())).await;
+        let raw = "[...document.querySelectorAll('.event')].map(event => { \
+                   event.querySelector('.raw')?.click(); \
+                   const said = [event.dataset.id, event.querySelector('pre')?.textContent, event.querySelector('.bad')?.textContent]; \
+                   event.querySelector('.raw')?.click(); \
+                   return said; })";
+        let shown: Vec<(String, Option<String>, Option<String>)> = serde_json::from_value(self.ask(raw).await).unwrap();
+        for (event, (id, raw, error)) in events.iter().zip(&shown) {
+            assert_eq!((id, raw.as_ref(), error), (&event.id, Some(&event.raw), &None));
+        }
+        assert_eq!(shown.len(), events.len());
+        assert_eq!(self.ask("document.querySelector('#trouble').textContent").await, "");
+        let run = "window.broken ?? document.querySelectorAll('#events :is(img, script, b)').length";
+        assert_eq!(self.ask(run).await, 0, "an event's text became a part of the page");
     }
 
     async fn end(self) {
@@ -210,5 +249,218 @@ async fn a_server_with_a_key_is_asked_for_with_it() {
     browser.element("#sessions [data-session=s]").await.click().await.unwrap();
     browser.until("document.querySelector('#state').dataset.is === 'live'").await;
     assert_eq!(browser.shown().await, server.ids("s"));
+    browser.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_odd_event_is_shown_and_hides_no_other() {
+    let Some(browser) = Browser::start().await else { return };
+    let server = InProcess::start().await;
+    let plain = || (0..80).map(|n| NewEvent::new("note", n.to_string()));
+    // K6 as it was reported: 50 of 161 events were shown.
+    server.append("reported", plain());
+    let body = r#"{"events":[{"type":"user.message","content":[{"type":"x","file_id":{"toString":1}}]}]}"#;
+    assert!(server.post("reported", body));
+    server.append("reported", plain());
+    browser.open(&server, "reported").await;
+    browser.read_backwards().await;
+    assert_eq!(browser.shown().await.len(), 161);
+    browser.shows(&server.listed("reported")).await;
+
+    server.append("odd", odd_events());
+    browser.open(&server, "odd").await;
+    browser.read_backwards().await;
+    let listed = server.listed("odd");
+    browser.shows(&listed).await;
+    server.append("odd", odd_events());
+    let streamed = server.streamed("odd", &listed.last().unwrap().id);
+    assert_eq!(streamed.len(), odd_events().len());
+    browser.shows(&listed.into_iter().chain(streamed).collect::<Vec<_>>()).await;
+    // What a limit of the page leaves out is said.
+    for cut_off in ["480000 more characters, in the raw JSON", "149800 more blocks, in the raw JSON"] {
+        let says = format!("document.querySelector('#events').textContent.includes('{cut_off}')");
+        assert_eq!(browser.ask(&says).await, true);
+    }
+    let gist = "[...document.querySelectorAll('.gist')].some(gist => gist.textContent.includes('9007199254740993'))";
+    assert_eq!(browser.ask(gist).await, true, "a number is shown as it is spelled");
+    browser.end().await;
+}
+
+/// K6, with whatever else there may be.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_event_is_shown_and_its_raw_text_is_that_of_the_wire() {
+    let Some(browser) = Browser::start().await else { return };
+    let server = InProcess::start().await;
+    let mut odd = Odd::new();
+    let session = "100% / .. ?#\"<b>\u{202e}";
+    let mut append = || {
+        server.append(session, odd.events(60));
+        let mut requests = std::iter::repeat_with(|| odd.request());
+        let _stored = requests.by_ref().filter(|request| server.post(session, request)).nth(39);
+    };
+    append();
+    browser.open(&server, session).await;
+    browser.read_backwards().await;
+    let listed = server.listed(session);
+    assert_eq!(listed.len(), 100);
+    browser.shows(&listed).await;
+    append();
+    let streamed = server.streamed(session, &listed[99].id);
+    assert_eq!(streamed.len(), 100);
+    browser.shows(&listed.into_iter().chain(streamed).collect::<Vec<_>>()).await;
+    browser.end().await;
+}
+
+/// K6: nothing is swallowed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_shown_as_text() {
+    let Some(browser) = Browser::start().await else { return };
+    let server = InProcess::start().await;
+    server.append("s", (0..60).map(|n| NewEvent::new("note", n.to_string())));
+    browser.open(&server, "s").await;
+    let answers = |script: &str| format!("void (window.real ??= fetch, window.fetch = (path, options) => {script})");
+    let fail = |part: &str, answer: &str| answers(&format!("path.includes('{part}') ? {answer} : real(path, options)"));
+    let says = |text: &str| format!("document.body.innerText.includes('{text}')");
+
+    browser.ask(&fail("before=", "Promise.reject(new TypeError('no way back'))")).await;
+    browser.key('e').await;
+    browser.until(&says("no way back")).await;
+    // It is tried again, and the complaint goes.
+    browser.ask("void (window.fetch = real)").await;
+    browser.key('e').await;
+    browser.until("document.querySelectorAll('.event').length === 60").await;
+    assert_eq!(browser.ask(&says("no way back")).await, false);
+
+    browser.ask(&fail("/v1/sessions?", "new Response('no list', {status: 500})")).await;
+    browser.element("[data-order=id]").await.click().await.unwrap();
+    browser.until(&says("no list")).await;
+    browser.ask("void (window.fetch = real)").await;
+    browser.element("[data-order=id]").await.click().await.unwrap();
+    browser.until(&format!("!{}", says("no list"))).await;
+
+    // What the stream says when it ends; nothing else is called by that name, unless it has an ID.
+    let ended = r#"new Response('event: error\ndata: {"error":{"message":"no segment"}}\n\n')"#;
+    browser.ask(&fail("/stream", ended)).await;
+    server.append("t", [NewEvent::new("error", "1")]);
+    browser.ask("void (location.hash = 't')").await;
+    browser.until(&says("no segment")).await;
+    browser.ask("void (window.fetch = real)").await;
+    browser.until("document.querySelector('#state').dataset.is === 'live'").await;
+    browser.shows(&server.listed("t")).await;
+
+    // A 404 that is no session without events.
+    browser.ask(&fail("/events?", "new Response('not this server', {status: 404})")).await;
+    browser.ask("void (location.hash = 'u')").await;
+    browser.until(&says("not this server")).await;
+    browser.ask("void (window.fetch = real, location.hash = 't')").await;
+    browser.until("document.querySelector('#state').dataset.is === 'live'").await;
+
+    // Faults of the page's own.
+    browser.ask("void (window.gist = () => { throw new Error('no gist') })").await;
+    server.append("t", ["1", "2"].map(|data| NewEvent::new("note", data)));
+    browser.until("document.querySelectorAll('.event').length === 3").await;
+    let shown = browser.ask("[...document.querySelectorAll('.event')].slice(1).map(event => event.textContent)").await;
+    let listed = server.listed("t");
+    for (shown, event) in shown.as_array().unwrap().iter().zip(&listed[1..]) {
+        let shown = shown.as_str().unwrap();
+        assert!(shown.contains("no gist") && shown.contains(&event.raw), "{shown}");
+    }
+    assert_eq!(browser.shown().await, listed.iter().map(|event| event.id.clone()).collect::<Vec<_>>());
+    browser.ask("void (document.querySelector('#name').remove(), location.hash = 's')").await;
+    browser.until(&says("In this page: ")).await;
+    browser.end().await;
+}
+
+/// K6: sessions, too, are called what they are called.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_any_name_is_listed_and_opens() {
+    let Some(browser) = Browser::start().await else { return };
+    let server = InProcess::start().await;
+    let longest = "\u{1f980}".repeat(64);
+    let names = [
+        "%",
+        "%2e",
+        "%2E%2E",
+        "...",
+        "a/b",
+        "/",
+        "?",
+        "#",
+        "a?after=1#x",
+        "\"'`<b>&amp;",
+        "\\",
+        " a",
+        "a ",
+        "a  b",
+        "+",
+        "\u{202e}abc",
+        "\u{5d0}\u{5d1}",
+        "__proto__",
+        "constructor",
+        "toString",
+        "null",
+        &longest,
+    ];
+    for name in names {
+        server.append(name, [NewEvent::new("note", json!(name).to_string())]);
+    }
+    browser.client.goto(&server.url).await.unwrap();
+    browser.until(&format!("document.querySelectorAll('#sessions b').length === {}", names.len())).await;
+    for name in names {
+        let button = format!(
+            "[...document.querySelectorAll('#sessions button')].find(button => button.dataset.session === {})",
+            json!(name)
+        );
+        assert_eq!(browser.ask(&format!("{button}.querySelector('b').innerText")).await, name);
+        browser.ask(&format!("void {button}.click()")).await;
+        browser.until(&format!("document.querySelector('#name').innerText === {}", json!(name))).await;
+        browser.until("document.querySelector('#state').dataset.is === 'live'").await;
+        browser.shows(&server.listed(name)).await;
+        // The address leads there again.
+        let from_hash = browser.ask("decodeURIComponent(location.hash.slice(1))").await;
+        assert_eq!(from_hash, name);
+    }
+    // No URL holds these: the page says so, and asks for no other session in their place.
+    for name in [".", ".."] {
+        server.append(name, [NewEvent::new("note", "1")]);
+        browser.ask(&format!("void (location.hash = '{name}')")).await;
+        browser
+            .until(&format!("document.querySelector('#state').textContent.startsWith('no URL holds the name \\\"{name}\\\"')"))
+            .await;
+    }
+    browser.end().await;
+}
+
+/// K8: the walk to the recent sessions is bounded.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_recent_sessions_that_was_cut_short_says_so_and_leads_to_all() {
+    let Some(browser) = Browser::start().await else { return };
+    let server = InProcess::start().await;
+    let append = |range: std::ops::Range<u32>| {
+        for n in range {
+            server.append(&format!("session {n:03}"), [NewEvent::new("note", "1")]);
+        }
+    };
+    append(0..99);
+    browser.client.goto(&server.url).await.unwrap();
+    browser.until("document.querySelectorAll('#sessions b').length === 99").await;
+    let offer = "document.querySelector('#sessions .more button')";
+    assert_eq!(browser.ask(offer).await, Value::Null);
+    append(99..205);
+    browser.element("[data-order=recent]").await.click().await.unwrap();
+    browser.until("document.querySelectorAll('#sessions b').length === 100").await;
+    let note = browser.ask("document.querySelector('#sessions .more')?.innerText").await;
+    assert!(note.as_str().unwrap().contains("There may be more sessions"), "{note}");
+    browser.element("#sessions .more button").await.click().await.unwrap();
+    for count in [100, 200, 205] {
+        browser.until(&format!("document.querySelectorAll('#sessions b').length === {count}")).await;
+        if count < 205 {
+            browser.element("#sessions .more button").await.click().await.unwrap();
+        }
+    }
+    assert_eq!(browser.ask(offer).await, Value::Null);
+    let names = browser.ask("[...document.querySelectorAll('#sessions b')].map(name => name.innerText)").await;
+    let all: Vec<_> = (0..205).map(|n| format!("session {n:03}")).collect();
+    assert_eq!(names, json!(all));
     browser.end().await;
 }
