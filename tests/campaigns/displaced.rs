@@ -319,12 +319,12 @@ impl Drop for Process {
 fn take_in(line: &str, known: &mut BTreeMap<String, Life>) {
     let (what, rest) = line.split_once(' ').expect("a word and what it is about");
     let (name, said) = rest.split_once(' ').unwrap_or((rest, ""));
-    let life = known.entry(name.to_owned()).or_default();
+    let told_of = known.entry(name.to_owned()).or_default();
     match what {
         "open" => {}
-        "acknowledged" => life.acknowledged += 1,
-        "afterwards" => life.afterwards.push(said.to_owned()),
-        "over" => life.is_over = true,
+        "acknowledged" => told_of.acknowledged += 1,
+        "afterwards" => told_of.afterwards.push(said.to_owned()),
+        "over" => told_of.is_over = true,
         other => panic!("a process said {other}"),
     }
 }

@@ -234,7 +234,7 @@ impl Enduring {
                     teller.say(&format!("poisoned: {error:?}"));
                 }
                 Err(error) if error.is_retryable() || matches!(error, Error::Refused { .. } | Error::Unread { .. }) => {
-                    teller.say(&format!("refused: {error:?}"))
+                    teller.say(&format!("refused: {error:?}"));
                 }
                 Err(error) => panic!("an append failed: {error:?}"),
             }
