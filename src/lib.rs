@@ -34,6 +34,7 @@ mod campaigns;
 mod codec;
 mod commit;
 mod disk;
+mod engine;
 mod entry;
 mod error;
 mod event;

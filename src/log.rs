@@ -1,35 +1,31 @@
 //! The handle: wiring only. What each call does is in the module it hands on to.
 
 use std::future::{Future, poll_fn};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::codec::{EncodedBatch, StoreId};
-use crate::commit::{Appended, Commit, Submitted};
-use crate::disk::Disk;
+use crate::commit::{Appended, Submitted};
+use crate::disk::{Disk, io_error};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::event::{Ack, Batch, Event};
 use crate::feed::After;
 #[cfg(feature = "http")]
 use crate::feed::NewestSessions;
-use crate::ids::{EventId, MessageId, clock_skew, now_ms};
-use crate::index::Index;
-use crate::journal::Spares;
-use crate::manifest::Manifest;
+use crate::ids::{EventId, MessageId};
 use crate::merge::Merger;
 use crate::message::{Message, MessagePage};
 use crate::options::Options;
-use crate::read::{EventPage, Page, Store};
+use crate::read::{EventPage, Page};
 use crate::recover;
-use crate::refusals::Refusals;
-use crate::seal::{SealSignal, Sealer};
-use crate::section::{IN_FLIGHT_MAX, Request, SealedKey};
+use crate::seal::Sealer;
+use crate::section::IN_FLIGHT_MAX;
 use crate::segment::{MergedPlace, merged_folder};
 use crate::session::{Head, SessionId};
-use crate::stats::{Counters, Recovery, Stats};
+use crate::stats::Stats;
 use crate::stream::{EventStream, From};
-use crate::sync::{AtomicBool, JoinHandle, Mutex, Ordering, spawn};
-use crate::ticket::{Answer, Landed, Ticket};
+use crate::sync::{JoinHandle, Mutex, spawn};
+use crate::ticket::{Landed, Ticket};
 
 /// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less tidily when the last is dropped.
 ///
@@ -41,7 +37,7 @@ pub struct SessionLog {
 
 /// Ends the log when the last clone is gone.
 struct Handle {
-    core: Arc<Core>,
+    engine: Arc<Engine>,
     threads: Mutex<Threads>,
 }
 
@@ -49,32 +45,6 @@ struct Handle {
 struct Threads {
     commit: Vec<JoinHandle<()>>,
     background: Vec<JoinHandle<()>>,
-}
-
-/// What handles, streams and background threads share.
-pub(crate) struct Core {
-    pub store: Store,
-    pub counters: Arc<Counters>,
-    pub writer: Option<Writer>,
-    pub index: Arc<Index>,
-    pub recovery: Recovery,
-    pub refusals: Arc<Refusals>,
-    /// Given back on close.
-    pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
-    closed: AtomicBool,
-    /// The process that opened it. In a copy of it, made with `fork`, the log's threads are missing, and what they held stays locked.
-    opened_by: u32,
-}
-
-/// What only a log that is not read-only has.
-pub(crate) struct Writer {
-    pub disk: Arc<dyn Disk>,
-    pub folder: PathBuf,
-    pub store_id: StoreId,
-    pub commit: Arc<Commit>,
-    pub spares: Arc<Spares>,
-    pub seal: Arc<SealSignal>,
-    pub manifest: Arc<Mutex<Manifest>>,
 }
 
 impl SessionLog {
@@ -94,9 +64,9 @@ impl SessionLog {
     }
 
     pub(crate) fn open_on(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Self> {
-        let core = Arc::new(recover::open(disk, folder, options)?);
+        let engine = Arc::new(recover::open(disk, folder, options)?);
         let threads = Mutex::new(Threads::default());
-        let log = Self { handle: Arc::new(Handle { core, threads }) };
+        let log = Self { handle: Arc::new(Handle { engine, threads }) };
         log.handle.start()?;
         Ok(log)
     }
@@ -115,13 +85,13 @@ impl SessionLog {
     /// was written, and the log is poisoned. [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
     /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is poisoned until then.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
-        let core = &self.handle.core;
+        let engine = &self.handle.engine;
         let ticket: Arc<Ticket> = Arc::default();
-        let mut request = core.request(session, batch, &ticket)?;
+        let mut request = engine.request(session, batch, &ticket)?;
         loop {
-            match core.writer()?.commit.append(request)? {
+            match engine.writer()?.commit.append(request)? {
                 Appended::Joined(joined) => return ticket.wait(&joined).map(|landed| to_ack(&landed)),
-                Appended::Stale(stale) => request = core.look_up_key(stale)?,
+                Appended::Stale(stale) => request = engine.look_up_key(stale)?,
             }
         }
     }
@@ -139,15 +109,15 @@ impl SessionLog {
     ///
     /// Those of [`append`](Self::append).
     pub fn append_async(&self, session: &SessionId, batch: Batch) -> impl Future<Output = Result<Ack>> + Send + use<> {
-        let (core, session) = (Arc::clone(&self.handle.core), session.clone());
+        let (engine, session) = (Arc::clone(&self.handle.engine), session.clone());
         async move {
-            let commit = &core.writer()?.commit;
+            let commit = &engine.writer()?.commit;
             let ticket = Arc::default();
-            let mut request = core.request(&session, batch, &ticket)?;
+            let mut request = engine.request(&session, batch, &ticket)?;
             loop {
                 request = match commit.submit(request)? {
                     Submitted::Joined => break,
-                    Submitted::Stale(stale) => core.look_up_key(stale)?,
+                    Submitted::Stale(stale) => engine.look_up_key(stale)?,
                     Submitted::NoRoom(request, room) => {
                         poll_fn(|context| room.poll(context)).await;
                         request
@@ -165,7 +135,7 @@ impl SessionLog {
     /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for the page's limit;
     /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
-        self.handle.core.open_store()?.list(session, page)
+        self.handle.engine.open_store()?.list(session, page)
     }
 
     /// Streams a session from a place on: what is there, then what comes, without a gap or a duplicate.
@@ -174,10 +144,10 @@ impl SessionLog {
     ///
     /// [`Error::UnknownSession`], unless it is to be [waited for](From::Creation); [`Error::Cursor`].
     pub fn stream(&self, session: &SessionId, from: From) -> Result<EventStream> {
-        let core = &self.handle.core;
-        let store = core.open_store()?;
+        let engine = &self.handle.engine;
+        let store = engine.open_store()?;
         let entry = store.recent.pin(session, || store.locator.head(session))?;
-        EventStream::of_session(Arc::clone(core), entry, from)
+        EventStream::of_session(Arc::clone(engine), entry, from)
     }
 
     /// Streams every session in commit order: what comes after an event, or with `None` everything from the first on.
@@ -199,12 +169,12 @@ impl SessionLog {
     /// [`Error::UnknownEvent`] when the store has no event with this ID, as after a restore from an older copy: it cannot tell what came
     /// after. [`Error::Corrupt`] and [`Error::Io`] when what is stored there cannot be read. [`Error::Closed`].
     pub fn feed(&self, from: impl Into<Option<After<EventId>>>) -> Result<EventStream> {
-        let store = self.handle.core.open_store()?;
+        let store = self.handle.engine.open_store()?;
         let after = from.into().map(|After(id)| id);
         if let Some(id) = after {
             store.look_at(id, |_event| ())?.ok_or(Error::UnknownEvent { id })?;
         }
-        Ok(EventStream::of_all(Arc::clone(&self.handle.core), after))
+        Ok(EventStream::of_all(Arc::clone(&self.handle.engine), after))
     }
 
     /// Reads the event with this ID.
@@ -213,7 +183,7 @@ impl SessionLog {
     ///
     /// [`Error::UnknownEvent`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn event(&self, id: EventId) -> Result<Event> {
-        self.handle.core.open_store()?.event(id)?.ok_or(Error::UnknownEvent { id })
+        self.handle.engine.open_store()?.event(id)?.ok_or(Error::UnknownEvent { id })
     }
 
     /// Reads a turn as one message: a fold over the events from the one that opened it to its first final status.
@@ -222,14 +192,14 @@ impl SessionLog {
     ///
     /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn message(&self, id: MessageId) -> Result<Message> {
-        let store = self.handle.core.open_store()?;
+        let store = self.handle.engine.open_store()?;
         store.message(id, store.options.scan_bytes_max)
     }
 
     /// As [`message`](Self::message), with less of the outputs where they take more than so many bytes of memory.
     #[cfg(feature = "http")]
     pub(crate) fn message_within(&self, id: MessageId, bytes_max: usize) -> Result<Message> {
-        self.handle.core.open_store()?.message(id, bytes_max)
+        self.handle.engine.open_store()?.message(id, bytes_max)
     }
 
     /// Reads a page of a session's messages. The page counts messages; its cursors are places in the session, as for
@@ -239,7 +209,7 @@ impl SessionLog {
     ///
     /// Those of [`list`](Self::list).
     pub fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
-        self.handle.core.open_store()?.messages(session, page)
+        self.handle.engine.open_store()?.messages(session, page)
     }
 
     /// Where a session stands.
@@ -248,7 +218,7 @@ impl SessionLog {
     ///
     /// [`Error::UnknownSession`] when it has no event.
     pub fn head(&self, session: &SessionId) -> Result<Head> {
-        self.handle.core.open_store()?.known_head(session)
+        self.handle.engine.open_store()?.known_head(session)
     }
 
     /// At most `limit` sessions in the byte order of their IDs, from the first or from a place on. Any ID names a place in that order, whether or not a
@@ -258,7 +228,7 @@ impl SessionLog {
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
     pub fn sessions<'a>(&self, from: impl Into<Option<After<&'a SessionId>>>, limit: usize) -> Result<Vec<SessionId>> {
-        self.handle.core.open_store()?.sessions_after(from.into().map(|After(session)| session), limit)
+        self.handle.engine.open_store()?.sessions_after(from.into().map(|After(session)| session), limit)
     }
 
     /// At most `limit` sessions, those with the newest events first. It walks back from the newest event over what is in memory and 10,000
@@ -268,24 +238,24 @@ impl SessionLog {
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
     pub fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
-        self.handle.core.open_store()?.newest_sessions(limit).map(|newest| newest.ids)
+        self.handle.engine.open_store()?.newest_sessions(limit).map(|newest| newest.ids)
     }
 
     /// As [`recent_sessions`](Self::recent_sessions), with whether there may be more.
     #[cfg(feature = "http")]
     pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
-        self.handle.core.open_store()?.newest_sessions(limit)
+        self.handle.engine.open_store()?.newest_sessions(limit)
     }
 
     #[cfg(feature = "http")]
     pub(crate) fn page_events_max(&self) -> usize {
-        self.handle.core.store.options.limits.page_events_max
+        self.handle.engine.store.options.limits.page_events_max
     }
 
     /// The log's figures.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.handle.core.stats()
+        self.handle.engine.stats()
     }
 
     /// Whether the log is in service: open, no write has failed, and the system does not refuse what appends will need. Costs a lock that
@@ -296,11 +266,11 @@ impl SessionLog {
     /// [`Error::Closed`]; [`Error::Poisoned`], while reads go on. [`Error::NoSpace`], [`Error::Stalled`] and [`Error::Refused`] when background work
     /// has been refused something for as long as [`stall_wait`](Options::stall_wait): appends fail, or will when the room that is left is used up.
     pub fn health(&self) -> Result<()> {
-        let core = &self.handle.core;
-        let options = &core.open_store()?.options;
-        let Some(writer) = &core.writer else { return Ok(()) };
+        let engine = &self.handle.engine;
+        let options = &engine.open_store()?.options;
+        let Some(writer) = &engine.writer else { return Ok(()) };
         writer.commit.check_poison()?;
-        core.refusals.check(options.stall_wait)
+        engine.refusals.check(options.stall_wait)
     }
 
     /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
@@ -318,7 +288,7 @@ impl SessionLog {
 
 impl std::fmt::Debug for SessionLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SessionLog").field("closed", &self.handle.core.is_closed()).finish_non_exhaustive()
+        f.debug_struct("SessionLog").field("closed", &self.handle.engine.is_closed()).finish_non_exhaustive()
     }
 }
 
@@ -327,101 +297,6 @@ fn to_ack(landed: &Landed) -> Ack {
     let whole = "the record was encoded here, or checked when it was read";
     let events = record.events().map(|frame| frame.expect(whole).event());
     Ack { events: events.collect(), first: record.first, last: record.last(), replayed: landed.replayed }
-}
-
-impl Core {
-    pub(crate) fn new(
-        store: Store,
-        index: Arc<Index>,
-        counters: Arc<Counters>,
-        writer: Option<Writer>,
-        recovery: Recovery,
-        refusals: Arc<Refusals>,
-    ) -> Self {
-        let (lock, closed, opened_by) = (Mutex::new(None), AtomicBool::new(false), std::process::id());
-        Self { store, counters, writer, index, recovery, refusals, lock, closed, opened_by }
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
-    }
-
-    /// Refuses to work in a copy of the process that opened the log.
-    pub(crate) fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.opened_by { Ok(()) } else { Err(Error::Forked { opened_by: self.opened_by }) }
-    }
-
-    fn open_store(&self) -> Result<&Store> {
-        self.check_process()?;
-        if self.is_closed() { Err(Error::Closed) } else { Ok(&self.store) }
-    }
-
-    fn writer(&self) -> Result<&Writer> {
-        self.writer.as_ref().ok_or(Error::ReadOnly)
-    }
-
-    /// Checks and encodes a batch, and loads what the commit section will decide by.
-    fn request(&self, session: &SessionId, batch: Batch, ticket: &Arc<Ticket>) -> Result<Request> {
-        self.writer()?;
-        let store = self.open_store()?;
-        batch.check(&store.options.limits)?;
-        let expected = batch.expected;
-        let batch = EncodedBatch::new(session, batch);
-        let entry = store.recent.pin(session, || store.locator.head(session)).map_err(Error::before_append)?;
-        self.look_up_key(Request {
-            batch,
-            expected,
-            created_ms: now_ms(&store.options.clock),
-            session: entry,
-            sealed: SealedKey::default(),
-            answer: Answer::owed_to(ticket),
-        })
-    }
-
-    /// Asks the segments for the batch's key, if it has one that memory does not know.
-    fn look_up_key(&self, mut request: Request) -> Result<Request> {
-        let Some(key) = request.batch.key() else { return Ok(request) };
-        let state = request.session.lock();
-        let (head, is_recent, as_of) = (state.head, state.record_of_key(&key.text).is_some(), state.keys_released);
-        drop(state);
-        let session = request.session.id();
-        let record = match head {
-            Some(head) if !is_recent => {
-                self.store.locator.record_of_key(session, head.generation, &key.text).map_err(Error::before_append)?
-            }
-            _ => None,
-        };
-        request.sealed = SealedKey { record: record.map(Arc::new), as_of };
-        Ok(request)
-    }
-
-    fn stats(&self) -> Stats {
-        let count = |counter: &crate::sync::AtomicU64| counter.load(Ordering::Relaxed);
-        let recent = &self.store.recent;
-        let segments = self.store.locator.segments();
-        // Once, so that all segments are compared with the same.
-        let indexed = self.index.through();
-        let groups = self.counters.groups();
-        let (barrier_time, barrier_time_max) = self.counters.barrier_time();
-        Stats {
-            events: recent.events(),
-            batches: count(&self.counters.batches),
-            groups,
-            journal_bytes: count(&self.counters.journal_bytes),
-            barrier_time,
-            barrier_time_max,
-            segments: segments.iter().count() as u64,
-            segment_bytes: segments.iter().map(|segment| segment.info.file_bytes).sum(),
-            recent_bytes: recent.bytes(),
-            index_lag: segments.iter().filter(|segment| segment.info.number > indexed).count() as u64,
-            index_rebuilds: self.index.rebuilds(),
-            streams: count(&self.counters.streams),
-            refusals: self.refusals.count(),
-            refused: self.refusals.standing(),
-            clock_skew: clock_skew(&self.store.options.clock, recent.last_id()),
-            recovery: self.recovery.clone(),
-        }
-    }
 }
 
 /// How a log ends.
@@ -435,33 +310,32 @@ enum Stop {
 
 impl Handle {
     fn start(&self) -> Result<()> {
-        let Some(writer) = &self.core.writer else { return Ok(()) };
+        let Some(writer) = &self.engine.writer else { return Ok(()) };
         let sealer = Sealer {
             disk: Arc::clone(&writer.disk),
             folder: writer.folder.clone(),
             store: writer.store_id,
             signal: Arc::clone(&writer.seal),
-            recent: Arc::clone(&self.core.store.recent),
+            recent: Arc::clone(&self.engine.store.recent),
             commit: Arc::clone(&writer.commit),
             manifest: Arc::clone(&writer.manifest),
-            locator: Arc::clone(&self.core.store.locator),
-            cache: Arc::clone(&self.core.store.cache),
+            locator: Arc::clone(&self.engine.store.locator),
+            cache: Arc::clone(&self.engine.store.cache),
             spares: Arc::clone(&writer.spares),
-            refusals: Arc::clone(&self.core.refusals),
+            refusals: Arc::clone(&self.engine.refusals),
         };
         let place = MergedPlace {
             disk: Arc::clone(&writer.disk),
             folder: merged_folder(&writer.folder),
             store: writer.store_id,
-            cache: Arc::clone(&self.core.store.cache),
+            cache: Arc::clone(&self.engine.store.cache),
         };
-        let (locator, refusals) = (Arc::clone(&self.core.store.locator), Arc::clone(&self.core.refusals));
+        let (locator, refusals) = (Arc::clone(&self.engine.store.locator), Arc::clone(&self.engine.refusals));
         let merger = Merger { place, locator, refusals };
         let spares = Arc::clone(&writer.spares);
-        let (index, locator) = (Arc::clone(&self.core.index), Arc::clone(&self.core.store.locator));
-        let started = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            spawn(name, run).map_err(crate::disk::io_error("start a thread for", &writer.folder))
-        };
+        let (index, locator) = (Arc::clone(&self.engine.index), Arc::clone(&self.engine.store.locator));
+        let started =
+            |name: &str, run: Box<dyn FnOnce() + Send>| spawn(name, run).map_err(io_error("start a thread for", &writer.folder));
         let mut threads = self.threads.lock();
         for _ in 0..IN_FLIGHT_MAX {
             let commit = Arc::clone(&writer.commit);
@@ -476,25 +350,25 @@ impl Handle {
 
     /// Stops everything; a second call waits for the first and does nothing.
     fn stop(&self, how: Stop) -> Result<()> {
-        let core = &self.core;
-        core.check_process()?;
+        let engine = &self.engine;
+        engine.check_process()?;
         let mut threads = self.threads.lock();
-        let is_first = !core.closed.swap(true, Ordering::SeqCst);
+        let is_first = engine.close();
         let mut result = Ok(());
-        if let (Some(writer), true) = (&core.writer, is_first) {
+        if let (Some(writer), true) = (&engine.writer, is_first) {
             writer.commit.stop();
             threads.commit.drain(..).for_each(join);
             writer.seal.stop();
             writer.spares.stop();
-            core.index.stop();
-            core.store.locator.merge.stop();
+            engine.index.stop();
+            engine.store.locator.merge.stop();
             threads.background.drain(..).for_each(join);
             if how == Stop::Clean {
-                result = writer.record_clean_stop(&core.store).and_then(|()| writer.spares.trim());
+                result = writer.record_clean_stop(&engine.store).and_then(|()| writer.spares.trim());
             }
         }
-        core.store.recent.all_waiters().iter().for_each(|waiter| waiter.wake());
-        drop(core.lock.lock().take());
+        engine.store.recent.all_waiters().iter().for_each(|waiter| waiter.wake());
+        drop(engine.lock.lock().take());
         result
     }
 }
@@ -511,18 +385,6 @@ impl Drop for Handle {
     }
 }
 
-impl Writer {
-    fn record_clean_stop(&self, store: &Store) -> Result<()> {
-        self.commit.check_place()?;
-        let durable_lsn = self.commit.write_witness()?;
-        let mut manifest = self.manifest.lock();
-        manifest.journal = store.recent.files_in_use(0);
-        manifest.durable_lsn = durable_lsn;
-        manifest.clean = true;
-        manifest.store(&*self.disk, &self.folder)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -536,19 +398,19 @@ mod tests {
         let log = Options::new().recent_bytes_max(0).open(folder.path()).unwrap();
         let session = SessionId::new("s").unwrap();
         let keyed = || Batch::new().event(NewEvent::new("note", "once")).idempotency_key("key");
-        let core = &log.handle.core;
-        let _held = core.store.recent.pin(&session, || Ok(None)).unwrap();
+        let engine = &log.handle.engine;
+        let _held = engine.store.recent.pin(&session, || Ok(None)).unwrap();
         log.append(&session, Batch::new().event(NewEvent::new("note", "first"))).unwrap();
-        let late = core.request(&session, keyed(), &Arc::default()).unwrap();
+        let late = engine.request(&session, keyed(), &Arc::default()).unwrap();
         let first = log.append(&session, keyed()).unwrap();
         while log.stats().segments < 2 {
             log.append(&session, Batch::new().event(NewEvent::new("note", "more"))).unwrap();
             yield_now();
         }
-        let Appended::Stale(stale) = core.writer().unwrap().commit.append(late).unwrap() else {
+        let Appended::Stale(stale) = engine.writer().unwrap().commit.append(late).unwrap() else {
             panic!("the key has to be looked up again")
         };
-        let found = core.look_up_key(stale).unwrap().sealed.record.expect("it is in a segment");
+        let found = engine.look_up_key(stale).unwrap().sealed.record.expect("it is in a segment");
         assert_eq!((found.first, found.last()), (first.first, first.last));
         assert!(log.append(&session, keyed()).unwrap().replayed);
     }
@@ -561,7 +423,7 @@ mod tests {
             let batch = Batch::new().event(NewEvent::new("note", "x"));
             log.append(&SessionId::new(session).unwrap(), batch).unwrap();
         };
-        let newest = || log.handle.core.store.newest_sessions(10).unwrap();
+        let newest = || log.handle.engine.store.newest_sessions(10).unwrap();
         let until_sealed = |segments: u64| {
             while log.stats().segments < segments {
                 append("hot");

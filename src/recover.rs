@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::codec::{FileHeader, StoreId};
 use crate::commit::Commit;
 use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Mode, TEMPORARY};
+use crate::engine::{Engine, Writer};
 use crate::error::{Error, Result};
 use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number, timestamp};
 use crate::index::Index;
@@ -23,7 +24,6 @@ use crate::journal::{
     self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, WITNESS_BYTES, replay,
 };
 use crate::locate::Locator;
-use crate::log::{Core, Writer};
 use crate::manifest::{JournalUse, Manifest};
 use crate::options::Options;
 use crate::read::Store;
@@ -41,12 +41,12 @@ const LOCK: &str = "LOCK";
 const RUNS_SHARE: usize = 4;
 
 /// Opens the log in `folder` on `disk`.
-pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Core> {
+pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Engine> {
     let began = Instant::now();
     let opening = Opening { disk, folder, options, refusals: Arc::default() };
-    let mut core = if opening.options.read_only { opening.read_only()? } else { opening.writable()? };
-    core.recovery.took = began.elapsed();
-    Ok(core)
+    let mut engine = if opening.options.read_only { opening.read_only()? } else { opening.writable()? };
+    engine.recovery.took = began.elapsed();
+    Ok(engine)
 }
 
 struct Opening<'a> {
@@ -57,7 +57,7 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    fn read_only(self) -> Result<Core> {
+    fn read_only(self) -> Result<Engine> {
         if !self.disk.exists(self.folder)? {
             return Err(no_log_in(self.folder));
         }
@@ -86,12 +86,12 @@ impl Opening<'_> {
         let recent = Arc::new(Recent::new(manifest.sealed_events(), last_id, Bounds::of(&self.options)));
         let (kept, _sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
         self.restore(&manifest, kept, &recent, &mut recovery)?;
-        let core = self.core(&manifest, recent, None, recovery);
-        *core.lock.lock() = Some(held);
-        Ok(core)
+        let engine = self.engine(&manifest, recent, None, recovery);
+        *engine.lock.lock() = Some(held);
+        Ok(engine)
     }
 
-    fn writable(self) -> Result<Core> {
+    fn writable(self) -> Result<Engine> {
         let disk = &*self.disk;
         self.make_folder()?;
         let held = disk.enter(self.folder, LOCK, Hold::Alone)?;
@@ -144,9 +144,9 @@ impl Opening<'_> {
             seal,
             manifest: Arc::new(Mutex::new(manifest.clone())),
         };
-        let core = self.core(&manifest, recent, Some((writer, counters)), recovery);
-        *core.lock.lock() = Some(held);
-        Ok(core)
+        let engine = self.engine(&manifest, recent, Some((writer, counters)), recovery);
+        *engine.lock.lock() = Some(held);
+        Ok(engine)
     }
 
     /// Takes away what was not finished when the log stopped. After the log was found to be sound: a failed open changes nothing.
@@ -324,7 +324,13 @@ impl Opening<'_> {
         Ok(())
     }
 
-    fn core(self, manifest: &Manifest, recent: Arc<Recent>, writer: Option<(Writer, Arc<Counters>)>, recovery: Recovery) -> Core {
+    fn engine(
+        self,
+        manifest: &Manifest,
+        recent: Arc<Recent>,
+        writer: Option<(Writer, Arc<Counters>)>,
+        recovery: Recovery,
+    ) -> Engine {
         let folder = segment::folder(self.folder);
         let cache = Arc::new(BlockCache::new(self.options.cache_bytes_max));
         let segment = |info: &SegmentInfo| {
@@ -345,7 +351,7 @@ impl Opening<'_> {
         }
         let store = Store { recent, locator, cache, turns: RememberedTurns::default(), options: self.options };
         let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
-        Core::new(store, index, counters, writer, recovery, self.refusals)
+        Engine::new(store, index, counters, writer, recovery, self.refusals)
     }
 }
 

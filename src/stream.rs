@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::event::{Event, Seq};
 use crate::ids::EventId;
-use crate::log::Core;
 use crate::read::{Appetite, Cursor, Store};
 use crate::recent;
 use crate::session::FIRST_SEQ;
@@ -62,7 +62,7 @@ impl StreamItem {
 /// Dropping it frees all it holds.
 #[must_use = "a stream does nothing until it is read"]
 pub struct EventStream {
-    core: Arc<Core>,
+    engine: Arc<Engine>,
     source: Source,
     ahead: VecDeque<Event>,
     waiter: Arc<Waiter>,
@@ -93,7 +93,7 @@ enum Next {
 }
 
 impl EventStream {
-    pub(crate) fn of_session(core: Arc<Core>, entry: recent::Pin, from: From) -> Result<Self> {
+    pub(crate) fn of_session(engine: Arc<Engine>, entry: recent::Pin, from: From) -> Result<Self> {
         let head = entry.lock().head;
         let tail = head.map_or(0, |head| head.last);
         let unknown = || Error::UnknownSession { session: entry.id().clone() };
@@ -103,23 +103,23 @@ impl EventStream {
             From::Now => head.map(|head| head.last).ok_or_else(unknown)?,
             From::After(cursor) => {
                 head.ok_or_else(unknown)?;
-                core.store.seq_of(entry.id(), cursor)?
+                engine.store.seq_of(entry.id(), cursor)?
             }
         };
         Store::check_cursor(entry.id(), last, tail, tail)?;
-        Ok(Self::new(core, Source::Session { entry, last, until: tail }))
+        Ok(Self::new(engine, Source::Session { entry, last, until: tail }))
     }
 
-    pub(crate) fn of_all(core: Arc<Core>, after: Option<EventId>) -> Self {
-        let until = core.store.recent.last_id();
-        Self::new(core, Source::All { last: after.unwrap_or(EventId::from_u128(0)), until })
+    pub(crate) fn of_all(engine: Arc<Engine>, after: Option<EventId>) -> Self {
+        let until = engine.store.recent.last_id();
+        Self::new(engine, Source::All { last: after.unwrap_or(EventId::from_u128(0)), until })
     }
 
-    fn new(core: Arc<Core>, source: Source) -> Self {
-        core.counters.streams.fetch_add(1, Ordering::Relaxed);
+    fn new(engine: Arc<Engine>, source: Source) -> Self {
+        engine.counters.streams.fetch_add(1, Ordering::Relaxed);
         let waiter = Arc::default();
         Self {
-            core,
+            engine,
             source,
             ahead: VecDeque::new(),
             waiter,
@@ -184,10 +184,10 @@ impl EventStream {
         if let Some(event) = self.ahead.pop_front() {
             return Next::Item(Ok(StreamItem::Event(event)));
         }
-        if self.phase == Phase::Ended || self.core.is_closed() {
+        if self.phase == Phase::Ended || self.engine.is_closed() {
             return self.end();
         }
-        if let Err(forked) = self.core.check_process() {
+        if let Err(forked) = self.engine.check_process() {
             self.phase = Phase::Ended;
             return Next::Item(Err(forked));
         }
@@ -213,7 +213,7 @@ impl EventStream {
 
     /// Reads what follows the last event that was read, none at the end.
     fn read_ahead(&mut self) -> Result<Vec<Event>> {
-        let store = &self.core.store;
+        let store = &self.engine.store;
         match &mut self.source {
             Source::Session { entry, last, until } => {
                 let Some(head) = entry.lock().head else { return Ok(Vec::new()) };
@@ -245,14 +245,14 @@ impl EventStream {
                     }
                     at_the_end
                 }
-                Source::All { last, .. } => self.core.store.recent.wait_for_any(*last, &self.waiter),
+                Source::All { last, .. } => self.engine.store.recent.wait_for_any(*last, &self.waiter),
             };
             if !self.registered {
                 self.waiter.wake();
             }
         }
         // The log wakes all who are registered after it is marked as closed, so this comes second.
-        if self.core.is_closed() { self.end() } else { Next::Wait }
+        if self.engine.is_closed() { self.end() } else { Next::Wait }
     }
 }
 
@@ -266,11 +266,11 @@ impl Iterator for EventStream {
 
 impl Drop for EventStream {
     fn drop(&mut self) {
-        self.core.counters.streams.fetch_sub(1, Ordering::Relaxed);
+        self.engine.counters.streams.fetch_sub(1, Ordering::Relaxed);
         if self.registered {
             match &self.source {
                 Source::Session { entry, .. } => entry.lock().waiters.remove(&self.waiter),
-                Source::All { .. } => self.core.store.recent.forget_feed(&self.waiter),
+                Source::All { .. } => self.engine.store.recent.forget_feed(&self.waiter),
             }
         }
     }
