@@ -513,9 +513,10 @@ mod tests {
             "metadata": {"ticket_id": "T-1042"},
             "attempt": 1,
             "output": [{"text": "Done."}],
+            "output_omitted": 0,
             "error": {"code": 7},
-            "created_at": "2026-03-31T18:40:00Z",
-            "completed_at": "2026-03-31T18:40:07Z",
+            "created_at": "2026-03-31T18:40:00.000Z",
+            "completed_at": "2026-03-31T18:40:07.000Z",
         });
         assert_eq!(serde_json::to_value(message(&events)).unwrap(), expected);
         assert_eq!(serde_json::to_value(message(&[])).unwrap()["completed_at"], Value::Null);

@@ -207,6 +207,8 @@ impl Options {
     }
 
     /// The most bytes that a page reads before it returns what it has found, with where to go on: 16 MiB. At least one event is read.
+    /// Messages keep about as much, by estimate of the memory for it: a page of them ends before the turn that would exceed it, and a message leaves out
+    /// its [earliest outputs](crate::Message::output_omitted).
     pub fn scan_bytes_max(mut self, bytes: usize) -> Self {
         self.scan_bytes_max = bytes;
         self

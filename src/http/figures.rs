@@ -136,6 +136,13 @@ impl Collector for OfLog {
         put("index_rebuilds", "How often the index was built again", &ConstCounter::new(stats.index_rebuilds))?;
         let skew = stats.clock_skew.unwrap_or_default().as_secs_f64();
         put("clock_skew_seconds", "How far the clock is from the newest event ID, 0 up to a day", &ConstGauge::new(skew))?;
+        let refused_for = stats.refused.iter().map(|refusal| refusal.lasts.as_secs_f64()).fold(0.0, f64::max);
+        put("background_refusals", "Calls that the system refused the background work", &ConstCounter::new(stats.refusals))?;
+        put(
+            "background_refused_seconds",
+            "How long some of that work has been refused something; 0 when none is",
+            &ConstGauge::new(refused_for),
+        )?;
         put("streams", "Streams that are open", &ConstGauge::new(stats.streams))
     }
 }

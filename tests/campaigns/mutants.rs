@@ -29,6 +29,7 @@ const RUNS: &str = "3000";
 /// In a build of their own.
 const SCHEDULES: &str = "campaign_schedules";
 const POWER_CUTS: &str = "campaign_power_cuts_on";
+const DISPLACED: &str = "place::a_log_whose_folder_is_no_longer_in_its_place";
 const LYING_INDEX: &str = "index::an_index_that";
 
 const MUTANTS: &[Mutant] = &[
@@ -144,6 +145,28 @@ const MUTANTS: &[Mutant] = &[
         edits: &[("src/segment/merged.rs", "segments.iter().try_fold(salt,", "segments.iter().take(0).try_fold(salt,")],
         test: "bytes_that_belong_to_anything_else_rule_nothing_out",
         target: UNIT,
+    },
+    Mutant {
+        name: "names below the log's folder are looked up from its path",
+        edits: &[(
+            "src/disk/held.rs",
+            "let Some(root) = self.root().filter(|root| path.starts_with(&root.path)) else {",
+            "let Some(root) = self.root().filter(|_| false) else {",
+        )],
+        test: DISPLACED,
+        target: INTEGRATION,
+    },
+    Mutant {
+        name: "nobody looks whether the log is still in its place",
+        edits: &[("src/journal/writer.rs", "        file.check_place()?;\n", "")],
+        test: DISPLACED,
+        target: INTEGRATION,
+    },
+    Mutant {
+        name: "a copy of the process gives the lock back",
+        edits: &[("src/disk/held.rs", "if std::process::id() == self.owner {", "if true {")],
+        test: "place::a_forked_copy_of_the_process",
+        target: INTEGRATION,
     },
     Mutant {
         name: "the slot of the manifest that counts is written first",
