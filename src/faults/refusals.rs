@@ -106,6 +106,38 @@ fn an_append_that_waits_for_a_segment_says_why_there_is_none() {
     }
 }
 
+#[cfg(feature = "http")]
+#[test]
+fn a_lasting_refusal_is_told_over_http_and_only_what_passes_asks_for_another_try() {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    for (kind, told) in KINDS {
+        let (scene, log) = Scene::new();
+        eventually("a spare journal file was made", || scene.journal().len() == 2);
+        let router = crate::http::router(log.clone(), crate::http::Config::open());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let get = |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            let answer = runtime.block_on(router.clone().oneshot(request)).unwrap();
+            let (status, again) = (answer.status().as_u16(), answer.headers().contains_key("retry-after"));
+            let body = runtime.block_on(to_bytes(answer.into_body(), usize::MAX)).unwrap();
+            (status, again, String::from_utf8(body.to_vec()).unwrap())
+        };
+        scene.plan.refuse_as(".tmp", kind);
+        while scene.append(&log, &vec![7; 300_000]).is_ok() {}
+        eventually("the health follows", || get("/healthz").0 == 503);
+        let (_status, again, body) = get("/healthz");
+        assert_eq!(again, told != Told::Refused, "{kind:?}: {body}");
+        let metrics = get("/metrics").2;
+        let figure = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        assert!(figure("sessionlog_background_refusals_total ").is_some_and(|count| count >= 1.0), "{metrics}");
+        assert!(figure("sessionlog_background_refused_seconds ").is_some_and(|seconds| seconds > 0.0), "{metrics}");
+        assert_eq!(figure("sessionlog_up "), Some(0.0), "{metrics}");
+    }
+}
+
 /// Lines of the program's own log.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
