@@ -57,7 +57,7 @@ fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segment
     check("one", 1, &list(Page::after(middle).limit(1)), events[half + 1..half + 2].to_vec());
     check("the oldest", 1, &list(Page::new().limit(1)), events[..1].to_vec());
     check("the newest", 1, &list(Page::new().limit(1).newest_first()), downwards[..1].to_vec());
-    check("of a type", segments, &list(Page::new().types(["user.message"])), events[..1].to_vec());
+    check("of a type", segments, &list(Page::new().types([crate::user_message::EVENT_TYPE])), events[..1].to_vec());
     let stream = |log: &SessionLog| log.stream(session, From::Start).unwrap().until_tail().events().map(Result::unwrap).collect();
     check("a stream", segments, &stream, all.clone());
     let fold = |log: &SessionLog| {
