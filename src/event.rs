@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use crate::error::{Error, Limit, Result, check_limit};
 use crate::ids::{EventId, MessageId};
+use crate::lenient::LEVELS_MAX;
 use crate::name::Name;
 use crate::options::{BATCH_BYTES_CEILING, Limits};
 use crate::session::SessionId;
-use crate::user_message::{self, LEVELS_MAX, UserMessage};
+use crate::user_message::{self, UserMessage};
 
 /// The place of an event in its session: dense, from 1.
 pub type Seq = u64;
@@ -313,7 +314,8 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when it is not JSON of this shape.
+    /// [`Error::Invalid`] when it is not JSON of this shape, or `serde_json` refuses a part of it, such as a string with half an
+    /// emoji. A [`Message`](crate::Message) reads such data all the same.
     pub fn json<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T> {
         serde_json::from_slice(&self.data).map_err(|error| Error::invalid("event data", error.to_string()))
     }

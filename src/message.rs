@@ -6,8 +6,8 @@
 //!
 //! | event | data it understands | effect |
 //! |---|---|---|
-//! | any | | ignored when it is of another turn or session, not newer than the last one taken, or its data does not fit |
-//! | `message.status_changed` | `{status, attempt?, error?}` | below; no `attempt` means the one in force |
+//! | any | | ignored when it is of another turn or session, not newer than the last one taken, or its data is no JSON |
+//! | `message.status_changed` | `{status, attempt?, error?}` | below; ignored without a known `status` |
 //! | `assistant.message_completed` | any JSON | appended to `output`, unless it repeats the message before it with no tool event between; a queued turn is running |
 //! | `tool.call_requested` | `{call_id?, calls?: [{id}], id?}` | each call is outstanding, unless it was answered already; a queued turn is running |
 //! | `tool.call_completed`, `tool.call_failed` | the same | each call is answered; a failed call is the agent's to handle and fails no turn |
@@ -20,22 +20,31 @@
 //! | `waiting_for_tool` | late, ignored | waiting | ignored: it announces no attempt |
 //! | `completed`, `failed` | late, ignored | final | final, and `attempt` is that one; what was put out stays |
 //!
+//! JSON is what any language writes as such: a leaf that `serde_json` refuses, such as a string with half an emoji, is read as its
+//! text by the rules of [`lenient`]. The fields named here are read by themselves, so nothing else in the data hides them. Each may
+//! be absent or `null`, and of a repeated one the last that fits counts. An `attempt` is a whole number from 1, also written as
+//! `2.0` or `"2"`; without one that fits, the attempt in force is meant. An `error` is any JSON.
+//!
 //! The status shown is `waiting_for_tool` as long as a call is outstanding, whatever else was said, and `running` once the last
 //! one is answered. A call is known by its `call_id`, else by the IDs in `calls`, else by its `id`; one without an ID is only
-//! counted. An answer goes to the call it names; one that names a call nobody requested goes to a call without an ID; one that
-//! names none goes to a call without an ID, else to any. An answer that finds no call, or names one that has its answer, is
-//! late or a duplicate, and changes no status.
+//! counted. An ID is a string or a number, and `1`, `1.0` and `"1"` are the same; an empty string is none. `calls` may be an object
+//! with the keys `"1"`, `"2"`, which is how Lua writes some lists. An answer goes to the call it names; one that names a call nobody
+//! requested goes to a call without an ID; one that names none goes to a call without an ID, else to any. An answer that finds no
+//! call, or names one that has its answer, is late or a duplicate, and changes no status.
 
 use std::fmt::{self, Display};
 use std::num::NonZeroU32;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::value::{Error as NoStatus, StrDeserializer};
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::event::{EventView, Seq};
 use crate::ids::{EventId, MessageId, time_text};
+use crate::lenient;
 use crate::session::SessionId;
 use crate::tool_calls::{Calls, ToolEvent};
 use crate::user_message::{self, ContentBlock, UserMessage};
@@ -44,6 +53,10 @@ use crate::user_message::{self, ContentBlock, UserMessage};
 ///
 /// It is computed from the turn's events each time it is read and stored nowhere. Serialized it has these fields under these
 /// names, with times in RFC 3339 in UTC.
+///
+/// The events may be written by any language. A part of their JSON that no [`Value`] holds is a string of its text here: a number
+/// beyond a double, `NaN`, what lies deeper than 127 levels. So is, within a string, an escape for half a character such as `\ud83d`;
+/// bytes that are no UTF-8 are U+FFFD. The events themselves stay as they were given.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Message {
@@ -56,9 +69,9 @@ pub struct Message {
     pub sequence_number: Seq,
     /// How far the work on the turn is.
     pub status: MessageStatus,
-    /// What the user sent. Empty when the event's data does not hold it in the form of a [`UserMessage`].
+    /// What the user sent. Blocks that are no [`ContentBlock`] are left out.
     pub content: Vec<ContentBlock>,
-    /// What the sender attached. Empty like [`content`](Message::content).
+    /// What the sender attached. Empty when the event's data has no object of that name.
     pub metadata: Map<String, Value>,
     /// Which try at the turn this is, from 1.
     pub attempt: u32,
@@ -333,8 +346,7 @@ impl Fold {
     }
 }
 
-/// The data of a status event. Attempts count from 1.
-#[derive(Deserialize)]
+/// What a status event says. The rest of its data is passed over unread.
 struct StatusChanged {
     status: MessageStatus,
     attempt: Option<NonZeroU32>,
@@ -342,16 +354,70 @@ struct StatusChanged {
 }
 
 impl StatusChanged {
-    /// Of a repeated field the last counts, as in tool events. They are rare, so that all others are read as they are.
     fn of(event: EventView<'_>) -> Option<Self> {
-        let last_of_each = || decode::<Map<String, Value>>(event).and_then(|fields| serde_json::from_value(fields.into()).ok());
-        decode(event).or_else(last_of_each)
+        let StatusFields { status, attempt, error } = decode(event)?;
+        Some(Self { status: status?, attempt, error })
     }
 }
 
+/// The same, as far as it was said.
+#[derive(Default)]
+struct StatusFields {
+    status: Option<MessageStatus>,
+    attempt: Option<NonZeroU32>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum StatusField {
+    Status,
+    Attempt,
+    Error,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Deserialize<'de> for StatusFields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = StatusFields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<StatusFields, A::Error> {
+                let mut said = StatusFields::default();
+                while let Some(field) = fields.next_key()? {
+                    match field {
+                        StatusField::Status => said.status = status_of(fields.next_value()?).or(said.status),
+                        StatusField::Attempt => said.attempt = attempt_of(fields.next_value()?).or(said.attempt),
+                        StatusField::Error => said.error = fields.next_value()?,
+                        StatusField::Other => drop(fields.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(said)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+fn status_of(value: Value) -> Option<MessageStatus> {
+    let name = lenient::text_of(value)?;
+    MessageStatus::deserialize(StrDeserializer::<NoStatus>::new(&name)).ok()
+}
+
+/// Attempts count from 1.
+fn attempt_of(value: Value) -> Option<NonZeroU32> {
+    lenient::text_of(value)?.parse().ok()
+}
+
 /// The event's data, unless it is of another form: then the event is one that this fold does not understand.
-fn decode<'a, T: Deserialize<'a>>(event: EventView<'a>) -> Option<T> {
-    serde_json::from_slice(event.data).ok()
+fn decode<T: DeserializeOwned>(event: EventView<'_>) -> Option<T> {
+    lenient::from_slice(event.data).ok()
 }
 
 /// About how much memory a value takes. It is nested no deeper than it was read.
@@ -385,6 +451,9 @@ fn as_time_if_any<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Resul
 }
 
 #[cfg(test)]
+mod written;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
@@ -395,10 +464,10 @@ mod tests {
     use crate::event::{Event, EventType};
     use crate::ids::EventId;
 
-    const OPENING_SEQ: Seq = 4;
+    pub(super) const OPENING_SEQ: Seq = 4;
 
     /// An event of the turn under test, save for its seq and time.
-    fn event(event_type: &str, data: impl AsRef<[u8]>) -> Event {
+    pub(super) fn event(event_type: &str, data: impl AsRef<[u8]>) -> Event {
         Event {
             id: EventId::from_u128(1_000),
             session_id: "sess_123".parse().unwrap(),
@@ -410,7 +479,7 @@ mod tests {
         }
     }
 
-    fn opening() -> Event {
+    pub(super) fn opening() -> Event {
         event(user_message::EVENT_TYPE, r#"{"content":[{"type":"text","text":"Summarize."}],"metadata":{"ticket_id":"T-1042"}}"#)
     }
 
@@ -467,6 +536,12 @@ mod tests {
     fn of_a_repeated_field_the_last_counts() {
         check_status(&[event(STATUS_CHANGED, r#"{"status":"running","status":"completed"}"#)], Completed);
         check_status(&[event(STATUS_CHANGED, r#"{"status":"running","attempt":0,"attempt":1}"#)], Running);
+        let misfits = r#"{"status":"running","attempt":2,"status":7,"attempt":null,"status":"cancelled"}"#;
+        check(&[event(STATUS_CHANGED, misfits)], Running, 2, &[]);
+        let failed = message(&[event(STATUS_CHANGED, r#"{"status":"failed","error":1,"error":{"code":2}}"#)]);
+        assert_eq!(failed.error, Some(json!({"code": 2})));
+        let called = event(TOOL_REQUESTED, r#"{"call_id":"a","call_id":null,"calls":[{"id":"b"}],"calls":{"x":1}}"#);
+        check_status(&[called, answered(&json!({"call_id": "a"}))], Running);
     }
 
     #[test]
@@ -661,14 +736,15 @@ mod tests {
             json!({"status": 1}),
             json!({}),
             json!("completed"),
-            json!({"status": "completed", "attempt": 0}),
-            json!({"status": "completed", "attempt": -1}),
-            json!({"status": "completed", "attempt": 1.5}),
-            json!({"status": "completed", "attempt": "1"}),
-            json!({"status": "completed", "attempt": 4_294_967_296_u64}),
+            json!(["completed", 1, null]),
+            json!({"status": ["completed"]}),
+            json!({"status": {"completed": null}}),
+            json!({"data": {"status": "completed"}}),
         ];
         let misfits = statuses.iter().map(status).chain([
             event(STATUS_CHANGED, "completed"),
+            event(STATUS_CHANGED, r#"{"status":"completed""#),
+            event(STATUS_CHANGED, r#"{"status":"completed"} x"#),
             event(ASSISTANT_COMPLETED, "Done."),
             event(ASSISTANT_COMPLETED, [0xff]),
             event(TOOL_REQUESTED, "[]"),
@@ -680,6 +756,64 @@ mod tests {
             let events = [before.as_slice(), std::slice::from_ref(&misfit)].concat();
             assert_eq!(message(&events), expected, "{misfit:?}");
         }
+    }
+
+    #[test]
+    fn an_attempt_is_read_however_its_language_writes_it() {
+        let before = [status(&json!({"status": "running", "attempt": 2})), said("a")];
+        let completed = |attempt: &str| event(STATUS_CHANGED, format!(r#"{{"status":"completed","attempt":{attempt}}}"#));
+        for (attempt, read) in
+            [("3", 3), ("3.0", 3), ("3e0", 3), ("\"3\"", 3), ("4294967295", u32::MAX), ("4.294967295e+9", u32::MAX)]
+        {
+            check(&[before.as_slice(), &[completed(attempt)]].concat(), Completed, read, &["a"]);
+        }
+        let unknown = [
+            "null",
+            "0",
+            "-0.0",
+            "-1",
+            "2.5",
+            "4294967296",
+            "1e400",
+            "NaN",
+            "-inf",
+            "true",
+            "[3]",
+            "{\"n\":3}",
+            "\"\"",
+            "\"third\"",
+            "\"NaN\"",
+            "\"\\ud83d\"",
+        ];
+        for attempt in unknown {
+            check(&[before.as_slice(), &[completed(attempt)]].concat(), Completed, 2, &["a"]);
+        }
+        for late in ["1", "1.0", "\"1\""] {
+            check(&[before.as_slice(), &[completed(late)]].concat(), Running, 2, &["a"]);
+        }
+    }
+
+    #[test]
+    fn a_call_is_known_however_its_language_writes_its_id() {
+        let told = |event_type, data: &str| event(event_type, data);
+        let same = [
+            (r#"{"call_id":1}"#, r#"{"call_id":1.0}"#),
+            (r#"{"call_id":"1","x":"\ud83d"}"#, r#"{"id":1,"y":NaN}"#),
+            (r#"{"call_id":1e+15}"#, r#"{"call_id":1000000000000000}"#),
+            (r#"{"call_id":18446744073709551615}"#, r#"{"call_id":"18446744073709551615"}"#),
+            (r#"{"call_id":-0.0}"#, r#"{"call_id":0}"#),
+            (r#"{"call_id":"a\ud83d"}"#, r#"{"call_id":"\u0061\ud83d"}"#),
+            (r#"{"call_id":"","calls":[],"id":"a"}"#, r#"{"call_id":null,"calls":{},"id":"a"}"#),
+            (r#"{"calls":{"2":{"id":"a"}}}"#, r#"{"calls":[{"call_id":"","id":"a","arguments":1e400}]}"#),
+        ];
+        for (request, answer) in same {
+            let request = told(TOOL_REQUESTED, request);
+            check_status(&[request.clone(), requested(&json!({"id": "other"})), told(TOOL_COMPLETED, answer)], WaitingForTool);
+            check_status(&[request, told(TOOL_COMPLETED, answer)], Running);
+        }
+        let two = told(TOOL_REQUESTED, r#"{"calls":{"1":{"id":"a"},"2":{"id":"b"}}}"#);
+        check_status(&[two.clone(), answered(&json!({"id": "a"}))], WaitingForTool);
+        check_status(&[two, answered(&json!({"id": "b"})), answered(&json!({"id": "a"}))], Running);
     }
 
     #[test]
@@ -802,7 +936,7 @@ mod tests {
     /// What else it holds may be large, and need not be read. Of a repeated field the last counts.
     #[test]
     fn a_tool_event_is_read_for_its_calls_alone() {
-        let asked = event(TOOL_REQUESTED, r#"{"call_id":"a","call_id":"b","output":{"size":1e999}}"#);
+        let asked = event(TOOL_REQUESTED, r#"{"call_id":"a","call_id":"b","output":{"size":1e999,"\ud83d":NaN}}"#);
         check_status(std::slice::from_ref(&asked), WaitingForTool);
         check_status(&[asked.clone(), answered(&json!({"call_id": "b"}))], Running);
         check_status(&[asked, answered(&json!({"call_id": "a", "id": "b"}))], WaitingForTool);

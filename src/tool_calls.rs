@@ -1,15 +1,16 @@
 //! The tool calls of a turn: what an event says of them, and which are outstanding. The rules are in the doc of [`message`](crate::message).
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::{Number, Value};
+use serde_json::Value;
+
+use crate::lenient::{items_of, text_of};
 
 /// The tool calls of one attempt.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Calls {
     /// Outstanding, by ID.
     named: BTreeSet<CallHash>,
@@ -75,20 +76,10 @@ impl Calls {
 
 /// What a tool event may say of the calls it is about: whatever else it holds, such as what a tool put out, is passed over unread.
 #[derive(Default)]
-pub(crate) struct ToolEvent<'a> {
-    call_id: Option<CallId<'a>>,
-    calls: Option<Value>,
-    id: Option<CallId<'a>>,
-}
-
-/// The ID of a call: text, or a number by its text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum CallId<'a> {
-    #[serde(borrow)]
-    Text(Cow<'a, str>),
-    Number(Number),
-    NoId(IgnoredAny),
+pub(crate) struct ToolEvent {
+    call_id: Option<String>,
+    calls: Option<Vec<Value>>,
+    id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -101,24 +92,24 @@ enum ToolField {
     Other,
 }
 
-/// Of a repeated field the last counts.
-impl<'de> Deserialize<'de> for ToolEvent<'de> {
+/// Of a repeated field the last that fits counts.
+impl<'de> Deserialize<'de> for ToolEvent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
-            type Value = ToolEvent<'de>;
+            type Value = ToolEvent;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<ToolEvent<'de>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<ToolEvent, A::Error> {
                 let mut event = ToolEvent::default();
                 while let Some(field) = fields.next_key()? {
                     match field {
-                        ToolField::CallId => event.call_id = Some(fields.next_value()?),
-                        ToolField::Calls => event.calls = Some(fields.next_value()?),
-                        ToolField::Id => event.id = Some(fields.next_value()?),
+                        ToolField::CallId => event.call_id = text_of(fields.next_value()?).or(event.call_id),
+                        ToolField::Calls => event.calls = items_of(fields.next_value()?).or(event.calls),
+                        ToolField::Id => event.id = text_of(fields.next_value()?).or(event.id),
                         ToolField::Other => drop(fields.next_value::<IgnoredAny>()?),
                     }
                 }
@@ -129,30 +120,20 @@ impl<'de> Deserialize<'de> for ToolEvent<'de> {
     }
 }
 
-impl ToolEvent<'_> {
+impl ToolEvent {
     /// The calls that it is about, each by its ID if it has one; at least one.
-    pub(crate) fn each_call(&self, mut act: impl FnMut(Option<&str>)) {
-        if let Some(call_id) = self.call_id.as_ref().and_then(CallId::text) {
-            return act(Some(&call_id));
+    pub(crate) fn each_call(self, mut act: impl FnMut(Option<&str>)) {
+        if self.call_id.is_some() {
+            return act(self.call_id.as_deref());
         }
-        match &self.calls {
-            Some(Value::Array(calls)) if !calls.is_empty() => {
-                for call in calls {
-                    let ids = ["call_id", "id"].map(|key| call.get(key).and_then(|id| CallId::deserialize(id).ok()));
-                    act(ids.iter().flatten().find_map(CallId::text).as_deref());
-                }
-            }
-            _ => act(self.id.as_ref().and_then(CallId::text).as_deref()),
+        match self.calls {
+            Some(calls) if !calls.is_empty() => calls.into_iter().for_each(|call| act(call_id_of(call).as_deref())),
+            _ => act(self.id.as_deref()),
         }
     }
 }
 
-impl CallId<'_> {
-    fn text(&self) -> Option<Cow<'_, str>> {
-        match self {
-            CallId::Text(text) => Some(Cow::Borrowed(text)),
-            CallId::Number(number) => Some(Cow::Owned(number.to_string())),
-            CallId::NoId(_) => None,
-        }
-    }
+/// The ID of an item of `calls`.
+fn call_id_of(mut call: Value) -> Option<String> {
+    ["call_id", "id"].iter().find_map(|key| text_of(call.get_mut(key)?.take()))
 }

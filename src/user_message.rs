@@ -10,12 +10,10 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, NewEvent};
+use crate::lenient::{self, LEVELS_MAX};
 
 /// The type of the event that opens a turn.
 pub(crate) const EVENT_TYPE: &str = "user.message";
-
-/// So many arrays and objects may lie in each other in a message's JSON form: `serde_json` reads no more.
-pub(crate) const LEVELS_MAX: usize = 127;
 
 /// Whether an event of this type opens a turn and has a message ID of its own.
 pub(crate) fn opens_turn(event_type: &(impl PartialEq<str> + ?Sized)) -> bool {
@@ -73,7 +71,8 @@ impl UserMessage {
         self
     }
 
-    /// Reads the message that `event` stores.
+    /// Reads the message that `event` stores. Where its JSON holds what a [`Value`] cannot, such as a string with half an emoji, that
+    /// part reads as a string of its text, as in a [`Message`](crate::Message).
     ///
     /// # Errors
     ///
@@ -83,17 +82,15 @@ impl UserMessage {
         if !opens_turn(&event.event_type) {
             return Err(Error::invalid("event type", format!("it is {}, not {EVENT_TYPE}", event.event_type)));
         }
-        event.json()
+        lenient::from_slice(&event.data).map_err(|error| Error::invalid("event data", error.to_string()))
     }
 
     /// Reads as much of the message as an event's data has and leaves out the rest, be it a block or all of it. For readers that
-    /// must show a turn whatever was appended to open it.
+    /// must show a turn whatever was appended to open it. Content may be an object in place of a list, as in `calls`.
     pub(crate) fn from_data_lossy(data: &[u8]) -> Self {
-        let mut data: Map<String, Value> = serde_json::from_slice(data).unwrap_or_default();
-        let content = match data.remove("content") {
-            Some(Value::Array(blocks)) => blocks.into_iter().filter_map(ContentBlock::from_value).collect(),
-            _ => Vec::new(),
-        };
+        let mut data: Map<String, Value> = lenient::from_slice(data).unwrap_or_default();
+        let blocks = data.remove("content").and_then(lenient::items_of).unwrap_or_default();
+        let content = blocks.into_iter().filter_map(ContentBlock::from_value).collect();
         let metadata = match data.remove("metadata") {
             Some(Value::Object(metadata)) => metadata,
             _ => Map::new(),
@@ -141,7 +138,8 @@ impl From<String> for UserMessage {
 /// There are accessors for the text and file blocks. Any other type, and any other field of these two, is kept as it is, in the
 /// order it was sent in. Numbers are kept by value, as 64-bit integers where they are ones and as doubles otherwise. Not kept are what JSON
 /// gives no meaning: white space, the spelling of escapes and of numbers (`1.10` becomes `1.1`), and all but the last of repeated
-/// keys. Who needs the very bytes appends a [`NewEvent`] with them: data is never looked into.
+/// keys. What no [`Value`] holds, such as half an emoji or `1e400`, is refused by this type's `Deserialize`, and is a string of its text
+/// when a stored event is read. Who needs the very bytes appends a [`NewEvent`] with them: data is never looked into.
 ///
 /// ```
 /// use sessionlog::ContentBlock;
@@ -374,11 +372,24 @@ mod tests {
     }
 
     #[test]
+    fn a_leaf_that_no_value_holds_reads_as_its_text() {
+        let content = r#"[{"type":"text","text":"\ud83d"},{"type":"\udc00","\ud83d":1e400}]"#;
+        let data = [br#"{"content":"#, content.as_bytes(), br#","metadata":{"a":nan,"b":""#, b"\xFF", br#""}}"#].concat();
+        let expected = UserMessage::text(r"\ud83d")
+            .with_block(ContentBlock::of_type(r"\udc00").with(r"\ud83d", "1e400"))
+            .with_metadata("a", "nan")
+            .with_metadata("b", "\u{fffd}");
+        assert_eq!(UserMessage::from_data_lossy(&data), expected);
+        assert_eq!(UserMessage::from_event(&stored(EVENT_TYPE, data)).unwrap(), expected);
+    }
+
+    #[test]
     fn a_lossy_read_keeps_what_can_be_read() {
         let read = |data: &str| UserMessage::from_data_lossy(data.as_bytes());
         assert_eq!(read(r#"{"content":[{"type":"text","text":"hi"}],"metadata":null}"#), "hi".into());
         assert_eq!(read(r#"{"content":["lost",{"type":"text","text":"hi"},{}]}"#), "hi".into());
         assert_eq!(read(r#"{"content":"hi","metadata":{"k":1}}"#), UserMessage::default().with_metadata("k", 1));
         assert_eq!(read("\u{fffd}"), UserMessage::default());
+        assert_eq!(read(r#"{"content":{"2":{"type":"b"},"1":{"type":"a"}},"metadata":[]}"#).content.len(), 2);
     }
 }

@@ -17,6 +17,7 @@ const DECODER_INPUTS: Runs = Runs { quick: 500_000, full: 2_000_000 };
 const OPERATIONS_MUTATIONS: usize = 100;
 const OPERATIONS_TIME: Duration = Duration::from_secs(20);
 const OPERATIONS_MUTATIONS_MIN: usize = 1;
+const JSON_MUTATIONS: usize = 5_000;
 const INPUT_BYTES_MAX: usize = 16 * 1024;
 /// What a decoder may have allocated at any moment: so many times the input, and this.
 const ALLOCATION_FACTOR: usize = 4;
@@ -59,6 +60,11 @@ fn no_operations_make_the_log_differ_from_its_model() {
     check("operations", sessionlog_fuzz::operations, |round, begun| {
         round < OPERATIONS_MUTATIONS_MIN || (round < OPERATIONS_MUTATIONS && begun.elapsed() < OPERATIONS_TIME)
     });
+}
+
+#[test]
+fn any_bytes_are_json_that_can_be_read_or_are_refused() {
+    check("json", sessionlog_fuzz::json, |round, _begun| round < JSON_MUTATIONS);
 }
 
 /// Round by round, one mutation of every file of the corpus, as long as `goes_on`.

@@ -1,7 +1,7 @@
 //! Appending: what a user sends becomes one atomic batch of `user.message` events.
 //!
-//! What the body says of a message is checked by its types and then stored as it was written, but for white space, so that numbers and
-//! unknown fields come back as they were sent.
+//! What the body says of a message is checked by its types and then stored as it was written, but for white space, so that numbers,
+//! unknown fields and strings with half an emoji come back as they were sent.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, ETAG, I
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -26,6 +26,7 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::SessionParam;
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Appended, EventBody, compact, etag};
+use crate::lenient::{self, LEVELS_MAX};
 use crate::log::SessionLog;
 use crate::session::SessionId;
 use crate::user_message::{ContentBlock, EVENT_TYPE, UserMessage};
@@ -141,7 +142,9 @@ async fn batch(
         batch = batch.idempotency_key(key);
     }
     let (body, share) = body().await?;
-    let Append { events } = serde_json::from_slice(&body).map_err(|error| ApiError::invalid(format!("the body: {error}")))?;
+    // Windows puts a mark before UTF-8.
+    let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&body);
+    let Append { events } = serde_json::from_slice(body).map_err(|error| ApiError::invalid(format!("the body: {error}")))?;
     for (at, event) in events.into_iter().enumerate() {
         batch = batch.event(message(event).map_err(|(field, why)| ApiError::invalid(format!("events[{at}]{field}: {why}")))?);
     }
@@ -157,13 +160,25 @@ fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
     let NewMessage { content, metadata, .. } = parsed(event, "")?;
     let metadata_json = metadata.map_or_else(|| "{}".to_owned(), |metadata| compact(metadata.get()));
     let data = format!(r#"{{"content":{},"metadata":{metadata_json}}}"#, compact(content.get()));
-    // As whoever reads it will. Parts that are right by themselves may yet be nested too deep in it.
-    if let Err(error) = serde_json::from_str::<UserMessage>(&data) {
-        let _blocks: Vec<ContentBlock> = parsed(content, ".content")?;
-        let _values: Option<Map<String, Value>> = metadata.map(|metadata| parsed(metadata, ".metadata")).transpose()?;
-        return Err(("", error.to_string()));
+    if serde_json::from_str::<UserMessage>(&data).is_err() {
+        check_repaired(content, metadata, &data)?;
     }
     Ok(NewEvent::new(EVENT_TYPE, data))
+}
+
+/// Takes what a reader of the turn can show in part alone, such as a string with half an emoji. Parts that are right by themselves
+/// may yet be nested too deep in `data`.
+fn check_repaired(content: &RawValue, metadata: Option<&RawValue>, data: &str) -> Result<(), (&'static str, String)> {
+    if lenient::repaired(data.as_bytes()).is_none_or(|repaired| repaired.levels > LEVELS_MAX) {
+        return Err(("", format!("its JSON is nested deeper than {LEVELS_MAX} levels")));
+    }
+    let _blocks: Vec<ContentBlock> = read(content, ".content")?;
+    let _values: Option<Map<String, Value>> = metadata.map(|metadata| read(metadata, ".metadata")).transpose()?;
+    Ok(())
+}
+
+fn read<T: DeserializeOwned>(json: &RawValue, field: &'static str) -> Result<T, (&'static str, String)> {
+    lenient::from_slice(json.get().as_bytes()).map_err(|error| (field, error.to_string()))
 }
 
 fn parsed<'a, T: Deserialize<'a>>(json: &'a RawValue, field: &'static str) -> Result<T, (&'static str, String)> {

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use crate::event::{Event, Seq};
 use crate::ids::time_text;
+use crate::lenient;
 use crate::message::{Message, MessageStatus};
 use crate::user_message::opens_turn;
 
@@ -36,10 +37,11 @@ pub(super) struct EventBody {
     /// The type.
     #[schema(example = "user.message")]
     r#type: String,
-    /// What the event says, as it was given. That of a `user.message` has `content`, `metadata` and the `message_id`. `null` where it is no JSON.
+    /// What the event says, as it was given. That of a `user.message` has `content`, `metadata` and the `message_id`. Where parts of it are no
+    /// JSON, such as `NaN`, they are strings of what was given; it is `null` where nothing of it is.
     #[schema(value_type = Value)]
     data: Box<RawValue>,
-    /// The data in base64, where it is no JSON.
+    /// The data in base64, where it or a part of it is no JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     data_base64: Option<String>,
     /// When it was stored, in UTC.
@@ -50,10 +52,13 @@ pub(super) struct EventBody {
 impl From<&Event> for EventBody {
     fn from(event: &Event) -> Self {
         let message_id = event.message_id.map(|id| id.to_string());
-        let (data, data_base64) = match (serde_json::from_slice::<&RawValue>(&event.data), &message_id) {
-            (Ok(data), Some(id)) if opens_turn(&event.event_type) => (with_message_id(data, id), None),
-            (Ok(data), _) => (data.to_owned(), None),
-            (Err(_no_json), _) => (RawValue::NULL.to_owned(), Some(BASE64_STANDARD.encode(&event.data))),
+        let (data, data_base64) = match serde_json::from_slice::<&RawValue>(&event.data) {
+            Ok(data) => (Cow::Borrowed(data), None),
+            Err(_no_json) => (Cow::Owned(repaired(&event.data)), Some(BASE64_STANDARD.encode(&event.data))),
+        };
+        let data = match &message_id {
+            Some(id) if opens_turn(&event.event_type) => with_message_id(&data, id),
+            _ => data.into_owned(),
         };
         Self {
             id: event.id.to_string(),
@@ -74,13 +79,27 @@ impl EventBody {
     }
 }
 
+fn repaired(data: &[u8]) -> Box<RawValue> {
+    let json = lenient::repaired(data).and_then(|repaired| RawValue::from_string(repaired.text).ok());
+    json.unwrap_or_else(|| RawValue::NULL.to_owned())
+}
+
 /// The fields of an object, and the message ID behind them. What is no object stays as it is.
 fn with_message_id(data: &RawValue, id: &str) -> Box<RawValue> {
-    let Ok(mut fields) = serde_json::from_str::<IndexMap<Cow<'_, str>, &RawValue>>(data.get()) else { return data.to_owned() };
+    let Ok(mut fields) = serde_json::from_str::<IndexMap<Cow<'_, str>, &RawValue>>(data.get()) else {
+        return with_last(data, id);
+    };
     let id = to_raw_value(id).expect("a string has a JSON form");
     fields.shift_remove("message_id");
     fields.insert(Cow::Borrowed("message_id"), &id);
     to_raw_value(&fields).expect("JSON under string keys has a JSON form")
+}
+
+/// The same where no Rust string holds some key: of a repeated key, readers take the last.
+fn with_last(data: &RawValue, id: &str) -> Box<RawValue> {
+    let fields = data.get().strip_prefix('{').and_then(|fields| fields.strip_suffix('}'));
+    let json = fields.map(|fields| format!(r#"{{{fields},"message_id":"{id}"}}"#));
+    json.and_then(|json| RawValue::from_string(json).ok()).unwrap_or_else(|| data.to_owned())
 }
 
 /// JSON without the white space between its parts, so that it takes one line. What it says, and how numbers and strings are spelled, stays.
@@ -214,9 +233,9 @@ struct Sent<'a> {
     metadata: Option<&'a RawValue>,
 }
 
-/// The JSON that was read as `read`, where it says the same; not where some of it did not fit.
-fn as_sent<T: DeserializeOwned + PartialEq + Serialize>(sent: Option<&RawValue>, read: &T) -> Box<RawValue> {
-    let fits = |json: &&RawValue| serde_json::from_str::<T>(json.get()).is_ok_and(|sent| sent == *read);
+/// The JSON that was read as `read`; not where some of it was left out because it did not fit.
+fn as_sent<T: DeserializeOwned + Serialize>(sent: Option<&RawValue>, read: &T) -> Box<RawValue> {
+    let fits = |json: &&RawValue| lenient::from_slice::<T>(json.get().as_bytes()).is_ok();
     match sent.filter(fits) {
         Some(json) => json.to_owned(),
         None => to_raw_value(read).expect("JSON values have a JSON form"),
@@ -266,6 +285,8 @@ mod tests {
     fn a_message_id_takes_the_place_of_what_was_called_so() {
         let data: &RawValue = serde_json::from_str(r#"{"message_id":1,"z":1e400,"a":12345678901234567890123}"#).unwrap();
         assert_eq!(with_message_id(data, "msg_1").get(), r#"{"z":1e400,"a":12345678901234567890123,"message_id":"msg_1"}"#);
+        let data: &RawValue = serde_json::from_str(r#"{"\ud83d":{"a":1e400}}"#).unwrap();
+        assert_eq!(with_message_id(data, "msg_1").get(), r#"{"\ud83d":{"a":1e400},"message_id":"msg_1"}"#);
         let text: &RawValue = serde_json::from_str("\"no object\"").unwrap();
         assert_eq!(with_message_id(text, "msg_1").get(), "\"no object\"");
     }

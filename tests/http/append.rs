@@ -64,17 +64,29 @@ async fn the_request_of_the_reference_page_gets_the_answer_shown_there() {
 
 #[tokio::test]
 async fn content_and_metadata_come_back_as_they_were_sent() {
-    let scene = Scene::new();
     let content = r#"[{"zeta":[1.10,1e2,123456789012345678901234,-0.0],"type":"sketch","nested":{"b":null,"a":[[],{}]}},{"type":"text","text":"a\u0041\n\"\\ \u2028 é"},{"type":"text","text":null,"cache_control":{"ttl":300}}]"#;
     let metadata = r#"{"null":null,"bool":true,"number":0.1,"string":"","array":[1,"two",[]],"object":{"a":{"b":{}}},"":"empty","type":"x"}"#;
+    // What JavaScript and Python write, and no Rust string or double holds.
+    let odd_content = r#"[{"type":"text","text":"cut \ud83d"},{"type":"\udc00","\ud83d":[1e400,-1E+999]}]"#;
+    let odd_metadata = r#"{"title":"\ude00\ud83d","limit":1e400}"#;
+    for (content, metadata) in [(content, metadata), (odd_content, metadata), (content, odd_metadata)] {
+        check_sent(content, metadata).await;
+    }
+}
+
+/// Sends a message, and reads it in each way there is.
+async fn check_sent(content: &str, metadata: &str) {
+    let scene = Scene::new();
     let sent = format!(r#"{{"events":[{{"metadata":{metadata},"content":{content},"type":"user.message"}}]}}"#);
     let answered = scene.post("s", sent.clone()).await;
     assert_eq!(answered.status, 200);
     let listed = scene.get("/v1/sessions/s/events").await;
     let mut stream = scene.open(request(Method::GET, "/v1/sessions/s/stream", Body::empty())).await;
-    let id = answered.json()["events"][0]["message_id"].as_str().unwrap().to_owned();
+    let at = answered.body.windows(4).position(|at| at == b"msg_").unwrap();
+    let id = std::str::from_utf8(&answered.body[at..at + 30]).unwrap();
     let message = scene.get(&format!("/v1/messages/{id}")).await;
-    let texts = [answered.body, listed.body, stream.next().await.unwrap().data.into_bytes(), message.body];
+    let messages = scene.get("/v1/sessions/s/messages").await;
+    let texts = [answered.body, listed.body, stream.next().await.unwrap().data.into_bytes(), message.body, messages.body];
     for text in texts.map(|text| String::from_utf8(text).unwrap()) {
         assert!(text.contains(&format!("\"content\":{content}")), "{text}");
         assert!(text.contains(&format!("\"metadata\":{metadata}")), "{text}");
@@ -106,8 +118,9 @@ async fn what_is_no_batch_of_user_messages_is_refused_and_nothing_is_stored() {
         r#"{"events":[{"type":"user.message","content":[{"type":7}]}]}"#,
         r#"{"events":[{"type":"user.message","content":[],"metadata":null}]}"#,
         r#"{"events":[{"type":"user.message","content":[],"metadata":[]}]}"#,
-        r#"{"events":[{"type":"user.message","content":[],"metadata":{"n":1e999}}]}"#,
-        r#"{"events":[{"type":"user.message","content":[],"metadata":{"s":"\ud800"}}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"metadata":{"n":NaN}}]}"#,
+        r#"{"events":[{"type":"user.message","content":["\ud800"]}]}"#,
+        r#"{"events":[{"type":"user.message","content":[],"metadata":[1e999]}]}"#,
         r#"{"events":[{"type":"user.message","content":[],"metdata":{}}]}"#,
         r#"{"events":[{"type":"user.message","content":[],"content":[]}]}"#,
         r#"{"events":[{"type":"user.message","content":[]}],"more":1}"#,
@@ -156,6 +169,13 @@ async fn what_is_taken_can_be_read_however_deep_it_is() {
         }
     }
     assert!(taken > 10 && refused > 6, "{taken} taken, {refused} refused");
+}
+
+#[tokio::test]
+async fn a_body_may_begin_with_a_byte_order_mark() {
+    let scene = Scene::new();
+    scene.post("s", format!("\u{feff}{}", said("x"))).await.ok();
+    scene.post("s", format!("\u{feff}\u{feff}{}", said("x"))).await.refused(400, "invalid");
 }
 
 #[tokio::test]

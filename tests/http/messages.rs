@@ -145,3 +145,50 @@ async fn the_messages_of_a_session_are_listed_in_order() {
     assert_eq!(ids(&newest), asked_for[4..]);
     scene.get("/v1/sessions/nobody/messages").await.refused(404, "unknown_session");
 }
+
+/// What a turn's own events hold is shown, however they were written; what opened it comes back as it was sent.
+#[tokio::test]
+async fn a_message_is_shown_whatever_json_its_turn_was_told_in() {
+    let scene = Scene::new();
+    let deep = format!("{}{}", "[".repeat(900), "]".repeat(900));
+    let content = format!(r#"[{{"type":"text","text":"cut \ud83d","n":{deep}}}]"#);
+    let asked = NewEvent::new("user.message", format!(r#"{{"content":{content},"metadata":{{"n":1e400}}}}"#));
+    let id = MessageId::from(scene.note("s", [asked])[0].id);
+    let told = [
+        ("assistant.message_completed", r#"{"text":"cut \ud83d","cost":NaN}"#.to_owned()),
+        ("message.status_changed", format!(r#"{{"status":"failed","attempt":1.0,"error":{{"limit":1e999,"trace":{deep}}}}}"#)),
+    ];
+    scene.note("s", told.map(|(event_type, data)| NewEvent::new(event_type, data).in_turn(id)));
+    let answer = scene.get(&format!("/v1/messages/{id}")).await;
+    let text = String::from_utf8(answer.body).unwrap();
+    assert!(text.contains(&format!(r#""content":{content},"metadata":{{"n":1e400}}"#)), "{text}");
+    assert!(text.contains(r#""status":"failed""#), "{text}");
+    assert!(text.contains(r#""output":[{"text":"cut \\ud83d","cost":"NaN"}]"#), "{text}");
+    assert!(text.contains(r#""error":{"limit":"1e999","trace":"#), "{text}");
+    // The parts of an event that are no JSON are shown too, beside the bytes that were given.
+    let listed = String::from_utf8(scene.get("/v1/sessions/s/events").await.body).unwrap();
+    assert!(listed.contains(&format!(r#""metadata":{{"n":1e400}},"message_id":"{id}"}}"#)), "{listed}");
+    assert!(listed.contains(r#""data":{"text":"cut \\ud83d","cost":"NaN"},"data_base64":"eyJ0"#), "{listed}");
+}
+
+#[tokio::test]
+async fn who_waits_hears_of_an_end_that_a_strict_reader_does_not() {
+    let scene = Scene::new();
+    let ends = [
+        r#"{"status":"failed","error":"\ud83d"}"#,
+        r#"{"status":"completed","attempt":"1","cost":-nan}"#,
+        r#"{"status":"completed","attempt":0}"#,
+    ];
+    for end in ends {
+        let id = asked(&scene).await;
+        let append = async {
+            scene.until_streams(1).await;
+            scene.note("s", [NewEvent::new("message.status_changed", end).in_turn(id)]);
+        };
+        let path = format!("/v1/messages/{id}?wait=10");
+        let began = Instant::now();
+        let (message, ()) = tokio::join!(scene.get(&path), append);
+        assert!(message.ok()["completed_at"].is_string() && began.elapsed() < Duration::from_secs(10), "{end}");
+        scene.until_streams(0).await;
+    }
+}

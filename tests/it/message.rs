@@ -294,3 +294,59 @@ fn messages_are_listed_in_the_order_of_their_turns() {
     log.close().unwrap();
     check(&small_files().open(dir.path()).unwrap());
 }
+
+/// Types and data of a turn's events, each turn with one leaf that `serde_json` refuses.
+const K2: &[(&[[&str; 2]], MessageStatus)] = &[
+    (
+        &[["assistant.message_completed", r#"{"text":"cut \ud83d"}"#], ["message.status_changed", r#"{"status":"completed"}"#]],
+        Completed,
+    ),
+    (&[["message.status_changed", r#"{"status":"failed","error":{"message":"tool said: \ud83d"}}"#]], Failed),
+    (
+        &[
+            ["assistant.message_completed", r#"{"text":"x","usage":{"cost":1e400}}"#],
+            ["message.status_changed", r#"{"status":"completed"}"#],
+        ],
+        Completed,
+    ),
+    (&[["message.status_changed", r#"{"status":"failed","error":{"limit":1e999}}"#]], Failed),
+    (&[["message.status_changed", r#"{"status":"completed","note":"\udc00"}"#]], Completed),
+];
+
+#[test]
+fn k2_a_leaf_that_cannot_be_shown_voids_no_event() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    for (events, status) in K2 {
+        let turn = MessageId::from(ask(&log, &id, "hello").id);
+        let told = events.iter().map(|[event_type, data]| NewEvent::new(*event_type, *data).in_turn(turn));
+        log.append(&id, Batch::new().events(told)).unwrap();
+        let message = log.message(turn).unwrap();
+        let read = (message.status, message.output.len(), message.error.is_some());
+        assert_eq!(read, (*status, events.len() - 1, *status == Failed), "{events:?}");
+    }
+}
+
+#[test]
+fn a_leaf_that_cannot_be_shown_is_shown_as_it_was_written() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let content = r#"[{"type":"text","text":"cut \ud83d"},{"type":"x","n":[1e400,NaN]}]"#;
+    let asked = [br#"{"content":"#, content.as_bytes(), br#","metadata":{"by":"Lua "#, b"\xFF", br#""}}"#].concat();
+    let asked = log.append(&id, Batch::new().event(NewEvent::new("user.message", asked))).unwrap().events.remove(0);
+    let turn = MessageId::from(asked.id);
+    let told = [
+        NewEvent::new("assistant.message_completed", r#"{"text":"cut \ud83d","cost":1e400}"#),
+        NewEvent::new("message.status_changed", r#"{"status":"failed","error":{"limit":-Infinity}}"#),
+    ];
+    log.append(&id, Batch::new().events(told.map(|event| event.in_turn(turn)))).unwrap();
+    let message = log.message(turn).unwrap();
+    assert_eq!(message.content[0].as_text(), Some(r"cut \ud83d"));
+    assert_eq!(message.content[1].as_object()["n"], json!(["1e400", "NaN"]));
+    assert_eq!(message.metadata["by"], "Lua \u{fffd}");
+    assert_eq!(message.output, [json!({"text": r"cut \ud83d", "cost": "1e400"})]);
+    assert_eq!(message.error, Some(json!({"limit": "-Infinity"})));
+    assert_eq!(UserMessage::from_event(&asked).unwrap().content, message.content);
+}
