@@ -14,6 +14,7 @@ mod arbitrary;
 mod campaign;
 mod document;
 mod figures;
+mod hostile;
 mod in_process;
 mod list;
 mod messages;
