@@ -5,6 +5,7 @@ mod manifest;
 mod reads;
 mod refusals;
 mod tasks;
+mod turns;
 
 use std::io::ErrorKind;
 use std::path::Path;

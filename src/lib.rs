@@ -49,6 +49,7 @@ mod idle;
 mod ids;
 mod index;
 mod journal;
+mod json_text;
 mod lenient;
 mod locate;
 mod log;

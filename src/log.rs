@@ -14,7 +14,9 @@ use crate::feed::After;
 use crate::feed::NewestSessions;
 use crate::ids::{EventId, MessageId};
 use crate::merge::Merger;
-use crate::message::{Message, MessagePage};
+use crate::message::{Fold, Message, MessagePage};
+#[cfg(feature = "http")]
+use crate::message::{TurnPage, TurnText};
 use crate::options::Options;
 use crate::read::{EventPage, Page};
 use crate::recover;
@@ -193,13 +195,19 @@ impl SessionLog {
     /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn message(&self, id: MessageId) -> Result<Message> {
         let store = self.handle.engine.open_store()?;
-        store.message(id, store.options.scan_bytes_max)
+        store.turn(id, store.options.scan_bytes_max).map(Fold::into_message)
     }
 
-    /// As [`message`](Self::message), with less of the outputs where they take more than so many bytes of memory.
+    /// As [`message`](Self::message), as text, with less of the outputs where they take more than so many bytes of memory.
     #[cfg(feature = "http")]
-    pub(crate) fn message_within(&self, id: MessageId, bytes_max: usize) -> Result<Message> {
-        self.handle.engine.open_store()?.message(id, bytes_max)
+    pub(crate) fn turn_within(&self, id: MessageId, bytes_max: usize) -> Result<TurnText> {
+        self.handle.engine.open_store()?.turn(id, bytes_max).map(Fold::into_text)
+    }
+
+    /// As [`messages`](Self::messages), as text.
+    #[cfg(feature = "http")]
+    pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
+        self.handle.engine.open_store()?.turns(session, page)
     }
 
     /// Reads a page of a session's messages. The page counts messages; its cursors are places in the session, as for
@@ -209,7 +217,7 @@ impl SessionLog {
     ///
     /// Those of [`list`](Self::list).
     pub fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
-        self.handle.engine.open_store()?.messages(session, page)
+        self.handle.engine.open_store()?.turns(session, page).map(MessagePage::from)
     }
 
     /// Where a session stands.

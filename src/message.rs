@@ -39,11 +39,13 @@ use jiff::Timestamp;
 use serde::de::value::{Error as NoStatus, StrDeserializer};
 use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::event::{EventView, Seq};
 use crate::ids::{EventId, MessageId, time_text};
+use crate::json_text::JsonText;
 use crate::lenient;
 use crate::session::SessionId;
 use crate::tool_calls::{Calls, ToolEvent};
@@ -136,6 +138,25 @@ impl Display for MessageStatus {
     }
 }
 
+/// A page of turns, before messages are made of them.
+#[derive(Debug)]
+pub(crate) struct TurnPage {
+    /// The turns, in the order asked for.
+    pub folds: Vec<Fold>,
+    pub has_more: bool,
+    pub first: Seq,
+    pub last: Seq,
+    pub tail: Seq,
+    pub tail_id: EventId,
+}
+
+impl From<TurnPage> for MessagePage {
+    fn from(page: TurnPage) -> Self {
+        let TurnPage { folds, has_more, first, last, tail, tail_id } = page;
+        Self { messages: folds.into_iter().map(Fold::into_message).collect(), has_more, first, last, tail, tail_id }
+    }
+}
+
 /// A stretch of a session's messages.
 ///
 /// `first..=last` is the stretch of seqs that the page covers, with every turn that was opened in it; an empty stretch has
@@ -172,16 +193,30 @@ pub(crate) fn may_end_turn(event: EventView<'_>) -> bool {
 /// The message as far as its events have been applied. The rules are in the module's doc.
 #[derive(Debug, Clone)]
 pub(crate) struct Fold {
-    /// All but the wait for outstanding calls, which is added when the message is taken out.
+    /// All but the wait for outstanding calls, and what was sent and said, which are added when the message is taken out.
     message: Message,
+    /// The data of the event that opened the turn, if it is JSON.
+    sent: Option<JsonText>,
+    said: Vec<JsonText>,
+    error: Option<JsonText>,
     calls: Calls,
     /// The seq of the last event taken, so that reads may overlap.
     last_seq: Seq,
     /// Whether a tool event came after the last assistant message, so that the same words again are no repeat.
     tools_since_output: bool,
-    /// Memory for what the user sent, and for the outputs and the error.
-    sent_bytes: usize,
+    /// Memory for the outputs and the error as values.
     said_bytes: usize,
+}
+
+/// A turn as one message, with all that somebody else chose as text. As values it could take a hundred times as much.
+#[derive(Debug)]
+pub(crate) struct TurnText {
+    /// Without content, metadata, output and error.
+    pub message: Message,
+    /// The data of the event that opened the turn, if it is JSON.
+    pub sent: Option<JsonText>,
+    pub output: Vec<JsonText>,
+    pub error: Option<JsonText>,
 }
 
 impl Fold {
@@ -196,16 +231,14 @@ impl Fold {
         if opening.message_id != Some(id) || !user_message::opens_turn(opening.event_type) {
             return Err(Error::UnknownMessage { id });
         }
-        let UserMessage { content, metadata } = UserMessage::from_data_lossy(opening.data);
-        let sent_bytes = content.iter().map(|block| fields_bytes(block.as_object())).sum::<usize>() + fields_bytes(&metadata);
         let message = Message {
             id,
             // A message may be kept for long, and must not keep the block that its first event was read from.
             session_id: opening.session_id.detached(),
             sequence_number: opening.seq,
             status: MessageStatus::Queued,
-            content,
-            metadata,
+            content: Vec::new(),
+            metadata: Map::new(),
             attempt: 1,
             output: Vec::new(),
             output_omitted: 0,
@@ -213,25 +246,33 @@ impl Fold {
             created_at: opening.created_at,
             completed_at: None,
         };
-        let calls = Calls::default();
-        Ok(Self { message, calls, last_seq: opening.seq, tools_since_output: false, sent_bytes, said_bytes: 0 })
+        Ok(Self {
+            message,
+            sent: JsonText::of(opening.data),
+            said: Vec::new(),
+            error: None,
+            calls: Calls::default(),
+            last_seq: opening.seq,
+            tools_since_output: false,
+            said_bytes: 0,
+        })
     }
 
-    /// About how much memory it takes.
+    /// About how much memory its message takes. Until that is taken out it takes less.
     pub(crate) fn kept_bytes(&self) -> usize {
-        self.sent_bytes + self.said_bytes + self.calls.bytes()
+        self.sent.as_ref().map_or(0, JsonText::value_bytes) + self.said_bytes + self.calls.bytes()
     }
 
     /// Leaves out the earliest outputs, but not the last, until it takes so many bytes.
     pub(crate) fn omit_outputs(&mut self, bytes_max: usize) {
         let (excess, mut omitted, mut bytes) = (self.kept_bytes().saturating_sub(bytes_max), 0, 0);
-        for output in self.message.output.iter().rev().skip(1).rev() {
+        for output in self.said.iter().rev().skip(1).rev() {
             if bytes >= excess {
                 break;
             }
-            (omitted, bytes) = (omitted + 1, bytes + value_bytes(output));
+            (omitted, bytes) = (omitted + 1, bytes + output.value_bytes());
         }
-        self.message.output.drain(..omitted);
+        self.said.drain(..omitted);
         self.message.output_omitted += omitted as u64;
         self.said_bytes -= bytes;
     }
@@ -268,9 +309,18 @@ impl Fold {
 
     /// The message after the events applied so far.
     pub(crate) fn into_message(self) -> Message {
+        let TurnText { message, sent, output, error } = self.into_text();
+        let UserMessage { content, metadata } =
+            sent.map_or_else(UserMessage::default, |sent| UserMessage::from_data_lossy(sent.written().as_bytes()));
+        let output = output.iter().map(JsonText::value).collect();
+        Message { content, metadata, output, error: error.as_ref().map(JsonText::value), ..message }
+    }
+
+    /// As [`into_message`](Self::into_message), with what was sent and said as text.
+    pub(crate) fn into_text(self) -> TurnText {
         let waits = self.calls.are_outstanding() && !self.is_final();
         let status = if waits { MessageStatus::WaitingForTool } else { self.message.status };
-        Message { status, ..self.message }
+        TurnText { message: Message { status, ..self.message }, sent: self.sent, output: self.said, error: self.error }
     }
 
     fn is_next(&self, event: EventView<'_>) -> bool {
@@ -296,27 +346,27 @@ impl Fold {
     fn begin(&mut self, status: MessageStatus, attempt: u32) {
         self.message.status = status;
         self.message.attempt = attempt;
-        self.message.output.clear();
+        self.said.clear();
         self.message.output_omitted = 0;
         self.said_bytes = 0;
         self.calls = Calls::default();
         self.tools_since_output = false;
     }
 
-    fn finish(&mut self, status: MessageStatus, attempt: u32, error: Option<Value>, at: Timestamp) {
+    fn finish(&mut self, status: MessageStatus, attempt: u32, error: Option<JsonText>, at: Timestamp) {
         self.message.status = status;
         self.message.attempt = attempt;
-        self.said_bytes += error.as_ref().map_or(0, value_bytes);
-        self.message.error = error;
+        self.said_bytes += error.as_ref().map_or(0, JsonText::value_bytes);
+        self.error = error;
         self.message.completed_at = Some(at);
     }
 
     fn assistant_completed(&mut self, event: EventView<'_>) {
-        let Some(said) = decode(event) else { return };
+        let Some(said) = JsonText::of(event.data) else { return };
         self.work_shows();
-        if self.tools_since_output || self.message.output.last() != Some(&said) {
-            self.said_bytes += value_bytes(&said);
-            self.message.output.push(said);
+        if self.tools_since_output || !self.said.last().is_some_and(|last| last.says_as(&said)) {
+            self.said_bytes += said.value_bytes();
+            self.said.push(said);
             self.tools_since_output = false;
         }
     }
@@ -350,12 +400,13 @@ impl Fold {
 struct StatusChanged {
     status: MessageStatus,
     attempt: Option<NonZeroU32>,
-    error: Option<Value>,
+    error: Option<JsonText>,
 }
 
 impl StatusChanged {
     fn of(event: EventView<'_>) -> Option<Self> {
         let StatusFields { status, attempt, error } = decode(event)?;
+        let error = error.and_then(|error| JsonText::of(error.get().as_bytes()));
         Some(Self { status: status?, attempt, error })
     }
 }
@@ -365,7 +416,7 @@ impl StatusChanged {
 struct StatusFields {
     status: Option<MessageStatus>,
     attempt: Option<NonZeroU32>,
-    error: Option<Value>,
+    error: Option<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -392,8 +443,10 @@ impl<'de> Deserialize<'de> for StatusFields {
                 let mut said = StatusFields::default();
                 while let Some(field) = fields.next_key()? {
                     match field {
-                        StatusField::Status => said.status = status_of(fields.next_value()?).or(said.status),
-                        StatusField::Attempt => said.attempt = attempt_of(fields.next_value()?).or(said.attempt),
+                        StatusField::Status => said.status = status_of(&fields.next_value::<Box<RawValue>>()?).or(said.status),
+                        StatusField::Attempt => {
+                            said.attempt = attempt_of(&fields.next_value::<Box<RawValue>>()?).or(said.attempt);
+                        }
                         StatusField::Error => said.error = fields.next_value()?,
                         StatusField::Other => drop(fields.next_value::<IgnoredAny>()?),
                     }
@@ -405,36 +458,19 @@ impl<'de> Deserialize<'de> for StatusFields {
     }
 }
 
-fn status_of(value: Value) -> Option<MessageStatus> {
+fn status_of(value: &RawValue) -> Option<MessageStatus> {
     let name = lenient::text_of(value)?;
     MessageStatus::deserialize(StrDeserializer::<NoStatus>::new(&name)).ok()
 }
 
 /// Attempts count from 1.
-fn attempt_of(value: Value) -> Option<NonZeroU32> {
+fn attempt_of(value: &RawValue) -> Option<NonZeroU32> {
     lenient::text_of(value)?.parse().ok()
 }
 
 /// The event's data, unless it is of another form: then the event is one that this fold does not understand.
 fn decode<T: DeserializeOwned>(event: EventView<'_>) -> Option<T> {
     lenient::from_slice(event.data).ok()
-}
-
-/// About how much memory a value takes. It is nested no deeper than it was read.
-fn value_bytes(value: &Value) -> usize {
-    let within = match value {
-        Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(value_bytes).sum(),
-        Value::Object(fields) => fields_bytes(fields),
-        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-    };
-    size_of::<Value>() + within
-}
-
-fn fields_bytes(fields: &Map<String, Value>) -> usize {
-    // A key, its hash and its places in two tables.
-    const FIELD_OVERHEAD: usize = size_of::<String>() + 4 * size_of::<usize>();
-    fields.iter().map(|(key, value)| FIELD_OVERHEAD + key.len() + value_bytes(value)).sum()
 }
 
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {

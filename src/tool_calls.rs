@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::lenient::{items_of, text_of};
+use crate::json_text::each_item;
+use crate::lenient::{self, text_of};
 
 /// The tool calls of one attempt.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -78,7 +79,7 @@ impl Calls {
 #[derive(Default)]
 pub(crate) struct ToolEvent {
     call_id: Option<String>,
-    calls: Option<Vec<Value>>,
+    calls: Option<Box<RawValue>>,
     id: Option<String>,
 }
 
@@ -107,9 +108,12 @@ impl<'de> Deserialize<'de> for ToolEvent {
                 let mut event = ToolEvent::default();
                 while let Some(field) = fields.next_key()? {
                     match field {
-                        ToolField::CallId => event.call_id = text_of(fields.next_value()?).or(event.call_id),
-                        ToolField::Calls => event.calls = items_of(fields.next_value()?).or(event.calls),
-                        ToolField::Id => event.id = text_of(fields.next_value()?).or(event.id),
+                        ToolField::CallId => event.call_id = text_of(&fields.next_value::<Box<RawValue>>()?).or(event.call_id),
+                        ToolField::Calls => {
+                            let calls: Box<RawValue> = fields.next_value()?;
+                            event.calls = Some(calls).filter(|calls| is_list(calls)).or(event.calls);
+                        }
+                        ToolField::Id => event.id = text_of(&fields.next_value::<Box<RawValue>>()?).or(event.id),
                         ToolField::Other => drop(fields.next_value::<IgnoredAny>()?),
                     }
                 }
@@ -126,14 +130,21 @@ impl ToolEvent {
         if self.call_id.is_some() {
             return act(self.call_id.as_deref());
         }
-        match self.calls {
-            Some(calls) if !calls.is_empty() => calls.into_iter().for_each(|call| act(call_id_of(call).as_deref())),
-            _ => act(self.id.as_deref()),
+        let mut has_calls = false;
+        if let Some(calls) = self.calls {
+            let of_call = |call: &RawValue| {
+                has_calls = true;
+                let call: ToolEvent = lenient::from_slice(call.get().as_bytes()).unwrap_or_default();
+                act(call.call_id.or(call.id).as_deref());
+            };
+            each_item(&calls, of_call).expect("it was found to be a list");
+        }
+        if !has_calls {
+            act(self.id.as_deref());
         }
     }
 }
 
-/// The ID of an item of `calls`.
-fn call_id_of(mut call: Value) -> Option<String> {
-    ["call_id", "id"].iter().find_map(|key| text_of(call.get_mut(key)?.take()))
+fn is_list(json: &RawValue) -> bool {
+    each_item(json, |_item| {}).is_ok()
 }

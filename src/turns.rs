@@ -7,7 +7,7 @@ use crate::codec::EventFrame;
 use crate::error::{Error, Result};
 use crate::event::{Event, Seq};
 use crate::ids::MessageId;
-use crate::message::{Fold, Message, MessagePage};
+use crate::message::{Fold, TurnPage};
 use crate::read::{EventPage, Page, Store, Visitor};
 use crate::session::{Head, SessionId};
 use crate::user_message::EVENT_TYPE;
@@ -50,16 +50,16 @@ impl Default for RememberedTurns {
 
 impl Store {
     /// The turn that a message stands for. The outputs that it keeps take about so much memory.
-    pub(crate) fn message(&self, id: MessageId, bytes_max: usize) -> Result<Message> {
+    pub(crate) fn turn(&self, id: MessageId, bytes_max: usize) -> Result<Fold> {
         let fold = self.look_at(id.event_id(), |opening| Fold::open(opening.view))?.ok_or(Error::UnknownMessage { id })??;
         let mut turns = Turns::new(bytes_max, CutFrom::End);
         turns.push(fold);
         self.fold(&mut turns)?;
-        turns.into_messages().pop().ok_or(Error::UnknownMessage { id })
+        turns.into_folds().pop().ok_or(Error::UnknownMessage { id })
     }
 
     /// The turns that were opened in a stretch of a session, as far as what they keep does not take too much memory; one at least.
-    pub(crate) fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
+    pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
         let (bytes_max, newest_first) = (page.checked_bytes(&self.options), page.is_newest_first());
         let mut opened = self.list(session, page.types([EVENT_TYPE]))?;
         let mut turns = Turns::new(bytes_max, if newest_first { CutFrom::Beginning } else { CutFrom::End });
@@ -69,7 +69,7 @@ impl Store {
             }
         }
         if newest_first {
-            turns.folds.reverse();
+            turns.all.reverse();
         }
         self.fold(&mut turns)?;
         let EventPage { mut has_more, mut first, mut last, tail, tail_id, .. } = opened;
@@ -77,35 +77,34 @@ impl Store {
             has_more = true;
             if newest_first { first = cut + 1 } else { last = cut - 1 }
         }
-        let mut messages = turns.into_messages();
+        let mut folds = turns.into_folds();
         if newest_first {
-            messages.reverse();
+            folds.reverse();
         }
-        Ok(MessagePage { messages, has_more, first, last, tail, tail_id })
+        Ok(TurnPage { folds, has_more, first, last, tail, tail_id })
     }
 
-    /// Reads on from the first of some turns of a session until all of them are over, or the session ends. One pass for all of them: where turns
-    /// are left without an end, each pass would read the rest of the session.
+    /// Reads on with some turns of a session until all of them are over, or the session ends. One pass for all of them: where turns are left
+    /// without an end, each pass would read the rest of the session.
     fn fold(&self, turns: &mut Turns) -> Result<()> {
-        let Some((session, _opened)) = turns.folds.first().map(Fold::opened_at) else { return Ok(()) };
-        let session = session.clone();
+        let Some(Turn { fold, .. }) = turns.all.first() else { return Ok(()) };
+        let session = fold.opened_at().0.clone();
         let head = self.known_head(&session)?;
-        let from = turns.folds.iter_mut().map(|fold| self.recall(fold, turns.bytes_max, &head)).min();
+        turns.all.iter_mut().for_each(|turn| self.recall(turn, turns.bytes_max, &head));
         turns.count_anew();
-        let Some(from) = from else { return Ok(()) };
-        self.visit(&session, &head, from..=head.last, turns)?;
-        turns.folds.iter().for_each(|fold| self.remember(fold, turns.bytes_max, head.last));
+        let mut read = 0;
+        while let Some(from) = turns.next_from(read).filter(|from| *from <= head.last) {
+            read = self.visit(&session, &head, from..=head.last, turns)?;
+        }
+        turns.all.iter().for_each(|turn| self.remember(&turn.fold, turns.bytes_max, head.last));
         Ok(())
     }
 
-    /// Where to go on with a turn: behind what was read of it before, if that is remembered.
-    fn recall(&self, fold: &mut Fold, bytes_max: usize, head: &Head) -> Seq {
-        match self.turns.0.get(&(fold.id(), bytes_max)).filter(|remembered| remembered.through <= head.last) {
-            Some(remembered) => {
-                *fold = remembered.fold.clone();
-                remembered.through + 1
-            }
-            None => fold.opened_at().1 + 1,
+    /// Goes on with a turn behind what was read of it before, if that is remembered.
+    fn recall(&self, turn: &mut Turn, bytes_max: usize, head: &Head) {
+        let remembered = self.turns.0.get(&(turn.fold.id(), bytes_max));
+        if let Some(remembered) = remembered.filter(|remembered| remembered.through <= head.last) {
+            *turn = Turn { fold: remembered.fold.clone(), from: remembered.through + 1 };
         }
     }
 
@@ -120,14 +119,20 @@ impl Store {
 
 /// Turns of a session, the first to be opened first, and what they may keep together.
 struct Turns {
-    folds: Vec<Fold>,
+    all: Vec<Turn>,
     unfinished: usize,
     /// What the folds keep.
     kept: usize,
     bytes_max: usize,
-    from: CutFrom,
+    cut_from: CutFrom,
     /// Where the turn was opened that was left out last, if any.
     cut: Option<Seq>,
+}
+
+/// A turn, and where the events are that were not read for it.
+struct Turn {
+    fold: Fold,
+    from: Seq,
 }
 
 /// Which turns are left out when they keep too much: those at the end of the page.
@@ -138,57 +143,66 @@ enum CutFrom {
 }
 
 impl Turns {
-    fn new(bytes_max: usize, from: CutFrom) -> Self {
-        Self { folds: Vec::new(), unfinished: 0, kept: 0, bytes_max, from, cut: None }
+    fn new(bytes_max: usize, cut_from: CutFrom) -> Self {
+        Self { all: Vec::new(), unfinished: 0, kept: 0, bytes_max, cut_from, cut: None }
     }
 
     /// Adds the next turn of the page, unless that is too much.
     fn push(&mut self, fold: Fold) {
         self.kept += fold.kept_bytes();
-        if self.kept > self.bytes_max && !self.folds.is_empty() {
-            self.cut = Some(fold.opened_at().1);
+        let opened = fold.opened_at().1;
+        if self.kept > self.bytes_max && !self.all.is_empty() {
+            self.cut = Some(opened);
         } else {
-            self.folds.push(fold);
+            self.all.push(Turn { fold, from: opened + 1 });
         }
     }
 
     fn count_anew(&mut self) {
-        self.unfinished = self.folds.len();
-        self.kept = self.folds.iter().map(Fold::kept_bytes).sum();
+        self.unfinished = self.all.len();
+        self.kept = self.all.iter().map(|turn| turn.fold.kept_bytes()).sum();
         self.cut_excess();
+    }
+
+    /// Where to go on when all is read up to `read` for those turns that need it: what one that is remembered has read, nobody reads again.
+    fn next_from(&self, read: Seq) -> Option<Seq> {
+        let unfinished = self.all.iter().filter(|turn| !turn.fold.is_final());
+        unfinished.map(|turn| turn.from.max(read + 1)).min()
     }
 
     /// Leaves out turns at the end of the page, and outputs of the last that is left, until what is kept is little enough.
     fn cut_excess(&mut self) {
-        while self.kept > self.bytes_max && self.folds.len() > 1 {
-            let at = if self.from == CutFrom::Beginning { 0 } else { self.folds.len() - 1 };
-            let fold = self.folds.remove(at);
+        while self.kept > self.bytes_max && self.all.len() > 1 {
+            let at = if self.cut_from == CutFrom::Beginning { 0 } else { self.all.len() - 1 };
+            let Turn { fold, .. } = self.all.remove(at);
             self.cut = Some(fold.opened_at().1);
             self.kept -= fold.kept_bytes();
             self.unfinished -= usize::from(!fold.is_final());
         }
-        if let (true, [fold]) = (self.kept > self.bytes_max, &mut *self.folds) {
+        if let (true, [Turn { fold, .. }]) = (self.kept > self.bytes_max, &mut *self.all) {
             fold.omit_outputs(self.bytes_max);
             self.kept = fold.kept_bytes();
         }
     }
 
-    fn into_messages(self) -> Vec<Message> {
-        self.folds.into_iter().map(Fold::into_message).collect()
+    fn into_folds(self) -> Vec<Fold> {
+        self.all.into_iter().map(|turn| turn.fold).collect()
     }
 }
 
 impl Visitor for Turns {
     fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
-        let place = frame.view.message_id.and_then(|id| self.folds.binary_search_by_key(&id, Fold::id).ok());
-        if let Some(fold) = place.and_then(|place| self.folds.get_mut(place)) {
-            let (was_final, kept) = (fold.is_final(), fold.kept_bytes());
-            fold.apply(frame.view);
-            self.unfinished -= usize::from(fold.is_final() && !was_final);
-            self.kept = self.kept - kept + fold.kept_bytes();
-            self.cut_excess();
-        }
-        if self.unfinished == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let seq = frame.view.seq;
+        let place = frame.view.message_id.and_then(|id| self.all.binary_search_by_key(&id, |turn| turn.fold.id()).ok());
+        let Some(Turn { fold, .. }) = place.and_then(|place| self.all.get_mut(place)) else { return ControlFlow::Continue(()) };
+        let (was_unfinished, kept) = (self.unfinished, fold.kept_bytes());
+        let was_final = fold.is_final();
+        fold.apply(frame.view);
+        self.unfinished -= usize::from(fold.is_final() && !was_final);
+        self.kept = self.kept - kept + fold.kept_bytes();
+        self.cut_excess();
+        let goes_on = self.unfinished == was_unfinished || self.next_from(seq) == Some(seq + 1);
+        if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
     fn lookahead(&self) -> Seq {

@@ -14,7 +14,6 @@ use http_body_util::BodyExt;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
@@ -26,10 +25,11 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::SessionParam;
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Appended, EventBody, compact, etag};
+use crate::json_text::{CheckedBlock, CheckedMap, each_item};
 use crate::lenient::{self, LEVELS_MAX};
 use crate::log::SessionLog;
 use crate::session::SessionId;
-use crate::user_message::{ContentBlock, EVENT_TYPE, UserMessage};
+use crate::user_message::EVENT_TYPE;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -85,7 +85,7 @@ struct Append<'a> {
     /// In order; at least one.
     #[serde(borrow)]
     #[schema(value_type = Vec<NewMessage>, min_items = 1)]
-    events: Vec<&'a RawValue>,
+    events: &'a RawValue,
 }
 
 /// Looked at first, to say of another type that it is unknown and not what is wrong with its fields.
@@ -144,11 +144,23 @@ async fn batch(
     let (body, share) = body().await?;
     // Windows puts a mark before UTF-8.
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&body);
-    let Append { events } = serde_json::from_slice(body).map_err(|error| ApiError::invalid(format!("the body: {error}")))?;
-    for (at, event) in events.into_iter().enumerate() {
-        batch = batch.event(message(event).map_err(|(field, why)| ApiError::invalid(format!("events[{at}]{field}: {why}")))?);
+    let in_body = |error| ApiError::invalid(format!("the body: {error}"));
+    let Append { events } = serde_json::from_slice(body).map_err(in_body)?;
+    if !events.get().starts_with('[') {
+        return Err(ApiError::invalid("the body: events is no array"));
     }
-    Ok((batch, share))
+    // One by one: a list of what the body says are events may take many times as much memory as the body.
+    let (mut at, mut made) = (0, Ok::<_, ApiError>(batch));
+    let each = each_item(events, |event| {
+        let add = |batch: Batch| {
+            let event = message(event).map_err(|(field, why)| ApiError::invalid(format!("events[{at}]{field}: {why}")))?;
+            Ok(batch.event(event))
+        };
+        made = std::mem::replace(&mut made, Ok(Batch::new())).and_then(add);
+        at += 1;
+    });
+    each.map_err(in_body)?;
+    Ok((made?, share))
 }
 
 /// The event that stores a message. An error is the field, and what is wrong with it.
@@ -160,7 +172,7 @@ fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
     let NewMessage { content, metadata, .. } = parsed(event, "")?;
     let metadata_json = metadata.map_or_else(|| "{}".to_owned(), |metadata| compact(metadata.get()));
     let data = format!(r#"{{"content":{},"metadata":{metadata_json}}}"#, compact(content.get()));
-    if serde_json::from_str::<UserMessage>(&data).is_err() {
+    if serde_json::from_str::<CheckedMessage>(&data).is_err() {
         check_repaired(content, metadata, &data)?;
     }
     Ok(NewEvent::new(EVENT_TYPE, data))
@@ -172,9 +184,18 @@ fn check_repaired(content: &RawValue, metadata: Option<&RawValue>, data: &str) -
     if lenient::repaired(data.as_bytes()).is_none_or(|repaired| repaired.levels > LEVELS_MAX) {
         return Err(("", format!("its JSON is nested deeper than {LEVELS_MAX} levels")));
     }
-    let _blocks: Vec<ContentBlock> = read(content, ".content")?;
-    let _values: Option<Map<String, Value>> = metadata.map(|metadata| read(metadata, ".metadata")).transpose()?;
+    let _blocks: Vec<CheckedBlock> = read(content, ".content")?;
+    let _fields: Option<CheckedMap> = metadata.map(|metadata| read(metadata, ".metadata")).transpose()?;
     Ok(())
+}
+
+/// What is read as a [`UserMessage`](crate::UserMessage), of which nothing is kept.
+#[derive(Deserialize)]
+struct CheckedMessage {
+    #[serde(rename = "content")]
+    _content: Vec<CheckedBlock>,
+    #[serde(rename = "metadata")]
+    _metadata: CheckedMap,
 }
 
 fn read<T: DeserializeOwned>(json: &RawValue, field: &'static str) -> Result<T, (&'static str, String)> {

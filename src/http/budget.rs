@@ -99,3 +99,101 @@ fn refusal() -> ApiError {
     let message = "the server has no memory left for this call while it answers others";
     ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).retry_after(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const ALL: usize = 16 * UNIT;
+
+    fn free(budget: &Budget) -> usize {
+        budget.units.available_permits() * UNIT
+    }
+
+    async fn is_refused(share: impl Future<Output = Result<(), ApiError>>) -> bool {
+        let began = Instant::now();
+        match share.await {
+            Ok(()) => false,
+            Err(error) => {
+                assert_eq!(began.elapsed(), WAIT, "it was not waited for others");
+                let answer = axum::response::IntoResponse::into_response(error);
+                assert_eq!(
+                    (answer.status(), &answer.headers()["retry-after"]),
+                    (StatusCode::SERVICE_UNAVAILABLE, &"1".parse().unwrap())
+                );
+                true
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_finds_no_room_waits_a_moment_and_is_refused() {
+        let budget = Budget::new(ALL);
+        let half = budget.share(ALL / 2).await.unwrap();
+        assert!(is_refused(async { budget.share(ALL / 2 + 1).await.map(drop) }).await);
+        assert!(!is_refused(async { budget.share(ALL / 2).await.map(drop) }).await);
+        let leave = async {
+            tokio::time::sleep(WAIT / 2).await;
+            drop(half);
+        };
+        let (taken, ()) = tokio::join!(budget.share(ALL), leave);
+        assert_eq!((taken.is_ok(), free(&budget)), (true, 0));
+        drop(taken);
+        // What is larger than all there is has it alone.
+        assert!(budget.share(100 * ALL).await.is_ok());
+        assert_eq!(free(&budget), ALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_share_grows_as_far_as_there_is_room() {
+        let budget = Budget::new(ALL);
+        let mut share = budget.share(0).await.unwrap();
+        for (bytes, left) in [(1, ALL - UNIT), (UNIT, ALL - UNIT), (UNIT + 1, ALL - 2 * UNIT), (1, ALL - 2 * UNIT)] {
+            budget.grow(&mut share, bytes).await.unwrap();
+            assert_eq!(free(&budget), left, "{bytes}");
+        }
+        let other = budget.share(ALL / 2).await.unwrap();
+        assert!(is_refused(budget.grow(&mut share, ALL)).await);
+        assert_eq!(free(&budget), ALL / 2 - 2 * UNIT, "a refusal takes nothing");
+        drop(other);
+        budget.grow(&mut share, ALL).await.unwrap();
+        drop(share);
+        assert_eq!(free(&budget), ALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_waits_as_long_as_it_takes() {
+        let budget = Budget::new(ALL);
+        let all = budget.share(ALL).await.unwrap();
+        let leave = async {
+            tokio::time::sleep(WAIT * 100).await;
+            drop(all);
+        };
+        let (share, ()) = tokio::join!(budget.share_in_time(ALL), leave);
+        assert_eq!(free(&budget), 0);
+        drop(share);
+        assert_eq!(free(&budget), ALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_keeps_what_its_text_takes_until_it_is_sent_or_dropped() {
+        let budget = Budget::new(ALL);
+        let answer = async || budget.share(ALL).await.unwrap().answer(&"x".repeat(3 * UNIT));
+        let dropped = answer().await;
+        assert_eq!(free(&budget), ALL - 4 * UNIT, "the rest of the share goes back with the text made");
+        drop(dropped);
+        assert_eq!(free(&budget), ALL);
+        let mut body = answer().await.into_body();
+        let sent = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        drop(body);
+        let mut rest = sent.clone();
+        drop(rest.split_to(3 * UNIT));
+        drop(sent);
+        assert_eq!(free(&budget), ALL - 4 * UNIT, "the last of it is not sent");
+        drop(rest);
+        assert_eq!(free(&budget), ALL);
+    }
+}

@@ -18,7 +18,7 @@ use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{MessageBody, Messages};
 use crate::ids::MessageId;
 use crate::log::SessionLog;
-use crate::message::{Message, may_end_turn};
+use crate::message::{Fold, may_end_turn};
 use crate::stream::{AsyncEventStream, From, StreamItem};
 
 const WAIT_MAX: u64 = 60;
@@ -64,33 +64,28 @@ pub(super) async fn get(
     }
     let deadline = Instant::now() + Duration::from_secs(wait);
     let bytes_max = service.config.page_bytes_max;
-    let read = move |log: &SessionLog| log.message_within(id, bytes_max);
-    let (mut message, mut share) = service.read_page(read).await?;
-    if wait > 0 && !message.status.is_final() {
+    let read = move |log: &SessionLog| log.turn_within(id, bytes_max);
+    let (mut turn, mut share) = service.read_page(read).await?;
+    if wait > 0 && !turn.message.status.is_final() {
         // Nothing is held while it waits.
         drop(share);
         let _place = service.place_in_streams()?;
-        let session = message.session_id.clone();
+        let session = turn.message.session_id.clone();
         let mut news = service.stream(session, From::Now).await?.into_async();
         // Once more, for what came before the stream was there.
-        (message, share) = service.read_page(read).await?;
+        (turn, share) = service.read_page(read).await?;
         let (mut goes_on, stopper) = (true, service.config.stopper());
-        while goes_on && !message.status.is_final() {
-            drop((message, share));
+        while goes_on && !turn.message.status.is_final() {
+            drop((turn, share));
             goes_on = tokio::select! {
                 comes = timeout_at(deadline, next_status(&mut news, id)) => comes.unwrap_or(Ok(false))?,
                 () = stopper.stopped() => false,
             };
-            (message, share) = service.read_page(read).await?;
+            (turn, share) = service.read_page(read).await?;
         }
     }
-    let message = service.read(move |log| body(log, message)).await?;
+    let message = service.read(move |_log| Ok(MessageBody::from(turn))).await?;
     Ok(share.answer(&message))
-}
-
-fn body(log: &SessionLog, message: Message) -> Result<MessageBody> {
-    let opening = log.event(message.id.event_id())?;
-    Ok(MessageBody::new(message, &opening))
 }
 
 /// Waits for an event that may end the turn. `false` when none will come.
@@ -133,12 +128,12 @@ pub(super) async fn list(
     let order = params.order;
     let page = params.page()?.bytes_max(service.config.page_bytes_max);
     let read = move |log: &SessionLog| {
-        let page = log.messages(&session, page)?;
-        let id = |message: Option<&Message>| message.map(|message| message.id.to_string());
-        let shown = id(page.messages.first()).zip(id(page.messages.last()));
+        let page = log.turns(&session, page)?;
+        let id = |fold: Option<&Fold>| fold.map(|fold| fold.id().to_string());
+        let shown = id(page.folds.first()).zip(id(page.folds.last()));
         let covered = Covered { seqs: (page.first, page.last), has_more: page.has_more, tail_id: page.tail_id };
         let bounds = covered.bounds(log, &session, order, shown)?;
-        let messages = page.messages.into_iter().map(|message| body(log, message)).collect::<Result<_>>()?;
+        let messages = page.folds.into_iter().map(|fold| MessageBody::from(fold.into_text())).collect();
         Ok(Messages { messages, bounds })
     };
     let (messages, share) = service.read_page(read).await?;

@@ -6,16 +6,15 @@ use axum::http::HeaderValue;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use indexmap::IndexMap;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 use crate::event::{Event, Seq};
 use crate::ids::time_text;
+use crate::json_text::{JsonText, Sent};
 use crate::lenient;
-use crate::message::{Message, MessageStatus};
+use crate::message::{MessageStatus, TurnText};
 use crate::user_message::opens_turn;
 
 /// A stored event.
@@ -179,11 +178,13 @@ pub(super) struct MessageBody {
     #[schema(minimum = 1)]
     attempt: u32,
     /// What the assistant said, in order; the last is the answer.
-    output: Vec<Value>,
+    #[schema(value_type = Vec<Value>)]
+    output: Vec<JsonText>,
     /// How many of the earliest outputs are left out, since all of them are too much for one answer. They are in the session's events.
     output_omitted: u64,
     /// What was given with the status `failed`.
-    error: Option<Value>,
+    #[schema(value_type = Option<Value>)]
+    error: Option<JsonText>,
     #[schema(format = DateTime)]
     created_at: String,
     /// When the turn was over.
@@ -203,42 +204,24 @@ pub(super) enum Status {
     Failed,
 }
 
-impl MessageBody {
-    /// The message whose turn `opening` opened.
-    pub(super) fn new(message: Message, opening: &Event) -> Self {
-        let sent: Sent<'_> = serde_json::from_slice(&opening.data).unwrap_or_default();
+impl From<TurnText> for MessageBody {
+    fn from(turn: TurnText) -> Self {
+        let TurnText { message, sent, output, error } = turn;
+        let (content, metadata) = sent.as_ref().map_or_else(|| Sent::default().shown(), Sent::shown_of);
         Self {
             id: message.id.to_string(),
             session_id: message.session_id.to_string(),
             sequence_number: message.sequence_number,
             status: message.status,
-            content: as_sent(sent.content, &message.content),
-            metadata: as_sent(sent.metadata, &message.metadata),
+            content,
+            metadata,
             attempt: message.attempt,
-            output: message.output,
+            output,
             output_omitted: message.output_omitted,
-            error: message.error,
+            error,
             created_at: time_text(message.created_at),
             completed_at: message.completed_at.map(time_text),
         }
-    }
-}
-
-/// What opened a turn, as it was written: a number keeps its spelling.
-#[derive(Default, Deserialize)]
-struct Sent<'a> {
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    metadata: Option<&'a RawValue>,
-}
-
-/// The JSON that was read as `read`; not where some of it was left out because it did not fit.
-fn as_sent<T: DeserializeOwned + Serialize>(sent: Option<&RawValue>, read: &T) -> Box<RawValue> {
-    let fits = |json: &&RawValue| lenient::from_slice::<T>(json.get().as_bytes()).is_ok();
-    match sent.filter(fits) {
-        Some(json) => json.to_owned(),
-        None => to_raw_value(read).expect("JSON values have a JSON form"),
     }
 }
 
@@ -271,6 +254,8 @@ pub(super) fn etag(seq: Seq) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

@@ -27,7 +27,7 @@ const CACHES_BYTES: u64 = (64 + 32) * MIB;
 const LARGE: usize = 900_000;
 
 /// Within this a request that is refused as too much passes when it is sent again.
-const PASSES_WITHIN: Duration = Duration::from_secs(60);
+const PASSES_WITHIN: Duration = Duration::from_mins(1);
 
 struct Size {
     clients: usize,
@@ -38,23 +38,11 @@ struct Size {
     endless_events: usize,
 }
 
-const QUICK: Size = Size {
-    clients: 60,
-    lasts: Duration::from_secs(10),
-    large_sessions: 30,
-    turns: 20,
-    outputs: 5,
-    endless_events: 5_000,
-};
+const QUICK: Size =
+    Size { clients: 60, lasts: Duration::from_secs(10), large_sessions: 30, turns: 20, outputs: 5, endless_events: 5_000 };
 
-const FULL: Size = Size {
-    clients: 200,
-    lasts: Duration::from_secs(120),
-    large_sessions: 150,
-    turns: 100,
-    outputs: 10,
-    endless_events: 100_000,
-};
+const FULL: Size =
+    Size { clients: 200, lasts: Duration::from_mins(2), large_sessions: 150, turns: 100, outputs: 10, endless_events: 100_000 };
 
 /// JSON that takes many times its length where it is read into values: a part that is repeated between a beginning and an end.
 const ODD: [(&str, &str, &str); 6] = [
@@ -91,7 +79,8 @@ fn campaign_hostile_clients_cannot_take_the_server_over() {
         scope.spawn(|| scene.behave()).join().unwrap()
     });
     let peak = server.resident_bytes_max();
-    let answers: Vec<_> = ANSWERS.iter().zip(&scene.answers).map(|(status, count)| (*status, count.load(Ordering::Relaxed))).collect();
+    let answers: Vec<_> =
+        ANSWERS.iter().zip(&scene.answers).map(|(status, count)| (*status, count.load(Ordering::Relaxed))).collect();
     let (rest, mib) = (peak.saturating_sub(CACHES_BYTES + good.recent_bytes_max), |bytes: u64| bytes / MIB);
     println!(
         "{} clients for {:?}: {} MiB at the peak, of it {} not yet in a segment, {} beside all caches; they were answered {answers:?}; {good:?}",
@@ -145,7 +134,10 @@ fn prepare(log: &SessionLog, size: &Size) -> Turns {
         let named = NewEvent::new("tool.call_requested", json!({ "calls": ids }).to_string());
         let shape = ODD[n % ODD.len()];
         let requested = format!(r#"{{"calls":{},"call_id":{}}}"#, odd(shape, LARGE / 2), odd(shape, LARGE / 2));
-        append("calls", Batch::new().events([named, NewEvent::new("tool.call_requested", requested)].map(|event| event.in_turn(calls))));
+        append(
+            "calls",
+            Batch::new().events([named, NewEvent::new("tool.call_requested", requested)].map(|event| event.in_turn(calls))),
+        );
     }
     log.close().unwrap();
     Turns { endless, odd: odd_turns, calls }
@@ -327,7 +319,7 @@ impl Scene {
     fn send_odd(&self, shape: (&str, &str, &str)) {
         let content = odd(shape, 4_000_000);
         let body = format!(r#"{{"events":[{{"type":"user.message","content":[{{"type":"x","x":{content}}}]}}]}}"#);
-        let mut socket = self.post("odd bodies", "", body.len());
+        let mut socket = self.post("odd-bodies", "", body.len());
         if socket.write_all(body.as_bytes()).is_ok() {
             self.take_all(&mut socket);
         }
@@ -345,14 +337,14 @@ impl Scene {
             let text = format!("event {}", good.appended);
             let body = said(&text);
             let key = format!("Idempotency-Key: {}\r\n", good.appended);
-            let stored = self.until_answered(&mut good, || {
+            let stored = until_answered(&mut good, || {
                 let mut socket = self.post("good", &key, body.len());
                 socket.write_all(body.as_bytes()).unwrap();
                 socket
             });
             good.appended += 1;
             assert_eq!(stored["events"][0]["seq"], good.appended, "{stored}");
-            let listed = self.until_answered(&mut good, || self.get("/v1/sessions/good/events?order=desc&limit=3"));
+            let listed = until_answered(&mut good, || self.get("/v1/sessions/good/events?order=desc&limit=3"));
             good.listed += 1;
             assert_eq!(listed["events"][0], stored["events"][0]);
             assert_eq!(listed["events"].as_array().unwrap().len() as u64, good.appended.min(3));
@@ -362,25 +354,25 @@ impl Scene {
         }
         good
     }
+}
 
-    /// The answer to a request that is sent until it is no longer one too many.
-    fn until_answered(&self, good: &mut Good, send: impl Fn() -> TcpStream) -> Value {
-        let began = Instant::now();
-        loop {
-            let (answer, took) = whole(send());
-            good.longest = good.longest.max(took);
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
-            match status(head.as_bytes()) {
-                200 => return serde_json::from_str(body).unwrap(),
-                503 => {
-                    good.refused += 1;
-                    let after = head.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("it says when to come again");
-                    thread::sleep(Duration::from_secs(after.parse().unwrap()));
-                }
-                other => panic!("{other}: {body}"),
+/// The answer to a request that is sent until it is no longer one too many.
+fn until_answered(good: &mut Good, send: impl Fn() -> TcpStream) -> Value {
+    let began = Instant::now();
+    loop {
+        let (answer, took) = whole(send());
+        good.longest = good.longest.max(took);
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+        match status(head.as_bytes()) {
+            200 => return serde_json::from_str(body).unwrap(),
+            503 => {
+                good.refused += 1;
+                let after = head.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("it says when to come again");
+                thread::park_timeout(Duration::from_secs(after.parse().unwrap()));
             }
-            assert!(began.elapsed() < PASSES_WITHIN, "it is refused for too long: {answer}");
+            other => panic!("{other}: {body}"),
         }
+        assert!(began.elapsed() < PASSES_WITHIN, "it is refused for too long: {answer}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sessionlog::http::Config;
 use sessionlog::{MessageId, NewEvent, Options};
 
@@ -15,6 +15,10 @@ fn status(message: MessageId, status: &str) -> NewEvent {
 fn answer(message: MessageId) -> [NewEvent; 2] {
     let said = NewEvent::new("assistant.message_completed", r#"{"text":"Done."}"#).in_turn(message);
     [said, status(message, "completed")]
+}
+
+fn said_data(text: &str) -> String {
+    json!({"content": [{"type": "text", "text": text}]}).to_string()
 }
 
 async fn asked(scene: &Scene) -> MessageId {
@@ -190,5 +194,76 @@ async fn who_waits_hears_of_an_end_that_a_strict_reader_does_not() {
         let (message, ()) = tokio::join!(scene.get(&path), append);
         assert!(message.ok()["completed_at"].is_string() && began.elapsed() < Duration::from_secs(10), "{end}");
         scene.until_streams(0).await;
+    }
+}
+
+/// K5: pages in both orders, against each turn by itself.
+#[tokio::test]
+async fn pages_that_may_hold_little_lose_no_turn_and_show_none_twice() {
+    let scene = Scene::with(Config::with_api_key(KEY).page_bytes_max(40_000), Options::new());
+    let mut each = Vec::new();
+    let asked: Vec<_> = (0..8).map(|n| NewEvent::new("user.message", said_data(&n.to_string()))).collect();
+    let turns: Vec<MessageId> = scene.note("s", asked).iter().map(|event| event.id.into()).collect();
+    for n in 0..10 {
+        for (at, turn) in turns.iter().enumerate() {
+            let text = json!({"n": n, "text": "x".repeat(1_000 * (at % 3) + 3_000 * (at / 7))});
+            scene.note("s", [NewEvent::new("assistant.message_completed", text.to_string()).in_turn(*turn)]);
+        }
+    }
+    for turn in &turns {
+        each.push(scene.get(&format!("/v1/messages/{turn}")).await.ok());
+    }
+    let omitted = |message: &Value| message["output_omitted"].as_u64().unwrap();
+    assert!(omitted(&each[7]) > 0 && each[..7].iter().all(|message| omitted(message) == 0));
+    assert_eq!(each[7]["output"].as_array().unwrap().last().unwrap()["n"], 9);
+    for (order, on) in [("asc", "after"), ("desc", "before")] {
+        let (mut walked, mut pages, mut place) = (Vec::new(), 0, String::new());
+        loop {
+            let page = scene.get(&format!("/v1/sessions/s/messages?limit=1000&order={order}{place}")).await.ok();
+            let messages = page["messages"].as_array().unwrap();
+            assert!(!messages.is_empty());
+            walked.extend(messages.iter().cloned());
+            pages += 1;
+            if page["has_more"] == false {
+                break;
+            }
+            place = format!("&{on}={}", page["last_id"].as_str().unwrap());
+        }
+        if order == "desc" {
+            walked.reverse();
+        }
+        assert_eq!(walked, each, "{order}");
+        assert!(pages >= 3, "{pages}");
+    }
+}
+
+/// Text as it was written, where nothing of it has to be left out.
+#[tokio::test]
+async fn what_was_sent_and_said_comes_back_as_it_was_written() {
+    let scene = Scene::new();
+    let [sent, odd, none] = [
+        r#"{"content":[],"content":[{"type":"n", "n":1.10}],"metadata":{"n":1E2}}"#,
+        r#"{"content":[7,{"type":"n","n":1.10},{},{"type":1}],"metadata":[]}"#,
+        r#"{"content":{"type":"n"}}"#,
+    ]
+    .map(|data| MessageId::from(scene.note("s", [NewEvent::new("user.message", data)])[0].id));
+    let failed = NewEvent::new("message.status_changed", r#"{"status":"failed","error":{"n":1.10}}"#).in_turn(sent);
+    scene.note("s", [NewEvent::new("assistant.message_completed", r#" {"n": 1.10} "#).in_turn(sent), failed]);
+    for (message, written) in [
+        (
+            sent,
+            vec![
+                r#""content":[{"type":"n", "n":1.10}],"metadata":{"n":1E2}"#,
+                r#""output":[{"n": 1.10}]"#,
+                r#""error":{"n":1.10}"#,
+            ],
+        ),
+        (odd, vec![r#""content":[{"type":"n","n":1.10}],"metadata":{}"#]),
+        (none, vec![r#""content":[],"metadata":{}"#]),
+    ] {
+        let answer = String::from_utf8(scene.get(&format!("/v1/messages/{message}")).await.body).unwrap();
+        for part in written {
+            assert!(answer.contains(part), "{part} in {answer}");
+        }
     }
 }

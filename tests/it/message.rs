@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 use sessionlog::{
-    Batch, ContentBlock, Error, Event, EventId, Message, MessageId, MessageStatus, NewEvent, Page, Seq, SessionId, SessionLog,
-    UserMessage,
+    Batch, ContentBlock, Error, Event, EventId, Message, MessageId, MessageStatus, NewEvent, Options, Page, Seq, SessionId,
+    SessionLog, UserMessage,
 };
 
 use crate::support::{append_notes, assert_error, folder, note, notes, open, seal_once, session, small_files};
@@ -349,4 +349,57 @@ fn a_leaf_that_cannot_be_shown_is_shown_as_it_was_written() {
     assert_eq!(message.output, [json!({"text": r"cut \ud83d", "cost": "1e400"})]);
     assert_eq!(message.error, Some(json!({"limit": "-Infinity"})));
     assert_eq!(UserMessage::from_event(&asked).unwrap().content, message.content);
+}
+
+/// K5: turns opened in one batch, with outputs that together are far more than a page may keep.
+#[test]
+fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
+    let dir = folder();
+    let log = Options::new().scan_bytes_max(40_000).open(dir.path()).unwrap();
+    let id = session("s");
+    let asked = (0..9).fold(Batch::new(), |batch, n| batch.user_message(format!("turn {n}")));
+    let turns: Vec<MessageId> = log.append(&id, asked).unwrap().events.iter().map(|event| event.id.into()).collect();
+    // Small ones, large ones, and one that is too much by itself.
+    let sizes = [(1, 10), (10, 1_000), (10, 1_000), (10, 1_000), (1, 10), (30, 3_000), (0, 0), (3, 10_000), (1, 39_000)];
+    for round in 0..30 {
+        for (turn, (_, bytes)) in turns.iter().zip(sizes).filter(|(_, (outputs, _))| round < *outputs) {
+            tell(&log, &id, *turn, "assistant.message_completed", &json!({"n": round, "text": "x".repeat(bytes)}));
+        }
+    }
+    let all: Vec<Message> = turns.iter().map(|turn| log.message(*turn).unwrap()).collect();
+    for (message, (outputs, _)) in all.iter().zip(sizes) {
+        let (kept, omitted) = (message.output.len(), usize::try_from(message.output_omitted).unwrap());
+        assert_eq!(kept + omitted, outputs, "{}", message.sequence_number);
+        assert_eq!(omitted > 0, outputs == 30, "{}", message.sequence_number);
+        let said: Vec<_> = message.output.iter().map(|output| output["n"].as_u64().unwrap()).collect();
+        assert_eq!(said, (omitted as u64..outputs as u64).collect::<Vec<_>>(), "the latest are there, the last among them");
+    }
+    let largest = log.messages(&id, Page::new()).unwrap();
+    assert!(largest.has_more && largest.messages.len() < all.len());
+    check_messages(&log, &id, &all, log.head(&id).unwrap().last);
+    // An attempt that drops what was put out drops what was left out too.
+    tell_status(&log, &id, turns[5], &json!({"status": "running", "attempt": 2}));
+    let message = log.message(turns[5]).unwrap();
+    assert_eq!((message.output.len(), message.output_omitted), (0, 0));
+}
+
+/// What takes a hundred times its length as values is counted as such.
+#[test]
+fn outputs_that_are_large_as_values_are_left_out_as_if_they_were_long() {
+    let dir = folder();
+    let log = Options::new().scan_bytes_max(1_000_000).open(dir.path()).unwrap();
+    let id = session("s");
+    for part in ["0", "[]", "{}", "[0]", r#"{"":0}"#, "[[[[0]]]]"] {
+        let turn = MessageId::from(ask(&log, &id, part).id);
+        for n in 0..4 {
+            let odd = format!("[{n}{}]", format!(",{part}").repeat(20_000));
+            tell(&log, &id, turn, "assistant.message_completed", &serde_json::from_str(&odd).unwrap());
+        }
+        let message = log.message(turn).unwrap();
+        assert_eq!((message.output.len(), message.output_omitted), (1, 3), "{part}");
+        assert_eq!(message.output[0][0], 3, "the last is there: {part}");
+    }
+    for page in [Page::new(), Page::new().newest_first()] {
+        assert_eq!(log.messages(&id, page).unwrap().messages.len(), 1);
+    }
 }
