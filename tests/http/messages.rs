@@ -221,7 +221,7 @@ async fn pages_that_may_hold_little_lose_no_turn_and_show_none_twice() {
         loop {
             let page = scene.get(&format!("/v1/sessions/s/messages?limit=1000&order={order}{place}")).await.ok();
             let messages = page["messages"].as_array().unwrap();
-            assert!(!messages.is_empty());
+            // A page that comes to its end among outputs shows no turn, and says where to go on.
             walked.extend(messages.iter().cloned());
             pages += 1;
             if page["has_more"] == false {
