@@ -21,6 +21,7 @@ mod messages;
 mod odd;
 mod page;
 mod process;
+mod proxy;
 mod security;
 mod server;
 mod stream;

@@ -19,14 +19,14 @@ use crate::odd::{Odd, odd_events};
 use crate::process::{Ending, Server, command, free_address, post};
 use crate::support::KEY;
 
-struct Browser {
-    client: Client,
+pub(crate) struct Browser {
+    pub(crate) client: Client,
     driver: Ending,
 }
 
 impl Browser {
     /// `None` where there is none.
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut driver = Command::new("chromedriver");
         driver.arg(format!("--port={port}")).stdout(Stdio::null()).stderr(Stdio::null());
@@ -53,11 +53,11 @@ impl Browser {
     }
 
     /// What a script on the page answers.
-    async fn ask(&self, script: &str) -> Value {
+    pub(crate) async fn ask(&self, script: &str) -> Value {
         self.client.execute(&format!("return {script}"), Vec::new()).await.unwrap()
     }
 
-    async fn until(&self, script: &str) {
+    pub(crate) async fn until(&self, script: &str) {
         for _ in 0..400 {
             if self.ask(script).await == Value::Bool(true) {
                 return;
@@ -74,7 +74,7 @@ impl Browser {
         serde_json::from_value(ids).unwrap()
     }
 
-    async fn until_shown(&self, ids: &[String]) {
+    pub(crate) async fn until_shown(&self, ids: &[String]) {
         let last = ids.last().unwrap();
         self.until(&format!("[...document.querySelectorAll('.event:not(.waits)')].some(event => event.dataset.id === '{last}')"))
             .await;
@@ -122,7 +122,7 @@ impl Browser {
         assert_eq!(self.ask(run).await, 0, "an event's text became a part of the page");
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         let Self { client, driver } = self;
         client.close().await.unwrap();
         drop(driver);
