@@ -341,3 +341,53 @@ impl<'de> Deserialize<'de> for Sent<'de> {
         deserializer.deserialize_map(Fields)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a value takes, by the places that its lists have.
+    fn taken(value: &Value) -> usize {
+        let slot = size_of::<Value>();
+        match value {
+            Value::String(text) => slot + text.len(),
+            Value::Array(items) => slot + items.iter().map(taken).sum::<usize>() + (items.capacity() - items.len()) * slot,
+            Value::Object(fields) => slot + fields.iter().map(|(key, value)| 56 + key.len() + taken(value)).sum::<usize>(),
+            _ => slot,
+        }
+    }
+
+    #[test]
+    fn a_text_is_weighed_as_the_value_that_it_is_read_as() {
+        for part in ["0", "[]", "{}", "[0]", r#"{"":0}"#, r#"{"a":"b","c":[1.5,true,null]}"#, "[[[[[0]]]]]", r#""text""#] {
+            let json = format!("[{part}{}]", format!(",{part}").repeat(10_000));
+            let text = JsonText::of(json.as_bytes()).unwrap();
+            let (weighed, taken) = (text.value_bytes(), taken(&text.value()));
+            assert!((taken * 9 / 10..taken * 4).contains(&weighed), "{part}: {weighed} and not {taken}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_as_a_value_is_a_text() {
+        let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let token = format!(r#"{{"{RAW_VALUE_TOKEN}":1}}"#);
+        let (deepest, too_deep) = (deep(127), deep(128));
+        for json in
+            [" 1 ", "[1e400]", r#"["\ud800"]"#, "[1,]", "\"\u{fffd}\"", r#"{"a":1,"a":2}"#, "", &token, &deepest, &too_deep]
+        {
+            let text = JsonText::of(json.as_bytes());
+            assert_eq!(text.map(|text| text.value()), serde_json::from_str(json).ok(), "{json}");
+        }
+        assert!(JsonText::of(b"\"\xff\"").is_none());
+    }
+
+    #[test]
+    fn short_texts_say_the_same_in_any_spelling() {
+        let says =
+            |one: &str, other: &str| JsonText::of(one.as_bytes()).unwrap().says_as(&JsonText::of(other.as_bytes()).unwrap());
+        assert!(says(r#"{"a":1.0,"b":[]}"#, r#" {"b":[ ],"a":1.00}"#));
+        assert!(!says("1", "2"));
+        let long = format!("[{}0]", "0,".repeat(COMPARED_BYTES_MAX));
+        assert!(says(&long, &long) && !says(&long, &long.replacen(',', ", ", 1)));
+    }
+}

@@ -69,7 +69,7 @@ impl Store {
             }
         }
         if newest_first {
-            turns.all.reverse();
+            turns.list.reverse();
         }
         self.fold(&mut turns)?;
         let EventPage { mut has_more, mut first, mut last, tail, tail_id, .. } = opened;
@@ -87,16 +87,16 @@ impl Store {
     /// Reads on with some turns of a session until all of them are over, or the session ends. One pass for all of them: where turns are left
     /// without an end, each pass would read the rest of the session.
     fn fold(&self, turns: &mut Turns) -> Result<()> {
-        let Some(Turn { fold, .. }) = turns.all.first() else { return Ok(()) };
+        let Some(Turn { fold, .. }) = turns.list.first() else { return Ok(()) };
         let session = fold.opened_at().0.clone();
         let head = self.known_head(&session)?;
-        turns.all.iter_mut().for_each(|turn| self.recall(turn, turns.bytes_max, &head));
+        turns.list.iter_mut().for_each(|turn| self.recall(turn, turns.bytes_max, &head));
         turns.count_anew();
         let mut read = 0;
         while let Some(from) = turns.next_from(read).filter(|from| *from <= head.last) {
             read = self.visit(&session, &head, from..=head.last, turns)?;
         }
-        turns.all.iter().for_each(|turn| self.remember(&turn.fold, turns.bytes_max, head.last));
+        turns.list.iter().for_each(|turn| self.remember(&turn.fold, turns.bytes_max, head.last));
         Ok(())
     }
 
@@ -117,9 +117,10 @@ impl Store {
     }
 }
 
-/// Turns of a session, the first to be opened first, and what they may keep together.
+/// Turns of a session, and what they may keep together.
 struct Turns {
-    all: Vec<Turn>,
+    /// The first to be opened first.
+    list: Vec<Turn>,
     unfinished: usize,
     /// What the folds keep.
     kept: usize,
@@ -144,57 +145,57 @@ enum CutFrom {
 
 impl Turns {
     fn new(bytes_max: usize, cut_from: CutFrom) -> Self {
-        Self { all: Vec::new(), unfinished: 0, kept: 0, bytes_max, cut_from, cut: None }
+        Self { list: Vec::new(), unfinished: 0, kept: 0, bytes_max, cut_from, cut: None }
     }
 
     /// Adds the next turn of the page, unless that is too much.
     fn push(&mut self, fold: Fold) {
         self.kept += fold.kept_bytes();
         let opened = fold.opened_at().1;
-        if self.kept > self.bytes_max && !self.all.is_empty() {
+        if self.kept > self.bytes_max && !self.list.is_empty() {
             self.cut = Some(opened);
         } else {
-            self.all.push(Turn { fold, from: opened + 1 });
+            self.list.push(Turn { fold, from: opened + 1 });
         }
     }
 
     fn count_anew(&mut self) {
-        self.unfinished = self.all.len();
-        self.kept = self.all.iter().map(|turn| turn.fold.kept_bytes()).sum();
+        self.unfinished = self.list.len();
+        self.kept = self.list.iter().map(|turn| turn.fold.kept_bytes()).sum();
         self.cut_excess();
     }
 
     /// Where to go on when all is read up to `read` for those turns that need it: what one that is remembered has read, nobody reads again.
     fn next_from(&self, read: Seq) -> Option<Seq> {
-        let unfinished = self.all.iter().filter(|turn| !turn.fold.is_final());
+        let unfinished = self.list.iter().filter(|turn| !turn.fold.is_final());
         unfinished.map(|turn| turn.from.max(read + 1)).min()
     }
 
     /// Leaves out turns at the end of the page, and outputs of the last that is left, until what is kept is little enough.
     fn cut_excess(&mut self) {
-        while self.kept > self.bytes_max && self.all.len() > 1 {
-            let at = if self.cut_from == CutFrom::Beginning { 0 } else { self.all.len() - 1 };
-            let Turn { fold, .. } = self.all.remove(at);
+        while self.kept > self.bytes_max && self.list.len() > 1 {
+            let at = if self.cut_from == CutFrom::Beginning { 0 } else { self.list.len() - 1 };
+            let Turn { fold, .. } = self.list.remove(at);
             self.cut = Some(fold.opened_at().1);
             self.kept -= fold.kept_bytes();
             self.unfinished -= usize::from(!fold.is_final());
         }
-        if let (true, [Turn { fold, .. }]) = (self.kept > self.bytes_max, &mut *self.all) {
+        if let (true, [Turn { fold, .. }]) = (self.kept > self.bytes_max, &mut *self.list) {
             fold.omit_outputs(self.bytes_max);
             self.kept = fold.kept_bytes();
         }
     }
 
     fn into_folds(self) -> Vec<Fold> {
-        self.all.into_iter().map(|turn| turn.fold).collect()
+        self.list.into_iter().map(|turn| turn.fold).collect()
     }
 }
 
 impl Visitor for Turns {
     fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
         let seq = frame.view.seq;
-        let place = frame.view.message_id.and_then(|id| self.all.binary_search_by_key(&id, |turn| turn.fold.id()).ok());
-        let Some(Turn { fold, .. }) = place.and_then(|place| self.all.get_mut(place)) else { return ControlFlow::Continue(()) };
+        let place = frame.view.message_id.and_then(|id| self.list.binary_search_by_key(&id, |turn| turn.fold.id()).ok());
+        let Some(Turn { fold, .. }) = place.and_then(|place| self.list.get_mut(place)) else { return ControlFlow::Continue(()) };
         let (was_unfinished, kept) = (self.unfinished, fold.kept_bytes());
         let was_final = fold.is_final();
         fold.apply(frame.view);

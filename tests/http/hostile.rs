@@ -242,7 +242,7 @@ impl Scene {
                     count += read;
                     taken.extend_from_slice(&buf[..read]);
                     taken.truncate(1024 * 1024);
-                    thread::sleep(rest);
+                    thread::park_timeout(rest);
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(_reset) => break,
@@ -271,7 +271,7 @@ impl Scene {
         let socket = self.get(path);
         let until = Instant::now() + Duration::from_secs(30);
         while !self.is_over() && Instant::now() < until && is_open(&socket) {
-            thread::sleep(Duration::from_millis(50));
+            thread::park_timeout(Duration::from_millis(50));
         }
     }
 
@@ -281,7 +281,7 @@ impl Scene {
             if self.is_over() || socket.write_all(&[byte]).is_err() {
                 return;
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::park_timeout(Duration::from_millis(20));
         }
         self.take_all(&mut socket);
     }
@@ -298,7 +298,7 @@ impl Scene {
         let mut line = b"GET /v1/sessions HTTP/1.1\r\nHost: x\r\n".to_vec();
         while !self.is_over() && socket.write_all(&line).is_ok() {
             line = format!("X-{}: y\r\n", "x".repeat(1_000)).into_bytes();
-            thread::sleep(Duration::from_millis(20));
+            thread::park_timeout(Duration::from_millis(20));
         }
     }
 
@@ -337,14 +337,14 @@ impl Scene {
             let text = format!("event {}", good.appended);
             let body = said(&text);
             let key = format!("Idempotency-Key: {}\r\n", good.appended);
-            let stored = until_answered(&mut good, || {
+            let stored = Self::until_answered(&mut good, || {
                 let mut socket = self.post("good", &key, body.len());
                 socket.write_all(body.as_bytes()).unwrap();
                 socket
             });
             good.appended += 1;
             assert_eq!(stored["events"][0]["seq"], good.appended, "{stored}");
-            let listed = until_answered(&mut good, || self.get("/v1/sessions/good/events?order=desc&limit=3"));
+            let listed = Self::until_answered(&mut good, || self.get("/v1/sessions/good/events?order=desc&limit=3"));
             good.listed += 1;
             assert_eq!(listed["events"][0], stored["events"][0]);
             assert_eq!(listed["events"].as_array().unwrap().len() as u64, good.appended.min(3));
@@ -354,25 +354,26 @@ impl Scene {
         }
         good
     }
-}
 
-/// The answer to a request that is sent until it is no longer one too many.
-fn until_answered(good: &mut Good, send: impl Fn() -> TcpStream) -> Value {
-    let began = Instant::now();
-    loop {
-        let (answer, took) = whole(send());
-        good.longest = good.longest.max(took);
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
-        match status(head.as_bytes()) {
-            200 => return serde_json::from_str(body).unwrap(),
-            503 => {
-                good.refused += 1;
-                let after = head.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("it says when to come again");
-                thread::park_timeout(Duration::from_secs(after.parse().unwrap()));
+    /// The answer to a request that is sent until it is no longer one too many.
+    fn until_answered(good: &mut Good, send: impl Fn() -> TcpStream) -> Value {
+        let began = Instant::now();
+        loop {
+            let (answer, took) = whole(send());
+            good.longest = good.longest.max(took);
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+            match status(head.as_bytes()) {
+                200 => return serde_json::from_str(body).unwrap(),
+                503 => {
+                    good.refused += 1;
+                    let after =
+                        head.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("it says when to come again");
+                    thread::park_timeout(Duration::from_secs(after.parse().unwrap()));
+                }
+                other => panic!("{other}: {body}"),
             }
-            other => panic!("{other}: {body}"),
+            assert!(began.elapsed() < PASSES_WITHIN, "it is refused for too long: {answer}");
         }
-        assert!(began.elapsed() < PASSES_WITHIN, "it is refused for too long: {answer}");
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -125,7 +126,9 @@ fn a_stream_comes_through_a_proxy_at_once_and_is_resumed_there() {
         let session = name.replace(' ', "-");
         let stored = behind.server().post(&session, "1", "stored").unwrap()["id"].as_str().unwrap().to_owned();
         let open = |last: &str| {
-            let agent: ureq::Agent = ureq::Agent::config_builder().build().into();
+            // An answer that does not begin is a failure, and a stream takes as long as it takes.
+            let begins = ureq::Agent::config_builder().timeout_recv_response(Some(Duration::from_secs(20)));
+            let agent: ureq::Agent = begins.build().into();
             let request = agent.get(format!("{}/v1/sessions/{session}/stream", nginx.url));
             let request = request.header("authorization", format!("Bearer {KEY}")).header("last-event-id", last);
             take_in(request.call().unwrap().into_body().into_reader(), id_of_frame)
