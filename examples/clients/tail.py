@@ -60,6 +60,8 @@ def follow(session):
         try:
             event = None
             for line in answer:
+                if not line.endswith(b"\n"):
+                    break  # A proxy may end an answer in the middle of a line as it would at its end.
                 name, _, value = line.decode().rstrip("\n").partition(": ")
                 if name == "id":
                     event = value

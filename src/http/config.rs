@@ -81,7 +81,8 @@ impl Config {
         self
     }
 
-    /// The largest body, in bytes: 4 MiB. A larger one is refused before it is read (413).
+    /// The largest body, in bytes: 4 MiB. A larger one is refused before it is read (413). nginx refuses more than 1 MiB by itself, unless its
+    /// `client_max_body_size` says otherwise.
     pub fn body_bytes_max(mut self, bytes: usize) -> Self {
         self.body_bytes_max = bytes;
         self

@@ -3,7 +3,8 @@
 //! Needs nginx; skipped with a message where it is not.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -245,6 +246,48 @@ fn check_curl(listen: &str, all: &[String]) {
     let seen = take_in(curl.0.stdout.take().unwrap(), id_of_frame);
     eventually("curl shows all that is stored", || has(&seen, all.len()));
     assert_eq!(*seen.lock().unwrap(), all);
+}
+
+/// An answer that the server did not finish ends like any other, since nginx asks for it in HTTP/1.0.
+#[test]
+fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole() {
+    let Some(program) = Nginx::program() else { return };
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, folder) = (upstream.local_addr().unwrap().to_string(), tempfile::tempdir().unwrap());
+    thread::spawn(move || cut_off_first(&upstream));
+    let nginx = Nginx::start(&program, folder.path(), &free_address(), &address, "");
+    for (program, file) in [("python3", "tail.py"), ("node", "tail.mjs")] {
+        let mut command = Command::new(program);
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients").join(file)).args([&nginx.url, "s"]);
+        let Ok(client) = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn() else {
+            println!("skipped: there is no {program} to run {file}");
+            continue;
+        };
+        let mut client = Ending(client);
+        let id = |line: &str| serde_json::from_str::<Value>(line).ok()?["id"].as_str().map(str::to_owned);
+        let seen = take_in(client.0.stdout.take().unwrap(), id);
+        eventually(&format!("{file} has both"), || has(&seen, 2));
+        assert_eq!(*seen.lock().unwrap(), ["1", "2"], "{file}");
+    }
+}
+
+/// Ends each stream in the middle of its second event, which it sends whole to a client that comes back after the first.
+fn cut_off_first(upstream: &TcpListener) {
+    let frame = |id: &str| format!("id: {id}\nevent: note\ndata: {{\"id\":\"{id}\"}}\n\n");
+    let (first, second) = (frame("1"), frame("2"));
+    let mut open = Vec::new();
+    for socket in upstream.incoming() {
+        let mut socket = socket.unwrap();
+        let lines = BufReader::new(&socket).lines().map_while(Result::ok);
+        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+        socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Accel-Buffering: no\r\n\r\n").unwrap();
+        if head.iter().any(|line| line.eq_ignore_ascii_case("last-event-id: 1")) {
+            socket.write_all(second.as_bytes()).unwrap();
+            open.push(socket);
+        } else {
+            socket.write_all(format!("{first}{}", &second[..second.len() - 4]).as_bytes()).unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
