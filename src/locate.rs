@@ -19,9 +19,6 @@ use crate::sync::{Mutex, RwLock};
 /// For so many seqs the index is asked at once.
 const ASKED_SEQS: Seq = 128;
 
-/// A session that is in none of so many of the newest segments is worth taking in the merged filters for: that reads a little of every segment.
-const NEWEST_SEGMENTS: usize = 16;
-
 /// No more is fetched ahead: of large events a page may hold few, and reading them takes longer than getting to them.
 const PREFETCHED_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -29,10 +26,16 @@ pub(crate) struct Locator {
     segments: RwLock<Arc<SegmentSet>>,
     index: Arc<Index>,
     runs: RunsCache,
-    /// Where merged filters lie that no background work takes in.
-    untaken: Mutex<Option<MergedPlace>>,
+    untaken: Mutex<Option<Untaken>>,
     /// Tells who merges filters of another segment.
     pub merge: MergeSignal,
+}
+
+/// Merged filters that no background work takes in.
+struct Untaken {
+    place: MergedPlace,
+    /// How many segments lookups have passed.
+    passed: u64,
 }
 
 /// Reads a session's records from the segments, in either direction.
@@ -57,9 +60,9 @@ impl Locator {
         Self { segments, index, runs, untaken: Mutex::default(), merge: MergeSignal::default() }
     }
 
-    /// Takes the filters in this place in once somebody needs them.
+    /// Has the filters in this place taken in by those who look sessions up, once they are worth it.
     pub(crate) fn take_in_later(&self, place: MergedPlace) {
-        *self.untaken.lock() = Some(place);
+        *self.untaken.lock() = Some(Untaken { place, passed: 0 });
     }
 
     /// The segments as they are now.
@@ -86,8 +89,10 @@ impl Locator {
     /// Where a session ends in the segments. Found through the filters alone, as a [key](Self::record_of_key) is: they have to say in any case
     /// that no newer segment has more of it.
     pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
-        self.take_in_for(session);
-        let last = self.segments().last_run(session)?;
+        let segments = self.segments();
+        let last = segments.last_run(session)?;
+        let holder = last.as_ref().map_or(0, |(segment, _)| segment.info.number);
+        self.note_passed(segments.newest_number().saturating_sub(holder), &segments);
         Ok(last.map(|(_, RunEntry { run, last_id })| Head {
             generation: run.generation,
             first: FIRST_SEQ,
@@ -96,16 +101,18 @@ impl Locator {
         }))
     }
 
-    /// Takes in the merged filters, unless that was done or the session's end is near.
-    fn take_in_for(&self, session: &SessionId) {
-        let segments = self.segments();
-        let is_untaken = self.untaken.lock().is_some();
-        if !is_untaken || segments.newest_may_hold(session, NEWEST_SEGMENTS) {
-            return;
+    /// Takes in the merged filters once lookups have passed as many segments as there are: that reads a little of each.
+    fn note_passed(&self, passed: u64, segments: &SegmentSet) {
+        let mut untaken = self.untaken.lock();
+        let Some(waiting) = untaken.as_mut() else { return };
+        waiting.passed += passed;
+        let is_time = waiting.passed > segments.newest_number();
+        let taken = if is_time { untaken.take() } else { None };
+        drop(untaken);
+        if let Some(Untaken { place, .. }) = taken {
+            // Where they cannot be listed, each segment is asked.
+            self.publish_merged(MergedFilter::list(&place, segments, || Ok(())).unwrap_or_default());
         }
-        let Some(place) = self.untaken.lock().take() else { return };
-        // Where they cannot be listed, each segment is asked.
-        self.publish_merged(MergedFilter::list(&place, &segments, || Ok(())).unwrap_or_default());
     }
 
     /// Reads a session's records from the segments.

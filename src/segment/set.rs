@@ -87,13 +87,6 @@ impl SegmentSet {
         RunSearch::new(self, session, generation, seq).run(near)
     }
 
-    /// Whether one of the `count` newest segments may hold the session, as far as they can be read, or there are no more.
-    pub(crate) fn newest_may_hold(&self, session: &SessionId, count: usize) -> bool {
-        let item = session_hash(session.as_bytes());
-        let mut newest = self.segments.iter().rev().take(count);
-        self.segments.len() <= count || newest.any(|segment| segment.may_hold(item).unwrap_or(true))
-    }
-
     /// The last run of a session.
     pub(crate) fn last_run(&self, session: &SessionId) -> Result<Option<FoundRun>> {
         for segment in self.that_may_hold(session_hash(session.as_bytes())) {
