@@ -187,6 +187,17 @@ fn a_log_that_goes_idle_records_what_is_durable_also_after_a_lone_writer() {
 }
 
 #[test]
+fn a_witness_is_not_counted_as_a_group_that_was_replayed() {
+    let (scene, log) = Scene::new();
+    let before = scene.plan.passed.load(Ordering::SeqCst);
+    scene.append(&log, b"one").unwrap();
+    eventually("a witness was written", || scene.plan.passed.load(Ordering::SeqCst) >= before + 2);
+    drop(log);
+    let recovery = scene.open().stats().recovery;
+    assert_eq!((recovery.clean, recovery.replayed_events, recovery.replayed_groups), (false, 1, 1));
+}
+
+#[test]
 fn a_full_journal_on_a_full_disk_is_left_as_it_is_by_an_idle_log() {
     let (scene, log) = Scene::new();
     eventually("a spare journal file was made", || scene.journal().len() == 2);

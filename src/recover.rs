@@ -312,7 +312,8 @@ impl Opening<'_> {
         for file in kept {
             recent.restore_file(file.used_as(), file.bytes, file.header.start_lsn);
             for group in file.groups {
-                recovery.replayed_groups += 1;
+                // A witness has none.
+                recovery.replayed_groups += u64::from(!group.records.is_empty());
                 recovery.replayed_events += group.records.iter().map(|record| u64::from(record.count)).sum::<u64>();
                 let offset = HEADER_BYTES + group.header.lsn - file.header.start_lsn;
                 recent.restore(group.records).map_err(|_position| {
