@@ -34,7 +34,10 @@ fn whoever_is_told_of_a_panic_finds_the_log_poisoned() {
     scene.plan.panics.store(true, Ordering::SeqCst);
     let mut lost = pin!(log.append_async(&scene.session, Batch::new().event(NewEvent::new("note", "lost"))));
     let waker = Waker::from(Arc::clone(&retry));
+    // The write panics only once the task waits, or there would be nobody to wake.
+    scene.plan.hold();
     assert!(lost.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    scene.plan.release();
     eventually("the task was woken", || retry.answer.lock().is_some());
     let answer = retry.answer.lock().take();
     assert!(matches!(answer, Some(Poll::Ready(Error::Poisoned { .. }))), "{answer:?}");
