@@ -107,7 +107,7 @@ pub enum Error {
     Displaced {
         /// The path that leads elsewhere.
         path: PathBuf,
-        /// What happened to it, as far as it can be seen.
+        /// What seems to have happened to it.
         what: String,
     },
 

@@ -215,7 +215,7 @@ pub(crate) fn clock_skew(wall: &WallClock, last: EventId) -> Option<Duration> {
     (last != EventId::from_u128(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)
 }
 
-/// The time by the wall clock, in milliseconds since 1970, as far as an ID can carry it.
+/// The time by the wall clock, in milliseconds since 1970, and at most the latest that an ID can carry.
 pub(crate) fn now_ms(wall: &WallClock) -> u64 {
     let since = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX).min(TIME_MS_MAX)

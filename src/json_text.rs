@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+#[cfg(feature = "http")]
 use crate::error::Error;
 use crate::lenient;
 
@@ -85,8 +86,10 @@ impl<'de> Deserialize<'de> for Weighed {
 }
 
 /// An object of which nothing is kept.
+#[cfg(feature = "http")]
 pub(crate) struct CheckedMap;
 
+#[cfg(feature = "http")]
 impl<'de> Deserialize<'de> for CheckedMap {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(WeighFields).map(|_fields| Self)
@@ -94,8 +97,10 @@ impl<'de> Deserialize<'de> for CheckedMap {
 }
 
 /// A content block, an object whose `type` is a string, of which nothing is kept.
+#[cfg(feature = "http")]
 pub(crate) struct CheckedBlock;
 
+#[cfg(feature = "http")]
 impl<'de> Deserialize<'de> for CheckedBlock {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let problem = match deserializer.deserialize_map(WeighFields)?.type_is_text {
@@ -174,6 +179,7 @@ struct WeighFields;
 struct WeighedFields {
     bytes: usize,
     /// Whether the field `type` is a string, if there is one.
+    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "blocks are checked over HTTP"))]
     type_is_text: Option<bool>,
     /// Whether the first key is the one by which `serde_json` knows a [`RawValue`]: as a value it is something else, or nothing.
     first_is_token: bool,

@@ -13,9 +13,9 @@
 //! Five threads, which sleep while nothing happens, and those of the index. Memory: up to
 //! [`recent_bytes_max`](Options::recent_bytes_max) for what is not yet in a segment, [`cache_bytes_max`](Options::cache_bytes_max) for
 //! what was read, [`index_cache_bytes_max`](Options::index_cache_bytes_max) for the index,
-//! [`head_cache_bytes_max`](Options::head_cache_bytes_max) for where idle sessions stand, which otherwise cost none, about 200 bytes a segment, and
-//! 16 KiB at the most for each thread that appends. A stream costs a few hundred bytes and no thread, plus what it has read ahead: a megabyte of
-//! events at the most, with the blocks or batches they lie in.
+//! [`head_cache_bytes_max`](Options::head_cache_bytes_max) for where idle sessions stand, which otherwise cost none, 16 MiB for turns without
+//! an end, about 200 bytes a segment, and 16 KiB at the most for each thread that appends. A stream costs a few hundred bytes and no thread,
+//! plus what it has read ahead: a megabyte of events at the most, with the blocks or batches they lie in.
 //!
 //! # What blocks
 //!

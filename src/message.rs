@@ -411,7 +411,7 @@ impl StatusChanged {
     }
 }
 
-/// The same, as far as it was said.
+/// The fields of a status event. Each may be missing.
 #[derive(Default)]
 struct StatusFields {
     status: Option<MessageStatus>,

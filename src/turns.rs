@@ -58,7 +58,7 @@ impl Store {
         turns.into_folds().pop().ok_or(Error::UnknownMessage { id })
     }
 
-    /// The turns that were opened in a stretch of a session, as far as what they keep does not take too much memory; one at least.
+    /// The turns that were opened in a stretch of a session, until what they keep takes too much memory; one at least.
     pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
         let (bytes_max, newest_first) = (page.checked_bytes(&self.options), page.is_newest_first());
         let mut opened = self.list(session, page.types([EVENT_TYPE]))?;

@@ -86,7 +86,7 @@ impl UserMessage {
     }
 
     /// Reads as much of the message as an event's data has and leaves out the rest, be it a block or all of it. For readers that
-    /// must show a turn whatever was appended to open it. Content may be an object in place of a list, as in `calls`.
+    /// must show a turn whatever was appended to open it. Content may be an object that stands for a list, as in `calls`.
     pub(crate) fn from_data_lossy(data: &[u8]) -> Self {
         let mut data: Map<String, Value> = lenient::from_slice(data).unwrap_or_default();
         let blocks = data.remove("content").and_then(lenient::items_of).unwrap_or_default();

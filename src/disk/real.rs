@@ -228,14 +228,14 @@ impl DiskFile for RealFile {
         let is_ours = |found| Identity::of(&self.file).is_none_or(|ours| ours == Identity::from(&found));
         match stat(&self.path) {
             Ok(found) if is_ours(found) => return Ok(()),
-            // Whoever may not look up the path any more, since the process has given up rights, can still look into the folder.
-            Err(Errno::ACCESS) => {
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            // The path cannot be looked up, for instance since the process has given up rights. It still can look into the folder.
+            Err(_untold) => {
                 let name = self.path.file_name().map_or(&*self.path, Path::new);
                 if statat(folder.file(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_ours) {
                     return Ok(());
                 }
             }
-            _ => {}
         }
         check_place(folder)?;
         Err(Error::Displaced { path: self.path.clone(), what: "it was moved, removed or replaced".to_owned() })

@@ -214,3 +214,14 @@ impl fmt::Debug for Stopper {
         f.debug_struct("Stopper").field("stopping", &self.is_stopping()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// K3: load balancers keep idle connections for 60 seconds as a rule, and must be the ones that close them.
+    #[test]
+    fn an_idle_connection_is_kept_for_longer_than_proxies_keep_it() {
+        assert!(Config::open().head_wait > Duration::from_mins(1));
+    }
+}

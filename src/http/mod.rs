@@ -28,7 +28,7 @@
 //! head beyond all measure, is answered below the router, with a status alone.
 //!
 //! Reads from the disk run on the runtime's blocking threads, but for two: an append to a session that is not in memory, or with an
-//! idempotency key that is not, looks it up where it is polled, and a stream that is behind reads on there, a megabyte at a time.
+//! idempotency key that is not, looks it up where it is polled, and a stream that is behind reads on there, 64 KiB at a time.
 
 mod append;
 mod auth;

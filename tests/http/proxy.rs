@@ -115,6 +115,22 @@ fn id_of_frame(line: &str) -> Option<String> {
     line.strip_prefix("id: ").map(str::to_owned)
 }
 
+const CLIENTS: [(&str, &str); 2] = [("python3", "tail.py"), ("node", "tail.mjs")];
+
+/// An example client that follows session `s`, and the IDs that it shows. `None` where there is nothing to run it with.
+fn start_client(program: &str, file: &str, url: &str) -> Option<(Ending, Seen)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients").join(file);
+    let mut command = Command::new(program);
+    command.arg(path).args([url, "s"]).env("SESSIONLOG_API_KEY", KEY).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut client) = command.spawn() else {
+        println!("skipped: there is no {program} to run {file}");
+        return None;
+    };
+    let id = |line: &str| serde_json::from_str::<Value>(line).ok()?["id"].as_str().map(str::to_owned);
+    let seen = take_in(client.stdout.take().unwrap(), id);
+    Some((Ending(client), seen))
+}
+
 fn has(seen: &Seen, count: usize) -> bool {
     seen.lock().unwrap().len() >= count
 }
@@ -199,20 +215,10 @@ fn clients_follow_through_a_proxy_that_stops_and_a_server_that_does() {
     let Some(mut behind) = Behind::new() else { return };
     let listen = free_address();
     let mut nginx = Some(behind.nginx(&listen, ""));
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients");
-    let clients = [("python3", "tail.py"), ("node", "tail.mjs")];
     let mut running = Vec::new();
     behind.server().post("s", "first", "hello").unwrap();
-    for (program, file) in clients {
-        let mut command = Command::new(program);
-        command.arg(examples.join(file)).args([&format!("http://{listen}"), "s"]).env("SESSIONLOG_API_KEY", KEY);
-        let Ok(client) = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn() else {
-            println!("skipped: there is no {program} to run {file}");
-            continue;
-        };
-        let mut client = Ending(client);
-        let id = |line: &str| serde_json::from_str::<Value>(line).ok()?["id"].as_str().map(str::to_owned);
-        let seen = take_in(client.0.stdout.take().unwrap(), id);
+    for (program, file) in CLIENTS {
+        let Some((client, seen)) = start_client(program, file, &format!("http://{listen}")) else { continue };
         eventually(&format!("{file} shows what is stored"), || has(&seen, 1));
         running.push((file, client, seen));
     }
@@ -256,16 +262,8 @@ fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole() {
     let (address, folder) = (upstream.local_addr().unwrap().to_string(), tempfile::tempdir().unwrap());
     thread::spawn(move || cut_off_first(&upstream));
     let nginx = Nginx::start(&program, folder.path(), &free_address(), &address, "");
-    for (program, file) in [("python3", "tail.py"), ("node", "tail.mjs")] {
-        let mut command = Command::new(program);
-        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients").join(file)).args([&nginx.url, "s"]);
-        let Ok(client) = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn() else {
-            println!("skipped: there is no {program} to run {file}");
-            continue;
-        };
-        let mut client = Ending(client);
-        let id = |line: &str| serde_json::from_str::<Value>(line).ok()?["id"].as_str().map(str::to_owned);
-        let seen = take_in(client.0.stdout.take().unwrap(), id);
+    for (program, file) in CLIENTS {
+        let Some((_client, seen)) = start_client(program, file, &nginx.url) else { continue };
         eventually(&format!("{file} has both"), || has(&seen, 2));
         assert_eq!(*seen.lock().unwrap(), ["1", "2"], "{file}");
     }
