@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, openat, renameat, stat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
 use crate::disk::held::{Folder, HeldFolders, Identity, OWNER_ALONE, Place, errno, is_a_link, through_descriptor};
@@ -175,6 +175,8 @@ struct RealFile {
     file: File,
     path: PathBuf,
     folder: Option<Arc<Folder>>,
+    /// Where it lies in a folder of the log. It holds for as long as the file is open.
+    identity: Option<Identity>,
     bypass: Bypass,
     /// Held from a write to its own barrier. The system reports a failed write-back once for an open file, so of two barriers at once
     /// one might be told of the other's failure, and the other of none.
@@ -183,7 +185,8 @@ struct RealFile {
 
 impl RealFile {
     fn wrap(file: File, path: &Path, folder: Option<Arc<Folder>>, bypass: Bypass) -> Arc<dyn DiskFile> {
-        Arc::new(Self { file, path: path.to_path_buf(), folder, bypass, barrier: Mutex::default() })
+        let identity = if folder.is_some() { Identity::of(&file) } else { None };
+        Arc::new(Self { file, path: path.to_path_buf(), folder, identity, bypass, barrier: Mutex::default() })
     }
 }
 
@@ -225,14 +228,14 @@ impl DiskFile for RealFile {
 
     fn check_place(&self) -> Result<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
-        let is_ours = |found| Identity::of(&self.file).is_none_or(|ours| ours == Identity::from(&found));
-        match stat(&self.path) {
+        let is_ours = |found| self.identity.is_none_or(|ours| ours == found);
+        match Identity::at(&self.path) {
             Ok(found) if is_ours(found) => return Ok(()),
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             // The path cannot be looked up, for instance since the process has given up rights. It still can look into the folder.
             Err(_untold) => {
                 let name = self.path.file_name().map_or(&*self.path, Path::new);
-                if statat(folder.file(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_ours) {
+                if Identity::within(folder, name).is_ok_and(is_ours) {
                     return Ok(());
                 }
             }
