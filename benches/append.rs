@@ -1,4 +1,5 @@
-//! Durable appends, each figure beside the floor measured in the same run: the same bytes to a pre-written file, one barrier a group.
+//! Durable appends, each figure beside the floor measured in the same run: the same bytes to a
+//! pre-written file, one barrier a group.
 //!
 //! Rounds of the log and of the floor alternate, so that a machine that drifts drifts for both.
 #![expect(
@@ -45,8 +46,14 @@ struct Measured {
 
 fn main() {
     let folder = tempfile::tempdir().unwrap();
-    let mut criterion = Criterion::default().sample_size(10).measurement_time(Duration::from_secs(3)).configure_from_args();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(3))
+        .configure_from_args();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build()
+        .unwrap();
     let mut table = Table::new(&[
         "append",
         "batches/s",
@@ -61,7 +68,11 @@ fn main() {
     for kind in [Kind::Blocking, Kind::Async] {
         for callers in [1, 8, 64] {
             for events in [1, 10, 100] {
-                let case = Case { callers, events, kind };
+                let case = Case {
+                    callers,
+                    events,
+                    kind,
+                };
                 let measured = bench(&mut criterion, &runtime, folder.path(), case);
                 if measured.batches > 0 {
                     table.row(&row(case, measured));
@@ -73,7 +84,12 @@ fn main() {
     table.print();
 }
 
-fn bench(criterion: &mut Criterion, runtime: &tokio::runtime::Runtime, folder: &std::path::Path, case: Case) -> Measured {
+fn bench(
+    criterion: &mut Criterion,
+    runtime: &tokio::runtime::Runtime,
+    folder: &std::path::Path,
+    case: Case,
+) -> Measured {
     let data = tempfile::tempdir_in(folder).unwrap();
     let log = SessionLog::open(data.path()).unwrap();
     let mut floor = Floor::new(data.path(), 64 << 20, 8 << 20);
@@ -92,7 +108,8 @@ fn bench(criterion: &mut Criterion, runtime: &tokio::runtime::Runtime, folder: &
             let took = began.elapsed();
             let after = log.stats();
             let groups = after.groups - before.groups;
-            let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups).unwrap();
+            let group_bytes =
+                usize::try_from((after.journal_bytes - before.journal_bytes) / groups).unwrap();
             let writes: Vec<_> = (0..groups).map(|_| floor.write(group_bytes)).collect();
             measured.floor_took += writes.iter().sum::<Duration>();
             measured.floor_writes.extend(writes);
@@ -125,7 +142,10 @@ fn blocking(log: &SessionLog, case: Case, batches: usize) -> Vec<Duration> {
                 })
             })
             .collect();
-        callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect()
+        callers
+            .into_iter()
+            .flat_map(|caller| caller.join().unwrap())
+            .collect()
     })
 }
 
@@ -159,7 +179,10 @@ fn name(case: Case) -> String {
         Kind::Blocking => ("threads", "blocking"),
         Kind::Async => ("tasks", "async"),
     };
-    format!("{kind}, {} {caller}, {} x {EVENT_BYTES} B", case.callers, case.events)
+    format!(
+        "{kind}, {} {caller}, {} x {EVENT_BYTES} B",
+        case.callers, case.events
+    )
 }
 
 fn row(case: Case, mut measured: Measured) -> Vec<String> {

@@ -1,4 +1,5 @@
-//! What HTTP costs: the same appends through the library and as requests, in turns; and what idle streams cost a server.
+//! What HTTP costs: the same appends through the library and as requests, in turns; and what idle
+//! streams cost a server.
 //!
 //! `cargo bench --features http --bench http [-- append SECONDS ROUNDS | idle STREAMS SECONDS]`
 //!
@@ -32,9 +33,20 @@ use tokio::task::JoinSet;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let seconds = |at: usize, otherwise: f64| arguments.get(at).map_or(otherwise, |text| text.parse().unwrap());
-    let count = |at: usize, otherwise: usize| arguments.get(at).map_or(otherwise, |text| text.parse().unwrap());
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
+    let seconds = |at: usize, otherwise: f64| {
+        arguments
+            .get(at)
+            .map_or(otherwise, |text| text.parse().unwrap())
+    };
+    let count = |at: usize, otherwise: usize| {
+        arguments
+            .get(at)
+            .map_or(otherwise, |text| text.parse().unwrap())
+    };
     match arguments.first().map(String::as_str) {
         Some("serve") => serve(Path::new(&arguments[1])),
         Some("append") => append(seconds(1, 3.0), count(2, 5)),
@@ -58,12 +70,19 @@ fn serve(folder: &Path) {
     let runtime = Runtime::new().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     println!("{}", listener.local_addr().unwrap());
-    let server = http::serve(listener, log.clone(), http::Config::with_api_key("key"), std::future::pending());
+    let server = http::serve(
+        listener,
+        log.clone(),
+        http::Config::with_api_key("key"),
+        std::future::pending(),
+    );
     runtime.spawn(async { server.await.unwrap() });
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let (tasks, seconds) = line.split_once(' ').unwrap();
-        let callers = (0..tasks.parse().unwrap()).map(|task| Caller::through_library(&log, task)).collect();
+        let callers = (0..tasks.parse().unwrap())
+            .map(|task| Caller::through_library(&log, task))
+            .collect();
         let Rate { calls, p50, p99 } = runtime.block_on(at_once(callers, seconds.parse().unwrap()));
         println!("{calls} {p50} {p99}");
     }
@@ -72,33 +91,62 @@ fn serve(folder: &Path) {
 
 fn allow_many_sockets() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
 }
 
 /// Somebody who calls again as soon as the answer is there.
 enum Caller {
-    Library { log: SessionLog, session: SessionId, message: UserMessage },
-    Http { socket: TcpStream, request: Vec<u8>, answer: Vec<u8> },
+    Library {
+        log: SessionLog,
+        session: SessionId,
+        message: UserMessage,
+    },
+    Http {
+        socket: TcpStream,
+        request: Vec<u8>,
+        answer: Vec<u8>,
+    },
 }
 
 impl Caller {
     fn through_library(log: &SessionLog, task: usize) -> Self {
-        Caller::Library { log: log.clone(), session: session(task), message: message() }
+        Caller::Library {
+            log: log.clone(),
+            session: session(task),
+            message: message(),
+        }
     }
 
     async fn through_http(address: &str, request: Vec<u8>) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
-        Caller::Http { socket, request, answer: vec![0; 16 * 1024] }
+        Caller::Http {
+            socket,
+            request,
+            answer: vec![0; 16 * 1024],
+        }
     }
 
     async fn call(&mut self) {
         match self {
-            Caller::Library { log, session, message } => {
-                log.append_async(session, Batch::new().user_message(message.clone())).await.unwrap();
+            Caller::Library {
+                log,
+                session,
+                message,
+            } => {
+                log.append_async(session, Batch::new().user_message(message.clone()))
+                    .await
+                    .unwrap();
             }
-            Caller::Http { socket, request, answer } => {
+            Caller::Http {
+                socket,
+                request,
+                answer,
+            } => {
                 socket.write_all(request).await.unwrap();
                 let mut length = 0;
                 while !is_whole(&answer[..length]) {
@@ -106,7 +154,11 @@ impl Caller {
                     assert!(read > 0, "the server closed the connection");
                     length += read;
                 }
-                assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer[..length]));
+                assert!(
+                    answer.starts_with(b"HTTP/1.1 200"),
+                    "{}",
+                    String::from_utf8_lossy(&answer[..length])
+                );
             }
         }
     }
@@ -114,9 +166,14 @@ impl Caller {
 
 /// Whether an answer's head and as much as it announces are here.
 fn is_whole(answer: &[u8]) -> bool {
-    let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n") else { return false };
+    let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n") else {
+        return false;
+    };
     let text = std::str::from_utf8(&answer[..head]).unwrap();
-    let length = text.split("\r\n").find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let length = text
+        .split("\r\n")
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .unwrap();
     answer.len() >= head + 4 + length.parse::<usize>().unwrap()
 }
 
@@ -126,14 +183,25 @@ fn message() -> UserMessage {
 }
 
 fn post(session: &SessionId) -> Vec<u8> {
-    let UserMessage { content, metadata, .. } = message();
-    let body = json!({"events": [{"type": "user.message", "content": content, "metadata": metadata}]}).to_string();
-    let head = format!("POST /v1/sessions/{session}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key");
-    format!("{head}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    let UserMessage {
+        content, metadata, ..
+    } = message();
+    let body =
+        json!({"events": [{"type": "user.message", "content": content, "metadata": metadata}]})
+            .to_string();
+    let head = format!(
+        "POST /v1/sessions/{session}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key"
+    );
+    format!(
+        "{head}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 fn get(path: &str) -> Vec<u8> {
-    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key\r\n\r\n").into_bytes()
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key\r\n\r\n")
+        .into_bytes()
 }
 
 /// Calls a second, and how long they took, in microseconds.
@@ -160,7 +228,11 @@ async fn at_once(callers: Vec<Caller>, seconds: f64) -> Rate {
     }
     let mut times = running.join_all().await.concat();
     let calls = times.len() as f64 / seconds;
-    Rate { calls, p50: micros(percentile(&mut times, 0.5)), p99: micros(percentile(&mut times, 0.99)) }
+    Rate {
+        calls,
+        p50: micros(percentile(&mut times, 0.5)),
+        p99: micros(percentile(&mut times, 0.99)),
+    }
 }
 
 /// The process that serves.
@@ -173,13 +245,23 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
-        let folder = std::env::var_os("SESSION_LOG_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let folder = std::env::var_os("SESSION_LOG_BENCH_DIR")
+            .map_or_else(std::env::temp_dir, PathBuf::from);
         let folder = tempfile::tempdir_in(folder).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.arg("serve").arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .arg("serve")
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut process = command.spawn().unwrap();
         let answers = BufReader::new(process.stdout.take().unwrap());
-        let mut served = Self { process, answers, address: String::new(), _folder: folder };
+        let mut served = Self {
+            process,
+            answers,
+            address: String::new(),
+            _folder: folder,
+        };
         served.address = served.line();
         served
     }
@@ -192,11 +274,25 @@ impl Served {
 
     fn through_library(&mut self, tasks: usize, seconds: f64) -> Rate {
         writeln!(self.process.stdin.as_mut().unwrap(), "{tasks} {seconds}").unwrap();
-        let figures: Vec<f64> = self.line().split(' ').map(|figure| figure.parse().unwrap()).collect();
-        Rate { calls: figures[0], p50: figures[1], p99: figures[2] }
+        let figures: Vec<f64> = self
+            .line()
+            .split(' ')
+            .map(|figure| figure.parse().unwrap())
+            .collect();
+        Rate {
+            calls: figures[0],
+            p50: figures[1],
+            p99: figures[2],
+        }
     }
 
-    fn through_http(&self, runtime: &Runtime, connections: usize, seconds: f64, request: impl Fn(usize) -> Vec<u8>) -> Rate {
+    fn through_http(
+        &self,
+        runtime: &Runtime,
+        connections: usize,
+        seconds: f64,
+        request: impl Fn(usize) -> Vec<u8>,
+    ) -> Rate {
         runtime.block_on(async {
             let mut callers = Vec::new();
             for task in 0..connections {
@@ -209,9 +305,17 @@ impl Served {
     /// Resident memory in bytes, and seconds of processor time so far.
     fn usage(&self) -> (f64, f64) {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .collect();
         let field = |at: usize| fields[at].parse::<f64>().unwrap();
-        (field(21) * rustix::param::page_size() as f64, (field(11) + field(12)) / rustix::param::clock_ticks_per_second() as f64)
+        (
+            field(21) * rustix::param::page_size() as f64,
+            (field(11) + field(12)) / rustix::param::clock_ticks_per_second() as f64,
+        )
     }
 }
 
@@ -223,7 +327,8 @@ impl Drop for Served {
     }
 }
 
-/// The same appends through the library and over connections, in turns; and how fast a request is answered that appends nothing.
+/// The same appends through the library and over connections, in turns; and how fast a request is
+/// answered that appends nothing.
 fn append(seconds: f64, rounds: usize) {
     let runtime = Runtime::new().unwrap();
     let mut served = Served::start();
@@ -239,7 +344,8 @@ fn append(seconds: f64, rounds: usize) {
         "server cpu us/append",
     ]);
     for callers in [1, 16, 64] {
-        let (mut library, mut posts, mut empty, mut cpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut library, mut posts, mut empty, mut cpu) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _round in 0..rounds {
             library.push(served.through_library(callers, seconds));
             let (_, before) = served.usage();
@@ -248,8 +354,12 @@ fn append(seconds: f64, rounds: usize) {
             posts.push(rate);
             empty.push(served.through_http(&runtime, callers, seconds, |_| get("/healthz")));
         }
-        let of = |rates: &[Rate], figure: fn(&Rate) -> f64| median(rates.iter().map(figure).collect());
-        let (by_library, by_http) = (of(&library, |rate| rate.calls), of(&posts, |rate| rate.calls));
+        let of =
+            |rates: &[Rate], figure: fn(&Rate) -> f64| median(rates.iter().map(figure).collect());
+        let (by_library, by_http) = (
+            of(&library, |rate| rate.calls),
+            of(&posts, |rate| rate.calls),
+        );
         table.row(&[
             callers.to_string(),
             format!("{by_library:.0}"),
@@ -270,7 +380,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// So many streams that wait, each on a session of its own: what each takes, and what keeping them costs.
+/// So many streams that wait, each on a session of its own: what each takes, and what keeping them
+/// costs.
 fn idle(streams: usize, seconds: f64) {
     allow_many_sockets();
     let runtime = Runtime::new().unwrap();
@@ -305,6 +416,9 @@ fn idle(streams: usize, seconds: f64) {
 async fn until_caught_up(socket: &mut TcpStream) {
     let mut text = Vec::new();
     while !text.windows(9).any(|part| part == b"caught_up") {
-        assert!(socket.read_buf(&mut text).await.unwrap() > 0, "the server closed the stream");
+        assert!(
+            socket.read_buf(&mut text).await.unwrap() > 0,
+            "the server closed the stream"
+        );
     }
 }

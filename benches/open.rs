@@ -1,5 +1,9 @@
-//! Opening a log: a small one, and one whose segments hold a few hundred megabytes; after a clean stop and after none.
-#![expect(clippy::unwrap_used, reason = "a benchmark stops where something is wrong")]
+//! Opening a log: a small one, and one whose segments hold a few hundred megabytes; after a clean
+//! stop and after none.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a benchmark stops where something is wrong"
+)]
 
 mod support;
 
@@ -11,14 +15,25 @@ fn main() {
     let mut criterion = Criterion::default().sample_size(10).configure_from_args();
     let large = if is_test() { 8 } else { 512 };
     let mut group = criterion.benchmark_group("open");
-    for (name, megabytes) in [("an empty log".to_owned(), 0), (format!("{large} MB"), large)] {
+    for (name, megabytes) in [
+        ("an empty log".to_owned(), 0),
+        (format!("{large} MB"), large),
+    ] {
         let folder = tempfile::tempdir().unwrap();
         fill(folder.path(), megabytes);
         group.bench_function(format!("{name}, after a clean stop"), |bencher| {
-            bencher.iter_batched(|| (), |()| SessionLog::open(folder.path()).unwrap().close().unwrap(), BatchSize::PerIteration);
+            bencher.iter_batched(
+                || (),
+                |()| SessionLog::open(folder.path()).unwrap().close().unwrap(),
+                BatchSize::PerIteration,
+            );
         });
         group.bench_function(format!("{name}, dropped without one"), |bencher| {
-            bencher.iter_batched(|| (), |()| drop(SessionLog::open(folder.path()).unwrap()), BatchSize::PerIteration);
+            bencher.iter_batched(
+                || (),
+                |()| drop(SessionLog::open(folder.path()).unwrap()),
+                BatchSize::PerIteration,
+            );
         });
     }
     group.finish();
@@ -32,7 +47,8 @@ fn fill(folder: &std::path::Path, megabytes: usize) {
             let log = &log;
             scope.spawn(move || {
                 for round in 0..megabytes * 1_000 / 8 / 16 {
-                    log.append(&session(writer * 1_000 + round % 100), batch(16, 1_000)).unwrap();
+                    log.append(&session(writer * 1_000 + round % 100), batch(16, 1_000))
+                        .unwrap();
                 }
             });
         }

@@ -1,15 +1,18 @@
 //! Large stores, which take minutes and gigabytes, so each is run by name:
 //!
-//! * `cargo bench --bench scale -- sessions 1000000`: one event in each of so many sessions, then one more in each.
-//! * `cargo bench --bench scale -- bytes 10 1000`: so many gigabytes in so many sessions, then opened clean, after a kill, and with
-//!   the index deleted.
-//! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 16 x 4 KiB for so many seconds, beside a floor that
-//!   writes the same bytes a second time in the background.
-//! * `cargo bench --bench scale -- burst 20`: as many bursts that fit the journal, eight threads with batches of 16 x 4 KiB, in turns with the
-//!   floor.
-//! * `cargo bench --bench scale -- appends 10000 8`: so many appends of one event from so many threads, to be run under `strace -fc`.
+//! * `cargo bench --bench scale -- sessions 1000000`: one event in each of so many sessions, then
+//!   one more in each.
+//! * `cargo bench --bench scale -- bytes 10 1000`: so many gigabytes in so many sessions, then
+//!   opened clean, after a kill, and with the index deleted.
+//! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 16 x 4 KiB for so
+//!   many seconds, beside a floor that writes the same bytes a second time in the background.
+//! * `cargo bench --bench scale -- burst 20`: as many bursts that fit the journal, eight threads
+//!   with batches of 16 x 4 KiB, in turns with the floor.
+//! * `cargo bench --bench scale -- appends 10000 8`: so many appends of one event from so many
+//!   threads, to be run under `strace -fc`.
 //!
-//! Each prints rates, the peak of the resident set, and bytes written by the process as the kernel counts them.
+//! Each prints rates, the peak of the resident set, and bytes written by the process as the kernel
+//! counts them.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -35,9 +38,17 @@ const LARGE_EVENT_BYTES: usize = 4096;
 const LARGE_BYTES: usize = LARGE_EVENTS * LARGE_EVENT_BYTES;
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let number = |at: usize, default: usize| arguments.get(at).map_or(default, |text| text.parse().unwrap());
-    let base = std::env::var_os("SESSION_LOG_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
+    let number = |at: usize, default: usize| {
+        arguments
+            .get(at)
+            .map_or(default, |text| text.parse().unwrap())
+    };
+    let base =
+        std::env::var_os("SESSION_LOG_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
     let folder = tempfile::tempdir_in(base).unwrap();
     match arguments.first().map(String::as_str) {
         _ if is_test() => {
@@ -63,20 +74,32 @@ fn sessions(folder: &Path, count: usize) {
         std::thread::scope(|scope| {
             for _ in 0..WRITERS {
                 scope.spawn(|| {
-                    while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < count) {
+                    while let Some(at) =
+                        Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < count)
+                    {
                         log.append(&session(at), batch(1, 256)).unwrap();
                     }
                 });
             }
         });
-        report(&format!("{pass} event in each of {count} sessions"), count, began.elapsed());
+        report(
+            &format!("{pass} event in each of {count} sessions"),
+            count,
+            began.elapsed(),
+        );
         println!("  {:?}", log.stats());
     }
     settle(&log);
     let mut reads: Vec<_> = (0..count.min(10_000))
         .map(|at| {
             let began = Instant::now();
-            assert_eq!(log.list(&session(at * 7_919 % count), Page::new()).unwrap().events.len(), 2);
+            assert_eq!(
+                log.list(&session(at * 7_919 % count), Page::new())
+                    .unwrap()
+                    .events
+                    .len(),
+                2
+            );
             began.elapsed()
         })
         .collect();
@@ -86,8 +109,17 @@ fn sessions(folder: &Path, count: usize) {
         micros(percentile(&mut reads, 0.99))
     );
     let began = Instant::now();
-    let events = log.feed(None).unwrap().until_tail().events().map(Result::unwrap).count();
-    println!("the feed of {events} events: {:.0} events/s", events as f64 / began.elapsed().as_secs_f64());
+    let events = log
+        .feed(None)
+        .unwrap()
+        .until_tail()
+        .events()
+        .map(Result::unwrap)
+        .count();
+    println!(
+        "the feed of {events} events: {:.0} events/s",
+        events as f64 / began.elapsed().as_secs_f64()
+    );
     log.close().unwrap();
     println!("  {}", process());
 }
@@ -105,7 +137,11 @@ fn appends(folder: &Path, count: usize, threads: usize) {
             });
         }
     });
-    report(&format!("{count} appends from {threads} threads"), count, began.elapsed());
+    report(
+        &format!("{count} appends from {threads} threads"),
+        count,
+        began.elapsed(),
+    );
     println!("  {:?}", log.stats());
     log.close().unwrap();
 }
@@ -119,13 +155,20 @@ fn bytes(folder: &Path, gigabytes: usize, sessions: usize) {
     std::thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| {
-                while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < batches) {
-                    log.append(&session(at % sessions), batch(16, 1_000)).unwrap();
+                while let Some(at) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < batches)
+                {
+                    log.append(&session(at % sessions), batch(16, 1_000))
+                        .unwrap();
                 }
             });
         }
     });
-    report(&format!("{gigabytes} GB in {sessions} sessions, batches of 16 x 1,000 B"), batches, began.elapsed());
+    report(
+        &format!("{gigabytes} GB in {sessions} sessions, batches of 16 x 1,000 B"),
+        batches,
+        began.elapsed(),
+    );
     settle(&log);
     println!("  {}", process());
     log.close().unwrap();
@@ -161,7 +204,8 @@ fn settle(log: &SessionLog) {
     println!("  the index was done {:?} later", began.elapsed());
 }
 
-/// Bytes of data in a burst: less than a full-grown journal file takes before anything has to be sealed.
+/// Bytes of data in a burst: less than a full-grown journal file takes before anything has to be
+/// sealed.
 const BURST_BYTES: usize = 40 << 20;
 
 fn burst(folder: &Path, rounds: usize) {
@@ -174,29 +218,43 @@ fn burst(folder: &Path, rounds: usize) {
         std::thread::scope(|scope| {
             for writer in 0..8 {
                 let log = &log;
-                scope.spawn(move || (0..batches).for_each(|_| drop(log.append(&session(writer), large_batch()).unwrap())));
+                scope.spawn(move || {
+                    (0..batches)
+                        .for_each(|_| drop(log.append(&session(writer), large_batch()).unwrap()))
+                });
             }
         });
         let took = began.elapsed();
         let after = log.stats();
         let groups = after.groups - before.groups;
-        let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups).unwrap();
+        let group_bytes =
+            usize::try_from((after.journal_bytes - before.journal_bytes) / groups).unwrap();
         let mut floor = Floor::new(folder, 64 << 20, group_bytes);
         let floor_took: Duration = (0..groups).map(|_| floor.write(group_bytes)).sum();
-        let in_barriers = after.barrier_time.saturating_sub(before.barrier_time).as_secs_f64() / took.as_secs_f64();
+        let in_barriers = after
+            .barrier_time
+            .saturating_sub(before.barrier_time)
+            .as_secs_f64()
+            / took.as_secs_f64();
         // The first rounds let the journal grow to its full size.
         if round >= 4 {
-            println!("{groups} groups of {group_bytes} B in {took:?}, {in_barriers:.2} of it in barriers; floor {floor_took:?}");
+            println!(
+                "{groups} groups of {group_bytes} B in {took:?}, {in_barriers:.2} of it in barriers; floor {floor_took:?}"
+            );
             ratios.push(floor_took.as_secs_f64() / took.as_secs_f64());
         }
         let _sealed = when_sealed(&log);
     }
     ratios.sort_unstable_by(f64::total_cmp);
-    println!("the log reaches {:.2} of the floor, the median of {rounds} bursts", ratios[ratios.len() / 2]);
+    println!(
+        "the log reaches {:.2} of the floor, the median of {rounds} bursts",
+        ratios[ratios.len() / 2]
+    );
     log.close().unwrap();
 }
 
-/// Waits until the log has called itself idle and sealed what is worth it. Returns when that was done.
+/// Waits until the log has called itself idle and sealed what is worth it. Returns when that was
+/// done.
 fn when_sealed(log: &SessionLog) -> Instant {
     let (mut recent, mut since) = (log.stats().recent_bytes, Instant::now());
     while since.elapsed() < Duration::from_millis(300) {
@@ -209,7 +267,8 @@ fn when_sealed(log: &SessionLog) -> Instant {
     since
 }
 
-/// The log and the floor take turns, for a machine that drifts. A turn of the log lasts until all is sealed.
+/// The log and the floor take turns, for a machine that drifts. A turn of the log lasts until all
+/// is sealed.
 fn sustained(folder: &Path, time: Duration) {
     let turn = Duration::from_secs(20).min(time);
     let turns = u32::try_from(time.as_millis().div_ceil(turn.as_millis())).unwrap();
@@ -221,7 +280,8 @@ fn sustained(folder: &Path, time: Duration) {
         took += when_sealed(&log) - began;
         bytes += written() - written_before;
         let after = log.stats();
-        let group_bytes = (after.journal_bytes - before.journal_bytes) / (after.groups - before.groups);
+        let group_bytes =
+            (after.journal_bytes - before.journal_bytes) / (after.groups - before.groups);
         floor_rates += floor_twice(folder, usize::try_from(group_bytes).unwrap(), turn);
     }
     let (payload, stats) = (acks.len() * LARGE_BYTES, log.stats());
@@ -241,7 +301,10 @@ fn sustained(folder: &Path, time: Duration) {
         (bytes - stats.groups * 4096) as f64 / payload as f64,
         process()
     );
-    let (rate, floor_rate) = (stats.journal_bytes as f64 / took.as_secs_f64(), floor_rates / f64::from(turns));
+    let (rate, floor_rate) = (
+        stats.journal_bytes as f64 / took.as_secs_f64(),
+        floor_rates / f64::from(turns),
+    );
     println!(
         "  the floor, the same groups written twice: {:.1} MB/s; the log's journal reaches {:.2} of it",
         floor_rate / 1e6,
@@ -261,14 +324,18 @@ fn append_for(log: &SessionLog, time: Duration) -> Vec<Duration> {
                     while began.elapsed() < time {
                         let batch = large_batch();
                         let append = Instant::now();
-                        log.append(&session(writer * 100 + acks.len() % 100), batch).unwrap();
+                        log.append(&session(writer * 100 + acks.len() % 100), batch)
+                            .unwrap();
                         acks.push(append.elapsed());
                     }
                     acks
                 })
             })
             .collect();
-        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+        writers
+            .into_iter()
+            .flat_map(|writer| writer.join().unwrap())
+            .collect()
     })
 }
 
@@ -305,18 +372,28 @@ fn floor_twice(folder: &Path, group_bytes: usize, time: Duration) -> f64 {
 }
 
 fn report(what: &str, operations: usize, took: Duration) {
-    println!("{what}: {took:?}, {:.0} appends/s; {}", operations as f64 / took.as_secs_f64(), process());
+    println!(
+        "{what}: {took:?}, {:.0} appends/s; {}",
+        operations as f64 / took.as_secs_f64(),
+        process()
+    );
 }
 
 fn process() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("VmHWM: unknown").to_owned();
+    let peak = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or("VmHWM: unknown")
+        .to_owned();
     format!("{peak}, {} MB written", written() / 1_000_000)
 }
 
 /// Bytes that this process caused to be written to disks.
 fn written() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    let line = io
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes: "));
     line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }

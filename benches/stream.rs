@@ -1,6 +1,9 @@
-//! From append to delivery on a live stream: how long after the caller began does a reader have the event, and how does that grow with
-//! the number of idle streams on other sessions.
-#![expect(clippy::unwrap_used, reason = "a benchmark prints its figures, and stops where something is wrong")]
+//! From append to delivery on a live stream: how long after the caller began does a reader have the
+//! event, and how does that grow with the number of idle streams on other sessions.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a benchmark prints its figures, and stops where something is wrong"
+)]
 
 mod support;
 
@@ -14,20 +17,30 @@ use support::{Table, batch, micros, percentile, session};
 fn main() {
     let folder = tempfile::tempdir().unwrap();
     let mut criterion = Criterion::default().sample_size(10).configure_from_args();
-    let mut table = Table::new(&["idle streams", "ack p50 us", "append to delivery p50 us", "p99 us"]);
+    let mut table = Table::new(&[
+        "idle streams",
+        "ack p50 us",
+        "append to delivery p50 us",
+        "p99 us",
+    ]);
     for idle in [0, 1_000, 10_000] {
         let data = tempfile::tempdir_in(folder.path()).unwrap();
         let log = SessionLog::open(data.path()).unwrap();
-        let streams: Vec<_> = (1..=idle).map(|other| log.stream(&session(other), From::Creation).unwrap()).collect();
+        let streams: Vec<_> = (1..=idle)
+            .map(|other| log.stream(&session(other), From::Creation).unwrap())
+            .collect();
         let (mut acks, mut deliveries) = (Vec::new(), Vec::new());
-        criterion.bench_function(&format!("append to delivery, {idle} idle streams"), |bencher| {
-            bencher.iter_custom(|events| {
-                let (took, ack, delivery) = deliver(&log, usize::try_from(events).unwrap());
-                acks.extend(ack);
-                deliveries.extend(delivery);
-                took
-            });
-        });
+        criterion.bench_function(
+            &format!("append to delivery, {idle} idle streams"),
+            |bencher| {
+                bencher.iter_custom(|events| {
+                    let (took, ack, delivery) = deliver(&log, usize::try_from(events).unwrap());
+                    acks.extend(ack);
+                    deliveries.extend(delivery);
+                    took
+                });
+            },
+        );
         drop(streams);
         if !acks.is_empty() {
             table.row(&[
@@ -43,10 +56,20 @@ fn main() {
     table.print();
 }
 
-/// Appends one event at a time while another thread reads them; returns the time in all, the acks' and the deliveries'.
+/// Appends one event at a time while another thread reads them; returns the time in all, the acks'
+/// and the deliveries'.
 fn deliver(log: &SessionLog, events: usize) -> (Duration, Vec<Duration>, Vec<Duration>) {
     let followed = session(0);
-    let mut stream = log.stream(&followed, if log.head(&followed).is_ok() { From::Now } else { From::Creation }).unwrap();
+    let mut stream = log
+        .stream(
+            &followed,
+            if log.head(&followed).is_ok() {
+                From::Now
+            } else {
+                From::Creation
+            },
+        )
+        .unwrap();
     let (ready, is_ready) = mpsc::channel();
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
@@ -70,7 +93,15 @@ fn deliver(log: &SessionLog, events: usize) -> (Duration, Vec<Duration>, Vec<Dur
             .collect();
         let took = began.elapsed();
         let seen = reader.join().unwrap();
-        let deliveries = seen.iter().zip(&appends).map(|(seen, (began, _))| seen.duration_since(*began)).collect();
-        (took, appends.iter().map(|(_, ack)| *ack).collect(), deliveries)
+        let deliveries = seen
+            .iter()
+            .zip(&appends)
+            .map(|(seen, (began, _))| seen.duration_since(*began))
+            .collect();
+        (
+            took,
+            appends.iter().map(|(_, ack)| *ack).collect(),
+            deliveries,
+        )
     })
 }

@@ -4,8 +4,8 @@
 //! cargo run --example async_tail
 //! ```
 //!
-//! The log itself starts no runtime and needs none: `append_async` is a plain future and the stream a `futures_core::Stream`,
-//! so any executor will do. A waiting task holds no thread.
+//! The log itself starts no runtime and needs none: `append_async` is a plain future and the stream
+//! a `futures_core::Stream`, so any executor will do. A waiting task holds no thread.
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
 use std::error::Error;
@@ -42,10 +42,14 @@ async fn main() -> Result<()> {
         println!("      a worker is done, its last event is seq {}", done??);
     }
 
-    // All of it is durable now. The stream delivers it and then waits for more, until the log closes.
+    // All of it is durable now. The stream delivers it and then waits for more, until the log
+    // closes.
     reached.wait_for(|seq| *seq == WORKERS * STEPS).await?;
     task::spawn_blocking(move || log.close()).await??;
-    println!("      the log is closed, and the tail saw {} events", tail.await??);
+    println!(
+        "      the log is closed, and the tail saw {} events",
+        tail.await??
+    );
     Ok(())
 }
 
@@ -53,21 +57,31 @@ async fn main() -> Result<()> {
 async fn work(log: SessionLog, session: SessionId, worker: u64) -> Result<Seq> {
     let mut last = 0;
     for step in 1..=STEPS {
-        let event =
-            NewEvent::json("tool.call_completed", &json!({ "call_id": format!("call_{worker}_{step}"), "output": "ok" }))?;
-        let ack = log.append_async(&session, Batch::new().event(event)).await?;
+        let event = NewEvent::json(
+            "tool.call_completed",
+            &json!({ "call_id": format!("call_{worker}_{step}"), "output": "ok" }),
+        )?;
+        let ack = log
+            .append_async(&session, Batch::new().event(event))
+            .await?;
         last = ack.last;
     }
     Ok(last)
 }
 
-/// Prints what comes, tells how far it got, and returns the number of events once the log is closed.
+/// Prints what comes, tells how far it got, and returns the number of events once the log is
+/// closed.
 async fn tail(mut stream: AsyncEventStream, seen: watch::Sender<Seq>) -> Result<u64> {
     let mut events = 0;
     while let Some(item) = poll_fn(|context| Pin::new(&mut stream).poll_next(context)).await {
         match item? {
             StreamItem::Event(event) => {
-                println!("{:>4}  {}  {}", event.seq, event.id, String::from_utf8_lossy(&event.data));
+                println!(
+                    "{:>4}  {}  {}",
+                    event.seq,
+                    event.id,
+                    String::from_utf8_lossy(&event.data)
+                );
                 events += 1;
                 seen.send_replace(event.seq);
             }

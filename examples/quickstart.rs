@@ -1,12 +1,17 @@
-//! Replays a file of agent events into a log, reads it back in several ways, and checks it after reopening.
+//! Replays a file of agent events into a log, reads it back in several ways, and checks it after
+//! reopening.
 //!
 //! ```text
 //! cargo run --release --example quickstart -- [--data DIR] [--events FILE]
 //! ```
 //!
-//! One thread reads the file, four append, one streams a session live. Memory does not grow with the file: of a session that
-//! is written, only a digest is kept.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
+//! One thread reads the file, four append, one streams a session live. Memory does not grow with
+//! the file: of a session that is written, only a digest is kept.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for a terminal"
+)]
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -24,7 +29,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sessionlog::{
-    Batch, ContentBlock, Error, Event, EventStream, From, MessageId, NewEvent, Page, Seq, SessionId, SessionLog, StreamItem,
+    Batch, ContentBlock, Error, Event, EventStream, From, MessageId, NewEvent, Page, Seq,
+    SessionId, SessionLog, StreamItem,
 };
 
 const HELP: &str = "\
@@ -59,7 +65,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let Err(error) = run(&args) else { return ExitCode::SUCCESS };
+    let Err(error) = run(&args) else {
+        return ExitCode::SUCCESS;
+    };
     eprintln!("quickstart: {}", with_causes(&*error));
     ExitCode::FAILURE
 }
@@ -75,28 +83,59 @@ fn with_causes(error: &(dyn StdError + 'static)) -> String {
 }
 
 fn run(args: &Args) -> Result<(), Cause> {
-    let file = File::open(&args.events).map_err(|error| format!("could not open {}: {error}", args.events.display()))?;
+    let file = File::open(&args.events)
+        .map_err(|error| format!("could not open {}: {error}", args.events.display()))?;
     let folder = match &args.data {
         Some(folder) => folder.clone(),
-        None => tempfile::Builder::new().prefix("sessionlog-").tempdir()?.keep(),
+        None => tempfile::Builder::new()
+            .prefix("sessionlog-")
+            .tempdir()?
+            .keep(),
     };
     let log = SessionLog::open(&folder)?;
-    println!("events from {}\nlog in {}\n", args.events.display(), folder.display());
+    println!(
+        "events from {}\nlog in {}\n",
+        args.events.display(),
+        folder.display()
+    );
 
     let groups_before = log.stats().groups;
     let started = Instant::now();
-    let (written, follower) = replay(&log, Lines { reader: BufReader::new(file), number: 0 })?;
+    let (written, follower) = replay(
+        &log,
+        Lines {
+            reader: BufReader::new(file),
+            number: 0,
+        },
+    )?;
     let elapsed = started.elapsed();
     let groups = log.stats().groups - groups_before;
     written.print_acknowledged();
     if let Some(BadLine { number, cause }) = &written.failure {
         log.close()?;
-        return Err(format!("{}, line {number}: {}", args.events.display(), with_causes(&**cause)).into());
+        return Err(format!(
+            "{}, line {number}: {}",
+            args.events.display(),
+            with_causes(&**cause)
+        )
+        .into());
     }
-    if let Some(Follower { session, events, caught_up, .. }) = follower {
+    if let Some(Follower {
+        session,
+        events,
+        caught_up,
+        ..
+    }) = follower
+    {
         println!("\nlive: {events} events of {session} without a gap, caught up {caught_up} times");
         print_pages(&log, &session)?;
-        print_turn(&log, written.sessions.get(&session).and_then(|session| session.turn))?;
+        print_turn(
+            &log,
+            written
+                .sessions
+                .get(&session)
+                .and_then(|session| session.turn),
+        )?;
     }
     log.close()?;
 
@@ -105,7 +144,11 @@ fn run(args: &Args) -> Result<(), Cause> {
         verify(&log, session, expected)?;
     }
     log.close()?;
-    println!("\nreopened: all {} events of {} sessions are there, in order", written.events, written.sessions.len());
+    println!(
+        "\nreopened: all {} events of {} sessions are there, in order",
+        written.events,
+        written.sessions.len()
+    );
     written.print_figures(groups, elapsed);
     Ok(())
 }
@@ -122,13 +165,19 @@ fn replay(log: &SessionLog, lines: Lines) -> Result<(Written, Option<Follower>),
     thread::scope(|scope| {
         let follower = follower.map(|follower| scope.spawn(|| follower.run(&tail)));
         let written = write(log, lines);
-        tail.get_or_init(|| live.and_then(|session| written.sessions.get(&session)).map_or(0, Session::last));
-        let follower = follower.map(|thread| thread.join().expect("the follower does not panic")).transpose()?;
+        tail.get_or_init(|| {
+            live.and_then(|session| written.sessions.get(&session))
+                .map_or(0, Session::last)
+        });
+        let follower = follower
+            .map(|thread| thread.join().expect("the follower does not panic"))
+            .transpose()?;
         Ok((written, follower))
     })
 }
 
-/// Deals the lines out to writers, until the file ends, a line is bad or a writer gave up; then lets them finish.
+/// Deals the lines out to writers, until the file ends, a line is bad or a writer gave up; then
+/// lets them finish.
 fn write(log: &SessionLog, lines: impl Iterator<Item = Result<Line, BadLine>>) -> Written {
     thread::scope(|scope| {
         let start = |_| {
@@ -136,7 +185,10 @@ fn write(log: &SessionLog, lines: impl Iterator<Item = Result<Line, BadLine>>) -
             (sender, scope.spawn(|| Writer::run(log, lines)))
         };
         let (senders, writers): (Vec<_>, Vec<_>) = (0..WRITERS).map(start).unzip();
-        let mut written = Written { failure: deal(lines, &senders).err(), ..Written::default() };
+        let mut written = Written {
+            failure: deal(lines, &senders).err(),
+            ..Written::default()
+        };
         drop(senders);
         for writer in writers {
             written.merge(writer.join().expect("a writer does not panic"));
@@ -146,11 +198,16 @@ fn write(log: &SessionLog, lines: impl Iterator<Item = Result<Line, BadLine>>) -
 }
 
 /// A session always goes to the same writer, so its events stay in order.
-fn deal(lines: impl Iterator<Item = Result<Line, BadLine>>, senders: &[SyncSender<Line>]) -> Result<(), BadLine> {
+fn deal(
+    lines: impl Iterator<Item = Result<Line, BadLine>>,
+    senders: &[SyncSender<Line>],
+) -> Result<(), BadLine> {
     for line in lines {
         let line = line?;
         let hash = blake3::hash(line.session.as_str().as_bytes());
-        let sender = senders.get(usize::from(hash.as_bytes()[0]) % WRITERS).expect("there are as many senders as writers");
+        let sender = senders
+            .get(usize::from(hash.as_bytes()[0]) % WRITERS)
+            .expect("there are as many senders as writers");
         if sender.send(line).is_err() {
             break;
         }
@@ -167,15 +224,25 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Takes lines until there are no more or one fails; what was taken of other sessions is appended all the same.
+    /// Takes lines until there are no more or one fails; what was taken of other sessions is
+    /// appended all the same.
     fn run(log: &'a SessionLog, lines: Receiver<Line>) -> Written {
-        let mut writer = Self { log, held: BTreeMap::new(), held_bytes: 0, written: Written::default() };
+        let mut writer = Self {
+            log,
+            held: BTreeMap::new(),
+            held_bytes: 0,
+            written: Written::default(),
+        };
         let taken = lines.into_iter().try_for_each(|line| writer.take(line));
         let rest = writer.append_held();
-        Written { failure: taken.and(rest).err(), ..writer.written }
+        Written {
+            failure: taken.and(rest).err(),
+            ..writer.written
+        }
     }
 
-    /// A `user.message` ends its batch, because the events after it carry the message ID that its ack brings.
+    /// A `user.message` ends its batch, because the events after it carry the message ID that its
+    /// ack brings.
     fn take(&mut self, line: Line) -> Result<(), BadLine> {
         if self.held_bytes + line.data.len() > HELD_BYTES_MAX {
             self.append_held()?;
@@ -205,12 +272,17 @@ impl<'a> Writer<'a> {
 
     /// When the log refuses a batch, its events go in one by one up to the one to blame.
     fn append(&mut self, session: &SessionId, lines: &[Line]) -> Result<(), BadLine> {
-        let Some(first) = lines.first() else { return Ok(()) };
+        let Some(first) = lines.first() else {
+            return Ok(());
+        };
         match self.append_batch(session, lines) {
-            Err(Error::Invalid { .. } | Error::TooLarge { .. }) if lines.len() > 1 => {
-                lines.chunks(1).try_for_each(|line| self.append(session, line))
-            }
-            result => result.map_err(|error| BadLine { number: first.number, cause: error.into() }),
+            Err(Error::Invalid { .. } | Error::TooLarge { .. }) if lines.len() > 1 => lines
+                .chunks(1)
+                .try_for_each(|line| self.append(session, line)),
+            result => result.map_err(|error| BadLine {
+                number: first.number,
+                cause: error.into(),
+            }),
         }
     }
 
@@ -244,7 +316,12 @@ struct Session {
 
 impl Session {
     fn starting_after(before: Seq) -> Self {
-        Self { before, events: 0, digest: blake3::hash(b""), turn: None }
+        Self {
+            before,
+            events: 0,
+            digest: blake3::hash(b""),
+            turn: None,
+        }
     }
 
     fn last(&self) -> Seq {
@@ -254,7 +331,10 @@ impl Session {
     /// Chains the digests, so that they depend on every byte and on the order of the events.
     fn add(&mut self, event_type: &str, data: &[u8]) {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(self.digest.as_bytes()).update(blake3::hash(event_type.as_bytes()).as_bytes()).update(data);
+        hasher
+            .update(self.digest.as_bytes())
+            .update(blake3::hash(event_type.as_bytes()).as_bytes())
+            .update(data);
         self.digest = hasher.finalize();
         self.events += 1;
     }
@@ -285,7 +365,12 @@ impl Written {
         for (micros, batches) in other.acks {
             *self.acks.entry(micros).or_default() += batches;
         }
-        self.failure = self.failure.take().into_iter().chain(other.failure).min_by_key(|failure| failure.number);
+        self.failure = self
+            .failure
+            .take()
+            .into_iter()
+            .chain(other.failure)
+            .min_by_key(|failure| failure.number);
     }
 
     fn batches(&self) -> u64 {
@@ -305,9 +390,19 @@ impl Written {
     }
 
     fn print_acknowledged(&self) {
-        println!("\nacknowledged: {} events in {} batches, {} sessions", self.events, self.batches(), self.sessions.len());
+        println!(
+            "\nacknowledged: {} events in {} batches, {} sessions",
+            self.events,
+            self.batches(),
+            self.sessions.len()
+        );
         for (id, session) in self.sessions.iter().take(4 * SHOWN) {
-            println!("  {id}: {} events, seq {} to {}", session.events, session.before + 1, session.last());
+            println!(
+                "  {id}: {} events, seq {} to {}",
+                session.events,
+                session.before + 1,
+                session.last()
+            );
         }
         if self.sessions.len() > 4 * SHOWN {
             println!("  and {} sessions more", self.sessions.len() - 4 * SHOWN);
@@ -317,10 +412,20 @@ impl Written {
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     fn print_figures(&self, groups: u64, elapsed: Duration) {
         let rate = self.events as f64 / elapsed.as_secs_f64();
-        println!("\n  events   {:>10}   {rate:.0} a second, reading the file included", self.events);
-        println!("  batches  {:>10}   in {groups} commit groups, each with one barrier", self.batches());
+        println!(
+            "\n  events   {:>10}   {rate:.0} a second, reading the file included",
+            self.events
+        );
+        println!(
+            "  batches  {:>10}   in {groups} commit groups, each with one barrier",
+            self.batches()
+        );
         println!("  bytes    {:>10}   of data", self.bytes);
-        println!("  ack p50  {:>10}   us\n  ack p99  {:>10}   us", self.ack_micros(50), self.ack_micros(99));
+        println!(
+            "  ack p50  {:>10}   us\n  ack p99  {:>10}   us",
+            self.ack_micros(50),
+            self.ack_micros(99)
+        );
     }
 }
 
@@ -337,16 +442,32 @@ impl Follower {
     /// From the next event on, also when the session does not exist yet.
     fn start(log: &SessionLog, session: &SessionId) -> Result<Self, Error> {
         let last = last_seq(log, session)?;
-        let from = if last == 0 { From::Creation } else { From::After(last.into()) };
-        Ok(Self { session: session.clone(), stream: log.stream(session, from)?, last, events: 0, caught_up: 0 })
+        let from = if last == 0 {
+            From::Creation
+        } else {
+            From::After(last.into())
+        };
+        Ok(Self {
+            session: session.clone(),
+            stream: log.stream(session, from)?,
+            last,
+            events: 0,
+            caught_up: 0,
+        })
     }
 
     /// Reads on until `tail` is known and reached.
     fn run(mut self, tail: &OnceLock<Seq>) -> Result<Self, Cause> {
         while tail.get().is_none_or(|tail| self.last < *tail) {
-            match self.stream.next_timeout(Duration::from_millis(20)).transpose()? {
+            match self
+                .stream
+                .next_timeout(Duration::from_millis(20))
+                .transpose()?
+            {
                 Some(StreamItem::Event(event)) if event.seq != self.last + 1 => {
-                    return Err(format!("the stream went from seq {} to {}", self.last, event.seq).into());
+                    return Err(
+                        format!("the stream went from seq {} to {}", self.last, event.seq).into(),
+                    );
                 }
                 Some(StreamItem::Event(event)) => {
                     self.last = event.seq;
@@ -356,7 +477,9 @@ impl Follower {
                     }
                 }
                 Some(StreamItem::CaughtUp) => self.caught_up += 1,
-                None if self.stream.is_ended() => return Err("the stream ended before the log was closed".into()),
+                None if self.stream.is_ended() => {
+                    return Err("the stream ended before the log was closed".into());
+                }
                 None => {}
             }
         }
@@ -365,10 +488,19 @@ impl Follower {
 }
 
 fn print_pages(log: &SessionLog, session: &SessionId) -> Result<(), Error> {
-    for (name, page) in [("forwards", Page::new()), ("backwards", Page::new().newest_first())] {
+    for (name, page) in [
+        ("forwards", Page::new()),
+        ("backwards", Page::new().newest_first()),
+    ] {
         let page = log.list(session, page.limit(SHOWN))?;
-        println!("\n{session}, {} of {} events, {name}:", page.events.len(), page.tail);
-        page.events.iter().for_each(|event| print_event("    ", event));
+        println!(
+            "\n{session}, {} of {} events, {name}:",
+            page.events.len(),
+            page.tail
+        );
+        page.events
+            .iter()
+            .for_each(|event| print_event("    ", event));
     }
     Ok(())
 }
@@ -376,26 +508,59 @@ fn print_pages(log: &SessionLog, session: &SessionId) -> Result<(), Error> {
 fn print_turn(log: &SessionLog, turn: Option<MessageId>) -> Result<(), Error> {
     let Some(turn) = turn else { return Ok(()) };
     let message = log.message(turn)?;
-    let asked = message.content.iter().find_map(ContentBlock::as_text).unwrap_or_default();
-    let said = message.output.last().and_then(|said| said.get("text")?.as_str()).unwrap_or_default();
+    let asked = message
+        .content
+        .iter()
+        .find_map(ContentBlock::as_text)
+        .unwrap_or_default();
+    let said = message
+        .output
+        .last()
+        .and_then(|said| said.get("text")?.as_str())
+        .unwrap_or_default();
     let first_line = |text: &str| format!("{:.100}", text.lines().next().unwrap_or_default());
-    println!("\n{turn}, {} at attempt {}, {} assistant messages", message.status, message.attempt, message.output.len());
-    println!("    asked      {}\n    last said  {}", first_line(asked), first_line(said));
+    println!(
+        "\n{turn}, {} at attempt {}, {} assistant messages",
+        message.status,
+        message.attempt,
+        message.output.len()
+    );
+    println!(
+        "    asked      {}\n    last said  {}",
+        first_line(asked),
+        first_line(said)
+    );
     Ok(())
 }
 
 fn print_event(prefix: &str, event: &Event) {
-    println!("{prefix} {:>5}  {}  {}  {} bytes", event.seq, event.id, event.event_type, event.data.len());
+    println!(
+        "{prefix} {:>5}  {}  {}  {} bytes",
+        event.seq,
+        event.id,
+        event.event_type,
+        event.data.len()
+    );
 }
 
-/// Checks that the session holds what was acknowledged, byte for byte, right after what it held before.
+/// Checks that the session holds what was acknowledged, byte for byte, right after what it held
+/// before.
 fn verify(log: &SessionLog, session: &SessionId, expected: &Session) -> Result<(), Cause> {
     let mut found = Session::starting_after(expected.before);
-    for event in log.stream(session, From::After(expected.before.into()))?.until_tail().events() {
+    for event in log
+        .stream(session, From::After(expected.before.into()))?
+        .until_tail()
+        .events()
+    {
         let event = event?;
         found.add(event.event_type.as_str(), &event.data);
         if event.seq != found.last() {
-            return Err(format!("session {session} has seq {} where {} belongs", event.seq, found.last()).into());
+            return Err(format!(
+                "session {session} has seq {} where {} belongs",
+                event.seq,
+                found.last()
+            )
+            .into());
         }
     }
     if found.events != expected.events || found.digest != expected.digest {
@@ -449,13 +614,26 @@ impl Iterator for Lines {
         while line.trim_ascii().is_empty() {
             line.clear();
             self.number += 1;
-            match self.reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            match self
+                .reader
+                .by_ref()
+                .take(LINE_BYTES_MAX)
+                .read_until(b'\n', &mut line)
+            {
                 Ok(0) => return None,
                 Ok(_) => {}
-                Err(error) => return Some(Err(BadLine { number: self.number, cause: error.into() })),
+                Err(error) => {
+                    return Some(Err(BadLine {
+                        number: self.number,
+                        cause: error.into(),
+                    }));
+                }
             }
         }
-        Some(Line::parse(self.number, &line).map_err(|cause| BadLine { number: self.number, cause }))
+        Some(Line::parse(self.number, &line).map_err(|cause| BadLine {
+            number: self.number,
+            cause,
+        }))
     }
 }
 
@@ -465,13 +643,19 @@ impl Line {
             return Err(format!("it has {LINE_BYTES_MAX} bytes or more").into());
         }
         // Where in the line is worth saying; that it is the first line of what was parsed is not.
-        let plain = |error: serde_json::Error| error.to_string().replace(" at line 1 column ", " at byte ");
+        let plain =
+            |error: serde_json::Error| error.to_string().replace(" at line 1 column ", " at byte ");
         let raw: RawLine = serde_json::from_slice(line.trim_ascii()).map_err(plain)?;
         if !raw.data.get().starts_with('{') {
             return Err("`data` is not an object".into());
         }
         let data = Bytes::from(Box::<str>::from(raw.data).into_boxed_bytes());
-        Ok(Self { number, session: SessionId::new(raw.session_id)?, event_type: raw.r#type, data })
+        Ok(Self {
+            number,
+            session: SessionId::new(raw.session_id)?,
+            event_type: raw.r#type,
+            data,
+        })
     }
 
     fn to_event(&self, turn: Option<MessageId>) -> NewEvent {
@@ -491,10 +675,18 @@ struct Args {
 impl Args {
     /// `None` when help is asked for.
     fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Self>, String> {
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/agent_sessions.jsonl");
-        let mut parsed = Self { data: None, events: shipped };
+        let shipped =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/agent_sessions.jsonl");
+        let mut parsed = Self {
+            data: None,
+            events: shipped,
+        };
         while let Some(arg) = args.next() {
-            let mut value = || args.next().map(PathBuf::from).ok_or_else(|| format!("{} needs a value", arg.display()));
+            let mut value = || {
+                args.next()
+                    .map(PathBuf::from)
+                    .ok_or_else(|| format!("{} needs a value", arg.display()))
+            };
             match arg.to_str() {
                 Some("--data") => parsed.data = Some(value()?),
                 Some("--events") => parsed.events = value()?,

@@ -1,8 +1,13 @@
-//! The HTTP contract as a server: `cargo run --release --features http --example server -- --data ./data --listen 127.0.0.1:8080`
+//! The HTTP contract as a server: `cargo run --release --features http --example server -- --data
+//! ./data --listen 127.0.0.1:8080`
 //!
 //! It takes the key that clients have to send from the environment variable `SESSIONLOG_API_KEY`.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "who starts it learns here where it listens, or why not")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "who starts it learns here where it listens, or why not"
+)]
 
 use std::env;
 use std::error::Error;
@@ -25,8 +30,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves a session log over HTTP.
 ///
-/// Clients send the key in the environment variable `SESSIONLOG_API_KEY` as bearer token. The folder is made if it is not there, and is its
-/// owner's then. `RUST_LOG` says what is logged, such as `info,sessionlog::access=off`. SIGTERM stops it, and nothing is lost.
+/// Clients send the key in the environment variable `SESSIONLOG_API_KEY` as bearer token. The
+/// folder is made if it is not there, and is its owner's then. `RUST_LOG` says what is logged, such
+/// as `info,sessionlog::access=off`. SIGTERM stops it, and nothing is lost.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -69,7 +75,9 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     allow_many_connections();
     let config = config(&args)?;
-    let listener = TcpListener::bind(args.listen).await.map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", args.listen))?;
     let until = asked_to_stop()?;
     let log = SessionLog::open(&args.data)?;
     warn_if_others_may_enter(&args.data);
@@ -83,13 +91,19 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
 }
 
 fn config(args: &Args) -> Result<http::Config, String> {
-    match env::var("SESSIONLOG_API_KEY").ok().filter(|key| !key.is_empty()) {
+    match env::var("SESSIONLOG_API_KEY")
+        .ok()
+        .filter(|key| !key.is_empty())
+    {
         Some(_) if args.open => Err("--open and SESSIONLOG_API_KEY exclude each other".into()),
         Some(key) => Ok(http::Config::with_api_key(key)),
-        None if !args.open => Err("SESSIONLOG_API_KEY is not set; --open lets everybody in, on a loopback address".into()),
-        None if !args.listen.ip().is_loopback() => {
-            Err(format!("--open is for loopback addresses, and {} is none", args.listen.ip()))
-        }
+        None if !args.open => Err(
+            "SESSIONLOG_API_KEY is not set; --open lets everybody in, on a loopback address".into(),
+        ),
+        None if !args.listen.ip().is_loopback() => Err(format!(
+            "--open is for loopback addresses, and {} is none",
+            args.listen.ip()
+        )),
         None => Ok(http::Config::open().hosts(["localhost", "127.0.0.1", "[::1]"])),
     }
 }
@@ -97,7 +111,13 @@ fn config(args: &Args) -> Result<http::Config, String> {
 /// As many descriptors as the system lets it have: each connection takes one.
 fn allow_many_connections() {
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    ) {
         tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
     }
 }
@@ -122,7 +142,10 @@ fn with_sources(error: &dyn Error) -> String {
 
 /// Resolves on the first signal to stop.
 fn asked_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -133,7 +156,16 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
 
 fn log_to_stderr(form: Option<LogForm>) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let is_json = form.map_or_else(|| !std::io::stderr().is_terminal(), |form| form == LogForm::Json);
-    if is_json { lines.json().init() } else { lines.init() }
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let is_json = form.map_or_else(
+        || !std::io::stderr().is_terminal(),
+        |form| form == LogForm::Json,
+    );
+    if is_json {
+        lines.json().init()
+    } else {
+        lines.init()
+    }
 }

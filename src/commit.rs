@@ -1,21 +1,27 @@
-//! The commit group: callers join the open group, and whoever leads gives it one write and one barrier while the next one fills.
+//! The commit group: callers join the open group, and whoever leads gives it one write and one
+//! barrier while the next one fills.
 //!
-//! A lone caller leads its own group, so that nothing is handed from thread to thread. As soon as the next group has members when one is
-//! done, a commit thread leads, until it finds none. A small group waits for the one before, since it grows meanwhile and shares a
-//! barrier among more. A group that has grown large does not: then two are in flight, and the disk has the second at hand while the
-//! first is answered.
+//! A lone caller leads its own group, so that nothing is handed from thread to thread. As soon as
+//! the next group has members when one is done, a commit thread leads, until it finds none. A small
+//! group waits for the one before, since it grows meanwhile and shares a barrier among more. A
+//! group that has grown large does not: then two are in flight, and the disk has the second at hand
+//! while the first is answered.
 //!
 //! Invariants:
-//! * IDs and seqs are given out in the [section](crate::section), under its lock, in the order in which requests join; groups get their
-//!   places in the journal one at a time, in the order in which they were open, and are published in that order, each when all
-//!   before it are. So ID order is commit order is the order that readers see.
-//! * At most [`IN_FLIGHT_MAX`](crate::section::IN_FLIGHT_MAX) groups have a place and no outcome, all in one journal file: the next
-//!   file is begun when none has.
-//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group it was decided in, and of all
-//!   before it: it never rests on something that a crash could take back.
-//! * After a failed write no group gets a place: the log is poisoned, and records of the failed group and of those behind it reach no
-//!   reader. A group that got no place for lack of room takes back what it was given, and so does the open group, which rests on it.
-//! * The section does no I/O and its lock is not held over any, nor while anybody is woken who might come back for it.
+//! * IDs and seqs are given out in the [section](crate::section), under its lock, in the order in
+//!   which requests join; groups get their places in the journal one at a time, in the order in
+//!   which they were open, and are published in that order, each when all before it are. So ID
+//!   order is commit order is the order that readers see.
+//! * At most [`IN_FLIGHT_MAX`](crate::section::IN_FLIGHT_MAX) groups have a place and no outcome,
+//!   all in one journal file: the next file is begun when none has.
+//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group
+//!   it was decided in, and of all before it: it never rests on something that a crash could take
+//!   back.
+//! * After a failed write no group gets a place: the log is poisoned, and records of the failed
+//!   group and of those behind it reach no reader. A group that got no place for lack of room takes
+//!   back what it was given, and so does the open group, which rests on it.
+//! * The section does no I/O and its lock is not held over any, nor while anybody is woken who
+//!   might come back for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -95,14 +101,16 @@ impl Commit {
         }
     }
 
-    /// Puts the request into the open group, waiting for room, and writes that here and now if nobody else is about to. It comes back
-    /// when its key must be looked up again.
+    /// Puts the request into the open group, waiting for room, and writes that here and now if
+    /// nobody else is about to. It comes back when its key must be looked up again.
     pub(crate) fn append(&self, request: Request) -> Result<Appended> {
         let deadline = Deadline::after(self.stall_wait);
         let mut section = self.section.lock();
         section.check_open()?;
         while section.open.is_full_for(&request, self.group_bytes_max) {
-            if !deadline.wait(&self.room, &mut section) && section.open.is_full_for(&request, self.group_bytes_max) {
+            if !deadline.wait(&self.room, &mut section)
+                && section.open.is_full_for(&request, self.group_bytes_max)
+            {
                 return Err(self.spares.refusals().of_waiting(self.stall_wait));
             }
             section.check_open()?;
@@ -148,7 +156,8 @@ impl Commit {
             if section.wants_leader() {
                 self.lead_group(&mut section);
             } else if section.is_led() && section.unwitnessed.is_some() {
-                // A caller who leads alone does not wake this thread, so it looks for itself when the witness is due.
+                // A caller who leads alone does not wake this thread, so it looks for itself when
+                // the witness is due.
                 self.work.wait_for(&mut section, WITNESS_AFTER);
             } else if section.is_led() {
                 self.work.wait(&mut section);
@@ -163,7 +172,9 @@ impl Commit {
                     continue;
                 }
                 // A failure has poisoned the log, which is all there is to do about it.
-                self.lead(&mut section, &mut Group::default(), |_lead, _group| drop(self.write_witness()));
+                self.lead(&mut section, &mut Group::default(), |_lead, _group| {
+                    drop(self.write_witness())
+                });
                 self.seal.notify_idle();
             } else {
                 self.work.wait(&mut section);
@@ -181,8 +192,8 @@ impl Commit {
         wake_all(waiters);
     }
 
-    /// Records the durable LSN in the journal, unless that was done since the last group; returns it. Nobody else may be leading.
-    /// Errors poison the log.
+    /// Records the durable LSN in the journal, unless that was done since the last group; returns
+    /// it. Nobody else may be leading. Errors poison the log.
     pub(crate) fn write_witness(&self) -> Result<u64> {
         let mut section = self.section.lock();
         let (durable_lsn, is_due) = (section.durable_lsn, section.unwitnessed.take().is_some());
@@ -225,7 +236,8 @@ impl Commit {
         self.section.lock().check_poison()
     }
 
-    /// Takes the open group through its place, its write, its turn and its answers, while the next one fills.
+    /// Takes the open group through its place, its write, its turn and its answers, while the next
+    /// one fills.
     fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
         let mut group = section.take_open();
         self.lead(section, &mut group, |lead, group| {
@@ -236,24 +248,34 @@ impl Commit {
     }
 
     /// Leads a group for as long as `act` takes, without the section's lock.
-    fn lead(&self, section: &mut MutexGuard<'_, Section>, group: &mut Group, act: impl FnOnce(&mut Lead<'_>, &mut Group)) {
+    fn lead(
+        &self,
+        section: &mut MutexGuard<'_, Section>,
+        group: &mut Group,
+        act: impl FnOnce(&mut Lead<'_>, &mut Group),
+    ) {
         section.placing = true;
         let waiters = self.let_in(section);
         let acted = MutexGuard::unlocked(section, || {
-            let mut lead = Lead { commit: self, has_place: false };
+            let mut lead = Lead {
+                commit: self,
+                has_place: false,
+            };
             let acted = catch_unwind(AssertUnwindSafe(|| {
                 wake_all(waiters);
                 act(&mut lead, group);
             }));
             if acted.is_err() {
-                // What was going on is unknown, so nothing more is written. Said before the place is given up and before anybody is
-                // told, so that nobody goes on behind it or tries again.
+                // What was going on is unknown, so nothing more is written. Said before the place
+                // is given up and before anybody is told, so that nobody goes on behind it or tries
+                // again.
                 self.poison(lost());
             }
             acted
         });
         let Err(panic) = acted else { return };
-        // Those who wait are told when their requests are dropped, and the commit threads look whether the log is closing.
+        // Those who wait are told when their requests are dropped, and the commit threads look
+        // whether the log is closing.
         self.work.notify_all();
         let abandoned = self.abandon_open_group(section);
         MutexGuard::unlocked(section, || {
@@ -267,7 +289,9 @@ impl Commit {
     fn commit(&self, lead: &mut Lead<'_>, group: &mut Group) {
         match self.place(lead, &mut group.buffer) {
             Ok(placed) => {
-                let durable = self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed));
+                let durable = self
+                    .write(&placed, &group.buffer)
+                    .and_then(|()| self.wait_for_turn(&placed));
                 match durable {
                     Ok(()) => self.publish(group, &placed),
                     Err(error) => group.answer(|member| member.finish(Err(error.clone()))),
@@ -277,7 +301,8 @@ impl Commit {
         }
     }
 
-    /// Gives the group its place in the journal, once there is room, and lets the next leader do the same.
+    /// Gives the group its place in the journal, once there is room, and lets the next leader do
+    /// the same.
     fn place(&self, lead: &mut Lead<'_>, group: &mut GroupBuffer) -> Result<Placed> {
         self.check_poison()?;
         let mut journal = self.journal.lock();
@@ -292,20 +317,30 @@ impl Commit {
         Ok(placed)
     }
 
-    /// Sees to it that the group fits the active journal file and that memory for its records is left.
+    /// Sees to it that the group fits the active journal file and that memory for its records is
+    /// left.
     fn make_room(&self, journal: &mut JournalWriter, group: &GroupBuffer) -> Result<()> {
-        if !self.seal.wait_until(self.stall_wait, || self.recent.has_room()) {
+        if !self
+            .seal
+            .wait_until(self.stall_wait, || self.recent.has_room())
+        {
             return Err(self.spares.refusals().of_waiting(self.stall_wait));
         }
         let is_large = self.recent.active_is_large() && !journal.active_is_empty();
         if journal.fits(group.record_bytes()) && !is_large {
             return Ok(());
         }
-        let spare = self.spares.take(file_bytes_for(group.record_bytes()), self.stall_wait)?;
+        let spare = self
+            .spares
+            .take(file_bytes_for(group.record_bytes()), self.stall_wait)?;
         // The header of a file says that all before it is durable.
         self.wait_for_groups_in_flight();
         journal.rotate(spare);
-        self.recent.begin_file(journal.active_use(), journal.active_bytes(), journal.end_lsn());
+        self.recent.begin_file(
+            journal.active_use(),
+            journal.active_bytes(),
+            journal.end_lsn(),
+        );
         self.spares.prepare_next(journal.active_bytes());
         Ok(())
     }
@@ -321,7 +356,8 @@ impl Commit {
         let began = Instant::now();
         let bytes = placed.write(group).map_err(|error| self.poison(error))?;
         if group.records() > 0 {
-            self.counters.note_group(group.records(), bytes, began.elapsed());
+            self.counters
+                .note_group(group.records(), bytes, began.elapsed());
         }
         Ok(())
     }
@@ -340,10 +376,13 @@ impl Commit {
 
     /// Lets readers see the group, and then answers those who wait for it.
     fn publish(&self, group: &mut Group, placed: &Placed) {
-        let appended = group.members.iter().filter_map(|member| match &member.outcome {
-            Outcome::Append(record) => Some((&*member.session, record)),
-            Outcome::Tell(_) => None,
-        });
+        let appended = group
+            .members
+            .iter()
+            .filter_map(|member| match &member.outcome {
+                Outcome::Append(record) => Some((&*member.session, record)),
+                Outcome::Tell(_) => None,
+            });
         let published = self.recent.publish(appended);
         self.section.lock().reach(placed.end_lsn);
         self.turn.notify_all();
@@ -354,12 +393,18 @@ impl Commit {
         }
     }
 
-    /// Tells all members of a group that got no place, and those of the open group, which may rest on it, and gives back what they
-    /// were given. Those who lead meanwhile have their places before it.
+    /// Tells all members of a group that got no place, and those of the open group, which may rest
+    /// on it, and gives back what they were given. Those who lead meanwhile have their places
+    /// before it.
     fn take_back(&self, group: &mut Group, error: &Error) {
         let mut section = self.section.lock();
         let mut behind = self.abandon_open_group(&mut section);
-        group.members.iter().chain(&behind.group.members).rev().for_each(Decided::take_back);
+        group
+            .members
+            .iter()
+            .chain(&behind.group.members)
+            .rev()
+            .for_each(Decided::take_back);
         drop(section);
         wake_all(behind.waiters);
         for group in [group, &mut behind.group] {
@@ -369,10 +414,14 @@ impl Commit {
 
     /// Empties the open group, which makes room.
     fn abandon_open_group(&self, section: &mut Section) -> Abandoned {
-        Abandoned { group: std::mem::take(&mut section.open), waiters: self.let_in(section) }
+        Abandoned {
+            group: std::mem::take(&mut section.open),
+            waiters: self.let_in(section),
+        }
     }
 
-    /// Lets callers in who wait for room. Returns those that the lock must be given back for first: a task may run where it is woken.
+    /// Lets callers in who wait for room. Returns those that the lock must be given back for first:
+    /// a task may run where it is woken.
     #[must_use]
     fn let_in(&self, section: &mut Section) -> Vec<Arc<Waiter>> {
         self.room.notify_all();
@@ -392,7 +441,8 @@ fn wake_all(waiters: Vec<Arc<Waiter>>) {
     }
 }
 
-/// The right to lead: first, alone, to the end of the journal, and then to the place that was taken there.
+/// The right to lead: first, alone, to the end of the journal, and then to the place that was taken
+/// there.
 struct Lead<'a> {
     commit: &'a Commit,
     has_place: bool,

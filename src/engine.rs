@@ -1,4 +1,5 @@
-//! What the handles of a log, its streams and its background threads share: everything that is open, and the checks that each call begins with.
+//! What the handles of a log, its streams and its background threads share: everything that is
+//! open, and the checks that each call begins with.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,7 +33,8 @@ pub(crate) struct Engine {
     /// Given back on close.
     pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
     closed: AtomicBool,
-    /// The process that opened it. In a copy of it, made with `fork`, the log's threads are missing, and what they held stays locked.
+    /// The process that opened it. In a copy of it, made with `fork`, the log's threads are
+    /// missing, and what they held stays locked.
     opened_by: u32,
 }
 
@@ -56,8 +58,19 @@ impl Engine {
         recovery: Recovery,
         refusals: Arc<Refusals>,
     ) -> Self {
-        let (lock, closed, opened_by) = (Mutex::new(None), AtomicBool::new(false), std::process::id());
-        Self { store, counters, writer, index, recovery, refusals, lock, closed, opened_by }
+        let (lock, closed, opened_by) =
+            (Mutex::new(None), AtomicBool::new(false), std::process::id());
+        Self {
+            store,
+            counters,
+            writer,
+            index,
+            recovery,
+            refusals,
+            lock,
+            closed,
+            opened_by,
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -71,12 +84,22 @@ impl Engine {
 
     /// Refuses to work in a copy of the process that opened the log.
     pub(crate) fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.opened_by { Ok(()) } else { Err(Error::Forked { opened_by: self.opened_by }) }
+        if std::process::id() == self.opened_by {
+            Ok(())
+        } else {
+            Err(Error::Forked {
+                opened_by: self.opened_by,
+            })
+        }
     }
 
     pub(crate) fn open_store(&self) -> Result<&Store> {
         self.check_process()?;
-        if self.is_closed() { Err(Error::Closed) } else { Ok(&self.store) }
+        if self.is_closed() {
+            Err(Error::Closed)
+        } else {
+            Ok(&self.store)
+        }
     }
 
     pub(crate) fn writer(&self) -> Result<&Writer> {
@@ -84,13 +107,21 @@ impl Engine {
     }
 
     /// Checks and encodes a batch, and loads what the commit section will decide by.
-    pub(crate) fn request(&self, session: &SessionId, batch: Batch, ticket: &Arc<Ticket>) -> Result<Request> {
+    pub(crate) fn request(
+        &self,
+        session: &SessionId,
+        batch: Batch,
+        ticket: &Arc<Ticket>,
+    ) -> Result<Request> {
         self.writer()?;
         let store = self.open_store()?;
         batch.check(&store.options.limits)?;
         let expected = batch.expected;
         let batch = EncodedBatch::new(session, batch);
-        let entry = store.recent.pin(session, || store.locator.head(session)).map_err(Error::before_append)?;
+        let entry = store
+            .recent
+            .pin(session, || store.locator.head(session))
+            .map_err(Error::before_append)?;
         self.look_up_key(Request {
             batch,
             expected,
@@ -103,18 +134,29 @@ impl Engine {
 
     /// Asks the segments for the batch's key, if it has one that memory does not know.
     pub(crate) fn look_up_key(&self, mut request: Request) -> Result<Request> {
-        let Some(key) = request.batch.key() else { return Ok(request) };
+        let Some(key) = request.batch.key() else {
+            return Ok(request);
+        };
         let state = request.session.lock();
-        let (head, is_recent, as_of) = (state.head, state.record_of_key(&key.text).is_some(), state.keys_released);
+        let (head, is_recent, as_of) = (
+            state.head,
+            state.record_of_key(&key.text).is_some(),
+            state.keys_released,
+        );
         drop(state);
         let session = request.session.id();
         let record = match head {
-            Some(head) if !is_recent => {
-                self.store.locator.record_of_key(session, head.generation, &key.text).map_err(Error::before_append)?
-            }
+            Some(head) if !is_recent => self
+                .store
+                .locator
+                .record_of_key(session, head.generation, &key.text)
+                .map_err(Error::before_append)?,
             _ => None,
         };
-        request.sealed = SealedKey { record: record.map(Arc::new), as_of };
+        request.sealed = SealedKey {
+            record: record.map(Arc::new),
+            as_of,
+        };
         Ok(request)
     }
 
@@ -136,7 +178,10 @@ impl Engine {
             segments: segments.iter().count() as u64,
             segment_bytes: segments.iter().map(|segment| segment.info.file_bytes).sum(),
             recent_bytes: recent.bytes(),
-            index_lag: segments.iter().filter(|segment| segment.info.number > indexed).count() as u64,
+            index_lag: segments
+                .iter()
+                .filter(|segment| segment.info.number > indexed)
+                .count() as u64,
             index_rebuilds: self.index.rebuilds(),
             streams: count(&self.counters.streams),
             refusals: self.refusals.count(),

@@ -1,6 +1,8 @@
-//! A session that is in use or has recent records: where it stands, for the commit section and for readers.
+//! A session that is in use or has recent records: where it stands, for the commit section and for
+//! readers.
 //!
-//! Its lock is held for moments only and never over I/O. Only the commit section gives out seqs, and only what is durable is published.
+//! Its lock is held for moments only and never over I/O. Only the commit section gives out seqs,
+//! and only what is durable is published.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -42,9 +44,13 @@ pub(crate) struct EntryState {
     /// Oldest first, without gaps up to the head.
     pub records: VecDeque<Arc<Record>>,
     /// The recent keyed batches. `None` while there is none, which is most of the time.
-    #[expect(clippy::box_collection, reason = "most of a million entries have none, and a pointer is smaller than a map")]
+    #[expect(
+        clippy::box_collection,
+        reason = "most of a million entries have none, and a pointer is smaller than a map"
+    )]
     keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
-    /// How many keys have left `keys` because their records were sealed. What was looked up in the segments before may be out of date.
+    /// How many keys have left `keys` because their records were sealed. What was looked up in the
+    /// segments before may be out of date.
     pub keys_released: u64,
     pub waiters: WaitList,
     /// How many hold the entry in memory.
@@ -56,7 +62,12 @@ impl Entry {
     pub(crate) fn new(id: SessionId, known: Option<Head>) -> Self {
         let mut state = EntryState::default();
         state.stand_at(known);
-        Self { id, loaded: AtomicBool::new(known.is_some()), loading: Mutex::default(), state: Mutex::new(state) }
+        Self {
+            id,
+            loaded: AtomicBool::new(known.is_some()),
+            loading: Mutex::default(),
+            state: Mutex::new(state),
+        }
     }
 
     pub(crate) fn id(&self) -> &SessionId {
@@ -67,7 +78,8 @@ impl Entry {
         self.loaded.load(Ordering::Acquire)
     }
 
-    /// Finds out where the session stands, unless that is known. Who comes second waits for the first.
+    /// Finds out where the session stands, unless that is known. Who comes second waits for the
+    /// first.
     pub(crate) fn load(&self, load: impl FnOnce() -> Result<Option<Head>>) -> Result<()> {
         if self.is_loaded() {
             return Ok(());
@@ -81,8 +93,8 @@ impl Entry {
         Ok(())
     }
 
-    /// Takes in a record found in the journal, which says itself where the session stands. Returns the memory it takes, or `None` when it
-    /// does not follow the record before it.
+    /// Takes in a record found in the journal, which says itself where the session stands. Returns
+    /// the memory it takes, or `None` when it does not follow the record before it.
     pub(crate) fn restore(&self, record: &Arc<Record>) -> Option<usize> {
         let mut state = self.lock();
         if state.head.is_some_and(|head| head.last + 1 != record.first) {
@@ -119,7 +131,9 @@ impl EntryState {
     pub(crate) fn assign(&mut self, record: &Arc<Record>) {
         self.assigned = record.last();
         if let Some(key) = &record.key {
-            self.keys.get_or_insert_default().insert(key.text.clone(), Arc::clone(record));
+            self.keys
+                .get_or_insert_default()
+                .insert(key.text.clone(), Arc::clone(record));
         }
     }
 
@@ -133,23 +147,38 @@ impl EntryState {
     pub(crate) fn overlapping(&self, from: Seq, to: Seq) -> Vec<Arc<Record>> {
         let first = self.records.partition_point(|record| record.last() < from);
         let end = self.records.partition_point(|record| record.first <= to);
-        self.records.range(first..end.max(first)).map(Arc::clone).collect()
+        self.records
+            .range(first..end.max(first))
+            .map(Arc::clone)
+            .collect()
     }
 
     /// Makes a durable record visible; returns the memory it takes.
     pub(crate) fn publish(&mut self, record: Arc<Record>) -> usize {
-        let entry = if self.records.is_empty() { ENTRY_OVERHEAD } else { 0 };
+        let entry = if self.records.is_empty() {
+            ENTRY_OVERHEAD
+        } else {
+            0
+        };
         let key = record.key.as_ref().map_or(0, |_| KEY_OVERHEAD);
         let bytes = RECORD_OVERHEAD + record.body().len() + entry + key;
-        self.head =
-            Some(Head { generation: record.generation, first: FIRST_SEQ, last: record.last(), last_id: record.last_id() });
+        self.head = Some(Head {
+            generation: record.generation,
+            first: FIRST_SEQ,
+            last: record.last(),
+            last_id: record.last_id(),
+        });
         self.records.push_back(record);
         bytes
     }
 
-    /// Lets go of the oldest records up to an ID, which were sealed, and of their keys; of so many at the most. Returns of how many.
+    /// Lets go of the oldest records up to an ID, which were sealed, and of their keys; of so many
+    /// at the most. Returns of how many.
     pub(crate) fn release(&mut self, through: EventId, count_max: usize) -> usize {
-        let sealed = self.records.partition_point(|record| record.last_id() <= through).min(count_max);
+        let sealed = self
+            .records
+            .partition_point(|record| record.last_id() <= through)
+            .min(count_max);
         for _ in 0..sealed {
             let record = self.records.pop_front().expect("they were counted");
             self.keys_released += u64::from(record.key.is_some());

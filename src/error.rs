@@ -16,8 +16,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, and with it what state was left behind.
 ///
-/// [`code`](Error::code) is a stable name for logs and wire formats; [`is_retryable`](Error::is_retryable) says whether
-/// the same call may succeed later without anyone reopening the log.
+/// [`code`](Error::code) is a stable name for logs and wire formats;
+/// [`is_retryable`](Error::is_retryable) says whether the same call may succeed later without
+/// anyone reopening the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -82,8 +83,11 @@ pub enum Error {
         actual: Seq,
     },
 
-    /// The idempotency key was used for a batch of other content. Nothing was written; the first batch stays.
-    #[error("idempotency key {key:?} of session {session} belongs to another batch, at seq {first_seq}")]
+    /// The idempotency key was used for a batch of other content. Nothing was written; the first
+    /// batch stays.
+    #[error(
+        "idempotency key {key:?} of session {session} belongs to another batch, at seq {first_seq}"
+    )]
     IdempotencyConflict {
         /// The session appended to.
         session: SessionId,
@@ -100,9 +104,10 @@ pub enum Error {
         path: PathBuf,
     },
 
-    /// The folder, or a file in it, is no longer where the log was opened: somebody moved, removed or replaced it. On an append nothing was
-    /// written. The log is [poisoned](Error::Poisoned) until it is opened again. What it acknowledged is in the folder that it was
-    /// opened in, under whatever name that has now, unless it was removed.
+    /// The folder, or a file in it, is no longer where the log was opened: somebody moved, removed
+    /// or replaced it. On an append nothing was written. The log is [poisoned](Error::Poisoned)
+    /// until it is opened again. What it acknowledged is in the folder that it was opened in, under
+    /// whatever name that has now, unless it was removed.
     #[error("{} is not what this log was opened with: {what}", path.display())]
     Displaced {
         /// The path that leads elsewhere.
@@ -111,8 +116,8 @@ pub enum Error {
         what: String,
     },
 
-    /// The log was opened by another process, of which this one is a copy made with `fork`. Nothing was written. Only the process that opened a
-    /// log can use it.
+    /// The log was opened by another process, of which this one is a copy made with `fork`. Nothing
+    /// was written. Only the process that opened a log can use it.
     #[error("the log was opened by process {opened_by}, and this is another one")]
     Forked {
         /// The process that opened the log.
@@ -130,7 +135,8 @@ pub enum Error {
         what: String,
     },
 
-    /// The file was written by a version of this crate that this one does not know. Nothing was changed.
+    /// The file was written by a version of this crate that this one does not know. Nothing was
+    /// changed.
     #[error("{} has {what} {found}, and this version reads up to {supported}", file.display())]
     Unsupported {
         /// The file.
@@ -143,8 +149,8 @@ pub enum Error {
         supported: u64,
     },
 
-    /// What an append had to know first could not be read: where its session stands, or what its idempotency key stands for. Nothing
-    /// was written, and the same call may be repeated.
+    /// What an append had to know first could not be read: where its session stands, or what its
+    /// idempotency key stands for. Nothing was written, and the same call may be repeated.
     #[error("could not {doing} {}, before anything was written", path.display())]
     Unread {
         /// What we were doing.
@@ -155,8 +161,9 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
-    /// The operating system refused a call. On an append the batch may or may not be found after reopening, and the log
-    /// is [poisoned](Error::Poisoned) until then; on any other call nothing changed.
+    /// The operating system refused a call. On an append the batch may or may not be found after
+    /// reopening, and the log is [poisoned](Error::Poisoned) until then; on any other call nothing
+    /// changed.
     #[error("could not {doing} {}", path.display())]
     Io {
         /// What we were doing.
@@ -167,15 +174,16 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
-    /// A write to the journal or the manifest failed earlier, so nothing more is accepted until the log is reopened.
-    /// This batch was not written. Reads of what was durable go on.
+    /// A write to the journal or the manifest failed earlier, so nothing more is accepted until the
+    /// log is reopened. This batch was not written. Reads of what was durable go on.
     #[error("the log takes no more appends until it is reopened, because a write failed")]
     Poisoned {
         /// The failure that poisoned the log.
         source: Arc<Error>,
     },
 
-    /// There is no room for another journal file. Nothing was written; appends go on once space is freed.
+    /// There is no room for another journal file. Nothing was written; appends go on once space is
+    /// freed.
     #[error("no space for the journal in {}", path.display())]
     NoSpace {
         /// The folder that is full.
@@ -184,18 +192,21 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
-    /// Background work did not free a journal file, or the group that was filling stayed full, for as long as
-    /// [`stall_wait`](crate::Options::stall_wait). Nothing was written; the same call may succeed later.
+    /// Background work did not free a journal file, or the group that was filling stayed full, for
+    /// as long as [`stall_wait`](crate::Options::stall_wait). Nothing was written; the same call
+    /// may succeed later.
     #[error("the log could not take the batch within {waited:?}")]
     Stalled {
         /// How long the append waited.
         waited: std::time::Duration,
-        /// What the system refused the background work, if that is why. It may pass by itself, such as a lack of descriptors.
+        /// What the system refused the background work, if that is why. It may pass by itself, such
+        /// as a lack of descriptors.
         source: Option<Arc<Error>>,
     },
 
-    /// The system refuses a file that the log needs, and will go on to until somebody mends that: rights, a limit on the size of files, a disk
-    /// with errors. Nothing was written. Once it is mended, appends go on without reopening.
+    /// The system refuses a file that the log needs, and will go on to until somebody mends that:
+    /// rights, a limit on the size of files, a disk with errors. Nothing was written. Once it is
+    /// mended, appends go on without reopening.
     #[error("the log takes no more appends, because the system refuses what it needs for them")]
     Refused {
         /// What the system refused.
@@ -305,7 +316,8 @@ impl Error {
         }
     }
 
-    /// Whether a wait may cure it: the same call, on this same handle, may succeed later without anybody mending something but a full disk.
+    /// Whether a wait may cure it: the same call, on this same handle, may succeed later without
+    /// anybody mending something but a full disk.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -323,19 +335,34 @@ impl Error {
     }
 
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
-        Error::Invalid { what, why: why.into() }
+        Error::Invalid {
+            what,
+            why: why.into(),
+        }
     }
 
     /// What an append says of an error while it looks something up.
     pub(crate) fn before_append(self) -> Self {
         match self {
-            Error::Io { doing, path, source } => Error::Unread { doing, path, source },
+            Error::Io {
+                doing,
+                path,
+                source,
+            } => Error::Unread {
+                doing,
+                path,
+                source,
+            },
             other => other,
         }
     }
 
     pub(crate) fn corrupt(file: impl Into<PathBuf>, offset: u64, what: impl Into<String>) -> Self {
-        Error::Corrupt { file: file.into(), offset, what: what.into() }
+        Error::Corrupt {
+            file: file.into(),
+            offset,
+            what: what.into(),
+        }
     }
 }
 
@@ -344,5 +371,9 @@ pub(crate) fn check_limit(limit: Limit, actual: usize, max: usize) -> Result<()>
     if actual <= max {
         return Ok(());
     }
-    Err(Error::TooLarge { limit, actual: actual as u64, max: max as u64 })
+    Err(Error::TooLarge {
+        limit,
+        actual: actual as u64,
+        max: max as u64,
+    })
 }

@@ -1,4 +1,5 @@
-//! What goes in and what comes out: a new event, a batch of them, a stored event, an acknowledgement.
+//! What goes in and what comes out: a new event, a batch of them, a stored event, an
+//! acknowledgement.
 
 use std::fmt;
 
@@ -18,7 +19,8 @@ use crate::user_message::{self, UserMessage};
 /// The place of an event in its session: dense, from 1.
 pub type Seq = u64;
 
-/// The type of an event, such as `user.message`: 1 to 128 bytes of UTF-8 without control characters.
+/// The type of an event, such as `user.message`: 1 to 128 bytes of UTF-8 without control
+/// characters.
 ///
 /// The set is open: a type that this crate knows nothing of is stored and read back like any other.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,8 +81,9 @@ impl PartialEq<&str> for EventType {
 
 /// An event to append.
 ///
-/// `data` is opaque to the log and JSON by convention. An event of type `user.message` opens a turn and gets a message ID of its
-/// own; any other may [name the turn](NewEvent::in_turn) it belongs to.
+/// `data` is opaque to the log and JSON by convention. An event of type `user.message` opens a turn
+/// and gets a message ID of its own; any other may [name the turn](NewEvent::in_turn) it belongs
+/// to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
     pub(crate) event_type: EventType,
@@ -104,22 +107,33 @@ impl NewEvent {
     #[must_use]
     pub fn new(event_type: impl Into<EventType>, data: impl Into<Bytes>) -> Self {
         let event_type = event_type.into();
-        let turn = if user_message::opens_turn(&event_type) { Turn::Opens } else { Turn::None };
-        Self { event_type, data: data.into(), turn }
+        let turn = if user_message::opens_turn(&event_type) {
+            Turn::Opens
+        } else {
+            Turn::None
+        };
+        Self {
+            event_type,
+            data: data.into(),
+            turn,
+        }
     }
 
     /// An event with `value` as JSON data.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when `value` cannot be written as JSON, for instance a map with keys that are not strings.
+    /// [`Error::Invalid`] when `value` cannot be written as JSON, for instance a map with keys that
+    /// are not strings.
     pub fn json(event_type: impl Into<EventType>, value: &impl Serialize) -> Result<Self> {
-        let data = serde_json::to_vec(value).map_err(|error| Error::invalid("event data", error.to_string()))?;
+        let data = serde_json::to_vec(value)
+            .map_err(|error| Error::invalid("event data", error.to_string()))?;
         Ok(Self::new(event_type, data))
     }
 
-    /// The same event as part of the turn that `message` opened. It is not looked up: a reader of the turn takes only events of
-    /// the message's own session. On an event that opens a turn itself this changes nothing.
+    /// The same event as part of the turn that `message` opened. It is not looked up: a reader of
+    /// the turn takes only events of the message's own session. On an event that opens a turn
+    /// itself this changes nothing.
     #[must_use]
     pub fn in_turn(mut self, message: MessageId) -> Self {
         if self.turn != Turn::Opens {
@@ -145,7 +159,8 @@ pub struct Batch {
     pub(crate) events: Vec<NewEvent>,
     pub(crate) key: Option<ByteString>,
     pub(crate) expected: Expected,
-    /// Whether it was given a user's message that is nested too deep, which is not among its events.
+    /// Whether it was given a user's message that is nested too deep, which is not among its
+    /// events.
     is_too_deep: bool,
 }
 
@@ -167,23 +182,25 @@ impl Batch {
         self
     }
 
-    /// Adds a `user.message`, which opens a turn. Appending the batch is [`Error::Invalid`] when more than 127 arrays and objects
-    /// of the message's JSON form lie in each other: it could not be read back.
+    /// Adds a `user.message`, which opens a turn. Appending the batch is [`Error::Invalid`] when
+    /// more than 127 arrays and objects of the message's JSON form lie in each other: it could not
+    /// be read back.
     pub fn user_message(mut self, message: impl Into<UserMessage>) -> Self {
         let event = message.into().into_event();
         self.is_too_deep |= event.is_none();
         self.events(event)
     }
 
-    /// Makes a retry safe: within its session, a key lands once. Appending the same content under it again returns the events
-    /// that were stored the first time; other content is [`Error::IdempotencyConflict`]. A key lives as long as its batch.
+    /// Makes a retry safe: within its session, a key lands once. Appending the same content under
+    /// it again returns the events that were stored the first time; other content is
+    /// [`Error::IdempotencyConflict`]. A key lives as long as its batch.
     pub fn idempotency_key(mut self, key: impl AsRef<str>) -> Self {
         self.key = Some(ByteString::from(key.as_ref()));
         self
     }
 
-    /// Lands only when the session is where the caller thinks it is. The idempotency key is looked at first, so that a retry of
-    /// what landed is a replay and no mismatch.
+    /// Lands only when the session is where the caller thinks it is. The idempotency key is looked
+    /// at first, so that a retry of what landed is a replay and no mismatch.
     pub fn expected(mut self, expected: Expected) -> Self {
         self.expected = expected;
         self
@@ -191,12 +208,19 @@ impl Batch {
 
     pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
         if self.is_too_deep {
-            return Err(Error::invalid("user message", format!("its JSON is nested deeper than {LEVELS_MAX} levels")));
+            return Err(Error::invalid(
+                "user message",
+                format!("its JSON is nested deeper than {LEVELS_MAX} levels"),
+            ));
         }
         if self.events.is_empty() {
             return Err(Error::invalid("batch", "it has no events"));
         }
-        check_limit(Limit::BatchEvents, self.events.len(), limits.batch_events_max)?;
+        check_limit(
+            Limit::BatchEvents,
+            self.events.len(),
+            limits.batch_events_max,
+        )?;
         let (mut data_bytes, mut type_bytes) = (0_usize, 0_usize);
         for event in &self.events {
             event.check(limits)?;
@@ -209,7 +233,11 @@ impl Batch {
         if key.is_empty() {
             return Err(Error::invalid("idempotency key", "it is empty"));
         }
-        check_limit(Limit::IdempotencyKeyBytes, key.len(), limits.idempotency_key_bytes_max)
+        check_limit(
+            Limit::IdempotencyKeyBytes,
+            key.len(),
+            limits.idempotency_key_bytes_max,
+        )
     }
 }
 
@@ -219,7 +247,11 @@ impl NewEvent {
         if name.is_empty() {
             return Err(Error::invalid("event type", "it is empty"));
         }
-        check_limit(Limit::EventTypeBytes, name.len(), limits.event_type_bytes_max)?;
+        check_limit(
+            Limit::EventTypeBytes,
+            name.len(),
+            limits.event_type_bytes_max,
+        )?;
         if name.chars().any(char::is_control) {
             return Err(Error::invalid("event type", "it holds a control character"));
         }
@@ -264,8 +296,9 @@ impl fmt::Display for Expected {
     }
 }
 
-/// A stored event. Its data, and a long type or session ID, share the memory that they were read into or appended with, about 64 KiB at
-/// most unless the batch was larger; copy them out to keep one event for long.
+/// A stored event. Its data, and a long type or session ID, share the memory that they were read
+/// into or appended with, about 64 KiB at most unless the batch was larger; copy them out to keep
+/// one event for long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Event {
@@ -281,7 +314,8 @@ pub struct Event {
     pub data: Bytes,
     /// The turn it opened or was said to belong to.
     pub message_id: Option<MessageId>,
-    /// The wall clock when it was committed, in milliseconds. Order comes from `seq` and `id`, never from this.
+    /// The wall clock when it was committed, in milliseconds. Order comes from `seq` and `id`,
+    /// never from this.
     pub created_at: Timestamp,
 }
 
@@ -314,10 +348,12 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when it is not JSON of this shape, or `serde_json` refuses a part of it, such as a string with half an
-    /// emoji. A [`Message`](crate::Message) reads such data all the same.
+    /// [`Error::Invalid`] when it is not JSON of this shape, or `serde_json` refuses a part of it,
+    /// such as a string with half an emoji. A [`Message`](crate::Message) reads such data all the
+    /// same.
     pub fn json<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T> {
-        serde_json::from_slice(&self.data).map_err(|error| Error::invalid("event data", error.to_string()))
+        serde_json::from_slice(&self.data)
+            .map_err(|error| Error::invalid("event data", error.to_string()))
     }
 }
 
@@ -354,11 +390,23 @@ mod tests {
 
     #[test]
     fn the_types_of_a_batch_are_bounded_together() {
-        let limits = crate::Options::new().batch_events_max(10_000).event_type_bytes_max(1 << 16).limits;
+        let limits = crate::Options::new()
+            .batch_events_max(10_000)
+            .event_type_bytes_max(1 << 16)
+            .limits;
         let event = NewEvent::new("x".repeat(1 << 16), "");
         let batch = |events| Batch::new().events(std::iter::repeat_n(event.clone(), events));
         batch(1 << 12).check(&limits).unwrap();
         let refused = batch((1 << 12) + 1).check(&limits);
-        assert!(matches!(refused, Err(Error::TooLarge { limit: Limit::BatchBytes, .. })), "{refused:?}");
+        assert!(
+            matches!(
+                refused,
+                Err(Error::TooLarge {
+                    limit: Limit::BatchBytes,
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
     }
 }

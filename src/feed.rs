@@ -1,5 +1,6 @@
-//! All sessions in commit order, and the lists of sessions. They need no index of their own: event IDs rise in commit order, so
-//! the order of files and of the tables in their footers is the order of the store.
+//! All sessions in commit order, and the lists of sessions. They need no index of their own: event
+//! IDs rise in commit order, so the order of files and of the tables in their footers is the order
+//! of the store.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -14,7 +15,8 @@ use crate::read::{Appetite, Store, check_page_limit};
 use crate::segment::Segment;
 use crate::session::SessionId;
 
-/// How many sealed records [`newest_sessions`](Store::newest_sessions) looks at before it is content with fewer sessions.
+/// How many sealed records [`newest_sessions`](Store::newest_sessions) looks at before it is
+/// content with fewer sessions.
 const WALK_BACK_RECORDS: usize = if cfg!(test) { 10 } else { 10_000 };
 
 /// Records looked for in memory at once.
@@ -28,11 +30,17 @@ pub struct After<T>(
 );
 
 impl Store {
-    /// The events committed after `after`, in commit order, as far as the appetite goes; none when there are none.
+    /// The events committed after `after`, in commit order, as far as the appetite goes; none when
+    /// there are none.
     pub(crate) fn committed_after(&self, after: EventId, appetite: Appetite) -> Result<Vec<Event>> {
-        let mut takes = Takes { after, appetite, events: Vec::new() };
+        let mut takes = Takes {
+            after,
+            appetite,
+            events: Vec::new(),
+        };
         match self.take_committed(&mut takes) {
-            // What was read before the damage is as good as ever; whoever reads on from there is told.
+            // What was read before the damage is as good as ever; whoever reads on from there is
+            // told.
             Err(error) if takes.events.is_empty() => Err(error),
             _ => Ok(takes.events),
         }
@@ -59,11 +67,16 @@ impl Store {
     }
 
     /// Sessions in the order of their IDs.
-    pub(crate) fn sessions_after(&self, after: Option<&SessionId>, limit: usize) -> Result<Vec<SessionId>> {
+    pub(crate) fn sessions_after(
+        &self,
+        after: Option<&SessionId>,
+        limit: usize,
+    ) -> Result<Vec<SessionId>> {
         check_page_limit(limit, self.options.limits.page_events_max)?;
         let recent = self.recent.sessions_after(after);
         let segments = self.locator.segments();
-        let mut next: BTreeMap<SessionId, Vec<&Arc<Segment>>> = recent.into_iter().map(|id| (id, Vec::new())).collect();
+        let mut next: BTreeMap<SessionId, Vec<&Arc<Segment>>> =
+            recent.into_iter().map(|id| (id, Vec::new())).collect();
         for segment in segments.iter() {
             if let Some(session) = segment.session_after(after)? {
                 next.entry(session).or_default().push(segment);
@@ -87,9 +100,16 @@ impl Store {
     /// Sessions by their newest event, newest first.
     pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
         check_page_limit(limit, self.options.limits.page_events_max)?;
-        let mut newest = Newest { limit, seen: HashSet::new(), order: Vec::new() };
+        let mut newest = Newest {
+            limit,
+            seen: HashSet::new(),
+            order: Vec::new(),
+        };
         let walked = self.walk_back(&mut newest)?;
-        Ok(NewestSessions { ids: newest.order, may_go_on: walked.is_break() })
+        Ok(NewestSessions {
+            ids: newest.order,
+            may_go_on: walked.is_break(),
+        })
     }
 
     /// Shows the newest records, until it was enough or they were many.
@@ -122,7 +142,10 @@ pub(crate) struct NewestSessions {
     /// The newest first.
     pub ids: Vec<SessionId>,
     /// Whether there may be more.
-    #[cfg_attr(not(any(feature = "http", test)), expect(dead_code, reason = "it is said over HTTP"))]
+    #[cfg_attr(
+        not(any(feature = "http", test)),
+        expect(dead_code, reason = "it is said over HTTP")
+    )]
     pub may_go_on: bool,
 }
 
@@ -134,10 +157,17 @@ struct Takes {
 }
 
 impl Takes {
-    fn record(&mut self, record: &Record, segment: Option<&Arc<Segment>>) -> Result<ControlFlow<()>> {
+    fn record(
+        &mut self,
+        record: &Record,
+        segment: Option<&Arc<Segment>>,
+    ) -> Result<ControlFlow<()>> {
         for frame in record.events() {
-            let frame = frame
-                .map_err(|fault| segment.expect("records in memory were checked when they got there").fault_in_records(fault))?;
+            let frame = frame.map_err(|fault| {
+                segment
+                    .expect("records in memory were checked when they got there")
+                    .fault_in_records(fault)
+            })?;
             if frame.view.id <= self.after {
                 continue;
             }
@@ -165,6 +195,10 @@ impl Newest {
             self.seen.insert(session.clone());
             self.order.push(session);
         }
-        if self.order.len() == self.limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.order.len() == self.limit {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 }

@@ -1,7 +1,9 @@
-//! Where sessions stand that have nothing else in memory, of those that had lately: who comes back to one need not look for its end.
+//! Where sessions stand that have nothing else in memory, of those that had lately: who comes back
+//! to one need not look for its end.
 //!
-//! Invariant: what is here of a session that has no entry is where it stands. So an entry leaves its head behind when it is dropped, in
-//! place of what an earlier one left, and nothing else is ever put here. While there is an entry, that is asked.
+//! Invariant: what is here of a session that has no entry is where it stands. So an entry leaves
+//! its head behind when it is dropped, in place of what an earlier one left, and nothing else is
+//! ever put here. While there is an entry, that is asked.
 
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
@@ -26,11 +28,22 @@ impl Weighter<SessionId, Head> for ByBytes {
 impl IdleHeads {
     pub(crate) fn new(bytes_max: usize) -> Self {
         let mut options = OptionsBuilder::new();
-        options.estimated_items_capacity(bytes_max / HEAD_BYTES + 1).weight_capacity(bytes_max as u64);
-        // Half is for those that were come back to, so that those that never are give way to others. To remember one that went takes as
-        // much room as to keep one.
-        let options = options.hot_allocation(0.5).ghost_allocation(0.0).build().expect("all that has no default is set");
-        Self(Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), DefaultLifecycle::default()))
+        options
+            .estimated_items_capacity(bytes_max / HEAD_BYTES + 1)
+            .weight_capacity(bytes_max as u64);
+        // Half is for those that were come back to, so that those that never are give way to
+        // others. To remember one that went takes as much room as to keep one.
+        let options = options
+            .hot_allocation(0.5)
+            .ghost_allocation(0.0)
+            .build()
+            .expect("all that has no default is set");
+        Self(Cache::with_options(
+            options,
+            ByBytes,
+            DefaultHashBuilder::default(),
+            DefaultLifecycle::default(),
+        ))
     }
 
     pub(crate) fn get(&self, session: &SessionId) -> Option<Head> {
@@ -50,7 +63,12 @@ mod tests {
     use crate::session::FIRST_SEQ;
 
     fn head(last: u64) -> Head {
-        Head { generation: 1, first: FIRST_SEQ, last, last_id: EventId::from_u128(last.into()) }
+        Head {
+            generation: 1,
+            first: FIRST_SEQ,
+            last,
+            last_id: EventId::from_u128(last.into()),
+        }
     }
 
     fn session(name: &str) -> SessionId {
@@ -79,9 +97,14 @@ mod tests {
             let mut heads = IdleHeads::new(1_000 * HEAD_BYTES);
             let name = |nth: u32| session(&format!("{nth:0>name_bytes$}"));
             (0..10_000).for_each(|nth| heads.put(name(nth), head(1)));
-            let kept = (0..10_000).filter(|nth| heads.get(&name(*nth)).is_some()).count();
+            let kept = (0..10_000)
+                .filter(|nth| heads.get(&name(*nth)).is_some())
+                .count();
             let fitting = 1_000 * HEAD_BYTES / (HEAD_BYTES + name_bytes);
-            assert!((fitting * 9 / 10..=fitting).contains(&kept), "{kept} of {fitting}");
+            assert!(
+                (fitting * 9 / 10..=fitting).contains(&kept),
+                "{kept} of {fitting}"
+            );
             let names = kept * (if name_bytes > 8 { name_bytes } else { 0 });
             let taken = heads.0.memory_used().total() + names;
             assert!(taken <= 1_000 * HEAD_BYTES, "{taken} bytes");

@@ -1,7 +1,8 @@
 //! Event and message IDs, and the clock that hands them out in strictly rising order.
 //!
-//! Both are [ULIDs](https://github.com/ulid/spec): 48 bits of milliseconds, then 80 bits that are random in a fresh millisecond
-//! and counted up within one. The only file that is given the wall clock.
+//! Both are [ULIDs](https://github.com/ulid/spec): 48 bits of milliseconds, then 80 bits that are
+//! random in a fresh millisecond and counted up within one. The only file that is given the wall
+//! clock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +15,8 @@ use ulid::Ulid;
 
 use crate::error::{Error, Result};
 
-/// The ID of a stored event, unique in the store and greater than that of every event committed before.
+/// The ID of a stored event, unique in the store and greater than that of every event committed
+/// before.
 ///
 /// Shown as `evt_` and 26 characters of Crockford base32, so text order is ID order.
 ///
@@ -25,7 +27,8 @@ use crate::error::{Error, Result};
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId {
-    /// The upper half of the ULID. In halves, since a `u128` makes whatever holds it larger, and slower to move.
+    /// The upper half of the ULID. In halves, since a `u128` makes whatever holds it larger, and
+    /// slower to move.
     high: u64,
     low: u64,
 }
@@ -39,7 +42,8 @@ pub struct MessageId(EventId);
 impl EventId {
     const PREFIX: &str = "evt_";
 
-    /// The milliseconds since the Unix epoch that the ID begins with. Its order counts; its time is a hint.
+    /// The milliseconds since the Unix epoch that the ID begins with. Its order counts; its time is
+    /// a hint.
     #[must_use]
     pub fn timestamp_ms(self) -> u64 {
         Ulid(self.to_u128()).timestamp_ms()
@@ -55,7 +59,10 @@ impl EventId {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "it is cut in two")]
     pub fn from_u128(ulid: u128) -> Self {
-        Self { high: (ulid >> 64) as u64, low: ulid as u64 }
+        Self {
+            high: (ulid >> 64) as u64,
+            low: ulid as u64,
+        }
     }
 
     /// The ID `n` places on.
@@ -139,13 +146,17 @@ impl Serialize for MessageId {
 
 impl<'de> Deserialize<'de> for EventId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for MessageId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -158,7 +169,9 @@ fn show(f: &mut fmt::Formatter<'_>, prefix: &str, id: EventId) -> fmt::Result {
 /// Only the spelling that `show` gives is an ID, so that two texts never mean the same event.
 fn read(what: &'static str, prefix: &str, text: &str) -> Result<EventId> {
     let refuse = |why: &str| Error::invalid(what, format!("{text:?} {why}"));
-    let digits = text.strip_prefix(prefix).ok_or_else(|| refuse(&format!("does not begin with {prefix}")))?;
+    let digits = text
+        .strip_prefix(prefix)
+        .ok_or_else(|| refuse(&format!("does not begin with {prefix}")))?;
     let ulid = Ulid::from_string(digits).map_err(|error| refuse(&error.to_string()))?;
     if ulid.array_to_str(&mut [0; ulid::ULID_LEN]) != digits {
         return Err(refuse("is not in the canonical upper-case spelling"));
@@ -171,13 +184,16 @@ pub(crate) type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
 /// The system's wall clock.
 pub(crate) fn system_clock() -> WallClock {
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that reads the clock"
+    )]
     let clock = || SystemTime::now();
     Arc::new(clock)
 }
 
-/// Hands out IDs for batches: each greater than all before, also within one millisecond, over a clock that steps back, and, since
-/// the last ID is stored with every group, over reopening.
+/// Hands out IDs for batches: each greater than all before, also within one millisecond, over a
+/// clock that steps back, and, since the last ID is stored with every group, over reopening.
 pub(crate) struct IdClock {
     last: EventId,
 }
@@ -201,9 +217,14 @@ impl IdClock {
         Self { last }
     }
 
-    /// Takes the IDs `base ..= base + (count - 1)` for a batch that came at `created_ms` by the wall clock.
+    /// Takes the IDs `base ..= base + (count - 1)` for a batch that came at `created_ms` by the
+    /// wall clock.
     pub(crate) fn stamp(&mut self, count: u32, created_ms: u64) -> Stamp {
-        let base = if created_ms > self.last.timestamp_ms() { fresh(created_ms) } else { self.last.plus(1) };
+        let base = if created_ms > self.last.timestamp_ms() {
+            fresh(created_ms)
+        } else {
+            self.last.plus(1)
+        };
         self.last = base.plus(count.saturating_sub(1));
         Stamp { base, created_ms }
     }
@@ -215,13 +236,17 @@ pub(crate) fn clock_skew(wall: &WallClock, last: EventId) -> Option<Duration> {
     (last != EventId::from_u128(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)
 }
 
-/// The time by the wall clock, in milliseconds since 1970, and at most the latest that an ID can carry.
+/// The time by the wall clock, in milliseconds since 1970, and at most the latest that an ID can
+/// carry.
 pub(crate) fn now_ms(wall: &WallClock) -> u64 {
     let since = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX).min(TIME_MS_MAX)
+    u64::try_from(since.as_millis())
+        .unwrap_or(u64::MAX)
+        .min(TIME_MS_MAX)
 }
 
-/// A random ID of a fresh millisecond. The top random bit is clear, so counting on cannot carry into the time.
+/// A random ID of a fresh millisecond. The top random bit is clear, so counting on cannot carry
+/// into the time.
 fn fresh(ms: u64) -> EventId {
     let random = Ulid::generate().random() & (u128::MAX >> (128 - 79));
     EventId::from_u128(Ulid::from_parts(ms, random).0)
@@ -232,9 +257,13 @@ pub(crate) fn fresh_store_number() -> u128 {
     Ulid::generate().0
 }
 
-/// The time as shown to callers. Times of the next 8,000 years fit; beyond them the last one that can be shown.
+/// The time as shown to callers. Times of the next 8,000 years fit; beyond them the last one that
+/// can be shown.
 pub(crate) fn timestamp(ms: u64) -> Timestamp {
-    i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok()).unwrap_or(Timestamp::MAX)
+    i64::try_from(ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::MAX)
 }
 
 /// A time as text, always with three decimals, so that times of one length sort as text.
@@ -264,15 +293,24 @@ mod tests {
 
     #[test]
     fn ids_rise_over_reopening_with_the_clock_set_back() {
-        let last = IdClock::new(EventId::from_u128(0)).stamp(3, 5_000).base.plus(2);
-        assert!(clock_skew(&clock_at(10), last).is_none(), "five seconds are not worth a report");
+        let last = IdClock::new(EventId::from_u128(0))
+            .stamp(3, 5_000)
+            .base
+            .plus(2);
+        assert!(
+            clock_skew(&clock_at(10), last).is_none(),
+            "five seconds are not worth a report"
+        );
         assert_eq!(IdClock::new(last).stamp(1, 10).base, last.plus(1));
     }
 
     #[test]
     fn a_clock_a_day_off_is_reported() {
         let last = fresh(2 * 86_400_000);
-        assert_eq!(clock_skew(&clock_at(0), last), Some(Duration::from_hours(48)));
+        assert_eq!(
+            clock_skew(&clock_at(0), last),
+            Some(Duration::from_hours(48))
+        );
     }
 
     #[test]
@@ -297,7 +335,10 @@ mod tests {
             &format!("{text}0"),
             "evt_8ZZZZZZZZZZZZZZZZZZZZZZZZZ",
         ] {
-            assert!(bad.parse::<EventId>().is_err(), "{bad:?} was taken for an ID");
+            assert!(
+                bad.parse::<EventId>().is_err(),
+                "{bad:?} was taken for an ID"
+            );
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The index: which run of which segment holds a session's seq. The only file that names sled.
 //!
-//! One tree, one append-only keyspace per session: `(session, generation, first seq) -> (segment, run)`. It only accelerates. It is
-//! written in the background, behind the segments, by one thread; what it says is checked against segments by those who ask,
-//! and whatever it fails to say is found in their footers. So nothing here can lose or change anything, and every
-//! failure, panics inside sled included, has one answer: set the folder aside and build it again.
+//! One tree, one append-only keyspace per session: `(session, generation, first seq) -> (segment,
+//! run)`. It only accelerates. It is written in the background, behind the segments, by one thread;
+//! what it says is checked against segments by those who ask, and whatever it fails to say is found
+//! in their footers. So nothing here can lose or change anything, and every failure, panics inside
+//! sled included, has one answer: set the folder aside and build it again.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -15,15 +16,19 @@ use crate::disk::Disk;
 use crate::error::Error;
 use crate::event::Seq;
 use crate::refusals::{Refusals, Work};
-use crate::segment::{Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key};
+use crate::segment::{
+    Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key,
+};
 use crate::session::SessionId;
 use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
 
-/// Larger than sled's default, so that no value or consolidated node becomes a file of its own in `blobs/`.
+/// Larger than sled's default, so that no value or consolidated node becomes a file of its own in
+/// `blobs/`.
 const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
-/// Entries written at once. With batches of 1,000 a process that made 10,000 entries a second grew by 12 MB a second for as long as it
-/// ran; the smaller the batches, the less, but the sooner the index falls behind when sessions are many and small.
+/// Entries written at once. With batches of 1,000 a process that made 10,000 entries a second grew
+/// by 12 MB a second for as long as it ran; the smaller the batches, the less, but the sooner the
+/// index falls behind when sessions are many and small.
 const BATCH_ENTRIES: usize = 128;
 
 /// About what an entry takes in sled's cache.
@@ -32,7 +37,8 @@ const CACHED_ENTRY_BYTES: u64 = 128;
 /// How long to leave sled alone after it failed to open, or a segment that could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A damaged segment is left alone for twice as long each time, so often: what comes before the damage is put in again.
+/// A damaged segment is left alone for twice as long each time, so often: what comes before the
+/// damage is put in again.
 const DOUBLINGS_MAX: u32 = 6;
 
 /// sled panics below 256 bytes, and thrashes long before.
@@ -43,7 +49,8 @@ const KIND_RUN: u8 = 1;
 /// Why an index is set aside that a reader has found out.
 const UNTRUE: &str = "it said something untrue";
 
-/// Another one than before entries were made small, so that an index of that time is built again. It was 2.
+/// Another one than before entries were made small, so that an index of that time is built again.
+/// It was 2.
 const KIND_POSITION: u8 = 3;
 
 /// What an entry says.
@@ -53,8 +60,8 @@ pub(crate) struct IndexEntry {
     pub run: Run,
 }
 
-/// What stands under a run's key. What the key says is not said again, nor what only the segment is asked for: sled keeps up to 22 bytes without
-/// an allocation for each entry.
+/// What stands under a run's key. What the key says is not said again, nor what only the segment is
+/// asked for: sled keeps up to 22 bytes without an allocation for each entry.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct IndexValue {
     segment: u64,
@@ -113,7 +120,11 @@ enum Setback {
 
 impl From<Error> for Setback {
     fn from(error: Error) -> Self {
-        if matches!(error, Error::Corrupt { .. }) { Setback::Damaged(error) } else { Setback::Unread(error) }
+        if matches!(error, Error::Corrupt { .. }) {
+            Setback::Damaged(error)
+        } else {
+            Setback::Unread(error)
+        }
     }
 }
 
@@ -128,14 +139,29 @@ impl IndexEntry {
     pub(crate) fn read(key: &[u8], value: &[u8]) -> Option<Self> {
         let (_kind, key) = key.split_first()?;
         let (_session, generation, first) = split_run_key(key)?;
-        let IndexValue { segment, events, place } = decode_bare(value)?;
-        let run = Run { generation, first, events, place };
+        let IndexValue {
+            segment,
+            events,
+            place,
+        } = decode_bare(value)?;
+        let run = Run {
+            generation,
+            first,
+            events,
+            place,
+        };
         run.is_possible().then_some(Self { segment, run })
     }
 }
 
 impl Index {
-    pub(crate) fn new(disk: Arc<dyn Disk>, log: &Path, store: StoreId, cache_bytes: usize, refusals: Arc<Refusals>) -> Self {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        log: &Path,
+        store: StoreId,
+        cache_bytes: usize,
+        refusals: Arc<Refusals>,
+    ) -> Self {
         Self {
             disk,
             folder: log.join("index"),
@@ -150,18 +176,32 @@ impl Index {
         }
     }
 
-    /// The entries for the runs of `session` that hold the seqs `from..=to` of `generation`, the last first, as far as the index knows them.
-    /// They may be wrong. Down in one go, since sled copies a node for each time that it is asked for neighbours.
-    pub(crate) fn runs_down(&self, session: &SessionId, generation: u32, (from, to): (Seq, Seq)) -> Vec<IndexEntry> {
+    /// The entries for the runs of `session` that hold the seqs `from..=to` of `generation`, the
+    /// last first, as far as the index knows them. They may be wrong. Down in one go, since sled
+    /// copies a node for each time that it is asked for neighbours.
+    pub(crate) fn runs_down(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        (from, to): (Seq, Seq),
+    ) -> Vec<IndexEntry> {
         let db = self.db.read();
-        let (asked, Some(db)) = (self.ask(), db.as_ref()) else { return Vec::new() };
+        let (asked, Some(db)) = (self.ask(), db.as_ref()) else {
+            return Vec::new();
+        };
         let mut above = run_tree_key(session, generation, to);
         above.push(0);
         let read = || {
             let mut entries = Vec::new();
             // A run has an event at least.
-            let runs_max = usize::try_from(to - from).unwrap_or(usize::MAX).saturating_add(1);
-            for found in db.range(tree_key(&session_key(session))..above).rev().take(runs_max) {
+            let runs_max = usize::try_from(to - from)
+                .unwrap_or(usize::MAX)
+                .saturating_add(1);
+            for found in db
+                .range(tree_key(&session_key(session))..above)
+                .rev()
+                .take(runs_max)
+            {
                 let (key, value) = found.ok()?;
                 let entry = IndexEntry::read(&key, &value)?;
                 entries.push(entry);
@@ -182,10 +222,15 @@ impl Index {
         self.through.load(Ordering::Acquire)
     }
 
-    /// To be called before the index is asked: what it comes to cover meanwhile it may not have said yet.
+    /// To be called before the index is asked: what it comes to cover meanwhile it may not have
+    /// said yet.
     pub(crate) fn ask(&self) -> Asked {
-        // In this order: what an index covered that was set aside is not taken for what the next one does.
-        Asked { rebuilds: self.rebuilds(), through: self.through() }
+        // In this order: what an index covered that was set aside is not taken for what the next
+        // one does.
+        Asked {
+            rebuilds: self.rebuilds(),
+            through: self.through(),
+        }
     }
 
     /// How often the folder was set aside and built again since the log was opened.
@@ -193,7 +238,8 @@ impl Index {
         self.rebuilds.load(Ordering::Acquire)
     }
 
-    /// Called by whoever finds that the index said something untrue. It is not held against the one that is built in its place.
+    /// Called by whoever finds that the index said something untrue. It is not held against the one
+    /// that is built in its place.
     pub(crate) fn distrust(&self, asked: Asked) {
         let mut state = self.state.lock();
         if asked.rebuilds == self.rebuilds() {
@@ -214,7 +260,8 @@ impl Index {
         self.changed.notify_all();
     }
 
-    /// The work of the background thread: keeps the index up with `segments` until [`stop`](Index::stop).
+    /// The work of the background thread: keeps the index up with `segments` until
+    /// [`stop`](Index::stop).
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
         let mut damaged = 0;
         while self.wait_for_work() {
@@ -252,7 +299,10 @@ impl Index {
             return Err(Setback::broken(UNTRUE));
         }
         let db = self.opened()?;
-        for segment in segments.iter().filter(|segment| segment.info.number > self.through()) {
+        for segment in segments
+            .iter()
+            .filter(|segment| segment.info.number > self.through())
+        {
             self.insert(&db, segment)?;
             self.set_position(&db, segment.info.number)?;
         }
@@ -264,19 +314,30 @@ impl Index {
         if let Some(db) = self.db.read().as_ref() {
             return Ok(db.clone());
         }
-        self.remove_unfinished_snapshots().map_err(|error| Setback::Broken(error.with_sources()))?;
+        self.remove_unfinished_snapshots()
+            .map_err(|error| Setback::Broken(error.with_sources()))?;
         let path = self.disk.path_for_others(&self.folder)?;
-        let config =
-            sled::Config::new().path(path).cache_capacity(self.cache_bytes).segment_size(SLED_SEGMENT_BYTES).flush_every_ms(None);
+        let config = sled::Config::new()
+            .path(path)
+            .cache_capacity(self.cache_bytes)
+            .segment_size(SLED_SEGMENT_BYTES)
+            .flush_every_ms(None);
         let db = whole(guarded(|| config.open()))?;
         let position = whole(guarded(|| db.get([KIND_POSITION])))?;
         let position = match position {
-            Some(bytes) => decode_bare(&bytes).ok_or_else(|| Setback::broken("its position is damaged"))?,
-            None if db.is_empty() => Position { store: self.store, through: 0 },
+            Some(bytes) => {
+                decode_bare(&bytes).ok_or_else(|| Setback::broken("its position is damaged"))?
+            }
+            None if db.is_empty() => Position {
+                store: self.store,
+                through: 0,
+            },
             None => return Err(Setback::broken("it has no position")),
         };
         if position.store != self.store || position.through > self.state.lock().newest {
-            return Err(Setback::broken("it is of another store, or of a later state of this one"));
+            return Err(Setback::broken(
+                "it is of another store, or of a later state of this one",
+            ));
         }
         // In this order, so that nobody believes in a position whose entries cannot be asked for.
         *self.db.write() = Some(db.clone());
@@ -285,13 +346,20 @@ impl Index {
         Ok(db)
     }
 
-    /// Reads as much as the cache holds, since the first pages of a log that was just opened would each wait for the disk; until there is
-    /// something else to do. Returns how many entries that is.
+    /// Reads as much as the cache holds, since the first pages of a log that was just opened would
+    /// each wait for the disk; until there is something else to do. Returns how many entries that
+    /// is.
     fn read_ahead(&self, db: &sled::Db) -> Result<u64, Setback> {
         let mut entries = db.iter();
-        let mut read_some = || entries.by_ref().take(BATCH_ENTRIES).try_fold(0, |read, entry| entry.map(|_in_cache| read + 1));
+        let mut read_some = || {
+            entries
+                .by_ref()
+                .take(BATCH_ENTRIES)
+                .try_fold(0, |read, entry| entry.map(|_in_cache| read + 1))
+        };
         let newest = self.state.lock().newest;
-        let has_time = |state: &State| !state.stopped && !state.distrusted && state.newest == newest;
+        let has_time =
+            |state: &State| !state.stopped && !state.distrusted && state.newest == newest;
         let mut read = 0;
         while read < self.cache_bytes / CACHED_ENTRY_BYTES && has_time(&self.state.lock()) {
             match whole(guarded(&mut read_some))? {
@@ -306,8 +374,18 @@ impl Index {
         let mut batch = sled::Batch::default();
         let mut entries = 0;
         for run in segment.runs()? {
-            let (key, RunEntry { run: Run { events, place, .. }, .. }) = run?;
-            let value = IndexValue { segment: segment.info.number, events, place };
+            let (
+                key,
+                RunEntry {
+                    run: Run { events, place, .. },
+                    ..
+                },
+            ) = run?;
+            let value = IndexValue {
+                segment: segment.info.number,
+                events,
+                place,
+            };
             batch.insert(tree_key(&key), encode_bare(&value));
             entries += 1;
             if entries == BATCH_ENTRIES {
@@ -331,9 +409,15 @@ impl Index {
     }
 
     fn set_position(&self, db: &sled::Db, through: u64) -> Result<(), Setback> {
-        let position = Position { store: self.store, through };
-        whole(guarded(|| db.insert([KIND_POSITION], encode_bare(&position))))?;
-        // Not for safety, which the index does not need, but so that less is left to write on close.
+        let position = Position {
+            store: self.store,
+            through,
+        };
+        whole(guarded(|| {
+            db.insert([KIND_POSITION], encode_bare(&position))
+        }))?;
+        // Not for safety, which the index does not need, but so that less is left to write on
+        // close.
         whole(guarded(|| db.flush()))?;
         self.through.store(through, Ordering::Release);
         Ok(())
@@ -368,14 +452,16 @@ impl Index {
         self.disk.rename(&self.folder, aside)
     }
 
-    /// sled does not open a folder in which it left one of these behind. Nor is one opened that cannot be listed, such as a link that leads
-    /// elsewhere.
+    /// sled does not open a folder in which it left one of these behind. Nor is one opened that
+    /// cannot be listed, such as a link that leads elsewhere.
     fn remove_unfinished_snapshots(&self) -> crate::error::Result<()> {
         if !self.disk.exists(&self.folder)? {
             return Ok(());
         }
         let files = self.disk.list(&self.folder)?;
-        let mut unfinished = files.iter().filter(|(name, _)| name.starts_with("snap.") && name.ends_with(".generating"));
+        let mut unfinished = files
+            .iter()
+            .filter(|(name, _)| name.starts_with("snap.") && name.ends_with(".generating"));
         unfinished.try_for_each(|(name, _)| self.disk.remove(&self.folder.join(name)))
     }
 
@@ -424,8 +510,16 @@ mod tests {
     #[test]
     fn what_fits_the_cache_is_read_ahead_unless_the_log_is_closed_meanwhile() {
         let folder = tempfile::tempdir().unwrap();
-        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0, Arc::default());
-        let Ok(db) = index.opened() else { panic!("the index opens") };
+        let index = Index::new(
+            Arc::new(RealDisk::default()),
+            folder.path(),
+            StoreId::default(),
+            0,
+            Arc::default(),
+        );
+        let Ok(db) = index.opened() else {
+            panic!("the index opens")
+        };
         let mut batch = sled::Batch::default();
         (0..10_000_u32).for_each(|nth| batch.insert(&nth.to_be_bytes(), vec![0; 40]));
         db.apply_batch(batch).unwrap();
@@ -439,7 +533,13 @@ mod tests {
     #[test]
     fn what_an_index_said_is_not_held_against_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
-        let index = Index::new(Arc::new(RealDisk::default()), folder.path(), StoreId::default(), 0, Arc::default());
+        let index = Index::new(
+            Arc::new(RealDisk::default()),
+            folder.path(),
+            StoreId::default(),
+            0,
+            Arc::default(),
+        );
         // Nothing waits for a disk to be better.
         index.stop();
         assert!(index.opened().is_ok());
@@ -448,10 +548,16 @@ mod tests {
         assert!(index.state.lock().distrusted);
         index.set_aside("a test");
         index.distrust(asked);
-        assert!(!index.state.lock().distrusted, "the index that is to be built is blamed");
+        assert!(
+            !index.state.lock().distrusted,
+            "the index that is to be built is blamed"
+        );
         // Nor does it stay distrusted when there is nothing to set aside.
         index.distrust(index.ask());
         index.set_aside("a test");
-        assert!(!index.state.lock().distrusted, "an index that is not there stays distrusted");
+        assert!(
+            !index.state.lock().distrusted,
+            "an index that is not there stays distrusted"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! JSON values by their text. As [`Value`]s they may take more than a hundred times as much memory, so what keeps values that somebody else
-//! chose keeps this, and checks without making values.
+//! JSON values by their text. As [`Value`]s they may take more than a hundred times as much memory,
+//! so what keeps values that somebody else chose keeps this, and checks without making values.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,11 +35,19 @@ impl JsonText {
         if let Some(json) = written
             && let Ok(Weighed { value_bytes, .. }) = serde_json::from_str(json.get())
         {
-            return Some(Self { json: json.to_owned().into(), value_bytes, written: None });
+            return Some(Self {
+                json: json.to_owned().into(),
+                value_bytes,
+                written: None,
+            });
         }
         let json = RawValue::from_string(lenient::repaired(json)?.text).ok()?;
         let Weighed { value_bytes, .. } = serde_json::from_str(json.get()).ok()?;
-        Some(Self { json: json.into(), value_bytes, written: written.map(|written| written.to_owned().into()) })
+        Some(Self {
+            json: json.into(),
+            value_bytes,
+            written: written.map(|written| written.to_owned().into()),
+        })
     }
 
     pub(crate) fn get(&self) -> &str {
@@ -55,7 +63,8 @@ impl JsonText {
         serde_json::from_str(self.get()).expect("it was checked when it was made")
     }
 
-    /// About how much memory the [`value`](Self::value) takes. The text takes less, but for a few bytes.
+    /// About how much memory the [`value`](Self::value) takes. The text takes less, but for a few
+    /// bytes.
     pub(crate) fn value_bytes(&self) -> usize {
         self.value_bytes
     }
@@ -92,7 +101,9 @@ pub(crate) struct CheckedMap;
 #[cfg(feature = "http")]
 impl<'de> Deserialize<'de> for CheckedMap {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(WeighFields).map(|_fields| Self)
+        deserializer
+            .deserialize_map(WeighFields)
+            .map(|_fields| Self)
     }
 }
 
@@ -116,7 +127,10 @@ impl<'de> Deserialize<'de> for CheckedBlock {
 struct Weigh;
 
 /// A value that holds no other.
-const SCALAR: Weighed = Weighed { value_bytes: size_of::<Value>(), is_text: false };
+const SCALAR: Weighed = Weighed {
+    value_bytes: size_of::<Value>(),
+    is_text: false,
+};
 
 impl<'de> Visitor<'de> for Weigh {
     type Value = Weighed;
@@ -146,7 +160,10 @@ impl<'de> Visitor<'de> for Weigh {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Weighed, E> {
-        Ok(Weighed { value_bytes: size_of::<Value>() + text.len(), is_text: true })
+        Ok(Weighed {
+            value_bytes: size_of::<Value>() + text.len(),
+            is_text: true,
+        })
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Weighed, A::Error> {
@@ -155,22 +172,34 @@ impl<'de> Visitor<'de> for Weigh {
             (count, value_bytes) = (count + 1, value_bytes + item.value_bytes);
         }
         value_bytes += spare_places(count) * size_of::<Value>();
-        Ok(Weighed { value_bytes, is_text: false })
+        Ok(Weighed {
+            value_bytes,
+            is_text: false,
+        })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Weighed, A::Error> {
         let fields = WeighFields.visit_map(fields)?;
         if fields.first_is_token {
-            return Err(A::Error::custom("an object with a key that serde_json keeps for itself"));
+            return Err(A::Error::custom(
+                "an object with a key that serde_json keeps for itself",
+            ));
         }
-        Ok(Weighed { value_bytes: size_of::<Value>() + fields.bytes, is_text: false })
+        Ok(Weighed {
+            value_bytes: size_of::<Value>() + fields.bytes,
+            is_text: false,
+        })
     }
 }
 
 /// The places of a list that grew item by item and that hold nothing.
 fn spare_places(items: usize) -> usize {
     const PLACES_MIN: usize = 4;
-    if items == 0 { 0 } else { items.next_power_of_two().max(PLACES_MIN) - items }
+    if items == 0 {
+        0
+    } else {
+        items.next_power_of_two().max(PLACES_MIN) - items
+    }
 }
 
 /// As [`Weigh`], of an object. Of a repeated field the last counts.
@@ -179,9 +208,13 @@ struct WeighFields;
 struct WeighedFields {
     bytes: usize,
     /// Whether the field `type` is a string, if there is one.
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "blocks are checked over HTTP"))]
+    #[cfg_attr(
+        not(feature = "http"),
+        expect(dead_code, reason = "blocks are checked over HTTP")
+    )]
     type_is_text: Option<bool>,
-    /// Whether the first key is the one by which `serde_json` knows a [`RawValue`]: as a value it is something else, or nothing.
+    /// Whether the first key is the one by which `serde_json` knows a [`RawValue`]: as a value it
+    /// is something else, or nothing.
     first_is_token: bool,
 }
 
@@ -196,14 +229,30 @@ impl<'de> Visitor<'de> for WeighFields {
         // A key, its hash and its places in two tables.
         const FIELD_OVERHEAD: usize = size_of::<String>() + 4 * size_of::<usize>();
         let (mut count, mut bytes, mut type_is_text, mut first_is_token) = (0, 0, None, false);
-        while let Some(Key { bytes: key_bytes, is_type, is_token }) = fields.next_key_seed(AnyKey)? {
+        while let Some(Key {
+            bytes: key_bytes,
+            is_type,
+            is_token,
+        }) = fields.next_key_seed(AnyKey)?
+        {
             first_is_token |= is_token && count == 0;
             let field = fields.next_value::<Weighed>()?;
-            (count, bytes) = (count + 1, bytes + FIELD_OVERHEAD + key_bytes + field.value_bytes);
-            type_is_text = if is_type { Some(field.is_text) } else { type_is_text };
+            (count, bytes) = (
+                count + 1,
+                bytes + FIELD_OVERHEAD + key_bytes + field.value_bytes,
+            );
+            type_is_text = if is_type {
+                Some(field.is_text)
+            } else {
+                type_is_text
+            };
         }
         bytes += spare_places(count) * (FIELD_OVERHEAD + size_of::<Value>());
-        Ok(WeighedFields { bytes, type_is_text, first_is_token })
+        Ok(WeighedFields {
+            bytes,
+            type_is_text,
+            first_is_token,
+        })
     }
 }
 
@@ -231,13 +280,21 @@ impl Visitor<'_> for AnyKey {
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Key, E> {
-        Ok(Key { bytes: key.len(), is_type: key == "type", is_token: key == RAW_VALUE_TOKEN })
+        Ok(Key {
+            bytes: key.len(),
+            is_type: key == "type",
+            is_token: key == RAW_VALUE_TOKEN,
+        })
     }
 }
 
-/// Shows the items of an array one by one, so that there is no list of them. An object counts as one when its keys are whole numbers: so Lua
-/// and PHP write a list that is empty or that has holes.
-pub(crate) fn each_item<'a>(array: &'a RawValue, act: impl FnMut(&'a RawValue)) -> serde_json::Result<()> {
+/// Shows the items of an array one by one, so that there is no list of them. An object counts as
+/// one when its keys are whole numbers: so Lua and PHP write a list that is empty or that has
+/// holes.
+pub(crate) fn each_item<'a>(
+    array: &'a RawValue,
+    act: impl FnMut(&'a RawValue),
+) -> serde_json::Result<()> {
     struct Each<F>(F);
     impl<'de, F: FnMut(&'de RawValue)> Visitor<'de> for Each<F> {
         type Value = ();
@@ -263,7 +320,8 @@ pub(crate) fn each_item<'a>(array: &'a RawValue, act: impl FnMut(&'a RawValue)) 
     serde_json::Deserializer::from_str(array.get()).deserialize_any(Each(act))
 }
 
-/// What opened a turn: the last `content` and the last `metadata` of an object, as they are written.
+/// What opened a turn: the last `content` and the last `metadata` of an object, as they are
+/// written.
 #[cfg(feature = "http")]
 #[derive(Default)]
 pub(crate) struct Sent<'a> {
@@ -276,7 +334,10 @@ impl Sent<'_> {
     /// What a turn shows of it, as it is written where that can be read: content and metadata.
     pub(crate) fn shown_of(sent: &JsonText) -> (Box<RawValue>, Box<RawValue>) {
         let written = serde_json::from_str::<Sent<'_>>(sent.written());
-        written.or_else(|_odd_key| serde_json::from_str::<Sent<'_>>(sent.get())).unwrap_or_default().shown()
+        written
+            .or_else(|_odd_key| serde_json::from_str::<Sent<'_>>(sent.get()))
+            .unwrap_or_default()
+            .shown()
     }
 
     pub(crate) fn shown(&self) -> (Box<RawValue>, Box<RawValue>) {
@@ -299,9 +360,14 @@ impl Sent<'_> {
             });
             each.is_ok()
         });
-        match self.content.filter(|content| is_array && are_blocks && content.get().starts_with('[')) {
+        match self
+            .content
+            .filter(|content| is_array && are_blocks && content.get().starts_with('['))
+        {
             Some(content) => content.to_owned(),
-            None => RawValue::from_string(blocks + "]").expect("JSON values between brackets are JSON"),
+            None => {
+                RawValue::from_string(blocks + "]").expect("JSON values between brackets are JSON")
+            }
         }
     }
 
@@ -309,7 +375,9 @@ impl Sent<'_> {
     fn fields(&self) -> Box<RawValue> {
         let is_object = |json: &&RawValue| json.get().starts_with('{');
         let empty = || RawValue::from_string("{}".to_owned()).expect("this is JSON");
-        self.metadata.filter(is_object).map_or_else(empty, RawValue::to_owned)
+        self.metadata
+            .filter(is_object)
+            .map_or_else(empty, RawValue::to_owned)
     }
 }
 
@@ -357,19 +425,39 @@ mod tests {
         let slot = size_of::<Value>();
         match value {
             Value::String(text) => slot + text.len(),
-            Value::Array(items) => slot + items.iter().map(taken).sum::<usize>() + (items.capacity() - items.len()) * slot,
-            Value::Object(fields) => slot + fields.iter().map(|(key, value)| 56 + key.len() + taken(value)).sum::<usize>(),
+            Value::Array(items) => {
+                slot + items.iter().map(taken).sum::<usize>()
+                    + (items.capacity() - items.len()) * slot
+            }
+            Value::Object(fields) => {
+                slot + fields
+                    .iter()
+                    .map(|(key, value)| 56 + key.len() + taken(value))
+                    .sum::<usize>()
+            }
             _ => slot,
         }
     }
 
     #[test]
     fn a_text_is_weighed_as_the_value_that_it_is_read_as() {
-        for part in ["0", "[]", "{}", "[0]", r#"{"":0}"#, r#"{"a":"b","c":[1.5,true,null]}"#, "[[[[[0]]]]]", r#""text""#] {
+        for part in [
+            "0",
+            "[]",
+            "{}",
+            "[0]",
+            r#"{"":0}"#,
+            r#"{"a":"b","c":[1.5,true,null]}"#,
+            "[[[[[0]]]]]",
+            r#""text""#,
+        ] {
             let json = format!("[{part}{}]", format!(",{part}").repeat(10_000));
             let text = JsonText::of(json.as_bytes()).unwrap();
             let (weighed, taken) = (text.value_bytes(), taken(&text.value()));
-            assert!((taken * 9 / 10..taken * 4).contains(&weighed), "{part}: {weighed} and not {taken}");
+            assert!(
+                (taken * 9 / 10..taken * 4).contains(&weighed),
+                "{part}: {weighed} and not {taken}"
+            );
         }
     }
 
@@ -378,21 +466,40 @@ mod tests {
         let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
         let token = format!(r#"{{"{RAW_VALUE_TOKEN}":1}}"#);
         let (deepest, too_deep) = (deep(127), deep(128));
-        for json in
-            [" 1 ", "[1e400]", r#"["\ud800"]"#, "[1,]", "\"\u{fffd}\"", r#"{"a":1,"a":2}"#, "", &token, &deepest, &too_deep]
-        {
+        for json in [
+            " 1 ",
+            "[1e400]",
+            r#"["\ud800"]"#,
+            "[1,]",
+            "\"\u{fffd}\"",
+            r#"{"a":1,"a":2}"#,
+            "",
+            &token,
+            &deepest,
+            &too_deep,
+        ] {
             let text = JsonText::of(json.as_bytes());
-            assert_eq!(text.map(|text| text.value()), lenient::from_slice(json.as_bytes()).ok(), "{json}");
+            assert_eq!(
+                text.map(|text| text.value()),
+                lenient::from_slice(json.as_bytes()).ok(),
+                "{json}"
+            );
         }
         let repaired = JsonText::of(br#"["\ud83d", 1e400]"#).unwrap();
-        assert_eq!((repaired.get(), repaired.written()), (r#"["\\ud83d","1e400"]"#, r#"["\ud83d", 1e400]"#));
+        assert_eq!(
+            (repaired.get(), repaired.written()),
+            (r#"["\\ud83d","1e400"]"#, r#"["\ud83d", 1e400]"#)
+        );
         assert!(JsonText::of(b"[NaN]").is_some_and(|text| text.written() == r#"["NaN"]"#));
     }
 
     #[test]
     fn short_texts_say_the_same_in_any_spelling() {
-        let says =
-            |one: &str, other: &str| JsonText::of(one.as_bytes()).unwrap().says_as(&JsonText::of(other.as_bytes()).unwrap());
+        let says = |one: &str, other: &str| {
+            JsonText::of(one.as_bytes())
+                .unwrap()
+                .says_as(&JsonText::of(other.as_bytes()).unwrap())
+        };
         assert!(says(r#"{"a":1.0,"b":[]}"#, r#" {"b":[ ],"a":1.00}"#));
         assert!(!says("1", "2"));
         let long = format!("[{}0]", "0,".repeat(COMPARED_BYTES_MAX));

@@ -1,7 +1,8 @@
 //! Reads JSON as other languages write it, which is more than `serde_json` takes.
 //!
-//! JavaScript cuts a string within an emoji, Python nests hundreds of levels, Lua writes strings of any bytes. One such leaf makes
-//! `serde_json` refuse the whole text. [`from_slice`] then reads the text once more, with the leaves that it refused changed:
+//! JavaScript cuts a string within an emoji, Python nests hundreds of levels, Lua writes strings of
+//! any bytes. One such leaf makes `serde_json` refuse the whole text. [`from_slice`] then reads the
+//! text once more, with the leaves that it refused changed:
 //!
 //! | written | read as |
 //! |---|---|
@@ -13,8 +14,9 @@
 //! | an array or object below [`LEVELS_MAX`] others | a string of its text |
 //! | a byte order mark before everything | nothing |
 //!
-//! In a string only the escape shows as written, because the rest of a long text with one cut emoji should stay readable. The
-//! structure is never guessed at: what ends early, or is no JSON in another way, stays refused.
+//! In a string only the escape shows as written, because the rest of a long text with one cut emoji
+//! should stay readable. The structure is never guessed at: what ends early, or is no JSON in
+//! another way, stays refused.
 
 use std::fmt::Write;
 
@@ -29,17 +31,23 @@ pub(crate) const LEVELS_MAX: usize = 127;
 ///
 /// # Errors
 ///
-/// That of `serde_json`, when the text is no JSON with its leaves repaired either, or is of another shape.
+/// That of `serde_json`, when the text is no JSON with its leaves repaired either, or is of another
+/// shape.
 pub(crate) fn from_slice<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     serde_json::from_slice(json).or_else(|error| {
         // A text of another shape is not refused for a leaf.
-        let repaired = if error.is_data() { None } else { repaired(json) };
+        let repaired = if error.is_data() {
+            None
+        } else {
+            repaired(json)
+        };
         repaired.map_or(Err(error), |repaired| serde_json::from_str(&repaired.text))
     })
 }
 
-/// What a string or a number says; `None` for any other value, and for the empty string that Go writes for what is not set. A number
-/// counts by its value: `1`, `1.0` and `"1"` say the same, since Lua may have no integers and protobuf writes 64-bit ones as strings.
+/// What a string or a number says; `None` for any other value, and for the empty string that Go
+/// writes for what is not set. A number counts by its value: `1`, `1.0` and `"1"` say the same,
+/// since Lua may have no integers and protobuf writes 64-bit ones as strings.
 pub(crate) fn text_of(json: &RawValue) -> Option<String> {
     // A list or an object is none, and may be large.
     let is_leaf = !json.get().starts_with(['[', '{']);
@@ -54,13 +62,14 @@ pub(crate) fn text_of(json: &RawValue) -> Option<String> {
     }
 }
 
-/// The items of a list. An object counts as one when its keys are whole numbers, which give the order: so Lua and PHP write a list
-/// that is empty or that has holes.
+/// The items of a list. An object counts as one when its keys are whole numbers, which give the
+/// order: so Lua and PHP write a list that is empty or that has holes.
 pub(crate) fn items_of(value: Value) -> Option<Vec<Value>> {
     match value {
         Value::Array(items) => Some(items),
         Value::Object(fields) => {
-            let place = |(key, item): (String, Value)| key.parse::<u64>().ok().map(|place| (place, item));
+            let place =
+                |(key, item): (String, Value)| key.parse::<u64>().ok().map(|place| (place, item));
             let mut items = fields.into_iter().map(place).collect::<Option<Vec<_>>>()?;
             items.sort_by_key(|(place, _)| *place);
             Some(items.into_iter().map(|(_, item)| item).collect())
@@ -74,17 +83,29 @@ pub(crate) fn items_of(value: Value) -> Option<Vec<Value>> {
 pub(crate) struct Repaired {
     pub(crate) text: String,
     /// How many arrays and objects lay in each other in the original.
-    #[cfg_attr(not(any(feature = "http", test)), expect(dead_code, reason = "only appends over HTTP have a bound"))]
+    #[cfg_attr(
+        not(any(feature = "http", test)),
+        expect(dead_code, reason = "only appends over HTTP have a bound")
+    )]
     pub(crate) levels: usize,
 }
 
-/// The text with its leaves changed as the module's doc says, without white space; `None` when it is no JSON even so.
+/// The text with its leaves changed as the module's doc says, without white space; `None` when it
+/// is no JSON even so.
 ///
 /// It takes time and memory in proportion to `json`, however deep that is nested.
 pub(crate) fn repaired(json: &[u8]) -> Option<Repaired> {
     let json = String::from_utf8_lossy(json);
     let json = json.strip_prefix('\u{feff}').unwrap_or(&json);
-    Repair { json, at: 0, out: String::with_capacity(json.len()), ends: Vec::new(), levels: 0, too_deep: None }.document()
+    Repair {
+        json,
+        at: 0,
+        out: String::with_capacity(json.len()),
+        ends: Vec::new(),
+        levels: 0,
+        too_deep: None,
+    }
+    .document()
 }
 
 /// A pass over a JSON text. Its steps are `None` where the text is no JSON.
@@ -107,7 +128,10 @@ impl Repair<'_> {
         while self.goes_on()? {
             self.value()?;
         }
-        self.peek().is_none().then_some(Repaired { text: self.out, levels: self.levels })
+        self.peek().is_none().then_some(Repaired {
+            text: self.out,
+            levels: self.levels,
+        })
     }
 
     /// A leaf or an empty container, with the openings before it.
@@ -182,7 +206,10 @@ impl Repair<'_> {
         loop {
             let rest = self.rest()?;
             let is_plain = |byte: u8| byte != b'"' && byte != b'\\' && byte >= b' ';
-            let (plain, byte) = rest.bytes().enumerate().find(|(_, byte)| !is_plain(*byte))?;
+            let (plain, byte) = rest
+                .bytes()
+                .enumerate()
+                .find(|(_, byte)| !is_plain(*byte))?;
             self.copy(plain)?;
             match byte {
                 b'"' => {
@@ -211,7 +238,10 @@ impl Repair<'_> {
     /// A leaf that is no string.
     fn word(&mut self) -> Option<()> {
         let rest = self.rest()?;
-        let bytes = rest.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte)).count();
+        let bytes = rest
+            .bytes()
+            .take_while(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte))
+            .count();
         let word = rest.get(..bytes)?;
         if serde_json::from_str::<Value>(word).is_ok() {
             return self.copy(bytes);
@@ -226,7 +256,11 @@ impl Repair<'_> {
 
     /// The next byte that is no white space.
     fn peek(&mut self) -> Option<u8> {
-        let space = self.rest()?.bytes().take_while(|byte| b" \t\r\n".contains(byte)).count();
+        let space = self
+            .rest()?
+            .bytes()
+            .take_while(|byte| b" \t\r\n".contains(byte))
+            .count();
         self.at += space;
         self.rest()?.bytes().next()
     }
@@ -264,13 +298,17 @@ fn escape_bytes(rest: &[u8]) -> Option<usize> {
 /// The UTF-16 code unit of the `\u` escape at the start of `rest`.
 fn code_unit(rest: &[u8]) -> Option<u32> {
     let digits = rest.strip_prefix(br"\u")?.get(..4)?;
-    digits.iter().try_fold(0, |unit, digit| Some(unit * 16 + char::from(*digit).to_digit(16)?))
+    digits.iter().try_fold(0, |unit, digit| {
+        Some(unit * 16 + char::from(*digit).to_digit(16)?)
+    })
 }
 
 /// Whether `word` is a name for a double that JSON has no number for.
 fn is_not_finite(word: &str) -> bool {
     let name = word.strip_prefix(['-', '+']).unwrap_or(word);
-    ["nan", "inf", "infinity"].iter().any(|known| name.eq_ignore_ascii_case(known))
+    ["nan", "inf", "infinity"]
+        .iter()
+        .any(|known| name.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]
@@ -287,12 +325,18 @@ pub(crate) mod tests {
         let json = json.as_ref();
         let shown = String::from_utf8_lossy(json);
         assert_eq!(from_slice::<Value>(json).unwrap(), *expected, "{shown}");
-        assert_eq!(serde_json::from_str::<Value>(&repaired(json).unwrap().text).unwrap(), *expected, "{shown}");
+        assert_eq!(
+            serde_json::from_str::<Value>(&repaired(json).unwrap().text).unwrap(),
+            *expected,
+            "{shown}"
+        );
     }
 
     fn nested(levels: usize) -> String {
         let opens = (0..levels).map(|level| if level % 2 == 0 { r#"{ "a": "# } else { "[ " });
-        let closes = (0..levels).rev().map(|level| if level % 2 == 0 { " }" } else { " ]" });
+        let closes = (0..levels)
+            .rev()
+            .map(|level| if level % 2 == 0 { " }" } else { " ]" });
         opens.chain(["1"]).chain(closes).collect()
     }
 
@@ -300,31 +344,67 @@ pub(crate) mod tests {
     fn a_leaf_that_is_refused_reads_as_its_text() {
         let cases = [
             (r#""cut \ud83d""#, json!(r"cut \ud83d")),
-            (r#""\ud83d\ud83d\ude00\ude00\n""#, json!("\\ud83d\u{1f600}\\ude00\n")),
-            (r#""\ud83d\u0041 \uDC00x \\ud83d""#, json!(r"\ud83dA \uDC00x \ud83d")),
+            (
+                r#""\ud83d\ud83d\ude00\ude00\n""#,
+                json!("\\ud83d\u{1f600}\\ude00\n"),
+            ),
+            (
+                r#""\ud83d\u0041 \uDC00x \\ud83d""#,
+                json!(r"\ud83dA \uDC00x \ud83d"),
+            ),
             (r#""\u12""#, json!(r"\u12")),
-            (r#""\d+ \x41 \u12 \u+123 \'""#, json!(r"\d+ \x41 \u12 \u+123 \'")),
-            ("\"a\tb\r\nc\u{0}\u{1f}\u{7f}\"", json!("a\tb\r\nc\u{0}\u{1f}\u{7f}")),
-            (r#"{"\ud83d":1,"a":{"\udc00":[]}}"#, json!({r"\ud83d": 1, "a": {r"\udc00": []}})),
-            ("[1e400,-1E+999,1.5e308,1e-400]", json!(["1e400", "-1E+999", 1.5e308, 0.0])),
-            ("[NaN,Infinity,-Infinity]", json!(["NaN", "Infinity", "-Infinity"])),
-            ("[nan,-nan,inf,-inf,Inf,+inf]", json!(["nan", "-nan", "inf", "-inf", "Inf", "+inf"])),
+            (
+                r#""\d+ \x41 \u12 \u+123 \'""#,
+                json!(r"\d+ \x41 \u12 \u+123 \'"),
+            ),
+            (
+                "\"a\tb\r\nc\u{0}\u{1f}\u{7f}\"",
+                json!("a\tb\r\nc\u{0}\u{1f}\u{7f}"),
+            ),
+            (
+                r#"{"\ud83d":1,"a":{"\udc00":[]}}"#,
+                json!({r"\ud83d": 1, "a": {r"\udc00": []}}),
+            ),
+            (
+                "[1e400,-1E+999,1.5e308,1e-400]",
+                json!(["1e400", "-1E+999", 1.5e308, 0.0]),
+            ),
+            (
+                "[NaN,Infinity,-Infinity]",
+                json!(["NaN", "Infinity", "-Infinity"]),
+            ),
+            (
+                "[nan,-nan,inf,-inf,Inf,+inf]",
+                json!(["nan", "-nan", "inf", "-inf", "Inf", "+inf"]),
+            ),
             ("\u{feff}{\"a\":\"\u{feff}\"}", json!({"a": "\u{feff}"})),
-            (" [ null ,\ttrue\r, { } ,\n[ ] , NaN ] ", json!([null, true, {}, [], "NaN"])),
+            (
+                " [ null ,\ttrue\r, { } ,\n[ ] , NaN ] ",
+                json!([null, true, {}, [], "NaN"]),
+            ),
             ("nan", json!("nan")),
         ];
         for (json, expected) in cases {
             check(json, &expected);
         }
-        check(b"{\"\xFF\":\"a\xED\xA0\xBDb\xE2\x82\"}", &json!({"\u{fffd}": "a\u{fffd}\u{fffd}\u{fffd}b\u{fffd}"}));
+        check(
+            b"{\"\xFF\":\"a\xED\xA0\xBDb\xE2\x82\"}",
+            &json!({"\u{fffd}": "a\u{fffd}\u{fffd}\u{fffd}b\u{fffd}"}),
+        );
         let digits = "9".repeat(400);
-        check(format!("[{digits},-{digits}]"), &json!([digits, format!("-{digits}")]));
+        check(
+            format!("[{digits},-{digits}]"),
+            &json!([digits, format!("-{digits}")]),
+        );
     }
 
     #[test]
     fn what_lies_too_deep_reads_as_its_text() {
         for levels in [1, LEVELS_MAX - 1, LEVELS_MAX] {
-            check(nested(levels), &serde_json::from_str(&nested(levels)).unwrap());
+            check(
+                nested(levels),
+                &serde_json::from_str(&nested(levels)).unwrap(),
+            );
             assert_eq!(repaired(nested(levels).as_bytes()).unwrap().levels, levels);
         }
         for levels in [LEVELS_MAX + 1, LEVELS_MAX + 2, 900, 100_000] {
@@ -333,15 +413,29 @@ pub(crate) mod tests {
             assert_eq!(repaired.levels, levels);
             let mut innermost: Value = serde_json::from_str(&repaired.text).unwrap();
             for level in 0..LEVELS_MAX {
-                innermost = if level % 2 == 0 { innermost["a"].take() } else { innermost[0].take() };
+                innermost = if level % 2 == 0 {
+                    innermost["a"].take()
+                } else {
+                    innermost[0].take()
+                };
             }
             let text = innermost.as_str().unwrap();
-            assert!(json.contains(text) && (text.starts_with('{') || text.starts_with('[')), "{text}");
+            assert!(
+                json.contains(text) && (text.starts_with('{') || text.starts_with('[')),
+                "{text}"
+            );
             assert_eq!(text.matches(['{', '[']).count(), levels - LEVELS_MAX);
         }
-        let wide = format!("{}[\"\\ud83d\t\"],[NaN],[] {}", "[".repeat(LEVELS_MAX), "]".repeat(LEVELS_MAX));
+        let wide = format!(
+            "{}[\"\\ud83d\t\"],[NaN],[] {}",
+            "[".repeat(LEVELS_MAX),
+            "]".repeat(LEVELS_MAX)
+        );
         let text = repaired(wide.as_bytes()).unwrap().text;
-        assert!(text.contains(r#"["[\"\\ud83d\t\"]","[NaN]","[]"]"#), "{text}");
+        assert!(
+            text.contains(r#"["[\"\\ud83d\t\"]","[NaN]","[]"]"#),
+            "{text}"
+        );
     }
 
     #[test]
@@ -423,16 +517,28 @@ pub(crate) mod tests {
             ("1e400", Some("1e400")),
         ];
         for (json, text) in cases {
-            assert_eq!(text_of(serde_json::from_str(json).unwrap()).as_deref(), text, "{json}");
+            assert_eq!(
+                text_of(serde_json::from_str(json).unwrap()).as_deref(),
+                text,
+                "{json}"
+            );
         }
     }
 
     #[test]
     fn a_list_may_be_an_object_with_its_places_as_keys() {
         assert_eq!(items_of(json!([1, 2])), Some(vec![json!(1), json!(2)]));
-        assert_eq!(items_of(json!({"10": "c", "1": "a", "2": "b"})), Some(vec![json!("a"), json!("b"), json!("c")]));
+        assert_eq!(
+            items_of(json!({"10": "c", "1": "a", "2": "b"})),
+            Some(vec![json!("a"), json!("b"), json!("c")])
+        );
         assert_eq!(items_of(json!({})), Some(vec![]));
-        for other in [json!(null), json!("1"), json!({"1": 1, "n": 2}), json!({"id": "a"})] {
+        for other in [
+            json!(null),
+            json!("1"),
+            json!({"1": 1, "n": 2}),
+            json!({"id": "a"}),
+        ] {
             assert_eq!(items_of(other), None);
         }
     }
@@ -456,29 +562,53 @@ pub(crate) mod tests {
     }
 
     fn any_word() -> impl Strategy<Value = Vec<u8>> {
-        let names = vec!["null", "true", "false", "NaN", "nan", "-nan", "Infinity", "-Infinity", "inf", "-inf", "INF", "+Inf"];
+        let names = vec![
+            "null",
+            "true",
+            "false",
+            "NaN",
+            "nan",
+            "-nan",
+            "Infinity",
+            "-Infinity",
+            "inf",
+            "-inf",
+            "INF",
+            "+Inf",
+        ];
         let number = "-?(0|[1-9][0-9]{0,20})(\\.[0-9]{1,4})?([eE][+-]?[0-9]{1,4})?";
-        prop_oneof![select(names).prop_map(str::to_owned), number, "-?[1-9][0-9]{300,320}"].prop_map(String::into_bytes)
+        prop_oneof![
+            select(names).prop_map(str::to_owned),
+            number,
+            "-?[1-9][0-9]{300,320}"
+        ]
+        .prop_map(String::into_bytes)
     }
 
     /// JSON in all that a language may write as such.
     pub(crate) fn any_json() -> impl Strategy<Value = Vec<u8>> {
         let leaf = prop_oneof![any_word(), any_string()];
         leaf.prop_recursive(4, 24, 4, |item| {
-            let deep = (item.clone(), 100_usize..300)
-                .prop_map(|(item, levels)| [b"[".repeat(levels), item, b"]".repeat(levels)].concat());
-            let list = vec(item.clone(), 0..4).prop_map(|items| [b"[ ".as_slice(), &items.join(&b"\t,"[..]), b"\n]"].concat());
+            let deep = (item.clone(), 100_usize..300).prop_map(|(item, levels)| {
+                [b"[".repeat(levels), item, b"]".repeat(levels)].concat()
+            });
+            let list = vec(item.clone(), 0..4)
+                .prop_map(|items| [b"[ ".as_slice(), &items.join(&b"\t,"[..]), b"\n]"].concat());
             prop_oneof![2 => list, 2 => any_object(item), 1 => deep]
         })
     }
 
     fn any_object(item: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-        vec(any_field(item), 0..4).prop_map(|fields| [b"{".as_slice(), &fields.join(&b","[..]), b"\r}"].concat())
+        vec(any_field(item), 0..4)
+            .prop_map(|fields| [b"{".as_slice(), &fields.join(&b","[..]), b"\r}"].concat())
     }
 
     /// A field whose name begins with an `x`.
-    pub(crate) fn any_field(item: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-        (any_pieces(), item).prop_map(|(name, item)| [b" \"x".as_slice(), &name, b"\" :", &item].concat())
+    pub(crate) fn any_field(
+        item: impl Strategy<Value = Vec<u8>>,
+    ) -> impl Strategy<Value = Vec<u8>> {
+        (any_pieces(), item)
+            .prop_map(|(name, item)| [b" \"x".as_slice(), &name, b"\" :", &item].concat())
     }
 
     fn any_valid_json() -> impl Strategy<Value = Value> {
@@ -491,7 +621,8 @@ pub(crate) mod tests {
         leaf.prop_recursive(4, 24, 4, |item| {
             prop_oneof![
                 vec(item.clone(), 0..4).prop_map(Value::from),
-                vec(("\\PC{0,4}", item), 0..4).prop_map(|fields| Value::Object(fields.into_iter().collect())),
+                vec(("\\PC{0,4}", item), 0..4)
+                    .prop_map(|fields| Value::Object(fields.into_iter().collect())),
             ]
         })
     }
@@ -515,7 +646,8 @@ pub(crate) mod tests {
             }
         }
 
-        /// What is cut off anywhere, or has bytes taken out, is JSON or refused, and what is taken can be read.
+        /// What is cut off anywhere, or has bytes taken out, is JSON or refused, and what is taken
+        /// can be read.
         #[test]
         fn whatever_is_taken_can_be_read(json in any_json(), from in any::<prop::sample::Index>(), bytes in 0_usize..8) {
             let from = from.index(json.len());

@@ -29,7 +29,8 @@ use crate::stream::{EventStream, From};
 use crate::sync::{JoinHandle, Mutex, spawn};
 use crate::ticket::{Landed, Ticket};
 
-/// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less tidily when the last is dropped.
+/// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less
+/// tidily when the last is dropped.
 ///
 /// All methods may be called from any thread. Those that read do not wait for those that append.
 #[derive(Clone)]
@@ -52,15 +53,16 @@ struct Threads {
 impl SessionLog {
     /// Opens the log in `folder` with the default [`Options`], making both if they are not there.
     ///
-    /// When this returns, everything that was ever acknowledged can be read, and whatever else can be read is durable too. Whatever the size of
-    /// the store, it takes as long as reading what is in the journal alone: after a clean stop milliseconds to a tenth of a second, after
-    /// a crash, when all of the journal is looked at and some of it written again, up to half a second.
+    /// When this returns, everything that was ever acknowledged can be read, and whatever else can
+    /// be read is durable too. Whatever the size of the store, it takes as long as reading what is
+    /// in the journal alone: after a clean stop milliseconds to a tenth of a second, after a crash,
+    /// when all of the journal is looked at and some of it written again, up to half a second.
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] while another handle, here or in another process, has the folder open. [`Error::Corrupt`] when acknowledged
-    /// bytes are damaged, [`Error::Unsupported`] when a later version wrote them: nothing is changed then.
-    /// [`Error::Io`]: opening again is safe.
+    /// [`Error::Locked`] while another handle, here or in another process, has the folder open.
+    /// [`Error::Corrupt`] when acknowledged bytes are damaged, [`Error::Unsupported`] when a later
+    /// version wrote them: nothing is changed then. [`Error::Io`]: opening again is safe.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(folder)
     }
@@ -68,49 +70,64 @@ impl SessionLog {
     pub(crate) fn open_on(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Self> {
         let engine = Arc::new(recover::open(disk, folder, options)?);
         let threads = Mutex::new(Threads::default());
-        let log = Self { handle: Arc::new(Handle { engine, threads }) };
+        let log = Self {
+            handle: Arc::new(Handle { engine, threads }),
+        };
         log.handle.start()?;
         Ok(log)
     }
 
     /// Appends `batch` to `session` and returns the stored events.
     ///
-    /// When this returns `Ok`, the batch is on stable storage, every reader sees it, and its IDs are greater than all returned before.
-    /// It blocks until its group is durable; callers that append together share one write and one barrier. It waits for
-    /// room up to [`stall_wait`](Options::stall_wait).
+    /// When this returns `Ok`, the batch is on stable storage, every reader sees it, and its IDs
+    /// are greater than all returned before. It blocks until its group is durable; callers that
+    /// append together share one write and one barrier. It waits for room up to
+    /// [`stall_wait`](Options::stall_wait).
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`], [`Error::IdempotencyConflict`], [`Error::ReadOnly`],
-    /// [`Error::Closed`], [`Error::Poisoned`], [`Error::Forked`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was
-    /// written, and the call may be repeated; so it is with [`Error::Refused`] once its cause is mended. [`Error::Displaced`]: nothing
-    /// was written, and the log is poisoned. [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
-    /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is poisoned until then.
+    /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`],
+    /// [`Error::IdempotencyConflict`], [`Error::ReadOnly`], [`Error::Closed`], [`Error::Poisoned`],
+    /// [`Error::Forked`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was
+    /// written, and the call may be repeated; so it is with [`Error::Refused`] once its cause is
+    /// mended. [`Error::Displaced`]: nothing was written, and the log is poisoned.
+    /// [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
+    /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is
+    /// poisoned until then.
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let engine = &self.handle.engine;
         let ticket: Arc<Ticket> = Arc::default();
         let mut request = engine.request(session, batch, &ticket)?;
         loop {
             match engine.writer()?.commit.append(request)? {
-                Appended::Joined(joined) => return ticket.wait(&joined).map(|landed| to_ack(&landed)),
+                Appended::Joined(joined) => {
+                    return ticket.wait(&joined).map(|landed| to_ack(&landed));
+                }
                 Appended::Stale(stale) => request = engine.look_up_key(stale)?,
             }
         }
     }
 
-    /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at the first poll, with those of blocking callers; no thread is
-    /// held. A session that is not in memory is looked up in that poll, and so is an idempotency key, which may read from the disk.
+    /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at
+    /// the first poll, with those of blocking callers; no thread is held. A session that is not in
+    /// memory is looked up in that poll, and so is an idempotency key, which may read from the
+    /// disk.
     ///
-    /// Its waker is called by a thread of the log, so it must not run the task in place, as no runtime in use does: a task that then
-    /// closes the log, or appends and blocks, would wait for itself.
+    /// Its waker is called by a thread of the log, so it must not run the task in place, as no
+    /// runtime in use does: a task that then closes the log, or appends and blocks, would wait for
+    /// itself.
     ///
-    /// A future that is dropped before it was polled appends nothing; one that is dropped later may still land. Where the group is
-    /// full it waits without a limit.
+    /// A future that is dropped before it was polled appends nothing; one that is dropped later may
+    /// still land. Where the group is full it waits without a limit.
     ///
     /// # Errors
     ///
     /// Those of [`append`](Self::append).
-    pub fn append_async(&self, session: &SessionId, batch: Batch) -> impl Future<Output = Result<Ack>> + Send + use<> {
+    pub fn append_async(
+        &self,
+        session: &SessionId,
+        batch: Batch,
+    ) -> impl Future<Output = Result<Ack>> + Send + use<> {
         let (engine, session) = (Arc::clone(&self.handle.engine), session.clone());
         async move {
             let commit = &engine.writer()?.commit;
@@ -126,7 +143,9 @@ impl SessionLog {
                     }
                 };
             }
-            poll_fn(|context| ticket.poll(context)).await.map(|landed| to_ack(&landed))
+            poll_fn(|context| ticket.poll(context))
+                .await
+                .map(|landed| to_ack(&landed))
         }
     }
 
@@ -134,17 +153,19 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for the page's limit;
-    /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
+    /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for
+    /// the page's limit; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
         self.handle.engine.open_store()?.list(session, page)
     }
 
-    /// Streams a session from a place on: what is there, then what comes, without a gap or a duplicate.
+    /// Streams a session from a place on: what is there, then what comes, without a gap or a
+    /// duplicate.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSession`], unless it is to be [waited for](From::Creation); [`Error::Cursor`].
+    /// [`Error::UnknownSession`], unless it is to be [waited for](From::Creation);
+    /// [`Error::Cursor`].
     pub fn stream(&self, session: &SessionId, from: From) -> Result<EventStream> {
         let engine = &self.handle.engine;
         let store = engine.open_store()?;
@@ -152,7 +173,8 @@ impl SessionLog {
         EventStream::of_session(Arc::clone(engine), entry, from)
     }
 
-    /// Streams every session in commit order: what comes after an event, or with `None` everything from the first on.
+    /// Streams every session in commit order: what comes after an event, or with `None` everything
+    /// from the first on.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -168,13 +190,16 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownEvent`] when the store has no event with this ID, as after a restore from an older copy: it cannot tell what came
-    /// after. [`Error::Corrupt`] and [`Error::Io`] when what is stored there cannot be read. [`Error::Closed`].
+    /// [`Error::UnknownEvent`] when the store has no event with this ID, as after a restore from an
+    /// older copy: it cannot tell what came after. [`Error::Corrupt`] and [`Error::Io`] when what
+    /// is stored there cannot be read. [`Error::Closed`].
     pub fn feed(&self, from: impl Into<Option<After<EventId>>>) -> Result<EventStream> {
         let store = self.handle.engine.open_store()?;
         let after = from.into().map(|After(id)| id);
         if let Some(id) = after {
-            store.look_at(id, |_event| ())?.ok_or(Error::UnknownEvent { id })?;
+            store
+                .look_at(id, |_event| ())?
+                .ok_or(Error::UnknownEvent { id })?;
         }
         Ok(EventStream::of_all(Arc::clone(&self.handle.engine), after))
     }
@@ -183,25 +208,39 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownEvent`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
+    /// [`Error::UnknownEvent`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be
+    /// read.
     pub fn event(&self, id: EventId) -> Result<Event> {
-        self.handle.engine.open_store()?.event(id)?.ok_or(Error::UnknownEvent { id })
+        self.handle
+            .engine
+            .open_store()?
+            .event(id)?
+            .ok_or(Error::UnknownEvent { id })
     }
 
-    /// Reads a turn as one message: a fold over the events from the one that opened it to its first final status.
+    /// Reads a turn as one message: a fold over the events from the one that opened it to its first
+    /// final status.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
+    /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot
+    /// be read.
     pub fn message(&self, id: MessageId) -> Result<Message> {
         let store = self.handle.engine.open_store()?;
-        store.turn(id, store.options.scan_bytes_max).map(Fold::into_message)
+        store
+            .turn(id, store.options.scan_bytes_max)
+            .map(Fold::into_message)
     }
 
-    /// As [`message`](Self::message), as text, with less of the outputs where they take more than so many bytes of memory.
+    /// As [`message`](Self::message), as text, with less of the outputs where they take more than
+    /// so many bytes of memory.
     #[cfg(feature = "http")]
     pub(crate) fn turn_within(&self, id: MessageId, bytes_max: usize) -> Result<TurnText> {
-        self.handle.engine.open_store()?.turn(id, bytes_max).map(Fold::into_text)
+        self.handle
+            .engine
+            .open_store()?
+            .turn(id, bytes_max)
+            .map(Fold::into_text)
     }
 
     /// As [`messages`](Self::messages), as text.
@@ -210,14 +249,18 @@ impl SessionLog {
         self.handle.engine.open_store()?.turns(session, page)
     }
 
-    /// Reads a page of a session's messages. The page counts messages; its cursors are places in the session, as for
-    /// [`list`](Self::list).
+    /// Reads a page of a session's messages. The page counts messages; its cursors are places in
+    /// the session, as for [`list`](Self::list).
     ///
     /// # Errors
     ///
     /// Those of [`list`](Self::list).
     pub fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
-        self.handle.engine.open_store()?.turns(session, page).map(MessagePage::from)
+        self.handle
+            .engine
+            .open_store()?
+            .turns(session, page)
+            .map(MessagePage::from)
     }
 
     /// Where a session stands.
@@ -229,24 +272,37 @@ impl SessionLog {
         self.handle.engine.open_store()?.known_head(session)
     }
 
-    /// At most `limit` sessions in the byte order of their IDs, from the first or from a place on. Any ID names a place in that order, whether or not a
-    /// session has it: the list begins with the session that follows.
+    /// At most `limit` sessions in the byte order of their IDs, from the first or from a place on.
+    /// Any ID names a place in that order, whether or not a session has it: the list begins with
+    /// the session that follows.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
-    pub fn sessions<'a>(&self, from: impl Into<Option<After<&'a SessionId>>>, limit: usize) -> Result<Vec<SessionId>> {
-        self.handle.engine.open_store()?.sessions_after(from.into().map(|After(session)| session), limit)
+    pub fn sessions<'a>(
+        &self,
+        from: impl Into<Option<After<&'a SessionId>>>,
+        limit: usize,
+    ) -> Result<Vec<SessionId>> {
+        self.handle
+            .engine
+            .open_store()?
+            .sessions_after(from.into().map(|After(session)| session), limit)
     }
 
-    /// At most `limit` sessions, those with the newest events first. It walks back from the newest event over what is in memory and 10,000
-    /// batches behind that, so it may find fewer sessions than there are.
+    /// At most `limit` sessions, those with the newest events first. It walks back from the newest
+    /// event over what is in memory and 10,000 batches behind that, so it may find fewer sessions
+    /// than there are.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
     pub fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
-        self.handle.engine.open_store()?.newest_sessions(limit).map(|newest| newest.ids)
+        self.handle
+            .engine
+            .open_store()?
+            .newest_sessions(limit)
+            .map(|newest| newest.ids)
     }
 
     /// As [`recent_sessions`](Self::recent_sessions), with whether there may be more.
@@ -266,29 +322,37 @@ impl SessionLog {
         self.handle.engine.stats()
     }
 
-    /// Whether the log is in service: open, no write has failed, and the system does not refuse what appends will need. Costs a lock that
-    /// commits take.
+    /// Whether the log is in service: open, no write has failed, and the system does not refuse
+    /// what appends will need. Costs a lock that commits take.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`]; [`Error::Poisoned`], while reads go on. [`Error::NoSpace`], [`Error::Stalled`] and [`Error::Refused`] when background work
-    /// has been refused something for as long as [`stall_wait`](Options::stall_wait): appends fail, or will when the room that is left is used up.
+    /// [`Error::Closed`]; [`Error::Poisoned`], while reads go on. [`Error::NoSpace`],
+    /// [`Error::Stalled`] and [`Error::Refused`] when background work has been refused something
+    /// for as long as [`stall_wait`](Options::stall_wait): appends fail, or will when the room that
+    /// is left is used up.
     pub fn health(&self) -> Result<()> {
         let engine = &self.handle.engine;
         let options = &engine.open_store()?.options;
-        let Some(writer) = &engine.writer else { return Ok(()) };
+        let Some(writer) = &engine.writer else {
+            return Ok(());
+        };
         writer.commit.check_poison()?;
         engine.refusals.check(options.stall_wait)
     }
 
-    /// Closes the log, for all handles. Appends that have joined a group are answered first; streams end; the clean stop is recorded, so
-    /// that the next open has nothing to recover. Nothing is sealed for it, so it takes milliseconds, and some more for each journal
-    /// file that is removed after a burst; but an append that is waiting for room is waited for too. Closing again does nothing.
+    /// Closes the log, for all handles. Appends that have joined a group are answered first;
+    /// streams end; the clean stop is recorded, so that the next open has nothing to recover.
+    /// Nothing is sealed for it, so it takes milliseconds, and some more for each journal file that
+    /// is removed after a burst; but an append that is waiting for room is waited for too. Closing
+    /// again does nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] when a write had failed before, [`Error::Displaced`] when the folder is no longer where it was, [`Error::Io`] when the clean stop could not be recorded, or a journal file that is
-    /// no longer needed not removed. The log is closed all the same, and everything acknowledged is there on the next open.
+    /// [`Error::Poisoned`] when a write had failed before, [`Error::Displaced`] when the folder is
+    /// no longer where it was, [`Error::Io`] when the clean stop could not be recorded, or a
+    /// journal file that is no longer needed not removed. The log is closed all the same, and
+    /// everything acknowledged is there on the next open.
     pub fn close(&self) -> Result<()> {
         self.handle.stop(Stop::Clean)
     }
@@ -296,7 +360,9 @@ impl SessionLog {
 
 impl std::fmt::Debug for SessionLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SessionLog").field("closed", &self.handle.engine.is_closed()).finish_non_exhaustive()
+        f.debug_struct("SessionLog")
+            .field("closed", &self.handle.engine.is_closed())
+            .finish_non_exhaustive()
     }
 }
 
@@ -304,7 +370,12 @@ fn to_ack(landed: &Landed) -> Ack {
     let record = &landed.record;
     let whole = "the record was encoded here, or checked when it was read";
     let events = record.events().map(|frame| frame.expect(whole).event());
-    Ack { events: events.collect(), first: record.first, last: record.last(), replayed: landed.replayed }
+    Ack {
+        events: events.collect(),
+        first: record.first,
+        last: record.last(),
+        replayed: landed.replayed,
+    }
 }
 
 /// How a log ends.
@@ -318,7 +389,9 @@ enum Stop {
 
 impl Handle {
     fn start(&self) -> Result<()> {
-        let Some(writer) = &self.engine.writer else { return Ok(()) };
+        let Some(writer) = &self.engine.writer else {
+            return Ok(());
+        };
         let sealer = Sealer {
             disk: Arc::clone(&writer.disk),
             folder: writer.folder.clone(),
@@ -338,21 +411,43 @@ impl Handle {
             store: writer.store_id,
             cache: Arc::clone(&self.engine.store.cache),
         };
-        let (locator, refusals) = (Arc::clone(&self.engine.store.locator), Arc::clone(&self.engine.refusals));
-        let merger = Merger { place, locator, refusals };
+        let (locator, refusals) = (
+            Arc::clone(&self.engine.store.locator),
+            Arc::clone(&self.engine.refusals),
+        );
+        let merger = Merger {
+            place,
+            locator,
+            refusals,
+        };
         let spares = Arc::clone(&writer.spares);
-        let (index, locator) = (Arc::clone(&self.engine.index), Arc::clone(&self.engine.store.locator));
-        let started =
-            |name: &str, run: Box<dyn FnOnce() + Send>| spawn(name, run).map_err(io_error("start a thread for", &writer.folder));
+        let (index, locator) = (
+            Arc::clone(&self.engine.index),
+            Arc::clone(&self.engine.store.locator),
+        );
+        let started = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            spawn(name, run).map_err(io_error("start a thread for", &writer.folder))
+        };
         let mut threads = self.threads.lock();
         for _ in 0..IN_FLIGHT_MAX {
             let commit = Arc::clone(&writer.commit);
-            threads.commit.push(started("log-commit", Box::new(move || commit.run()))?);
+            threads
+                .commit
+                .push(started("log-commit", Box::new(move || commit.run()))?);
         }
-        threads.background.push(started("log-spares", Box::new(move || spares.run()))?);
-        threads.background.push(started("log-seal", Box::new(move || sealer.run()))?);
-        threads.background.push(started("log-index", Box::new(move || index.run(|| locator.segments())))?);
-        threads.background.push(started("log-merge", Box::new(move || merger.run()))?);
+        threads
+            .background
+            .push(started("log-spares", Box::new(move || spares.run()))?);
+        threads
+            .background
+            .push(started("log-seal", Box::new(move || sealer.run()))?);
+        threads.background.push(started(
+            "log-index",
+            Box::new(move || index.run(|| locator.segments())),
+        )?);
+        threads
+            .background
+            .push(started("log-merge", Box::new(move || merger.run()))?);
         Ok(())
     }
 
@@ -372,16 +467,24 @@ impl Handle {
             engine.store.locator.merge.stop();
             threads.background.drain(..).for_each(join);
             if how == Stop::Clean {
-                result = writer.record_clean_stop(&engine.store).and_then(|()| writer.spares.trim());
+                result = writer
+                    .record_clean_stop(&engine.store)
+                    .and_then(|()| writer.spares.trim());
             }
         }
-        engine.store.recent.all_waiters().iter().for_each(|waiter| waiter.wake());
+        engine
+            .store
+            .recent
+            .all_waiters()
+            .iter()
+            .for_each(|waiter| waiter.wake());
         drop(engine.lock.lock().take());
         result
     }
 }
 
-/// A thread that panicked has said so on stderr already; what it worked on is checked on the next open.
+/// A thread that panicked has said so on stderr already; what it worked on is checked on the next
+/// open.
 fn join(thread: JoinHandle<()>) {
     drop(thread.join());
 }
@@ -403,22 +506,36 @@ mod tests {
     #[test]
     fn a_key_that_is_sealed_while_it_is_looked_up_still_lands_once() {
         let folder = tempfile::tempdir().unwrap();
-        let log = Options::new().recent_bytes_max(0).open(folder.path()).unwrap();
+        let log = Options::new()
+            .recent_bytes_max(0)
+            .open(folder.path())
+            .unwrap();
         let session = SessionId::new("s").unwrap();
-        let keyed = || Batch::new().event(NewEvent::new("note", "once")).idempotency_key("key");
+        let keyed = || {
+            Batch::new()
+                .event(NewEvent::new("note", "once"))
+                .idempotency_key("key")
+        };
         let engine = &log.handle.engine;
         let _held = engine.store.recent.pin(&session, || Ok(None)).unwrap();
-        log.append(&session, Batch::new().event(NewEvent::new("note", "first"))).unwrap();
+        log.append(&session, Batch::new().event(NewEvent::new("note", "first")))
+            .unwrap();
         let late = engine.request(&session, keyed(), &Arc::default()).unwrap();
         let first = log.append(&session, keyed()).unwrap();
         while log.stats().segments < 2 {
-            log.append(&session, Batch::new().event(NewEvent::new("note", "more"))).unwrap();
+            log.append(&session, Batch::new().event(NewEvent::new("note", "more")))
+                .unwrap();
             yield_now();
         }
         let Appended::Stale(stale) = engine.writer().unwrap().commit.append(late).unwrap() else {
             panic!("the key has to be looked up again")
         };
-        let found = engine.look_up_key(stale).unwrap().sealed.record.expect("it is in a segment");
+        let found = engine
+            .look_up_key(stale)
+            .unwrap()
+            .sealed
+            .record
+            .expect("it is in a segment");
         assert_eq!((found.first, found.last()), (first.first, first.last));
         assert!(log.append(&session, keyed()).unwrap().replayed);
     }
@@ -426,10 +543,14 @@ mod tests {
     #[test]
     fn a_list_of_the_newest_sessions_that_was_ended_early_says_so() {
         let folder = tempfile::tempdir().unwrap();
-        let log = Options::new().recent_bytes_max(0).open(folder.path()).unwrap();
+        let log = Options::new()
+            .recent_bytes_max(0)
+            .open(folder.path())
+            .unwrap();
         let append = |session: &str| {
             let batch = Batch::new().event(NewEvent::new("note", "x"));
-            log.append(&SessionId::new(session).unwrap(), batch).unwrap();
+            log.append(&SessionId::new(session).unwrap(), batch)
+                .unwrap();
         };
         let newest = || log.handle.engine.store.newest_sessions(10).unwrap();
         let until_sealed = |segments: u64| {

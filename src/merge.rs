@@ -1,5 +1,6 @@
-//! Keeps the filters over many segments: takes in those that are there and makes those that are missing. In the background, and whatever fails
-//! here costs time only, since the segments' own filters answer where there is none.
+//! Keeps the filters over many segments: takes in those that are there and makes those that are
+//! missing. In the background, and whatever fails here costs time only, since the segments' own
+//! filters answer where there is none.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,7 +48,11 @@ impl MergeSignal {
 
     /// Says [`Error::Closed`] when it is time to stop.
     fn go_on(&self) -> Result<()> {
-        if self.state.lock().stopped { Err(Error::Closed) } else { Ok(()) }
+        if self.state.lock().stopped {
+            Err(Error::Closed)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -74,19 +79,24 @@ impl Merger {
 
     /// Takes in the filters that are there.
     fn take_in(&self) -> Result<()> {
-        let filters = MergedFilter::list(&self.place, &self.locator.segments(), || self.locator.merge.go_on())?;
+        let filters = MergedFilter::list(&self.place, &self.locator.segments(), || {
+            self.locator.merge.go_on()
+        })?;
         self.locator.publish_merged(filters);
         Ok(())
     }
 
-    /// Makes the filters that are not there. One that failed is tried again when there are as many segments more as it is over, since it costs
-    /// reading the tables of all of them.
+    /// Makes the filters that are not there. One that failed is tried again when there are as many
+    /// segments more as it is over, since it costs reading the tables of all of them.
     fn make_missing(&self, failed: &mut HashMap<Span, u64>) {
         let segments = self.locator.segments();
         let newest = segments.newest_number();
         let missing = Span::up_to(newest).filter(|span| !segments.is_merged(*span));
         for (span, of_span) in missing.filter_map(|span| Some((span, segments.of_span(span)?))) {
-            if failed.get(&span).is_some_and(|at| newest < at + span.segments()) {
+            if failed
+                .get(&span)
+                .is_some_and(|at| newest < at + span.segments())
+            {
                 continue;
             }
             match MergedFilter::make(&self.place, span, of_span, || self.locator.merge.go_on()) {
@@ -97,7 +107,8 @@ impl Merger {
                 Err(Error::Closed) => return,
                 Err(unreadable_or_full) => {
                     failed.insert(span, newest);
-                    self.refusals.note::<()>(Work::Filters, &Err(unreadable_or_full));
+                    self.refusals
+                        .note::<()>(Work::Filters, &Err(unreadable_or_full));
                 }
             }
         }

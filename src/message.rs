@@ -1,8 +1,8 @@
 //! A turn as one message: a pure fold over the turn's events, oldest first.
 //!
-//! It reads nothing, keeps no clock and never fails on an event: types are an open set and data is opaque to the log, so what
-//! does not fit is ignored. The event that opens the turn makes the message: queued, attempt 1. Then, until the first final
-//! status:
+//! It reads nothing, keeps no clock and never fails on an event: types are an open set and data is
+//! opaque to the log, so what does not fit is ignored. The event that opens the turn makes the
+//! message: queued, attempt 1. Then, until the first final status:
 //!
 //! | event | data it understands | effect |
 //! |---|---|---|
@@ -20,17 +20,20 @@
 //! | `waiting_for_tool` | late, ignored | waiting | ignored: it announces no attempt |
 //! | `completed`, `failed` | late, ignored | final | final, and `attempt` is that one; what was put out stays |
 //!
-//! JSON is what any language writes as such: a leaf that `serde_json` refuses, such as a string with half an emoji, is read as its
-//! text by the rules of [`lenient`]. The fields named here are read by themselves, so nothing else in the data hides them. Each may
-//! be absent or `null`, and of a repeated one the last that fits counts. An `attempt` is a whole number from 1, also written as
+//! JSON is what any language writes as such: a leaf that `serde_json` refuses, such as a string
+//! with half an emoji, is read as its text by the rules of [`lenient`]. The fields named here are
+//! read by themselves, so nothing else in the data hides them. Each may be absent or `null`, and of
+//! a repeated one the last that fits counts. An `attempt` is a whole number from 1, also written as
 //! `2.0` or `"2"`; without one that fits, the attempt in force is meant. An `error` is any JSON.
 //!
-//! The status shown is `waiting_for_tool` as long as a call is outstanding, whatever else was said, and `running` once the last
-//! one is answered. A call is known by its `call_id`, else by the IDs in `calls`, else by its `id`; one without an ID is only
-//! counted. An ID is a string or a number, and `1`, `1.0` and `"1"` are the same; an empty string is none. `calls` may be an object
-//! with the keys `"1"`, `"2"`, which is how Lua writes some lists. An answer goes to the call it names; one that names a call nobody
-//! requested goes to a call without an ID; one that names none goes to a call without an ID, else to any. An answer that finds no
-//! call, or names one that has its answer, is late or a duplicate, and changes no status.
+//! The status shown is `waiting_for_tool` as long as a call is outstanding, whatever else was said,
+//! and `running` once the last one is answered. A call is known by its `call_id`, else by the IDs
+//! in `calls`, else by its `id`; one without an ID is only counted. An ID is a string or a number,
+//! and `1`, `1.0` and `"1"` are the same; an empty string is none. `calls` may be an object with
+//! the keys `"1"`, `"2"`, which is how Lua writes some lists. An answer goes to the call it names;
+//! one that names a call nobody requested goes to a call without an ID; one that names none goes to
+//! a call without an ID, else to any. An answer that finds no call, or names one that has its
+//! answer, is late or a duplicate, and changes no status.
 
 use std::fmt::{self, Display};
 use std::num::NonZeroU32;
@@ -53,12 +56,13 @@ use crate::user_message::{self, ContentBlock, UserMessage};
 
 /// A turn as one value: what the user sent, how far the work on it is, and what came of it.
 ///
-/// It is computed from the turn's events each time it is read and stored nowhere. Serialized it has these fields under these
-/// names, with times in RFC 3339 in UTC.
+/// It is computed from the turn's events each time it is read and stored nowhere. Serialized it has
+/// these fields under these names, with times in RFC 3339 in UTC.
 ///
-/// The events may be written by any language. A part of their JSON that no [`Value`] holds is a string of its text here: a number
-/// beyond a double, `NaN`, what lies deeper than 127 levels. So is, within a string, an escape for half a character such as `\ud83d`;
-/// bytes that are no UTF-8 are U+FFFD. The events themselves stay as they were given.
+/// The events may be written by any language. A part of their JSON that no [`Value`] holds is a
+/// string of its text here: a number beyond a double, `NaN`, what lies deeper than 127 levels. So
+/// is, within a string, an escape for half a character such as `\ud83d`; bytes that are no UTF-8
+/// are U+FFFD. The events themselves stay as they were given.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Message {
@@ -67,7 +71,8 @@ pub struct Message {
     /// The session it belongs to.
     #[serde(serialize_with = "as_text")]
     pub session_id: SessionId,
-    /// The seq of the event that opened the turn, so messages of a session are in order but not dense.
+    /// The seq of the event that opened the turn, so messages of a session are in order but not
+    /// dense.
     pub sequence_number: Seq,
     /// How far the work on the turn is.
     pub status: MessageStatus,
@@ -77,13 +82,15 @@ pub struct Message {
     pub metadata: Map<String, Value>,
     /// Which try at the turn this is, from 1.
     pub attempt: u32,
-    /// The data of this attempt's assistant messages, in order; the last is the latest, and of a completed turn the answer.
+    /// The data of this attempt's assistant messages, in order; the last is the latest, and of a
+    /// completed turn the answer.
     ///
-    /// All of them, because an agent says something before most of its tool calls, and who shows the turn wants that too. The
-    /// calls and their results are in the session's events.
+    /// All of them, because an agent says something before most of its tool calls, and who shows
+    /// the turn wants that too. The calls and their results are in the session's events.
     pub output: Vec<Value>,
     /// How many of the earliest outputs are left out, since all of them take more memory than
-    /// [`scan_bytes_max`](crate::Options::scan_bytes_max). The last is always there. They are in the session's events.
+    /// [`scan_bytes_max`](crate::Options::scan_bytes_max). The last is always there. They are in
+    /// the session's events.
     pub output_omitted: u64,
     /// What was given with the status `failed`, if anything.
     pub error: Option<Value>,
@@ -152,21 +159,37 @@ pub(crate) struct TurnPage {
 
 impl From<TurnPage> for MessagePage {
     fn from(page: TurnPage) -> Self {
-        let TurnPage { folds, has_more, first, last, tail, tail_id } = page;
-        Self { messages: folds.into_iter().map(Fold::into_message).collect(), has_more, first, last, tail, tail_id }
+        let TurnPage {
+            folds,
+            has_more,
+            first,
+            last,
+            tail,
+            tail_id,
+        } = page;
+        Self {
+            messages: folds.into_iter().map(Fold::into_message).collect(),
+            has_more,
+            first,
+            last,
+            tail,
+            tail_id,
+        }
     }
 }
 
 /// A stretch of a session's messages.
 ///
-/// `first..=last` is the stretch of seqs that the page covers, with every turn that was opened in it; an empty stretch has
-/// `first == last + 1`. Go on with `after(last)`, or newest first with `before(first)`.
+/// `first..=last` is the stretch of seqs that the page covers, with every turn that was opened in
+/// it; an empty stretch has `first == last + 1`. Go on with `after(last)`, or newest first with
+/// `before(first)`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct MessagePage {
     /// The messages, in the order asked for.
     pub messages: Vec<Message>,
-    /// Whether there may be more messages beyond the page, in the direction read and within the range asked for.
+    /// Whether there may be more messages beyond the page, in the direction read and within the
+    /// range asked for.
     pub has_more: bool,
     /// The first seq covered.
     pub first: Seq,
@@ -187,13 +210,15 @@ const TOOL_FAILED: &str = "tool.call_failed";
 /// Whether the event may bring its turn to an end.
 #[cfg(feature = "http")]
 pub(crate) fn may_end_turn(event: EventView<'_>) -> bool {
-    event.event_type == STATUS_CHANGED && StatusChanged::of(event).is_some_and(|changed| changed.status.is_final())
+    event.event_type == STATUS_CHANGED
+        && StatusChanged::of(event).is_some_and(|changed| changed.status.is_final())
 }
 
 /// The message as far as its events have been applied. The rules are in the module's doc.
 #[derive(Debug, Clone)]
 pub(crate) struct Fold {
-    /// All but the wait for outstanding calls, and what was sent and said, which are added when the message is taken out.
+    /// All but the wait for outstanding calls, and what was sent and said, which are added when the
+    /// message is taken out.
     message: Message,
     /// The data of the event that opened the turn, if it is JSON.
     sent: Option<JsonText>,
@@ -202,13 +227,15 @@ pub(crate) struct Fold {
     calls: Calls,
     /// The seq of the last event taken, so that reads may overlap.
     last_seq: Seq,
-    /// Whether a tool event came after the last assistant message, so that the same words again are no repeat.
+    /// Whether a tool event came after the last assistant message, so that the same words again are
+    /// no repeat.
     tools_since_output: bool,
     /// Memory for the outputs and the error as values.
     said_bytes: usize,
 }
 
-/// A turn as one message, with all that somebody else chose as text. As values it could take a hundred times as much.
+/// A turn as one message, with all that somebody else chose as text. As values it could take a
+/// hundred times as much.
 #[derive(Debug)]
 pub(crate) struct TurnText {
     /// Without content, metadata, output and error.
@@ -220,8 +247,9 @@ pub(crate) struct TurnText {
 }
 
 impl Fold {
-    /// Begins with the event that opened the turn. Its content may be anything, since the log takes any bytes under any type: a
-    /// reader is better served by a message without content than by none.
+    /// Begins with the event that opened the turn. Its content may be anything, since the log takes
+    /// any bytes under any type: a reader is better served by a message without content than by
+    /// none.
     ///
     /// # Errors
     ///
@@ -233,7 +261,8 @@ impl Fold {
         }
         let message = Message {
             id,
-            // A message may be kept for long, and must not keep the block that its first event was read from.
+            // A message may be kept for long, and must not keep the block that its first event was
+            // read from.
             session_id: opening.session_id.detached(),
             sequence_number: opening.seq,
             status: MessageStatus::Queued,
@@ -309,26 +338,59 @@ impl Fold {
 
     /// The message after the events applied so far.
     pub(crate) fn into_message(self) -> Message {
-        let TurnText { message, sent, output, error } = self.into_text();
-        let UserMessage { content, metadata } =
-            sent.map_or_else(UserMessage::default, |sent| UserMessage::from_data_lossy(sent.written().as_bytes()));
+        let TurnText {
+            message,
+            sent,
+            output,
+            error,
+        } = self.into_text();
+        let UserMessage { content, metadata } = sent.map_or_else(UserMessage::default, |sent| {
+            UserMessage::from_data_lossy(sent.written().as_bytes())
+        });
         let output = output.iter().map(JsonText::value).collect();
-        Message { content, metadata, output, error: error.as_ref().map(JsonText::value), ..message }
+        Message {
+            content,
+            metadata,
+            output,
+            error: error.as_ref().map(JsonText::value),
+            ..message
+        }
     }
 
     /// As [`into_message`](Self::into_message), with what was sent and said as text.
     pub(crate) fn into_text(self) -> TurnText {
         let waits = self.calls.are_outstanding() && !self.is_final();
-        let status = if waits { MessageStatus::WaitingForTool } else { self.message.status };
-        TurnText { message: Message { status, ..self.message }, sent: self.sent, output: self.said, error: self.error }
+        let status = if waits {
+            MessageStatus::WaitingForTool
+        } else {
+            self.message.status
+        };
+        TurnText {
+            message: Message {
+                status,
+                ..self.message
+            },
+            sent: self.sent,
+            output: self.said,
+            error: self.error,
+        }
     }
 
     fn is_next(&self, event: EventView<'_>) -> bool {
-        event.message_id == Some(self.message.id) && *event.session_id == self.message.session_id && event.seq > self.last_seq
+        event.message_id == Some(self.message.id)
+            && *event.session_id == self.message.session_id
+            && event.seq > self.last_seq
     }
 
     fn status_changed(&mut self, event: EventView<'_>) {
-        let Some(StatusChanged { status, attempt, error }) = StatusChanged::of(event) else { return };
+        let Some(StatusChanged {
+            status,
+            attempt,
+            error,
+        }) = StatusChanged::of(event)
+        else {
+            return;
+        };
         let attempt = attempt.map_or(self.message.attempt, NonZeroU32::get);
         if attempt < self.message.attempt {
             return;
@@ -338,7 +400,9 @@ impl Fold {
             (MessageStatus::Completed, _) => self.finish(status, attempt, None, event.created_at),
             (MessageStatus::Failed, _) => self.finish(status, attempt, error, event.created_at),
             (MessageStatus::Queued | MessageStatus::Running, true) => self.begin(status, attempt),
-            (MessageStatus::Running | MessageStatus::WaitingForTool, false) => self.message.status = status,
+            (MessageStatus::Running | MessageStatus::WaitingForTool, false) => {
+                self.message.status = status
+            }
             (MessageStatus::Queued, false) | (MessageStatus::WaitingForTool, true) => {}
         }
     }
@@ -353,7 +417,13 @@ impl Fold {
         self.tools_since_output = false;
     }
 
-    fn finish(&mut self, status: MessageStatus, attempt: u32, error: Option<JsonText>, at: Timestamp) {
+    fn finish(
+        &mut self,
+        status: MessageStatus,
+        attempt: u32,
+        error: Option<JsonText>,
+        at: Timestamp,
+    ) {
         self.message.status = status;
         self.message.attempt = attempt;
         self.said_bytes += error.as_ref().map_or(0, JsonText::value_bytes);
@@ -362,7 +432,9 @@ impl Fold {
     }
 
     fn assistant_completed(&mut self, event: EventView<'_>) {
-        let Some(said) = JsonText::of(event.data) else { return };
+        let Some(said) = JsonText::of(event.data) else {
+            return;
+        };
         self.work_shows();
         if self.tools_since_output || !self.said.last().is_some_and(|last| last.says_as(&said)) {
             self.said_bytes += said.value_bytes();
@@ -372,14 +444,18 @@ impl Fold {
     }
 
     fn tool_requested(&mut self, event: EventView<'_>) {
-        let Some(tool) = decode::<ToolEvent>(event) else { return };
+        let Some(tool) = decode::<ToolEvent>(event) else {
+            return;
+        };
         self.work_shows();
         self.tools_since_output = true;
         tool.each_call(|id| self.calls.request(id));
     }
 
     fn tool_answered(&mut self, event: EventView<'_>) {
-        let Some(tool) = decode::<ToolEvent>(event) else { return };
+        let Some(tool) = decode::<ToolEvent>(event) else {
+            return;
+        };
         self.tools_since_output = true;
         let were_outstanding = self.calls.are_outstanding();
         tool.each_call(|id| self.calls.answer(id));
@@ -405,9 +481,17 @@ struct StatusChanged {
 
 impl StatusChanged {
     fn of(event: EventView<'_>) -> Option<Self> {
-        let StatusFields { status, attempt, error } = decode(event)?;
+        let StatusFields {
+            status,
+            attempt,
+            error,
+        } = decode(event)?;
         let error = error.and_then(|error| JsonText::of(error.get().as_bytes()));
-        Some(Self { status: status?, attempt, error })
+        Some(Self {
+            status: status?,
+            attempt,
+            error,
+        })
     }
 }
 
@@ -443,9 +527,13 @@ impl<'de> Deserialize<'de> for StatusFields {
                 let mut said = StatusFields::default();
                 while let Some(field) = fields.next_key()? {
                     match field {
-                        StatusField::Status => said.status = status_of(&fields.next_value::<Box<RawValue>>()?).or(said.status),
+                        StatusField::Status => {
+                            said.status =
+                                status_of(&fields.next_value::<Box<RawValue>>()?).or(said.status)
+                        }
                         StatusField::Attempt => {
-                            said.attempt = attempt_of(&fields.next_value::<Box<RawValue>>()?).or(said.attempt);
+                            said.attempt =
+                                attempt_of(&fields.next_value::<Box<RawValue>>()?).or(said.attempt);
                         }
                         StatusField::Error => said.error = fields.next_value()?,
                         StatusField::Other => drop(fields.next_value::<IgnoredAny>()?),
@@ -468,7 +556,8 @@ fn attempt_of(value: &RawValue) -> Option<NonZeroU32> {
     lenient::text_of(value)?.parse().ok()
 }
 
-/// The event's data, unless it is of another form: then the event is one that this fold does not understand.
+/// The event's data, unless it is of another form: then the event is one that this fold does not
+/// understand.
 fn decode<T: DeserializeOwned>(event: EventView<'_>) -> Option<T> {
     lenient::from_slice(event.data).ok()
 }
@@ -516,7 +605,10 @@ mod tests {
     }
 
     pub(super) fn opening() -> Event {
-        event(user_message::EVENT_TYPE, r#"{"content":[{"type":"text","text":"Summarize."}],"metadata":{"ticket_id":"T-1042"}}"#)
+        event(
+            user_message::EVENT_TYPE,
+            r#"{"content":[{"type":"text","text":"Summarize."}],"metadata":{"ticket_id":"T-1042"}}"#,
+        )
     }
 
     fn json_event(event_type: &str, data: &Value) -> Event {
@@ -543,8 +635,17 @@ mod tests {
     fn fold(events: &[Event]) -> Fold {
         let mut fold = Fold::open(opening().view()).unwrap();
         for (seq, event) in (OPENING_SEQ + 1..).zip(events) {
-            let created_at = Timestamp::from_second(1_774_982_400 + i64::try_from(seq).unwrap()).unwrap();
-            fold.apply(Event { seq, id: EventId::from_u128(u128::from(seq) + 1_000), created_at, ..event.clone() }.view());
+            let created_at =
+                Timestamp::from_second(1_774_982_400 + i64::try_from(seq).unwrap()).unwrap();
+            fold.apply(
+                Event {
+                    seq,
+                    id: EventId::from_u128(u128::from(seq) + 1_000),
+                    created_at,
+                    ..event.clone()
+                }
+                .view(),
+            );
         }
         fold
     }
@@ -556,8 +657,15 @@ mod tests {
     #[track_caller]
     fn check(events: &[Event], status: MessageStatus, attempt: u32, output: &[&str]) {
         let message = message(events);
-        let texts: Vec<&str> = message.output.iter().map(|data| data["text"].as_str().unwrap()).collect();
-        assert_eq!((message.status, message.attempt, texts.as_slice()), (status, attempt, output));
+        let texts: Vec<&str> = message
+            .output
+            .iter()
+            .map(|data| data["text"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            (message.status, message.attempt, texts.as_slice()),
+            (status, attempt, output)
+        );
         assert_eq!(message.completed_at.is_some(), status.is_final());
     }
 
@@ -570,13 +678,32 @@ mod tests {
 
     #[test]
     fn of_a_repeated_field_the_last_counts() {
-        check_status(&[event(STATUS_CHANGED, r#"{"status":"running","status":"completed"}"#)], Completed);
-        check_status(&[event(STATUS_CHANGED, r#"{"status":"running","attempt":0,"attempt":1}"#)], Running);
-        let misfits = r#"{"status":"running","attempt":2,"status":7,"attempt":null,"status":"cancelled"}"#;
+        check_status(
+            &[event(
+                STATUS_CHANGED,
+                r#"{"status":"running","status":"completed"}"#,
+            )],
+            Completed,
+        );
+        check_status(
+            &[event(
+                STATUS_CHANGED,
+                r#"{"status":"running","attempt":0,"attempt":1}"#,
+            )],
+            Running,
+        );
+        let misfits =
+            r#"{"status":"running","attempt":2,"status":7,"attempt":null,"status":"cancelled"}"#;
         check(&[event(STATUS_CHANGED, misfits)], Running, 2, &[]);
-        let failed = message(&[event(STATUS_CHANGED, r#"{"status":"failed","error":1,"error":{"code":2}}"#)]);
+        let failed = message(&[event(
+            STATUS_CHANGED,
+            r#"{"status":"failed","error":1,"error":{"code":2}}"#,
+        )]);
         assert_eq!(failed.error, Some(json!({"code": 2})));
-        let called = event(TOOL_REQUESTED, r#"{"call_id":"a","call_id":null,"calls":[{"id":"b"}],"calls":{"x":1}}"#);
+        let called = event(
+            TOOL_REQUESTED,
+            r#"{"call_id":"a","call_id":null,"calls":[{"id":"b"}],"calls":{"x":1}}"#,
+        );
         check_status(&[called, answered(&json!({"call_id": "a"}))], Running);
     }
 
@@ -586,17 +713,31 @@ mod tests {
         assert_eq!(message.id, EventId::from_u128(1_000).into());
         assert_eq!(message.content, [ContentBlock::text("Summarize.")]);
         assert_eq!(message.metadata["ticket_id"], "T-1042");
-        assert_eq!((message.sequence_number, message.status, message.attempt), (OPENING_SEQ, Queued, 1));
+        assert_eq!(
+            (message.sequence_number, message.status, message.attempt),
+            (OPENING_SEQ, Queued, 1)
+        );
     }
 
     #[test]
     fn only_an_event_that_opens_a_turn_is_a_message() {
-        let other_turn = Event { message_id: Some(EventId::from_u128(999).into()), ..opening() };
-        let no_turn = Event { message_id: None, ..opening() };
-        let other_type = Event { event_type: "assistant.message_completed".into(), ..opening() };
+        let other_turn = Event {
+            message_id: Some(EventId::from_u128(999).into()),
+            ..opening()
+        };
+        let no_turn = Event {
+            message_id: None,
+            ..opening()
+        };
+        let other_type = Event {
+            event_type: "assistant.message_completed".into(),
+            ..opening()
+        };
         for not_opening in [other_turn, no_turn, other_type] {
             let error = Fold::open(not_opening.view()).unwrap_err();
-            assert!(matches!(error, Error::UnknownMessage { id } if id == EventId::from_u128(1_000).into()));
+            assert!(
+                matches!(error, Error::UnknownMessage { id } if id == EventId::from_u128(1_000).into())
+            );
         }
     }
 
@@ -604,7 +745,13 @@ mod tests {
     fn a_turn_opened_with_any_bytes_is_a_message_without_content() {
         for data in ["", "hello", "[1]", r#"{"content":"hello"}"#, "\u{0}"] {
             let mut fold = Fold::open(event(user_message::EVENT_TYPE, data).view()).unwrap();
-            fold.apply(Event { seq: OPENING_SEQ + 1, ..status(&json!({"status": "completed"})) }.view());
+            fold.apply(
+                Event {
+                    seq: OPENING_SEQ + 1,
+                    ..status(&json!({"status": "completed"}))
+                }
+                .view(),
+            );
             let message = fold.into_message();
             assert!(message.content.is_empty() && message.metadata.is_empty());
             assert_eq!(message.status, Completed);
@@ -613,8 +760,11 @@ mod tests {
 
     #[test]
     fn it_serializes_as_the_contract_says() {
-        let events =
-            [status(&json!({"status": "running"})), said("Done."), status(&json!({"status": "failed", "error": {"code": 7}}))];
+        let events = [
+            status(&json!({"status": "running"})),
+            said("Done."),
+            status(&json!({"status": "failed", "error": {"code": 7}})),
+        ];
         let expected = json!({
             "id": MessageId::from(EventId::from_u128(1_000)).to_string(),
             "session_id": "sess_123",
@@ -630,7 +780,10 @@ mod tests {
             "completed_at": "2026-03-31T18:40:07.000Z",
         });
         assert_eq!(serde_json::to_value(message(&events)).unwrap(), expected);
-        assert_eq!(serde_json::to_value(message(&[])).unwrap()["completed_at"], Value::Null);
+        assert_eq!(
+            serde_json::to_value(message(&[])).unwrap()["completed_at"],
+            Value::Null
+        );
     }
 
     #[test]
@@ -643,17 +796,41 @@ mod tests {
     #[test]
     fn an_assistant_message_alone_finishes_nothing() {
         check(&[said("a")], Running, 1, &["a"]);
-        check(&[said("a"), status(&json!({"status": "completed", "attempt": 1}))], Completed, 1, &["a"]);
+        check(
+            &[
+                said("a"),
+                status(&json!({"status": "completed", "attempt": 1})),
+            ],
+            Completed,
+            1,
+            &["a"],
+        );
     }
 
     #[test]
     fn output_is_every_assistant_message_in_order() {
-        let call = [requested(&json!({"tool": "shell", "calls": null})), answered(&json!({"output": "ok"}))];
+        let call = [
+            requested(&json!({"tool": "shell", "calls": null})),
+            answered(&json!({"output": "ok"})),
+        ];
         let [request, answer] = call;
-        let events =
-            [said("a"), request.clone(), answer.clone(), said("b"), request.clone(), answer.clone(), said("b"), said("a")];
+        let events = [
+            said("a"),
+            request.clone(),
+            answer.clone(),
+            said("b"),
+            request.clone(),
+            answer.clone(),
+            said("b"),
+            said("a"),
+        ];
         check(&events, Running, 1, &["a", "b", "b", "a"]);
-        check(&[said("a"), status(&json!({"status": "running"})), said("a")], Running, 1, &["a"]);
+        check(
+            &[said("a"), status(&json!({"status": "running"})), said("a")],
+            Running,
+            1,
+            &["a"],
+        );
     }
 
     #[test]
@@ -662,34 +839,80 @@ mod tests {
         let failed = status(&json!({"status": "failed", "error": "no"}));
         let again = status(&json!({"status": "running", "attempt": 2}));
         let whole = message(&[said("a"), done.clone()]);
-        assert_eq!(message(&[said("a"), done.clone(), failed.clone(), again.clone(), said("b"), requested(&json!({}))]), whole);
+        assert_eq!(
+            message(&[
+                said("a"),
+                done.clone(),
+                failed.clone(),
+                again.clone(),
+                said("b"),
+                requested(&json!({}))
+            ]),
+            whole
+        );
         assert_eq!(whole.error, None);
         let message = message(&[failed, done, again]);
-        assert_eq!((message.status, message.error, message.attempt), (Failed, Some("no".into()), 1));
+        assert_eq!(
+            (message.status, message.error, message.attempt),
+            (Failed, Some("no".into()), 1)
+        );
     }
 
     #[test]
     fn a_new_attempt_is_announced_by_queued_or_running() {
-        let before = [status(&json!({"status": "running", "attempt": 1})), said("a"), requested(&json!({"call_id": "c1"}))];
+        let before = [
+            status(&json!({"status": "running", "attempt": 1})),
+            said("a"),
+            requested(&json!({"call_id": "c1"})),
+        ];
         for (name, shown) in [("queued", Queued), ("running", Running)] {
-            let announced = [before.as_slice(), &[status(&json!({"status": name, "attempt": 2}))]].concat();
+            let announced = [
+                before.as_slice(),
+                &[status(&json!({"status": name, "attempt": 2}))],
+            ]
+            .concat();
             check(&announced, shown, 2, &[]);
             let same_words = [announced.as_slice(), &[said("a")]].concat();
             check(&same_words, Running, 2, &["a"]);
-            let same_call = [announced.as_slice(), &[requested(&json!({"call_id": "c1"}))]].concat();
+            let same_call = [
+                announced.as_slice(),
+                &[requested(&json!({"call_id": "c1"}))],
+            ]
+            .concat();
             check(&same_call, WaitingForTool, 2, &[]);
         }
-        let waiting = [said("a"), status(&json!({"status": "waiting_for_tool", "attempt": 2}))];
+        let waiting = [
+            said("a"),
+            status(&json!({"status": "waiting_for_tool", "attempt": 2})),
+        ];
         check(&waiting, Running, 1, &["a"]);
-        let failed = [said("a"), status(&json!({"status": "failed", "attempt": 2}))];
+        let failed = [
+            said("a"),
+            status(&json!({"status": "failed", "attempt": 2})),
+        ];
         check(&failed, Failed, 2, &["a"]);
     }
 
     #[test]
     fn a_status_of_an_older_attempt_is_late() {
-        let retried = [status(&json!({"status": "running", "attempt": 2})), said("b")];
-        for name in ["queued", "running", "waiting_for_tool", "completed", "failed"] {
-            let late = [retried.as_slice(), &[status(&json!({"status": name, "attempt": 1, "error": "late"}))]].concat();
+        let retried = [
+            status(&json!({"status": "running", "attempt": 2})),
+            said("b"),
+        ];
+        for name in [
+            "queued",
+            "running",
+            "waiting_for_tool",
+            "completed",
+            "failed",
+        ] {
+            let late = [
+                retried.as_slice(),
+                &[status(
+                    &json!({"status": name, "attempt": 1, "error": "late"}),
+                )],
+            ]
+            .concat();
             check(&late, Running, 2, &["b"]);
             assert_eq!(message(&late).error, None);
         }
@@ -697,7 +920,10 @@ mod tests {
 
     #[test]
     fn a_turn_does_not_go_back_to_queued() {
-        for again in [json!({"status": "queued"}), json!({"status": "queued", "attempt": 1})] {
+        for again in [
+            json!({"status": "queued"}),
+            json!({"status": "queued", "attempt": 1}),
+        ] {
             check(&[said("a"), status(&again)], Running, 1, &["a"]);
         }
     }
@@ -706,8 +932,14 @@ mod tests {
     fn waiting_may_be_said_without_a_call() {
         let waiting = status(&json!({"status": "waiting_for_tool"}));
         check_status(std::slice::from_ref(&waiting), WaitingForTool);
-        check_status(&[waiting.clone(), status(&json!({"status": "running"}))], Running);
-        check_status(&[requested(&json!({})), waiting, answered(&json!({}))], Running);
+        check_status(
+            &[waiting.clone(), status(&json!({"status": "running"}))],
+            Running,
+        );
+        check_status(
+            &[requested(&json!({})), waiting, answered(&json!({}))],
+            Running,
+        );
     }
 
     #[test]
@@ -715,22 +947,55 @@ mod tests {
         let one = |id: &str| json!({ "call_id": id });
         let two = json!({"calls": [{"id": "c1"}, {"id": "c2"}], "id": "of the event"});
         check_status(&[requested(&one("c1"))], WaitingForTool);
-        check_status(&[requested(&one("c1")), status(&json!({"status": "running"}))], WaitingForTool);
-        check_status(&[requested(&one("c1")), answered(&json!({"id": "c1"}))], Running);
+        check_status(
+            &[requested(&one("c1")), status(&json!({"status": "running"}))],
+            WaitingForTool,
+        );
+        check_status(
+            &[requested(&one("c1")), answered(&json!({"id": "c1"}))],
+            Running,
+        );
         check_status(&[requested(&two), answered(&one("c2"))], WaitingForTool);
-        check_status(&[requested(&two), answered(&one("c2")), answered(&one("c1"))], Running);
-        check_status(&[requested(&two), answered(&json!({})), answered(&json!({}))], Running);
+        check_status(
+            &[requested(&two), answered(&one("c2")), answered(&one("c1"))],
+            Running,
+        );
+        check_status(
+            &[requested(&two), answered(&json!({})), answered(&json!({}))],
+            Running,
+        );
         check_status(&[requested(&two), answered(&two)], Running);
-        for id in [json!(7), json!(-7), json!(0.5), json!("7"), json!("a \"b\"\n")] {
-            let (first, other) = (requested(&json!({ "id": id })), requested(&json!({"call_id": "c1"})));
-            for answer in [json!({"id": id, "calls": []}), json!({"calls": [{"call_id": [], "id": id}]}), json!({"call_id": id})]
-            {
+        for id in [
+            json!(7),
+            json!(-7),
+            json!(0.5),
+            json!("7"),
+            json!("a \"b\"\n"),
+        ] {
+            let (first, other) = (
+                requested(&json!({ "id": id })),
+                requested(&json!({"call_id": "c1"})),
+            );
+            for answer in [
+                json!({"id": id, "calls": []}),
+                json!({"calls": [{"call_id": [], "id": id}]}),
+                json!({"call_id": id}),
+            ] {
                 check_status(&[first.clone(), answered(&answer)], Running);
-                check_status(&[first.clone(), other.clone(), answered(&answer)], WaitingForTool);
+                check_status(
+                    &[first.clone(), other.clone(), answered(&answer)],
+                    WaitingForTool,
+                );
             }
         }
         for none in [json!(null), json!(true), json!(["c1"]), json!({"id": "c1"})] {
-            check_status(&[requested(&json!({"call_id": none, "id": "c1"})), answered(&one("c1"))], Running);
+            check_status(
+                &[
+                    requested(&json!({"call_id": none, "id": "c1"})),
+                    answered(&one("c1")),
+                ],
+                Running,
+            );
         }
     }
 
@@ -744,22 +1009,84 @@ mod tests {
     #[test]
     fn a_late_or_second_answer_answers_nothing_else() {
         let one = |id: &str| json!({ "call_id": id });
-        let late = [status(&json!({"status": "queued", "attempt": 2})), answered(&one("c1"))];
-        check_status(&[&[requested(&one("c1"))], late.as_slice()].concat(), Queued);
+        let late = [
+            status(&json!({"status": "queued", "attempt": 2})),
+            answered(&one("c1")),
+        ];
+        check_status(
+            &[&[requested(&one("c1"))], late.as_slice()].concat(),
+            Queued,
+        );
         check_status(&[answered(&json!({}))], Queued);
-        check_status(&[requested(&one("c1")), requested(&one("c2")), answered(&one("c1")), answered(&one("c1"))], WaitingForTool);
-        check_status(&[requested(&one("c1")), requested(&json!({})), answered(&one("c1")), answered(&one("c1"))], WaitingForTool);
-        check_status(&[requested(&one("c1")), requested(&one("c1")), answered(&one("c1"))], Running);
-        check_status(&[requested(&one("c1")), answered(&one("c1")), requested(&one("c1"))], Running);
+        check_status(
+            &[
+                requested(&one("c1")),
+                requested(&one("c2")),
+                answered(&one("c1")),
+                answered(&one("c1")),
+            ],
+            WaitingForTool,
+        );
+        check_status(
+            &[
+                requested(&one("c1")),
+                requested(&json!({})),
+                answered(&one("c1")),
+                answered(&one("c1")),
+            ],
+            WaitingForTool,
+        );
+        check_status(
+            &[
+                requested(&one("c1")),
+                requested(&one("c1")),
+                answered(&one("c1")),
+            ],
+            Running,
+        );
+        check_status(
+            &[
+                requested(&one("c1")),
+                answered(&one("c1")),
+                requested(&one("c1")),
+            ],
+            Running,
+        );
     }
 
     #[test]
     fn calls_without_an_id_are_counted() {
-        let (request, answer) = (requested(&json!({"tool": "shell"})), answered(&json!({"output": "ok"})));
-        check_status(&[request.clone(), request.clone(), answer.clone()], WaitingForTool);
-        check_status(&[request.clone(), request.clone(), answer.clone(), answer.clone()], Running);
-        check_status(&[answer.clone(), request.clone(), answer.clone(), answer.clone(), request.clone()], WaitingForTool);
-        check_status(&[request.clone(), answered(&json!({"id": "of the result"}))], Running);
+        let (request, answer) = (
+            requested(&json!({"tool": "shell"})),
+            answered(&json!({"output": "ok"})),
+        );
+        check_status(
+            &[request.clone(), request.clone(), answer.clone()],
+            WaitingForTool,
+        );
+        check_status(
+            &[
+                request.clone(),
+                request.clone(),
+                answer.clone(),
+                answer.clone(),
+            ],
+            Running,
+        );
+        check_status(
+            &[
+                answer.clone(),
+                request.clone(),
+                answer.clone(),
+                answer.clone(),
+                request.clone(),
+            ],
+            WaitingForTool,
+        );
+        check_status(
+            &[request.clone(), answered(&json!({"id": "of the result"}))],
+            Running,
+        );
         check_status(&[requested(&json!({"call_id": "c1"})), answer], Running);
     }
 
@@ -796,12 +1123,30 @@ mod tests {
 
     #[test]
     fn an_attempt_is_read_however_its_language_writes_it() {
-        let before = [status(&json!({"status": "running", "attempt": 2})), said("a")];
-        let completed = |attempt: &str| event(STATUS_CHANGED, format!(r#"{{"status":"completed","attempt":{attempt}}}"#));
-        for (attempt, read) in
-            [("3", 3), ("3.0", 3), ("3e0", 3), ("\"3\"", 3), ("4294967295", u32::MAX), ("4.294967295e+9", u32::MAX)]
-        {
-            check(&[before.as_slice(), &[completed(attempt)]].concat(), Completed, read, &["a"]);
+        let before = [
+            status(&json!({"status": "running", "attempt": 2})),
+            said("a"),
+        ];
+        let completed = |attempt: &str| {
+            event(
+                STATUS_CHANGED,
+                format!(r#"{{"status":"completed","attempt":{attempt}}}"#),
+            )
+        };
+        for (attempt, read) in [
+            ("3", 3),
+            ("3.0", 3),
+            ("3e0", 3),
+            ("\"3\"", 3),
+            ("4294967295", u32::MAX),
+            ("4.294967295e+9", u32::MAX),
+        ] {
+            check(
+                &[before.as_slice(), &[completed(attempt)]].concat(),
+                Completed,
+                read,
+                &["a"],
+            );
         }
         let unknown = [
             "null",
@@ -822,10 +1167,20 @@ mod tests {
             "\"\\ud83d\"",
         ];
         for attempt in unknown {
-            check(&[before.as_slice(), &[completed(attempt)]].concat(), Completed, 2, &["a"]);
+            check(
+                &[before.as_slice(), &[completed(attempt)]].concat(),
+                Completed,
+                2,
+                &["a"],
+            );
         }
         for late in ["1", "1.0", "\"1\""] {
-            check(&[before.as_slice(), &[completed(late)]].concat(), Running, 2, &["a"]);
+            check(
+                &[before.as_slice(), &[completed(late)]].concat(),
+                Running,
+                2,
+                &["a"],
+            );
         }
     }
 
@@ -836,27 +1191,62 @@ mod tests {
             (r#"{"call_id":1}"#, r#"{"call_id":1.0}"#),
             (r#"{"call_id":"1","x":"\ud83d"}"#, r#"{"id":1,"y":NaN}"#),
             (r#"{"call_id":1e+15}"#, r#"{"call_id":1000000000000000}"#),
-            (r#"{"call_id":18446744073709551615}"#, r#"{"call_id":"18446744073709551615"}"#),
+            (
+                r#"{"call_id":18446744073709551615}"#,
+                r#"{"call_id":"18446744073709551615"}"#,
+            ),
             (r#"{"call_id":-0.0}"#, r#"{"call_id":0}"#),
             (r#"{"call_id":"a\ud83d"}"#, r#"{"call_id":"\u0061\ud83d"}"#),
-            (r#"{"call_id":"","calls":[],"id":"a"}"#, r#"{"call_id":null,"calls":{},"id":"a"}"#),
-            (r#"{"calls":{"2":{"id":"a"}}}"#, r#"{"calls":[{"call_id":"","id":"a","arguments":1e400}]}"#),
+            (
+                r#"{"call_id":"","calls":[],"id":"a"}"#,
+                r#"{"call_id":null,"calls":{},"id":"a"}"#,
+            ),
+            (
+                r#"{"calls":{"2":{"id":"a"}}}"#,
+                r#"{"calls":[{"call_id":"","id":"a","arguments":1e400}]}"#,
+            ),
         ];
         for (request, answer) in same {
             let request = told(TOOL_REQUESTED, request);
-            check_status(&[request.clone(), requested(&json!({"id": "other"})), told(TOOL_COMPLETED, answer)], WaitingForTool);
+            check_status(
+                &[
+                    request.clone(),
+                    requested(&json!({"id": "other"})),
+                    told(TOOL_COMPLETED, answer),
+                ],
+                WaitingForTool,
+            );
             check_status(&[request, told(TOOL_COMPLETED, answer)], Running);
         }
-        let two = told(TOOL_REQUESTED, r#"{"calls":{"1":{"id":"a"},"2":{"id":"b"}}}"#);
-        check_status(&[two.clone(), answered(&json!({"id": "a"}))], WaitingForTool);
-        check_status(&[two, answered(&json!({"id": "b"})), answered(&json!({"id": "a"}))], Running);
+        let two = told(
+            TOOL_REQUESTED,
+            r#"{"calls":{"1":{"id":"a"},"2":{"id":"b"}}}"#,
+        );
+        check_status(
+            &[two.clone(), answered(&json!({"id": "a"}))],
+            WaitingForTool,
+        );
+        check_status(
+            &[
+                two,
+                answered(&json!({"id": "b"})),
+                answered(&json!({"id": "a"})),
+            ],
+            Running,
+        );
     }
 
     #[test]
     fn an_event_that_was_taken_is_not_taken_again() {
         let mut fold = Fold::open(opening().view()).unwrap();
-        let request = Event { seq: 6, ..requested(&json!({})) };
-        let answer = Event { seq: 7, ..answered(&json!({})) };
+        let request = Event {
+            seq: 6,
+            ..requested(&json!({}))
+        };
+        let answer = Event {
+            seq: 7,
+            ..answered(&json!({}))
+        };
         for event in [&opening(), &request, &request, &answer, &request] {
             fold.apply(event.view());
         }
@@ -865,13 +1255,29 @@ mod tests {
 
     /// Data that the fold understands, data that it nearly understands, and noise.
     fn any_data() -> impl Strategy<Value = Vec<u8>> {
-        let statuses = vec!["queued", "running", "waiting_for_tool", "completed", "failed", "cancelled"];
-        let status = (proptest::sample::select(statuses), proptest::option::of(0_u32..5))
-            .prop_map(|(status, attempt)| json!({"status": status, "attempt": attempt, "error": "e"}));
-        let call = (proptest::sample::select(vec!["call_id", "id", "calls"]), 0..4).prop_map(|(key, id)| match key {
-            "calls" => json!({"calls": [{"id": id}, {"id": id + 1}, {}]}),
-            key => json!({ key: id }),
-        });
+        let statuses = vec![
+            "queued",
+            "running",
+            "waiting_for_tool",
+            "completed",
+            "failed",
+            "cancelled",
+        ];
+        let status = (
+            proptest::sample::select(statuses),
+            proptest::option::of(0_u32..5),
+        )
+            .prop_map(
+                |(status, attempt)| json!({"status": status, "attempt": attempt, "error": "e"}),
+            );
+        let call = (
+            proptest::sample::select(vec!["call_id", "id", "calls"]),
+            0..4,
+        )
+            .prop_map(|(key, id)| match key {
+                "calls" => json!({"calls": [{"id": id}, {"id": id + 1}, {}]}),
+                key => json!({ key: id }),
+            });
         let text = (0..3_u8).prop_map(|text| json!({ "text": text.to_string() }));
         prop_oneof![
             4 => status.prop_map(|data| data.to_string().into_bytes()),
@@ -882,9 +1288,17 @@ mod tests {
     }
 
     fn any_event() -> impl Strategy<Value = Event> {
-        let types =
-            vec![STATUS_CHANGED, ASSISTANT_COMPLETED, TOOL_REQUESTED, TOOL_COMPLETED, TOOL_FAILED, user_message::EVENT_TYPE, "x"];
-        (proptest::sample::select(types), any_data()).prop_map(|(event_type, data)| event(event_type, data))
+        let types = vec![
+            STATUS_CHANGED,
+            ASSISTANT_COMPLETED,
+            TOOL_REQUESTED,
+            TOOL_COMPLETED,
+            TOOL_FAILED,
+            user_message::EVENT_TYPE,
+            "x",
+        ];
+        (proptest::sample::select(types), any_data())
+            .prop_map(|(event_type, data)| event(event_type, data))
     }
 
     fn any_events() -> impl Strategy<Value = Vec<Event>> {
@@ -972,10 +1386,25 @@ mod tests {
     /// What else it holds may be large, and need not be read. Of a repeated field the last counts.
     #[test]
     fn a_tool_event_is_read_for_its_calls_alone() {
-        let asked = event(TOOL_REQUESTED, r#"{"call_id":"a","call_id":"b","output":{"size":1e999,"\ud83d":NaN}}"#);
+        let asked = event(
+            TOOL_REQUESTED,
+            r#"{"call_id":"a","call_id":"b","output":{"size":1e999,"\ud83d":NaN}}"#,
+        );
         check_status(std::slice::from_ref(&asked), WaitingForTool);
-        check_status(&[asked.clone(), answered(&json!({"call_id": "b"}))], Running);
-        check_status(&[asked, answered(&json!({"call_id": "a", "id": "b"}))], WaitingForTool);
-        check_status(&[event(TOOL_REQUESTED, r#"["call_id"]"#), event(TOOL_REQUESTED, r#"{"call_id":"a""#)], Queued);
+        check_status(
+            &[asked.clone(), answered(&json!({"call_id": "b"}))],
+            Running,
+        );
+        check_status(
+            &[asked, answered(&json!({"call_id": "a", "id": "b"}))],
+            WaitingForTool,
+        );
+        check_status(
+            &[
+                event(TOOL_REQUESTED, r#"["call_id"]"#),
+                event(TOOL_REQUESTED, r#"{"call_id":"a""#),
+            ],
+            Queued,
+        );
     }
 }

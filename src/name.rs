@@ -1,4 +1,5 @@
-//! The text of a session ID or an event type. Each event has both, so that to hand out a page is to copy a few hundred of them.
+//! The text of a session ID or an event type. Each event has both, so that to hand out a page is to
+//! copy a few hundred of them.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -11,8 +12,8 @@ use bytestring::ByteString;
 /// Room for a UUID, for a ULID with a prefix, and for the types of this crate.
 const SHORT_BYTES_MAX: usize = 39;
 
-/// A short text lies in the name itself: to share it would be to count who does, which takes longer than a copy, and would keep the
-/// block that it was read from in memory. A longer one shares that.
+/// A short text lies in the name itself: to share it would be to count who does, which takes longer
+/// than a copy, and would keep the block that it was read from in memory. A longer one shares that.
 #[derive(Clone)]
 pub(crate) enum Name {
     Short(Short),
@@ -29,8 +30,14 @@ pub(crate) struct Short {
 
 impl Short {
     fn new(text: &str) -> Option<Self> {
-        let mut short = Self { length: u8::try_from(text.len()).ok()?, text: [0; SHORT_BYTES_MAX] };
-        short.text.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+        let mut short = Self {
+            length: u8::try_from(text.len()).ok()?,
+            text: [0; SHORT_BYTES_MAX],
+        };
+        short
+            .text
+            .get_mut(..text.len())?
+            .copy_from_slice(text.as_bytes());
         Some(short)
     }
 
@@ -42,7 +49,9 @@ impl Short {
 impl Name {
     /// A text that lies in `stored`.
     pub(crate) fn stored(text: &str, stored: &Bytes) -> Self {
-        Self::new(text, || ByteString::try_from(stored.slice_ref(text.as_bytes())).expect("it is text"))
+        Self::new(text, || {
+            ByteString::try_from(stored.slice_ref(text.as_bytes())).expect("it is text")
+        })
     }
 
     fn new(text: &str, shared: impl FnOnce() -> ByteString) -> Self {
@@ -53,7 +62,9 @@ impl Name {
     pub(crate) fn stored_at(&self, at: Range<usize>, stored: &Bytes) -> Self {
         match self {
             Name::Short(_) => self.clone(),
-            Name::Shared(_) => Self::Shared(ByteString::try_from(stored.slice(at)).expect("it is the same text")),
+            Name::Shared(_) => {
+                Self::Shared(ByteString::try_from(stored.slice(at)).expect("it is the same text"))
+            }
         }
     }
 

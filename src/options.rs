@@ -97,7 +97,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other, or the path is empty.
+    /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other, or the
+    /// path is empty.
     pub fn open(self, folder: impl AsRef<Path>) -> Result<SessionLog> {
         let folder = folder.as_ref();
         if folder.as_os_str().is_empty() {
@@ -114,9 +115,10 @@ impl Options {
         SessionLog::open_on(disk, folder, self)
     }
 
-    /// Opens without writing a byte, also on a full disk or a file system mounted for reading only; not on one that became so by a fault, which
-    /// cannot say what of it is durable. Appends are [`Error::ReadOnly`]. While
-    /// a writer has the folder open this is [`Error::Locked`]. Off by default.
+    /// Opens without writing a byte, also on a full disk or a file system mounted for reading only;
+    /// not on one that became so by a fault, which cannot say what of it is durable. Appends are
+    /// [`Error::ReadOnly`]. While a writer has the folder open this is [`Error::Locked`]. Off by
+    /// default.
     #[expect(
         clippy::fn_params_excessive_bools,
         reason = "it reads as `read_only(true)`, and a caller's own flag can be passed on"
@@ -132,7 +134,8 @@ impl Options {
         self
     }
 
-    /// The largest sum of the data of a batch's events, in bytes: 4 MiB, and at most 256 MiB, to which their types are held together in any case.
+    /// The largest sum of the data of a batch's events, in bytes: 4 MiB, and at most 256 MiB, to
+    /// which their types are held together in any case.
     pub fn batch_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.batch_bytes_max = bytes;
         self
@@ -162,25 +165,28 @@ impl Options {
         self
     }
 
-    /// The size that journal files grow to, in bytes: 64 MiB. The first is 4 MiB and each new one doubles. Larger files make
-    /// fewer, larger segments and a longer replay after a crash. Full files are sealed when the log is idle, or once half a file more
-    /// has been written. A write to the journal takes 4 KiB at least, so that small ones fill many files before their records are as much as
-    /// that; the files are kept for what comes next, and all but a few are removed when the log is idle or closed.
+    /// The size that journal files grow to, in bytes: 64 MiB. The first is 4 MiB and each new one
+    /// doubles. Larger files make fewer, larger segments and a longer replay after a crash. Full
+    /// files are sealed when the log is idle, or once half a file more has been written. A write to
+    /// the journal takes 4 KiB at least, so that small ones fill many files before their records
+    /// are as much as that; the files are kept for what comes next, and all but a few are removed
+    /// when the log is idle or closed.
     pub fn journal_file_bytes_max(mut self, bytes: usize) -> Self {
         self.journal_file_bytes_max = bytes;
         self
     }
 
-    /// The most bytes written with one barrier, one batch at least: 4 MiB. As much may wait for its turn meanwhile; an append that finds no
-    /// room waits.
+    /// The most bytes written with one barrier, one batch at least: 4 MiB. As much may wait for its
+    /// turn meanwhile; an append that finds no room waits.
     pub fn group_bytes_max(mut self, bytes: usize) -> Self {
         self.group_bytes_max = bytes;
         self
     }
 
-    /// The most memory, in bytes, for what is not yet in a segment, bookkeeping included: 192 MiB. A log under load holds up to
-    /// this; an idle one holds what its last journal file holds, and full ones until together
-    /// they are as large as [`journal_file_bytes_max`](Options::journal_file_bytes_max).
+    /// The most memory, in bytes, for what is not yet in a segment, bookkeeping included: 192 MiB.
+    /// A log under load holds up to this; an idle one holds what its last journal file holds, and
+    /// full ones until together they are as large as
+    /// [`journal_file_bytes_max`](Options::journal_file_bytes_max).
     pub fn recent_bytes_max(mut self, bytes: usize) -> Self {
         self.recent_bytes_max = bytes;
         self
@@ -192,38 +198,43 @@ impl Options {
         self
     }
 
-    /// The memory, in bytes, for the index: 32 MiB. A quarter keeps what it said of the sessions that were read last, the rest is what
-    /// it is told to stay within for its own cache, which is filled in the background when the log is opened.
+    /// The memory, in bytes, for the index: 32 MiB. A quarter keeps what it said of the sessions
+    /// that were read last, the rest is what it is told to stay within for its own cache, which is
+    /// filled in the background when the log is opened.
     pub fn index_cache_bytes_max(mut self, bytes: usize) -> Self {
         self.index_cache_bytes_max = bytes;
         self
     }
 
-    /// The most memory, in bytes, for where sessions stand that have nothing else in memory: 128 MiB, of which each takes 128 bytes and its name.
-    /// To append to one that is not remembered, or to read it, is to look in the segments for its end first.
+    /// The most memory, in bytes, for where sessions stand that have nothing else in memory: 128
+    /// MiB, of which each takes 128 bytes and its name. To append to one that is not remembered, or
+    /// to read it, is to look in the segments for its end first.
     pub fn head_cache_bytes_max(mut self, bytes: usize) -> Self {
         self.head_cache_bytes_max = bytes;
         self
     }
 
-    /// The most bytes that a page reads before it returns what it has found, with where to go on: 16 MiB. At least one event is read.
-    /// Messages keep about as much, by estimate of the memory for it: a page of them ends before the turn that would exceed it, and a message leaves out
+    /// The most bytes that a page reads before it returns what it has found, with where to go on:
+    /// 16 MiB. At least one event is read. Messages keep about as much, by estimate of the memory
+    /// for it: a page of them ends before the turn that would exceed it, and a message leaves out
     /// its [earliest outputs](crate::Message::output_omitted).
     pub fn scan_bytes_max(mut self, bytes: usize) -> Self {
         self.scan_bytes_max = bytes;
         self
     }
 
-    /// How long an append waits for room before it fails with a retryable error: 10 seconds for room in its group, and as long each for memory
-    /// and for a journal file when that group is written. An [async append](SessionLog::append_async) waits for room in its group without a
+    /// How long an append waits for room before it fails with a retryable error: 10 seconds for
+    /// room in its group, and as long each for memory and for a journal file when that group is
+    /// written. An [async append](SessionLog::append_async) waits for room in its group without a
     /// limit.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self
     }
 
-    /// Takes the wall clock from `clock`, for tests and simulations. It is called once a batch, on the thread that appends, and by
-    /// [`stats`](SessionLog::stats), each time without a lock of the log: it may wait, and read from the log that it is the clock of.
+    /// Takes the wall clock from `clock`, for tests and simulations. It is called once a batch, on
+    /// the thread that appends, and by [`stats`](SessionLog::stats), each time without a lock of
+    /// the log: it may wait, and read from the log that it is the clock of.
     pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
@@ -233,16 +244,60 @@ impl Options {
         let limits = &self.limits;
         let within = |what, value: usize, min: usize, max: usize| {
             let why = || format!("{value} is not between {min} and {max}");
-            if (min..=max).contains(&value) { Ok(()) } else { Err(Error::invalid(what, why())) }
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::invalid(what, why()))
+            }
         };
-        within("batch_bytes_max", limits.batch_bytes_max, 1, BATCH_BYTES_CEILING)?;
-        within("event_bytes_max", limits.event_bytes_max, 1, limits.batch_bytes_max)?;
-        within("batch_events_max", limits.batch_events_max, 1, BATCH_EVENTS_CEILING)?;
-        within("event_type_bytes_max", limits.event_type_bytes_max, 1, NAME_BYTES_CEILING)?;
-        within("idempotency_key_bytes_max", limits.idempotency_key_bytes_max, 1, NAME_BYTES_CEILING)?;
-        within("page_events_max", limits.page_events_max, 1, BATCH_EVENTS_CEILING)?;
-        within("journal_file_bytes_max", self.journal_file_bytes_max, self.journal_file_bytes_min, JOURNAL_FILE_BYTES_CEILING)?;
-        within("group_bytes_max", self.group_bytes_max, 1, self.journal_file_bytes_max)?;
+        within(
+            "batch_bytes_max",
+            limits.batch_bytes_max,
+            1,
+            BATCH_BYTES_CEILING,
+        )?;
+        within(
+            "event_bytes_max",
+            limits.event_bytes_max,
+            1,
+            limits.batch_bytes_max,
+        )?;
+        within(
+            "batch_events_max",
+            limits.batch_events_max,
+            1,
+            BATCH_EVENTS_CEILING,
+        )?;
+        within(
+            "event_type_bytes_max",
+            limits.event_type_bytes_max,
+            1,
+            NAME_BYTES_CEILING,
+        )?;
+        within(
+            "idempotency_key_bytes_max",
+            limits.idempotency_key_bytes_max,
+            1,
+            NAME_BYTES_CEILING,
+        )?;
+        within(
+            "page_events_max",
+            limits.page_events_max,
+            1,
+            BATCH_EVENTS_CEILING,
+        )?;
+        within(
+            "journal_file_bytes_max",
+            self.journal_file_bytes_max,
+            self.journal_file_bytes_min,
+            JOURNAL_FILE_BYTES_CEILING,
+        )?;
+        within(
+            "group_bytes_max",
+            self.group_bytes_max,
+            1,
+            self.journal_file_bytes_max,
+        )?;
         within("scan_bytes_max", self.scan_bytes_max, 1, usize::MAX)
     }
 }

@@ -1,6 +1,7 @@
 //! Reading a session page by page, and one event by its ID.
 //!
-//! A reader looks at what is in memory first and at the segments second; what leaves memory is in a segment before.
+//! A reader looks at what is in memory first and at the segments second; what leaves memory is in a
+//! segment before.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
@@ -99,8 +100,10 @@ impl Page {
         self
     }
 
-    /// At most so many events: 100 unless said otherwise, and at most [`page_events_max`](Options::page_events_max). There may be fewer, with
-    /// [`has_more`](EventPage::has_more), where they are large: see [`scan_bytes_max`](Options::scan_bytes_max).
+    /// At most so many events: 100 unless said otherwise, and at most
+    /// [`page_events_max`](Options::page_events_max). There may be fewer, with
+    /// [`has_more`](EventPage::has_more), where they are large: see
+    /// [`scan_bytes_max`](Options::scan_bytes_max).
     pub fn limit(mut self, events: usize) -> Self {
         self.limit = Some(events);
         self
@@ -118,7 +121,8 @@ impl Page {
         self
     }
 
-    /// Ends behind the event that reaches so many bytes, where that is less than [`scan_bytes_max`](Options::scan_bytes_max).
+    /// Ends behind the event that reaches so many bytes, where that is less than
+    /// [`scan_bytes_max`](Options::scan_bytes_max).
     #[cfg(feature = "http")]
     pub(crate) fn bytes_max(mut self, bytes: usize) -> Self {
         self.bytes_max = Some(bytes.max(1));
@@ -127,7 +131,9 @@ impl Page {
 
     /// The most bytes that it reads or keeps.
     pub(crate) fn checked_bytes(&self, options: &Options) -> usize {
-        options.scan_bytes_max.min(self.bytes_max.unwrap_or(usize::MAX))
+        options
+            .scan_bytes_max
+            .min(self.bytes_max.unwrap_or(usize::MAX))
     }
 
     pub(crate) fn is_newest_first(&self) -> bool {
@@ -157,10 +163,11 @@ pub struct EventPage {
     pub events: Vec<Event>,
     /// Whether the range goes on behind this page.
     pub has_more: bool,
-    /// The lowest seq that the page covers. Reading newest first, go on [`before`](Page::before) it.
+    /// The lowest seq that the page covers. Reading newest first, go on [`before`](Page::before)
+    /// it.
     pub first: Seq,
-    /// The highest seq that the page covers. Go on [`after`](Page::after) it. A page that covers nothing has `first == last + 1`. With a
-    /// filter a page covers more events than it holds.
+    /// The highest seq that the page covers. Go on [`after`](Page::after) it. A page that covers
+    /// nothing has `first == last + 1`. With a filter a page covers more events than it holds.
     pub last: Seq,
     /// The session's last seq.
     pub tail: Seq,
@@ -202,7 +209,9 @@ impl Stretch {
 
     fn fault(&self, fault: Fault) -> Error {
         match self {
-            Stretch::Recent(_) => unreachable!("records in memory were checked when they got there"),
+            Stretch::Recent(_) => {
+                unreachable!("records in memory were checked when they got there")
+            }
             Stretch::Sealed(segment, _) => segment.fault_in_records(fault),
         }
     }
@@ -225,18 +234,33 @@ impl Store {
         let range = self.range(session, &head, &page)?;
         let mut reader = self.reader(session, entry, &head);
         let order = page.order;
-        let appetite = Appetite { events: limit, bytes: page.checked_bytes(&self.options) };
+        let appetite = Appetite {
+            events: limit,
+            bytes: page.checked_bytes(&self.options),
+        };
         let mut scan = Scan::new(page.types, &range, appetite);
         let (from, to) = (*range.start(), *range.end());
         let (first, last) = match order {
             Order::OldestFirst => (from, reader.scan_up(range, &mut scan)?),
             Order::NewestFirst => (reader.scan_down(range, &mut scan)?, to),
         };
-        let has_more = if order == Order::OldestFirst { last < to } else { first > from };
-        Ok(EventPage { events: scan.events, has_more, first, last, tail: head.last, tail_id: head.last_id })
+        let has_more = if order == Order::OldestFirst {
+            last < to
+        } else {
+            first > from
+        };
+        Ok(EventPage {
+            events: scan.events,
+            has_more,
+            first,
+            last,
+            tail: head.last,
+            tail_id: head.last_id,
+        })
     }
 
-    /// The events with seqs in the range, as far as the appetite goes; at least one where there is one.
+    /// The events with seqs in the range, as far as the appetite goes; at least one where there is
+    /// one.
     pub(crate) fn events_from(
         &self,
         session: &SessionId,
@@ -246,7 +270,8 @@ impl Store {
     ) -> Result<Vec<Event>> {
         let mut scan = Scan::new(None, &range, appetite);
         match self.visit(session, head, range, &mut scan) {
-            // What was read before the damage is as good as ever; whoever reads on from there is told.
+            // What was read before the damage is as good as ever; whoever reads on from there is
+            // told.
             Err(error) if scan.events.is_empty() => Err(error),
             _ => Ok(scan.events),
         }
@@ -260,7 +285,8 @@ impl Store {
         range: RangeInclusive<Seq>,
         visitor: &mut impl Visitor,
     ) -> Result<Seq> {
-        self.reader(session, self.recent.look(session), head).scan_up(range, visitor)
+        self.reader(session, self.recent.look(session), head)
+            .scan_up(range, visitor)
     }
 
     /// The event with this ID.
@@ -269,11 +295,23 @@ impl Store {
     }
 
     /// What `look` sees in the event with this ID.
-    pub(crate) fn look_at<T>(&self, id: EventId, look: impl FnOnce(EventFrame<'_>) -> T) -> Result<Option<T>> {
-        let Some(stretch) = self.stretch_of(id)? else { return Ok(None) };
-        let found = stretch.records().find_map(|record| Some((record, record.seq_of(id)?)));
+    pub(crate) fn look_at<T>(
+        &self,
+        id: EventId,
+        look: impl FnOnce(EventFrame<'_>) -> T,
+    ) -> Result<Option<T>> {
+        let Some(stretch) = self.stretch_of(id)? else {
+            return Ok(None);
+        };
+        let found = stretch
+            .records()
+            .find_map(|record| Some((record, record.seq_of(id)?)));
         let (record, seq) = found.expect("the record was found by this ID");
-        let frame = record.events_in(&(seq..=seq)).next().transpose().map_err(|fault| stretch.fault(fault))?;
+        let frame = record
+            .events_in(&(seq..=seq))
+            .next()
+            .transpose()
+            .map_err(|fault| stretch.fault(fault))?;
         Ok(frame.map(look))
     }
 
@@ -288,16 +326,27 @@ impl Store {
             Some(_) => CursorProblem::OtherSession(id),
             None => CursorProblem::Unknown(id),
         };
-        Err(Error::Cursor { session: session.clone(), problem })
+        Err(Error::Cursor {
+            session: session.clone(),
+            problem,
+        })
     }
 
     /// Refuses a place that the session has not come to.
-    pub(crate) fn check_cursor(session: &SessionId, seq: Seq, reached: Seq, tail: Seq) -> Result<()> {
+    pub(crate) fn check_cursor(
+        session: &SessionId,
+        seq: Seq,
+        reached: Seq,
+        tail: Seq,
+    ) -> Result<()> {
         if seq <= reached {
             return Ok(());
         }
         let problem = CursorProblem::BeyondTail { seq, tail };
-        Err(Error::Cursor { session: session.clone(), problem })
+        Err(Error::Cursor {
+            session: session.clone(),
+            problem,
+        })
     }
 
     /// The seqs between the page's cursors; `from` is `to` + 1 where there are none.
@@ -325,19 +374,30 @@ impl Store {
             return Ok(Some(Stretch::Recent(vec![record])));
         }
         let segments = self.locator.segments();
-        let Some(segment) = segments.ending_at_or_after(id).first() else { return Ok(None) };
-        let Some(record) = segment.record_of(id)? else { return Ok(None) };
+        let Some(segment) = segments.ending_at_or_after(id).first() else {
+            return Ok(None);
+        };
+        let Some(record) = segment.record_of(id)? else {
+            return Ok(None);
+        };
         Ok(Some(Stretch::Sealed(Arc::clone(segment), vec![record])))
     }
 
-    /// Reads what is durable of a session up to `head`. Where there is no entry, all of that must be sealed.
+    /// Reads what is durable of a session up to `head`. Where there is no entry, all of that must
+    /// be sealed.
     fn reader<'a>(&'a self, session: &'a SessionId, entry: Option<Pin>, head: &Head) -> Reader<'a> {
-        Reader { entry, sealed: self.locator.reader(session, head.generation), sealed_below: FIRST_SEQ }
+        Reader {
+            entry,
+            sealed: self.locator.reader(session, head.generation),
+            sealed_below: FIRST_SEQ,
+        }
     }
 }
 
 fn unknown(session: &SessionId) -> Error {
-    Error::UnknownSession { session: session.clone() }
+    Error::UnknownSession {
+        session: session.clone(),
+    }
 }
 
 /// Reads a session's records, from memory and from the segments, in either direction.
@@ -395,14 +455,19 @@ impl Reader<'_> {
         Ok(seen)
     }
 
-    /// The records around `seq`, which is not behind the head, that overlap the range and lie together, in memory or in one run of
-    /// a segment.
+    /// The records around `seq`, which is not behind the head, that overlap the range and lie
+    /// together, in memory or in one run of a segment.
     fn stretch(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<Stretch> {
         if let Some(entry) = self.entry.as_ref().filter(|_| seq >= self.sealed_below) {
             let state = entry.lock();
-            let oldest = state.records.front().map_or(Seq::MAX, |record| record.first);
+            let oldest = state
+                .records
+                .front()
+                .map_or(Seq::MAX, |record| record.first);
             if oldest <= seq {
-                return Ok(Stretch::Recent(state.overlapping(*range.start(), *range.end())));
+                return Ok(Stretch::Recent(
+                    state.overlapping(*range.start(), *range.end()),
+                ));
             }
             self.sealed_below = oldest;
         }
@@ -429,26 +494,50 @@ struct Scan {
 
 impl Scan {
     fn new(types: Option<Vec<EventType>>, range: &RangeInclusive<Seq>, appetite: Appetite) -> Self {
-        let Appetite { events: limit, bytes: bytes_left } = appetite;
+        let Appetite {
+            events: limit,
+            bytes: bytes_left,
+        } = appetite;
         let in_range = usize::try_from(range.end() + 1 - range.start()).unwrap_or(usize::MAX);
         // Of a type there may be few.
-        let likely = if types.is_some() { 0 } else { limit.min(in_range) };
-        Self { types, limit, bytes_left, events: Vec::with_capacity(likely) }
+        let likely = if types.is_some() {
+            0
+        } else {
+            limit.min(in_range)
+        };
+        Self {
+            types,
+            limit,
+            bytes_left,
+            events: Vec::with_capacity(likely),
+        }
     }
 }
 
 impl Visitor for Scan {
     fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
         self.bytes_left = self.bytes_left.saturating_sub(frame.read_bytes());
-        if self.types.as_ref().is_none_or(|types| types.iter().any(|wanted| wanted == frame.view.event_type)) {
+        if self
+            .types
+            .as_ref()
+            .is_none_or(|types| types.iter().any(|wanted| wanted == frame.view.event_type))
+        {
             self.events.push(frame.event());
         }
-        if self.events.len() == self.limit || self.bytes_left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if self.events.len() == self.limit || self.bytes_left == 0 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     fn lookahead(&self) -> Seq {
         let wanted = self.limit - self.events.len();
-        let read = if self.types.is_some() { wanted.max(FILTERED_EVENTS_MIN) } else { wanted };
+        let read = if self.types.is_some() {
+            wanted.max(FILTERED_EVENTS_MIN)
+        } else {
+            wanted
+        };
         read.saturating_sub(1) as Seq
     }
 }

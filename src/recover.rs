@@ -1,13 +1,17 @@
 //! Opening: from whatever is in the folder to a log that readers and writers may use.
 //!
 //! Invariants:
-//! * Before anybody is let in, everything that can be read is on stable storage. After a stop that was not clean the last journal
-//!   file is therefore written again into another one, under a new incarnation, with a barrier and then the manifest: a barrier over the
-//!   old bytes proves nothing, since after a failed sync the page cache may hold what the disk lacks.
-//! * Whatever lies behind the end of the log is discarded for good: nothing is ever written behind it in the old file.
-//! * Nothing is given up or written over before the manifest that it rests on is durable, in both slots: the one that was found may be in the
-//!   device's cache alone, left there by a process that was killed before its barrier, or between the two.
-//! * Recovery may be cut short at any point and begins anew: until the manifest names the new file, the old one counts.
+//! * Before anybody is let in, everything that can be read is on stable storage. After a stop that
+//!   was not clean the last journal file is therefore written again into another one, under a new
+//!   incarnation, with a barrier and then the manifest: a barrier over the old bytes proves
+//!   nothing, since after a failed sync the page cache may hold what the disk lacks.
+//! * Whatever lies behind the end of the log is discarded for good: nothing is ever written behind
+//!   it in the old file.
+//! * Nothing is given up or written over before the manifest that it rests on is durable, in both
+//!   slots: the one that was found may be in the device's cache alone, left there by a process that
+//!   was killed before its barrier, or between the two.
+//! * Recovery may be cut short at any point and begins anew: until the manifest names the new file,
+//!   the old one counts.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -21,7 +25,8 @@ use crate::error::{Error, Result};
 use crate::ids::{EventId, IdClock, clock_skew, fresh_store_number, timestamp};
 use crate::index::Index;
 use crate::journal::{
-    self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare, Spares, WITNESS_BYTES, replay,
+    self, ActiveFile, GroupBuffer, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spare,
+    Spares, WITNESS_BYTES, replay,
 };
 use crate::locate::Locator;
 use crate::manifest::{JournalUse, Manifest};
@@ -30,21 +35,33 @@ use crate::read::Store;
 use crate::recent::{Bounds, Recent};
 use crate::refusals::{Refusals, Work};
 use crate::seal::SealSignal;
-use crate::segment::{self, BlockCache, MergedPlace, Segment, SegmentInfo, SegmentSet, merged_folder};
+use crate::segment::{
+    self, BlockCache, MergedPlace, Segment, SegmentInfo, SegmentSet, merged_folder,
+};
 use crate::stats::{Counters, Recovery};
 use crate::sync::{Instant, Mutex};
 use crate::turns::RememberedTurns;
 
 const LOCK: &str = "LOCK";
 
-/// One in so many bytes that the index may keep in memory is for what it said lately, and the rest is sled's.
+/// One in so many bytes that the index may keep in memory is for what it said lately, and the rest
+/// is sled's.
 const RUNS_SHARE: usize = 4;
 
 /// Opens the log in `folder` on `disk`.
 pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Engine> {
     let began = Instant::now();
-    let opening = Opening { disk, folder, options, refusals: Arc::default() };
-    let mut engine = if opening.options.read_only { opening.read_only()? } else { opening.writable()? };
+    let opening = Opening {
+        disk,
+        folder,
+        options,
+        refusals: Arc::default(),
+    };
+    let mut engine = if opening.options.read_only {
+        opening.read_only()?
+    } else {
+        opening.writable()?
+    };
     engine.recovery.took = began.elapsed();
     Ok(engine)
 }
@@ -74,7 +91,10 @@ impl Opening<'_> {
         let replayed = replay(&*self.disk, &journal, &manifest)?;
         for file in &replayed.files {
             // What was read came past the page cache; this empties the device's own.
-            let barrier = self.disk.open(&journal::path(&journal, file.number), Mode::ReadDevice)?.sync();
+            let barrier = self
+                .disk
+                .open(&journal::path(&journal, file.number), Mode::ReadDevice)?
+                .sync();
             if let Err(error) = barrier
                 && !is_never_written(&error)
             {
@@ -83,7 +103,11 @@ impl Opening<'_> {
         }
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
         let last_id = Ends::of(&replayed, &manifest).last_id;
-        let recent = Arc::new(Recent::new(manifest.sealed_events(), last_id, Bounds::of(&self.options)));
+        let recent = Arc::new(Recent::new(
+            manifest.sealed_events(),
+            last_id,
+            Bounds::of(&self.options),
+        ));
         let (kept, _sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let engine = self.engine(&manifest, recent, None, recovery);
@@ -109,13 +133,22 @@ impl Opening<'_> {
         let spares = self.spares(&mut replayed)?;
         recovery.clean = manifest.clean && manifest.durable_lsn == replayed.end_lsn;
         let last = replayed.files.last_mut().expect("the journal has a file");
-        let (writer, mut freed) =
-            if recovery.clean { self.go_on(last)? } else { self.rewrite(last, &spares, replayed.next_incarnation)? };
+        let (writer, mut freed) = if recovery.clean {
+            self.go_on(last)?
+        } else {
+            self.rewrite(last, &spares, replayed.next_incarnation)?
+        };
         let (kept, sealed) = split_off_sealed(replayed.files, manifest.sealed_lsn());
         freed.extend(sealed.iter().map(|file| (file.number, file.bytes)));
         self.name_in_manifest(&mut manifest, &kept, ends.lsn)?;
-        freed.into_iter().try_for_each(|(number, bytes)| spares.give(number, bytes))?;
-        let recent = Arc::new(Recent::new(manifest.sealed_events(), ends.last_id, Bounds::of(&self.options)));
+        freed
+            .into_iter()
+            .try_for_each(|(number, bytes)| spares.give(number, bytes))?;
+        let recent = Arc::new(Recent::new(
+            manifest.sealed_events(),
+            ends.last_id,
+            Bounds::of(&self.options),
+        ));
         self.restore(&manifest, kept, &recent, &mut recovery)?;
         let clock = IdClock::new(ends.last_id);
         recovery.clock_skew = clock_skew(&self.options.clock, ends.last_id);
@@ -124,7 +157,10 @@ impl Opening<'_> {
             tracing::warn!(target: "sessionlog", ?skew, %newest, "the wall clock is far from the time of the newest event: one of the two is wrong");
         }
         spares.prepare_next(writer.active_bytes());
-        let (seal, counters) = (Arc::new(SealSignal::default()), Arc::new(Counters::default()));
+        let (seal, counters) = (
+            Arc::new(SealSignal::default()),
+            Arc::new(Counters::default()),
+        );
         seal.notify_idle();
         let commit = Commit::new(
             writer,
@@ -149,18 +185,25 @@ impl Opening<'_> {
         Ok(engine)
     }
 
-    /// Takes away what was not finished when the log stopped. After the log was found to be sound: a failed open changes nothing.
+    /// Takes away what was not finished when the log stopped. After the log was found to be sound:
+    /// a failed open changes nothing.
     fn remove_unfinished(&self) -> Result<()> {
         self.remove_unfinished_in(&journal::folder(self.folder))?;
         self.remove_unfinished_in(&segment::folder(self.folder))?;
-        self.refusals.note(Work::Filters, &self.remove_unfinished_in(&merged_folder(self.folder)));
+        self.refusals.note(
+            Work::Filters,
+            &self.remove_unfinished_in(&merged_folder(self.folder)),
+        );
         Ok(())
     }
 
     fn remove_unfinished_in(&self, folder: &Path) -> Result<()> {
         for (name, _) in self.disk.list(folder)? {
             let path = folder.join(name);
-            if path.extension().is_some_and(|extension| extension == TEMPORARY) {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == TEMPORARY)
+            {
                 self.disk.remove(&path)?;
             }
         }
@@ -170,63 +213,96 @@ impl Opening<'_> {
     /// Makes the log's folder where there is none, and what is missing above it, each name durable.
     fn make_folder(&self) -> Result<()> {
         let mut missing = Vec::new();
-        for folder in self.folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty()) {
+        for folder in self
+            .folder
+            .ancestors()
+            .take_while(|folder| !folder.as_os_str().is_empty())
+        {
             if self.disk.exists(folder)? {
                 break;
             }
             missing.push(folder);
         }
         self.disk.make_dir(self.folder)?;
-        missing.into_iter().try_for_each(|folder| self.disk.sync_dir(parent(folder)))
+        missing
+            .into_iter()
+            .try_for_each(|folder| self.disk.sync_dir(parent(folder)))
     }
 
-    /// Makes the folders in the log's, durably, and with them every name in them: a crash may have come between a file's rename and the barrier for
-    /// its folder, and what is found now will be relied on.
+    /// Makes the folders in the log's, durably, and with them every name in them: a crash may have
+    /// come between a file's rename and the barrier for its folder, and what is found now will be
+    /// relied on.
     fn make_folders(&self) -> Result<()> {
         for folder in [journal::folder(self.folder), segment::folder(self.folder)] {
             self.disk.make_dir(&folder)?;
             self.disk.sync_dir(&folder)?;
         }
         // What is in this one may be lost, and so may the folder.
-        self.refusals.note(Work::Filters, &self.disk.make_dir(&merged_folder(self.folder)));
+        self.refusals.note(
+            Work::Filters,
+            &self.disk.make_dir(&merged_folder(self.folder)),
+        );
         self.disk.sync_dir(self.folder)?;
         self.disk.sync_dir(parent(self.folder))
     }
 
-    /// Where there is no manifest there was no log, or it was lost: then something else of it is there.
+    /// Where there is no manifest there was no log, or it was lost: then something else of it is
+    /// there.
     fn check_that_nothing_is_lost(&self) -> Result<()> {
         let (journal, segments) = (journal::folder(self.folder), segment::folder(self.folder));
         for (name, _) in self.disk.list(&segments)? {
             let path = segments.join(name);
-            if path.extension().is_none_or(|extension| extension != TEMPORARY) {
+            if path
+                .extension()
+                .is_none_or(|extension| extension != TEMPORARY)
+            {
                 return Err(Error::corrupt(path, 0, "a segment without a manifest"));
             }
         }
         for (name, bytes) in self.disk.list(&journal)? {
             let path = journal.join(&name);
-            if journal::number(&name).is_some() && bytes > HEADER_BYTES && journal::holds_group(&*self.disk, &path)? {
-                return Err(Error::corrupt(path, HEADER_BYTES, "a group of a log without a manifest"));
+            if journal::number(&name).is_some()
+                && bytes > HEADER_BYTES
+                && journal::holds_group(&*self.disk, &path)?
+            {
+                return Err(Error::corrupt(
+                    path,
+                    HEADER_BYTES,
+                    "a group of a log without a manifest",
+                ));
             }
         }
         Ok(())
     }
 
-    /// Begins a log where there is none. An earlier attempt may have left a journal file without groups.
+    /// Begins a log where there is none. An earlier attempt may have left a journal file without
+    /// groups.
     fn create(&self) -> Result<Manifest> {
         self.check_that_nothing_is_lost()?;
-        // What was begun of a manifest may still be on its way to the disk, and would then stand beside files of another store.
+        // What was begun of a manifest may still be on its way to the disk, and would then stand
+        // beside files of another store.
         Manifest::remove(&*self.disk, self.folder)?;
         let journal = journal::folder(self.folder);
         let files = self.disk.list(&journal)?;
-        for (name, _) in files.iter().filter(|(name, _)| journal::number(name).is_some()) {
-            // It was just found to hold no group; its header, if it has one, is of a store that never came to be.
+        for (name, _) in files
+            .iter()
+            .filter(|(name, _)| journal::number(name).is_some())
+        {
+            // It was just found to hold no group; its header, if it has one, is of a store that
+            // never came to be.
             self.disk.remove(&journal.join(name))?;
         }
         let next_number = 1;
         let store = StoreId(fresh_store_number());
         let mut manifest = Manifest::new(store);
         let bytes = self.options.journal_file_bytes_min as u64;
-        let spares = Spares::new(Arc::clone(&self.disk), journal, bytes, next_number, Arc::clone(&self.refusals));
+        let spares = Spares::new(
+            Arc::clone(&self.disk),
+            journal,
+            bytes,
+            next_number,
+            Arc::clone(&self.refusals),
+        );
         let first = spares.make_now(bytes)?;
         let header = FileHeader {
             store,
@@ -237,7 +313,10 @@ impl Opening<'_> {
             last_id: EventId::from_u128(0),
         };
         write_image(&*self.disk, &first, &header, &[])?;
-        manifest.journal.push(JournalUse { number: first.number, incarnation: header.incarnation });
+        manifest.journal.push(JournalUse {
+            number: first.number,
+            incarnation: header.incarnation,
+        });
         manifest.incarnation = header.incarnation;
         manifest.clean = true;
         manifest.store(&*self.disk, self.folder)?;
@@ -249,22 +328,39 @@ impl Opening<'_> {
         let folder = segment::folder(self.folder);
         let files = self.disk.list(&folder)?;
         segment::check_files(&folder, &manifest.segments, &files)?;
-        let adopted = segment::adopt(&*self.disk, &folder, manifest.store, &manifest.segments, &files)?;
+        let adopted = segment::adopt(
+            &*self.disk,
+            &folder,
+            manifest.store,
+            &manifest.segments,
+            &files,
+        )?;
         recovery.adopted_segments = adopted.len() as u64;
         manifest.segments.extend(adopted);
         Ok(())
     }
 
     fn spares(&self, replayed: &mut Replayed) -> Result<Arc<Spares>> {
-        let numbers = replayed.files.iter().map(|file| file.number).chain(replayed.unused.iter().map(|(number, _)| *number));
+        let numbers = replayed
+            .files
+            .iter()
+            .map(|file| file.number)
+            .chain(replayed.unused.iter().map(|(number, _)| *number));
         let next_number = numbers.max().unwrap_or(0) + 1;
         let bytes_max = self.options.journal_file_bytes_max as u64;
         let (disk, refusals) = (Arc::clone(&self.disk), Arc::clone(&self.refusals));
-        let spares = Spares::new(disk, journal::folder(self.folder), bytes_max, next_number, refusals);
+        let spares = Spares::new(
+            disk,
+            journal::folder(self.folder),
+            bytes_max,
+            next_number,
+            refusals,
+        );
         for (number, bytes) in replayed.unused.drain(..) {
             // Made for a large batch, or longer by a fault.
             if bytes > bytes_max {
-                self.disk.remove(&journal::path(&journal::folder(self.folder), number))?;
+                self.disk
+                    .remove(&journal::path(&journal::folder(self.folder), number))?;
             } else {
                 spares.give(number, bytes)?;
             }
@@ -276,37 +372,79 @@ impl Opening<'_> {
     fn go_on(&self, last: &ReplayedFile) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
         let path = journal::path(&journal::folder(self.folder), last.number);
         let file = self.disk.open(&path, Mode::WriteThrough)?;
-        let active = ActiveFile { file, number: last.number, bytes: last.bytes, header: last.header, header_placed: true };
-        Ok((JournalWriter::new(active, last.end_chain, last.end_lsn, last.end_id), Vec::new()))
+        let active = ActiveFile {
+            file,
+            number: last.number,
+            bytes: last.bytes,
+            header: last.header,
+            header_placed: true,
+        };
+        Ok((
+            JournalWriter::new(active, last.end_chain, last.end_lsn, last.end_id),
+            Vec::new(),
+        ))
     }
 
-    /// Writes the last file again into another one and makes it durable; it then stands in the place of the old one, whose number and
-    /// size are returned. Groups keep their LSNs.
-    fn rewrite(&self, last: &mut ReplayedFile, spares: &Spares, incarnation: u64) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
-        let bytes_min = HEADER_BYTES + (last.end_lsn - last.header.start_lsn) + WITNESS_BYTES as u64;
+    /// Writes the last file again into another one and makes it durable; it then stands in the
+    /// place of the old one, whose number and size are returned. Groups keep their LSNs.
+    fn rewrite(
+        &self,
+        last: &mut ReplayedFile,
+        spares: &Spares,
+        incarnation: u64,
+    ) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
+        let bytes_min =
+            HEADER_BYTES + (last.end_lsn - last.header.start_lsn) + WITNESS_BYTES as u64;
         let spare = spares.take_or_make(last.bytes, bytes_min)?;
-        let header = FileHeader { incarnation, blocks: journal::blocks(spare.bytes), ..last.header };
+        let header = FileHeader {
+            incarnation,
+            blocks: journal::blocks(spare.bytes),
+            ..last.header
+        };
         let chain = write_image(&*self.disk, &spare, &header, &last.groups)?;
         let old = (last.number, last.bytes);
         (last.number, last.bytes, last.header) = (spare.number, spare.bytes, header);
-        let active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_placed: true };
-        Ok((JournalWriter::new(active, chain, last.end_lsn, last.end_id), vec![old]))
+        let active = ActiveFile {
+            file: spare.file,
+            number: spare.number,
+            bytes: spare.bytes,
+            header,
+            header_placed: true,
+        };
+        Ok((
+            JournalWriter::new(active, chain, last.end_lsn, last.end_id),
+            vec![old],
+        ))
     }
 
-    fn name_in_manifest(&self, manifest: &mut Manifest, kept: &[ReplayedFile], end_lsn: u64) -> Result<()> {
+    fn name_in_manifest(
+        &self,
+        manifest: &mut Manifest,
+        kept: &[ReplayedFile],
+        end_lsn: u64,
+    ) -> Result<()> {
         manifest.journal = kept.iter().map(ReplayedFile::used_as).collect();
         manifest.durable_lsn = end_lsn;
-        manifest.incarnation = kept.last().map_or(manifest.incarnation, |file| file.header.incarnation);
+        manifest.incarnation = kept
+            .last()
+            .map_or(manifest.incarnation, |file| file.header.incarnation);
         manifest.clean = false;
         manifest.store(&*self.disk, self.folder)
     }
 
     /// Puts into memory what no segment holds.
-    fn restore(&self, manifest: &Manifest, kept: Vec<ReplayedFile>, recent: &Arc<Recent>, recovery: &mut Recovery) -> Result<()> {
+    fn restore(
+        &self,
+        manifest: &Manifest,
+        kept: Vec<ReplayedFile>,
+        recent: &Arc<Recent>,
+        recovery: &mut Recovery,
+    ) -> Result<()> {
         let (journal, sealed_lsn) = (journal::folder(self.folder), manifest.sealed_lsn());
         let begins = kept.first().map_or(0, |file| file.header.start_lsn);
         if begins != sealed_lsn {
-            let what = format!("the journal begins at LSN {begins}, and the segments end at {sealed_lsn}");
+            let what =
+                format!("the journal begins at LSN {begins}, and the segments end at {sealed_lsn}");
             return Err(Error::corrupt(journal, 0, what));
         }
         for file in kept {
@@ -314,7 +452,11 @@ impl Opening<'_> {
             for group in file.groups {
                 // A witness has none.
                 recovery.replayed_groups += u64::from(!group.records.is_empty());
-                recovery.replayed_events += group.records.iter().map(|record| u64::from(record.count)).sum::<u64>();
+                recovery.replayed_events += group
+                    .records
+                    .iter()
+                    .map(|record| u64::from(record.count))
+                    .sum::<u64>();
                 let offset = HEADER_BYTES + group.header.lsn - file.header.start_lsn;
                 recent.restore(group.records).map_err(|_position| {
                     let what = "a record that does not follow the one before it in its session";
@@ -336,28 +478,60 @@ impl Opening<'_> {
         let cache = Arc::new(BlockCache::new(self.options.cache_bytes_max));
         let segment = |info: &SegmentInfo| {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&cache));
-            Arc::new(Segment::new(info.clone(), manifest.store, &folder, disk, cache))
+            Arc::new(Segment::new(
+                info.clone(),
+                manifest.store,
+                &folder,
+                disk,
+                cache,
+            ))
         };
         let segments = SegmentSet::new(manifest.segments.iter().map(segment).collect());
         let index_bytes_max = self.options.index_cache_bytes_max;
         let runs_bytes_max = index_bytes_max / RUNS_SHARE;
         let (disk, refusals) = (Arc::clone(&self.disk), Arc::clone(&self.refusals));
-        let index = Index::new(disk, self.folder, manifest.store, index_bytes_max - runs_bytes_max, refusals);
+        let index = Index::new(
+            disk,
+            self.folder,
+            manifest.store,
+            index_bytes_max - runs_bytes_max,
+            refusals,
+        );
         let index = Arc::new(index);
         index.note_segment(segments.newest_number());
         let locator = Arc::new(Locator::new(segments, Arc::clone(&index), runs_bytes_max));
         if writer.is_none() {
-            let (disk, folder, cache) = (Arc::clone(&self.disk), merged_folder(self.folder), Arc::clone(&cache));
-            locator.take_in_later(MergedPlace { disk, folder, store: manifest.store, cache });
+            let (disk, folder, cache) = (
+                Arc::clone(&self.disk),
+                merged_folder(self.folder),
+                Arc::clone(&cache),
+            );
+            locator.take_in_later(MergedPlace {
+                disk,
+                folder,
+                store: manifest.store,
+                cache,
+            });
         }
-        let store = Store { recent, locator, cache, turns: RememberedTurns::default(), options: self.options };
-        let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| (Some(writer), counters));
+        let store = Store {
+            recent,
+            locator,
+            cache,
+            turns: RememberedTurns::default(),
+            options: self.options,
+        };
+        let (writer, counters) = writer.map_or((None, Arc::default()), |(writer, counters)| {
+            (Some(writer), counters)
+        });
         Engine::new(store, index, counters, writer, recovery, self.refusals)
     }
 }
 
 fn parent(folder: &Path) -> &Path {
-    folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    folder
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// Where the log ends.
@@ -368,19 +542,37 @@ struct Ends {
 
 impl Ends {
     fn of(replayed: &Replayed, manifest: &Manifest) -> Self {
-        let sealed = manifest.segments.last().map_or(EventId::from_u128(0), SegmentInfo::last_id);
-        Self { lsn: replayed.end_lsn, last_id: replayed.last_id.max(sealed) }
+        let sealed = manifest
+            .segments
+            .last()
+            .map_or(EventId::from_u128(0), SegmentInfo::last_id);
+        Self {
+            lsn: replayed.end_lsn,
+            last_id: replayed.last_id.max(sealed),
+        }
     }
 }
 
-/// Tells the files that hold what no segment holds from those that can be used again. The last file is kept also when it is empty.
-fn split_off_sealed(files: Vec<ReplayedFile>, sealed_lsn: u64) -> (Vec<ReplayedFile>, Vec<ReplayedFile>) {
+/// Tells the files that hold what no segment holds from those that can be used again. The last file
+/// is kept also when it is empty.
+fn split_off_sealed(
+    files: Vec<ReplayedFile>,
+    sealed_lsn: u64,
+) -> (Vec<ReplayedFile>, Vec<ReplayedFile>) {
     let last = files.last().map(|file| file.number);
-    files.into_iter().partition(|file| file.end_lsn > sealed_lsn || Some(file.number) == last)
+    files
+        .into_iter()
+        .partition(|file| file.end_lsn > sealed_lsn || Some(file.number) == last)
 }
 
-/// Writes a whole journal file, header and groups, and makes it durable; returns the chain value of its end.
-fn write_image(disk: &dyn Disk, spare: &Spare, header: &FileHeader, groups: &[journal::ReplayedGroup]) -> Result<u32> {
+/// Writes a whole journal file, header and groups, and makes it durable; returns the chain value of
+/// its end.
+fn write_image(
+    disk: &dyn Disk,
+    spare: &Spare,
+    header: &FileHeader,
+    groups: &[journal::ReplayedGroup],
+) -> Result<u32> {
     let mut image = BlockBuf::with_capacity(2 * BLOCK);
     image.extend(&header.encode());
     image.pad_to_block();
@@ -398,11 +590,17 @@ fn write_image(disk: &dyn Disk, spare: &Spare, header: &FileHeader, groups: &[jo
     Ok(chain)
 }
 
-/// Whether the file system has no barriers since it takes no writes, as squashfs. One that says that it is for reading only may have become so when a
-/// write failed, and the device may hold what it will lose.
+/// Whether the file system has no barriers since it takes no writes, as squashfs. One that says
+/// that it is for reading only may have become so when a write failed, and the device may hold what
+/// it will lose.
 fn is_never_written(barrier: &Error) -> bool {
-    let Error::Io { source, .. } = barrier else { return false };
-    matches!(source.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported)
+    let Error::Io { source, .. } = barrier else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        ErrorKind::InvalidInput | ErrorKind::Unsupported
+    )
 }
 
 fn no_log_in(folder: &Path) -> Error {

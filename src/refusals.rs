@@ -1,5 +1,6 @@
-//! What the system refuses the background work: nobody calls that work, so what stops it is told to those who wait for it, in the log's
-//! figures, in its health, and in a line of the program's own log.
+//! What the system refuses the background work: nobody calls that work, so what stops it is told to
+//! those who wait for it, in the log's figures, in its health, and in a line of the program's own
+//! log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,14 +75,20 @@ impl Refusals {
         self.count.fetch_add(1, Ordering::Relaxed);
         let mut standing = self.standing.lock();
         let known = standing.iter_mut().find(|refusal| refusal.work == work);
-        let is_news = known.as_ref().is_none_or(|known| known.error.with_sources() != error.with_sources());
+        let is_news = known
+            .as_ref()
+            .is_none_or(|known| known.error.with_sources() != error.with_sources());
         let error = Arc::new(error.clone());
         if is_news {
             tracing::warn!(target: "sessionlog", work = work.name(), error = error.with_sources(), "background work is refused");
         }
         match known {
             Some(known) => known.error = error,
-            None => standing.push(Standing { work, error, since: Instant::now() }),
+            None => standing.push(Standing {
+                work,
+                error,
+                since: Instant::now(),
+            }),
         }
     }
 
@@ -102,33 +109,51 @@ impl Refusals {
 
     /// What is said to those who have waited for room in vain.
     pub(crate) fn of_waiting(&self, waited: Duration) -> Error {
-        self.needed(Duration::ZERO).map_or(Error::Stalled { waited, source: None }, |refused| Self::of(&refused, waited))
+        self.needed(Duration::ZERO).map_or(
+            Error::Stalled {
+                waited,
+                source: None,
+            },
+            |refused| Self::of(&refused, waited),
+        )
     }
 
     /// The refusal of work that appends need, once it has lasted so long.
     pub(crate) fn check(&self, lasting: Duration) -> Result<()> {
-        self.needed(lasting).map_or(Ok(()), |refused| Err(Self::of(&refused, lasting)))
+        self.needed(lasting)
+            .map_or(Ok(()), |refused| Err(Self::of(&refused, lasting)))
     }
 
     fn needed(&self, lasting: Duration) -> Option<Arc<Error>> {
         let standing = self.standing.lock();
-        let needed = standing.iter().find(|refusal| refusal.work.is_needed() && refusal.since.elapsed() >= lasting);
+        let needed = standing
+            .iter()
+            .find(|refusal| refusal.work.is_needed() && refusal.since.elapsed() >= lasting);
         needed.map(|refusal| Arc::clone(&refusal.error))
     }
 
     /// A full disk, what may pass by itself, or what somebody has to mend.
     fn of(refused: &Arc<Error>, waited: Duration) -> Error {
         match &**refused {
-            Error::Io { path, source, .. } if is_full(source) => {
-                Error::NoSpace { path: path.clone(), source: Arc::clone(source) }
-            }
-            Error::Io { source, .. } if may_pass(source) => Error::Stalled { waited, source: Some(Arc::clone(refused)) },
-            _ => Error::Refused { source: Arc::clone(refused) },
+            Error::Io { path, source, .. } if is_full(source) => Error::NoSpace {
+                path: path.clone(),
+                source: Arc::clone(source),
+            },
+            Error::Io { source, .. } if may_pass(source) => Error::Stalled {
+                waited,
+                source: Some(Arc::clone(refused)),
+            },
+            _ => Error::Refused {
+                source: Arc::clone(refused),
+            },
         }
     }
 }
 
 fn is_full(error: &std::io::Error) -> bool {
     use std::io::ErrorKind;
-    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
 }

@@ -1,7 +1,9 @@
-//! What the index said of the sessions that were read lately, so that it need not be asked again: sled copies a node each time.
+//! What the index said of the sessions that were read lately, so that it need not be asked again:
+//! sled copies a node each time.
 //!
-//! Runs are immutable and never move, so what was true stays true; but the index may know more by now. So an answer is used for the
-//! seqs it has a run for, and for no others. It is believed no more than the index: who finds it untrue has it forgotten.
+//! Runs are immutable and never move, so what was true stays true; but the index may know more by
+//! now. So an answer is used for the seqs it has a run for, and for no others. It is believed no
+//! more than the index: who finds it untrue has it forgotten.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -31,19 +33,33 @@ pub(crate) struct IndexedRuns {
 impl IndexedRuns {
     /// Takes the entries of this generation, the last first.
     pub(crate) fn new(asked: Asked, generation: u32, entries: Vec<IndexEntry>) -> Self {
-        let entries = entries.into_iter().filter(|entry| entry.run.generation == generation).collect();
-        Self { asked, generation, entries }
+        let entries = entries
+            .into_iter()
+            .filter(|entry| entry.run.generation == generation)
+            .collect();
+        Self {
+            asked,
+            generation,
+            entries,
+        }
     }
 
     /// The entry of the run that holds `seq`.
     pub(crate) fn at(&self, seq: Seq) -> Option<IndexEntry> {
-        self.overlapping(&(seq..=seq)).first().filter(|entry| entry.run.holds(seq)).copied()
+        self.overlapping(&(seq..=seq))
+            .first()
+            .filter(|entry| entry.run.holds(seq))
+            .copied()
     }
 
     /// The entries of the runs that overlap the range, the last first.
     pub(crate) fn overlapping(&self, range: &RangeInclusive<Seq>) -> &[IndexEntry] {
-        let above = self.entries.partition_point(|entry| entry.run.first > *range.end());
-        let through = self.entries.partition_point(|entry| entry.run.last() >= *range.start());
+        let above = self
+            .entries
+            .partition_point(|entry| entry.run.first > *range.end());
+        let through = self
+            .entries
+            .partition_point(|entry| entry.run.last() >= *range.start());
         self.entries.get(above..through).unwrap_or_default()
     }
 }
@@ -62,12 +78,23 @@ impl Weighter<SessionId, Arc<IndexedRuns>> for ByBytes {
 
 impl RunsCache {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        Self(Cache::with_weighter(bytes_max / ANSWER_BYTES_TYPICAL + 1, bytes_max as u64, ByBytes))
+        Self(Cache::with_weighter(
+            bytes_max / ANSWER_BYTES_TYPICAL + 1,
+            bytes_max as u64,
+            ByBytes,
+        ))
     }
 
     /// What was said of the run that holds `seq`, and of its neighbours.
-    pub(crate) fn get(&self, session: &SessionId, generation: u32, seq: Seq) -> Option<Arc<IndexedRuns>> {
-        self.0.get(session).filter(|runs| runs.generation == generation && runs.at(seq).is_some())
+    pub(crate) fn get(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        seq: Seq,
+    ) -> Option<Arc<IndexedRuns>> {
+        self.0
+            .get(session)
+            .filter(|runs| runs.generation == generation && runs.at(seq).is_some())
     }
 
     pub(crate) fn put(&self, session: &SessionId, runs: &Arc<IndexedRuns>) {

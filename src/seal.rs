@@ -1,11 +1,14 @@
-//! Sealing: the journal's records, in session order, into a segment; then the journal files are free again. In the background.
+//! Sealing: the journal's records, in session order, into a segment; then the journal files are
+//! free again. In the background.
 //!
-//! A burst is left the disk to itself: sealing waits until the log is idle, or until half a file more has been written. Who writes faster
-//! than that can be sealed is held back step by step, as the segment grows, and not for all of a segment at once.
+//! A burst is left the disk to itself: sealing waits until the log is idle, or until half a file
+//! more has been written. Who writes faster than that can be sealed is held back step by step, as
+//! the segment grows, and not for all of a segment at once.
 //!
-//! Invariant: a journal file is given back only after its segment, the segment's directory entry and both manifest slots that
-//! name it are durable. A failed segment write is done again from the records in memory, and one that the manifest has no room for is not begun;
-//! a failed manifest write poisons the log.
+//! Invariant: a journal file is given back only after its segment, the segment's directory entry
+//! and both manifest slots that name it are durable. A failed segment write is done again from the
+//! records in memory, and one that the manifest has no room for is not begun; a failed manifest
+//! write poisons the log.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,7 +73,8 @@ impl SealSignal {
         self.notify();
     }
 
-    /// Waits until `condition` holds, looking again whenever a segment has grown. `false` when it did not within `wait`.
+    /// Waits until `condition` holds, looking again whenever a segment has grown. `false` when it
+    /// did not within `wait`.
     pub(crate) fn wait_until(&self, wait: Duration, condition: impl Fn() -> bool) -> bool {
         if condition() {
             return true;
@@ -134,7 +138,8 @@ impl Sealer {
             let sealed = self.seal_all(timing);
             retry = match sealed {
                 Ok(()) => None,
-                // Either the log is poisoned or closing, which ends the work, or the disk refused for now.
+                // Either the log is poisoned or closing, which ends the work, or the disk refused
+                // for now.
                 Err(_) if self.commit.check_poison().is_ok() => Some(RETRY_AFTER),
                 Err(_for_good) => return,
             };
@@ -144,7 +149,11 @@ impl Sealer {
 
     fn seal_all(&self, timing: Timing) -> Result<()> {
         let sealed = self.name_new_files().and_then(|()| self.seal_ready(timing));
-        let trimmed = if timing == Timing::Now { self.spares.trim() } else { Ok(()) };
+        let trimmed = if timing == Timing::Now {
+            self.spares.trim()
+        } else {
+            Ok(())
+        };
         sealed.and(trimmed)
     }
 
@@ -159,21 +168,47 @@ impl Sealer {
     }
 
     fn seal(&self, sealable: Sealable) -> Result<()> {
-        let Sealable { records, memory, start_lsn, end_lsn, files } = sealable;
+        let Sealable {
+            records,
+            memory,
+            start_lsn,
+            end_lsn,
+            files,
+        } = sealable;
         let manifest = self.manifest.lock();
         let number = manifest.segments.last().map_or(0, |newest| newest.number) + 1;
         // First, so that no segment is written that cannot be named.
         let slots = self.reserve(&manifest)?;
         drop(manifest);
-        let plan = SegmentPlan { store: self.store, number, start_lsn, end_lsn, records };
+        let plan = SegmentPlan {
+            store: self.store,
+            number,
+            start_lsn,
+            end_lsn,
+            records,
+        };
         let record_memory = memory / plan.records.len() as u64;
         let folder = segment::folder(&self.folder);
-        let info = write_segment(&*self.disk, &folder, &plan, |written| self.go_on(record_memory * written as u64))?;
-        self.store_manifest(&mut self.manifest.lock(), &slots, files.len(), Some(info.clone()))?;
-        self.locator.publish(Segment::new(info, self.store, &folder, Arc::clone(&self.disk), Arc::clone(&self.cache)));
+        let info = write_segment(&*self.disk, &folder, &plan, |written| {
+            self.go_on(record_memory * written as u64)
+        })?;
+        self.store_manifest(
+            &mut self.manifest.lock(),
+            &slots,
+            files.len(),
+            Some(info.clone()),
+        )?;
+        self.locator.publish(Segment::new(
+            info,
+            self.store,
+            &folder,
+            Arc::clone(&self.disk),
+            Arc::clone(&self.cache),
+        ));
         self.recent.release_sealed(files.len(), plan.records);
         for (file, bytes) in &files {
-            // One that cannot be opened is removed, and one that cannot be removed is found by the next open.
+            // One that cannot be opened is removed, and one that cannot be removed is found by the
+            // next open.
             if let Err(refused) = self.spares.give(file.number, *bytes) {
                 self.refusals.note::<()>(Work::JournalFiles, &Err(refused));
             }
@@ -181,7 +216,8 @@ impl Sealer {
         Ok(())
     }
 
-    /// Lets writers go on as far as the segment has grown. Says [`Error::Closed`] when it is time to stop.
+    /// Lets writers go on as far as the segment has grown. Says [`Error::Closed`] when it is time
+    /// to stop.
     fn go_on(&self, memory_written: u64) -> Result<()> {
         if self.signal.is_stopped() {
             return Err(Error::Closed);
@@ -191,8 +227,8 @@ impl Sealer {
         Ok(())
     }
 
-    /// Names the journal files that were begun since the manifest was written. Replay would find them without; one that is gone is
-    /// missed only if it was named.
+    /// Names the journal files that were begun since the manifest was written. Replay would find
+    /// them without; one that is gone is missed only if it was named.
     fn name_new_files(&self) -> Result<()> {
         let mut manifest = self.manifest.lock();
         if manifest.journal == self.recent.files_in_use(0) {
@@ -205,15 +241,33 @@ impl Sealer {
     /// The slots of the next manifest. A log that is no longer where it was opened is poisoned.
     fn reserve(&self, manifest: &Manifest) -> Result<Reserved> {
         let reserved = manifest.reserve(&*self.disk, &self.folder);
-        reserved.map_err(|error| if matches!(error, Error::Displaced { .. }) { self.commit.poison(error) } else { error })
+        reserved.map_err(|error| {
+            if matches!(error, Error::Displaced { .. }) {
+                self.commit.poison(error)
+            } else {
+                error
+            }
+        })
     }
 
-    /// Writes down what counts now: the `new` segment, and all journal files in use but the first `sealed`. A failure poisons the log.
-    fn store_manifest(&self, manifest: &mut Manifest, slots: &Reserved, sealed: usize, new: Option<SegmentInfo>) -> Result<()> {
+    /// Writes down what counts now: the `new` segment, and all journal files in use but the first
+    /// `sealed`. A failure poisons the log.
+    fn store_manifest(
+        &self,
+        manifest: &mut Manifest,
+        slots: &Reserved,
+        sealed: usize,
+        new: Option<SegmentInfo>,
+    ) -> Result<()> {
         manifest.segments.extend(new);
         manifest.journal = self.recent.files_in_use(sealed);
         manifest.durable_lsn = self.commit.durable_lsn();
-        manifest.incarnation = manifest.journal.last().map_or(manifest.incarnation, |newest| newest.incarnation);
-        manifest.store_in(slots).map_err(|error| self.commit.poison(error))
+        manifest.incarnation = manifest
+            .journal
+            .last()
+            .map_or(manifest.incarnation, |newest| newest.incarnation);
+        manifest
+            .store_in(slots)
+            .map_err(|error| self.commit.poison(error))
     }
 }

@@ -1,7 +1,8 @@
-//! The commit section: gives requests their places in their sessions, one after the other, and says when a group is to be led.
+//! The commit section: gives requests their places in their sessions, one after the other, and says
+//! when a group is to be led.
 //!
-//! What the section does happens under one lock, which every append takes: no I/O, no waiting, nobody woken. A group that was taken from it
-//! is answered without that lock.
+//! What the section does happens under one lock, which every append takes: no I/O, no waiting,
+//! nobody woken. A group that was taken from it is answered without that lock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use crate::sync::{Gate, Instant};
 use crate::ticket::{Answer, Joined, Landed};
 use crate::watermark::Waiter;
 
-/// How many groups are written at once. A second keeps the disk busy; more would only make groups smaller.
+/// How many groups are written at once. A second keeps the disk busy; more would only make groups
+/// smaller.
 pub(crate) const IN_FLIGHT_MAX: usize = 2;
 
-/// A group with so many bytes of records is written beside the one before. Below, the barrier costs more than the bytes, so that
-/// waiting for company is the better use of the time.
+/// A group with so many bytes of records is written beside the one before. Below, the barrier costs
+/// more than the bytes, so that waiting for company is the better use of the time.
 const OVERLAP_BYTES: usize = 128 * 1024;
 
 /// A batch on its way.
@@ -105,13 +107,20 @@ impl Section {
         }
     }
 
-    /// Gives a request its place, or decides why it gets none. What is decided counts for the requests behind it. A request whose key
-    /// must be looked up again comes back.
+    /// Gives a request its place, or decides why it gets none. What is decided counts for the
+    /// requests behind it. A request whose key must be looked up again comes back.
     pub(crate) fn join(&mut self, request: Request) -> Option<Request> {
         if request.is_stale() {
             return Some(request);
         }
-        let Request { batch, expected, created_ms, session, sealed, answer: owed } = request;
+        let Request {
+            batch,
+            expected,
+            created_ms,
+            session,
+            sealed,
+            answer: owed,
+        } = request;
         let mut state = session.lock();
         let outcome = if let Some(answer) = replay(&session, &batch, sealed.record, &state) {
             Outcome::Tell(answer)
@@ -123,10 +132,18 @@ impl Section {
             Outcome::Append(record)
         } else {
             let (session, actual) = (session.id().clone(), state.assigned);
-            Outcome::Tell(Err(Error::ExpectedMismatch { session, expected, actual }))
+            Outcome::Tell(Err(Error::ExpectedMismatch {
+                session,
+                expected,
+                actual,
+            }))
         };
         drop(state);
-        self.open.members.push_back(Decided { session, owed, outcome });
+        self.open.members.push_back(Decided {
+            session,
+            owed,
+            outcome,
+        });
         None
     }
 
@@ -142,8 +159,8 @@ impl Section {
         std::mem::replace(&mut self.open, next)
     }
 
-    /// Counts everything before `lsn` as durable, of which no witness tells yet. A group that writes nothing changes nothing, also when it
-    /// comes late.
+    /// Counts everything before `lsn` as durable, of which no witness tells yet. A group that
+    /// writes nothing changes nothing, also when it comes late.
     pub(crate) fn reach(&mut self, lsn: u64) {
         if lsn > self.durable_lsn {
             self.durable_lsn = lsn;
@@ -157,18 +174,28 @@ impl Section {
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
-        if self.closing { Err(Error::Closed) } else { self.check_poison() }
+        if self.closing {
+            Err(Error::Closed)
+        } else {
+            self.check_poison()
+        }
     }
 
     pub(crate) fn check_poison(&self) -> Result<()> {
-        self.poison.as_ref().map_or(Ok(()), |source| Err(Error::Poisoned { source: Arc::clone(source) }))
+        self.poison.as_ref().map_or(Ok(()), |source| {
+            Err(Error::Poisoned {
+                source: Arc::clone(source),
+            })
+        })
     }
 }
 
 impl Request {
     /// Whether the key's record may have left memory for a segment since the segments were asked.
     fn is_stale(&self) -> bool {
-        let Some(key) = self.batch.key() else { return false };
+        let Some(key) = self.batch.key() else {
+            return false;
+        };
         let state = self.session.lock();
         state.record_of_key(&key.text).is_none() && state.keys_released != self.sealed.as_of
     }
@@ -185,7 +212,10 @@ impl Group {
 
     /// Where a member waits.
     pub(crate) fn joined(&self) -> Joined {
-        Joined { gate: Arc::clone(&self.gate), opening: self.gate.next() }
+        Joined {
+            gate: Arc::clone(&self.gate),
+            opening: self.gate.next(),
+        }
     }
 
     fn is_large(&self) -> bool {
@@ -194,7 +224,8 @@ impl Group {
 
     /// Whether there is no room for the request. A group without records takes any.
     pub(crate) fn is_full_for(&self, request: &Request, bytes_max: usize) -> bool {
-        self.buffer.records() > 0 && self.buffer.record_bytes() + request.batch.stored_bytes_max() > bytes_max
+        self.buffer.records() > 0
+            && self.buffer.record_bytes() + request.batch.stored_bytes_max() > bytes_max
     }
 }
 
@@ -209,7 +240,14 @@ impl Decided {
     /// Gives the answer that was decided.
     pub(crate) fn answer(self) {
         match self.outcome {
-            Outcome::Append(record) => finish(self.session, self.owed, Ok(Landed { record, replayed: false })),
+            Outcome::Append(record) => finish(
+                self.session,
+                self.owed,
+                Ok(Landed {
+                    record,
+                    replayed: false,
+                }),
+            ),
             Outcome::Tell(answer) => finish(self.session, self.owed, answer),
         }
     }
@@ -228,20 +266,37 @@ impl Decided {
 }
 
 /// The answer for a key that was used before.
-fn replay(session: &Pin, batch: &EncodedBatch, sealed: Option<Arc<Record>>, state: &EntryState) -> Option<Result<Landed>> {
+fn replay(
+    session: &Pin,
+    batch: &EncodedBatch,
+    sealed: Option<Arc<Record>>,
+    state: &EntryState,
+) -> Option<Result<Landed>> {
     let key = batch.key()?;
     let record = match state.record_of_key(&key.text) {
         Some(recent) => Arc::clone(recent),
         None => sealed?,
     };
-    if record.key.as_ref().is_some_and(|stored| stored.fingerprint == key.fingerprint) {
-        return Some(Ok(Landed { record, replayed: true }));
+    if record
+        .key
+        .as_ref()
+        .is_some_and(|stored| stored.fingerprint == key.fingerprint)
+    {
+        return Some(Ok(Landed {
+            record,
+            replayed: true,
+        }));
     }
     let (session, key) = (session.id().clone(), key.text.to_string());
-    Some(Err(Error::IdempotencyConflict { session, key, first_seq: record.first }))
+    Some(Err(Error::IdempotencyConflict {
+        session,
+        key,
+        first_seq: record.first,
+    }))
 }
 
-/// Answers a request. The session is let go first, so that a caller who has its answer leaves nothing behind.
+/// Answers a request. The session is let go first, so that a caller who has its answer leaves
+/// nothing behind.
 fn finish(session: Pin, owed: Answer, answer: Result<Landed>) {
     drop(session);
     owed.give(answer);

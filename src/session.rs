@@ -13,8 +13,8 @@ use crate::name::Name;
 
 /// The name of a session: the caller's string, 1 to 256 bytes of UTF-8 without control characters.
 ///
-/// A session comes into being with its first append. The name is compared byte by byte, means nothing to the file system,
-/// and is cheap to clone.
+/// A session comes into being with its first append. The name is compared byte by byte, means
+/// nothing to the file system, and is cheap to clone.
 ///
 /// ```
 /// let session: sessionlog::SessionId = "sess_123".parse()?;
@@ -32,7 +32,8 @@ impl SessionId {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when it is empty or holds a control character, [`Error::TooLarge`] when it is too long.
+    /// [`Error::Invalid`] when it is empty or holds a control character, [`Error::TooLarge`] when
+    /// it is too long.
     pub fn new(name: impl AsRef<str>) -> Result<Self> {
         Self::checked(Name::from(name.as_ref()))
     }
@@ -45,7 +46,8 @@ impl SessionId {
 
     /// Takes a name that lies in `stored`, which it may share.
     pub(crate) fn from_stored(name: &[u8], stored: &Bytes) -> Result<Self> {
-        let name = std::str::from_utf8(name).map_err(|error| Error::invalid("session ID", error.to_string()))?;
+        let name = std::str::from_utf8(name)
+            .map_err(|error| Error::invalid("session ID", error.to_string()))?;
         Self::checked(Name::stored(name, stored))
     }
 

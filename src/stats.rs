@@ -1,4 +1,5 @@
-//! Figures about a log: what it holds, what its groups cost, how far the background work is, what was found on open.
+//! Figures about a log: what it holds, what its groups cost, how far the background work is, what
+//! was found on open.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use crate::sync::{AtomicU64, Ordering};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Durable events in the store. It never goes down; an event is in it before its append is answered.
+    /// Durable events in the store. It never goes down; an event is in it before its append is
+    /// answered.
     pub events: u64,
     /// Batches appended since the log was opened; replays are not counted.
     pub batches: u64,
@@ -36,7 +38,8 @@ pub struct Stats {
     pub refusals: u64,
     /// What it refuses at the moment.
     pub refused: Vec<Refusal>,
-    /// How far the wall clock is from the newest event ID, where that is over a day: one of the two is wrong.
+    /// How far the wall clock is from the newest event ID, where that is over a day: one of the two
+    /// is wrong.
     pub clock_skew: Option<Duration>,
     /// What was found when the log was opened.
     pub recovery: Recovery,
@@ -45,17 +48,26 @@ pub struct Stats {
 impl Stats {
     /// Batches in a commit group, on average; 0 before the first.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "an average of counts below 2^52")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "an average of counts below 2^52"
+    )]
     pub fn batches_per_group(&self) -> f64 {
-        if self.groups == 0 { 0.0 } else { self.batches as f64 / self.groups as f64 }
+        if self.groups == 0 {
+            0.0
+        } else {
+            self.batches as f64 / self.groups as f64
+        }
     }
 }
 
-/// Background work that does not go on, because the system refuses it something. It is tried again and again.
+/// Background work that does not go on, because the system refuses it something. It is tried again
+/// and again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// `journal files` or `sealing`, without which appends will fail; `index` or `filters`, without which reads are slower.
+    /// `journal files` or `sealing`, without which appends will fail; `index` or `filters`, without
+    /// which reads are slower.
     pub work: &'static str,
     /// The [code](crate::Error::code) of the last error.
     pub code: &'static str,
@@ -99,9 +111,11 @@ impl Counters {
     pub(crate) fn note_group(&self, batches: u32, bytes: usize, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.batches.fetch_add(batches.into(), Ordering::Relaxed);
-        self.journal_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.journal_bytes
+            .fetch_add(bytes as u64, Ordering::Relaxed);
         self.barrier_nanos.fetch_add(nanos, Ordering::Relaxed);
-        // After the sums, and read before them: a sum holds all that a count or a maximum speaks of.
+        // After the sums, and read before them: a sum holds all that a count or a maximum speaks
+        // of.
         self.barrier_nanos_max.fetch_max(nanos, Ordering::Release);
         self.groups.fetch_add(1, Ordering::Release);
     }
@@ -114,7 +128,10 @@ impl Counters {
     /// The sum and the longest.
     pub(crate) fn barrier_time(&self) -> (Duration, Duration) {
         let longest = self.barrier_nanos_max.load(Ordering::Acquire);
-        (Duration::from_nanos(self.barrier_nanos.load(Ordering::Relaxed)), Duration::from_nanos(longest))
+        (
+            Duration::from_nanos(self.barrier_nanos.load(Ordering::Relaxed)),
+            Duration::from_nanos(longest),
+        )
     }
 }
 
@@ -131,7 +148,10 @@ mod tests {
         for _ in 0..2_000 {
             let counters = Counters::default();
             scope(|scope| {
-                scope.spawn(|| (0..GROUPS).for_each(|nth| counters.note_group(1, 1, Duration::from_nanos(1 << nth))));
+                scope.spawn(|| {
+                    (0..GROUPS)
+                        .for_each(|nth| counters.note_group(1, 1, Duration::from_nanos(1 << nth)))
+                });
                 let mut groups = 0;
                 while groups < GROUPS.into() {
                     groups = counters.groups();

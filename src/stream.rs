@@ -1,7 +1,8 @@
 //! A page that does not end: replay, then live, without a gap and without a duplicate.
 //!
-//! A stream is a cursor. It holds nothing of a writer's, and a writer does nothing for it but wake it, so a slow reader falls back
-//! to storage and costs nobody anything. It reads by seq (or by event ID, for all sessions), and what it reads is durable.
+//! A stream is a cursor. It holds nothing of a writer's, and a writer does nothing for it but wake
+//! it, so a slow reader falls back to storage and costs nobody anything. It reads by seq (or by
+//! event ID, for all sessions), and what it reads is durable.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -20,14 +21,18 @@ use crate::sync::{Deadline, Ordering};
 use crate::watermark::Waiter;
 
 /// What a stream reads ahead at the most, unless it is told otherwise.
-const APPETITE: Appetite = Appetite { events: 256, bytes: 1024 * 1024 };
+const APPETITE: Appetite = Appetite {
+    events: 256,
+    bytes: 1024 * 1024,
+};
 
 /// Where a stream begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
     /// At the session's first event.
     Start,
-    /// Behind a place; the event there is not repeated. `After(Cursor::Seq(0))` is [`Creation`](From::Creation).
+    /// Behind a place; the event there is not repeated. `After(Cursor::Seq(0))` is
+    /// [`Creation`](From::Creation).
     After(Cursor),
     /// Behind what is there now.
     Now,
@@ -57,9 +62,9 @@ impl StreamItem {
 
 /// A session, or all of them, from some place on: what is there, then what comes.
 ///
-/// As an iterator it blocks while there is nothing new. It ends when the log is closed; what it has not yielded then is
-/// read by a stream from the last seq, after reopening. After an error it goes on where it was, should it be asked to.
-/// Dropping it frees all it holds.
+/// As an iterator it blocks while there is nothing new. It ends when the log is closed; what it has
+/// not yielded then is read by a stream from the last seq, after reopening. After an error it goes
+/// on where it was, should it be asked to. Dropping it frees all it holds.
 #[must_use = "a stream does nothing until it is read"]
 pub struct EventStream {
     engine: Arc<Engine>,
@@ -81,8 +86,15 @@ enum Phase {
 }
 
 enum Source {
-    Session { entry: recent::Pin, last: Seq, until: Seq },
-    All { last: EventId, until: EventId },
+    Session {
+        entry: recent::Pin,
+        last: Seq,
+        until: Seq,
+    },
+    All {
+        last: EventId,
+        until: EventId,
+    },
 }
 
 /// What became of asking for the next item.
@@ -96,7 +108,9 @@ impl EventStream {
     pub(crate) fn of_session(engine: Arc<Engine>, entry: recent::Pin, from: From) -> Result<Self> {
         let head = entry.lock().head;
         let tail = head.map_or(0, |head| head.last);
-        let unknown = || Error::UnknownSession { session: entry.id().clone() };
+        let unknown = || Error::UnknownSession {
+            session: entry.id().clone(),
+        };
         let last = match from {
             From::Creation | From::After(Cursor::Seq(0)) => 0,
             From::Start => head.map(|_| FIRST_SEQ - 1).ok_or_else(unknown)?,
@@ -107,12 +121,25 @@ impl EventStream {
             }
         };
         Store::check_cursor(entry.id(), last, tail, tail)?;
-        Ok(Self::new(engine, Source::Session { entry, last, until: tail }))
+        Ok(Self::new(
+            engine,
+            Source::Session {
+                entry,
+                last,
+                until: tail,
+            },
+        ))
     }
 
     pub(crate) fn of_all(engine: Arc<Engine>, after: Option<EventId>) -> Self {
         let until = engine.store.recent.last_id();
-        Self::new(engine, Source::All { last: after.unwrap_or(EventId::from_u128(0)), until })
+        Self::new(
+            engine,
+            Source::All {
+                last: after.unwrap_or(EventId::from_u128(0)),
+                until,
+            },
+        )
     }
 
     fn new(engine: Arc<Engine>, source: Source) -> Self {
@@ -148,7 +175,8 @@ impl EventStream {
         self.filter_map(|item| item.map(StreamItem::into_event).transpose())
     }
 
-    /// The next item, waiting for it at most `wait`. `None` when none came, and when the stream has [ended](Self::is_ended).
+    /// The next item, waiting for it at most `wait`. `None` when none came, and when the stream has
+    /// [ended](Self::is_ended).
     pub fn next_timeout(&mut self, wait: Duration) -> Option<Result<StreamItem>> {
         self.next_until(Deadline::after(wait))
     }
@@ -159,8 +187,8 @@ impl EventStream {
         self.phase == Phase::Ended
     }
 
-    /// The same stream for async callers. It holds no thread; catching up with what is not in memory reads from the disk in
-    /// `poll_next`, a page at a time.
+    /// The same stream for async callers. It holds no thread; catching up with what is not in
+    /// memory reads from the disk in `poll_next`, a page at a time.
     pub fn into_async(self) -> AsyncEventStream {
         AsyncEventStream { stream: self }
     }
@@ -203,7 +231,11 @@ impl EventStream {
             self.phase = Phase::CaughtUp;
             return Next::Item(Ok(StreamItem::CaughtUp));
         }
-        if self.bounded { self.end() } else { self.register() }
+        if self.bounded {
+            self.end()
+        } else {
+            self.register()
+        }
     }
 
     fn end(&mut self) -> Next {
@@ -216,8 +248,14 @@ impl EventStream {
         let store = &self.engine.store;
         match &mut self.source {
             Source::Session { entry, last, until } => {
-                let Some(head) = entry.lock().head else { return Ok(Vec::new()) };
-                let to = if self.bounded { (*until).max(*last) } else { head.last };
+                let Some(head) = entry.lock().head else {
+                    return Ok(Vec::new());
+                };
+                let to = if self.bounded {
+                    (*until).max(*last)
+                } else {
+                    head.last
+                };
                 let events = store.events_from(entry.id(), &head, *last + 1..=to, self.appetite)?;
                 *last = events.last().map_or(*last, |event| event.seq);
                 Ok(events)
@@ -233,7 +271,8 @@ impl EventStream {
         }
     }
 
-    /// Asks to be woken by the next event. One that came meanwhile, or the end of the log, is not waited for.
+    /// Asks to be woken by the next event. One that came meanwhile, or the end of the log, is not
+    /// waited for.
     fn register(&mut self) -> Next {
         if !self.registered {
             self.registered = match &self.source {
@@ -245,14 +284,20 @@ impl EventStream {
                     }
                     at_the_end
                 }
-                Source::All { last, .. } => self.engine.store.recent.wait_for_any(*last, &self.waiter),
+                Source::All { last, .. } => {
+                    self.engine.store.recent.wait_for_any(*last, &self.waiter)
+                }
             };
             if !self.registered {
                 self.waiter.wake();
             }
         }
         // The log wakes all who are registered after it is marked as closed, so this comes second.
-        if self.engine.is_closed() { self.end() } else { Next::Wait }
+        if self.engine.is_closed() {
+            self.end()
+        } else {
+            Next::Wait
+        }
     }
 }
 
@@ -280,7 +325,9 @@ impl std::fmt::Debug for EventStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("EventStream");
         match &self.source {
-            Source::Session { entry, last, .. } => debug.field("session", entry.id()).field("last", last),
+            Source::Session { entry, last, .. } => {
+                debug.field("session", entry.id()).field("last", last)
+            }
             Source::All { last, .. } => debug.field("last", last),
         };
         debug.field("phase", &self.phase).finish_non_exhaustive()

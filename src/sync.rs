@@ -1,5 +1,5 @@
-//! The one file that chooses lock, atomic and thread types, so that the schedules of everything above it can be explored by
-//! putting others in their place.
+//! The one file that chooses lock, atomic and thread types, so that the schedules of everything
+//! above it can be explored by putting others in their place.
 
 #[cfg(all(test, shuttle))]
 mod explored;
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 #[cfg(all(test, shuttle))]
 pub(crate) use explored::{
-    AtomicBool, AtomicU64, Condvar, Gate, Instant, JoinHandle, Mutex, MutexGuard, Opening, Ordering, RwLock, Tally, Threads,
-    scope, yield_now,
+    AtomicBool, AtomicU64, Condvar, Gate, Instant, JoinHandle, Mutex, MutexGuard, Opening,
+    Ordering, RwLock, Tally, Threads, scope, yield_now,
 };
 #[cfg(all(test, not(shuttle)))]
 pub(crate) use std::thread::{scope, yield_now};
@@ -46,6 +46,9 @@ impl Deadline {
 }
 
 /// Starts a thread that shows up under `name` in debuggers and profilers.
-pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
     Threads::new().name(name.to_owned()).spawn(run)
 }

@@ -1,4 +1,5 @@
-//! The answer to an append on its way back: the commit section owes it, the caller waits for it, as a thread or as a task.
+//! The answer to an append on its way back: the commit section owes it, the caller waits for it, as
+//! a thread or as a task.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -8,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::sync::{Gate, Mutex, Opening};
 use crate::watermark::wake_task;
 
-/// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread panicked, that is the answer.
+/// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread
+/// panicked, that is the answer.
 pub(crate) struct Answer(Option<Arc<Ticket>>);
 
 impl Answer {

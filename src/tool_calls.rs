@@ -1,4 +1,5 @@
-//! The tool calls of a turn: what an event says of them, and which are outstanding. The rules are in the doc of [`message`](crate::message).
+//! The tool calls of a turn: what an event says of them, and which are outstanding. The rules are
+//! in the doc of [`message`](crate::message).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,7 +29,10 @@ type CallHash = [u8; 16];
 const NAMED_MAX: usize = 10_000;
 
 fn hash(id: &str) -> CallHash {
-    *blake3::hash(id.as_bytes()).as_bytes().first_chunk().expect("a BLAKE3 hash has 32 bytes")
+    *blake3::hash(id.as_bytes())
+        .as_bytes()
+        .first_chunk()
+        .expect("a BLAKE3 hash has 32 bytes")
 }
 
 impl Calls {
@@ -75,7 +79,8 @@ impl Calls {
     }
 }
 
-/// What a tool event may say of the calls it is about: whatever else it holds, such as what a tool put out, is passed over unread.
+/// What a tool event may say of the calls it is about: whatever else it holds, such as what a tool
+/// put out, is passed over unread.
 #[derive(Default)]
 pub(crate) struct ToolEvent {
     call_id: Option<String>,
@@ -108,12 +113,18 @@ impl<'de> Deserialize<'de> for ToolEvent {
                 let mut event = ToolEvent::default();
                 while let Some(field) = fields.next_key()? {
                     match field {
-                        ToolField::CallId => event.call_id = text_of(&fields.next_value::<Box<RawValue>>()?).or(event.call_id),
+                        ToolField::CallId => {
+                            event.call_id =
+                                text_of(&fields.next_value::<Box<RawValue>>()?).or(event.call_id)
+                        }
                         ToolField::Calls => {
                             let calls: Box<RawValue> = fields.next_value()?;
-                            event.calls = Some(calls).filter(|calls| is_list(calls)).or(event.calls);
+                            event.calls =
+                                Some(calls).filter(|calls| is_list(calls)).or(event.calls);
                         }
-                        ToolField::Id => event.id = text_of(&fields.next_value::<Box<RawValue>>()?).or(event.id),
+                        ToolField::Id => {
+                            event.id = text_of(&fields.next_value::<Box<RawValue>>()?).or(event.id)
+                        }
                         ToolField::Other => drop(fields.next_value::<IgnoredAny>()?),
                     }
                 }
@@ -134,7 +145,8 @@ impl ToolEvent {
         if let Some(calls) = self.calls {
             let of_call = |call: &RawValue| {
                 has_calls = true;
-                let call: ToolEvent = lenient::from_slice(call.get().as_bytes()).unwrap_or_default();
+                let call: ToolEvent =
+                    lenient::from_slice(call.get().as_bytes()).unwrap_or_default();
                 act(call.call_id.or(call.id).as_deref());
             };
             each_item(&calls, of_call).expect("it was found to be a list");

@@ -15,7 +15,8 @@ use crate::user_message::EVENT_TYPE;
 /// So many events are read at once on the way to a turn's end. Most turns are shorter.
 const LOOKAHEAD_EVENTS: Seq = 64;
 
-/// A turn without an end that has more events behind it is remembered, so that the next read goes on from there.
+/// A turn without an end that has more events behind it is remembered, so that the next read goes
+/// on from there.
 const REMEMBERED_EVENTS_MIN: Seq = 1_000;
 
 /// The memory for turns that are remembered.
@@ -44,25 +45,39 @@ impl quick_cache::Weighter<Reading, Arc<Remembered>> for KeptBytes {
 
 impl Default for RememberedTurns {
     fn default() -> Self {
-        Self(quick_cache::sync::Cache::with_weighter(1_000, REMEMBERED_BYTES_MAX, KeptBytes))
+        Self(quick_cache::sync::Cache::with_weighter(
+            1_000,
+            REMEMBERED_BYTES_MAX,
+            KeptBytes,
+        ))
     }
 }
 
 impl Store {
     /// The turn that a message stands for. The outputs that it keeps take about so much memory.
     pub(crate) fn turn(&self, id: MessageId, bytes_max: usize) -> Result<Fold> {
-        let fold = self.look_at(id.event_id(), |opening| Fold::open(opening.view))?.ok_or(Error::UnknownMessage { id })??;
+        let fold = self
+            .look_at(id.event_id(), |opening| Fold::open(opening.view))?
+            .ok_or(Error::UnknownMessage { id })??;
         let mut turns = Turns::new(bytes_max, CutFrom::End);
         turns.push(fold);
         self.fold(&mut turns)?;
         turns.into_folds().pop().ok_or(Error::UnknownMessage { id })
     }
 
-    /// The turns that were opened in a stretch of a session, until what they keep takes too much memory; one at least.
+    /// The turns that were opened in a stretch of a session, until what they keep takes too much
+    /// memory; one at least.
     pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
         let (bytes_max, newest_first) = (page.checked_bytes(&self.options), page.is_newest_first());
         let mut opened = self.list(session, page.types([EVENT_TYPE]))?;
-        let mut turns = Turns::new(bytes_max, if newest_first { CutFrom::Beginning } else { CutFrom::End });
+        let mut turns = Turns::new(
+            bytes_max,
+            if newest_first {
+                CutFrom::Beginning
+            } else {
+                CutFrom::End
+            },
+        );
         for event in std::mem::take(&mut opened.events) {
             if turns.cut.is_none() {
                 turns.push(Fold::open(Event::view(&event))?);
@@ -72,31 +87,58 @@ impl Store {
             turns.list.reverse();
         }
         self.fold(&mut turns)?;
-        let EventPage { mut has_more, mut first, mut last, tail, tail_id, .. } = opened;
+        let EventPage {
+            mut has_more,
+            mut first,
+            mut last,
+            tail,
+            tail_id,
+            ..
+        } = opened;
         if let Some(cut) = turns.cut {
             has_more = true;
-            if newest_first { first = cut + 1 } else { last = cut - 1 }
+            if newest_first {
+                first = cut + 1
+            } else {
+                last = cut - 1
+            }
         }
         let mut folds = turns.into_folds();
         if newest_first {
             folds.reverse();
         }
-        Ok(TurnPage { folds, has_more, first, last, tail, tail_id })
+        Ok(TurnPage {
+            folds,
+            has_more,
+            first,
+            last,
+            tail,
+            tail_id,
+        })
     }
 
-    /// Reads on with some turns of a session until all of them are over, or the session ends. One pass for all of them: where turns are left
-    /// without an end, each pass would read the rest of the session.
+    /// Reads on with some turns of a session until all of them are over, or the session ends. One
+    /// pass for all of them: where turns are left without an end, each pass would read the rest of
+    /// the session.
     fn fold(&self, turns: &mut Turns) -> Result<()> {
-        let Some(Turn { fold, .. }) = turns.list.first() else { return Ok(()) };
+        let Some(Turn { fold, .. }) = turns.list.first() else {
+            return Ok(());
+        };
         let session = fold.opened_at().0.clone();
         let head = self.known_head(&session)?;
-        turns.list.iter_mut().for_each(|turn| self.recall(turn, turns.bytes_max, &head));
+        turns
+            .list
+            .iter_mut()
+            .for_each(|turn| self.recall(turn, turns.bytes_max, &head));
         turns.count_anew();
         let mut read = 0;
         while let Some(from) = turns.next_from(read).filter(|from| *from <= head.last) {
             read = self.visit(&session, &head, from..=head.last, turns)?;
         }
-        turns.list.iter().for_each(|turn| self.remember(&turn.fold, turns.bytes_max, head.last));
+        turns
+            .list
+            .iter()
+            .for_each(|turn| self.remember(&turn.fold, turns.bytes_max, head.last));
         Ok(())
     }
 
@@ -104,7 +146,10 @@ impl Store {
     fn recall(&self, turn: &mut Turn, bytes_max: usize, head: &Head) {
         let remembered = self.turns.0.get(&(turn.fold.id(), bytes_max));
         if let Some(remembered) = remembered.filter(|remembered| remembered.through <= head.last) {
-            *turn = Turn { fold: remembered.fold.clone(), from: remembered.through + 1 };
+            *turn = Turn {
+                fold: remembered.fold.clone(),
+                from: remembered.through + 1,
+            };
         }
     }
 
@@ -112,7 +157,13 @@ impl Store {
     fn remember(&self, fold: &Fold, bytes_max: usize, through: Seq) {
         let (_session, opened) = fold.opened_at();
         if !fold.is_final() && through - opened >= REMEMBERED_EVENTS_MIN {
-            self.turns.0.insert((fold.id(), bytes_max), Arc::new(Remembered { fold: fold.clone(), through }));
+            self.turns.0.insert(
+                (fold.id(), bytes_max),
+                Arc::new(Remembered {
+                    fold: fold.clone(),
+                    through,
+                }),
+            );
         }
     }
 }
@@ -145,7 +196,14 @@ enum CutFrom {
 
 impl Turns {
     fn new(bytes_max: usize, cut_from: CutFrom) -> Self {
-        Self { list: Vec::new(), unfinished: 0, kept: 0, bytes_max, cut_from, cut: None }
+        Self {
+            list: Vec::new(),
+            unfinished: 0,
+            kept: 0,
+            bytes_max,
+            cut_from,
+            cut: None,
+        }
     }
 
     /// Adds the next turn of the page, unless that is too much.
@@ -155,7 +213,10 @@ impl Turns {
         if self.kept > self.bytes_max && !self.list.is_empty() {
             self.cut = Some(opened);
         } else {
-            self.list.push(Turn { fold, from: opened + 1 });
+            self.list.push(Turn {
+                fold,
+                from: opened + 1,
+            });
         }
     }
 
@@ -165,16 +226,22 @@ impl Turns {
         self.cut_excess();
     }
 
-    /// Where to go on when all is read up to `read` for those turns that need it: what one that is remembered has read, nobody reads again.
+    /// Where to go on when all is read up to `read` for those turns that need it: what one that is
+    /// remembered has read, nobody reads again.
     fn next_from(&self, read: Seq) -> Option<Seq> {
         let unfinished = self.list.iter().filter(|turn| !turn.fold.is_final());
         unfinished.map(|turn| turn.from.max(read + 1)).min()
     }
 
-    /// Leaves out turns at the end of the page, and outputs of the last that is left, until what is kept is little enough.
+    /// Leaves out turns at the end of the page, and outputs of the last that is left, until what is
+    /// kept is little enough.
     fn cut_excess(&mut self) {
         while self.kept > self.bytes_max && self.list.len() > 1 {
-            let at = if self.cut_from == CutFrom::Beginning { 0 } else { self.list.len() - 1 };
+            let at = if self.cut_from == CutFrom::Beginning {
+                0
+            } else {
+                self.list.len() - 1
+            };
             let Turn { fold, .. } = self.list.remove(at);
             self.cut = Some(fold.opened_at().1);
             self.kept -= fold.kept_bytes();
@@ -194,8 +261,14 @@ impl Turns {
 impl Visitor for Turns {
     fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
         let seq = frame.view.seq;
-        let place = frame.view.message_id.and_then(|id| self.list.binary_search_by_key(&id, |turn| turn.fold.id()).ok());
-        let Some(Turn { fold, .. }) = place.and_then(|place| self.list.get_mut(place)) else { return ControlFlow::Continue(()) };
+        let place = frame.view.message_id.and_then(|id| {
+            self.list
+                .binary_search_by_key(&id, |turn| turn.fold.id())
+                .ok()
+        });
+        let Some(Turn { fold, .. }) = place.and_then(|place| self.list.get_mut(place)) else {
+            return ControlFlow::Continue(());
+        };
         let (was_unfinished, kept) = (self.unfinished, fold.kept_bytes());
         let was_final = fold.is_final();
         fold.apply(frame.view);
@@ -203,7 +276,11 @@ impl Visitor for Turns {
         self.kept = self.kept - kept + fold.kept_bytes();
         self.cut_excess();
         let goes_on = self.unfinished == was_unfinished || self.next_from(seq) == Some(seq + 1);
-        if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if goes_on {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     }
 
     fn lookahead(&self) -> Seq {

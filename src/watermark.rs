@@ -1,7 +1,7 @@
 //! What is durable, and who waits for more of it.
 //!
-//! Readers never look at a number to know where to stop: a record reaches [`recent`](crate::recent) only once its group is on
-//! stable storage. What is kept here is who to wake then.
+//! Readers never look at a number to know where to stop: a record reaches [`recent`](crate::recent)
+//! only once its group is on stable storage. What is kept here is who to wake then.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use crate::sync::{Condvar, Deadline, Mutex};
 
-/// Somebody who waits for one thing to happen: a thread or a task. Kept by the one who waits and lent to the one who wakes.
+/// Somebody who waits for one thing to happen: a thread or a task. Kept by the one who waits and
+/// lent to the one who wakes.
 #[derive(Default)]
 pub(crate) struct Waiter {
     state: Mutex<WaitState>,
@@ -58,8 +59,8 @@ impl Waiter {
     }
 }
 
-/// Wakes a task. Should its executor panic over that, which has been reported by then, it is the executor's affair: others still get their
-/// answers, and the log goes on.
+/// Wakes a task. Should its executor panic over that, which has been reported by then, it is the
+/// executor's affair: others still get their answers, and the log goes on.
 pub(crate) fn wake_task(waker: Waker) {
     let _reported = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }

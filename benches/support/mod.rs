@@ -22,7 +22,8 @@ pub fn is_test() -> bool {
     std::env::args().any(|argument| argument == "--test")
 }
 
-/// The least that a durable log can do: whole blocks over a file that is already there, each write its own barrier, nothing else.
+/// The least that a durable log can do: whole blocks over a file that is already there, each write
+/// its own barrier, nothing else.
 pub struct Floor {
     file: File,
     bytes: Vec<u8>,
@@ -36,20 +37,38 @@ impl Floor {
     pub fn new(folder: &Path, size: usize, write_max: usize) -> Self {
         let path = folder.join(format!("floor-{size}-{write_max}"));
         let zeroes = vec![0; 1024 * 1024];
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path).expect("the folder takes a file");
+        let file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .open(&path)
+            .expect("the folder takes a file");
         (0..size.div_ceil(zeroes.len())).for_each(|at| {
-            file.write_all_at(&zeroes, (at * zeroes.len()) as u64).expect("the disk takes the floor's file");
+            file.write_all_at(&zeroes, (at * zeroes.len()) as u64)
+                .expect("the disk takes the floor's file");
         });
         file.sync_all().expect("the disk takes the floor's file");
         let flags = i32::try_from((OFlags::DIRECT | OFlags::DSYNC).bits()).expect("open flags fit");
-        let direct = OpenOptions::new().write(true).custom_flags(flags).open(&path);
+        let direct = OpenOptions::new()
+            .write(true)
+            .custom_flags(flags)
+            .open(&path);
         let file = direct.or_else(|_| {
             let flags = i32::try_from(OFlags::DSYNC.bits()).expect("open flags fit");
-            OpenOptions::new().write(true).custom_flags(flags).open(&path)
+            OpenOptions::new()
+                .write(true)
+                .custom_flags(flags)
+                .open(&path)
         });
         let bytes = vec![0xA5; write_max.next_multiple_of(BLOCK) + BLOCK];
         let start = bytes.as_ptr().align_offset(BLOCK);
-        Self { file: file.expect("the floor's file opens"), bytes, start, at: 0, size: size as u64 }
+        Self {
+            file: file.expect("the floor's file opens"),
+            bytes,
+            start,
+            at: 0,
+            size: size as u64,
+        }
     }
 
     /// Writes `bytes`, rounded up to blocks, and waits for the barrier.
@@ -60,7 +79,9 @@ impl Floor {
         }
         let began = Instant::now();
         let slice = &self.bytes[self.start..self.start + length];
-        self.file.write_all_at(slice, self.at).expect("the floor's file takes a write");
+        self.file
+            .write_all_at(slice, self.at)
+            .expect("the floor's file takes a write");
         self.at += length as u64;
         began.elapsed()
     }
@@ -105,7 +126,9 @@ impl Table {
     pub fn new(columns: &[&str]) -> Self {
         let header = format!("| {} |", columns.join(" | "));
         let rule = format!("|{}", "---|".repeat(columns.len()));
-        Self { lines: vec![header, rule] }
+        Self {
+            lines: vec![header, rule],
+        }
     }
 
     pub fn row(&mut self, cells: &[String]) {

@@ -1,12 +1,16 @@
-//! What the fuzz targets call, so that a plain test can call the same. No function returns anything: a panic is a finding.
+//! What the fuzz targets call, so that a plain test can call the same. No function returns
+//! anything: a panic is a finding.
 
 #[cfg(not(fuzzing))]
-compile_error!("build this package from its own folder, whose .cargo/config.toml sets `--cfg fuzzing`");
+compile_error!(
+    "build this package from its own folder, whose .cargo/config.toml sets `--cfg fuzzing`"
+);
 
 #[path = "../../tests/it/model.rs"]
 mod model;
 
-/// Arbitrary bytes as whatever the log reads from its files: refused or read, never a panic, never more memory than a cap.
+/// Arbitrary bytes as whatever the log reads from its files: refused or read, never a panic, never
+/// more memory than a cap.
 #[cfg(fuzzing)]
 pub fn decoder(bytes: &[u8]) {
     sessionlog::fuzz::decode(bytes);

@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 
 use report::{Dice, Report, Runs, seed};
 
-const DECODER_INPUTS: Runs = Runs { quick: 500_000, full: 2_000_000 };
-/// An operation may write and sync files, so mutations stop after a while; each file gets a few at least.
+const DECODER_INPUTS: Runs = Runs {
+    quick: 500_000,
+    full: 2_000_000,
+};
+/// An operation may write and sync files, so mutations stop after a while; each file gets a few at
+/// least.
 const OPERATIONS_MUTATIONS: usize = 100;
 const OPERATIONS_TIME: Duration = Duration::from_secs(20);
 const OPERATIONS_MUTATIONS_MIN: usize = 1;
@@ -34,16 +38,33 @@ fn campaign_hostile_bytes() {
         let place = (report.runs() as usize) % corpus.len();
         let (name, bytes) = &corpus[place];
         let other = &corpus[dice.index(corpus.len())].1;
-        let input = if report.runs() < corpus.len() as u64 { bytes.clone() } else { mutate(bytes, other, Dice(dice.roll())) };
+        let input = if report.runs() < corpus.len() as u64 {
+            bytes.clone()
+        } else {
+            mutate(bytes, other, Dice(dice.roll()))
+        };
         let what = || format!("{name} as {input:?}");
-        let peak = report.run(what, || peak_of(|| sessionlog_fuzz::decoder(&input))).unwrap_or_default();
+        let peak = report
+            .run(what, || peak_of(|| sessionlog_fuzz::decoder(&input)))
+            .unwrap_or_default();
         let allowed = ALLOCATION_FACTOR * input.len() + ALLOCATION_BYTES_MORE;
         if peak > allowed {
-            report.run(|| name.clone(), || panic!("{peak} bytes were allocated for {} bytes of input: {input:?}", input.len()));
+            report.run(
+                || name.clone(),
+                || {
+                    panic!(
+                        "{peak} bytes were allocated for {} bytes of input: {input:?}",
+                        input.len()
+                    )
+                },
+            );
         }
         largest_share = largest_share.max(peak * 100 / allowed);
     }
-    report.count("% of what may be allocated was, at the most", largest_share as u64);
+    report.count(
+        "% of what may be allocated was, at the most",
+        largest_share as u64,
+    );
     report.end();
 }
 
@@ -58,19 +79,26 @@ fn peak_of(act: impl FnOnce()) -> usize {
 #[test]
 fn no_operations_make_the_log_differ_from_its_model() {
     check("operations", sessionlog_fuzz::operations, |round, begun| {
-        round < OPERATIONS_MUTATIONS_MIN || (round < OPERATIONS_MUTATIONS && begun.elapsed() < OPERATIONS_TIME)
+        round < OPERATIONS_MUTATIONS_MIN
+            || (round < OPERATIONS_MUTATIONS && begun.elapsed() < OPERATIONS_TIME)
     });
 }
 
 #[test]
 fn any_bytes_are_json_that_can_be_read_or_are_refused() {
-    check("json", sessionlog_fuzz::json, |round, _begun| round < JSON_MUTATIONS);
+    check("json", sessionlog_fuzz::json, |round, _begun| {
+        round < JSON_MUTATIONS
+    });
 }
 
 /// Round by round, one mutation of every file of the corpus, as long as `goes_on`.
 fn check(target: &str, run: impl Fn(&[u8]), goes_on: impl Fn(usize, Instant) -> bool) {
     let corpus = corpus(target);
-    assert!(corpus.len() >= 20, "the corpus of {target} has {} files", corpus.len());
+    assert!(
+        corpus.len() >= 20,
+        "the corpus of {target} has {} files",
+        corpus.len()
+    );
     for (name, bytes) in &corpus {
         told(&format!("{target}: {name}"), || run(bytes));
     }
@@ -78,12 +106,23 @@ fn check(target: &str, run: impl Fn(&[u8]), goes_on: impl Fn(usize, Instant) -> 
     let mut mutations = 0;
     for round in (0..).take_while(|round| goes_on(*round, begun)) {
         for (place, (name, bytes)) in corpus.iter().enumerate() {
-            let mutated = mutate(bytes, &corpus[(place + round) % corpus.len()].1, Dice((place * 1_000_003 + round) as u64));
-            told(&format!("{target}: {name}, mutation {round}: {mutated:?}"), || run(&mutated));
+            let mutated = mutate(
+                bytes,
+                &corpus[(place + round) % corpus.len()].1,
+                Dice((place * 1_000_003 + round) as u64),
+            );
+            told(
+                &format!("{target}: {name}, mutation {round}: {mutated:?}"),
+                || run(&mutated),
+            );
             mutations += 1;
         }
     }
-    println!("{target}: {} files and {mutations} mutations in {:?}", corpus.len(), begun.elapsed());
+    println!(
+        "{target}: {} files and {mutations} mutations in {:?}",
+        corpus.len(),
+        begun.elapsed()
+    );
 }
 
 /// Runs `what`, and names it should it panic.
@@ -101,15 +140,26 @@ fn told(name: &str, what: impl FnOnce()) {
 }
 
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
-    let entries = fs::read_dir(folder).expect("the corpus").map(|entry| entry.expect("a file of the corpus"));
-    let mut files: Vec<_> =
-        entries.map(|entry| (entry.file_name().display().to_string(), fs::read(entry.path()).expect("read a file"))).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
+    let entries = fs::read_dir(folder)
+        .expect("the corpus")
+        .map(|entry| entry.expect("a file of the corpus"));
+    let mut files: Vec<_> = entries
+        .map(|entry| {
+            (
+                entry.file_name().display().to_string(),
+                fs::read(entry.path()).expect("read a file"),
+            )
+        })
+        .collect();
     files.sort();
     files
 }
 
-/// A few changes of the kinds that fuzzers make: bits, bytes, lengths, stretches moved, doubled, dropped or taken from `other`.
+/// A few changes of the kinds that fuzzers make: bits, bytes, lengths, stretches moved, doubled,
+/// dropped or taken from `other`.
 fn mutate(bytes: &[u8], other: &[u8], mut dice: Dice) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..=dice.below(4) {
@@ -119,7 +169,11 @@ fn mutate(bytes: &[u8], other: &[u8], mut dice: Dice) -> Vec<u8> {
             0 => flip(&mut bytes, at, 1 << dice.below(8)),
             1 => flip(&mut bytes, at, dice.below(256) as u8),
             2 => put(&mut bytes, at, &[0, 0xFF, 0x7F, 0x80][dice.index(4)..][..1]),
-            3 => put(&mut bytes, at, &(dice.roll() >> dice.below(64)).to_le_bytes()),
+            3 => put(
+                &mut bytes,
+                at,
+                &(dice.roll() >> dice.below(64)).to_le_bytes(),
+            ),
             4 => drop(bytes.drain(at..end)),
             5 => bytes.truncate(at),
             6 => drop(bytes.splice(at..at, bytes[at..end].to_vec())),
@@ -141,11 +195,16 @@ fn flip(bytes: &mut [u8], at: usize, bits: u8) {
 }
 
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-    bytes.iter_mut().skip(at).zip(value).for_each(|(byte, value)| *byte = *value);
+    bytes
+        .iter_mut()
+        .skip(at)
+        .zip(value)
+        .for_each(|(byte, value)| *byte = *value);
 }
 
 thread_local! {
-    /// What this thread allocated and has not given back; less than nothing where it gave back what others had allocated.
+    /// What this thread allocated and has not given back; less than nothing where it gave back what
+    /// others had allocated.
     static LIVE: Cell<isize> = const { Cell::new(0) };
     /// The most that was.
     static PEAK: Cell<isize> = const { Cell::new(0) };

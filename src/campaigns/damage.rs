@@ -1,4 +1,5 @@
-//! Damage to the files of a closed log, of every kind and anywhere: what is read is what was written, or an error that names the file.
+//! Damage to the files of a closed log, of every kind and anywhere: what is read is what was
+//! written, or an error that names the file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,10 @@ use crate::error::{Error, Result};
 use crate::sync::{Instant, yield_now};
 use crate::{Event, Options, Page, SessionId, SessionLog};
 
-const RUNS: Runs = Runs { quick: 2_000, full: 300_000 };
+const RUNS: Runs = Runs {
+    quick: 2_000,
+    full: 300_000,
+};
 const NO_INDEX: &str = "/dev/null/log";
 const BATCHES: &[u64] = &[40, 200, 1_000, 4_000];
 const KIB: usize = 1024;
@@ -27,9 +31,19 @@ fn campaign_damage() {
         let store = Store::new(dice.roll());
         for (file, bytes) in store.one_file_of_each_kind() {
             for at in 0..bytes {
-                let flip = Damage::Flip { file: file.clone(), at, bit: u32::try_from(dice.below(8)).unwrap() };
+                let flip = Damage::Flip {
+                    file: file.clone(),
+                    at,
+                    bit: u32::try_from(dice.below(8)).unwrap(),
+                };
                 store.check(&flip, &mut report);
-                store.check(&Damage::Truncate { file: file.clone(), len: at }, &mut report);
+                store.check(
+                    &Damage::Truncate {
+                        file: file.clone(),
+                        len: at,
+                    },
+                    &mut report,
+                );
             }
         }
     }
@@ -110,10 +124,20 @@ enum Filling {
 
 impl Store {
     fn new(seed: u64) -> Self {
-        let (works, disk) = (Works { seed, bytes: BATCHES }, SimulatedDisk::of(Path::new(NO_INDEX), &Image::default()));
+        let (works, disk) = (
+            Works {
+                seed,
+                bytes: BATCHES,
+            },
+            SimulatedDisk::of(Path::new(NO_INDEX), &Image::default()),
+        );
         let log = open(&disk).unwrap();
         for nth in 0..90 {
-            let work = works.of(Tag { life: 1, writer: 0, nth });
+            let work = works.of(Tag {
+                life: 1,
+                writer: 0,
+                nth,
+            });
             log.append(&work.session, work.batch()).unwrap();
         }
         // It seals when it is idle.
@@ -122,21 +146,34 @@ impl Store {
             yield_now();
         }
         for nth in 90..100 {
-            let work = works.of(Tag { life: 1, writer: 0, nth });
+            let work = works.of(Tag {
+                life: 1,
+                writer: 0,
+                nth,
+            });
             log.append(&work.session, work.batch()).unwrap();
         }
         let contents = Contents::of(&log).unwrap();
         log.close().unwrap();
         let mut durability = Durability::default();
         disk.steps().iter().for_each(|step| durability.step(step));
-        Self { image: durability.cut(Left::Everything, NamesLeft::InOrder, &mut Dice(seed)), contents }
+        Self {
+            image: durability.cut(Left::Everything, NamesLeft::InOrder, &mut Dice(seed)),
+            contents,
+        }
     }
 
     fn files(&self) -> Vec<(PathBuf, u64)> {
-        let files = self.image.names.iter().filter_map(|(path, node)| match node {
-            Node::File(file) if path != Path::new("LOCK") => Some((path.clone(), self.image.files[*file].len)),
-            _ => None,
-        });
+        let files = self
+            .image
+            .names
+            .iter()
+            .filter_map(|(path, node)| match node {
+                Node::File(file) if path != Path::new("LOCK") => {
+                    Some((path.clone(), self.image.files[*file].len))
+                }
+                _ => None,
+            });
         files.collect()
     }
 
@@ -144,10 +181,14 @@ impl Store {
     fn one_file_of_each_kind(&self) -> Vec<(PathBuf, u64)> {
         let mut files = self.files();
         files.retain(|(path, bytes)| {
-            let Node::File(file) = self.image.names[path] else { return false };
+            let Node::File(file) = self.image.names[path] else {
+                return false;
+            };
             let mut second_block = [0];
             self.image.files[file].read(BLOCK.min(bytes - 1), &mut second_block);
-            path.extension().is_none_or(|extension| extension != "journal") || second_block != [0]
+            path.extension()
+                .is_none_or(|extension| extension != "journal")
+                || second_block != [0]
         });
         files.dedup_by_key(|(path, _)| path.extension().map(std::ffi::OsStr::to_owned));
         files
@@ -176,7 +217,11 @@ impl Store {
                 "identical"
             }
             Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => {
-                assert!(file.starts_with(NO_INDEX), "the error names {}", file.display());
+                assert!(
+                    file.starts_with(NO_INDEX),
+                    "the error names {}",
+                    file.display()
+                );
                 "an error"
             }
             Err(error) => panic!("damage is answered by {error:?}"),
@@ -186,7 +231,11 @@ impl Store {
 
 impl Contents {
     fn of(log: &SessionLog) -> Result<Self> {
-        let feed = log.feed(None)?.until_tail().events().collect::<Result<Vec<Event>>>()?;
+        let feed = log
+            .feed(None)?
+            .until_tail()
+            .events()
+            .collect::<Result<Vec<Event>>>()?;
         let mut sessions = BTreeMap::new();
         for session in log.sessions(None, 1_000)? {
             let mut page = log.list(&session, Page::new().limit(1_000))?;
@@ -206,25 +255,59 @@ impl Damage {
         let files = store.files();
         let (file, bytes) = files[dice.index(files.len())].clone();
         let blocks = bytes.div_ceil(BLOCK);
-        let kin: Vec<&PathBuf> = files.iter().map(|(path, _)| path).filter(|path| path.extension() == file.extension()).collect();
+        let kin: Vec<&PathBuf> = files
+            .iter()
+            .map(|(path, _)| path)
+            .filter(|path| path.extension() == file.extension())
+            .collect();
         let kin = kin[dice.index(kin.len())].clone();
         match dice.below(10) {
-            0..3 => Self::Flip { file, at: dice.below(bytes), bit: u32::try_from(dice.below(8)).unwrap() },
-            3 => Self::Truncate { file, len: dice.below(bytes) },
+            0..3 => Self::Flip {
+                file,
+                at: dice.below(bytes),
+                bit: u32::try_from(dice.below(8)).unwrap(),
+            },
+            3 => Self::Truncate {
+                file,
+                len: dice.below(bytes),
+            },
             4 => {
                 let from = dice.below(bytes);
-                let with = [Filling::Byte(0), Filling::Byte(0xFF), Filling::Noise(dice.roll())][dice.index(3)];
-                let len = if dice.flip() { bytes - from } else { (1 + dice.below(BLOCK)).min(bytes - from) };
-                Self::Fill { file, from, len, with }
+                let with = [
+                    Filling::Byte(0),
+                    Filling::Byte(0xFF),
+                    Filling::Noise(dice.roll()),
+                ][dice.index(3)];
+                let len = if dice.flip() {
+                    bytes - from
+                } else {
+                    (1 + dice.below(BLOCK)).min(bytes - from)
+                };
+                Self::Fill {
+                    file,
+                    from,
+                    len,
+                    with,
+                }
             }
             5 => Self::Remove { file },
             6 => Self::Replace { file, by: kin },
-            7 => Self::Swap { one: file, other: kin },
+            7 => Self::Swap {
+                one: file,
+                other: kin,
+            },
             8 => match other.image.names.get(&file) {
-                Some(Node::File(number)) => Self::Foreign { file, bytes: other.bytes(*number) },
+                Some(Node::File(number)) => Self::Foreign {
+                    file,
+                    bytes: other.bytes(*number),
+                },
                 _ => Self::Remove { file },
             },
-            _ => Self::Copy { file, from: dice.below(blocks) * BLOCK, to: dice.below(blocks) * BLOCK },
+            _ => Self::Copy {
+                file,
+                from: dice.below(blocks) * BLOCK,
+                to: dice.below(blocks) * BLOCK,
+            },
         }
     }
 
@@ -239,7 +322,12 @@ impl Damage {
             Self::Truncate { file, len } => {
                 image.files[number(&image.names, file)].resize(*len, super::crash_image::Cut::Yes);
             }
-            Self::Fill { file, from, len, with } => {
+            Self::Fill {
+                file,
+                from,
+                len,
+                with,
+            } => {
                 let mut noise = match with {
                     Filling::Noise(seed) => Dice(*seed),
                     Filling::Byte(_) => Dice(0),
@@ -252,8 +340,13 @@ impl Damage {
                 image.files[number(&image.names, file)].write(*from, &bytes);
             }
             Self::Remove { file } => drop(image.names.remove(file)),
-            Self::Replace { file, by } => image.files[number(&image.names, file)] = image.files[number(&image.names, by)].clone(),
-            Self::Swap { one, other } => image.files.swap(number(&image.names, one), number(&image.names, other)),
+            Self::Replace { file, by } => {
+                image.files[number(&image.names, file)] =
+                    image.files[number(&image.names, by)].clone()
+            }
+            Self::Swap { one, other } => image
+                .files
+                .swap(number(&image.names, one), number(&image.names, other)),
             Self::Foreign { file, bytes } => {
                 let content = &mut image.files[number(&image.names, file)];
                 content.resize(0, super::crash_image::Cut::Yes);
@@ -261,7 +354,12 @@ impl Damage {
             }
             Self::Copy { file, from, to } => {
                 let content = &mut image.files[number(&image.names, file)];
-                let mut block = vec![0; usize::try_from(BLOCK.min(content.len - from).min(content.len - to)).unwrap()];
+                let mut block =
+                    vec![
+                        0;
+                        usize::try_from(BLOCK.min(content.len - from).min(content.len - to))
+                            .unwrap()
+                    ];
                 content.read(*from, &mut block);
                 content.write(*to, &block);
             }
@@ -286,7 +384,10 @@ fn number(names: &super::crash_image::Names, file: &Path) -> usize {
 }
 
 fn open(disk: &SimulatedDisk) -> Result<SessionLog> {
-    let mut options = Options::new().journal_file_bytes_max(64 * KIB).group_bytes_max(64 * KIB).recent_bytes_max(512 * KIB);
+    let mut options = Options::new()
+        .journal_file_bytes_max(64 * KIB)
+        .group_bytes_max(64 * KIB)
+        .recent_bytes_max(512 * KIB);
     options.journal_file_bytes_min = 64 * KIB;
     options.open_on(disk.handle(), Path::new(NO_INDEX))
 }

@@ -1,4 +1,5 @@
-//! Campaigns that look for a way to break the promises from inside: on a disk that is simulated behind the I/O seam.
+//! Campaigns that look for a way to break the promises from inside: on a disk that is simulated
+//! behind the I/O seam.
 //!
 //! What they share with those that work from outside, in `tests/campaigns`, lies there.
 

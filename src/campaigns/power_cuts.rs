@@ -1,8 +1,9 @@
 //! Power cuts at every call that the engine makes of a disk.
 //!
-//! A log lives a few lives on a simulated disk: it appends from several threads, rotates, seals, closes, is killed, fails, recovers. Then
-//! the power is cut after each call of that, in all the ways a disk may have it; the log is opened on what is left and must hold what it
-//! acknowledged, or showed, before. Its recovery is cut in turn.
+//! A log lives a few lives on a simulated disk: it appends from several threads, rotates, seals,
+//! closes, is killed, fails, recovers. Then the power is cut after each call of that, in all the
+//! ways a disk may have it; the log is opened on what is left and must hold what it acknowledged,
+//! or showed, before. Its recovery is cut in turn.
 
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -16,7 +17,10 @@ use crate::error::Error;
 use crate::sync::{Instant, Mutex, scope, yield_now};
 use crate::{Options, SessionLog};
 
-const CUTS: Runs = Runs { quick: 10_000, full: 200_000 };
+const CUTS: Runs = Runs {
+    quick: 10_000,
+    full: 200_000,
+};
 
 /// Made at the same time. As many on every machine, so that a seed means the same.
 const PARTS: u64 = 2;
@@ -31,15 +35,18 @@ const APPENDS: u64 = 16;
 /// Whoever looks at an image of an earlier life appends as this one.
 const LAST_LIFE: u32 = 1_000;
 
-/// Batches that make a journal of small files rotate every few dozens, and now and then one that may be larger than such a file, or be
-/// written beside another.
-const BATCHES: &[u64] = &[40, 40, 40, 200, 200, 200, 1_000, 1_000, 1_000, 4_000, 4_000, 12_000, 300_000];
+/// Batches that make a journal of small files rotate every few dozens, and now and then one that
+/// may be larger than such a file, or be written beside another.
+const BATCHES: &[u64] = &[
+    40, 40, 40, 200, 200, 200, 1_000, 1_000, 1_000, 4_000, 4_000, 12_000, 300_000,
+];
 
 const KIB: usize = 1024;
 const HOUR_MS: u64 = 3_600_000;
 const CLOCK_START_MS: u64 = 1_750_000_000_000;
 
-/// How many states look at the index that a life left behind. The others find one that cannot be opened, which is faster.
+/// How many states look at the index that a life left behind. The others find one that cannot be
+/// opened, which is faster.
 const ONE_INDEX_IN: u64 = 100;
 const NO_INDEX: &str = "/dev/null/log";
 
@@ -48,18 +55,29 @@ fn campaign_power_cuts_on_a_simulated_disk() {
     let seed = seed();
     let mut report = Report::new("power cuts on a simulated disk", seed, CUTS.planned());
     let mut dice = Dice(seed);
-    let parts: Vec<_> = report.split(PARTS).into_iter().map(|part| (part, Dice(dice.roll()))).collect();
+    let parts: Vec<_> = report
+        .split(PARTS)
+        .into_iter()
+        .map(|part| (part, Dice(dice.roll())))
+        .collect();
     let ended: Vec<Report> = scope(|scope| {
         let begin = |(part, dice)| scope.spawn(move || cut_traces(part, dice));
         let running: Vec<_> = parts.into_iter().map(begin).collect();
-        running.into_iter().map(|thread| thread.join().expect("violations are caught")).collect()
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("violations are caught"))
+            .collect()
     });
     for part in ended {
         report.join(part);
     }
     // Few runs may happen to meet none of these.
     if is_full() {
-        for expected in ["second cuts", "cuts with an index", "cuts with two groups in flight"] {
+        for expected in [
+            "second cuts",
+            "cuts with an index",
+            "cuts with two groups in flight",
+        ] {
             assert!(report.figure(expected) > 0, "no {expected}");
         }
     }
@@ -74,7 +92,8 @@ fn cut_traces(mut report: Report, mut dice: Dice) -> Report {
     report
 }
 
-/// A campaign that finds nothing is worth as much as it would find: here each kind of barrier is void in turn.
+/// A campaign that finds nothing is worth as much as it would find: here each kind of barrier is
+/// void in turn.
 #[test]
 fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
     let seed = seed();
@@ -97,36 +116,56 @@ fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
             trace.cut(&[kind], &mut report, &mut dice);
         }
         report.told();
-        assert!(report.violations() > 0, "nothing noticed that {kind:?} does nothing, in {} cuts", report.runs());
+        assert!(
+            report.violations() > 0,
+            "nothing noticed that {kind:?} does nothing, in {} cuts",
+            report.runs()
+        );
     }
 }
 
-/// A barrier that failed leaves the page cache with what the disk does not have. Whoever opens the log then must not take a manifest from
-/// there as it is: it would give up what the one on the disk still names. It is read past the cache, and made durable in any case.
+/// A barrier that failed leaves the page cache with what the disk does not have. Whoever opens the
+/// log then must not take a manifest from there as it is: it would give up what the one on the disk
+/// still names. It is read past the cache, and made durable in any case.
 #[test]
 fn a_manifest_whose_barrier_failed_is_not_believed() {
     check_second_lives(Faulty::ManifestBarrier);
 }
 
-/// A process that is killed before the barrier of a manifest leaves it in the device's cache. Whoever opens the log then must make it durable
-/// before it gives up what only the one before names.
+/// A process that is killed before the barrier of a manifest leaves it in the device's cache.
+/// Whoever opens the log then must make it durable before it gives up what only the one before
+/// names.
 #[test]
 fn a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on() {
     check_second_lives(Faulty::ManifestDeath);
 }
 
-/// A log's second life ends badly, at one or another barrier of a manifest; the power is cut in its third.
+/// A log's second life ends badly, at one or another barrier of a manifest; the power is cut in its
+/// third.
 fn check_second_lives(of: Faulty) {
     for seed in 0..18 {
-        check_second_life(seed, Fault { of, after: seed % 9 });
+        check_second_life(
+            seed,
+            Fault {
+                of,
+                after: seed % 9,
+            },
+        );
     }
 }
 
 fn check_second_life(seed: u64, fault: Fault) {
     let mut dice = Dice(seed);
-    let works = Works { seed, bytes: BATCHES };
+    let works = Works {
+        seed,
+        bytes: BATCHES,
+    };
     let (root, ledger) = (Path::new(NO_INDEX), Mutex::new(Ledger::new(works)));
-    let mut scene = Scene { disk: SimulatedDisk::of(root, &Image::default()), works, ledger };
+    let mut scene = Scene {
+        disk: SimulatedDisk::of(root, &Image::default()),
+        works,
+        ledger,
+    };
     scene.live_on(root, 1, &mut dice);
     scene.disk.fail(fault);
     scene.live_on(root, 2, &mut dice);
@@ -134,7 +173,13 @@ fn check_second_life(seed: u64, fault: Fault) {
     scene.live_on(root, 3, &mut dice);
     let (steps, folder) = (scene.disk.steps(), tempfile::tempdir().unwrap());
     let mut report = Report::new(format!("a third life, seed {seed}"), seed, 60);
-    Trace { works, steps, from, folder }.cut(&[], &mut report, &mut dice);
+    Trace {
+        works,
+        steps,
+        from,
+        folder,
+    }
+    .cut(&[], &mut report, &mut dice);
     report.end();
 }
 
@@ -159,18 +204,32 @@ impl Trace {
     fn record(seed: u64) -> Self {
         let mut dice = Dice(seed);
         let folder = tempfile::tempdir().unwrap();
-        let works = Works { seed, bytes: BATCHES };
+        let works = Works {
+            seed,
+            bytes: BATCHES,
+        };
         let disk = SimulatedDisk::of(folder.path(), &Image::default());
-        let mut scene = Scene { disk, works, ledger: Mutex::new(Ledger::new(works)) };
+        let mut scene = Scene {
+            disk,
+            works,
+            ledger: Mutex::new(Ledger::new(works)),
+        };
         for life in 1..=LIVES {
             scene.live(folder.path(), life, &mut dice);
         }
-        Self { works, steps: scene.disk.steps(), from: 0, folder }
+        Self {
+            works,
+            steps: scene.disk.steps(),
+            from: 0,
+            folder,
+        }
     }
 
     /// No life may have got so far as to begin one.
     fn has_index(&self) -> bool {
-        RealDisk::default().exists(&self.folder.path().join("index")).unwrap()
+        RealDisk::default()
+            .exists(&self.folder.path().join("index"))
+            .unwrap()
     }
 
     /// Cuts the power after each step, in some of the ways there are.
@@ -187,18 +246,35 @@ impl Trace {
             if at < self.from {
                 continue;
             }
-            // Where nothing is in doubt there is one image, and it was looked at when the last doubt was settled.
+            // Where nothing is in doubt there is one image, and it was looked at when the last
+            // doubt was settled.
             let ways = if durability.is_settled() { 1 } else { 3 };
             for _ in 0..ways {
                 let left = dice.one_of(&Left::ALL);
                 let names = dice.one_of(&NamesLeft::ALL);
                 let image = durability.cut(left, names, dice);
-                let index = (self.has_index() && dice.one_in(ONE_INDEX_IN)).then_some(self.folder.path());
+                let index =
+                    (self.has_index() && dice.one_in(ONE_INDEX_IN)).then_some(self.folder.path());
                 report.count("cuts with an index", u64::from(index.is_some()));
-                report.count("cuts with two groups in flight", u64::from(durability.written_through() > 1));
+                report.count(
+                    "cuts with two groups in flight",
+                    u64::from(durability.written_through() > 1),
+                );
                 let (works, life) = (self.works, LAST_LIFE);
-                let state = State { image, ledger: ledger.clone(), index, life, works, seed: dice.roll() };
-                let what = || format!("step {at} of {}, {left:?} left, names {names:?}", self.steps.len());
+                let state = State {
+                    image,
+                    ledger: ledger.clone(),
+                    index,
+                    life,
+                    works,
+                    seed: dice.roll(),
+                };
+                let what = || {
+                    format!(
+                        "step {at} of {}, {left:?} left, names {names:?}",
+                        self.steps.len()
+                    )
+                };
                 let first = report.run(what, || state.check());
                 let Some(first) = first else {
                     state.keep(report, &self.steps[..=at]);
@@ -215,13 +291,24 @@ impl Trace {
     }
 
     /// Cuts the recovery that a first cut made necessary, and what was appended after it.
-    fn cut_recovery(&self, first: &State<'_>, steps: &[Step], report: &mut Report, dice: &mut Dice) {
+    fn cut_recovery(
+        &self,
+        first: &State<'_>,
+        steps: &[Step],
+        report: &mut Report,
+        dice: &mut Dice,
+    ) {
         for _ in 0..SECOND_CUTS {
             let end = 1 + dice.index(steps.len());
             let mut durability = Durability::of(&first.image);
             let mut ledger = first.ledger.clone();
-            // Whatever the recovery found, one that is made again must find too, also where nobody was told yet.
-            for line in steps.iter().filter_map(Step::said).take_while(|line| line.starts_with("shown")) {
+            // Whatever the recovery found, one that is made again must find too, also where nobody
+            // was told yet.
+            for line in steps
+                .iter()
+                .filter_map(Step::said)
+                .take_while(|line| line.starts_with("shown"))
+            {
                 ledger.note(line);
             }
             for step in &steps[..end] {
@@ -232,9 +319,21 @@ impl Trace {
             }
             let (left, names) = (dice.one_of(&Left::ALL), dice.one_of(&NamesLeft::ALL));
             let (image, life) = (durability.cut(left, names, dice), LAST_LIFE + 1);
-            let state = State { image, ledger, index: None, life, works: self.works, seed: dice.roll() };
+            let state = State {
+                image,
+                ledger,
+                index: None,
+                life,
+                works: self.works,
+                seed: dice.roll(),
+            };
             report.count("second cuts", 1);
-            let what = || format!("a recovery cut after step {end} of {}, {left:?} left, names {names:?}", steps.len());
+            let what = || {
+                format!(
+                    "a recovery cut after step {end} of {}, {left:?} left, names {names:?}",
+                    steps.len()
+                )
+            };
             if report.run(what, || state.check()).is_none() {
                 state.keep(report, &steps[..end]);
             }
@@ -263,9 +362,18 @@ impl Scene {
         match dice.below(6) {
             0 => self.disk.die_after(dice.index(40)),
             1 => self.disk.die_after(dice.index(300)),
-            2 => self.disk.fail(Fault { of: Faulty::Barrier, after: dice.below(25) }),
-            3 => self.disk.fail(Fault { of: Faulty::WriteThrough, after: dice.below(60) }),
-            4 => self.disk.fail(Fault { of: Faulty::Write, after: dice.below(20) }),
+            2 => self.disk.fail(Fault {
+                of: Faulty::Barrier,
+                after: dice.below(25),
+            }),
+            3 => self.disk.fail(Fault {
+                of: Faulty::WriteThrough,
+                after: dice.below(60),
+            }),
+            4 => self.disk.fail(Fault {
+                of: Faulty::Write,
+                after: dice.below(20),
+            }),
             _ => {}
         }
         self.live_on(folder, life, dice);
@@ -350,11 +458,14 @@ struct State<'a> {
 }
 
 impl State<'_> {
-    /// Opens the log, reads it, appends to it, and opens it again. Returns what was done on the disk up to then.
+    /// Opens the log, reads it, appends to it, and opens it again. Returns what was done on the
+    /// disk up to then.
     fn check(&self) -> Vec<Step> {
         let mut dice = Dice(self.seed);
         let folder = self.index.map(copy_of_index);
-        let path = folder.as_ref().map_or(Path::new(NO_INDEX), tempfile::TempDir::path);
+        let path = folder
+            .as_ref()
+            .map_or(Path::new(NO_INDEX), tempfile::TempDir::path);
         let mut disk = SimulatedDisk::of(path, &self.image);
         let mut ledger = self.ledger.clone();
         let log = open(&disk, path, &mut dice);
@@ -365,19 +476,26 @@ impl State<'_> {
         }
         ledger.retry_what_was_not_acknowledged(&log);
         for nth in 0..u32::try_from(dice.below(3)).expect("few") {
-            let tag = Tag { life: self.life, writer: 0, nth };
+            let tag = Tag {
+                life: self.life,
+                writer: 0,
+                nth,
+            };
             let work = self.works.of(tag);
             let mut say = |line: String| {
                 ledger.note(&line);
                 disk.say(line);
             };
             say(tried(tag));
-            let ack = log.append(&work.session, work.batch()).unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
+            let ack = log
+                .append(&work.session, work.batch())
+                .unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
             say(acknowledged(tag, &work, &ack));
         }
         ledger.check(&log);
         if dice.flip() {
-            log.close().unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
+            log.close()
+                .unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
         }
         drop(log);
         let steps = disk.steps();
@@ -387,23 +505,30 @@ impl State<'_> {
         steps
     }
 
-    /// Puts the image where it can be looked at, what must be in it, and what was done up to the cut.
+    /// Puts the image where it can be looked at, what must be in it, and what was done up to the
+    /// cut.
     fn keep(&self, report: &Report, steps: &[Step]) {
         if report.violations() > TOLD_MAX {
             return;
         }
-        let folder = std::env::temp_dir().join("sessionlog-violations").join(format!("{:016x}", self.seed));
+        let folder = std::env::temp_dir()
+            .join("sessionlog-violations")
+            .join(format!("{:016x}", self.seed));
         let kept = self
             .image
             .write_to(&folder)
             .and_then(|()| self.ledger.write_to(&folder.with_extension("ledger")))
             .and_then(|()| write_steps(steps, &folder.with_extension("steps")));
-        tell(&format!("  the image is kept in {}: {kept:?}\n", folder.display()));
+        tell(&format!(
+            "  the image is kept in {}: {kept:?}\n",
+            folder.display()
+        ));
     }
 }
 
 fn open(disk: &SimulatedDisk, path: &Path, dice: &mut Dice) -> SessionLog {
-    let log = options(u32::try_from(dice.below(8)).expect("few"), dice).open_on(disk.handle(), path);
+    let log =
+        options(u32::try_from(dice.below(8)).expect("few"), dice).open_on(disk.handle(), path);
     log.unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
 }
 
@@ -414,8 +539,14 @@ fn copy_of_index(folder: &Path) -> tempfile::TempDir {
     disk.make_dir(&to).unwrap();
     for (name, bytes) in disk.list(&from).unwrap() {
         let mut contents = vec![0; usize::try_from(bytes).unwrap()];
-        disk.open(&from.join(&name), Mode::Read).unwrap().read_exact_at(&mut contents, 0).unwrap();
-        disk.open(&to.join(&name), Mode::Write).unwrap().write_all_at(&contents, 0).unwrap();
+        disk.open(&from.join(&name), Mode::Read)
+            .unwrap()
+            .read_exact_at(&mut contents, 0)
+            .unwrap();
+        disk.open(&to.join(&name), Mode::Write)
+            .unwrap()
+            .write_all_at(&contents, 0)
+            .unwrap();
     }
     copy
 }

@@ -1,6 +1,8 @@
-//! Orders of events: the same few calls under thousands of schedules, random ones and such that prefer one thread over another.
+//! Orders of events: the same few calls under thousands of schedules, random ones and such that
+//! prefer one thread over another.
 //!
-//! A thread that waits for ever is a deadlock, which ends the run; so a lost wake-up is seen at once.
+//! A thread that waits for ever is a deadlock, which ends the run; so a lost wake-up is seen at
+//! once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +21,10 @@ use crate::sync::{Mutex, Tally, scope, spawn};
 use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
 /// In all, over the scenarios and the kinds of schedules.
-const SCHEDULES: Runs = Runs { quick: 300, full: 10_000 };
+const SCHEDULES: Runs = Runs {
+    quick: 300,
+    full: 10_000,
+};
 const NO_INDEX: &str = "/dev/null/log";
 /// Small ones, and some that two groups in flight can come of.
 const BATCHES: &[u64] = &[40, 40, 270_000];
@@ -54,7 +59,10 @@ fn campaign_schedules() {
         for (name, scenario) in scenarios {
             for kind in [Kind::Random, Kind::Preferring] {
                 let seed = dice.roll();
-                report.run(|| format!("{name}, {kind:?}, seed {seed}"), || explore(scenario, seed, kind));
+                report.run(
+                    || format!("{name}, {kind:?}, seed {seed}"),
+                    || explore(scenario, seed, kind),
+                );
                 report.count(format!("schedules of {name}"), 1);
             }
         }
@@ -72,7 +80,9 @@ fn explore(scenario: Scenario, seed: u64, kind: Kind) {
     let run = move || scenario(seed);
     match kind {
         Kind::Random => Runner::new(RandomScheduler::new_from_seed(seed, 1), config).run(run),
-        Kind::Preferring => Runner::new(PctScheduler::new_from_seed(seed, PREFERENCES, 1), config).run(run),
+        Kind::Preferring => {
+            Runner::new(PctScheduler::new_from_seed(seed, PREFERENCES, 1), config).run(run)
+        }
     };
 }
 
@@ -95,9 +105,16 @@ struct Scene {
 
 impl Scene {
     fn new(seed: u64) -> Arc<Self> {
-        let works = Works { seed, bytes: BATCHES };
+        let works = Works {
+            seed,
+            bytes: BATCHES,
+        };
         let disk = SimulatedDisk::of(Path::new(NO_INDEX), &Image::default());
-        Arc::new(Self { disk, works, ledger: Mutex::new(Ledger::new(works)) })
+        Arc::new(Self {
+            disk,
+            works,
+            ledger: Mutex::new(Ledger::new(works)),
+        })
     }
 
     fn open(&self) -> SessionLog {
@@ -110,10 +127,15 @@ impl Scene {
         self.disk.say(line);
     }
 
-    /// Appends as one of several writers until something goes wrong, which must be one of the errors that are `expected`.
+    /// Appends as one of several writers until something goes wrong, which must be one of the
+    /// errors that are `expected`.
     fn append(&self, log: &SessionLog, writer: u32, appends: u32, expected: fn(&Error) -> bool) {
         for nth in 0..appends {
-            let tag = Tag { life: 1, writer, nth };
+            let tag = Tag {
+                life: 1,
+                writer,
+                nth,
+            };
             let work = self.works.of(tag);
             self.say(tried(tag));
             match log.append(&work.session, work.batch()) {
@@ -155,7 +177,9 @@ fn open(disk: &SimulatedDisk) -> SessionLog {
         .recent_bytes_max(4096 * KIB)
         .clock(|| UNIX_EPOCH + Duration::from_secs(1_750_000_000));
     options.journal_file_bytes_min = 384 * KIB;
-    options.open_on(disk.handle(), Path::new(NO_INDEX)).unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
+    options
+        .open_on(disk.handle(), Path::new(NO_INDEX))
+        .unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
 }
 
 fn appends_and_a_stream(seed: u64) {
@@ -184,11 +208,23 @@ fn appends_and_a_stream(seed: u64) {
     });
     let last = || Batch::new().event(NewEvent::new(LAST, "the last"));
     while let Err(error) = log.append(&LAST.parse().expect("a name"), last()) {
-        assert!(matches!(error, Error::Stalled { .. }), "an append failed: {error:?}");
+        assert!(
+            matches!(error, Error::Stalled { .. }),
+            "an append failed: {error:?}"
+        );
     }
     reader.expect("a thread").join().expect("the reader");
-    let stored = log.feed(None).expect("the feed").until_tail().events().map(|event| event.expect("an event").id);
-    assert_eq!(*shown.lock(), stored.collect::<Vec<_>>(), "a stream has missed an event, or shown one twice");
+    let stored = log
+        .feed(None)
+        .expect("the feed")
+        .until_tail()
+        .events()
+        .map(|event| event.expect("an event").id);
+    assert_eq!(
+        *shown.lock(),
+        stored.collect::<Vec<_>>(),
+        "a stream has missed an event, or shown one twice"
+    );
     scene.ledger.lock().check(&log);
     log.close().expect("close");
     scene.check(seed);
@@ -197,12 +233,18 @@ fn appends_and_a_stream(seed: u64) {
 fn a_write_that_fails(seed: u64) {
     let scene = Scene::new(seed);
     let log = scene.open();
-    scene.disk.fail(Fault { of: Faulty::WriteThrough, after: seed % 4 });
+    scene.disk.fail(Fault {
+        of: Faulty::WriteThrough,
+        after: seed % 4,
+    });
     scope(|threads| {
         for writer in 0..4 {
             let (scene, log) = (&*scene, &log);
-            threads
-                .spawn(move || scene.append(log, writer, 3, |error| matches!(error, Error::Io { .. } | Error::Poisoned { .. })));
+            threads.spawn(move || {
+                scene.append(log, writer, 3, |error| {
+                    matches!(error, Error::Io { .. } | Error::Poisoned { .. })
+                })
+            });
         }
     });
     scene.ledger.lock().check(&log);
@@ -219,7 +261,11 @@ fn async_appends(seed: u64) {
             let (scene, log) = (&*scene, &log);
             threads.spawn(move || {
                 for nth in 0..2 {
-                    let tag = Tag { life: 1, writer, nth };
+                    let tag = Tag {
+                        life: 1,
+                        writer,
+                        nth,
+                    };
                     let work = scene.works.of(tag);
                     scene.say(tried(tag));
                     match shuttle::future::block_on(log.append_async(&work.session, work.batch())) {
@@ -242,10 +288,19 @@ fn a_session_found_as_it_begins(_seed: u64) {
     let recent = recent();
     recent.restore_file(file(1), 4096, 0);
     scope(|threads| {
-        threads.spawn(|| recent.restore(vec![record("s", 1)]).expect("the session's first record"));
         threads.spawn(|| {
-            let (entry, head) = recent.find(&"s".parse().expect("a name"), || Ok(None)).expect("nothing is read");
-            assert!(entry.is_some() || head.is_none(), "what is recent is taken for sealed");
+            recent
+                .restore(vec![record("s", 1)])
+                .expect("the session's first record")
+        });
+        threads.spawn(|| {
+            let (entry, head) = recent
+                .find(&"s".parse().expect("a name"), || Ok(None))
+                .expect("nothing is read");
+            assert!(
+                entry.is_some() || head.is_none(),
+                "what is recent is taken for sealed"
+            );
         });
     });
 }
@@ -256,7 +311,9 @@ fn a_close_among_appends(seed: u64) {
     scope(|threads| {
         for writer in 0..3 {
             let (scene, log) = (&*scene, &log);
-            threads.spawn(move || scene.append(log, writer, 3, |error| matches!(error, Error::Closed)));
+            threads.spawn(move || {
+                scene.append(log, writer, 3, |error| matches!(error, Error::Closed))
+            });
         }
         let log = &log;
         threads.spawn(move || log.close().expect("close"));

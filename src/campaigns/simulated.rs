@@ -1,13 +1,17 @@
-//! A disk in memory, behind the I/O seam, that writes down every call: when it began and when it ended.
+//! A disk in memory, behind the I/O seam, that writes down every call: when it began and when it
+//! ended.
 //!
-//! It serves one log at a time. A log whose process is [killed](SimulatedDisk::kill) is answered with errors from then on, and nothing it
-//! writes counts; the next log finds what the page cache held.
+//! It serves one log at a time. A log whose process is [killed](SimulatedDisk::kill) is answered
+//! with errors from then on, and nothing it writes counts; the next log finds what the page cache
+//! held.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::crash_image::{Call, Content, Cut, Durability, Image, Names, Node, Step, Through, change_names};
+use super::crash_image::{
+    Call, Content, Cut, Durability, Image, Names, Node, Step, Through, change_names,
+};
 use crate::disk::{Disk, DiskFile, Hold, Mode, io_error};
 use crate::error::Result;
 use crate::sync::Mutex;
@@ -75,12 +79,21 @@ impl SimulatedDisk {
             fault: None,
         };
         let root = root.to_path_buf();
-        Self { shared: Arc::new(Shared { root, state: Mutex::new(state) }), life: 0 }
+        Self {
+            shared: Arc::new(Shared {
+                root,
+                state: Mutex::new(state),
+            }),
+            life: 0,
+        }
     }
 
     /// The disk for a log to open.
     pub(crate) fn handle(&self) -> Arc<dyn Disk> {
-        Arc::new(Self { shared: Arc::clone(&self.shared), life: self.life })
+        Arc::new(Self {
+            shared: Arc::clone(&self.shared),
+            life: self.life,
+        })
     }
 
     /// Kills the process, and begins another.
@@ -113,17 +126,29 @@ impl SimulatedDisk {
         self.shared.state.lock().steps.clone()
     }
 
-    fn with<T>(&self, path: &Path, act: impl FnOnce(&mut State, PathBuf) -> std::io::Result<T>) -> Result<T> {
+    fn with<T>(
+        &self,
+        path: &Path,
+        act: impl FnOnce(&mut State, PathBuf) -> std::io::Result<T>,
+    ) -> Result<T> {
         self.shared.with(self.life, path, act)
     }
 
     /// A call that changes names or makes them durable.
-    fn call(&self, path: &Path, call: impl FnOnce(&State, PathBuf) -> std::io::Result<Option<Call>>) -> Result<()> {
+    fn call(
+        &self,
+        path: &Path,
+        call: impl FnOnce(&State, PathBuf) -> std::io::Result<Option<Call>>,
+    ) -> Result<()> {
         self.with(path, |state, name| match call(state, name)? {
             Some(call) => {
                 let fails = matches!(call, Call::SyncDir { .. }) && state.fails(Faulty::Barrier);
                 let begun = state.begin(call)?;
-                if fails { Err(ErrorKind::Other.into()) } else { state.end(begun) }
+                if fails {
+                    Err(ErrorKind::Other.into())
+                } else {
+                    state.end(begun)
+                }
             }
             None => Ok(()),
         })
@@ -131,10 +156,19 @@ impl SimulatedDisk {
 }
 
 impl Shared {
-    fn with<T>(&self, life: u64, path: &Path, act: impl FnOnce(&mut State, PathBuf) -> std::io::Result<T>) -> Result<T> {
+    fn with<T>(
+        &self,
+        life: u64,
+        path: &Path,
+        act: impl FnOnce(&mut State, PathBuf) -> std::io::Result<T>,
+    ) -> Result<T> {
         let name = path.strip_prefix(&self.root).unwrap_or(path).to_path_buf();
         let mut state = self.state.lock();
-        let acted = if state.life == life { act(&mut state, name) } else { Err(ErrorKind::NotConnected.into()) };
+        let acted = if state.life == life {
+            act(&mut state, name)
+        } else {
+            Err(ErrorKind::NotConnected.into())
+        };
         acted.map_err(io_error("use", path))
     }
 }
@@ -160,7 +194,11 @@ impl State {
     }
 
     fn check_alive(&self) -> std::io::Result<()> {
-        if self.steps.len() >= self.dies_at { Err(ErrorKind::NotConnected.into()) } else { Ok(()) }
+        if self.steps.len() >= self.dies_at {
+            Err(ErrorKind::NotConnected.into())
+        } else {
+            Ok(())
+        }
     }
 
     fn fails(&mut self, faulty: Faulty) -> bool {
@@ -188,7 +226,9 @@ impl State {
 impl Disk for SimulatedDisk {
     fn make_dir(&self, path: &Path) -> Result<()> {
         self.call(path, |state, name| {
-            let is_there = name.as_os_str().is_empty() || name.is_absolute() || state.names.contains_key(&name);
+            let is_there = name.as_os_str().is_empty()
+                || name.is_absolute()
+                || state.names.contains_key(&name);
             Ok((!is_there).then_some(Call::MakeDir(name)))
         })
     }
@@ -198,9 +238,15 @@ impl Disk for SimulatedDisk {
             if state.names.get(&dir) != Some(&Node::Dir) {
                 return Err(ErrorKind::NotFound.into());
             }
-            let below = state.names.iter().filter(|(path, _)| path.parent() == Some(&dir));
+            let below = state
+                .names
+                .iter()
+                .filter(|(path, _)| path.parent() == Some(&dir));
             let files = below.filter_map(|(path, node)| match node {
-                Node::File(file) => Some((path.file_name()?.to_str()?.to_owned(), state.files.get(*file)?.len)),
+                Node::File(file) => Some((
+                    path.file_name()?.to_str()?.to_owned(),
+                    state.files.get(*file)?.len,
+                )),
                 Node::Dir => None,
             });
             Ok(files.collect())
@@ -208,11 +254,19 @@ impl Disk for SimulatedDisk {
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {
-        self.with(path, |state, name| Ok(name.as_os_str().is_empty() || name.is_absolute() || state.names.contains_key(&name)))
+        self.with(path, |state, name| {
+            Ok(
+                name.as_os_str().is_empty()
+                    || name.is_absolute()
+                    || state.names.contains_key(&name),
+            )
+        })
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
-        self.call(path, |state, name| state.file(&name).map(|_| Some(Call::Remove(name))))
+        self.call(path, |state, name| {
+            state.file(&name).map(|_| Some(Call::Remove(name)))
+        })
     }
 
     fn remove_tree(&self, path: &Path) -> Result<()> {
@@ -220,7 +274,10 @@ impl Disk for SimulatedDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        let to = to.strip_prefix(&self.shared.root).unwrap_or(to).to_path_buf();
+        let to = to
+            .strip_prefix(&self.shared.root)
+            .unwrap_or(to)
+            .to_path_buf();
         self.call(from, |state, from| match state.names.get(&from) {
             Some(_) => Ok(Some(Call::Rename { from, to })),
             None => Err(ErrorKind::NotFound.into()),
@@ -248,7 +305,13 @@ impl Disk for SimulatedDisk {
             }
         })?;
         let (shared, life, path) = (Arc::clone(&self.shared), self.life, path.to_path_buf());
-        Ok(Arc::new(SimulatedFile { shared, life, path, file, mode }))
+        Ok(Arc::new(SimulatedFile {
+            shared,
+            life,
+            path,
+            file,
+            mode,
+        }))
     }
 
     fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
@@ -274,16 +337,33 @@ struct SimulatedFile {
 
 impl SimulatedFile {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> std::io::Result<T>) -> Result<T> {
-        self.shared.with(self.life, &self.path, |state, _| act(state))
+        self.shared
+            .with(self.life, &self.path, |state, _| act(state))
     }
 
     /// What kind of barrier a barrier on this file is.
     fn kind(&self) -> String {
-        let name = self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let extension = self.path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        let folder = self.path.parent().and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or_default();
+        let name = self
+            .path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let extension = self
+            .path
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .unwrap_or_default();
+        let folder = self
+            .path
+            .parent()
+            .and_then(Path::file_name)
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         match extension {
-            "" => format!("sync of {}", name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '-')),
+            "" => format!(
+                "sync of {}",
+                name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '-')
+            ),
             extension => format!("sync of {folder}/*.{extension}"),
         }
     }
@@ -309,20 +389,43 @@ impl DiskFile for SimulatedFile {
 
     /// Begins, lets others have the disk, and ends.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let through = if self.mode == Mode::WriteThrough { Through::Device } else { Through::Cache };
-        let faulty = if through == Through::Device { Faulty::WriteThrough } else { Faulty::Write };
+        let through = if self.mode == Mode::WriteThrough {
+            Through::Device
+        } else {
+            Through::Cache
+        };
+        let faulty = if through == Through::Device {
+            Faulty::WriteThrough
+        } else {
+            Faulty::Write
+        };
         let (begun, fails) = self.with(|state| {
-            let begun = state.begin(Call::Write { file: self.file, at: offset, bytes: Arc::from(bytes), through })?;
+            let begun = state.begin(Call::Write {
+                file: self.file,
+                at: offset,
+                bytes: Arc::from(bytes),
+                through,
+            })?;
             state.files[self.file].write(offset, bytes);
             Ok((begun, state.fails(faulty)))
         })?;
         crate::sync::yield_now();
-        self.with(|state| if fails { Err(ErrorKind::Other.into()) } else { state.end(begun) })
+        self.with(|state| {
+            if fails {
+                Err(ErrorKind::Other.into())
+            } else {
+                state.end(begun)
+            }
+        })
     }
 
     fn allocate(&self, bytes: u64) -> Result<()> {
         self.with(|state| {
-            let begun = state.begin(Call::Resize { file: self.file, len: bytes, cut: Cut::No })?;
+            let begun = state.begin(Call::Resize {
+                file: self.file,
+                len: bytes,
+                cut: Cut::No,
+            })?;
             state.files[self.file].resize(bytes, Cut::No);
             state.end(begun)
         })
@@ -332,11 +435,18 @@ impl DiskFile for SimulatedFile {
         let (begun, fails) = self.with(|state| {
             let kind = self.kind();
             let is_manifest = kind == "sync of MANIFEST";
-            let begun = state.begin(Call::Sync { file: self.file, kind })?;
+            let begun = state.begin(Call::Sync {
+                file: self.file,
+                kind,
+            })?;
             if is_manifest && state.fails(Faulty::ManifestDeath) {
                 state.dies_at = state.steps.len();
             }
-            Ok((begun, state.fails(Faulty::Barrier) || (is_manifest && state.fails(Faulty::ManifestBarrier))))
+            Ok((
+                begun,
+                state.fails(Faulty::Barrier)
+                    || (is_manifest && state.fails(Faulty::ManifestBarrier)),
+            ))
         })?;
         crate::sync::yield_now();
         self.with(|state| {

@@ -1,5 +1,6 @@
-//! Memory for the bodies of batches. Small ones share a chunk that their thread takes pieces of: a body is freed by the thread that seals,
-//! and memory that comes back one by one from another thread costs an allocator its locks.
+//! Memory for the bodies of batches. Small ones share a chunk that their thread takes pieces of: a
+//! body is freed by the thread that seals, and memory that comes back one by one from another
+//! thread costs an allocator its locks.
 
 use std::cell::Cell;
 
@@ -11,7 +12,8 @@ const CHUNK_BYTES_MAX: usize = 16 * 1024;
 /// Larger bodies get memory of their own, so that little is left at a chunk's end.
 const SHARED_BYTES_MAX: usize = CHUNK_BYTES_MAX / 16;
 
-/// What a thread takes from. Its chunks grow with what it appends, so that it never keeps more than it used: many threads append once.
+/// What a thread takes from. Its chunks grow with what it appends, so that it never keeps more than
+/// it used: many threads append once.
 #[derive(Default)]
 struct Chunk {
     rest: BytesMut,
@@ -24,18 +26,28 @@ thread_local! {
 
 /// Memory for so many bytes and no more.
 pub(super) fn room_for(bytes: usize) -> BytesMut {
-    let shared = if bytes > SHARED_BYTES_MAX { None } else { CHUNK.try_with(|chunk| take(chunk, bytes)).ok() };
+    let shared = if bytes > SHARED_BYTES_MAX {
+        None
+    } else {
+        CHUNK.try_with(|chunk| take(chunk, bytes)).ok()
+    };
     // A thread that ends has no chunk any more.
     shared.unwrap_or_else(|| BytesMut::with_capacity(bytes))
 }
 
 fn take(chunk: &Cell<Chunk>, bytes: usize) -> BytesMut {
-    let Chunk { rest: mut room, mut next_bytes } = chunk.take();
+    let Chunk {
+        rest: mut room,
+        mut next_bytes,
+    } = chunk.take();
     if room.capacity() < bytes {
         room = BytesMut::with_capacity(next_bytes.max(bytes));
         next_bytes = (2 * room.capacity()).min(CHUNK_BYTES_MAX);
     }
-    chunk.set(Chunk { rest: room.split_off(bytes), next_bytes });
+    chunk.set(Chunk {
+        rest: room.split_off(bytes),
+        next_bytes,
+    });
     room
 }
 
@@ -53,13 +65,27 @@ mod tests {
             room.resize(bytes, with);
             room.freeze()
         };
-        let bodies: Vec<_> = (0..200).map(|nth| fill(usize::from(nth) + 1, nth)).collect();
+        let bodies: Vec<_> = (0..200)
+            .map(|nth| fill(usize::from(nth) + 1, nth))
+            .collect();
         for (nth, body) in (0..200).zip(&bodies) {
-            assert!(body.len() == usize::from(nth) + 1 && body.iter().all(|byte| *byte == nth), "body {nth} is another's");
+            assert!(
+                body.len() == usize::from(nth) + 1 && body.iter().all(|byte| *byte == nth),
+                "body {nth} is another's"
+            );
         }
-        let follow = bodies.windows(2).filter(|pair| pair[0].as_ptr_range().end == pair[1].as_ptr()).count();
-        let (chunks, bytes) = (bodies.len() - follow, bodies.iter().map(Bytes::len).sum::<usize>());
-        assert!(chunks <= bytes / CHUNK_BYTES_MAX + 16, "{chunks} chunks for {bytes} bytes");
+        let follow = bodies
+            .windows(2)
+            .filter(|pair| pair[0].as_ptr_range().end == pair[1].as_ptr())
+            .count();
+        let (chunks, bytes) = (
+            bodies.len() - follow,
+            bodies.iter().map(Bytes::len).sum::<usize>(),
+        );
+        assert!(
+            chunks <= bytes / CHUNK_BYTES_MAX + 16,
+            "{chunks} chunks for {bytes} bytes"
+        );
         let (large, small) = (fill(SHARED_BYTES_MAX + 1, 1), fill(8, 2));
         assert!(large.is_unique() && !small.is_unique());
     }
@@ -68,9 +94,14 @@ mod tests {
     fn a_thread_keeps_no_more_than_it_used() {
         for appends in [1, 2, 3, 10, 100, 1_000] {
             let chunk = Cell::default();
-            let used = (0..appends).map(|_| take(&chunk, 200).capacity()).sum::<usize>();
+            let used = (0..appends)
+                .map(|_| take(&chunk, 200).capacity())
+                .sum::<usize>();
             let kept = chunk.take().rest.capacity();
-            assert!(kept <= used && kept < CHUNK_BYTES_MAX, "{kept} bytes kept, {used} used");
+            assert!(
+                kept <= used && kept < CHUNK_BYTES_MAX,
+                "{kept} bytes kept, {used} used"
+            );
         }
     }
 }

@@ -42,17 +42,31 @@ impl FileHeader {
 
     /// `None` when the file was never used: it still has the zeroes it was prepared with.
     pub(crate) fn decode(bytes: &[u8]) -> Decoded<Option<Self>> {
-        if bytes.get(..JOURNAL_HEADER_BYTES).is_some_and(|header| header.iter().all(|&byte| byte == 0)) {
+        if bytes
+            .get(..JOURNAL_HEADER_BYTES)
+            .is_some_and(|header| header.iter().all(|&byte| byte == 0))
+        {
             return Ok(None);
         }
         let (checksum, checked) = open_file_header(JOURNAL_MAGIC, JOURNAL_HEADER_BYTES, bytes)?;
         let mut reader = Reader::new(checked);
         let store = StoreId(reader.u128()?);
         if Salt::new(store, *b"jfil", 0).checksum(checked) != checksum {
-            return Err(Fault::Damaged { at: 12, what: "a checksum that does not match" });
+            return Err(Fault::Damaged {
+                at: 12,
+                what: "a checksum that does not match",
+            });
         }
-        let (incarnation, start_lsn, chain, blocks) = (reader.u64()?, reader.u64()?, reader.u32()?, reader.u32()?);
-        Ok(Some(Self { store, incarnation, start_lsn, chain, blocks, last_id: EventId::from_u128(reader.u128()?) }))
+        let (incarnation, start_lsn, chain, blocks) =
+            (reader.u64()?, reader.u64()?, reader.u32()?, reader.u32()?);
+        Ok(Some(Self {
+            store,
+            incarnation,
+            start_lsn,
+            chain,
+            blocks,
+            last_id: EventId::from_u128(reader.u128()?),
+        }))
     }
 }
 
@@ -72,16 +86,28 @@ impl SegmentHeader {
         for field in [self.number, self.start_lsn, self.end_lsn, 0] {
             checked.extend_from_slice(&field.to_le_bytes());
         }
-        file_header(SEGMENT_MAGIC, Salt::new(self.store, *b"sfil", self.number), &checked)
+        file_header(
+            SEGMENT_MAGIC,
+            Salt::new(self.store, *b"sfil", self.number),
+            &checked,
+        )
     }
 
     pub(crate) fn decode(bytes: &[u8]) -> Decoded<Self> {
         let (checksum, checked) = open_file_header(SEGMENT_MAGIC, SEGMENT_HEADER_BYTES, bytes)?;
         let mut reader = Reader::new(checked);
         let store = StoreId(reader.u128()?);
-        let header = Self { store, number: reader.u64()?, start_lsn: reader.u64()?, end_lsn: reader.u64()? };
+        let header = Self {
+            store,
+            number: reader.u64()?,
+            start_lsn: reader.u64()?,
+            end_lsn: reader.u64()?,
+        };
         if Salt::new(store, *b"sfil", header.number).checksum(checked) != checksum {
-            return Err(Fault::Damaged { at: 12, what: "a checksum that does not match" });
+            return Err(Fault::Damaged {
+                at: 12,
+                what: "a checksum that does not match",
+            });
         }
         Ok(header)
     }
@@ -99,7 +125,10 @@ fn file_header(magic: [u8; 8], salt: Salt, checked: &[u8]) -> Vec<u8> {
 fn open_file_header(magic: [u8; 8], length: usize, bytes: &[u8]) -> Decoded<(u32, &[u8])> {
     let mut reader = Reader::new(bytes);
     if reader.array()? != magic {
-        return Err(Fault::Damaged { at: 0, what: "wrong magic bytes" });
+        return Err(Fault::Damaged {
+            at: 0,
+            what: "wrong magic bytes",
+        });
     }
     check_version(reader.u32()?, 8)?;
     Ok((reader.u32()?, reader.take(length - FILE_CHECKED_FROM)?))
@@ -129,19 +158,30 @@ impl GroupHeader {
         for field in [self.incarnation, self.lsn, self.durable_lsn] {
             checked.extend_from_slice(&field.to_le_bytes());
         }
-        for field in [self.chain, self.record_bytes, self.records, self.heads_checksum] {
+        for field in [
+            self.chain,
+            self.record_bytes,
+            self.records,
+            self.heads_checksum,
+        ] {
             checked.extend_from_slice(&field.to_le_bytes());
         }
         checked.extend_from_slice(&self.last_id.to_u128().to_le_bytes());
         let checksum = salt.checksum(&checked);
         let mut out = [0; GROUP_HEADER_BYTES];
-        for (to, from) in out.iter_mut().zip(GROUP_MAGIC.iter().chain(&checksum.to_le_bytes()).chain(&checked)) {
+        for (to, from) in out.iter_mut().zip(
+            GROUP_MAGIC
+                .iter()
+                .chain(&checksum.to_le_bytes())
+                .chain(&checked),
+        ) {
             *to = *from;
         }
         (out, checksum)
     }
 
-    /// Reads a header of the store, whatever the incarnation; with it, its checksum. `None` when the bytes are no header.
+    /// Reads a header of the store, whatever the incarnation; with it, its checksum. `None` when
+    /// the bytes are no header.
     pub(crate) fn decode(store: StoreId, bytes: &[u8]) -> Option<(Self, u32)> {
         let mut reader = Reader::new(bytes);
         if reader.array().ok()? != GROUP_MAGIC {
@@ -150,7 +190,8 @@ impl GroupHeader {
         let checksum = reader.u32().ok()?;
         let checked = reader.take(GROUP_HEADER_BYTES - 8).ok()?;
         let header = Self::decode_fields(Reader::new(checked)).ok()?;
-        (Self::salt(store, header.incarnation).checksum(checked) == checksum).then_some((header, checksum))
+        (Self::salt(store, header.incarnation).checksum(checked) == checksum)
+            .then_some((header, checksum))
     }
 
     /// Whether the bytes begin like a header, of whatever store.
@@ -181,13 +222,24 @@ pub(crate) struct BlockHeader {
 
 impl BlockHeader {
     /// The header of a block whose records consist of these parts.
-    pub(crate) fn encode<'a>(self, salt: Salt, records: impl IntoIterator<Item = &'a [u8]>) -> [u8; BLOCK_HEADER_BYTES] {
+    pub(crate) fn encode<'a>(
+        self,
+        salt: Salt,
+        records: impl IntoIterator<Item = &'a [u8]>,
+    ) -> [u8; BLOCK_HEADER_BYTES] {
         let length = self.record_bytes.to_le_bytes();
         let count = self.records.to_le_bytes();
         let before = salt.over(&length).over(&count).over(&[0; 4]);
-        let checksum = records.into_iter().fold(before, Salt::over).value().to_le_bytes();
+        let checksum = records
+            .into_iter()
+            .fold(before, Salt::over)
+            .value()
+            .to_le_bytes();
         let mut out = [0; BLOCK_HEADER_BYTES];
-        for (to, from) in out.iter_mut().zip(length.iter().chain(&checksum).chain(&count)) {
+        for (to, from) in out
+            .iter_mut()
+            .zip(length.iter().chain(&checksum).chain(&count))
+        {
             *to = *from;
         }
         out
@@ -200,14 +252,28 @@ impl BlockHeader {
         let checksum = reader.u32()?;
         let (count, flags) = (reader.array::<4>()?, reader.array::<4>()?);
         let records = reader.take(record_bytes as usize)?;
-        let found = salt.over(&record_bytes.to_le_bytes()).over(&count).over(&flags).checksum(records);
+        let found = salt
+            .over(&record_bytes.to_le_bytes())
+            .over(&count)
+            .over(&flags)
+            .checksum(records);
         if found != checksum || reader.left() > 0 {
-            return Err(Fault::Damaged { at: 4, what: "a checksum that does not match" });
+            return Err(Fault::Damaged {
+                at: 4,
+                what: "a checksum that does not match",
+            });
         }
         if flags != [0; 4] {
-            return Err(Fault::Unknown { what: "block flags", found: u32::from_le_bytes(flags).into(), supported: 0 });
+            return Err(Fault::Unknown {
+                what: "block flags",
+                found: u32::from_le_bytes(flags).into(),
+                supported: 0,
+            });
         }
-        Ok(Self { record_bytes, records: u32::from_le_bytes(count) })
+        Ok(Self {
+            record_bytes,
+            records: u32::from_le_bytes(count),
+        })
     }
 }
 
@@ -227,20 +293,35 @@ mod tests {
 
     #[test]
     fn a_journal_header_reads_back_and_any_flipped_bit_is_refused() {
-        let header =
-            FileHeader { store: STORE, incarnation: 3, start_lsn: 8192, chain: 5, blocks: 1024, last_id: EventId::from_u128(9) };
+        let header = FileHeader {
+            store: STORE,
+            incarnation: 3,
+            start_lsn: 8192,
+            chain: 5,
+            blocks: 1024,
+            last_id: EventId::from_u128(9),
+        };
         let bytes = header.encode();
         assert_eq!(FileHeader::decode(&bytes), Ok(Some(header)));
         assert_eq!(FileHeader::decode(&[0; JOURNAL_HEADER_BYTES]), Ok(None));
-        every_flip(&bytes, |bit, flipped| assert!(FileHeader::decode(flipped).is_err(), "bit {bit}"));
+        every_flip(&bytes, |bit, flipped| {
+            assert!(FileHeader::decode(flipped).is_err(), "bit {bit}")
+        });
     }
 
     #[test]
     fn a_segment_header_reads_back_and_any_flipped_bit_is_refused() {
-        let header = SegmentHeader { store: STORE, number: 3, start_lsn: 1, end_lsn: 8192 };
+        let header = SegmentHeader {
+            store: STORE,
+            number: 3,
+            start_lsn: 1,
+            end_lsn: 8192,
+        };
         let bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
-        every_flip(&bytes, |bit, flipped| assert!(SegmentHeader::decode(flipped).is_err(), "bit {bit}"));
+        every_flip(&bytes, |bit, flipped| {
+            assert!(SegmentHeader::decode(flipped).is_err(), "bit {bit}")
+        });
     }
 
     #[test]
@@ -258,17 +339,24 @@ mod tests {
         let (bytes, checksum) = header.encode(GroupHeader::salt(STORE, header.incarnation));
         assert_eq!(GroupHeader::decode(STORE, &bytes), Some((header, checksum)));
         assert_eq!(GroupHeader::decode(StoreId(78), &bytes), None);
-        every_flip(&bytes, |bit, flipped| assert_eq!(GroupHeader::decode(STORE, flipped), None, "bit {bit}"));
+        every_flip(&bytes, |bit, flipped| {
+            assert_eq!(GroupHeader::decode(STORE, flipped), None, "bit {bit}")
+        });
     }
 
     #[test]
     fn a_block_is_checked_whole() {
         let (salt, records) = (Salt::NONE.at(64), b"some records");
-        let header = BlockHeader { record_bytes: 12, records: 2 };
+        let header = BlockHeader {
+            record_bytes: 12,
+            records: 2,
+        };
         let mut block = header.encode(salt, [&records[..4], &records[4..]]).to_vec();
         block.extend_from_slice(records);
         assert_eq!(BlockHeader::decode(salt, &block), Ok(header));
         assert!(BlockHeader::decode(Salt::NONE.at(65), &block).is_err());
-        every_flip(&block, |bit, flipped| assert!(BlockHeader::decode(salt, flipped).is_err(), "bit {bit}"));
+        every_flip(&block, |bit, flipped| {
+            assert!(BlockHeader::decode(salt, flipped).is_err(), "bit {bit}")
+        });
     }
 }

@@ -1,11 +1,14 @@
-//! Bytes and values: everything that reaches the disk is laid out here, and this page is its specification.
+//! Bytes and values: everything that reaches the disk is laid out here, and this page is its
+//! specification.
 //!
 //! # Format, version 1
 //!
-//! Integers are little-endian. `varint` is LEB128 of at most 10 bytes; `zigzag` is a signed integer folded into a varint. A checksum
-//! is CRC32C (Castagnoli). A *salt* is the checksum of store ID, a four-byte purpose and a number; a salted checksum starts from
-//! it, so bytes of another store, of an earlier use of the same file, or from another place never pass. Reserved bytes are
-//! zero. Whatever does not fit is damage, except a version, kind or required extension above those listed: that is unsupported.
+//! Integers are little-endian. `varint` is LEB128 of at most 10 bytes; `zigzag` is a signed integer
+//! folded into a varint. A checksum is CRC32C (Castagnoli). A *salt* is the checksum of store ID, a
+//! four-byte purpose and a number; a salted checksum starts from it, so bytes of another store, of
+//! an earlier use of the same file, or from another place never pass. Reserved bytes are zero.
+//! Whatever does not fit is damage, except a version, kind or required extension above those
+//! listed: that is unsupported.
 //!
 //! ## Files of a log
 //!
@@ -22,8 +25,8 @@
 //!
 //! ## Journal file
 //!
-//! A header block of 4096 bytes, then groups, each on a block boundary. A position in the journal is an LSN: the file's start LSN
-//! plus the distance from the end of its header block.
+//! A header block of 4096 bytes, then groups, each on a block boundary. A position in the journal
+//! is an LSN: the file's start LSN plus the distance from the end of its header block.
 //!
 //! | offset | size | file header |
 //! |---|---|---|
@@ -50,7 +53,8 @@
 //! | 44 | 4 | checksum of the record heads in order |
 //! | 48 | 16 | the highest event ID given out, this group's included |
 //!
-//! The records follow, then zeroes up to the next block boundary. A body is covered by its own checksum, which stands in its head.
+//! The records follow, then zeroes up to the next block boundary. A body is covered by its own
+//! checksum, which stands in its head.
 //!
 //! ## Record
 //!
@@ -83,8 +87,9 @@
 //! | varint, bytes | type |
 //! | varint, bytes | data |
 //!
-//! An extension area is a varint length, then (varint tag, varint length, bytes) until it is used up. A reader passes over an even
-//! tag it does not know and refuses an odd one. This version writes none.
+//! An extension area is a varint length, then (varint tag, varint length, bytes) until it is used
+//! up. A reader passes over an even tag it does not know and refuses an odd one. This version
+//! writes none.
 //!
 //! ## Segment
 //!
@@ -98,29 +103,36 @@
 //! | filter | a Bloom filter over the session IDs and the keys of the key table |
 //! | trailer | 4096 bytes, the last block of the file: a framed value with counts, ranges and the roots of the tables |
 //!
-//! A *run* is a stretch of one session's records in one block. A *place* is block offset, block length, and offset within the block's
-//! records, as varints; the run table adds the number of events (varint) and the last event ID (16).
+//! A *run* is a stretch of one session's records in one block. A *place* is block offset, block
+//! length, and offset within the block's records, as varints; the run table adds the number of
+//! events (varint) and the last event ID (16).
 //!
-//! A table is a tree of pages. A page is 9 bytes: length of the entries (4), checksum (4), level (1); then entries in ascending
-//! order: varint, key, varint, value. Level 0 holds the table's entries; above it the key is the first key of a page below
-//! and the value its offset and length as varints. Pages of one level follow each other. Checksums of blocks, pages and filter
-//! are salted (`sblk`, segment number) and cover the part's offset in the file (8), then all its bytes but the checksum.
+//! A table is a tree of pages. A page is 9 bytes: length of the entries (4), checksum (4), level
+//! (1); then entries in ascending order: varint, key, varint, value. Level 0 holds the table's
+//! entries; above it the key is the first key of a page below and the value its offset and length
+//! as varints. Pages of one level follow each other. Checksums of blocks, pages and filter are
+//! salted (`sblk`, segment number) and cover the part's offset in the file (8), then all its bytes
+//! but the checksum.
 //!
-//! The filter is 16 bytes (number of 64-bit words (4), checksum (4), probes per item (4), reserved (4)), then the words.
+//! The filter is 16 bytes (number of 64-bit words (4), checksum (4), probes per item (4), reserved
+//! (4)), then the words.
 //!
 //! ## Merged filter
 //!
-//! A filter of level *l* is over the items of 16 to the power of *l* segments, the last of which has a number that is a multiple of that. It is a
-//! file of pages of 4096 bytes, each such a filter with 510 words. The last 8 bytes of an item's hash, times the number of pages, divided
-//! by 2 to the power of 64, is the number of its page. The salt (`mflt`, number of the last segment) goes on over level (1), length of the file
-//! (8), and of each segment in order the first 8 bytes of its filter; checksums cover the page's offset too.
+//! A filter of level *l* is over the items of 16 to the power of *l* segments, the last of which
+//! has a number that is a multiple of that. It is a file of pages of 4096 bytes, each such a filter
+//! with 510 words. The last 8 bytes of an item's hash, times the number of pages, divided by 2 to
+//! the power of 64, is the number of its page. The salt (`mflt`, number of the last segment) goes
+//! on over level (1), length of the file (8), and of each segment in order the first 8 bytes of its
+//! filter; checksums cover the page's offset too.
 //!
 //! ## Framed value
 //!
-//! Trailer and manifest slot: magic (8), format version (4), checksum salted by purpose and number (4), length (4), reserved (4), then
-//! a value in bincode 2, standard configuration (little-endian, variable-length integers). The checksum covers length and value. Magic, purpose
-//! and number are `slogtrlr`, `trlr`, segment number; `slogmani`, `mani`, 0. The salt of a manifest slot has a zero store ID, and zeroes
-//! follow it up to a multiple of 4096 bytes.
+//! Trailer and manifest slot: magic (8), format version (4), checksum salted by purpose and number
+//! (4), length (4), reserved (4), then a value in bincode 2, standard configuration (little-endian,
+//! variable-length integers). The checksum covers length and value. Magic, purpose and number are
+//! `slogtrlr`, `trlr`, segment number; `slogmani`, `mani`, 0. The salt of a manifest slot has a
+//! zero store ID, and zeroes follow it up to a multiple of 4096 bytes.
 //!
 //! ## Versions
 //!
@@ -140,10 +152,14 @@ use bytes::BufMut;
 use crate::error::Error;
 
 pub(crate) use frame::{
-    BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE_HEADER_BYTES, SegmentHeader,
+    BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader,
+    PAGE_HEADER_BYTES, SegmentHeader,
 };
 pub(crate) use record::{EncodedBatch, EventFrame, RawRecord, Record, RecordFrame};
-pub(crate) use value::{FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare, encode_value};
+pub(crate) use value::{
+    FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare,
+    encode_value,
+};
 
 /// The format this version writes and the highest it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -155,16 +171,34 @@ pub(crate) struct StoreId(pub u128);
 /// Why bytes were refused. [`at`](Fault::at) turns it into an error that names the place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    Damaged { at: usize, what: &'static str },
-    Unknown { what: &'static str, found: u64, supported: u64 },
+    Damaged {
+        at: usize,
+        what: &'static str,
+    },
+    Unknown {
+        what: &'static str,
+        found: u64,
+        supported: u64,
+    },
 }
 
 impl Fault {
     /// The error for bytes that begin at `base` in `file`.
     pub(crate) fn at(self, file: &Path, base: u64) -> Error {
         match self {
-            Fault::Damaged { at, what } => Error::corrupt(file, base.saturating_add(at as u64), what),
-            Fault::Unknown { what, found, supported } => Error::Unsupported { file: file.to_path_buf(), what, found, supported },
+            Fault::Damaged { at, what } => {
+                Error::corrupt(file, base.saturating_add(at as u64), what)
+            }
+            Fault::Unknown {
+                what,
+                found,
+                supported,
+            } => Error::Unsupported {
+                file: file.to_path_buf(),
+                what,
+                found,
+                supported,
+            },
         }
     }
 }
@@ -218,7 +252,10 @@ impl<'a> Reader<'a> {
     /// A reader that begins at `at`, which may be the end.
     pub(crate) fn from(bytes: &'a [u8], at: usize) -> Decoded<Self> {
         if at > bytes.len() {
-            return Err(Fault::Damaged { at, what: "a place beyond the end" });
+            return Err(Fault::Damaged {
+                at,
+                what: "a place beyond the end",
+            });
         }
         Ok(Self { bytes, at })
     }
@@ -245,7 +282,11 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Decoded<[u8; N]> {
-        self.take(N).map(|bytes| bytes.try_into().expect("take returns as many bytes as asked for"))
+        self.take(N).map(|bytes| {
+            bytes
+                .try_into()
+                .expect("take returns as many bytes as asked for")
+        })
     }
 
     pub(crate) fn u8(&mut self) -> Decoded<u8> {
@@ -281,7 +322,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn varint_u32(&mut self) -> Decoded<u32> {
-        u32::try_from(self.varint()?).map_err(|_too_large| self.damaged("a number too large for its field"))
+        u32::try_from(self.varint()?)
+            .map_err(|_too_large| self.damaged("a number too large for its field"))
     }
 
     pub(crate) fn zigzag(&mut self) -> Decoded<i64> {
@@ -292,7 +334,10 @@ impl<'a> Reader<'a> {
     /// Bytes after their varint length.
     pub(crate) fn prefixed(&mut self) -> Decoded<&'a [u8]> {
         let length = self.varint()?;
-        self.take(usize::try_from(length).map_err(|_too_large| self.damaged("a length beyond the end"))?)
+        self.take(
+            usize::try_from(length)
+                .map_err(|_too_large| self.damaged("a length beyond the end"))?,
+        )
     }
 
     /// Passes over an extension area, refusing what a reader must know and does not.
@@ -302,7 +347,11 @@ impl<'a> Reader<'a> {
             let tag = area.varint()?;
             area.prefixed()?;
             if tag % 2 == 1 {
-                return Err(Fault::Unknown { what: "required extension", found: tag, supported: 0 });
+                return Err(Fault::Unknown {
+                    what: "required extension",
+                    found: tag,
+                    supported: 0,
+                });
             }
         }
         Ok(())
@@ -342,9 +391,16 @@ pub(crate) fn put_prefixed(out: &mut impl BufMut, bytes: &[u8]) {
 /// Refuses a version that is not known. Version 0 was never written, so it is damage.
 fn check_version(version: u32, at: usize) -> Decoded<()> {
     match version {
-        0 => Err(Fault::Damaged { at, what: "format version 0" }),
+        0 => Err(Fault::Damaged {
+            at,
+            what: "format version 0",
+        }),
         1..=FORMAT_VERSION => Ok(()),
-        _ => Err(Fault::Unknown { what: "format version", found: version.into(), supported: FORMAT_VERSION.into() }),
+        _ => Err(Fault::Unknown {
+            what: "format version",
+            found: version.into(),
+            supported: FORMAT_VERSION.into(),
+        }),
     }
 }
 
@@ -380,22 +436,44 @@ mod tests {
     #[test]
     fn a_varint_of_more_than_64_bits_is_damage() {
         assert!(Reader::new(&[0xFF; 11]).varint().is_err());
-        assert_eq!(Reader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01]).varint(), Ok(u64::MAX));
-        assert!(Reader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x02]).varint().is_err());
+        assert_eq!(
+            Reader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01]).varint(),
+            Ok(u64::MAX)
+        );
+        assert!(
+            Reader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x02])
+                .varint()
+                .is_err()
+        );
     }
 
     #[test]
     fn an_unknown_extension_passes_when_even_and_is_refused_when_odd() {
         assert_eq!(Reader::new(&[4, 2, 2, 9, 9]).extensions(), Ok(()));
-        assert!(matches!(Reader::new(&[2, 3, 0]).extensions(), Err(Fault::Unknown { found: 3, .. })));
-        assert!(matches!(Reader::new(&[2, 2, 9]).extensions(), Err(Fault::Damaged { .. })));
+        assert!(matches!(
+            Reader::new(&[2, 3, 0]).extensions(),
+            Err(Fault::Unknown { found: 3, .. })
+        ));
+        assert!(matches!(
+            Reader::new(&[2, 2, 9]).extensions(),
+            Err(Fault::Damaged { .. })
+        ));
     }
 
     #[test]
     fn salts_of_other_stores_purposes_numbers_and_offsets_differ() {
-        let salt = |store, purpose, number, offset| Salt::new(StoreId(store), purpose, number).at(offset).checksum(b"bytes");
+        let salt = |store, purpose, number, offset| {
+            Salt::new(StoreId(store), purpose, number)
+                .at(offset)
+                .checksum(b"bytes")
+        };
         let one = salt(1, *b"grup", 1, 0);
-        for other in [salt(2, *b"grup", 1, 0), salt(1, *b"sblk", 1, 0), salt(1, *b"grup", 2, 0), salt(1, *b"grup", 1, 8)] {
+        for other in [
+            salt(2, *b"grup", 1, 0),
+            salt(1, *b"sblk", 1, 0),
+            salt(1, *b"grup", 2, 0),
+            salt(1, *b"grup", 1, 8),
+        ] {
             assert_ne!(one, other);
         }
     }

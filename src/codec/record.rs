@@ -1,5 +1,5 @@
-//! A record: one appended batch. Its body is encoded once, on the caller's thread, and its bytes go unchanged from there to the
-//! journal, to the segment and to the events handed out.
+//! A record: one appended batch. Its body is encoded once, on the caller's thread, and its bytes go
+//! unchanged from there to the journal, to the segment and to the events handed out.
 
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
@@ -9,7 +9,10 @@ use bytestring::ByteString;
 use jiff::Timestamp;
 
 use crate::codec::chunk::room_for;
-use crate::codec::{Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag, varint_bytes};
+use crate::codec::{
+    Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag,
+    varint_bytes,
+};
 use crate::event::{Batch, Event, EventType, EventView, NewEvent, Seq, Turn};
 use crate::ids::{EventId, Stamp, timestamp};
 use crate::session::SessionId;
@@ -41,8 +44,8 @@ const HEAD_LENGTH_AT: usize = 8;
 /// The longest head this version writes: fixed part, 32-bit varint, two 64-bit varints.
 pub(crate) const HEAD_BYTES_MAX: usize = 27 + 5 + 10 + 10;
 
-/// A batch as it will be stored, before it has a place in its session. It is a record already, so that the commit section has nothing to
-/// make.
+/// A batch as it will be stored, before it has a place in its session. It is a record already, so
+/// that the commit section has nothing to make.
 #[derive(Debug)]
 pub(crate) struct EncodedBatch(Arc<Record>);
 
@@ -86,7 +89,8 @@ impl EncodedBatch {
             body.extend_from_slice(&[0; FINGERPRINT_BYTES]);
         }
         let events_at = body.len();
-        let count = u32::try_from(batch.events.len()).expect("the cap on events in a batch fits 32 bits");
+        let count =
+            u32::try_from(batch.events.len()).expect("the cap on events in a batch fits 32 bits");
         put_varint(&mut body, count.into());
         for event in &batch.events {
             put_event(&mut body, event);
@@ -94,9 +98,14 @@ impl EncodedBatch {
         let key = batch.key.map(|key| {
             let (before, events) = body.split_at_mut(events_at);
             let fingerprint = *blake3::hash(events).as_bytes();
-            let place = before.get_mut(fingerprint_at..).expect("the fingerprint lies before the events");
+            let place = before
+                .get_mut(fingerprint_at..)
+                .expect("the fingerprint lies before the events");
             place.copy_from_slice(&fingerprint);
-            Box::new(IdempotencyKey { text: key, fingerprint })
+            Box::new(IdempotencyKey {
+                text: key,
+                fingerprint,
+            })
         });
         debug_assert_eq!(body.len(), length, "the length was known beforehand");
         let body = body.freeze();
@@ -138,15 +147,23 @@ impl EncodedBatch {
     }
 }
 
-/// The length of a batch's body, to the byte: a body stays in memory until it is sealed, and with it what it was given too much.
+/// The length of a batch's body, to the byte: a body stays in memory until it is sealed, and with
+/// it what it was given too much.
 fn body_bytes(session: &SessionId, batch: &Batch) -> usize {
-    let key = batch.key.as_ref().map_or(0, |key| prefixed_bytes(key.len()) + FINGERPRINT_BYTES);
+    let key = batch
+        .key
+        .as_ref()
+        .map_or(0, |key| prefixed_bytes(key.len()) + FINGERPRINT_BYTES);
     let events = batch.events.iter().map(event_bytes).sum::<usize>();
     1 + prefixed_bytes(session.as_bytes().len()) + key + varint_bytes(batch.events.len()) + events
 }
 
 fn event_bytes(event: &NewEvent) -> usize {
-    let turn = if matches!(event.turn, Turn::Of(_)) { size_of::<u128>() } else { 0 };
+    let turn = if matches!(event.turn, Turn::Of(_)) {
+        size_of::<u128>()
+    } else {
+        0
+    };
     1 + turn + prefixed_bytes(event.event_type.as_bytes().len()) + prefixed_bytes(event.data.len())
 }
 
@@ -177,7 +194,8 @@ impl Record {
     /// The seq of the event with this ID, if it is one of this batch.
     pub(crate) fn seq_of(&self, id: EventId) -> Option<Seq> {
         let offset = id.offset_from(self.base)?;
-        (offset < u128::from(self.count)).then(|| self.first + u64::try_from(offset).expect("less than a 32-bit count"))
+        (offset < u128::from(self.count))
+            .then(|| self.first + u64::try_from(offset).expect("less than a 32-bit count"))
     }
 
     pub(crate) fn body(&self) -> &Bytes {
@@ -190,24 +208,36 @@ impl Record {
         let body_bytes = u32::try_from(self.body.len()).expect("the caps on a batch fit 32 bits");
         out.extend_from_slice(&body_bytes.to_le_bytes());
         out.extend_from_slice(&self.body_checksum.to_le_bytes());
-        let flags = if self.extensions.is_some() { HEAD_EXTENDED } else { 0 };
+        let flags = if self.extensions.is_some() {
+            HEAD_EXTENDED
+        } else {
+            0
+        };
         out.extend_from_slice(&[0, KIND_BATCH, flags]);
         out.extend_from_slice(&self.base.to_u128().to_le_bytes());
         put_varint(out, self.generation.into());
         put_varint(out, self.first);
-        put_zigzag(out, self.created_ms.cast_signed() - self.base.timestamp_ms().cast_signed());
+        put_zigzag(
+            out,
+            self.created_ms.cast_signed() - self.base.timestamp_ms().cast_signed(),
+        );
         if let Some(extensions) = &self.extensions {
             out.extend_from_slice(extensions);
         }
-        let length = u8::try_from(out.len()).expect("a head is as long as it was found, or of this version's own form");
-        *out.get_mut(HEAD_LENGTH_AT).expect("the length lies within the head") = length;
+        let length = u8::try_from(out.len())
+            .expect("a head is as long as it was found, or of this version's own form");
+        *out.get_mut(HEAD_LENGTH_AT)
+            .expect("the length lies within the head") = length;
     }
 
     /// Reads the record at `at`. The body's checksum is not looked at.
     pub(crate) fn decode(bytes: &Bytes, at: usize) -> Decoded<Self> {
         let frame = RecordFrame::decode(bytes, at)?;
-        let session = SessionId::from_stored(frame.session, bytes)
-            .map_err(|_error| Fault::Damaged { at: frame.body.start, what: "a session ID that breaks the rules" })?;
+        let session =
+            SessionId::from_stored(frame.session, bytes).map_err(|_error| Fault::Damaged {
+                at: frame.body.start,
+                what: "a session ID that breaks the rules",
+            })?;
         frame.record(session, bytes)
     }
 
@@ -215,7 +245,11 @@ impl Record {
     pub(crate) fn check_events(&self) -> Decoded<()> {
         let mut events = self.events();
         events.try_for_each(|frame| frame.map(|_whole| ()))?;
-        if events.frames.left() > 0 { Err(events.frames.damaged("bytes behind the last event")) } else { Ok(()) }
+        if events.frames.left() > 0 {
+            Err(events.frames.damaged("bytes behind the last event"))
+        } else {
+            Ok(())
+        }
     }
 
     /// The events from first to last.
@@ -225,11 +259,21 @@ impl Record {
 
     /// The events with seqs in the range, in order.
     pub(crate) fn events_in(&self, range: &RangeInclusive<Seq>) -> EventFrames<'_> {
-        let mut frames = Reader::from(&self.body, self.events_at).expect("the events lie within the body");
+        let mut frames =
+            Reader::from(&self.body, self.events_at).expect("the events lie within the body");
         frames.varint().expect("the count was read before");
-        let nth = |seq: Seq| u32::try_from(seq.saturating_sub(self.first)).map_or(self.count, |nth| nth.min(self.count));
+        let nth = |seq: Seq| {
+            u32::try_from(seq.saturating_sub(self.first))
+                .map_or(self.count, |nth| nth.min(self.count))
+        };
         let wanted = nth(*range.start())..nth(range.end().saturating_add(1));
-        EventFrames { record: self, created_at: timestamp(self.created_ms), frames, next: 0, wanted }
+        EventFrames {
+            record: self,
+            created_at: timestamp(self.created_ms),
+            frames,
+            next: 0,
+            wanted,
+        }
     }
 }
 
@@ -237,7 +281,10 @@ impl Fault {
     /// The same fault seen from `base` bytes before.
     pub(crate) fn moved(self, base: usize) -> Self {
         match self {
-            Fault::Damaged { at, what } => Fault::Damaged { at: at + base, what },
+            Fault::Damaged { at, what } => Fault::Damaged {
+                at: at + base,
+                what,
+            },
             unknown @ Fault::Unknown { .. } => unknown,
         }
     }
@@ -259,11 +306,22 @@ impl<'a> RawRecord<'a> {
         let mut reader = Reader::from(bytes, at)?;
         let (body_bytes, body_checksum, head_bytes) = (reader.u32()?, reader.u32()?, reader.u8()?);
         let mut reader = Reader::from(bytes, at)?;
-        let (head, body) = (reader.take(head_bytes.into())?, reader.take(body_bytes as usize)?);
+        let (head, body) = (
+            reader.take(head_bytes.into())?,
+            reader.take(body_bytes as usize)?,
+        );
         if head.len() <= HEAD_LENGTH_AT {
-            return Err(Fault::Damaged { at, what: "an impossible length of a head" });
+            return Err(Fault::Damaged {
+                at,
+                what: "an impossible length of a head",
+            });
         }
-        Ok(Self { head, body, end: reader.position(), body_checksum })
+        Ok(Self {
+            head,
+            body,
+            end: reader.position(),
+            body_checksum,
+        })
     }
 
     /// Whether the body is as its caller's thread encoded it.
@@ -283,10 +341,15 @@ struct RecordHead<'a> {
 
 impl<'a> RecordHead<'a> {
     fn decode(mut reader: Reader<'a>) -> Decoded<Self> {
-        let (_body_bytes, body_checksum, _head_bytes) = (reader.u32()?, reader.u32()?, reader.u8()?);
+        let (_body_bytes, body_checksum, _head_bytes) =
+            (reader.u32()?, reader.u32()?, reader.u8()?);
         let kind = reader.u8()?;
         if kind != KIND_BATCH {
-            return Err(Fault::Unknown { what: "record kind", found: kind.into(), supported: KIND_BATCH.into() });
+            return Err(Fault::Unknown {
+                what: "record kind",
+                found: kind.into(),
+                supported: KIND_BATCH.into(),
+            });
         }
         let flags = known_flags(reader.u8()?, HEAD_FLAGS, "head flags")?;
         let base = EventId::from_u128(reader.u128()?);
@@ -299,12 +362,23 @@ impl<'a> RecordHead<'a> {
         if reader.left() > 0 {
             return Err(reader.damaged("bytes behind the last field of a head"));
         }
-        let created_ms = base.timestamp_ms().checked_add_signed(delta).ok_or_else(|| reader.damaged("an impossible time"))?;
-        Ok(Self { body_checksum, base, generation, first, created_ms, extensions })
+        let created_ms = base
+            .timestamp_ms()
+            .checked_add_signed(delta)
+            .ok_or_else(|| reader.damaged("an impossible time"))?;
+        Ok(Self {
+            body_checksum,
+            base,
+            generation,
+            first,
+            created_ms,
+            extensions,
+        })
     }
 }
 
-/// A record as it lies in stored bytes. To look at one and pass over it costs less than to make it a [`Record`].
+/// A record as it lies in stored bytes. To look at one and pass over it costs less than to make it
+/// a [`Record`].
 pub(crate) struct RecordFrame<'a> {
     head: RecordHead<'a>,
     /// Bytes that may be no session's name.
@@ -329,7 +403,11 @@ impl<'a> RecordFrame<'a> {
         let mut reader = Reader::new(bytes);
         let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
         let session = reader.prefixed()?;
-        let key = if flags & BODY_KEYED == 0 { None } else { Some((reader.prefixed()?, reader.array()?)) };
+        let key = if flags & BODY_KEYED == 0 {
+            None
+        } else {
+            Some((reader.prefixed()?, reader.array()?))
+        };
         if flags & BODY_EXTENDED != 0 {
             reader.extensions()?;
         }
@@ -341,7 +419,14 @@ impl<'a> RecordFrame<'a> {
         if head.first == 0 || head.first.checked_add(count.into()).is_none() {
             return Err(reader.damaged("an impossible seq"));
         }
-        Ok(Self { head, session, key, count, body, events_at })
+        Ok(Self {
+            head,
+            session,
+            key,
+            count,
+            body,
+            events_at,
+        })
     }
 
     pub(crate) fn generation(&self) -> u32 {
@@ -365,10 +450,20 @@ impl<'a> RecordFrame<'a> {
 
     /// The record, of this session, with a share of the bytes that it lies in.
     pub(crate) fn record(self, session: SessionId, stored: &Bytes) -> Decoded<Record> {
-        let Self { head, key, count, body, events_at, .. } = self;
+        let Self {
+            head,
+            key,
+            count,
+            body,
+            events_at,
+            ..
+        } = self;
         let key = key.map(|(text, fingerprint)| {
-            let text = ByteString::try_from(stored.slice_ref(text))
-                .map_err(|_error| Fault::Damaged { at: body.start, what: "a key that is no text" })?;
+            let text =
+                ByteString::try_from(stored.slice_ref(text)).map_err(|_error| Fault::Damaged {
+                    at: body.start,
+                    what: "a key that is no text",
+                })?;
             Ok(Box::new(IdempotencyKey { text, fingerprint }))
         });
         Ok(Record {
@@ -397,7 +492,8 @@ pub(crate) struct EventFrames<'a> {
     wanted: Range<u32>,
 }
 
-/// An event as it lies in its record's body. To look at one and pass over it costs less than to make it an [`Event`].
+/// An event as it lies in its record's body. To look at one and pass over it costs less than to
+/// make it an [`Event`].
 pub(crate) struct EventFrame<'a> {
     pub view: EventView<'a>,
     body: &'a Bytes,
@@ -427,7 +523,13 @@ impl<'a> EventFrames<'a> {
     }
 
     fn frame(&mut self) -> Decoded<EventFrame<'a>> {
-        let Self { record, created_at, frames, next: position, .. } = self;
+        let Self {
+            record,
+            created_at,
+            frames,
+            next: position,
+            ..
+        } = self;
         let flags = known_flags(frames.u8()?, EVENT_FLAGS, "event flags")?;
         let mut message_id = (flags & EVENT_OPENS != 0).then(|| record.base.plus(*position).into());
         if flags & EVENT_IN_TURN != 0 {
@@ -437,7 +539,8 @@ impl<'a> EventFrames<'a> {
             frames.extensions()?;
         }
         let event_type = std::str::from_utf8(frames.prefixed()?);
-        let event_type = event_type.map_err(|_error| frames.damaged("an event type that is no text"))?;
+        let event_type =
+            event_type.map_err(|_error| frames.damaged("an event type that is no text"))?;
         let data = frames.prefixed()?;
         let view = EventView {
             id: record.base.plus(*position),
@@ -449,7 +552,10 @@ impl<'a> EventFrames<'a> {
             created_at: *created_at,
         };
         *position += 1;
-        Ok(EventFrame { view, body: &record.body })
+        Ok(EventFrame {
+            view,
+            body: &record.body,
+        })
     }
 }
 
@@ -461,7 +567,15 @@ impl EventFrame<'_> {
 
     /// The event itself, which shares the record's memory.
     pub(crate) fn event(&self) -> Event {
-        let EventView { id, session_id, seq, event_type, data, message_id, created_at } = self.view;
+        let EventView {
+            id,
+            session_id,
+            seq,
+            event_type,
+            data,
+            message_id,
+            created_at,
+        } = self.view;
         Event {
             id,
             session_id: session_id.clone(),
@@ -478,7 +592,11 @@ fn known_flags(flags: u8, known: u8, what: &'static str) -> Decoded<u8> {
     if flags & !known == 0 {
         return Ok(flags);
     }
-    Err(Fault::Unknown { what, found: flags.into(), supported: known.into() })
+    Err(Fault::Unknown {
+        what,
+        found: flags.into(),
+        supported: known.into(),
+    })
 }
 
 #[cfg(test)]
@@ -497,16 +615,26 @@ mod tests {
 
     fn sample(batch: &Batch, created_ms: u64) -> Record {
         let session = SessionId::new("sess_ä").unwrap();
-        let stamp = Stamp { base: EventId::from_u128((5 << 80) + 17), created_ms };
+        let stamp = Stamp {
+            base: EventId::from_u128((5 << 80) + 17),
+            created_ms,
+        };
         Arc::unwrap_or_clone(EncodedBatch::new(&session, batch.clone()).stamped(3, 40, stamp))
     }
 
     fn any_event() -> impl Strategy<Value = NewEvent> {
         let turn = prop_oneof![Just(None), any::<u128>().prop_map(Some)];
-        ("[a-z.]{1,20}|user\\.message", proptest::collection::vec(any::<u8>(), 0..300), turn).prop_map(|(name, data, turn)| {
-            let event = NewEvent::new(name, data);
-            turn.map_or(event.clone(), |id| event.in_turn(EventId::from_u128(id).into()))
-        })
+        (
+            "[a-z.]{1,20}|user\\.message",
+            proptest::collection::vec(any::<u8>(), 0..300),
+            turn,
+        )
+            .prop_map(|(name, data, turn)| {
+                let event = NewEvent::new(name, data);
+                turn.map_or(event.clone(), |id| {
+                    event.in_turn(EventId::from_u128(id).into())
+                })
+            })
     }
 
     proptest! {
@@ -582,13 +710,25 @@ mod tests {
     fn the_fingerprint_tells_content_apart_and_nothing_else() {
         let print = |batch: Batch, session: &str| {
             let batch = batch.idempotency_key("k");
-            EncodedBatch::new(&SessionId::new(session).unwrap(), batch).key().unwrap().fingerprint
+            EncodedBatch::new(&SessionId::new(session).unwrap(), batch)
+                .key()
+                .unwrap()
+                .fingerprint
         };
         let one = || Batch::new().event(NewEvent::new("a", "1"));
         assert_eq!(print(one(), "s"), print(one(), "t"));
-        assert_ne!(print(one(), "s"), print(Batch::new().event(NewEvent::new("a", "2")), "s"));
-        assert_ne!(print(one(), "s"), print(Batch::new().event(NewEvent::new("b", "1")), "s"));
-        assert_ne!(print(one(), "s"), print(one().event(NewEvent::new("a", "1")), "s"));
+        assert_ne!(
+            print(one(), "s"),
+            print(Batch::new().event(NewEvent::new("a", "2")), "s")
+        );
+        assert_ne!(
+            print(one(), "s"),
+            print(Batch::new().event(NewEvent::new("b", "1")), "s")
+        );
+        assert_ne!(
+            print(one(), "s"),
+            print(one().event(NewEvent::new("a", "1")), "s")
+        );
         let in_turn = NewEvent::new("a", "1").in_turn(EventId::from_u128(1).into());
         assert_ne!(print(one(), "s"), print(Batch::new().event(in_turn), "s"));
     }
@@ -598,6 +738,13 @@ mod tests {
         let mut bytes = stored(&sample(&Batch::new().event(NewEvent::new("a", "1")), 9)).to_vec();
         bytes[9] = 2;
         let read = Record::decode(&Bytes::from(bytes), 0);
-        assert_eq!(read.unwrap_err(), Fault::Unknown { what: "record kind", found: 2, supported: 1 });
+        assert_eq!(
+            read.unwrap_err(),
+            Fault::Unknown {
+                what: "record kind",
+                found: 2,
+                supported: 1
+            }
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Framed values: the only place that names bincode. A length is checked against what is there before anything is decoded.
+//! Framed values: the only place that names bincode. A length is checked against what is there
+//! before anything is decoded.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -14,8 +15,12 @@ pub(crate) struct ValueKind {
     magic: [u8; 8],
 }
 
-pub(crate) const TRAILER: ValueKind = ValueKind { magic: *b"slogtrlr" };
-pub(crate) const MANIFEST: ValueKind = ValueKind { magic: *b"slogmani" };
+pub(crate) const TRAILER: ValueKind = ValueKind {
+    magic: *b"slogtrlr",
+};
+pub(crate) const MANIFEST: ValueKind = ValueKind {
+    magic: *b"slogmani",
+};
 
 const HEADER_BYTES: usize = 24;
 
@@ -39,7 +44,12 @@ pub(crate) fn encode_value(kind: ValueKind, salt: Salt, value: &impl Serialize) 
     let mut out = Vec::with_capacity(HEADER_BYTES + value.len());
     out.extend_from_slice(&kind.magic);
     out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    out.extend_from_slice(&salt.over(&length.to_le_bytes()).checksum(&value).to_le_bytes());
+    out.extend_from_slice(
+        &salt
+            .over(&length.to_le_bytes())
+            .checksum(&value)
+            .to_le_bytes(),
+    );
     out.extend_from_slice(&length.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&value);
@@ -47,27 +57,45 @@ pub(crate) fn encode_value(kind: ValueKind, salt: Salt, value: &impl Serialize) 
 }
 
 /// Reads a framed value from the start of `bytes`, which may go on behind it.
-pub(crate) fn decode_value<T: DeserializeOwned>(kind: ValueKind, salt: Salt, bytes: &[u8]) -> Decoded<T> {
+pub(crate) fn decode_value<T: DeserializeOwned>(
+    kind: ValueKind,
+    salt: Salt,
+    bytes: &[u8],
+) -> Decoded<T> {
     let mut reader = Reader::new(bytes);
     if reader.array()? != kind.magic {
-        return Err(Fault::Damaged { at: 0, what: "wrong magic bytes" });
+        return Err(Fault::Damaged {
+            at: 0,
+            what: "wrong magic bytes",
+        });
     }
     check_version(reader.u32()?, 8)?;
     let checksum = reader.u32()?;
     let length = reader.u32()?;
     if reader.array()? != [0; 4] {
-        return Err(Fault::Damaged { at: 20, what: "reserved bytes that are not zero" });
+        return Err(Fault::Damaged {
+            at: 20,
+            what: "reserved bytes that are not zero",
+        });
     }
     let value = reader.take(length as usize)?;
-    if value.len() > VALUE_BYTES_MAX || salt.over(&length.to_le_bytes()).checksum(value) != checksum {
-        return Err(Fault::Damaged { at: 12, what: "a checksum that does not match" });
+    if value.len() > VALUE_BYTES_MAX || salt.over(&length.to_le_bytes()).checksum(value) != checksum
+    {
+        return Err(Fault::Damaged {
+            at: 12,
+            what: "a checksum that does not match",
+        });
     }
-    decode_bare(value).ok_or(Fault::Damaged { at: HEADER_BYTES, what: "a value that does not decode" })
+    decode_bare(value).ok_or(Fault::Damaged {
+        at: HEADER_BYTES,
+        what: "a value that does not decode",
+    })
 }
 
 /// Encodes a value that something else frames and checks: an entry of the index.
 pub(crate) fn encode_bare(value: &impl Serialize) -> Vec<u8> {
-    bincode::serde::encode_to_vec(value, CONFIG).expect("values hold plain numbers and lists within the cap")
+    bincode::serde::encode_to_vec(value, CONFIG)
+        .expect("values hold plain numbers and lists within the cap")
 }
 
 /// Reads what [`encode_bare`] wrote; `None` when it did not.
@@ -77,7 +105,9 @@ pub(crate) fn decode_bare<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 }
 
 /// Reads a list of a value, and takes memory for what is there, not for as many as it says it has.
-pub(crate) fn decode_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+pub(crate) fn decode_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     struct List<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
         type Value = Vec<T>;
@@ -110,7 +140,8 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            let read: Decoded<(u64, Vec<u32>, Option<String>)> = decode_value(MANIFEST, salt, &flipped);
+            let read: Decoded<(u64, Vec<u32>, Option<String>)> =
+                decode_value(MANIFEST, salt, &flipped);
             assert!(read.is_err(), "bit {bit}");
         }
     }
@@ -120,6 +151,13 @@ mod tests {
         let mut bytes = encode_value(TRAILER, Salt::NONE, &1_u64);
         bytes[8] = 9;
         let read: Decoded<u64> = decode_value(TRAILER, Salt::NONE, &bytes);
-        assert_eq!(read, Err(Fault::Unknown { what: "format version", found: 9, supported: 1 }));
+        assert_eq!(
+            read,
+            Err(Fault::Unknown {
+                what: "format version",
+                found: 9,
+                supported: 1
+            })
+        );
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::disk::BLOCK;
 
-/// A growing buffer whose first byte lies on a block boundary, as direct I/O demands. Safe code cannot ask the allocator for
-/// that, so it asks for a block more and begins where it suits.
+/// A growing buffer whose first byte lies on a block boundary, as direct I/O demands. Safe code
+/// cannot ask the allocator for that, so it asks for a block more and begins where it suits.
 pub(crate) struct BlockBuf {
     bytes: Vec<u8>,
     start: usize,
@@ -36,11 +36,15 @@ impl BlockBuf {
     }
 
     pub(crate) fn as_slice(&self) -> &[u8] {
-        self.bytes.get(self.start..).expect("the buffer never shrinks below its start")
+        self.bytes
+            .get(self.start..)
+            .expect("the buffer never shrinks below its start")
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.start..).expect("the buffer never shrinks below its start")
+        self.bytes
+            .get_mut(self.start..)
+            .expect("the buffer never shrinks below its start")
     }
 
     pub(crate) fn extend(&mut self, bytes: &[u8]) {

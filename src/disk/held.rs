@@ -1,8 +1,10 @@
-//! The folders that a log holds open: once it has entered its own, every name below is looked up from there, and never from a path.
+//! The folders that a log holds open: once it has entered its own, every name below is looked up
+//! from there, and never from a path.
 //!
-//! A path may come to mean another folder while a log is open: the process changes its working directory, somebody moves the folder, puts
-//! another in its place, mounts one over it. A descriptor does not. So a log never writes into a folder that it has not locked. No
-//! symbolic link below its folder is followed, since that may lead anywhere.
+//! A path may come to mean another folder while a log is open: the process changes its working
+//! directory, somebody moves the folder, puts another in its place, mounts one over it. A
+//! descriptor does not. So a log never writes into a folder that it has not locked. No symbolic
+//! link below its folder is followed, since that may lead anywhere.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -10,7 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode as Permissions, OFlags, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode as Permissions, OFlags, mkdirat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 
 use crate::disk::{Hold, io_error};
@@ -28,7 +32,8 @@ pub(super) struct Folder {
     parent: Option<Arc<Folder>>,
 }
 
-/// The log's folder and those below it that were asked for. Before the log has entered its folder there is none, and paths are followed.
+/// The log's folder and those below it that were asked for. Before the log has entered its folder
+/// there is none, and paths are followed.
 #[derive(Default)]
 pub(super) struct HeldFolders {
     folders: RwLock<Vec<Arc<Folder>>>,
@@ -50,18 +55,38 @@ pub(super) struct Identity {
 }
 
 impl HeldFolders {
-    /// Enters the log's folder: locks it, and the file `lock_name` in it. Without the right to write a missing file is not made.
+    /// Enters the log's folder: locks it, and the file `lock_name` in it. Without the right to
+    /// write a missing file is not made.
     pub(super) fn enter(&self, path: &Path, lock_name: &str, hold: Hold) -> Result<FolderLock> {
-        let file = File::from(openat(CWD, path, FOLDER, Permissions::empty()).map_err(errno("open", path))?);
-        let folder = Arc::new(Folder { path: path.to_path_buf(), file, parent: None });
+        let file = File::from(
+            openat(CWD, path, FOLDER, Permissions::empty()).map_err(errno("open", path))?,
+        );
+        let folder = Arc::new(Folder {
+            path: path.to_path_buf(),
+            file,
+            parent: None,
+        });
         // The folder's own lock holds also where the lock file is removed and made anew.
-        let mut lock = FolderLock { held: Vec::new(), owner: std::process::id() };
+        let mut lock = FolderLock {
+            held: Vec::new(),
+            owner: std::process::id(),
+        };
         let own = folder.file.try_clone().map_err(io_error("lock", path))?;
-        if take(&own, hold, path).or_else(|refused| if has_no_locks(&refused) { Ok(false) } else { Err(refused) })? {
+        if take(&own, hold, path).or_else(|refused| {
+            if has_no_locks(&refused) {
+                Ok(false)
+            } else {
+                Err(refused)
+            }
+        })? {
             lock.held.push(own);
         }
         let name = Path::new(lock_name);
-        let access = if hold == Hold::Alone { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY };
+        let access = if hold == Hold::Alone {
+            OFlags::RDWR | OFlags::CREATE
+        } else {
+            OFlags::RDONLY
+        };
         match folder.open(name, access) {
             Ok(file) => {
                 take(&file, hold, path)?;
@@ -77,13 +102,20 @@ impl HeldFolders {
     /// Where to look up `path`. The folders on the way are opened, and stay so.
     pub(super) fn place<'a>(&self, path: &'a Path) -> Result<Place<'a>> {
         let Some(root) = self.root().filter(|root| path.starts_with(&root.path)) else {
-            return Ok(Place { folder: None, name: path });
+            return Ok(Place {
+                folder: None,
+                name: path,
+            });
         };
         match (path.parent(), path.file_name()) {
-            (Some(parent), Some(name)) if path != root.path => {
-                Ok(Place { folder: Some(self.folder(&root, parent)?), name: Path::new(name) })
-            }
-            _ => Ok(Place { folder: Some(root), name: Path::new(".") }),
+            (Some(parent), Some(name)) if path != root.path => Ok(Place {
+                folder: Some(self.folder(&root, parent)?),
+                name: Path::new(name),
+            }),
+            _ => Ok(Place {
+                folder: Some(root),
+                name: Path::new("."),
+            }),
         }
     }
 
@@ -95,7 +127,9 @@ impl HeldFolders {
 
     /// Looks up the folder anew when it is asked for again: it gets another name, or goes.
     pub(super) fn forget(&self, path: &Path) {
-        self.folders.write().retain(|folder| !folder.path.starts_with(path) || folder.parent.is_none());
+        self.folders
+            .write()
+            .retain(|folder| !folder.path.starts_with(path) || folder.parent.is_none());
     }
 
     pub(super) fn root(&self) -> Option<Arc<Folder>> {
@@ -104,10 +138,17 @@ impl HeldFolders {
 
     fn folder(&self, root: &Arc<Folder>, path: &Path) -> Result<Arc<Folder>> {
         let mut folder = Arc::clone(root);
-        let below = path.strip_prefix(&root.path).expect("it lies in the log's folder");
+        let below = path
+            .strip_prefix(&root.path)
+            .expect("it lies in the log's folder");
         for name in below {
             let path = folder.path.join(name);
-            let known = self.folders.read().iter().find(|folder| folder.path == path).map(Arc::clone);
+            let known = self
+                .folders
+                .read()
+                .iter()
+                .find(|folder| folder.path == path)
+                .map(Arc::clone);
             folder = match known {
                 Some(known) => known,
                 None => self.open_below(folder, Path::new(name))?,
@@ -117,8 +158,14 @@ impl HeldFolders {
     }
 
     fn open_below(&self, parent: Arc<Folder>, name: &Path) -> Result<Arc<Folder>> {
-        let file = parent.open(name, FOLDER).map_err(|refused| parent.refusal("open", name, refused))?;
-        let folder = Arc::new(Folder { path: parent.path.join(name), file, parent: Some(parent) });
+        let file = parent
+            .open(name, FOLDER)
+            .map_err(|refused| parent.refusal("open", name, refused))?;
+        let folder = Arc::new(Folder {
+            path: parent.path.join(name),
+            file,
+            parent: Some(parent),
+        });
         let mut folders = self.folders.write();
         if let Some(first) = folders.iter().find(|known| known.path == folder.path) {
             return Ok(Arc::clone(first));
@@ -151,7 +198,13 @@ impl Folder {
 
     /// Opens a name in this folder, and no link.
     pub(super) fn open(&self, name: &Path, flags: OFlags) -> Result<File, Errno> {
-        openat(&self.file, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, OWNER_ALONE).map(File::from)
+        openat(
+            &self.file,
+            name,
+            flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            OWNER_ALONE,
+        )
+        .map(File::from)
     }
 
     /// Says of a symbolic link what it is: the system's own words are about loops and folders.
@@ -170,7 +223,8 @@ pub(super) const OWNER_ALONE: Permissions = Permissions::RUSR.union(Permissions:
 
 /// What is said of a symbolic link below the log's folder.
 pub(super) fn is_a_link(path: &Path) -> Error {
-    let why = "it is a symbolic link, and a log keeps to its own folder; a mount may take its place";
+    let why =
+        "it is a symbolic link, and a log keeps to its own folder; a mount may take its place";
     io_error("use", path)(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
@@ -181,7 +235,9 @@ pub(super) fn errno(doing: &'static str, path: &Path) -> impl FnOnce(Errno) -> E
 
 impl Place<'_> {
     pub(super) fn dir(&self) -> BorrowedFd<'_> {
-        self.folder.as_ref().map_or(CWD, |folder| folder.file.as_fd())
+        self.folder
+            .as_ref()
+            .map_or(CWD, |folder| folder.file.as_fd())
     }
 
     /// The error of a call at this place.
@@ -214,7 +270,12 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &Path) -> Result<(), Errno> {
     let folder = openat(dir, name, FOLDER | OFlags::NOFOLLOW, Permissions::empty())?;
     for entry in Dir::read_from(&folder)? {
         let entry = entry?;
-        let name = Path::new(entry.file_name().to_str().map_err(|_not_text| Errno::ILSEQ)?);
+        let name = Path::new(
+            entry
+                .file_name()
+                .to_str()
+                .map_err(|_not_text| Errno::ILSEQ)?,
+        );
         if name != Path::new(".") && name != Path::new("..") {
             remove_tree(folder.as_fd(), name)?;
         }
@@ -239,24 +300,36 @@ impl Identity {
     }
 }
 
-/// Asks for nothing but the inode. Since Linux 6.13 a file whose times were asked for gets new ones with its next write, however soon that comes, and
-/// then a commit writes the inode too: it takes half as long again.
+/// Asks for nothing but the inode. Since Linux 6.13 a file whose times were asked for gets new ones
+/// with its next write, however soon that comes, and then a commit writes the inode too: it takes
+/// half as long again.
 #[cfg(target_os = "linux")]
 fn look_up(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Result<Identity, Errno> {
     use rustix::fs::{StatxFlags, makedev, statx};
 
     let found = statx(dir, path, flags, StatxFlags::INO)?;
-    Ok(Identity { device: makedev(found.stx_dev_major, found.stx_dev_minor), inode: found.stx_ino })
+    Ok(Identity {
+        device: makedev(found.stx_dev_major, found.stx_dev_minor),
+        inode: found.stx_ino,
+    })
 }
 
 #[cfg(not(target_os = "linux"))]
 fn look_up(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Result<Identity, Errno> {
-    let found = if path.as_os_str().is_empty() { rustix::fs::fstat(dir) } else { statat(dir, path, flags) }?;
-    Ok(Identity { device: u64::try_from(found.st_dev).unwrap_or_default(), inode: found.st_ino })
+    let found = if path.as_os_str().is_empty() {
+        rustix::fs::fstat(dir)
+    } else {
+        statat(dir, path, flags)
+    }?;
+    Ok(Identity {
+        device: u64::try_from(found.st_dev).unwrap_or_default(),
+        inode: found.st_ino,
+    })
 }
 
-/// The locks on a folder. A lock belongs to the open file, which a child process shares until it executes another program; so it is given back,
-/// not just closed, and by the process that took it alone.
+/// The locks on a folder. A lock belongs to the open file, which a child process shares until it
+/// executes another program; so it is given back, not just closed, and by the process that took it
+/// alone.
 pub(super) struct FolderLock {
     held: Vec<File>,
     owner: u32,
@@ -273,24 +346,43 @@ impl Drop for FolderLock {
 
 /// Locks a file of the folder at `path`.
 fn take(file: &File, hold: Hold, path: &Path) -> Result<bool> {
-    let taken = if hold == Hold::Alone { file.try_lock() } else { file.try_lock_shared() };
+    let taken = if hold == Hold::Alone {
+        file.try_lock()
+    } else {
+        file.try_lock_shared()
+    };
     match taken {
         Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.to_path_buf() }),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked {
+            path: path.to_path_buf(),
+        }),
         Err(TryLockError::Error(error)) => Err(io_error("lock", path)(error)),
     }
 }
 
 /// Some file systems lock files and no folders.
 fn has_no_locks(refused: &Error) -> bool {
-    let Error::Io { source, .. } = refused else { return false };
+    let Error::Io { source, .. } = refused else {
+        return false;
+    };
     let errno = Errno::from_io_error(source);
-    errno.is_some_and(|errno| [Errno::BADF, Errno::INVAL, Errno::NOLCK, Errno::NOSYS, Errno::OPNOTSUPP].contains(&errno))
+    errno.is_some_and(|errno| {
+        [
+            Errno::BADF,
+            Errno::INVAL,
+            Errno::NOLCK,
+            Errno::NOSYS,
+            Errno::OPNOTSUPP,
+        ]
+        .contains(&errno)
+    })
 }
 
-/// A path that leads to a name in the folder through its descriptor, where the system has such paths.
+/// A path that leads to a name in the folder through its descriptor, where the system has such
+/// paths.
 pub(super) fn through_descriptor(folder: &Folder, name: &Path) -> Option<PathBuf> {
     let root = PathBuf::from(format!("/proc/self/fd/{}", folder.file.as_raw_fd()));
-    let leads_there = Identity::at(&root).is_ok_and(|found| Some(found) == Identity::of(&folder.file));
+    let leads_there =
+        Identity::at(&root).is_ok_and(|found| Some(found) == Identity::of(&folder.file));
     leads_there.then(|| root.join(name))
 }

@@ -1,7 +1,7 @@
 //! The only module that makes I/O calls: what the engine asks of a disk, and the real one.
 //!
-//! Everything the engine stores goes through [`Disk`] and [`DiskFile`], except the index, which is never believed. Nothing here
-//! decides what is durable; it says which calls are barriers.
+//! Everything the engine stores goes through [`Disk`] and [`DiskFile`], except the index, which is
+//! never believed. Nothing here decides what is durable; it says which calls are barriers.
 
 mod block_buf;
 mod held;
@@ -26,10 +26,11 @@ const ZEROES: usize = 256 * 1024;
 
 /// A folder tree with barriers.
 pub(crate) trait Disk: Send + Sync {
-    /// Makes the folder, and those above it, if missing. Durable once [`sync_dir`](Disk::sync_dir) of its parent returned.
+    /// Makes the folder, and those above it, if missing. Durable once [`sync_dir`](Disk::sync_dir)
+    /// of its parent returned.
     fn make_dir(&self, path: &Path) -> Result<()>;
-    /// The files of a folder, with their lengths, in no order. A missing folder is an error; a file that is removed or renamed meanwhile
-    /// may be left out.
+    /// The files of a folder, with their lengths, in no order. A missing folder is an error; a file
+    /// that is removed or renamed meanwhile may be left out.
     fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>>;
     fn exists(&self, path: &Path) -> Result<bool>;
     fn remove(&self, path: &Path) -> Result<()>;
@@ -38,10 +39,12 @@ pub(crate) trait Disk: Send + Sync {
     /// A barrier for the names in a folder.
     fn sync_dir(&self, dir: &Path) -> Result<()>;
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>>;
-    /// Enters the log's folder: takes its lock, or says [`Error::Locked`], and from then on keeps to this folder, whatever its path comes to
-    /// mean. Those who only read make no lock file. The lock is given back when the guard is dropped, or the process ends.
+    /// Enters the log's folder: takes its lock, or says [`Error::Locked`], and from then on keeps
+    /// to this folder, whatever its path comes to mean. Those who only read make no lock file. The
+    /// lock is given back when the guard is dropped, or the process ends.
     fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>>;
-    /// A path to `path`, for a library that opens files by itself, which leads into the folder that was entered.
+    /// A path to `path`, for a library that opens files by itself, which leads into the folder that
+    /// was entered.
     fn path_for_others(&self, path: &Path) -> Result<PathBuf>;
 }
 
@@ -53,7 +56,10 @@ pub(crate) enum Mode {
     /// Reading what the device holds, past the page cache where the file system can.
     ReadDevice,
     /// Reading and writing through the page cache; made if missing.
-    #[cfg_attr(not(test), expect(dead_code, reason = "tests make files of any length"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "tests make files of any length")
+    )]
     Write,
     /// Writing whole blocks past the page cache where the file system can; made if missing.
     WriteBlocks,
@@ -73,12 +79,14 @@ pub(crate) trait DiskFile: Send + Sync {
     fn len(&self) -> Result<u64>;
     /// Fills `buf`, or fails when the file ends before.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
-    /// Says that these bytes will be read soon, so that the disk may fetch them meanwhile. Waits for nothing; a hint may be of no use.
+    /// Says that these bytes will be read soon, so that the disk may fetch them meanwhile. Waits
+    /// for nothing; a hint may be of no use.
     fn will_read(&self, _offset: u64, _bytes: u64) {}
-    /// Writes all of `bytes`. In the block modes `bytes`, its address and `offset` are multiples of [`BLOCK`]. In
-    /// `WriteThrough` the bytes are on stable storage when this returns `Ok`.
+    /// Writes all of `bytes`. In the block modes `bytes`, its address and `offset` are multiples of
+    /// [`BLOCK`]. In `WriteThrough` the bytes are on stable storage when this returns `Ok`.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()>;
-    /// Reserves room, so that later writes up to `bytes` cannot run out of space on most file systems.
+    /// Reserves room, so that later writes up to `bytes` cannot run out of space on most file
+    /// systems.
     fn allocate(&self, bytes: u64) -> Result<()>;
     /// A barrier for all written bytes and the length.
     fn sync(&self) -> Result<()>;
@@ -87,8 +95,9 @@ pub(crate) trait DiskFile: Send + Sync {
     fn path(&self) -> &Path;
 }
 
-/// The first `length` bytes of a file as the device holds them, rounded up to whole blocks where the file goes on so far. After a failed
-/// barrier the page cache may show what the device never got.
+/// The first `length` bytes of a file as the device holds them, rounded up to whole blocks where
+/// the file goes on so far. After a failed barrier the page cache may show what the device never
+/// got.
 pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result<BlockBuf> {
     let length = length - length % BLOCK;
     let file = disk.open(path, Mode::ReadDevice)?;
@@ -97,14 +106,26 @@ pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result
     Ok(buf)
 }
 
-/// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at all. Between writes `pause` is
-/// told how long the last one took; its error ends it.
-pub(crate) fn write_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<()> {
-    write_whole(disk, path, |unfinished| fill_with_zeroes(disk, unfinished, bytes, pause))
+/// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at
+/// all. Between writes `pause` is told how long the last one took; its error ends it.
+pub(crate) fn write_zeroes(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: u64,
+    pause: impl Fn(Duration) -> Result<()>,
+) -> Result<()> {
+    write_whole(disk, path, |unfinished| {
+        fill_with_zeroes(disk, unfinished, bytes, pause)
+    })
 }
 
-/// Gives the file that `write` writes and syncs its name, durably: it appears whole or not at all. After a failure nothing is left of it.
-pub(crate) fn write_whole<T>(disk: &dyn Disk, path: &Path, write: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+/// Gives the file that `write` writes and syncs its name, durably: it appears whole or not at all.
+/// After a failure nothing is left of it.
+pub(crate) fn write_whole<T>(
+    disk: &dyn Disk,
+    path: &Path,
+    write: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
     let unfinished = path.with_extension(TEMPORARY);
     let mut left = unfinished.as_path();
     let written = write(&unfinished).and_then(|written| {
@@ -114,13 +135,19 @@ pub(crate) fn write_whole<T>(disk: &dyn Disk, path: &Path, write: impl FnOnce(&P
         Ok(written)
     });
     if written.is_err() {
-        // What failed is the write; on a full disk the space is given back at once, else on the next open.
+        // What failed is the write; on a full disk the space is given back at once, else on the
+        // next open.
         let _removed = disk.remove(left);
     }
     written
 }
 
-fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<()> {
+fn fill_with_zeroes(
+    disk: &dyn Disk,
+    path: &Path,
+    bytes: u64,
+    pause: impl Fn(Duration) -> Result<()>,
+) -> Result<()> {
     let file = disk.open(path, Mode::WriteBlocks)?;
     file.allocate(bytes)?;
     let zeroes = BlockBuf::zeroed(usize::try_from(bytes).unwrap_or(ZEROES).min(ZEROES));
@@ -128,7 +155,13 @@ fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Dur
     while at < bytes {
         let left = usize::try_from(bytes - at).unwrap_or(ZEROES).min(ZEROES);
         let began = Instant::now();
-        file.write_all_at(zeroes.as_slice().get(..left).expect("a part of a chunk is within it"), at)?;
+        file.write_all_at(
+            zeroes
+                .as_slice()
+                .get(..left)
+                .expect("a part of a chunk is within it"),
+            at,
+        )?;
         at += left as u64;
         if at < bytes {
             pause(began.elapsed())?;
@@ -140,16 +173,34 @@ fn fill_with_zeroes(disk: &dyn Disk, path: &Path, bytes: u64, pause: impl Fn(Dur
 /// The extension of a file that is not finished; nothing in it counts.
 pub(crate) const TEMPORARY: &str = "tmp";
 
-/// Whether the same call may succeed later without anybody mending something: the process or the system is short of something for a while.
+/// Whether the same call may succeed later without anybody mending something: the process or the
+/// system is short of something for a while.
 pub(crate) fn may_pass(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, Other, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, TimedOut, WouldBlock};
+    use io::ErrorKind::{
+        Interrupted, Other, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, TimedOut,
+        WouldBlock,
+    };
     use rustix::io::Errno;
-    let passes = [Interrupted, Other, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, TimedOut, WouldBlock];
-    let is_short_of_files = Errno::from_io_error(error).is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE);
+    let passes = [
+        Interrupted,
+        Other,
+        OutOfMemory,
+        QuotaExceeded,
+        ResourceBusy,
+        StorageFull,
+        TimedOut,
+        WouldBlock,
+    ];
+    let is_short_of_files = Errno::from_io_error(error)
+        .is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE);
     is_short_of_files || passes.contains(&error.kind())
 }
 
 /// Gives an error of the system its place.
 pub(crate) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Io { doing, path: path.to_path_buf(), source: Arc::new(source) }
+    move |source| Error::Io {
+        doing,
+        path: path.to_path_buf(),
+        source: Arc::new(source),
+    }
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
-use crate::disk::held::{Folder, HeldFolders, Identity, OWNER_ALONE, Place, errno, is_a_link, through_descriptor};
+use crate::disk::held::{
+    Folder, HeldFolders, Identity, OWNER_ALONE, Place, errno, is_a_link, through_descriptor,
+};
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Hold, Mode, io_error};
 use crate::error::{Error, Result};
 use crate::sync::{AtomicBool, Mutex, Ordering};
@@ -27,7 +29,11 @@ impl Disk for RealDisk {
     fn make_dir(&self, path: &Path) -> Result<()> {
         let place = self.held.place(path)?;
         if place.folder.is_none() {
-            return DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("create", path));
+            return DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(io_error("create", path));
         }
         place.make_dir()?;
         self.held.held(path).map(|_held| ())
@@ -44,7 +50,11 @@ impl Disk for RealDisk {
     fn exists(&self, path: &Path) -> Result<bool> {
         let place = self.held.place(path)?;
         // A link below the log's folder is there, and is refused when it is opened.
-        let flags = if place.folder.is_some() { AtFlags::SYMLINK_NOFOLLOW } else { AtFlags::empty() };
+        let flags = if place.folder.is_some() {
+            AtFlags::SYMLINK_NOFOLLOW
+        } else {
+            AtFlags::empty()
+        };
         match statat(place.dir(), place.name, flags) {
             Ok(_found) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
@@ -54,7 +64,8 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> Result<()> {
         let place = self.held.place(path)?;
-        unlinkat(place.dir(), place.name, AtFlags::empty()).map_err(|refused| place.refusal("remove", refused))
+        unlinkat(place.dir(), place.name, AtFlags::empty())
+            .map_err(|refused| place.refusal("remove", refused))
     }
 
     fn remove_tree(&self, path: &Path) -> Result<()> {
@@ -65,7 +76,8 @@ impl Disk for RealDisk {
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.held.forget(from);
         let (from, to) = (self.held.place(from)?, self.held.place(to)?);
-        renameat(from.dir(), from.name, to.dir(), to.name).map_err(|refused| from.refusal("rename", refused))
+        renameat(from.dir(), from.name, to.dir(), to.name)
+            .map_err(|refused| from.refusal("rename", refused))
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
@@ -80,14 +92,21 @@ impl Disk for RealDisk {
         let place = self.held.place(path)?;
         if mode.bypasses_cache() && !self.cannot_bypass_cache.load(Ordering::Relaxed) {
             match open_file(&place, mode, OFlags::DIRECT | mode.write_through()) {
-                Ok(file) if accepts_blocks(&file) => return Ok(RealFile::wrap(file, path, place.folder, Bypass::Yes)),
+                Ok(file) if accepts_blocks(&file) => {
+                    return Ok(RealFile::wrap(file, path, place.folder, Bypass::Yes));
+                }
                 Ok(_) | Err(Errno::INVAL | Errno::OPNOTSUPP) => {}
                 Err(refused) => return Err(place.refusal("open", refused)),
             }
             self.cannot_bypass_cache.store(true, Ordering::Relaxed);
         }
-        let file = open_file(&place, mode, OFlags::empty()).map_err(|refused| place.refusal("open", refused))?;
-        let barrier = if mode == Mode::WriteThrough { Bypass::NoAndSync } else { Bypass::No };
+        let file = open_file(&place, mode, OFlags::empty())
+            .map_err(|refused| place.refusal("open", refused))?;
+        let barrier = if mode == Mode::WriteThrough {
+            Bypass::NoAndSync
+        } else {
+            Bypass::No
+        };
         Ok(RealFile::wrap(file, path, place.folder, barrier))
     }
 
@@ -96,8 +115,16 @@ impl Disk for RealDisk {
     }
 
     fn path_for_others(&self, path: &Path) -> Result<PathBuf> {
-        let Some(root) = self.held.root().filter(|root| path.starts_with(root.path())) else { return Ok(path.to_path_buf()) };
-        let below = path.strip_prefix(root.path()).expect("it lies in the log's folder");
+        let Some(root) = self
+            .held
+            .root()
+            .filter(|root| path.starts_with(root.path()))
+        else {
+            return Ok(path.to_path_buf());
+        };
+        let below = path
+            .strip_prefix(root.path())
+            .expect("it lies in the log's folder");
         if let Some(found) = through_descriptor(&root, below) {
             return Ok(found);
         }
@@ -110,14 +137,19 @@ fn list(folder: &File, dir: &Path) -> Result<Vec<(String, u64)>> {
     let mut files = Vec::new();
     for entry in Dir::read_from(folder).map_err(errno("list", dir))? {
         let entry = entry.map_err(errno("list", dir))?;
-        let Ok(name) = entry.file_name().to_str() else { continue };
+        let Ok(name) = entry.file_name().to_str() else {
+            continue;
+        };
         let found = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => found,
             Err(Errno::NOENT) => continue,
             Err(refused) => return Err(errno("list", dir)(refused)),
         };
         match FileType::from_raw_mode(found.st_mode) {
-            FileType::RegularFile => files.push((name.to_owned(), u64::try_from(found.st_size).unwrap_or_default())),
+            FileType::RegularFile => files.push((
+                name.to_owned(),
+                u64::try_from(found.st_size).unwrap_or_default(),
+            )),
             FileType::Symlink => return Err(is_a_link(&dir.join(name))),
             _ => {}
         }
@@ -127,13 +159,19 @@ fn list(folder: &File, dir: &Path) -> Result<Vec<(String, u64)>> {
 
 /// Refuses a folder that its path does not lead to any more.
 fn check_place(folder: &Folder) -> Result<()> {
-    let displaced = |(path, what): (&Path, &str)| Error::Displaced { path: path.to_path_buf(), what: what.to_owned() };
+    let displaced = |(path, what): (&Path, &str)| Error::Displaced {
+        path: path.to_path_buf(),
+        what: what.to_owned(),
+    };
     folder.displaced().map(displaced).map_or(Ok(()), Err)
 }
 
 impl Mode {
     fn bypasses_cache(self) -> bool {
-        matches!(self, Mode::ReadDevice | Mode::WriteBlocks | Mode::WriteThrough)
+        matches!(
+            self,
+            Mode::ReadDevice | Mode::WriteBlocks | Mode::WriteThrough
+        )
     }
 
     pub(crate) fn writes(self) -> bool {
@@ -141,15 +179,29 @@ impl Mode {
     }
 
     fn write_through(self) -> OFlags {
-        if self == Mode::WriteThrough { OFlags::DSYNC } else { OFlags::empty() }
+        if self == Mode::WriteThrough {
+            OFlags::DSYNC
+        } else {
+            OFlags::empty()
+        }
     }
 }
 
 fn open_file(place: &Place<'_>, mode: Mode, flags: OFlags) -> Result<File, Errno> {
-    let access = if mode.writes() { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY };
+    let access = if mode.writes() {
+        OFlags::RDWR | OFlags::CREATE
+    } else {
+        OFlags::RDONLY
+    };
     match &place.folder {
         Some(folder) => folder.open(place.name, access | flags),
-        None => openat(CWD, place.name, access | flags | OFlags::CLOEXEC, OWNER_ALONE).map(File::from),
+        None => openat(
+            CWD,
+            place.name,
+            access | flags | OFlags::CLOEXEC,
+            OWNER_ALONE,
+        )
+        .map(File::from),
     }
 }
 
@@ -157,10 +209,13 @@ fn refuses_direct(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::InvalidInput || error.kind() == io::ErrorKind::Unsupported
 }
 
-/// Some file systems open for direct I/O and then refuse the transfer, or want larger blocks; a read of the first block tells.
+/// Some file systems open for direct I/O and then refuse the transfer, or want larger blocks; a
+/// read of the first block tells.
 fn accepts_blocks(file: &File) -> bool {
     let mut block = BlockBuf::zeroed(BLOCK);
-    !file.read_at(block.as_mut_slice(), 0).is_err_and(|error| refuses_direct(&error))
+    !file
+        .read_at(block.as_mut_slice(), 0)
+        .is_err_and(|error| refuses_direct(&error))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -178,39 +233,70 @@ struct RealFile {
     /// Where it lies in a folder of the log. It holds for as long as the file is open.
     identity: Option<Identity>,
     bypass: Bypass,
-    /// Held from a write to its own barrier. The system reports a failed write-back once for an open file, so of two barriers at once
-    /// one might be told of the other's failure, and the other of none.
+    /// Held from a write to its own barrier. The system reports a failed write-back once for an
+    /// open file, so of two barriers at once one might be told of the other's failure, and the
+    /// other of none.
     barrier: Mutex<()>,
 }
 
 impl RealFile {
-    fn wrap(file: File, path: &Path, folder: Option<Arc<Folder>>, bypass: Bypass) -> Arc<dyn DiskFile> {
-        let identity = if folder.is_some() { Identity::of(&file) } else { None };
-        Arc::new(Self { file, path: path.to_path_buf(), folder, identity, bypass, barrier: Mutex::default() })
+    fn wrap(
+        file: File,
+        path: &Path,
+        folder: Option<Arc<Folder>>,
+        bypass: Bypass,
+    ) -> Arc<dyn DiskFile> {
+        let identity = if folder.is_some() {
+            Identity::of(&file)
+        } else {
+            None
+        };
+        Arc::new(Self {
+            file,
+            path: path.to_path_buf(),
+            folder,
+            identity,
+            bypass,
+            barrier: Mutex::default(),
+        })
     }
 }
 
 impl DiskFile for RealFile {
     fn len(&self) -> Result<u64> {
-        self.file.metadata().map(|metadata| metadata.len()).map_err(io_error("stat", &self.path))
+        self.file
+            .metadata()
+            .map(|metadata| metadata.len())
+            .map_err(io_error("stat", &self.path))
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(io_error("read", &self.path))
+        self.file
+            .read_exact_at(buf, offset)
+            .map_err(io_error("read", &self.path))
     }
 
     fn will_read(&self, offset: u64, bytes: u64) {
         // Without a length the call would mean all that follows.
         if let Some(bytes) = NonZero::new(bytes) {
-            let _of_use = rustix::fs::fadvise(&self.file, offset, Some(bytes), rustix::fs::Advice::WillNeed);
+            let _of_use = rustix::fs::fadvise(
+                &self.file,
+                offset,
+                Some(bytes),
+                rustix::fs::Advice::WillNeed,
+            );
         }
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let _alone = (self.bypass == Bypass::NoAndSync).then(|| self.barrier.lock());
-        self.file.write_all_at(bytes, offset).map_err(io_error("write", &self.path))?;
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(io_error("write", &self.path))?;
         if self.bypass == Bypass::NoAndSync {
-            self.file.sync_data().map_err(io_error("sync", &self.path))?;
+            self.file
+                .sync_data()
+                .map_err(io_error("sync", &self.path))?;
         }
         Ok(())
     }
@@ -227,12 +313,15 @@ impl DiskFile for RealFile {
     }
 
     fn check_place(&self) -> Result<()> {
-        let Some(folder) = &self.folder else { return Ok(()) };
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
         let is_ours = |found| self.identity.is_none_or(|ours| ours == found);
         match Identity::at(&self.path) {
             Ok(found) if is_ours(found) => return Ok(()),
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-            // The path cannot be looked up, for instance since the process has given up rights. It still can look into the folder.
+            // The path cannot be looked up, for instance since the process has given up rights. It
+            // still can look into the folder.
             Err(_untold) => {
                 let name = self.path.file_name().map_or(&*self.path, Path::new);
                 if Identity::within(folder, name).is_ok_and(is_ours) {
@@ -241,7 +330,10 @@ impl DiskFile for RealFile {
             }
         }
         check_place(folder)?;
-        Err(Error::Displaced { path: self.path.clone(), what: "it was moved, removed or replaced".to_owned() })
+        Err(Error::Displaced {
+            path: self.path.clone(),
+            what: "it was moved, removed or replaced".to_owned(),
+        })
     }
 
     fn path(&self) -> &Path {

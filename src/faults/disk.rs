@@ -96,7 +96,10 @@ impl Plan {
                 self.released.wait(&mut held);
             }
         }
-        assert!(!self.panics.swap(false, Ordering::SeqCst), "a panic, as the test wants it");
+        assert!(
+            !self.panics.swap(false, Ordering::SeqCst),
+            "a panic, as the test wants it"
+        );
         let written = write();
         self.under_way.fetch_sub(1, Ordering::SeqCst);
         self.passed.fetch_add(1, Ordering::SeqCst);
@@ -105,15 +108,29 @@ impl Plan {
 
     fn check(&self, path: &Path, kind: io::ErrorKind) -> Result<()> {
         let hit = self.part.lock().is_some_and(|part| is_of(path, part));
-        if !hit || self.passes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+        if !hit
+            || self
+                .passes
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok()
+        {
             return Ok(());
         }
         Err(self.refusal("write", path, self.kind.lock().unwrap_or(kind)))
     }
 
     fn check_open(&self, path: &Path) -> Result<()> {
-        let hit = self.opened.lock().is_some_and(|is_refused| is_refused(&path.to_string_lossy()));
-        if hit { Err(self.refusal("open", path, io::ErrorKind::Other)) } else { Ok(()) }
+        let hit = self
+            .opened
+            .lock()
+            .is_some_and(|is_refused| is_refused(&path.to_string_lossy()));
+        if hit {
+            Err(self.refusal("open", path, io::ErrorKind::Other))
+        } else {
+            Ok(())
+        }
     }
 
     fn check_sync(&self, path: &Path) -> Result<()> {
@@ -168,7 +185,10 @@ impl Disk for FaultyDisk {
 
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
         self.plan.check_open(path)?;
-        Ok(Arc::new(FaultyFile { real: self.real.open(path, mode)?, plan: Arc::clone(&self.plan) }))
+        Ok(Arc::new(FaultyFile {
+            real: self.real.open(path, mode)?,
+            plan: Arc::clone(&self.plan),
+        }))
     }
 
     fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
@@ -198,8 +218,14 @@ impl DiskFile for FaultyFile {
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         self.plan.check(self.path(), io::ErrorKind::Other)?;
-        if self.path().extension().is_some_and(|extension| extension == "journal") {
-            return self.plan.pass_through(|| self.real.write_all_at(bytes, offset));
+        if self
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "journal")
+        {
+            return self
+                .plan
+                .pass_through(|| self.real.write_all_at(bytes, offset));
         }
         self.real.write_all_at(bytes, offset)
     }

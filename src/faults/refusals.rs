@@ -1,4 +1,5 @@
-//! K4: what the background work is refused is told: to those whose appends fail of it, in the figures, in the health, and in the program's log.
+//! K4: what the background work is refused is told: to those whose appends fail of it, in the
+//! figures, in the health, and in the program's log.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -39,7 +40,11 @@ fn check(error: &Error, kind: ErrorKind, told: Told) {
         other => panic!("{kind:?}: {other:?}"),
     };
     assert_eq!(found, told, "{kind:?}: {error:?}");
-    assert_eq!(error.is_retryable(), told != Told::Refused, "{kind:?}: only what a wait can cure is worth another try");
+    assert_eq!(
+        error.is_retryable(),
+        told != Told::Refused,
+        "{kind:?}: only what a wait can cure is worth another try"
+    );
     assert_eq!(cause(error), Some(kind), "{error:?}");
 }
 
@@ -61,7 +66,9 @@ fn cause(error: &Error) -> Option<ErrorKind> {
 fn an_append_that_finds_no_journal_file_says_why_and_goes_on_once_that_is_mended() {
     for (kind, told) in KINDS {
         let (scene, log) = Scene::new();
-        eventually("a spare journal file was made", || scene.journal().len() == 2);
+        eventually("a spare journal file was made", || {
+            scene.journal().len() == 2
+        });
         scene.plan.refuse_as(".tmp", kind);
         let refused = loop {
             if let Err(error) = scene.append(&log, &vec![7; 300_000]) {
@@ -72,12 +79,23 @@ fn an_append_that_finds_no_journal_file_says_why_and_goes_on_once_that_is_mended
         eventually("the health follows", || log.health().is_err());
         check(&log.health().unwrap_err(), kind, told);
         let stats = log.stats();
-        let refusal = stats.refused.iter().find(|refusal| refusal.work == "journal files").unwrap();
-        assert!(stats.refusals > 0 && refusal.lasts >= Duration::from_millis(300) && refusal.code == "io", "{stats:?}");
+        let refusal = stats
+            .refused
+            .iter()
+            .find(|refusal| refusal.work == "journal files")
+            .unwrap();
+        assert!(
+            stats.refusals > 0
+                && refusal.lasts >= Duration::from_millis(300)
+                && refusal.code == "io",
+            "{stats:?}"
+        );
         assert!(refusal.error.contains(".tmp"), "{refusal:?}");
         scene.plan.relent();
         eventually("appends go on", || scene.append(&log, b"goes on").is_ok());
-        eventually("nothing is refused", || log.stats().refused.is_empty() && log.health().is_ok());
+        eventually("nothing is refused", || {
+            log.stats().refused.is_empty() && log.health().is_ok()
+        });
         log.close().unwrap();
     }
 }
@@ -99,10 +117,19 @@ fn an_append_that_waits_for_a_segment_says_why_there_is_none() {
             }
         };
         check(&refused, kind, told);
-        assert!(log.stats().refused.iter().any(|refusal| refusal.work == "sealing"), "{:?}", log.stats());
+        assert!(
+            log.stats()
+                .refused
+                .iter()
+                .any(|refusal| refusal.work == "sealing"),
+            "{:?}",
+            log.stats()
+        );
         scene.plan.relent();
         eventually("appends go on", || scene.append(&log, b"goes on").is_ok());
-        eventually("nothing is refused", || log.stats().refused.is_empty() && log.health().is_ok());
+        eventually("nothing is refused", || {
+            log.stats().refused.is_empty() && log.health().is_ok()
+        });
     }
 }
 
@@ -115,14 +142,24 @@ fn a_lasting_refusal_is_told_over_http_and_only_what_passes_asks_for_another_try
 
     for (kind, told) in KINDS {
         let (scene, log) = Scene::new();
-        eventually("a spare journal file was made", || scene.journal().len() == 2);
+        eventually("a spare journal file was made", || {
+            scene.journal().len() == 2
+        });
         let router = crate::http::router(log.clone(), crate::http::Config::open());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
         let get = |path: &str| {
             let request = Request::builder().uri(path).body(Body::empty()).unwrap();
             let answer = runtime.block_on(router.clone().oneshot(request)).unwrap();
-            let (status, again) = (answer.status().as_u16(), answer.headers().contains_key("retry-after"));
-            let body = runtime.block_on(to_bytes(answer.into_body(), usize::MAX)).unwrap();
+            let (status, again) = (
+                answer.status().as_u16(),
+                answer.headers().contains_key("retry-after"),
+            );
+            let body = runtime
+                .block_on(to_bytes(answer.into_body(), usize::MAX))
+                .unwrap();
             (status, again, String::from_utf8(body.to_vec()).unwrap())
         };
         scene.plan.refuse_as(".tmp", kind);
@@ -131,9 +168,19 @@ fn a_lasting_refusal_is_told_over_http_and_only_what_passes_asks_for_another_try
         let (_status, again, body) = get("/healthz");
         assert_eq!(again, told != Told::Refused, "{kind:?}: {body}");
         let metrics = get("/metrics").2;
-        let figure = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-        assert!(figure("sessionlog_background_refusals_total ").is_some_and(|count| count >= 1.0), "{metrics}");
-        assert!(figure("sessionlog_background_refused_seconds ").is_some_and(|seconds| seconds > 0.0), "{metrics}");
+        let figure = |name: &str| {
+            metrics
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+        };
+        assert!(
+            figure("sessionlog_background_refusals_total ").is_some_and(|count| count >= 1.0),
+            "{metrics}"
+        );
+        assert!(
+            figure("sessionlog_background_refused_seconds ").is_some_and(|seconds| seconds > 0.0),
+            "{metrics}"
+        );
         assert_eq!(figure("sessionlog_up "), Some(0.0), "{metrics}");
     }
 }
@@ -159,11 +206,24 @@ fn a_refusal_is_a_line_of_the_log_when_it_begins_when_it_changes_and_when_it_end
 
     let lines = Lines::default();
     let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time().with_writer(move || writer.clone()).finish();
-    let refused = |kind: ErrorKind| Err::<(), _>(crate::disk::io_error("write", std::path::Path::new("journal"))(kind.into()));
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .without_time()
+        .with_writer(move || writer.clone())
+        .finish();
+    let refused = |kind: ErrorKind| {
+        Err::<(), _>(crate::disk::io_error(
+            "write",
+            std::path::Path::new("journal"),
+        )(kind.into()))
+    };
     tracing::subscriber::with_default(subscriber, || {
         let refusals = Refusals::default();
-        for kind in [ErrorKind::StorageFull, ErrorKind::StorageFull, ErrorKind::PermissionDenied] {
+        for kind in [
+            ErrorKind::StorageFull,
+            ErrorKind::StorageFull,
+            ErrorKind::PermissionDenied,
+        ] {
             refusals.note(Work::JournalFiles, &refused(kind));
         }
         refusals.note(Work::Indexing, &refused(ErrorKind::NotFound));
@@ -174,7 +234,13 @@ fn a_refusal_is_a_line_of_the_log_when_it_begins_when_it_changes_and_when_it_end
         refusals.check(Duration::ZERO).unwrap();
     });
     let text = String::from_utf8(lines.0.lock().clone()).unwrap();
-    let of_journal = text.lines().filter(|line| line.contains("journal files")).count();
+    let of_journal = text
+        .lines()
+        .filter(|line| line.contains("journal files"))
+        .count();
     assert_eq!((text.lines().count(), of_journal), (4, 3), "{text}");
-    assert!(text.contains("no storage space") && text.contains("permission denied"), "{text}");
+    assert!(
+        text.contains("no storage space") && text.contains("permission denied"),
+        "{text}"
+    );
 }

@@ -8,19 +8,32 @@ const EVENTS: usize = 16_000;
 /// For the event that opened the turn, for where a page begins, and for what came since.
 const READS_TO_GO_ON: u64 = 40;
 
-/// A log in which a turn has many events behind it that lie in segments; before it is one that is over.
+/// A log in which a turn has many events behind it that lie in segments; before it is one that is
+/// over.
 fn endless() -> (Scene, SessionLog, [MessageId; 2]) {
     let (scene, log) = Scene::new();
-    let [over, endless] = ["over", "without an end"]
-        .map(|text| log.append(&scene.session, Batch::new().user_message(text)).unwrap().events[0].message_id.unwrap());
+    let [over, endless] = ["over", "without an end"].map(|text| {
+        log.append(&scene.session, Batch::new().user_message(text))
+            .unwrap()
+            .events[0]
+            .message_id
+            .unwrap()
+    });
     end(&scene, &log, over);
     for _ in 0..EVENTS / 1_000 {
         let note = || NewEvent::new("note", vec![b'0'; 1_000]).in_turn(endless);
-        log.append(&scene.session, Batch::new().events((0..1_000).map(|_| note()))).unwrap();
+        log.append(
+            &scene.session,
+            Batch::new().events((0..1_000).map(|_| note())),
+        )
+        .unwrap();
     }
     eventually("most of it is in segments", || log.stats().segments >= 2);
     log.close().unwrap();
-    let options = Options::new().journal_file_bytes_max(4 * MIB).cache_bytes_max(0).scan_bytes_max(64 * MIB);
+    let options = Options::new()
+        .journal_file_bytes_max(4 * MIB)
+        .cache_bytes_max(0)
+        .scan_bytes_max(64 * MIB);
     let log = scene.open_with(options).unwrap();
     log.head(&scene.session).unwrap();
     (scene, log, [over, endless])
@@ -28,12 +41,15 @@ fn endless() -> (Scene, SessionLog, [MessageId; 2]) {
 
 fn end(scene: &Scene, log: &SessionLog, turn: MessageId) {
     let status = NewEvent::new("message.status_changed", r#"{"status":"completed"}"#).in_turn(turn);
-    log.append(&scene.session, Batch::new().event(status)).unwrap();
+    log.append(&scene.session, Batch::new().event(status))
+        .unwrap();
 }
 
 fn say(scene: &Scene, log: &SessionLog, turn: MessageId) {
-    let said = NewEvent::new("assistant.message_completed", r#"{"text":"Still here."}"#).in_turn(turn);
-    log.append(&scene.session, Batch::new().event(said)).unwrap();
+    let said =
+        NewEvent::new("assistant.message_completed", r#"{"text":"Still here."}"#).in_turn(turn);
+    log.append(&scene.session, Batch::new().event(said))
+        .unwrap();
 }
 
 /// How many bytes `read` had to be read from the disk, in how many reads.
@@ -41,7 +57,11 @@ fn counted<T>(scene: &Scene, read: impl FnOnce() -> T) -> (T, u64, u64) {
     scene.plan.reads.store(0, Ordering::SeqCst);
     scene.plan.read.store(0, Ordering::SeqCst);
     let answer = read();
-    (answer, scene.plan.reads.load(Ordering::SeqCst), scene.plan.read.load(Ordering::SeqCst))
+    (
+        answer,
+        scene.plan.reads.load(Ordering::SeqCst),
+        scene.plan.read.load(Ordering::SeqCst),
+    )
 }
 
 #[test]
@@ -49,20 +69,36 @@ fn a_turn_without_an_end_is_read_once_and_then_goes_on() {
     let (scene, log, [over, endless]) = endless();
     let message = || log.message(endless).unwrap();
     let (first, reads, bytes) = counted(&scene, message);
-    assert!(reads > 5 * READS_TO_GO_ON && bytes > 4 * MIB as u64, "{reads} reads of {bytes} bytes: nothing was there to read");
+    assert!(
+        reads > 5 * READS_TO_GO_ON && bytes > 4 * MIB as u64,
+        "{reads} reads of {bytes} bytes: nothing was there to read"
+    );
     assert_eq!(first.status, MessageStatus::Queued);
     let goes_on = |what: &str, read: &dyn Fn() -> Message| {
         let (message, reads, bytes) = counted(&scene, read);
-        assert!(reads <= READS_TO_GO_ON, "{what}: {reads} reads of {bytes} bytes");
+        assert!(
+            reads <= READS_TO_GO_ON,
+            "{what}: {reads} reads of {bytes} bytes"
+        );
         message
     };
-    // Its page begins behind what is over, or with it; a page of both reads what they have and not what lies behind them.
-    let on_page = |page: Page| log.messages(&scene.session, page).unwrap().messages.pop().unwrap();
+    // Its page begins behind what is over, or with it; a page of both reads what they have and not
+    // what lies behind them.
+    let on_page = |page: Page| {
+        log.messages(&scene.session, page)
+            .unwrap()
+            .messages
+            .pop()
+            .unwrap()
+    };
     let alone = || on_page(Page::after(1).and_before(4).limit(1));
     let with_other = || on_page(Page::new().and_before(4).limit(2));
     assert_eq!(goes_on("again", &message), first);
     assert_eq!(goes_on("on a page", &alone), first);
-    assert_eq!(goes_on("on a page with one that is over", &with_other), first);
+    assert_eq!(
+        goes_on("on a page with one that is over", &with_other),
+        first
+    );
     for said in 1..=3 {
         say(&scene, &log, endless);
         say(&scene, &log, over);
@@ -82,5 +118,9 @@ fn a_turn_without_an_end_is_read_once_and_then_goes_on() {
     assert_eq!(goes_on("after events behind its end", &message), ended);
     drop(log);
     let log = scene.open();
-    assert_eq!(log.message(endless).unwrap(), ended, "as it is read by who has never read it");
+    assert_eq!(
+        log.message(endless).unwrap(),
+        ended,
+        "as it is read by who has never read it"
+    );
 }

@@ -1,7 +1,8 @@
 //! Appending: what a user sends becomes one atomic batch of `user.message` events.
 //!
-//! What the body says of a message is checked by its types and then stored as it was written, but for white space, so that numbers,
-//! unknown fields and strings with half an emoji come back as they were sent.
+//! What the body says of a message is checked by its types and then stored as it was written, but
+//! for white space, so that numbers, unknown fields and strings with half an emoji come back as
+//! they were sent.
 
 use std::sync::Arc;
 
@@ -36,7 +37,8 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 
 /// Append events to a session
 ///
-/// Stores all of them or none, and answers when they are on stable storage. A session begins with the first events that are sent to it.
+/// Stores all of them or none, and answers when they are on stable storage. A session begins with
+/// the first events that are sent to it.
 #[utoipa::path(
     post,
     path = "/v1/sessions/{session_id}/events",
@@ -70,10 +72,14 @@ pub(super) async fn append(
     body: Body,
 ) -> Result<Response, ApiError> {
     let places = expected(&headers)?;
-    let (batch, share) = batch(&headers, async || read_body(&headers, body, &service).await).await?;
+    let (batch, share) =
+        batch(&headers, async || read_body(&headers, body, &service).await).await?;
     let ack = append_where(&service.log, &session, batch, places).await?;
-    let (name, value) =
-        if ack.replayed { (IDEMPOTENT_REPLAYED, HeaderValue::from_static("true")) } else { (ETAG, etag(ack.last)) };
+    let (name, value) = if ack.replayed {
+        (IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"))
+    } else {
+        (ETAG, etag(ack.last))
+    };
     let events = ack.events.iter().map(EventBody::from).collect();
     Ok(([(name, value)], share.answer(&Appended { events })).into_response())
 }
@@ -88,7 +94,8 @@ struct Append<'a> {
     events: &'a RawValue,
 }
 
-/// Looked at first, to say of another type that it is unknown and not what is wrong with its fields.
+/// Looked at first, to say of another type that it is unknown and not what is wrong with its
+/// fields.
 #[derive(Deserialize)]
 struct Typed {
     r#type: String,
@@ -117,7 +124,8 @@ enum MessageType {
     UserMessage,
 }
 
-/// A piece of content: any object with a type. Those of type `text` have a `text`, those of type `file` a `file_id`.
+/// A piece of content: any object with a type. Those of type `text` have a `text`, those of type
+/// `file` a `file_id`.
 #[derive(ToSchema)]
 #[schema(as = ContentBlock)]
 #[expect(dead_code, reason = "it stands for `ContentBlock` in the document")]
@@ -149,11 +157,13 @@ async fn batch(
     if !events.get().starts_with('[') {
         return Err(ApiError::invalid("the body: events is no array"));
     }
-    // One by one: a list of what the body says are events may take many times as much memory as the body.
+    // One by one: a list of what the body says are events may take many times as much memory as the
+    // body.
     let (mut at, mut made) = (0, Ok::<_, ApiError>(batch));
     let each = each_item(events, |event| {
         let add = |batch: Batch| {
-            let event = message(event).map_err(|(field, why)| ApiError::invalid(format!("events[{at}]{field}: {why}")))?;
+            let event = message(event)
+                .map_err(|(field, why)| ApiError::invalid(format!("events[{at}]{field}: {why}")))?;
             Ok(batch.event(event))
         };
         made = std::mem::replace(&mut made, Ok(Batch::new())).and_then(add);
@@ -167,25 +177,43 @@ async fn batch(
 fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
     let Typed { r#type } = parsed(event, "")?;
     if r#type != EVENT_TYPE {
-        return Err((".type", format!("it is {type:?}, and only {EVENT_TYPE:?} is taken here")));
+        return Err((
+            ".type",
+            format!("it is {type:?}, and only {EVENT_TYPE:?} is taken here"),
+        ));
     }
-    let NewMessage { content, metadata, .. } = parsed(event, "")?;
-    let metadata_json = metadata.map_or_else(|| "{}".to_owned(), |metadata| compact(metadata.get()));
-    let data = format!(r#"{{"content":{},"metadata":{metadata_json}}}"#, compact(content.get()));
+    let NewMessage {
+        content, metadata, ..
+    } = parsed(event, "")?;
+    let metadata_json =
+        metadata.map_or_else(|| "{}".to_owned(), |metadata| compact(metadata.get()));
+    let data = format!(
+        r#"{{"content":{},"metadata":{metadata_json}}}"#,
+        compact(content.get())
+    );
     if serde_json::from_str::<CheckedMessage>(&data).is_err() {
         check_repaired(content, metadata, &data)?;
     }
     Ok(NewEvent::new(EVENT_TYPE, data))
 }
 
-/// Takes what a reader of the turn can show in part alone, such as a string with half an emoji. Parts that are right by themselves
-/// may yet be nested too deep in `data`.
-fn check_repaired(content: &RawValue, metadata: Option<&RawValue>, data: &str) -> Result<(), (&'static str, String)> {
+/// Takes what a reader of the turn can show in part alone, such as a string with half an emoji.
+/// Parts that are right by themselves may yet be nested too deep in `data`.
+fn check_repaired(
+    content: &RawValue,
+    metadata: Option<&RawValue>,
+    data: &str,
+) -> Result<(), (&'static str, String)> {
     if lenient::repaired(data.as_bytes()).is_none_or(|repaired| repaired.levels > LEVELS_MAX) {
-        return Err(("", format!("its JSON is nested deeper than {LEVELS_MAX} levels")));
+        return Err((
+            "",
+            format!("its JSON is nested deeper than {LEVELS_MAX} levels"),
+        ));
     }
     let _blocks: Vec<CheckedBlock> = read(content, ".content")?;
-    let _fields: Option<CheckedMap> = metadata.map(|metadata| read(metadata, ".metadata")).transpose()?;
+    let _fields: Option<CheckedMap> = metadata
+        .map(|metadata| read(metadata, ".metadata"))
+        .transpose()?;
     Ok(())
 }
 
@@ -198,41 +226,73 @@ struct CheckedMessage {
     _metadata: CheckedMap,
 }
 
-fn read<T: DeserializeOwned>(json: &RawValue, field: &'static str) -> Result<T, (&'static str, String)> {
+fn read<T: DeserializeOwned>(
+    json: &RawValue,
+    field: &'static str,
+) -> Result<T, (&'static str, String)> {
     lenient::from_slice(json.get().as_bytes()).map_err(|error| (field, error.to_string()))
 }
 
-fn parsed<'a, T: Deserialize<'a>>(json: &'a RawValue, field: &'static str) -> Result<T, (&'static str, String)> {
+fn parsed<'a, T: Deserialize<'a>>(
+    json: &'a RawValue,
+    field: &'static str,
+) -> Result<T, (&'static str, String)> {
     serde_json::from_str(json.get()).map_err(|error| (field, error.to_string()))
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let is_plain = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
-    if let Some(coding) = headers.get_all(CONTENT_ENCODING).iter().find(|coding| !is_plain(coding)) {
-        let message = format!("the content encoding is {coding:?}, and bodies are taken as they are alone");
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_encoding", message));
+    let is_plain = |coding: &HeaderValue| {
+        coding
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"identity")
+    };
+    if let Some(coding) = headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .find(|coding| !is_plain(coding))
+    {
+        let message =
+            format!("the content encoding is {coding:?}, and bodies are taken as they are alone");
+        return Err(ApiError::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_encoding",
+            message,
+        ));
     }
-    let given = headers.get(CONTENT_TYPE).and_then(|given| given.to_str().ok()).unwrap_or_default();
+    let given = headers
+        .get(CONTENT_TYPE)
+        .and_then(|given| given.to_str().ok())
+        .unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case("application/json") {
         return Ok(());
     }
     let message = format!("the content type is {given:?}, and only application/json is taken");
-    Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message))
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        message,
+    ))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
-    let Some(key) = keys.next() else { return Ok(None) };
+    let Some(key) = keys.next() else {
+        return Ok(None);
+    };
     if keys.next().is_some() {
-        return Err(ApiError::invalid("the header Idempotency-Key is given more than once"));
+        return Err(ApiError::invalid(
+            "the header Idempotency-Key is given more than once",
+        ));
     }
-    key.to_str()
-        .map(Some)
-        .map_err(|_error| ApiError::invalid("the header Idempotency-Key holds other than visible ASCII characters"))
+    key.to_str().map(Some).map_err(|_error| {
+        ApiError::invalid("the header Idempotency-Key holds other than visible ASCII characters")
+    })
 }
 
-/// Where the session may be for the events to be stored: each would do. Nothing is expected without the header.
+/// Where the session may be for the events to be stored: each would do. Nothing is expected without
+/// the header.
 fn expected(headers: &HeaderMap) -> Result<Vec<Expected>, ApiError> {
     let mut expected = Vec::new();
     for tags in headers.get_all(IF_MATCH) {
@@ -244,7 +304,9 @@ fn expected(headers: &HeaderMap) -> Result<Vec<Expected>, ApiError> {
         expected.push(Expected::Any);
     }
     if expected.len() > 1 && expected.contains(&Expected::Exists) {
-        return Err(ApiError::invalid("the header If-Match has * beside something else"));
+        return Err(ApiError::invalid(
+            "the header If-Match has * beside something else",
+        ));
     }
     Ok(expected)
 }
@@ -256,12 +318,19 @@ fn expected_by(tag: &str) -> Result<Expected, ApiError> {
     // A proxy that compresses an answer makes its tag a weak one; the session is in the same place.
     let tag = tag.strip_prefix("W/").unwrap_or(tag);
     // The quotes belong there; many a client forgets them, and nothing else can be meant.
-    let seq = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).unwrap_or(tag);
-    let seq = Some(seq).filter(|seq| seq.bytes().all(|digit| digit.is_ascii_digit())).and_then(|seq| seq.parse().ok());
-    seq.map(Expected::Seq).ok_or_else(|| ApiError::invalid("the header If-Match is neither seqs in quotes nor *"))
+    let seq = tag
+        .strip_prefix('"')
+        .and_then(|tag| tag.strip_suffix('"'))
+        .unwrap_or(tag);
+    let seq = Some(seq)
+        .filter(|seq| seq.bytes().all(|digit| digit.is_ascii_digit()))
+        .and_then(|seq| seq.parse().ok());
+    seq.map(Expected::Seq)
+        .ok_or_else(|| ApiError::invalid("the header If-Match is neither seqs in quotes nor *"))
 }
 
-/// Appends where the session is one of the places where it may be. A session only grows, so that each place is tried once.
+/// Appends where the session is one of the places where it may be. A session only grows, so that
+/// each place is tried once.
 async fn append_where(
     log: &SessionLog,
     session: &SessionId,
@@ -270,8 +339,13 @@ async fn append_where(
 ) -> crate::error::Result<Ack> {
     let mut next = places.pop().unwrap_or_default();
     loop {
-        match log.append_async(session, batch.clone().expected(next)).await {
-            Err(Error::ExpectedMismatch { actual, .. }) if places.contains(&Expected::Seq(actual)) => {
+        match log
+            .append_async(session, batch.clone().expected(next))
+            .await
+        {
+            Err(Error::ExpectedMismatch { actual, .. })
+                if places.contains(&Expected::Seq(actual)) =>
+            {
                 next = Expected::Seq(actual);
                 places.retain(|place| *place != next);
             }
@@ -280,36 +354,67 @@ async fn append_where(
     }
 }
 
-/// Memory that an append takes, for a byte of its body: the body, the events made of it, the batch made of them, and the answer.
+/// Memory that an append takes, for a byte of its body: the body, the events made of it, the batch
+/// made of them, and the answer.
 const BODY_COPIES: usize = 4;
 
-/// Reads a body that is not too long and does not take too long. The share of memory that comes with it is for all that is made of it.
-async fn read_body(headers: &HeaderMap, mut body: Body, service: &Service) -> Result<(Bytes, Share), ApiError> {
-    let Config { body_bytes_max: max, body_wait, .. } = service.config;
+/// Reads a body that is not too long and does not take too long. The share of memory that comes
+/// with it is for all that is made of it.
+async fn read_body(
+    headers: &HeaderMap,
+    mut body: Body,
+    service: &Service,
+) -> Result<(Bytes, Share), ApiError> {
+    let Config {
+        body_bytes_max: max,
+        body_wait,
+        ..
+    } = service.config;
     let too_large = |actual| {
         let message = format!("the body is longer than the {max} bytes that are taken");
-        ApiError::limited(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message, actual, max as u64)
+        ApiError::limited(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too_large",
+            message,
+            actual,
+            max as u64,
+        )
     };
-    let announced = headers.get(CONTENT_LENGTH).and_then(|bytes| bytes.to_str().ok()?.parse::<u64>().ok());
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|bytes| bytes.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > max as u64) {
         return Err(too_large(announced));
     }
     let received = async {
         let (mut received, mut share) = (Vec::new(), service.budget.share(0).await?);
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| ApiError::invalid(format!("the body could not be read: {error}")))?;
-            let Ok(data) = frame.into_data() else { continue };
+            let frame = frame.map_err(|error| {
+                ApiError::invalid(format!("the body could not be read: {error}"))
+            })?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
             if received.len() + data.len() > max {
                 return Err(too_large(None));
             }
             received.extend_from_slice(&data);
             service.budget.grow(&mut share, received.capacity()).await?;
         }
-        service.budget.grow(&mut share, received.len().saturating_mul(BODY_COPIES)).await?;
+        service
+            .budget
+            .grow(&mut share, received.len().saturating_mul(BODY_COPIES))
+            .await?;
         Ok((received.into(), share))
     };
-    timeout(body_wait, received).await.unwrap_or_else(|_elapsed| {
-        let message = format!("the body took longer than {body_wait:?}");
-        Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message))
-    })
+    timeout(body_wait, received)
+        .await
+        .unwrap_or_else(|_elapsed| {
+            let message = format!("the body took longer than {body_wait:?}");
+            Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_timeout",
+                message,
+            ))
+        })
 }

@@ -1,5 +1,6 @@
-//! The memory that requests and answers may hold together: bodies on their way in, pages being read, answers that their clients are slow to
-//! take. What would go beyond it waits a moment, and is then refused.
+//! The memory that requests and answers may hold together: bodies on their way in, pages being
+//! read, answers that their clients are slow to take. What would go beyond it waits a moment, and
+//! is then refused.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,10 @@ pub(super) struct Share {
 impl Budget {
     pub(super) fn new(bytes_max: usize) -> Self {
         let units_max = (bytes_max / UNIT).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        Self { units: Arc::new(Semaphore::new(units_max)), units_max }
+        Self {
+            units: Arc::new(Semaphore::new(units_max)),
+            units_max,
+        }
     }
 
     /// A share of so many bytes, once others leave room for it.
@@ -47,7 +51,9 @@ impl Budget {
 
     /// As [`share`](Self::share), for one who may wait for as long as it takes.
     pub(super) async fn share_in_time(&self, bytes: usize) -> Share {
-        Share { units: self.acquire(self.units(bytes)).await }
+        Share {
+            units: self.acquire(self.units(bytes)).await,
+        }
     }
 
     /// Makes a share as large as so many bytes, once others leave room for it.
@@ -62,7 +68,10 @@ impl Budget {
 
     async fn acquire(&self, units: usize) -> OwnedSemaphorePermit {
         let units = u32::try_from(units).unwrap_or(u32::MAX);
-        Arc::clone(&self.units).acquire_many_owned(units).await.expect("the semaphore is never closed")
+        Arc::clone(&self.units)
+            .acquire_many_owned(units)
+            .await
+            .expect("the semaphore is never closed")
     }
 
     /// What is larger than all there is gets all of it.
@@ -72,13 +81,19 @@ impl Budget {
 }
 
 impl Share {
-    /// Answers with `value` as JSON. The share is as large as the text from then on, and goes back when that is sent.
+    /// Answers with `value` as JSON. The share is as large as the text from then on, and goes back
+    /// when that is sent.
     pub(super) fn answer(mut self, value: &impl Serialize) -> Response {
         let text = serde_json::to_vec(value).expect("the shapes of answers have a JSON form");
-        let surplus = self.units.num_permits().saturating_sub(text.len().div_ceil(UNIT));
+        let surplus = self
+            .units
+            .num_permits()
+            .saturating_sub(text.len().div_ceil(UNIT));
         drop(self.units.split(surplus));
         let mut answer = Response::new(Body::from(Bytes::from_owner(Held { text, _share: self })));
-        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         answer
     }
 }
@@ -151,7 +166,12 @@ mod tests {
     async fn a_share_grows_as_far_as_there_is_room() {
         let budget = Budget::new(ALL);
         let mut share = budget.share(0).await.unwrap();
-        for (bytes, left) in [(1, ALL - UNIT), (UNIT, ALL - UNIT), (UNIT + 1, ALL - 2 * UNIT), (1, ALL - 2 * UNIT)] {
+        for (bytes, left) in [
+            (1, ALL - UNIT),
+            (UNIT, ALL - UNIT),
+            (UNIT + 1, ALL - 2 * UNIT),
+            (1, ALL - 2 * UNIT),
+        ] {
             budget.grow(&mut share, bytes).await.unwrap();
             assert_eq!(free(&budget), left, "{bytes}");
         }
@@ -181,9 +201,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_keeps_what_its_text_takes_until_it_is_sent_or_dropped() {
         let budget = Budget::new(ALL);
-        let answer = async || budget.share(ALL).await.unwrap().answer(&"x".repeat(3 * UNIT));
+        let answer = async || {
+            budget
+                .share(ALL)
+                .await
+                .unwrap()
+                .answer(&"x".repeat(3 * UNIT))
+        };
         let dropped = answer().await;
-        assert_eq!(free(&budget), ALL - 4 * UNIT, "the rest of the share goes back with the text made");
+        assert_eq!(
+            free(&budget),
+            ALL - 4 * UNIT,
+            "the rest of the share goes back with the text made"
+        );
         drop(dropped);
         assert_eq!(free(&budget), ALL);
         let mut body = answer().await.into_body();

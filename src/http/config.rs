@@ -34,12 +34,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Lets in who sends `Authorization: Bearer` with this key, white space around it aside. An empty key lets nobody in.
+    /// Lets in who sends `Authorization: Bearer` with this key, white space around it aside. An
+    /// empty key lets nobody in.
     pub fn with_api_key(key: impl AsRef<[u8]>) -> Self {
         Self::with_tokens(Some(Vec::new())).api_key(key)
     }
 
-    /// Lets everybody in. For a server that nobody else can reach, or that stands behind one that asks.
+    /// Lets everybody in. For a server that nobody else can reach, or that stands behind one that
+    /// asks.
     pub fn open() -> Self {
         Self::with_tokens(None)
     }
@@ -74,15 +76,16 @@ impl Config {
         self
     }
 
-    /// Answers only requests for these hosts, by name or address, with any port (421). Of an [open](Config::open) server on loopback it keeps
-    /// pages of other sites away, which may have their own name lead to it.
+    /// Answers only requests for these hosts, by name or address, with any port (421). Of an
+    /// [open](Config::open) server on loopback it keeps pages of other sites away, which may have
+    /// their own name lead to it.
     pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
         self.hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The largest body, in bytes: 4 MiB. A larger one is refused before it is read (413). nginx refuses more than 1 MiB by itself, unless its
-    /// `client_max_body_size` says otherwise.
+    /// The largest body, in bytes: 4 MiB. A larger one is refused before it is read (413). nginx
+    /// refuses more than 1 MiB by itself, unless its `client_max_body_size` says otherwise.
     pub fn body_bytes_max(mut self, bytes: usize) -> Self {
         self.body_bytes_max = bytes;
         self
@@ -106,8 +109,10 @@ impl Config {
         self
     }
 
-    /// How long a connection may be without a whole request's head: 75 seconds, after which [`serve`](super::serve()) closes it. A proxy in front
-    /// keeps idle connections for 60 as a rule, and must be the one that closes them first, or it sends a request into one that is closing.
+    /// How long a connection may be without a whole request's head: 75 seconds, after which
+    /// [`serve`](super::serve()) closes it. A proxy in front keeps idle connections for 60 as a
+    /// rule, and must be the one that closes them first, or it sends a request into one that is
+    /// closing.
     pub fn head_wait(mut self, wait: Duration) -> Self {
         self.head_wait = wait.min(TIME_MAX);
         self
@@ -119,41 +124,47 @@ impl Config {
         self
     }
 
-    /// How long a stream is silent before it says that it is alive: 10 seconds. At least a millisecond and at most a day.
+    /// How long a stream is silent before it says that it is alive: 10 seconds. At least a
+    /// millisecond and at most a day.
     pub fn heartbeat(mut self, every: Duration) -> Self {
         self.heartbeat = every.clamp(Duration::from_millis(1), TIME_MAX);
         self
     }
 
-    /// How many connections [`serve`](super::serve()) takes at once: 16,384. Others wait to be accepted.
+    /// How many connections [`serve`](super::serve()) takes at once: 16,384. Others wait to be
+    /// accepted.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.connections_max = connections;
         self
     }
 
-    /// How long a client may leave what was sent to it untaken before [`serve`](super::serve()) closes the connection: 60 seconds. So a client that
-    /// vanished without a word is found out, and one that is too slow comes back from where it was. On Linux alone.
+    /// How long a client may leave what was sent to it untaken before [`serve`](super::serve())
+    /// closes the connection: 60 seconds. So a client that vanished without a word is found out,
+    /// and one that is too slow comes back from where it was. On Linux alone.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self
     }
 
-    /// The most memory, in bytes, that bodies being received, pages being read and answers being sent take together: 256 MiB. A request that
-    /// finds no room within five seconds is refused (503, with `Retry-After`); a stream waits.
+    /// The most memory, in bytes, that bodies being received, pages being read and answers being
+    /// sent take together: 256 MiB. A request that finds no room within five seconds is refused
+    /// (503, with `Retry-After`); a stream waits.
     pub fn memory_bytes_max(mut self, bytes: usize) -> Self {
         self.memory_bytes_max = bytes;
         self
     }
 
-    /// The most bytes of events on a page, one event at least: 4 MiB. A page ends early there, with `has_more`. A page of messages ends before the
-    /// turn that would exceed it, and a message leaves out its earliest outputs beyond it.
+    /// The most bytes of events on a page, one event at least: 4 MiB. A page ends early there, with
+    /// `has_more`. A page of messages ends before the turn that would exceed it, and a message
+    /// leaves out its earliest outputs beyond it.
     pub fn page_bytes_max(mut self, bytes: usize) -> Self {
         self.page_bytes_max = bytes;
         self
     }
 
-    /// How many bytes a second a client must take of an answer, as long as some of it waits to be taken: 8 KiB, over ten seconds. A slower one is cut
-    /// off by [`serve`](super::serve()); one that streams comes back from where it was.
+    /// How many bytes a second a client must take of an answer, as long as some of it waits to be
+    /// taken: 8 KiB, over ten seconds. A slower one is cut off by [`serve`](super::serve()); one
+    /// that streams comes back from where it was.
     pub fn answer_rate_min(mut self, bytes_per_second: usize) -> Self {
         self.answer_rate_min = bytes_per_second;
         self
@@ -165,7 +176,8 @@ impl Config {
         self
     }
 
-    /// Ends the streams of every router made from this configuration, for a server that is to be stopped.
+    /// Ends the streams of every router made from this configuration, for a server that is to be
+    /// stopped.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
@@ -174,12 +186,14 @@ impl Config {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config").field("open", &self.tokens.is_none()).finish_non_exhaustive()
+        f.debug_struct("Config")
+            .field("open", &self.tokens.is_none())
+            .finish_non_exhaustive()
     }
 }
 
-/// Says that a server is about to stop: streams end, so that clients come back with the last ID they have seen, and new calls are
-/// answered with 503.
+/// Says that a server is about to stop: streams end, so that clients come back with the last ID
+/// they have seen, and new calls are answered with 503.
 #[derive(Clone)]
 pub struct Stopper {
     stopping: Arc<watch::Sender<bool>>,
@@ -205,13 +219,17 @@ impl Stopper {
 
 impl Default for Stopper {
     fn default() -> Self {
-        Self { stopping: Arc::new(watch::Sender::new(false)) }
+        Self {
+            stopping: Arc::new(watch::Sender::new(false)),
+        }
     }
 }
 
 impl fmt::Debug for Stopper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stopper").field("stopping", &self.is_stopping()).finish()
+        f.debug_struct("Stopper")
+            .field("stopping", &self.is_stopping())
+            .finish()
     }
 }
 
@@ -219,7 +237,8 @@ impl fmt::Debug for Stopper {
 mod tests {
     use super::*;
 
-    /// K3: load balancers keep idle connections for 60 seconds as a rule, and must be the ones that close them.
+    /// K3: load balancers keep idle connections for 60 seconds as a rule, and must be the ones that
+    /// close them.
     #[test]
     fn an_idle_connection_is_kept_for_longer_than_proxies_keep_it() {
         assert!(Config::open().head_wait > Duration::from_mins(1));

@@ -1,4 +1,5 @@
-//! What a refused request is still sending is taken for a while: closing the connection on it would break off the answer too.
+//! What a refused request is still sending is taken for a while: closing the connection on it would
+//! break off the answer too.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,8 +26,10 @@ pub(super) async fn drain_refused(mut request: Request, next: Next) -> Response 
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    let sends_when_told =
-        request.headers().get(EXPECT).is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let sends_when_told = request
+        .headers()
+        .get(EXPECT)
+        .is_some_and(|expected| expected.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let body = Shared::from(std::mem::take(request.body_mut()));
     *request.body_mut() = Body::new(body.clone());
     let response = next.run(request).await;
@@ -65,7 +68,11 @@ struct Shareable {
 
 impl From<Body> for Shared {
     fn from(body: Body) -> Self {
-        Self(Arc::new(Mutex::new(Shareable { body, was_begun: false, has_ended: false })))
+        Self(Arc::new(Mutex::new(Shareable {
+            body,
+            was_begun: false,
+            has_ended: false,
+        })))
     }
 }
 
@@ -79,7 +86,10 @@ impl HttpBody for Shared {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut shared = self.0.lock();
         shared.was_begun = true;
         if shared.has_ended {

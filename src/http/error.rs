@@ -65,7 +65,11 @@ impl ApiError {
             actual_seq: None,
             first_kept_seq: None,
         };
-        Self(Box::new(Failure { status, body: ErrorBody { error }, retry_after: None }))
+        Self(Box::new(Failure {
+            status,
+            body: ErrorBody { error },
+            retry_after: None,
+        }))
     }
 
     /// The request breaks a rule.
@@ -73,7 +77,13 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "invalid", message)
     }
 
-    pub(super) fn too_large(status: StatusCode, code: &'static str, what: &str, actual: usize, limit: usize) -> Self {
+    pub(super) fn too_large(
+        status: StatusCode,
+        code: &'static str,
+        what: &str,
+        actual: usize,
+        limit: usize,
+    ) -> Self {
         Self::limited(
             status,
             code,
@@ -121,7 +131,9 @@ fn kind(status: StatusCode) -> &'static str {
         StatusCode::CONFLICT => "conflict",
         StatusCode::GONE => "gone",
         StatusCode::PRECONDITION_FAILED => "precondition_failed",
-        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "too_large",
+        StatusCode::PAYLOAD_TOO_LARGE
+        | StatusCode::URI_TOO_LONG
+        | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "too_large",
         StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_media_type",
         StatusCode::TOO_MANY_REQUESTS => "too_many_requests",
         StatusCode::SERVICE_UNAVAILABLE => "unavailable",
@@ -134,12 +146,20 @@ fn kind(status: StatusCode) -> &'static str {
 
 fn status(error: &Error) -> StatusCode {
     match error {
-        Error::TooLarge { limit: Limit::EventBytes | Limit::BatchBytes | Limit::BatchEvents, .. } => {
-            StatusCode::PAYLOAD_TOO_LARGE
+        Error::TooLarge {
+            limit: Limit::EventBytes | Limit::BatchBytes | Limit::BatchEvents,
+            ..
+        } => StatusCode::PAYLOAD_TOO_LARGE,
+        Error::Cursor {
+            problem: CursorProblem::Trimmed { .. },
+            ..
+        } => StatusCode::GONE,
+        Error::Invalid { .. } | Error::TooLarge { .. } | Error::Cursor { .. } => {
+            StatusCode::BAD_REQUEST
         }
-        Error::Cursor { problem: CursorProblem::Trimmed { .. }, .. } => StatusCode::GONE,
-        Error::Invalid { .. } | Error::TooLarge { .. } | Error::Cursor { .. } => StatusCode::BAD_REQUEST,
-        Error::UnknownSession { .. } | Error::UnknownEvent { .. } | Error::UnknownMessage { .. } => StatusCode::NOT_FOUND,
+        Error::UnknownSession { .. }
+        | Error::UnknownEvent { .. }
+        | Error::UnknownMessage { .. } => StatusCode::NOT_FOUND,
         Error::ExpectedMismatch { .. } => StatusCode::PRECONDITION_FAILED,
         Error::IdempotencyConflict { .. } => StatusCode::CONFLICT,
         Error::Poisoned { .. }
@@ -150,9 +170,11 @@ fn status(error: &Error) -> StatusCode {
         | Error::Refused { .. }
         | Error::ReadOnly
         | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
-        Error::Corrupt { .. } | Error::Unsupported { .. } | Error::Unread { .. } | Error::Io { .. } | Error::Locked { .. } => {
-            StatusCode::INTERNAL_SERVER_ERROR
-        }
+        Error::Corrupt { .. }
+        | Error::Unsupported { .. }
+        | Error::Unread { .. }
+        | Error::Io { .. }
+        | Error::Locked { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
 
@@ -173,7 +195,10 @@ impl From<Error> for ApiError {
                 answer.fields().limit = Some(max);
             }
             Error::ExpectedMismatch { actual, .. } => answer.fields().actual_seq = Some(actual),
-            Error::Cursor { problem: CursorProblem::Trimmed { first_kept }, .. } => {
+            Error::Cursor {
+                problem: CursorProblem::Trimmed { first_kept },
+                ..
+            } => {
                 answer.fields().first_kept_seq = Some(first_kept);
             }
             error if error.is_retryable() => answer.0.retry_after = Some(1),
@@ -186,16 +211,24 @@ impl From<Error> for ApiError {
 /// What a client is told when the server is at fault.
 fn of_server(error: &Error) -> String {
     let text = match error {
-        Error::Poisoned { .. } => "a write has failed, and nothing more is taken until the server is started anew",
-        Error::Displaced { .. } => "the server's folder was moved or replaced; nothing was written, and nothing more is taken",
+        Error::Poisoned { .. } => {
+            "a write has failed, and nothing more is taken until the server is started anew"
+        }
+        Error::Displaced { .. } => {
+            "the server's folder was moved or replaced; nothing was written, and nothing more is taken"
+        }
         Error::Forked { .. } => "this is a copy of the server's process, which takes nothing",
         Error::NoSpace { .. } => "the server's disk is full; nothing was written",
         Error::Stalled { .. } => "the server's disk does not keep up; nothing was written",
-        Error::Refused { .. } => "the server's disk refuses what the log needs, until somebody mends that; nothing was written",
+        Error::Refused { .. } => {
+            "the server's disk refuses what the log needs, until somebody mends that; nothing was written"
+        }
         Error::ReadOnly => "the log is open for reading only",
         Error::Closed => "the server is about to stop",
         Error::Unread { .. } => "what is stored could not be read; nothing was written",
-        Error::Io { .. } => "the server's disk refused a call; a batch that was sent may or may not be there afterwards",
+        Error::Io { .. } => {
+            "the server's disk refused a call; a batch that was sent may or may not be there afterwards"
+        }
         _ => "what is stored cannot be read",
     };
     text.to_owned()
@@ -203,7 +236,11 @@ fn of_server(error: &Error) -> String {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let Failure { status, body, retry_after } = *self.0;
+        let Failure {
+            status,
+            body,
+            retry_after,
+        } = *self.0;
         let mut headers = HeaderMap::new();
         if let Some(seconds) = retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
@@ -219,10 +256,21 @@ impl IntoResponse for ApiError {
 }
 
 pub(super) async fn not_found(uri: Uri) -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "unknown_path", format!("there is nothing at {}", uri.path()))
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "unknown_path",
+        format!("there is nothing at {}", uri.path()),
+    )
 }
 
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{} does not take {method}; the header {ALLOW} says what it takes", uri.path());
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    let message = format!(
+        "{} does not take {method}; the header {ALLOW} says what it takes",
+        uri.path()
+    );
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        message,
+    )
 }

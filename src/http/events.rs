@@ -51,9 +51,22 @@ pub(super) async fn list(
     let read = move |log: &SessionLog| {
         let page = log.list(&session, page)?;
         let events: Vec<EventBody> = page.events.iter().map(EventBody::from).collect();
-        let shown = events.first().zip(events.last()).map(|(first, last)| (first.id().to_owned(), last.id().to_owned()));
-        let covered = Covered { seqs: (page.first, page.last), has_more: page.has_more, tail_id: page.tail_id };
-        Ok((page.tail, Events { events, bounds: covered.bounds(log, &session, order, shown)? }))
+        let shown = events
+            .first()
+            .zip(events.last())
+            .map(|(first, last)| (first.id().to_owned(), last.id().to_owned()));
+        let covered = Covered {
+            seqs: (page.first, page.last),
+            has_more: page.has_more,
+            tail_id: page.tail_id,
+        };
+        Ok((
+            page.tail,
+            Events {
+                events,
+                bounds: covered.bounds(log, &session, order, shown)?,
+            },
+        ))
     };
     let ((tail, events), share) = service.read_page(read).await?;
     Ok(([(ETAG, etag(tail))], share.answer(&events)))
@@ -75,17 +88,30 @@ impl Covered {
         order: Order,
         shown: Option<(String, String)>,
     ) -> Result<Bounds> {
-        let Self { seqs: (low, high), has_more, tail_id } = self;
+        let Self {
+            seqs: (low, high),
+            has_more,
+            tail_id,
+        } = self;
         let (first_id, last_id) = match shown {
             Some((first, last)) => (Some(first), Some(last)),
             // A search that found nothing yet goes on from where it was.
             None if has_more => {
-                let (first, last) = if order == Order::Asc { (low, high) } else { (high, low) };
+                let (first, last) = if order == Order::Asc {
+                    (low, high)
+                } else {
+                    (high, low)
+                };
                 (id_at(log, session, first)?, id_at(log, session, last)?)
             }
             None => (None, None),
         };
-        Ok(Bounds { has_more, first_id, last_id, tail_id: tail_id.to_string() })
+        Ok(Bounds {
+            has_more,
+            first_id,
+            last_id,
+            tail_id: tail_id.to_string(),
+        })
     }
 }
 

@@ -21,9 +21,12 @@ use crate::http::service::Service;
 use crate::log::SessionLog;
 
 /// Seconds until a request is answered, from a tenth of a millisecond to ten seconds.
-const SECONDS: [f64; 12] = [0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0];
+const SECONDS: [f64; 12] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0,
+];
 
-const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
+    HeaderName::from_static("cross-origin-resource-policy");
 
 pub(super) struct Figures {
     registry: Registry,
@@ -44,9 +47,17 @@ impl Figures {
         let mut registry = Registry::with_prefix("sessionlog");
         let (requests, seconds) = (Family::default(), Histogram::new(SECONDS));
         registry.register("http_requests", "Requests answered", requests.clone());
-        registry.register("http_request_seconds", "Time until a request was answered, streams until they began", seconds.clone());
+        registry.register(
+            "http_request_seconds",
+            "Time until a request was answered, streams until they began",
+            seconds.clone(),
+        );
         registry.register_collector(Box::new(OfLog(log)));
-        Self { registry, requests, seconds }
+        Self {
+            registry,
+            requests,
+            seconds,
+        }
     }
 
     pub(super) fn encode(&self) -> Result<String, fmt::Error> {
@@ -57,17 +68,38 @@ impl Figures {
 
     fn note(&self, method: &Method, route: Option<&MatchedPath>, status: u16, took: Duration) {
         // Anybody can make up methods, and each would stay here for good.
-        let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
-        let method = if known.contains(method) { method.as_str() } else { "other" };
+        let known = [
+            Method::GET,
+            Method::HEAD,
+            Method::POST,
+            Method::PUT,
+            Method::PATCH,
+            Method::DELETE,
+            Method::OPTIONS,
+        ];
+        let method = if known.contains(method) {
+            method.as_str()
+        } else {
+            "other"
+        };
         let route = route.map_or("none", MatchedPath::as_str);
-        let labels = RequestLabels { method: method.to_owned(), route: route.to_owned(), status };
+        let labels = RequestLabels {
+            method: method.to_owned(),
+            route: route.to_owned(),
+            status,
+        };
         self.requests.get_or_create(&labels).inc();
         self.seconds.observe(took.as_secs_f64());
     }
 }
 
-/// Around every request: counts it, and writes a line of log. Headers are not in it, and so no token.
-pub(super) async fn observe(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+/// Around every request: counts it, and writes a line of log. Headers are not in it, and so no
+/// token.
+pub(super) async fn observe(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let mut line = Line {
         service,
         began: Instant::now(),
@@ -79,14 +111,20 @@ pub(super) async fn observe(State(service): State<Arc<Service>>, request: Reques
     let mut response = next.run(request).await;
     line.status = response.status().as_u16();
     let headers = response.headers_mut();
-    headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Pages of other sites cannot take it in, also where nobody is asked for a key.
-    headers.insert(CROSS_ORIGIN_RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
+    headers.insert(
+        CROSS_ORIGIN_RESOURCE_POLICY,
+        HeaderValue::from_static("same-origin"),
+    );
     response
 }
 
-/// What is said of a request whose client did not wait for the answer, or that was cut off when the server stopped.
+/// What is said of a request whose client did not wait for the answer, or that was cut off when the
+/// server stopped.
 const CLIENT_LEFT: u16 = 499;
 
 /// A request, told when it is over, also when that is because its client left.
@@ -101,7 +139,14 @@ struct Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let Self { service, began, method, uri, route, status } = self;
+        let Self {
+            service,
+            began,
+            method,
+            uri,
+            route,
+            status,
+        } = self;
         let took = began.elapsed();
         service.figures.note(method, route.as_ref(), *status, took);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -116,34 +161,99 @@ struct OfLog(SessionLog);
 impl Collector for OfLog {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.0.stats();
-        let mut put = |name: &str, help: &str, metric: &dyn Figure| metric.put(name, help, &mut encoder);
-        put("up", "Whether the log is open and no write has failed", &ConstGauge::new(u64::from(self.0.health().is_ok())))?;
-        put("events", "Durable events in the store", &ConstGauge::new(stats.events))?;
-        put("appends", "Batches appended", &ConstCounter::new(stats.batches))?;
-        put("groups", "Commit groups written, each with one barrier", &ConstCounter::new(stats.groups))?;
-        put("group_batches_mean", "Batches in a commit group, on average", &ConstGauge::new(stats.batches_per_group()))?;
+        let mut put =
+            |name: &str, help: &str, metric: &dyn Figure| metric.put(name, help, &mut encoder);
+        put(
+            "up",
+            "Whether the log is open and no write has failed",
+            &ConstGauge::new(u64::from(self.0.health().is_ok())),
+        )?;
+        put(
+            "events",
+            "Durable events in the store",
+            &ConstGauge::new(stats.events),
+        )?;
+        put(
+            "appends",
+            "Batches appended",
+            &ConstCounter::new(stats.batches),
+        )?;
+        put(
+            "groups",
+            "Commit groups written, each with one barrier",
+            &ConstCounter::new(stats.groups),
+        )?;
+        put(
+            "group_batches_mean",
+            "Batches in a commit group, on average",
+            &ConstGauge::new(stats.batches_per_group()),
+        )?;
         put(
             "barrier_seconds",
             "Time spent in the groups' writes and barriers",
             &ConstCounter::new(stats.barrier_time.as_secs_f64()),
         )?;
-        put("barrier_seconds_max", "The longest of them", &ConstGauge::new(stats.barrier_time_max.as_secs_f64()))?;
-        put("journal_bytes", "Bytes written to the journal", &ConstCounter::new(stats.journal_bytes))?;
-        put("segments", "Segments in the store", &ConstGauge::new(stats.segments))?;
-        put("segment_bytes", "Bytes of the segments", &ConstGauge::new(stats.segment_bytes))?;
-        put("recent_bytes", "Memory for what is not yet in a segment", &ConstGauge::new(stats.recent_bytes))?;
-        put("index_lag_segments", "Segments that the index does not cover yet", &ConstGauge::new(stats.index_lag))?;
-        put("index_rebuilds", "How often the index was built again", &ConstCounter::new(stats.index_rebuilds))?;
+        put(
+            "barrier_seconds_max",
+            "The longest of them",
+            &ConstGauge::new(stats.barrier_time_max.as_secs_f64()),
+        )?;
+        put(
+            "journal_bytes",
+            "Bytes written to the journal",
+            &ConstCounter::new(stats.journal_bytes),
+        )?;
+        put(
+            "segments",
+            "Segments in the store",
+            &ConstGauge::new(stats.segments),
+        )?;
+        put(
+            "segment_bytes",
+            "Bytes of the segments",
+            &ConstGauge::new(stats.segment_bytes),
+        )?;
+        put(
+            "recent_bytes",
+            "Memory for what is not yet in a segment",
+            &ConstGauge::new(stats.recent_bytes),
+        )?;
+        put(
+            "index_lag_segments",
+            "Segments that the index does not cover yet",
+            &ConstGauge::new(stats.index_lag),
+        )?;
+        put(
+            "index_rebuilds",
+            "How often the index was built again",
+            &ConstCounter::new(stats.index_rebuilds),
+        )?;
         let skew = stats.clock_skew.unwrap_or_default().as_secs_f64();
-        put("clock_skew_seconds", "How far the clock is from the newest event ID, 0 up to a day", &ConstGauge::new(skew))?;
-        let refused_for = stats.refused.iter().map(|refusal| refusal.lasts.as_secs_f64()).fold(0.0, f64::max);
-        put("background_refusals", "Calls that the system refused the background work", &ConstCounter::new(stats.refusals))?;
+        put(
+            "clock_skew_seconds",
+            "How far the clock is from the newest event ID, 0 up to a day",
+            &ConstGauge::new(skew),
+        )?;
+        let refused_for = stats
+            .refused
+            .iter()
+            .map(|refusal| refusal.lasts.as_secs_f64())
+            .fold(0.0, f64::max);
+        put(
+            "background_refusals",
+            "Calls that the system refused the background work",
+            &ConstCounter::new(stats.refusals),
+        )?;
         put(
             "background_refused_seconds",
             "How long some of that work has been refused something; 0 when none is",
             &ConstGauge::new(refused_for),
         )?;
-        put("streams", "Streams that are open", &ConstGauge::new(stats.streams))
+        put(
+            "streams",
+            "Streams that are open",
+            &ConstGauge::new(stats.streams),
+        )
     }
 }
 

@@ -34,8 +34,9 @@ pub(super) struct WaitParams {
 
 /// Get a message
 ///
-/// A turn as one value: what the user sent, how far the work on it is, and what came of it. With `wait` it answers as soon as the turn is
-/// completed or has failed, or when the time is over, with how far it is then.
+/// A turn as one value: what the user sent, how far the work on it is, and what came of it. With
+/// `wait` it answers as soon as the turn is completed or has failed, or when the time is over, with
+/// how far it is then.
 #[utoipa::path(
     get,
     path = "/v1/messages/{message_id}",
@@ -60,7 +61,9 @@ pub(super) async fn get(
     InQuery(WaitParams { wait }): InQuery<WaitParams>,
 ) -> Result<Response, ApiError> {
     if wait > WAIT_MAX {
-        return Err(ApiError::invalid(format!("wait is {wait} seconds, and at most {WAIT_MAX} are allowed")));
+        return Err(ApiError::invalid(format!(
+            "wait is {wait} seconds, and at most {WAIT_MAX} are allowed"
+        )));
     }
     let deadline = Instant::now() + Duration::from_secs(wait);
     let bytes_max = service.config.page_bytes_max;
@@ -84,7 +87,9 @@ pub(super) async fn get(
             (turn, share) = service.read_page(read).await?;
         }
     }
-    let message = service.read(move |_log| Ok(MessageBody::from(turn))).await?;
+    let message = service
+        .read(move |_log| Ok(MessageBody::from(turn)))
+        .await?;
     Ok(share.answer(&message))
 }
 
@@ -131,9 +136,17 @@ pub(super) async fn list(
         let page = log.turns(&session, page)?;
         let id = |fold: Option<&Fold>| fold.map(|fold| fold.id().to_string());
         let shown = id(page.folds.first()).zip(id(page.folds.last()));
-        let covered = Covered { seqs: (page.first, page.last), has_more: page.has_more, tail_id: page.tail_id };
+        let covered = Covered {
+            seqs: (page.first, page.last),
+            has_more: page.has_more,
+            tail_id: page.tail_id,
+        };
         let bounds = covered.bounds(log, &session, order, shown)?;
-        let messages = page.folds.into_iter().map(|fold| MessageBody::from(fold.into_text())).collect();
+        let messages = page
+            .folds
+            .into_iter()
+            .map(|fold| MessageBody::from(fold.into_text()))
+            .collect();
         Ok(Messages { messages, bounds })
     };
     let (messages, share) = service.read_page(read).await?;

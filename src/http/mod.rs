@@ -24,11 +24,13 @@
 //! | `GET /openapi.json`, `/healthz`, `/metrics`, `/` | the document of these calls, whether the log is in service, figures, a page for people |
 //!
 //! Calls below `/v1` need a bearer token, unless the [`Config`] says otherwise. Errors are JSON:
-//! `{"error": {"type", "code", "message"}}`, with the codes of [`Error::code`](crate::Error::code) where the log refused. What is no HTTP, or has a
-//! head beyond all measure, is answered below the router, with a status alone.
+//! `{"error": {"type", "code", "message"}}`, with the codes of [`Error::code`](crate::Error::code)
+//! where the log refused. What is no HTTP, or has a head beyond all measure, is answered below the
+//! router, with a status alone.
 //!
-//! Reads from the disk run on the runtime's blocking threads, but for two: an append to a session that is not in memory, or with an
-//! idempotency key that is not, looks it up where it is polled, and a stream that is behind reads on there, 64 KiB at a time.
+//! Reads from the disk run on the runtime's blocking threads, but for two: an append to a session
+//! that is not in memory, or with an idempotency key that is not, looks it up where it is polled,
+//! and a stream that is behind reads on there, 64 KiB at a time.
 
 mod append;
 mod auth;
@@ -64,16 +66,20 @@ pub use serve::serve;
 
 use service::Service;
 
-/// The routes of the contract, answered from `log`. To be mounted at the root: the page at `/` and the document name the paths so. It answers
-/// for unknown paths too; an application that has an answer of its own sets its fallback behind merging this.
+/// The routes of the contract, answered from `log`. To be mounted at the root: the page at `/` and
+/// the document name the paths so. It answers for unknown paths too; an application that has an
+/// answer of its own sets its fallback behind merging this.
 ///
-/// Streams end when the log is closed or [`Config::stopper`] says so. What a router cannot see is up to the server it is mounted in: how long a
-/// request's head may take, and how many connections there are. [`serve`](serve()) sees to both.
+/// Streams end when the log is closed or [`Config::stopper`] says so. What a router cannot see is
+/// up to the server it is mounted in: how long a request's head may take, and how many connections
+/// there are. [`serve`](serve()) sees to both.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
     let (guarded, document) = guarded(&service).split_for_parts();
-    let (open, of_open) =
-        OpenApiRouter::new().routes(routes!(operate::healthz)).routes(routes!(operate::metrics)).split_for_parts();
+    let (open, of_open) = OpenApiRouter::new()
+        .routes(routes!(operate::healthz))
+        .routes(routes!(operate::metrics))
+        .split_for_parts();
     let document = operate::document(document.merge_from(of_open));
     guarded
         .merge(open)
@@ -81,7 +87,10 @@ pub fn router(log: SessionLog, config: Config) -> Router {
         .route("/", get(operate::page))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(from_fn_with_state(Arc::clone(&service), service::check_head))
+        .layer(from_fn_with_state(
+            Arc::clone(&service),
+            service::check_head,
+        ))
         .layer(from_fn(drain::drain_refused))
         .layer(from_fn_with_state(Arc::clone(&service), figures::observe))
         .with_state(service)

@@ -1,4 +1,5 @@
-//! What those want who run a server: is it in service, what does it do, what does it offer, and a page to look at it.
+//! What those want who run a server: is it in service, what does it do, what does it offer, and a
+//! page to look at it.
 
 use std::sync::Arc;
 
@@ -32,7 +33,10 @@ struct Bearer;
 impl Modify for Bearer {
     fn modify(&self, document: &mut Openapi) {
         let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
-        document.components.get_or_insert_default().add_security_scheme("bearer", scheme);
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme("bearer", scheme);
     }
 }
 
@@ -51,7 +55,10 @@ pub(super) fn document(mut document: Openapi) -> ([(HeaderName, &'static str); 1
 
 /// What may be left out is `null` to the types, and there is no `null` in a query or a header.
 fn not_null(parameter: &mut RefOr<Parameter>) {
-    if let RefOr::T(Parameter { schema: Some(RefOr::T(Schema::Object(object))), .. }) = parameter
+    if let RefOr::T(Parameter {
+        schema: Some(RefOr::T(Schema::Object(object))),
+        ..
+    }) = parameter
         && let SchemaType::Array(types) = &object.schema_type
         && let [of, Type::Null] = types.as_slice()
     {
@@ -91,16 +98,35 @@ pub(super) async fn healthz(State(service): State<Arc<Service>>) -> Result<Json<
     security(()),
     responses((status = 200, description = "The figures", body = String, content_type = "application/openmetrics-text")),
 )]
-pub(super) async fn metrics(State(service): State<Arc<Service>>) -> Result<impl IntoResponse, ApiError> {
+pub(super) async fn metrics(
+    State(service): State<Arc<Service>>,
+) -> Result<impl IntoResponse, ApiError> {
     let text = service.figures.encode();
-    let text =
-        text.map_err(|_error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the figures have no text form"))?;
-    Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
+    let text = text.map_err(|_error| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the figures have no text form",
+        )
+    })?;
+    Ok((
+        [(
+            CONTENT_TYPE,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        )],
+        text,
+    ))
 }
 
 /// The page. It is one file, and asks nobody but this server.
 pub(super) async fn page() -> impl IntoResponse {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
                   img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    ([(CONTENT_TYPE, "text/html; charset=utf-8"), (CONTENT_SECURITY_POLICY, policy)], include_str!("page.html"))
+    (
+        [
+            (CONTENT_TYPE, "text/html; charset=utf-8"),
+            (CONTENT_SECURITY_POLICY, policy),
+        ],
+        include_str!("page.html"),
+    )
 }

@@ -1,4 +1,5 @@
-//! A connection whose client must take its answers at a least rate: one that leaves them lying holds what they take.
+//! A connection whose client must take its answers at a least rate: one that leaves them lying
+//! holds what they take.
 
 use std::io;
 use std::pin::Pin;
@@ -28,16 +29,30 @@ struct Window {
 impl Paced {
     /// At least so many bytes a second.
     pub(super) fn new(socket: TcpStream, rate_min: usize) -> Self {
-        let bytes_min = rate_min.saturating_mul(usize::try_from(WINDOW.as_secs()).unwrap_or(usize::MAX));
-        Self { socket, bytes_min, window: None }
+        let bytes_min =
+            rate_min.saturating_mul(usize::try_from(WINDOW.as_secs()).unwrap_or(usize::MAX));
+        Self {
+            socket,
+            bytes_min,
+            window: None,
+        }
     }
 
-    /// Counts what became of a write of so many bytes, and ends the connection at the end of a window in which too few were taken.
-    fn watch(&mut self, written: Poll<io::Result<usize>>, offered: usize, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Counts what became of a write of so many bytes, and ends the connection at the end of a
+    /// window in which too few were taken.
+    fn watch(
+        &mut self,
+        written: Poll<io::Result<usize>>,
+        offered: usize,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Ready(Ok(taken)) if *taken == offered => self.window = None,
             Poll::Ready(Ok(taken)) => {
-                let new = || Window { ends: Box::pin(sleep(WINDOW)), taken: 0 };
+                let new = || Window {
+                    ends: Box::pin(sleep(WINDOW)),
+                    taken: 0,
+                };
                 self.window.get_or_insert_with(new).taken += taken;
             }
             Poll::Ready(Err(_)) => {}
@@ -48,10 +63,16 @@ impl Paced {
 
     /// Pending until the client is found to be too slow.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let window = self.window.get_or_insert_with(|| Window { ends: Box::pin(sleep(WINDOW)), taken: 0 });
+        let window = self.window.get_or_insert_with(|| Window {
+            ends: Box::pin(sleep(WINDOW)),
+            taken: 0,
+        });
         while window.ends.as_mut().poll(context).is_ready() {
             if window.taken < self.bytes_min {
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes its answer too slowly")));
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the client takes its answer too slowly",
+                )));
             }
             window.taken = 0;
             window.ends.as_mut().reset(Instant::now() + WINDOW);
@@ -61,13 +82,21 @@ impl Paced {
 }
 
 impl AsyncRead for Paced {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_read(context, buf)
     }
 }
 
 impl AsyncWrite for Paced {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(context, bytes);
         self.watch(written, bytes.len(), context)
     }
@@ -103,7 +132,10 @@ mod tests {
 
     async fn pair() -> (Paced, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (client, accepted) = tokio::join!(
+            TcpStream::connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
         (Paced::new(accepted.unwrap().0, 1024), client.unwrap())
     }
 
@@ -111,13 +143,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut_off_and_one_that_is_only_silent_is_not() {
         let (mut paced, mut client) = pair().await;
-        paced.write_all(b"all of it is taken by the system").await.unwrap();
+        paced
+            .write_all(b"all of it is taken by the system")
+            .await
+            .unwrap();
         tokio::time::advance(WINDOW * 10).await;
         paced.write_all(b"and this").await.unwrap();
         let endless = vec![0; 1024 * 1024];
         let cut_off = async { while paced.write_all(&endless).await.is_ok() {} };
         cut_off.await;
         let mut buf = vec![0; 1024 * 1024];
-        assert!(client.read(&mut buf).await.unwrap() > 0, "what was written before is there");
+        assert!(
+            client.read(&mut buf).await.unwrap() > 0,
+            "what was written before is there"
+        );
     }
 }

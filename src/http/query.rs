@@ -19,23 +19,36 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let query = Query::from_request_parts(parts, state).await.map_err(|error| ApiError::invalid(error.to_string()))?;
+        let query = Query::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::invalid(error.to_string()))?;
         Ok(Self(query.0))
     }
 }
 
-/// A parameter that is there, also when it is empty: whoever sent an empty cursor did not mean to begin anew.
-pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+/// A parameter that is there, also when it is empty: whoever sent an empty cursor did not mean to
+/// begin anew.
+pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    value: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(value).map(Some)
 }
 
-/// What the document says of the session in a path; what reads it is [`SessionPath`](crate::http::service::SessionPath).
+/// What the document says of the session in a path; what reads it is
+/// [`SessionPath`](crate::http::service::SessionPath).
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it stands for the path's parameter in the document")]
+#[expect(
+    dead_code,
+    reason = "it stands for the path's parameter in the document"
+)]
 pub(super) struct SessionParam {
     /// The session: 1 to 256 bytes without control characters.
-    #[param(min_length = 1, max_length = 256, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
+    #[param(
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+    )]
     session_id: String,
 }
 
@@ -72,7 +85,11 @@ pub(super) enum Order {
 impl PageParams {
     pub(super) fn page(&self) -> Result<Page, ApiError> {
         let mut page = match (&self.after, &self.before) {
-            (Some(_), Some(_)) => return Err(ApiError::invalid("after and before are both given, and only one may be")),
+            (Some(_), Some(_)) => {
+                return Err(ApiError::invalid(
+                    "after and before are both given, and only one may be",
+                ));
+            }
             (Some(after), None) => Page::after(cursor(after)?),
             (None, Some(before)) => Page::before(cursor(before)?),
             (None, None) => Page::new(),
@@ -80,7 +97,11 @@ impl PageParams {
         if let Some(limit) = self.limit {
             page = page.limit(limit);
         }
-        Ok(if self.order == Order::Desc { page.newest_first() } else { page })
+        Ok(if self.order == Order::Desc {
+            page.newest_first()
+        } else {
+            page
+        })
     }
 }
 

@@ -1,5 +1,5 @@
-//! A server around the router, with the limits that only a server can keep: on heads that do not come, on connections, on clients that
-//! take nothing.
+//! A server around the router, with the limits that only a server can keep: on heads that do not
+//! come, on connections, on clients that take nothing.
 
 use std::future::Future;
 use std::io;
@@ -26,20 +26,35 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Serves the [`router`] over HTTP/1.1 until `until` resolves.
 ///
-/// Then nothing new is taken, streams end, and requests under way are finished, for at most [`drain_wait`](Config::drain_wait); then they are
-/// cut off, and a client that had no answer does not know whether its batch landed. The log stays open: closing it is up to the caller.
-/// Dropping the future instead stops accepting and closes idle connections, and leaves streams open.
+/// Then nothing new is taken, streams end, and requests under way are finished, for at most
+/// [`drain_wait`](Config::drain_wait); then they are cut off, and a client that had no answer does
+/// not know whether its batch landed. The log stays open: closing it is up to the caller. Dropping
+/// the future instead stops accepting and closes idle connections, and leaves streams open.
 ///
 /// # Errors
 ///
 /// When the listener has no address.
-pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until: impl Future<Output = ()>) -> io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    log: SessionLog,
+    config: Config,
+    until: impl Future<Output = ()>,
+) -> io::Result<()> {
     tracing::info!(target: "sessionlog::http", address = %listener.local_addr()?, "listening");
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(config.head_wait);
-    http.max_buf_size(config.head_bytes_max.saturating_add(config.url_bytes_max).max(64 * 1024));
-    let places = Arc::new(Semaphore::new(config.connections_max.min(Semaphore::MAX_PERMITS)));
-    let (stopper, stall_wait, drain_wait) = (config.stopper(), config.stall_wait, config.drain_wait);
+    http.timer(TokioTimer::new())
+        .header_read_timeout(config.head_wait);
+    http.max_buf_size(
+        config
+            .head_bytes_max
+            .saturating_add(config.url_bytes_max)
+            .max(64 * 1024),
+    );
+    let places = Arc::new(Semaphore::new(
+        config.connections_max.min(Semaphore::MAX_PERMITS),
+    ));
+    let (stopper, stall_wait, drain_wait) =
+        (config.stopper(), config.stall_wait, config.drain_wait);
     let rate_min = config.answer_rate_min;
     let service = TowerToHyperService::new(router(log, config));
     let graceful = GracefulShutdown::new();
@@ -54,7 +69,9 @@ pub async fn serve(listener: TcpListener, log: SessionLog, config: Config, until
             () = &mut until => break,
             accepted = accepted => accepted,
         };
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(Paced::new(socket, rate_min)), service.clone()));
+        let connection = graceful.watch(
+            http.serve_connection(TokioIo::new(Paced::new(socket, rate_min)), service.clone()),
+        );
         let mut cut_off = cut_off.subscribe();
         tokio::spawn(async move {
             tokio::select! {
@@ -83,8 +100,12 @@ async fn accept(listener: &TcpListener, stall_wait: Duration) -> TcpStream {
         match listener.accept().await {
             Ok((socket, _peer)) => {
                 let options = SockRef::from(&socket);
-                // Without them answers come later, and who vanished is found out later: no reason to refuse anybody.
-                let _best = (options.set_tcp_nodelay(true), set_stall_wait(&options, stall_wait));
+                // Without them answers come later, and who vanished is found out later: no reason
+                // to refuse anybody.
+                let _best = (
+                    options.set_tcp_nodelay(true),
+                    set_stall_wait(&options, stall_wait),
+                );
                 return socket;
             }
             Err(error) => {

@@ -32,9 +32,17 @@ pub(super) struct Service {
 
 impl Service {
     pub(super) fn new(log: SessionLog, config: Config) -> Self {
-        let streams = Arc::new(Semaphore::new(config.streams_max.min(Semaphore::MAX_PERMITS)));
+        let streams = Arc::new(Semaphore::new(
+            config.streams_max.min(Semaphore::MAX_PERMITS),
+        ));
         let budget = Budget::new(config.memory_bytes_max);
-        Self { figures: Figures::new(log.clone()), log, config, budget, streams }
+        Self {
+            figures: Figures::new(log.clone()),
+            log,
+            config,
+            budget,
+            streams,
+        }
     }
 
     /// Runs a call that may read from the disk.
@@ -44,38 +52,75 @@ impl Service {
     ) -> Result<T, ApiError> {
         let log = self.log.clone();
         let read = tokio::task::spawn_blocking(move || read(&log)).await;
-        read.map_err(|_lost| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the call was lost"))?
-            .map_err(ApiError::from)
+        read.map_err(|_lost| {
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the call was lost",
+            )
+        })?
+        .map_err(ApiError::from)
     }
 
-    /// As [`read`](Self::read), of a page of so many bytes, with the share of memory that its answer takes.
+    /// As [`read`](Self::read), of a page of so many bytes, with the share of memory that its
+    /// answer takes.
     pub(super) async fn read_page<T: Send + 'static>(
         &self,
         read: impl FnOnce(&SessionLog) -> Result<T> + Send + 'static,
     ) -> Result<(T, Share), ApiError> {
         // What is read, what is made of it, and the text of that.
-        let share = self.budget.share(self.config.page_bytes_max.saturating_mul(3)).await?;
+        let share = self
+            .budget
+            .share(self.config.page_bytes_max.saturating_mul(3))
+            .await?;
         Ok((self.read(read).await?, share))
     }
 
-    /// Opens a stream that reads little ahead: there may be thousands of them, and slow ones among them.
-    pub(super) async fn stream(&self, session: SessionId, from: From) -> Result<EventStream, ApiError> {
-        self.read(move |log| log.stream(&session, from)).await.map(|stream| stream.read_ahead_bytes(READ_AHEAD_BYTES))
+    /// Opens a stream that reads little ahead: there may be thousands of them, and slow ones among
+    /// them.
+    pub(super) async fn stream(
+        &self,
+        session: SessionId,
+        from: From,
+    ) -> Result<EventStream, ApiError> {
+        self.read(move |log| log.stream(&session, from))
+            .await
+            .map(|stream| stream.read_ahead_bytes(READ_AHEAD_BYTES))
     }
 
     /// The place of one more who waits for events.
     pub(super) fn place_in_streams(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.streams).try_acquire_owned().map_err(|_full| {
-            let message = format!("{} streams are open, and no more are taken", self.config.streams_max);
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message).retry_after(1)
-        })
+        Arc::clone(&self.streams)
+            .try_acquire_owned()
+            .map_err(|_full| {
+                let message = format!(
+                    "{} streams are open, and no more are taken",
+                    self.config.streams_max
+                );
+                ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message)
+                    .retry_after(1)
+            })
     }
 }
 
-/// Refuses a request whose head is too long, that is meant for somebody else, or that comes when the server is about to stop.
-pub(super) async fn check_head(State(service): State<Arc<Service>>, request: Request, next: Next) -> Result<Response, ApiError> {
-    let Config { url_bytes_max, head_bytes_max, ref hosts, ref stopper, .. } = service.config;
-    let url_bytes = request.uri().path_and_query().map_or(0, |url| url.as_str().len());
+/// Refuses a request whose head is too long, that is meant for somebody else, or that comes when
+/// the server is about to stop.
+pub(super) async fn check_head(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let Config {
+        url_bytes_max,
+        head_bytes_max,
+        ref hosts,
+        ref stopper,
+        ..
+    } = service.config;
+    let url_bytes = request
+        .uri()
+        .path_and_query()
+        .map_or(0, |url| url.as_str().len());
     if url_bytes > url_bytes_max {
         return Err(ApiError::too_large(
             StatusCode::URI_TOO_LONG,
@@ -85,12 +130,28 @@ pub(super) async fn check_head(State(service): State<Arc<Service>>, request: Req
             url_bytes_max,
         ));
     }
-    let head_bytes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+    let head_bytes = request
+        .headers()
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum::<usize>();
     if head_bytes > head_bytes_max {
-        let (status, what) = (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the size in bytes of the headers");
-        return Err(ApiError::too_large(status, "headers_too_large", what, head_bytes, head_bytes_max));
+        let (status, what) = (
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "the size in bytes of the headers",
+        );
+        return Err(ApiError::too_large(
+            status,
+            "headers_too_large",
+            what,
+            head_bytes,
+            head_bytes_max,
+        ));
     }
-    if hosts.as_ref().is_some_and(|hosts| !hosts.iter().any(|host| is_for(&request, host))) {
+    if hosts
+        .as_ref()
+        .is_some_and(|hosts| !hosts.iter().any(|host| is_for(&request, host)))
+    {
         return Err(ApiError::new(
             StatusCode::MISDIRECTED_REQUEST,
             "wrong_host",
@@ -99,33 +160,63 @@ pub(super) async fn check_head(State(service): State<Arc<Service>>, request: Req
     }
     check_framing(request.headers())?;
     if stopper.is_stopping() {
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "closed", "the server is about to stop").retry_after(1));
+        return Err(ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "closed",
+            "the server is about to stop",
+        )
+        .retry_after(1));
     }
     Ok(next.run(request).await)
 }
 
-/// Whether a request is for this host, whatever the port: by its one header, and by its target where that names a host too.
+/// Whether a request is for this host, whatever the port: by its one header, and by its target
+/// where that names a host too.
 fn is_for(request: &Request, host: &str) -> bool {
-    let is_host = |asked: &Authority| asked.host().eq_ignore_ascii_case(host) && !asked.as_str().contains('@');
-    let mut named = request.headers().get_all(HOST).iter().map(|named| named.to_str().ok()?.parse::<Authority>().ok());
-    let in_header = matches!((named.next(), named.next()), (Some(Some(asked)), None) if is_host(&asked));
+    let is_host = |asked: &Authority| {
+        asked.host().eq_ignore_ascii_case(host) && !asked.as_str().contains('@')
+    };
+    let mut named = request
+        .headers()
+        .get_all(HOST)
+        .iter()
+        .map(|named| named.to_str().ok()?.parse::<Authority>().ok());
+    let in_header =
+        matches!((named.next(), named.next()), (Some(Some(asked)), None) if is_host(&asked));
     in_header && request.uri().authority().is_none_or(is_host)
 }
 
-/// Refuses what two servers on the way might understand in two ways: more than one host, or one with a user's name, and a body in a coding that
-/// is not taken here.
+/// Refuses what two servers on the way might understand in two ways: more than one host, or one
+/// with a user's name, and a body in a coding that is not taken here.
 fn check_framing(headers: &HeaderMap) -> Result<(), ApiError> {
     let mut hosts = headers.get_all(HOST).iter();
-    if hosts.next().is_some_and(|host| host.as_bytes().contains(&b'@')) || hosts.next().is_some() {
-        return Err(ApiError::new(StatusCode::BAD_REQUEST, "bad_host", "the header Host is not one host with an optional port"));
+    if hosts
+        .next()
+        .is_some_and(|host| host.as_bytes().contains(&b'@'))
+        || hosts.next().is_some()
+    {
+        return Err(ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "bad_host",
+            "the header Host is not one host with an optional port",
+        ));
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let is_chunked = codings.next().is_none_or(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    let is_chunked = codings.next().is_none_or(|coding| {
+        coding
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"chunked")
+    });
     if is_chunked && codings.next().is_none() {
         return Ok(());
     }
     let message = "the transfer coding is another than chunked alone";
-    Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "unsupported_transfer_encoding", message))
+    Err(ApiError::new(
+        StatusCode::NOT_IMPLEMENTED,
+        "unsupported_transfer_encoding",
+        message,
+    ))
 }
 
 /// The one parameter of a path, percent-decoded once.
@@ -135,12 +226,19 @@ impl<T: std::str::FromStr<Err = crate::Error>, S: Send + Sync> FromRequestParts<
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(text) =
-            Path::<String>::from_request_parts(parts, state).await.map_err(|error| ApiError::invalid(error.body_text()))?;
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::invalid(error.body_text()))?;
         if text == "." || text == ".." {
-            // Browsers and clients take them out of a path before they send it, also when they are percent-encoded.
-            let message = format!("{text:?} stands for a place in a path and names no session in a URL");
-            return Err(ApiError::new(StatusCode::BAD_REQUEST, "dot_segment", message));
+            // Browsers and clients take them out of a path before they send it, also when they are
+            // percent-encoded.
+            let message =
+                format!("{text:?} stands for a place in a path and names no session in a URL");
+            return Err(ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "dot_segment",
+                message,
+            ));
         }
         Ok(Self(text.parse::<T>()?))
     }

@@ -32,7 +32,11 @@ pub(super) struct SessionParams {
     order: SessionOrder,
     /// Only what comes after this ID, whether or not a session has it. With `order=id` alone.
     #[serde(default, deserialize_with = "present")]
-    #[param(min_length = 1, max_length = 256, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
+    #[param(
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+    )]
     after: Option<String>,
 }
 
@@ -46,7 +50,8 @@ enum SessionOrder {
 
 /// List sessions
 ///
-/// Those with the newest events first, as far back as a bounded walk goes, or all of them in the order of their IDs, page by page.
+/// Those with the newest events first, as far back as a bounded walk goes, or all of them in the
+/// order of their IDs, page by page.
 #[utoipa::path(
     get,
     path = "/v1/sessions",
@@ -62,7 +67,11 @@ enum SessionOrder {
 )]
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
-    InQuery(SessionParams { limit, order, after }): InQuery<SessionParams>,
+    InQuery(SessionParams {
+        limit,
+        order,
+        after,
+    }): InQuery<SessionParams>,
 ) -> Result<Json<Sessions>, ApiError> {
     let after = after.map(SessionId::new).transpose()?;
     if order == SessionOrder::Recent && after.is_some() {
@@ -78,7 +87,9 @@ pub(super) async fn list(
             SessionOrder::Id => {
                 let ids = log.sessions(after.as_ref().map(After), limit)?;
                 let last = ids.last().filter(|_| ids.len() == limit);
-                let has_more = last.map_or(Ok(false), |last| log.sessions(After(last), 1).map(|next| !next.is_empty()))?;
+                let has_more = last.map_or(Ok(false), |last| {
+                    log.sessions(After(last), 1).map(|next| !next.is_empty())
+                })?;
                 (ids, has_more)
             }
         };

@@ -1,7 +1,7 @@
 //! Events as they come: server-sent events, first what is there, then what is new.
 //!
-//! A client that comes back with the last ID it has seen misses nothing and gets nothing twice. What cannot be answered is said with a
-//! status, before the first byte of the stream.
+//! A client that comes back with the last ID it has seen misses nothing and gets nothing twice.
+//! What cannot be answered is said with a status, before the first byte of the stream.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -32,7 +32,8 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// The memory for an event of this size counts; for smaller ones the connection's own does.
 const LARGE_EVENT_BYTES: usize = 16 * 1024;
 
-/// Memory that an event takes on its way out, for a byte of its data: itself, and the frame made of it.
+/// Memory that an event takes on its way out, for a byte of its data: itself, and the frame made of
+/// it.
 const EVENT_COPIES: usize = 3;
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -40,7 +41,8 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct StreamParams {
-    /// Only what comes after this event. The header Last-Event-ID, which a client sends that comes back, counts before it.
+    /// Only what comes after this event. The header Last-Event-ID, which a client sends that comes
+    /// back, counts before it.
     #[serde(default, deserialize_with = "present")]
     #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
     after: Option<String>,
@@ -69,9 +71,9 @@ fn yes() -> bool {
 
 /// Stream the events of a session
 ///
-/// As server-sent events: `id` is the event's ID, `event` its type, `data` the event as it is listed. When all that is stored was sent, an event
-/// `caught_up` without an ID says so; an event `error` says why a stream ends that should not. Every ten seconds of silence a comment
-/// comes.
+/// As server-sent events: `id` is the event's ID, `event` its type, `data` the event as it is
+/// listed. When all that is stored was sent, an event `caught_up` without an ID says so; an event
+/// `error` says why a stream ends that should not. Every ten seconds of silence a comment comes.
 #[utoipa::path(
     get,
     path = "/v1/sessions/{session_id}/stream",
@@ -101,29 +103,50 @@ pub(super) async fn stream(
     let from = place(&headers, params.after.as_deref())?.map_or(From::Start, From::After);
     let place = service.place_in_streams()?;
     let events = service.stream(session, from).await?;
-    let events = if params.follow { events } else { events.until_tail() };
+    let events = if params.follow {
+        events
+    } else {
+        events.until_tail()
+    };
     let stopper = service.config.stopper();
     let until = async move { stopper.stopped().await };
     let heartbeat = service.config.heartbeat;
     // Something at once, since a proxy may hold the head back until something comes.
     let begin = once(ready(Frame::default().comment("")));
-    let frames = begin.chain(frames(service, events.into_async(), place)).map(Ok::<_, Infallible>).take_until(Box::pin(until));
+    let frames = begin
+        .chain(frames(service, events.into_async(), place))
+        .map(Ok::<_, Infallible>)
+        .take_until(Box::pin(until));
     // Neither nginx nor others are to gather a stream, or to compress it.
-    let headers = [(X_ACCEL_BUFFERING, "no"), (CACHE_CONTROL, "no-store, no-transform")];
-    Ok((headers, Sse::new(frames).keep_alive(KeepAlive::new().interval(heartbeat))))
+    let headers = [
+        (X_ACCEL_BUFFERING, "no"),
+        (CACHE_CONTROL, "no-store, no-transform"),
+    ];
+    Ok((
+        headers,
+        Sse::new(frames).keep_alive(KeepAlive::new().interval(heartbeat)),
+    ))
 }
 
 /// Where the client is, by what it says.
 fn place(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
     let after = after.map(cursor).transpose()?;
     // Empty, it says that nothing was seen yet.
-    let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) else { return Ok(after) };
-    let last = last.to_str().map_err(|_error| ApiError::invalid("the header Last-Event-ID is no event ID"))?;
+    let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) else {
+        return Ok(after);
+    };
+    let last = last
+        .to_str()
+        .map_err(|_error| ApiError::invalid("the header Last-Event-ID is no event ID"))?;
     Ok(Some(cursor(last)?))
 }
 
 /// The frames of a stream; it has its place until it ends or is dropped.
-fn frames(service: Arc<Service>, events: AsyncEventStream, place: OwnedSemaphorePermit) -> impl Stream<Item = Frame> {
+fn frames(
+    service: Arc<Service>,
+    events: AsyncEventStream,
+    place: OwnedSemaphorePermit,
+) -> impl Stream<Item = Frame> {
     unfold(Some((service, events, place, None)), |open| async {
         let (service, mut events, place, last_share) = open?;
         // The frame before is sent but for little, or this one would not be asked for.
@@ -132,11 +155,22 @@ fn frames(service: Arc<Service>, events: AsyncEventStream, place: OwnedSemaphore
             Ok(StreamItem::Event(event)) => {
                 let is_large = event.data.len() >= LARGE_EVENT_BYTES;
                 let bytes = event.data.len().saturating_mul(EVENT_COPIES);
-                let share = if is_large { Some(service.budget.share_in_time(bytes).await) } else { None };
+                let share = if is_large {
+                    Some(service.budget.share_in_time(bytes).await)
+                } else {
+                    None
+                };
                 (frame(&event), share)
             }
             Ok(StreamItem::CaughtUp) => (Frame::default().event("caught_up").data("{}"), None),
-            Err(error) => return Some((Frame::default().event("error").data(json(&ApiError::from(error).into_body())), None)),
+            Err(error) => {
+                return Some((
+                    Frame::default()
+                        .event("error")
+                        .data(json(&ApiError::from(error).into_body())),
+                    None,
+                ));
+            }
         };
         Some((frame, Some((service, events, place, share))))
     })
@@ -144,9 +178,17 @@ fn frames(service: Arc<Service>, events: AsyncEventStream, place: OwnedSemaphore
 
 fn frame(event: &Event) -> Frame {
     let data = json(&EventBody::from(event));
-    // What the server's own code appended may be JSON over several lines, and a line is all that a frame can hold.
-    let data = if data.contains(['\n', '\r']) { compact(&data) } else { data };
-    Frame::default().id(event.id.to_string()).event(event.event_type.as_str()).data(data)
+    // What the server's own code appended may be JSON over several lines, and a line is all that a
+    // frame can hold.
+    let data = if data.contains(['\n', '\r']) {
+        compact(&data)
+    } else {
+        data
+    };
+    Frame::default()
+        .id(event.id.to_string())
+        .event(event.event_type.as_str())
+        .data(data)
 }
 
 fn json(body: &impl serde::Serialize) -> String {

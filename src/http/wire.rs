@@ -27,7 +27,8 @@ pub(super) struct EventBody {
     /// The session.
     #[schema(example = "sess_123")]
     session_id: String,
-    /// The place in the session, from 1 and without gaps. That of the newest event goes into If-Match.
+    /// The place in the session, from 1 and without gaps. That of the newest event goes into
+    /// If-Match.
     #[schema(minimum = 1)]
     seq: Seq,
     /// The turn that the event opened or belongs to.
@@ -36,8 +37,9 @@ pub(super) struct EventBody {
     /// The type.
     #[schema(example = "user.message")]
     r#type: String,
-    /// What the event says, as it was given. That of a `user.message` has `content`, `metadata` and the `message_id`. Where parts of it are no
-    /// JSON, such as `NaN`, they are strings of what was given; it is `null` where nothing of it is.
+    /// What the event says, as it was given. That of a `user.message` has `content`, `metadata` and
+    /// the `message_id`. Where parts of it are no JSON, such as `NaN`, they are strings of what was
+    /// given; it is `null` where nothing of it is.
     #[schema(value_type = Value)]
     data: Box<RawValue>,
     /// The data in base64, where it or a part of it is no JSON.
@@ -53,7 +55,10 @@ impl From<&Event> for EventBody {
         let message_id = event.message_id.map(|id| id.to_string());
         let (data, data_base64) = match serde_json::from_slice::<&RawValue>(&event.data) {
             Ok(data) => (Cow::Borrowed(data), None),
-            Err(_no_json) => (Cow::Owned(repaired(&event.data)), Some(BASE64_STANDARD.encode(&event.data))),
+            Err(_no_json) => (
+                Cow::Owned(repaired(&event.data)),
+                Some(BASE64_STANDARD.encode(&event.data)),
+            ),
         };
         let data = match &message_id {
             Some(id) if opens_turn(&event.event_type) => with_message_id(&data, id),
@@ -79,13 +84,15 @@ impl EventBody {
 }
 
 fn repaired(data: &[u8]) -> Box<RawValue> {
-    let json = lenient::repaired(data).and_then(|repaired| RawValue::from_string(repaired.text).ok());
+    let json =
+        lenient::repaired(data).and_then(|repaired| RawValue::from_string(repaired.text).ok());
     json.unwrap_or_else(|| RawValue::NULL.to_owned())
 }
 
 /// The fields of an object, and the message ID behind them. What is no object stays as it is.
 fn with_message_id(data: &RawValue, id: &str) -> Box<RawValue> {
-    let Ok(mut fields) = serde_json::from_str::<IndexMap<Cow<'_, str>, &RawValue>>(data.get()) else {
+    let Ok(mut fields) = serde_json::from_str::<IndexMap<Cow<'_, str>, &RawValue>>(data.get())
+    else {
         return with_last(data, id);
     };
     let id = to_raw_value(id).expect("a string has a JSON form");
@@ -96,12 +103,17 @@ fn with_message_id(data: &RawValue, id: &str) -> Box<RawValue> {
 
 /// The same where no Rust string holds some key: of a repeated key, readers take the last.
 fn with_last(data: &RawValue, id: &str) -> Box<RawValue> {
-    let fields = data.get().strip_prefix('{').and_then(|fields| fields.strip_suffix('}'));
+    let fields = data
+        .get()
+        .strip_prefix('{')
+        .and_then(|fields| fields.strip_suffix('}'));
     let json = fields.map(|fields| format!(r#"{{{fields},"message_id":"{id}"}}"#));
-    json.and_then(|json| RawValue::from_string(json).ok()).unwrap_or_else(|| data.to_owned())
+    json.and_then(|json| RawValue::from_string(json).ok())
+        .unwrap_or_else(|| data.to_owned())
 }
 
-/// JSON without the white space between its parts, so that it takes one line. What it says, and how numbers and strings are spelled, stays.
+/// JSON without the white space between its parts, so that it takes one line. What it says, and how
+/// numbers and strings are spelled, stays.
 pub(super) fn compact(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -131,10 +143,12 @@ pub(super) struct Appended {
 pub(super) struct Bounds {
     /// Whether the range goes on behind this page, in its order.
     pub has_more: bool,
-    /// The first on the page. `null` when it is empty; where a filter found nothing yet, the place of the search.
+    /// The first on the page. `null` when it is empty; where a filter found nothing yet, the place
+    /// of the search.
     pub first_id: Option<String>,
-    /// The last on the page, to go on from: `after` it, or `before` it where the order is `desc`. What comes before some event is read page by
-    /// page with `desc` alone: with `asc` such a page begins at the start of the session, and there is one cursor to a request.
+    /// The last on the page, to go on from: `after` it, or `before` it where the order is `desc`.
+    /// What comes before some event is read page by page with `desc` alone: with `asc` such a page
+    /// begins at the start of the session, and there is one cursor to a request.
     pub last_id: Option<String>,
     /// The session's newest event.
     pub tail_id: String,
@@ -180,7 +194,8 @@ pub(super) struct MessageBody {
     /// What the assistant said, in order; the last is the answer.
     #[schema(value_type = Vec<Value>)]
     output: Vec<JsonText>,
-    /// How many of the earliest outputs are left out, since all of them are too much for one answer. They are in the session's events.
+    /// How many of the earliest outputs are left out, since all of them are too much for one
+    /// answer. They are in the session's events.
     output_omitted: u64,
     /// What was given with the status `failed`.
     #[schema(value_type = Option<Value>)]
@@ -206,8 +221,15 @@ pub(super) enum Status {
 
 impl From<TurnText> for MessageBody {
     fn from(turn: TurnText) -> Self {
-        let TurnText { message, sent, output, error } = turn;
-        let (content, metadata) = sent.as_ref().map_or_else(|| Sent::default().shown(), Sent::shown_of);
+        let TurnText {
+            message,
+            sent,
+            output,
+            error,
+        } = turn;
+        let (content, metadata) = sent
+            .as_ref()
+            .map_or_else(|| Sent::default().shown(), Sent::shown_of);
         Self {
             id: message.id.to_string(),
             session_id: message.session_id.to_string(),
@@ -263,15 +285,26 @@ mod tests {
         let json = "{\r\n \"a b\" : [ 1.10 , \"\\\" x \\\\\" ,\t\"\\u000a\" ] }";
         let line = compact(json);
         assert_eq!(line, r#"{"a b":[1.10,"\" x \\","\u000a"]}"#);
-        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), serde_json::from_str::<Value>(json).unwrap());
+        assert_eq!(
+            serde_json::from_str::<Value>(&line).unwrap(),
+            serde_json::from_str::<Value>(json).unwrap()
+        );
     }
 
     #[test]
     fn a_message_id_takes_the_place_of_what_was_called_so() {
-        let data: &RawValue = serde_json::from_str(r#"{"message_id":1,"z":1e400,"a":12345678901234567890123}"#).unwrap();
-        assert_eq!(with_message_id(data, "msg_1").get(), r#"{"z":1e400,"a":12345678901234567890123,"message_id":"msg_1"}"#);
+        let data: &RawValue =
+            serde_json::from_str(r#"{"message_id":1,"z":1e400,"a":12345678901234567890123}"#)
+                .unwrap();
+        assert_eq!(
+            with_message_id(data, "msg_1").get(),
+            r#"{"z":1e400,"a":12345678901234567890123,"message_id":"msg_1"}"#
+        );
         let data: &RawValue = serde_json::from_str(r#"{"\ud83d":{"a":1e400}}"#).unwrap();
-        assert_eq!(with_message_id(data, "msg_1").get(), r#"{"\ud83d":{"a":1e400},"message_id":"msg_1"}"#);
+        assert_eq!(
+            with_message_id(data, "msg_1").get(),
+            r#"{"\ud83d":{"a":1e400},"message_id":"msg_1"}"#
+        );
         let text: &RawValue = serde_json::from_str("\"no object\"").unwrap();
         assert_eq!(with_message_id(text, "msg_1").get(), "\"no object\"");
     }

@@ -1,17 +1,19 @@
 //! Lays a group out: header, records, zeroes up to the block boundary.
 //!
-//! Records are put in as they are decided, while the group before is still being written. What the header says of its place is known
-//! only when it is this group's turn, so that comes last.
+//! Records are put in as they are decided, while the group before is still being written. What the
+//! header says of its place is known only when it is this group's turn, so that comes last.
 
 use crate::codec::{FileHeader, GROUP_HEADER_BYTES, GroupHeader, Record, Salt, StoreId};
 use crate::disk::{BLOCK, BlockBuf};
 use crate::ids::EventId;
 
-/// Where the records begin: room is left for the header of a file that begins with this group, and for the group's own.
+/// Where the records begin: room is left for the header of a file that begins with this group, and
+/// for the group's own.
 const RECORDS_AT: usize = BLOCK + GROUP_HEADER_BYTES;
 
-/// A buffer that is larger than this is not kept for the next group. Room for the groups of a burst of large batches: new memory for each
-/// of them costs a sixth of the processor time of such a burst.
+/// A buffer that is larger than this is not kept for the next group. Room for the groups of a burst
+/// of large batches: new memory for each of them costs a sixth of the processor time of such a
+/// burst.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// What a group with `record_bytes` of records takes in the journal.
@@ -45,7 +47,14 @@ pub(crate) struct GroupPlace {
 impl Default for GroupBuffer {
     fn default() -> Self {
         let buf = BlockBuf::with_capacity(16 * BLOCK);
-        let mut buffer = Self { buf, heads: Salt::NONE, records: 0, last_id: None, from: BLOCK, head: Vec::new() };
+        let mut buffer = Self {
+            buf,
+            heads: Salt::NONE,
+            records: 0,
+            last_id: None,
+            from: BLOCK,
+            head: Vec::new(),
+        };
         buffer.clear();
         buffer
     }
@@ -84,14 +93,16 @@ impl GroupBuffer {
         self.last_id
     }
 
-    /// Completes the group at its place. Returns its header's checksum, which the next group is chained to.
+    /// Completes the group at its place. Returns its header's checksum, which the next group is
+    /// chained to.
     pub(crate) fn complete(&mut self, store: StoreId, place: GroupPlace) -> u32 {
         let header = GroupHeader {
             incarnation: place.incarnation,
             lsn: place.lsn,
             durable_lsn: place.durable_lsn,
             chain: place.chain,
-            record_bytes: u32::try_from(self.record_bytes()).expect("a journal file's size fits 32 bits"),
+            record_bytes: u32::try_from(self.record_bytes())
+                .expect("a journal file's size fits 32 bits"),
             records: self.records,
             heads_checksum: self.heads.value(),
             last_id: place.last_id,
@@ -110,11 +121,16 @@ impl GroupBuffer {
 
     /// The blocks of the group, which is complete, behind that of the file header, if it got one.
     pub(crate) fn blocks(&self) -> &[u8] {
-        self.buf.as_slice().get(self.from..).expect("room was left for a file header")
+        self.buf
+            .as_slice()
+            .get(self.from..)
+            .expect("room was left for a file header")
     }
 
     fn put_at(&mut self, at: usize, bytes: &[u8]) {
         let place = self.buf.as_mut_slice().get_mut(at..at + bytes.len());
-        place.expect("room was left for the headers").copy_from_slice(bytes);
+        place
+            .expect("room was left for the headers")
+            .copy_from_slice(bytes);
     }
 }

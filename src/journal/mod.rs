@@ -1,10 +1,13 @@
-//! The journal makes batches durable: a few pre-written files, overwritten in place one group at a time and used in turn.
+//! The journal makes batches durable: a few pre-written files, overwritten in place one group at a
+//! time and used in turn.
 //!
 //! Invariants:
 //! * A block that holds acknowledged bytes is not written again before its file was recycled.
-//! * Two groups are in flight at most, in one file, so only the last two groups of the journal can lack a durable LSN recorded above
-//!   them; a group that was alone in flight is followed by one that records it.
-//! * A group's header names its place, its file's incarnation and the group before, so stale bytes never continue the chain.
+//! * Two groups are in flight at most, in one file, so only the last two groups of the journal can
+//!   lack a durable LSN recorded above them; a group that was alone in flight is followed by one
+//!   that records it.
+//! * A group's header names its place, its file's incarnation and the group before, so stale bytes
+//!   never continue the chain.
 
 mod group;
 mod replay;
@@ -47,7 +50,11 @@ pub(crate) fn path(folder: &Path, number: u32) -> PathBuf {
 
 /// The number in a journal file's name. There is one behind it.
 pub(crate) fn number(name: &str) -> Option<u32> {
-    let number = name.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()?;
+    let number = name
+        .strip_suffix(EXTENSION)?
+        .strip_suffix('.')?
+        .parse()
+        .ok()?;
     (number < u32::MAX && path(Path::new(""), number) == Path::new(name)).then_some(number)
 }
 
@@ -58,7 +65,10 @@ mod tests {
     #[test]
     fn a_file_is_known_by_its_name_whatever_its_number() {
         for file in [1, 99_999_999, 100_000_000, u32::MAX - 1] {
-            assert_eq!(number(&path(Path::new(""), file).to_string_lossy()), Some(file));
+            assert_eq!(
+                number(&path(Path::new(""), file).to_string_lossy()),
+                Some(file)
+            );
         }
         for name in [
             "1.journal",

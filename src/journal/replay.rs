@@ -1,8 +1,9 @@
-//! Reads the journal back: follows the chain of groups from file to file, tells a torn tail from corruption, and changes nothing.
+//! Reads the journal back: follows the chain of groups from file to file, tells a torn tail from
+//! corruption, and changes nothing.
 //!
-//! The chain ends at the first group that is not whole or does not continue it. That place is the end of the log, unless
-//! anything valid (a later group, a witness, a file header, the manifest) records a durable LSN above it: then acknowledged
-//! bytes are damaged, and the answer is an error.
+//! The chain ends at the first group that is not whole or does not continue it. That place is the
+//! end of the log, unless anything valid (a later group, a witness, a file header, the manifest)
+//! records a durable LSN above it: then acknowledged bytes are damaged, and the answer is an error.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -11,7 +12,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::codec::{Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId};
+use crate::codec::{
+    Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId,
+};
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, read_device};
 use crate::error::{Error, Result};
 use crate::ids::EventId;
@@ -22,7 +25,8 @@ use crate::options::JOURNAL_FILE_BYTES_CEILING;
 /// What is read of a journal file at once, unless a group is larger. The files of tests are small.
 const WINDOW_BYTES: usize = if cfg!(test) { 2 * BLOCK } else { 1024 * 1024 };
 
-/// No journal file is made longer: this takes a group as large as the largest file that can be asked for.
+/// No journal file is made longer: this takes a group as large as the largest file that can be
+/// asked for.
 const FILE_BYTES_MAX: u64 = 2 * JOURNAL_FILE_BYTES_CEILING as u64;
 
 /// What the journal holds.
@@ -52,7 +56,10 @@ pub(crate) struct ReplayedFile {
 
 impl ReplayedFile {
     pub(crate) fn used_as(&self) -> JournalUse {
-        JournalUse { number: self.number, incarnation: self.header.incarnation }
+        JournalUse {
+            number: self.number,
+            incarnation: self.header.incarnation,
+        }
     }
 }
 
@@ -64,8 +71,19 @@ pub(crate) struct ReplayedGroup {
 impl ReplayedGroup {
     /// The same place in another incarnation of the file.
     pub(crate) fn place_in(&self, incarnation: u64, chain: u32) -> GroupPlace {
-        let GroupHeader { lsn, durable_lsn, last_id, .. } = self.header;
-        GroupPlace { incarnation, lsn, durable_lsn, chain, last_id }
+        let GroupHeader {
+            lsn,
+            durable_lsn,
+            last_id,
+            ..
+        } = self.header;
+        GroupPlace {
+            incarnation,
+            lsn,
+            durable_lsn,
+            chain,
+            last_id,
+        }
     }
 }
 
@@ -73,12 +91,26 @@ impl ReplayedGroup {
 pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Result<Replayed> {
     let mut candidates = Candidates::read(disk, folder, manifest.store)?;
     let Some(first) = manifest.journal.first() else {
-        return Err(Error::corrupt(folder, 0, "the manifest names no journal file"));
+        return Err(Error::corrupt(
+            folder,
+            0,
+            "the manifest names no journal file",
+        ));
     };
     let last = manifest.journal.last().filter(|_| manifest.clean);
-    let closed = last.map(|last| Closed { incarnation: last.incarnation, lsn: manifest.durable_lsn });
+    let closed = last.map(|last| Closed {
+        incarnation: last.incarnation,
+        lsn: manifest.durable_lsn,
+    });
     let (store, durable_lsn) = (manifest.store, manifest.durable_lsn);
-    let mut walk = Walk { disk, store, closed, durable_lsn, files: Vec::new(), end: None };
+    let mut walk = Walk {
+        disk,
+        store,
+        closed,
+        durable_lsn,
+        files: Vec::new(),
+        end: None,
+    };
     let mut next = candidates.take_named(first.number, first.incarnation)?;
     loop {
         let end = walk.follow(next)?;
@@ -104,7 +136,10 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
 /// Whether a journal file holds anything that looks like a group, of whatever store.
 pub(crate) fn holds_group(disk: &dyn Disk, path: &Path) -> Result<bool> {
     let start = read_device(disk, path, 2 * BLOCK)?;
-    Ok(start.as_slice().get(BLOCK..).is_some_and(GroupHeader::is_begun))
+    Ok(start
+        .as_slice()
+        .get(BLOCK..)
+        .is_some_and(GroupHeader::is_begun))
 }
 
 /// Where the chain has got to.
@@ -118,7 +153,9 @@ struct End {
 
 impl End {
     fn is_continued_by(&self, header: &FileHeader) -> bool {
-        header.incarnation > self.incarnation && header.start_lsn == self.lsn && header.chain == self.chain
+        header.incarnation > self.incarnation
+            && header.start_lsn == self.lsn
+            && header.chain == self.chain
     }
 
     fn is_continued_by_group(&self, header: &GroupHeader) -> bool {
@@ -143,19 +180,39 @@ struct Candidates {
 
 impl Candidates {
     fn read(disk: &dyn Disk, folder: &Path, store: StoreId) -> Result<Self> {
-        let mut found = Self { folder: folder.to_path_buf(), used: HashMap::new(), others: Vec::new() };
+        let mut found = Self {
+            folder: folder.to_path_buf(),
+            used: HashMap::new(),
+            others: Vec::new(),
+        };
         for (name, bytes) in disk.list(folder)? {
-            let Some(number) = journal::number(&name) else { continue };
+            let Some(number) = journal::number(&name) else {
+                continue;
+            };
             let path = folder.join(name);
-            let block = read_device(disk, &path, BLOCK.min(usize::try_from(bytes).unwrap_or(BLOCK)))?;
+            let block = read_device(
+                disk,
+                &path,
+                BLOCK.min(usize::try_from(bytes).unwrap_or(BLOCK)),
+            )?;
             // What a file has behind the length that it was made with is none of the journal.
             let bytes = bytes.min(FILE_BYTES_MAX);
             match FileHeader::decode(block.as_slice()) {
                 Ok(Some(header)) if header.store == store => {
                     let bytes = bytes.min(u64::from(header.blocks) * BLOCK as u64);
-                    found.used.insert(number, Candidate { path, number, bytes, header });
+                    found.used.insert(
+                        number,
+                        Candidate {
+                            path,
+                            number,
+                            bytes,
+                            header,
+                        },
+                    );
                 }
-                Ok(Some(_of_another)) => return Err(Error::corrupt(path, 16, "a journal file of another store")),
+                Ok(Some(_of_another)) => {
+                    return Err(Error::corrupt(path, 16, "a journal file of another store"));
+                }
                 Ok(None) | Err(Fault::Damaged { .. }) => found.others.push((path, number, bytes)),
                 Err(unknown) => return Err(unknown.at(&path, 0)),
             }
@@ -166,13 +223,21 @@ impl Candidates {
     fn take_named(&mut self, number: u32, incarnation: u64) -> Result<Candidate> {
         match self.used.remove(&number) {
             Some(file) if file.header.incarnation == incarnation => Ok(file),
-            _ => Err(Error::corrupt(journal::path(&self.folder, number), 0, "not the journal file that the manifest names")),
+            _ => Err(Error::corrupt(
+                journal::path(&self.folder, number),
+                0,
+                "not the journal file that the manifest names",
+            )),
         }
     }
 
     fn take_next(&mut self, end: &End) -> Option<Candidate> {
-        let next = self.used.values().filter(|file| end.is_continued_by(&file.header));
-        // Should a recovery have been cut short while it wrote a file again, the first of the two is the whole one.
+        let next = self
+            .used
+            .values()
+            .filter(|file| end.is_continued_by(&file.header));
+        // Should a recovery have been cut short while it wrote a file again, the first of the two
+        // is the whole one.
         let number = next.min_by_key(|file| file.header.incarnation)?.number;
         self.used.remove(&number)
     }
@@ -191,7 +256,8 @@ struct Chain {
     end: End,
     /// The highest one recorded in the file.
     durable_lsn: u64,
-    /// Whether a header behind it says that it goes on, with a group that is not whole as far as the file was read.
+    /// Whether a header behind it says that it goes on, with a group that is not whole as far as
+    /// the file was read.
     goes_on: bool,
 }
 
@@ -210,7 +276,11 @@ impl Walk<'_> {
     fn follow(&mut self, file: Candidate) -> Result<End> {
         let header = file.header;
         if journal::blocks(file.bytes) < header.blocks {
-            return Err(Error::corrupt(file.path, file.bytes, "a journal file that was cut short"));
+            return Err(Error::corrupt(
+                file.path,
+                file.bytes,
+                "a journal file that was cut short",
+            ));
         }
         let whole = to_length(&file.path, file.bytes)?;
         let used = self.length_used(&file, whole);
@@ -218,31 +288,66 @@ impl Walk<'_> {
         if used < whole && (chain.goes_on || !self.is_closed_at(&chain.end)) {
             chain = self.chain_in(&file, whole)?;
         }
-        let Chain { groups, end, durable_lsn, .. } = chain;
+        let Chain {
+            groups,
+            end,
+            durable_lsn,
+            ..
+        } = chain;
         self.durable_lsn = self.durable_lsn.max(durable_lsn);
         let (number, bytes) = (file.number, file.bytes);
-        let End { lsn: end_lsn, chain: end_chain, last_id: end_id, .. } = end;
-        self.files.push(ReplayedFile { number, bytes, header, groups, end_lsn, end_chain, end_id });
+        let End {
+            lsn: end_lsn,
+            chain: end_chain,
+            last_id: end_id,
+            ..
+        } = end;
+        self.files.push(ReplayedFile {
+            number,
+            bytes,
+            header,
+            groups,
+            end_lsn,
+            end_chain,
+            end_id,
+        });
         self.end = Some((file.path, end));
         Ok(end)
     }
 
-    /// How much of a file counts if the log was closed in it: its header, the groups, and the block in which it would go on.
+    /// How much of a file counts if the log was closed in it: its header, the groups, and the block
+    /// in which it would go on.
     fn length_used(&self, file: &Candidate, whole: usize) -> usize {
-        let closed = self.closed.as_ref().filter(|closed| closed.incarnation == file.header.incarnation);
+        let closed = self
+            .closed
+            .as_ref()
+            .filter(|closed| closed.incarnation == file.header.incarnation);
         let groups = closed.and_then(|closed| closed.lsn.checked_sub(file.header.start_lsn));
         let groups = groups.and_then(|groups| usize::try_from(groups).ok());
         groups.map_or(whole, |groups| groups.saturating_add(2 * BLOCK).min(whole))
     }
 
     fn is_closed_at(&self, end: &End) -> bool {
-        self.closed.as_ref().is_some_and(|closed| closed.lsn == end.lsn)
+        self.closed
+            .as_ref()
+            .is_some_and(|closed| closed.lsn == end.lsn)
     }
 
     /// The groups in the first `length` bytes of a file.
     fn chain_in(&self, file: &Candidate, length: usize) -> Result<Chain> {
-        let FileHeader { start_lsn: lsn, chain, incarnation, last_id, .. } = file.header;
-        let mut end = End { lsn, chain, incarnation, last_id };
+        let FileHeader {
+            start_lsn: lsn,
+            chain,
+            incarnation,
+            last_id,
+            ..
+        } = file.header;
+        let mut end = End {
+            lsn,
+            chain,
+            incarnation,
+            last_id,
+        };
         let mut window = Window::open(self.disk, &file.path, length)?;
         let (mut groups, mut durable_lsn) = (Vec::new(), 0);
         let mut at = BLOCK;
@@ -250,12 +355,22 @@ impl Walk<'_> {
             let header = &group.header;
             durable_lsn = durable_lsn.max(header.durable_lsn);
             at += group_bytes(header.record_bytes as usize);
-            end = End { lsn: lsn + (at - BLOCK) as u64, chain: checksum, last_id: header.last_id, ..end };
+            end = End {
+                lsn: lsn + (at - BLOCK) as u64,
+                chain: checksum,
+                last_id: header.last_id,
+                ..end
+            };
             groups.push(group);
         }
         let next = GroupHeader::decode(self.store, window.from(at, GROUP_HEADER_BYTES)?);
         let goes_on = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
-        Ok(Chain { groups, end, durable_lsn: durable_lsn.max(durable_lsn_from(self.store, &mut window, at)?), goes_on })
+        Ok(Chain {
+            groups,
+            end,
+            durable_lsn: durable_lsn.max(durable_lsn_from(self.store, &mut window, at)?),
+            goes_on,
+        })
     }
 
     fn finish(mut self, candidates: Candidates, named_incarnation: u64) -> Result<Replayed> {
@@ -284,25 +399,36 @@ impl Walk<'_> {
             return Err(self.damage_at_the_end());
         }
         let files = self.files;
-        Ok(Replayed { files, unused, end_lsn: end.lsn, last_id: end.last_id, next_incarnation })
+        Ok(Replayed {
+            files,
+            unused,
+            end_lsn: end.lsn,
+            last_id: end.last_id,
+            next_incarnation,
+        })
     }
 
     fn scan(&mut self, path: &Path, bytes: u64) -> Result<()> {
         let mut window = Window::open(self.disk, path, to_length(path, bytes)?)?;
-        self.durable_lsn = self.durable_lsn.max(durable_lsn_from(self.store, &mut window, 0)?);
+        self.durable_lsn = self
+            .durable_lsn
+            .max(durable_lsn_from(self.store, &mut window, 0)?);
         Ok(())
     }
 
     fn damage_at_the_end(&self) -> Error {
         let (path, end) = self.end.as_ref().expect("the walk begins with a file");
         let start_lsn = self.files.last().map_or(0, |file| file.header.start_lsn);
-        let what = format!("a group that was durable, up to LSN {}, is not whole", self.durable_lsn);
+        let what = format!(
+            "a group that was durable, up to LSN {}, is not whole",
+            self.durable_lsn
+        );
         Error::corrupt(path, HEADER_BYTES + end.lsn - start_lsn, what)
     }
 }
 
-/// A journal file as the device holds it, read from front to back, as little at once as groups allow: what was read is then decoded from the
-/// processor's cache, and never took new memory.
+/// A journal file as the device holds it, read from front to back, as little at once as groups
+/// allow: what was read is then decoded from the processor's cache, and never took new memory.
 struct Window {
     file: Arc<dyn DiskFile>,
     /// So much of the file is looked at.
@@ -316,22 +442,35 @@ impl Window {
     /// Looks at the first `length` bytes of a file, rounded down to whole blocks.
     fn open(disk: &dyn Disk, path: &Path, length: usize) -> Result<Self> {
         let file = disk.open(path, Mode::ReadDevice)?;
-        Ok(Self { file, length: length - length % BLOCK, buf: BlockBuf::zeroed(0), held: 0..0 })
+        Ok(Self {
+            file,
+            length: length - length % BLOCK,
+            buf: BlockBuf::zeroed(0),
+            held: 0..0,
+        })
     }
 
-    /// The bytes from `at` on, `count` at least unless they end before. An `at` may not be less than one before it.
+    /// The bytes from `at` on, `count` at least unless they end before. An `at` may not be less
+    /// than one before it.
     fn from(&mut self, at: usize, count: usize) -> Result<&[u8]> {
         let end = at.saturating_add(count).min(self.length);
         if at < end && end > self.held.end {
             self.go_on(at - at % BLOCK, end)?;
         }
-        let held = self.buf.as_slice().get(..self.held.len()).unwrap_or_default();
+        let held = self
+            .buf
+            .as_slice()
+            .get(..self.held.len())
+            .unwrap_or_default();
         Ok(held.get(at - self.held.start..).unwrap_or_default())
     }
 
     /// Lets go of what comes before `start`, and reads up to `end` at least.
     fn go_on(&mut self, start: usize, end: usize) -> Result<()> {
-        let end = end.max(start + WINDOW_BYTES).next_multiple_of(BLOCK).min(self.length);
+        let end = end
+            .max(start + WINDOW_BYTES)
+            .next_multiple_of(BLOCK)
+            .min(self.length);
         let (bytes, kept) = (end - start, self.held.end.saturating_sub(start));
         if self.buf.len() < bytes {
             self.buf.pad(bytes - self.buf.len());
@@ -347,18 +486,29 @@ impl Window {
 }
 
 /// The group at `at`, if it is whole and continues the chain, with its checksum.
-fn group_at(store: StoreId, window: &mut Window, at: usize, end: &End) -> Result<Option<(ReplayedGroup, u32)>> {
-    let Some((header, checksum)) = GroupHeader::decode(store, window.from(at, GROUP_HEADER_BYTES)?) else { return Ok(None) };
+fn group_at(
+    store: StoreId,
+    window: &mut Window,
+    at: usize,
+    end: &End,
+) -> Result<Option<(ReplayedGroup, u32)>> {
+    let Some((header, checksum)) = GroupHeader::decode(store, window.from(at, GROUP_HEADER_BYTES)?)
+    else {
+        return Ok(None);
+    };
     if !end.is_continued_by_group(&header) {
         return Ok(None);
     }
     let record_bytes = header.record_bytes as usize;
     let records = window.from(at + GROUP_HEADER_BYTES, record_bytes)?;
-    let Some(records) = records.get(..record_bytes) else { return Ok(None) };
+    let Some(records) = records.get(..record_bytes) else {
+        return Ok(None);
+    };
     if !is_whole(&header, records) {
         return Ok(None);
     }
-    let records = decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
+    let records =
+        decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
     let records = records.map_err(|fault| fault.at(window.file.path(), at as u64))?;
     Ok(Some((ReplayedGroup { header, records }, checksum)))
 }
@@ -367,7 +517,9 @@ fn is_whole(header: &GroupHeader, bytes: &[u8]) -> bool {
     let mut heads = Salt::NONE;
     let mut at = 0;
     for _ in 0..header.records {
-        let Ok(record) = RawRecord::split(bytes, at) else { return false };
+        let Ok(record) = RawRecord::split(bytes, at) else {
+            return false;
+        };
         if !record.body_matches() {
             return false;
         }
@@ -383,11 +535,15 @@ fn decode_records(bytes: &[u8], mut last_id: EventId) -> Decoded<Vec<Record>> {
     let mut at = 0;
     while at < bytes.len() {
         let end = RawRecord::split(bytes, at)?.end;
-        let stored = Bytes::copy_from_slice(bytes.get(at..end).expect("a record lies within its group"));
+        let stored =
+            Bytes::copy_from_slice(bytes.get(at..end).expect("a record lies within its group"));
         let record = Record::decode(&stored, 0).map_err(|fault| fault.moved(at))?;
         record.check_events().map_err(|fault| fault.moved(at))?;
         if record.base <= last_id {
-            return Err(Fault::Damaged { at, what: "an event ID that does not rise" });
+            return Err(Fault::Damaged {
+                at,
+                what: "an event ID that does not rise",
+            });
         }
         last_id = record.last_id();
         records.push(record);
@@ -405,8 +561,12 @@ fn durable_lsn_from(store: StoreId, window: &mut Window, mut at: usize) -> Resul
             return Ok(durable_lsn);
         }
         at += bytes.len();
-        let headers = bytes.chunks(BLOCK).filter_map(|block| GroupHeader::decode(store, block));
-        durable_lsn = headers.map(|(header, _)| header.durable_lsn).fold(durable_lsn, u64::max);
+        let headers = bytes
+            .chunks(BLOCK)
+            .filter_map(|block| GroupHeader::decode(store, block));
+        durable_lsn = headers
+            .map(|(header, _)| header.durable_lsn)
+            .fold(durable_lsn, u64::max);
     }
 }
 

@@ -1,5 +1,5 @@
-//! Journal files that are ready to be used: prepared and recycled in the background, so that going on in the next file
-//! seldom waits for zeroes to be written.
+//! Journal files that are ready to be used: prepared and recycled in the background, so that going
+//! on in the next file seldom waits for zeroes to be written.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -15,11 +15,12 @@ use crate::sync::{Condvar, Deadline, Mutex};
 /// How long to wait before asking a disk again that refused.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// So many are kept while nobody appends; the rest is given back to the file system. Under load all are: as many were just in use, and
-/// whoever needs them again would write their zeroes again.
+/// So many are kept while nobody appends; the rest is given back to the file system. Under load all
+/// are: as many were just in use, and whoever needs them again would write their zeroes again.
 const IDLE_SPARES_MAX: usize = 3;
 
-/// Of the time that zeroes take, so many times as much is left to commits in between, unless somebody waits for the file.
+/// Of the time that zeroes take, so many times as much is left to commits in between, unless
+/// somebody waits for the file.
 const PAUSES: u32 = 3;
 
 /// A write that takes longer says more about the disk than about what else it has to do.
@@ -52,9 +53,28 @@ struct State {
 }
 
 impl Spares {
-    pub(crate) fn new(disk: Arc<dyn Disk>, folder: PathBuf, bytes_max: u64, next_number: u32, refusals: Arc<Refusals>) -> Self {
-        let state = State { ready: Vec::new(), next_number, wanted: 0, waiting: 0, stopped: false };
-        Self { disk, folder, bytes_max, refusals, state: Mutex::new(state), changed: Condvar::new() }
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        folder: PathBuf,
+        bytes_max: u64,
+        next_number: u32,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        let state = State {
+            ready: Vec::new(),
+            next_number,
+            wanted: 0,
+            waiting: 0,
+            stopped: false,
+        };
+        Self {
+            disk,
+            folder,
+            bytes_max,
+            refusals,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        }
     }
 
     /// What the system refuses the background work of this log.
@@ -62,7 +82,8 @@ impl Spares {
         &self.refusals
     }
 
-    /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to the cap.
+    /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to
+    /// the cap.
     pub(crate) fn prepare_next(&self, active_bytes: u64) {
         let mut state = self.state.lock();
         state.wanted = active_bytes.saturating_mul(2).min(self.bytes_max);
@@ -78,7 +99,11 @@ impl Spares {
         let deadline = Deadline::after(wait);
         let mut state = self.state.lock();
         loop {
-            let fitting = state.ready.iter().enumerate().filter(|(_, spare)| spare.bytes >= bytes_min);
+            let fitting = state
+                .ready
+                .iter()
+                .enumerate()
+                .filter(|(_, spare)| spare.bytes >= bytes_min);
             if let Some((place, _)) = fitting.max_by_key(|(_, spare)| spare.bytes) {
                 return Ok(state.ready.swap_remove(place));
             }
@@ -101,7 +126,11 @@ impl Spares {
         let mut state = self.state.lock();
         let outgrown = bytes < state.wanted && !state.ready.is_empty();
         if !outgrown {
-            state.ready.push(Spare { number, bytes, file: self.open(number)? });
+            state.ready.push(Spare {
+                number,
+                bytes,
+                file: self.open(number)?,
+            });
             self.changed.notify_all();
             return Ok(());
         }
@@ -112,14 +141,19 @@ impl Spares {
     /// Gives back to the file system what an idle log does not need, the smallest files first.
     pub(crate) fn trim(&self) -> Result<()> {
         let mut state = self.state.lock();
-        state.ready.sort_unstable_by_key(|spare| std::cmp::Reverse(spare.bytes));
+        state
+            .ready
+            .sort_unstable_by_key(|spare| std::cmp::Reverse(spare.bytes));
         let kept = state.ready.len().min(IDLE_SPARES_MAX);
         let surplus = state.ready.split_off(kept);
         drop(state);
-        surplus.iter().try_for_each(|spare| self.disk.remove(&journal::path(&self.folder, spare.number)))
+        surplus
+            .iter()
+            .try_for_each(|spare| self.disk.remove(&journal::path(&self.folder, spare.number)))
     }
 
-    /// The work of the background thread: keeps one file of the wanted size ready until [`stop`](Spares::stop).
+    /// The work of the background thread: keeps one file of the wanted size ready until
+    /// [`stop`](Spares::stop).
     pub(crate) fn run(&self) {
         let mut state = self.state.lock();
         while !state.stopped {
@@ -144,20 +178,26 @@ impl Spares {
         }
     }
 
-    /// A spare file of just `bytes`, made here and now if there is none, for a log that is being opened. A larger one would make the journal
-    /// of a log that crashes again and again grow each time; so any other of at least `bytes_min` is taken only where none can be made, as on
-    /// a full disk.
+    /// A spare file of just `bytes`, made here and now if there is none, for a log that is being
+    /// opened. A larger one would make the journal of a log that crashes again and again grow each
+    /// time; so any other of at least `bytes_min` is taken only where none can be made, as on a
+    /// full disk.
     pub(crate) fn take_or_make(&self, bytes: u64, bytes_min: u64) -> Result<Spare> {
         if let Some(spare) = self.take_ready(bytes..=bytes) {
             return Ok(spare);
         }
-        self.make_now(bytes).or_else(|refused| self.take_ready(bytes_min..=u64::MAX).ok_or(refused))
+        self.make_now(bytes)
+            .or_else(|refused| self.take_ready(bytes_min..=u64::MAX).ok_or(refused))
     }
 
     /// The smallest ready file of a size in the range.
     fn take_ready(&self, bytes: RangeInclusive<u64>) -> Option<Spare> {
         let mut state = self.state.lock();
-        let fitting = state.ready.iter().enumerate().filter(|(_, spare)| bytes.contains(&spare.bytes));
+        let fitting = state
+            .ready
+            .iter()
+            .enumerate()
+            .filter(|(_, spare)| bytes.contains(&spare.bytes));
         let (place, _) = fitting.min_by_key(|(_, spare)| spare.bytes)?;
         Some(state.ready.swap_remove(place))
     }
@@ -172,22 +212,35 @@ impl Spares {
         self.changed.notify_all();
     }
 
-    /// One thread makes files, so the number is its own; it is used up when there is a file of that number.
+    /// One thread makes files, so the number is its own; it is used up when there is a file of that
+    /// number.
     fn make(&self, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<Spare> {
         let number = self.state.lock().next_number;
         let bytes = bytes.next_multiple_of(BLOCK as u64);
-        write_zeroes(&*self.disk, &journal::path(&self.folder, number), bytes, pause)?;
+        write_zeroes(
+            &*self.disk,
+            &journal::path(&self.folder, number),
+            bytes,
+            pause,
+        )?;
         let file = self.open(number)?;
         self.state.lock().next_number = number + 1;
-        Ok(Spare { number, bytes, file })
+        Ok(Spare {
+            number,
+            bytes,
+            file,
+        })
     }
 
-    /// Opens a file that is to be ready. One that cannot be opened is given back to the file system, or such files would become more and more.
+    /// Opens a file that is to be ready. One that cannot be opened is given back to the file
+    /// system, or such files would become more and more.
     fn open(&self, number: u32) -> Result<Arc<dyn DiskFile>> {
         let path = journal::path(&self.folder, number);
-        self.disk.open(&path, Mode::WriteThrough).inspect_err(|_refused| {
-            let _removed = self.disk.remove(&path);
-        })
+        self.disk
+            .open(&path, Mode::WriteThrough)
+            .inspect_err(|_refused| {
+                let _removed = self.disk.remove(&path);
+            })
     }
 
     /// Leaves the disk to others. Says [`Error::Closed`] when it is time to stop.
@@ -195,7 +248,11 @@ impl Spares {
         let deadline = Deadline::after(time);
         let mut state = self.state.lock();
         while state.waiting == 0 && !state.stopped && deadline.wait(&self.changed, &mut state) {}
-        if state.stopped { Err(Error::Closed) } else { Ok(()) }
+        if state.stopped {
+            Err(Error::Closed)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -209,16 +266,36 @@ mod tests {
     #[test]
     fn what_a_burst_used_is_used_again_until_the_log_is_idle() {
         let folder = tempfile::tempdir().unwrap();
-        let spares = Spares::new(Arc::new(RealDisk::default()), folder.path().to_path_buf(), BYTES, 1, Arc::default());
-        let used: Vec<_> = [BYTES / 2, BYTES, BYTES, BYTES, BYTES].map(|bytes| spares.make_now(bytes).unwrap()).into();
-        let give_back = |taken: &[Spare]| taken.iter().try_for_each(|spare| spares.give(spare.number, spare.bytes));
+        let spares = Spares::new(
+            Arc::new(RealDisk::default()),
+            folder.path().to_path_buf(),
+            BYTES,
+            1,
+            Arc::default(),
+        );
+        let used: Vec<_> = [BYTES / 2, BYTES, BYTES, BYTES, BYTES]
+            .map(|bytes| spares.make_now(bytes).unwrap())
+            .into();
+        let give_back = |taken: &[Spare]| {
+            taken
+                .iter()
+                .try_for_each(|spare| spares.give(spare.number, spare.bytes))
+        };
         give_back(&used).unwrap();
-        let again: Vec<_> = used.iter().map(|_| spares.take(BYTES / 2, Duration::ZERO).unwrap()).collect();
-        assert!(spares.take(BYTES / 2, Duration::ZERO).is_err(), "that was all");
+        let again: Vec<_> = used
+            .iter()
+            .map(|_| spares.take(BYTES / 2, Duration::ZERO).unwrap())
+            .collect();
+        assert!(
+            spares.take(BYTES / 2, Duration::ZERO).is_err(),
+            "that was all"
+        );
         give_back(&again).unwrap();
         spares.trim().unwrap();
-        let lengths: Vec<_> =
-            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+        let lengths: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .collect();
         assert_eq!(lengths, [BYTES; IDLE_SPARES_MAX]);
     }
 }

@@ -1,4 +1,5 @@
-//! The end of the journal: gives groups their places, one behind the other, for one write and one barrier each.
+//! The end of the journal: gives groups their places, one behind the other, for one write and one
+//! barrier each.
 
 use std::sync::Arc;
 
@@ -44,10 +45,17 @@ impl JournalWriter {
     /// Goes on at `end_lsn` in `active`.
     pub(crate) fn new(active: ActiveFile, chain: u32, end_lsn: u64, last_id: EventId) -> Self {
         let store = active.header.store;
-        Self { store, active, chain, end_lsn, last_id }
+        Self {
+            store,
+            active,
+            chain,
+            end_lsn,
+            last_id,
+        }
     }
 
-    /// Says [`Error::Displaced`](crate::Error::Displaced) when the log is no longer where it was opened.
+    /// Says [`Error::Displaced`](crate::Error::Displaced) when the log is no longer where it was
+    /// opened.
     pub(crate) fn check_place(&self) -> Result<()> {
         self.active.file.check_place()
     }
@@ -57,7 +65,10 @@ impl JournalWriter {
     }
 
     pub(crate) fn active_use(&self) -> JournalUse {
-        JournalUse { number: self.active.number, incarnation: self.active.header.incarnation }
+        JournalUse {
+            number: self.active.number,
+            incarnation: self.active.header.incarnation,
+        }
     }
 
     pub(crate) fn active_bytes(&self) -> u64 {
@@ -75,7 +86,8 @@ impl JournalWriter {
         used + (group_bytes(record_bytes) + WITNESS_BYTES) as u64 <= self.active.bytes
     }
 
-    /// Goes on in `spare`, when everything so far is on stable storage. Its header will reach the disk with the first group.
+    /// Goes on in `spare`, when everything so far is on stable storage. Its header will reach the
+    /// disk with the first group.
     pub(crate) fn rotate(&mut self, spare: Spare) {
         let header = FileHeader {
             store: self.store,
@@ -85,15 +97,27 @@ impl JournalWriter {
             blocks: blocks(spare.bytes),
             last_id: self.last_id,
         };
-        self.active = ActiveFile { file: spare.file, number: spare.number, bytes: spare.bytes, header, header_placed: false };
+        self.active = ActiveFile {
+            file: spare.file,
+            number: spare.number,
+            bytes: spare.bytes,
+            header,
+            header_placed: false,
+        };
     }
 
-    /// Gives a group the next place, which it fits, and completes it for that; one without records is a witness. Everything before
-    /// `durable_lsn` is on stable storage.
+    /// Gives a group the next place, which it fits, and completes it for that; one without records
+    /// is a witness. Everything before `durable_lsn` is on stable storage.
     pub(crate) fn place(&mut self, group: &mut GroupBuffer, durable_lsn: u64) -> Placed {
         let header = self.active.header;
         let (lsn, last_id) = (self.end_lsn, group.last_id().unwrap_or(self.last_id));
-        let place = GroupPlace { incarnation: header.incarnation, lsn, durable_lsn, chain: self.chain, last_id };
+        let place = GroupPlace {
+            incarnation: header.incarnation,
+            lsn,
+            durable_lsn,
+            chain: self.chain,
+            last_id,
+        };
         let begins_file = !std::mem::replace(&mut self.active.header_placed, true);
         (self.chain, self.last_id) = (group.complete(self.store, place), last_id);
         self.end_lsn = lsn + group.blocks().len() as u64;
@@ -103,21 +127,32 @@ impl JournalWriter {
         } else {
             HEADER_BYTES + lsn - header.start_lsn
         };
-        Placed { lsn, end_lsn: self.end_lsn, at: Some((Arc::clone(&self.active.file), offset)) }
+        Placed {
+            lsn,
+            end_lsn: self.end_lsn,
+            at: Some((Arc::clone(&self.active.file), offset)),
+        }
     }
 
     /// The place of a group that has only answers to give: behind all it may rest on.
     pub(crate) fn place_nothing(&self) -> Placed {
-        Placed { lsn: self.end_lsn, end_lsn: self.end_lsn, at: None }
+        Placed {
+            lsn: self.end_lsn,
+            end_lsn: self.end_lsn,
+            at: None,
+        }
     }
 }
 
 impl Placed {
-    /// Writes the group that got this place. When this returns `Ok` it is on stable storage; when it fails, the journal must not be
-    /// written again. Returns the bytes written.
+    /// Writes the group that got this place. When this returns `Ok` it is on stable storage; when
+    /// it fails, the journal must not be written again. Returns the bytes written.
     pub(crate) fn write(&self, group: &GroupBuffer) -> Result<usize> {
-        let Some((file, offset)) = &self.at else { return Ok(0) };
-        // What is written to a file that was removed is gone with it, and a log that was moved away would be missed where it is looked for.
+        let Some((file, offset)) = &self.at else {
+            return Ok(0);
+        };
+        // What is written to a file that was removed is gone with it, and a log that was moved away
+        // would be missed where it is looked for.
         file.check_place()?;
         let blocks = group.blocks();
         file.write_all_at(blocks, *offset)?;

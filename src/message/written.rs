@@ -1,4 +1,5 @@
-//! A turn folds to the same message whichever language wrote its events, and whatever else they hold.
+//! A turn folds to the same message whichever language wrote its events, and whatever else they
+//! hold.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -10,15 +11,26 @@ use crate::event::Event;
 use crate::lenient;
 use crate::lenient::tests::{any_field, any_json};
 use crate::message::tests::{OPENING_SEQ, event, opening};
-use crate::message::{ASSISTANT_COMPLETED, Fold, MessageStatus, STATUS_CHANGED, TOOL_COMPLETED, TOOL_FAILED, TOOL_REQUESTED};
+use crate::message::{
+    ASSISTANT_COMPLETED, Fold, MessageStatus, STATUS_CHANGED, TOOL_COMPLETED, TOOL_FAILED,
+    TOOL_REQUESTED,
+};
 use crate::tool_calls::Calls;
 
 /// What an event says of its turn.
 #[derive(Debug, Clone)]
 enum Said {
-    Status { status: &'static str, attempt: Option<u32>, has_error: bool },
+    Status {
+        status: &'static str,
+        attempt: Option<u32>,
+        has_error: bool,
+    },
     Output(usize),
-    Calls { event_type: &'static str, ids: Vec<Option<Id>>, as_list: bool },
+    Calls {
+        event_type: &'static str,
+        ids: Vec<Option<Id>>,
+        as_list: bool,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -44,7 +56,8 @@ enum Json {
     Object(Vec<(Vec<u16>, Json)>),
 }
 
-/// A language and its usual encoder. Where its libraries differ, `is_odd` chooses the one that is harder to read.
+/// A language and its usual encoder. Where its libraries differ, `is_odd` chooses the one that is
+/// harder to read.
 #[derive(Debug, Clone, Copy)]
 struct Dialect {
     language: Language,
@@ -59,10 +72,18 @@ enum Language {
     Protobuf,
 }
 
-const LANGUAGES: [Language; 4] = [Language::JavaScript, Language::Python, Language::Lua, Language::Protobuf];
+const LANGUAGES: [Language; 4] = [
+    Language::JavaScript,
+    Language::Python,
+    Language::Lua,
+    Language::Protobuf,
+];
 
 /// What stands for each event before it is written in a dialect.
-const PLAIN: Dialect = Dialect { language: Language::Python, is_odd: false };
+const PLAIN: Dialect = Dialect {
+    language: Language::Python,
+    is_odd: false,
+};
 
 struct Writer {
     dialect: Dialect,
@@ -79,11 +100,19 @@ impl Writer {
             Json::Digits(digits) => self.digits(*digits),
             Json::Text(text) => self.text(text),
             Json::List(items) => self.list(items),
-            Json::Deep(levels) => self.put(&format!("{}{}", "[".repeat(*levels), "]".repeat(*levels))),
-            Json::Object(fields) if fields.is_empty() && self.dialect.language == Language::Lua && self.dialect.is_odd => {
+            Json::Deep(levels) => {
+                self.put(&format!("{}{}", "[".repeat(*levels), "]".repeat(*levels)))
+            }
+            Json::Object(fields)
+                if fields.is_empty()
+                    && self.dialect.language == Language::Lua
+                    && self.dialect.is_odd =>
+            {
                 self.put("[]");
             }
-            Json::Object(fields) => self.object(fields.iter().map(|(name, field)| (name.as_slice(), field))),
+            Json::Object(fields) => {
+                self.object(fields.iter().map(|(name, field)| (name.as_slice(), field)))
+            }
         }
     }
 
@@ -91,11 +120,16 @@ impl Writer {
         self.out.extend_from_slice(text.as_bytes());
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "so do languages whose numbers are doubles")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "so do languages whose numbers are doubles"
+    )]
     fn whole(&mut self, whole: i64) {
         match self.dialect.language {
             Language::JavaScript => self.double(whole as f64),
-            Language::Lua if whole.unsigned_abs() >= 1_000_000_000_000_000 => self.double(whole as f64),
+            Language::Lua if whole.unsigned_abs() >= 1_000_000_000_000_000 => {
+                self.double(whole as f64)
+            }
             Language::Lua if self.dialect.is_odd => self.put(&format!("{whole}.0")),
             Language::Protobuf => self.put(&format!("\"{whole}\"")),
             Language::Python | Language::Lua => self.put(&whole.to_string()),
@@ -106,7 +140,14 @@ impl Writer {
         let (shortest, [nan, inf, minus_inf]) = match self.dialect.language {
             Language::JavaScript => (1e21, ["null"; 3]),
             Language::Python => (1e16, ["NaN", "Infinity", "-Infinity"]),
-            Language::Lua => (1e15, [if self.dialect.is_odd { "-nan" } else { "nan" }, "inf", "-inf"]),
+            Language::Lua => (
+                1e15,
+                [
+                    if self.dialect.is_odd { "-nan" } else { "nan" },
+                    "inf",
+                    "-inf",
+                ],
+            ),
             Language::Protobuf => (1e21, [r#""NaN""#, r#""Infinity""#, r#""-Infinity""#]),
         };
         match double {
@@ -122,7 +163,9 @@ impl Writer {
         match self.dialect.language {
             Language::Python => self.put(&"7".repeat(digits)),
             Language::Protobuf => self.put(&format!("\"{}\"", "7".repeat(digits))),
-            Language::JavaScript | Language::Lua => self.double("7".repeat(digits).parse().unwrap()),
+            Language::JavaScript | Language::Lua => {
+                self.double("7".repeat(digits).parse().unwrap())
+            }
         }
     }
 
@@ -134,8 +177,12 @@ impl Writer {
                 (Ok('\\'), _) => self.put("\\\\"),
                 // Some encoders of Lua leave control characters as they are.
                 (Ok(char), Language::Lua) if self.dialect.is_odd => self.put(&char.to_string()),
-                (Ok(char), dialect) if char < ' ' || (dialect == Language::Python && !char.is_ascii()) => {
-                    char.encode_utf16(&mut [0; 2]).iter().for_each(|unit| self.escaped(*unit));
+                (Ok(char), dialect)
+                    if char < ' ' || (dialect == Language::Python && !char.is_ascii()) =>
+                {
+                    char.encode_utf16(&mut [0; 2])
+                        .iter()
+                        .for_each(|unit| self.escaped(*unit));
                 }
                 (Ok(char), _) => self.put(&char.to_string()),
                 (Err(half), Language::JavaScript | Language::Python) => {
@@ -162,7 +209,9 @@ impl Writer {
     /// Lua has no lists: one that is empty, or has a hole, may come as an object.
     fn list(&mut self, items: &[Json]) {
         if self.dialect.language == Language::Lua && (self.dialect.is_odd || items.is_empty()) {
-            let places: Vec<Vec<u16>> = (1..=items.len()).map(|place| place.to_string().encode_utf16().collect()).collect();
+            let places: Vec<Vec<u16>> = (1..=items.len())
+                .map(|place| place.to_string().encode_utf16().collect())
+                .collect();
             return self.object(places.iter().map(Vec::as_slice).zip(items));
         }
         self.put("[");
@@ -202,34 +251,75 @@ impl Said {
     fn fields(&self, error: &Json, dialect: Dialect) -> Vec<(&'static str, Json)> {
         let none = || dialect.is_odd.then_some(Json::Null);
         let fields = match self {
-            Said::Status { status, attempt, has_error } => vec![
+            Said::Status {
+                status,
+                attempt,
+                has_error,
+            } => vec![
                 ("status", Some(text(status))),
-                ("attempt", attempt.map(|attempt| Json::Whole(attempt.into())).or_else(none)),
+                (
+                    "attempt",
+                    attempt
+                        .map(|attempt| Json::Whole(attempt.into()))
+                        .or_else(none),
+                ),
                 ("error", has_error.then(|| error.clone()).or_else(none)),
             ],
             Said::Output(number) => vec![("text", Some(text(&format!("said {number}"))))],
-            Said::Calls { ids, as_list: false, .. } => {
-                vec![("call_id", ids.first().and_then(|id| Id::json(id.as_ref())).or_else(none)), ("calls", none())]
+            Said::Calls {
+                ids,
+                as_list: false,
+                ..
+            } => {
+                vec![
+                    (
+                        "call_id",
+                        ids.first()
+                            .and_then(|id| Id::json(id.as_ref()))
+                            .or_else(none),
+                    ),
+                    ("calls", none()),
+                ]
             }
             Said::Calls { ids, .. } => {
                 let call = |id: &Option<Id>| {
                     let id = Id::json(id.as_ref()).or_else(none);
-                    Json::Object(id.into_iter().map(|id| ("id".encode_utf16().collect(), id)).collect())
+                    Json::Object(
+                        id.into_iter()
+                            .map(|id| ("id".encode_utf16().collect(), id))
+                            .collect(),
+                    )
                 };
-                vec![("call_id", none()), ("calls", Some(Json::List(ids.iter().map(call).collect())))]
+                vec![
+                    ("call_id", none()),
+                    ("calls", Some(Json::List(ids.iter().map(call).collect()))),
+                ]
             }
         };
-        fields.into_iter().filter_map(|(name, field)| Some((name, field?))).collect()
+        fields
+            .into_iter()
+            .filter_map(|(name, field)| Some((name, field?)))
+            .collect()
     }
 
     fn written(&self, dialect: Dialect, noise: &[(Vec<u16>, Json)]) -> Vec<u8> {
         let error = Json::Object(noise.to_vec());
-        let mut fields: Vec<_> =
-            self.fields(&error, dialect).into_iter().map(|(name, field)| (name.encode_utf16().collect(), field)).collect();
+        let mut fields: Vec<_> = self
+            .fields(&error, dialect)
+            .into_iter()
+            .map(|(name, field)| (name.encode_utf16().collect(), field))
+            .collect();
         let place = if dialect.is_odd { 0 } else { fields.len() };
         fields.splice(place..place, noise.iter().cloned());
-        let mut writer = Writer { dialect, out: Vec::new() };
-        writer.object(fields.iter().map(|(name, field): &(Vec<u16>, Json)| (name.as_slice(), field)));
+        let mut writer = Writer {
+            dialect,
+            out: Vec::new(),
+        };
+        writer.object(
+            fields
+                .iter()
+                .map(|(name, field): &(Vec<u16>, Json)| (name.as_slice(), field)),
+        );
         writer.out
     }
 }
@@ -244,10 +334,28 @@ impl Id {
 }
 
 fn any_said() -> impl Strategy<Value = Said> {
-    let statuses = vec!["queued", "running", "waiting_for_tool", "running", "completed", "failed", "cancelled"];
+    let statuses = vec![
+        "queued",
+        "running",
+        "waiting_for_tool",
+        "running",
+        "completed",
+        "failed",
+        "cancelled",
+    ];
     let status = (select(statuses), option::of(1_u32..4), any::<bool>());
-    let id = option::weighted(0.8, prop_oneof![(0_u32..4).prop_map(Id::Number), (0_u32..4).prop_map(Id::Text)]);
-    let calls = (select(&[TOOL_REQUESTED, TOOL_REQUESTED, TOOL_COMPLETED, TOOL_FAILED]), vec(id, 0..4), any::<bool>());
+    let id = option::weighted(
+        0.8,
+        prop_oneof![
+            (0_u32..4).prop_map(Id::Number),
+            (0_u32..4).prop_map(Id::Text)
+        ],
+    );
+    let calls = (
+        select(&[TOOL_REQUESTED, TOOL_REQUESTED, TOOL_COMPLETED, TOOL_FAILED]),
+        vec(id, 0..4),
+        any::<bool>(),
+    );
     prop_oneof![
         2 => status.prop_map(|(status, attempt, has_error)| Said::Status { status, attempt, has_error }),
         2 => (0_usize..3).prop_map(Said::Output),
@@ -265,31 +373,57 @@ fn any_value() -> impl Strategy<Value = Json> {
         Just(Json::Null),
         any::<bool>().prop_map(Json::Bool),
         any::<i64>().prop_map(Json::Whole),
-        select(&[f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.1, 1e15, 1e21, -2.5e300]).prop_map(Json::Double),
+        select(&[
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            0.1,
+            1e15,
+            1e21,
+            -2.5e300
+        ])
+        .prop_map(Json::Double),
         (1_usize..400).prop_map(Json::Digits),
         any_text().prop_map(Json::Text),
         (1_usize..900).prop_map(Json::Deep),
     ];
     leaf.prop_recursive(3, 12, 3, |item| {
-        prop_oneof![vec(item.clone(), 0..3).prop_map(Json::List), vec((any_text(), item), 0..3).prop_map(Json::Object)]
+        prop_oneof![
+            vec(item.clone(), 0..3).prop_map(Json::List),
+            vec((any_text(), item), 0..3).prop_map(Json::Object)
+        ]
     })
 }
 
 /// Fields that decide nothing.
 fn any_noise() -> impl Strategy<Value = Vec<(Vec<u16>, Json)>> {
-    let field = (any_text(), any_value()).prop_map(|(name, field)| ([vec![u16::from(b'x')], name].concat(), field));
+    let field = (any_text(), any_value())
+        .prop_map(|(name, field)| ([vec![u16::from(b'x')], name].concat(), field));
     vec(field, 0..3)
 }
 
-/// What is to be the same after an event: status, attempt, number of outputs, whether there is an error, and the calls.
+/// What is to be the same after an event: status, attempt, number of outputs, whether there is an
+/// error, and the calls.
 type Step = (MessageStatus, u32, usize, bool, Calls);
 
 fn steps(events: &[Event]) -> Vec<Step> {
     let mut fold = Fold::open(opening().view()).unwrap();
     let step = |(seq, event): (u64, &Event)| {
-        fold.apply(Event { seq, ..event.clone() }.view());
+        fold.apply(
+            Event {
+                seq,
+                ..event.clone()
+            }
+            .view(),
+        );
         let message = fold.clone().into_message();
-        (message.status, message.attempt, message.output.len(), message.error.is_some(), fold.calls.clone())
+        (
+            message.status,
+            message.attempt,
+            message.output.len(),
+            message.error.is_some(),
+            fold.calls.clone(),
+        )
     };
     (OPENING_SEQ + 1..).zip(events).map(step).collect()
 }

@@ -1,4 +1,5 @@
-//! The bounded cache of what was read from segments and merged filters and found whole: blocks, pages, filters. And the open files.
+//! The bounded cache of what was read from segments and merged filters and found whole: blocks,
+//! pages, filters. And the open files.
 
 use std::sync::Arc;
 
@@ -44,12 +45,24 @@ impl Weighter<(FileKey, u64), Bytes> for ByBytes {
 
 impl BlockCache {
     pub(crate) fn new(bytes_max: usize) -> Self {
-        let parts = Cache::with_weighter(bytes_max / ENTRY_BYTES_TYPICAL + 1, bytes_max as u64, ByBytes);
-        Self { parts, files: Cache::new(FILES_MAX) }
+        let parts = Cache::with_weighter(
+            bytes_max / ENTRY_BYTES_TYPICAL + 1,
+            bytes_max as u64,
+            ByBytes,
+        );
+        Self {
+            parts,
+            files: Cache::new(FILES_MAX),
+        }
     }
 
     /// The part of a file at `offset`, read and checked by `read` unless it is here.
-    pub(crate) fn part(&self, file: FileKey, offset: u64, read: impl FnOnce() -> Result<Bytes>) -> Result<Bytes> {
+    pub(crate) fn part(
+        &self,
+        file: FileKey,
+        offset: u64,
+        read: impl FnOnce() -> Result<Bytes>,
+    ) -> Result<Bytes> {
         if let Some(part) = self.parts.get(&(file, offset)) {
             return Ok(part);
         }
@@ -64,7 +77,11 @@ impl BlockCache {
     }
 
     /// An open file.
-    pub(crate) fn file(&self, key: FileKey, open: impl FnOnce() -> Result<Arc<dyn DiskFile>>) -> Result<Arc<dyn DiskFile>> {
+    pub(crate) fn file(
+        &self,
+        key: FileKey,
+        open: impl FnOnce() -> Result<Arc<dyn DiskFile>>,
+    ) -> Result<Arc<dyn DiskFile>> {
         if let Some(file) = self.files.get(&key) {
             return Ok(file);
         }

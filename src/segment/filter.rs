@@ -1,7 +1,9 @@
-//! A Bloom filter over a segment's sessions and idempotency keys: it tells, with few reads, which segments need not be asked.
+//! A Bloom filter over a segment's sessions and idempotency keys: it tells, with few reads, which
+//! segments need not be asked.
 //!
-//! It is ours because its bits are part of the format: the filter crates leave theirs open to change. Two independent
-//! 64-bit halves of a hash stand for all probes (Kirsch and Mitzenmacher, "Less Hashing, Same Performance", 2006).
+//! It is ours because its bits are part of the format: the filter crates leave theirs open to
+//! change. Two independent 64-bit halves of a hash stand for all probes (Kirsch and Mitzenmacher,
+//! "Less Hashing, Same Performance", 2006).
 
 use serde::{Deserialize, Serialize};
 
@@ -31,23 +33,32 @@ pub(crate) struct FilterBuilder {
 impl FilterBuilder {
     pub(super) fn new(items: u64) -> Self {
         let bits = items.saturating_mul(BITS_PER_ITEM).max(64);
-        Self { words: vec![0; usize::try_from(bits.div_ceil(64)).expect("a filter fits memory")] }
+        Self {
+            words: vec![0; usize::try_from(bits.div_ceil(64)).expect("a filter fits memory")],
+        }
     }
 
     /// A filter as large as this one, with nothing in it.
     pub(super) fn as_large_as(filter: &[u8]) -> Self {
-        Self { words: vec![0; filter.len().saturating_sub(HEADER_BYTES) / 8] }
+        Self {
+            words: vec![0; filter.len().saturating_sub(HEADER_BYTES) / 8],
+        }
     }
 
     pub(super) fn insert(&mut self, hash: [u8; 16]) {
         let words = self.words.len() as u64;
         for (word, bit) in probes(hash, words) {
-            *self.words.get_mut(word).expect("a probe lies within the filter") |= bit;
+            *self
+                .words
+                .get_mut(word)
+                .expect("a probe lies within the filter") |= bit;
         }
     }
 
     pub(super) fn encode(&self, salt: Salt) -> Vec<u8> {
-        let count = u32::try_from(self.words.len()).expect("a filter of 32 GiB is out of reach").to_le_bytes();
+        let count = u32::try_from(self.words.len())
+            .expect("a filter of 32 GiB is out of reach")
+            .to_le_bytes();
         let mut rest = PROBES.to_le_bytes().to_vec();
         rest.extend_from_slice(&[0; 4]);
         rest.extend(self.words.iter().flat_map(|word| word.to_le_bytes()));
@@ -66,20 +77,36 @@ pub(crate) fn check(salt: Salt, bytes: &[u8]) -> Decoded<()> {
     let (count, checksum) = (reader.array::<4>()?, reader.u32()?);
     let rest = reader.take(reader.left())?;
     let words = u32::from_le_bytes(count) as usize;
-    if salt.over(&count).checksum(rest) != checksum || bytes.len() != HEADER_BYTES + words * 8 || words == 0 {
-        return Err(Fault::Damaged { at: 4, what: "a checksum that does not match" });
+    if salt.over(&count).checksum(rest) != checksum
+        || bytes.len() != HEADER_BYTES + words * 8
+        || words == 0
+    {
+        return Err(Fault::Damaged {
+            at: 4,
+            what: "a checksum that does not match",
+        });
     }
     match Reader::from(bytes, 8)?.u32()? {
         PROBES => Ok(()),
-        found => Err(Fault::Unknown { what: "number of filter probes", found: found.into(), supported: PROBES.into() }),
+        found => Err(Fault::Unknown {
+            what: "number of filter probes",
+            found: found.into(),
+            supported: PROBES.into(),
+        }),
     }
 }
 
 /// Whether a checked filter may hold an item.
 pub(crate) fn may_hold(bytes: &[u8], hash: [u8; 16]) -> bool {
-    let Some((_header, words)) = bytes.split_at_checked(HEADER_BYTES) else { return true };
+    let Some((_header, words)) = bytes.split_at_checked(HEADER_BYTES) else {
+        return true;
+    };
     probes(hash, (words.len() / 8) as u64).all(|(word, bit)| {
-        let stored = words.get(word * 8..).and_then(|rest| rest.first_chunk()).copied().map(u64::from_le_bytes);
+        let stored = words
+            .get(word * 8..)
+            .and_then(|rest| rest.first_chunk())
+            .copied()
+            .map(u64::from_le_bytes);
         stored.is_none_or(|stored| stored & bit != 0)
     })
 }
@@ -90,7 +117,10 @@ fn probes(hash: [u8; 16], words: u64) -> impl Iterator<Item = (usize, u64)> {
     let high = u64::try_from(hash >> 64).expect("the high half fits") | 1;
     (0..u64::from(PROBES)).map(move |probe| {
         let bit = low.wrapping_add(probe.wrapping_mul(high)) % (words * 64);
-        (usize::try_from(bit / 64).expect("a filter fits memory"), 1 << (bit % 64))
+        (
+            usize::try_from(bit / 64).expect("a filter fits memory"),
+            1 << (bit % 64),
+        )
     })
 }
 
@@ -99,7 +129,10 @@ mod tests {
     use super::*;
 
     fn hash(item: u32) -> [u8; 16] {
-        *blake3::hash(&item.to_le_bytes()).as_bytes().first_chunk().unwrap()
+        *blake3::hash(&item.to_le_bytes())
+            .as_bytes()
+            .first_chunk()
+            .unwrap()
     }
 
     #[test]
@@ -109,7 +142,9 @@ mod tests {
         let bytes = builder.encode(Salt::NONE);
         assert_eq!(check(Salt::NONE, &bytes), Ok(()));
         assert!((0..10_000).all(|item| may_hold(&bytes, hash(item))));
-        let wrong = (10_000..110_000).filter(|&item| may_hold(&bytes, hash(item))).count();
+        let wrong = (10_000..110_000)
+            .filter(|&item| may_hold(&bytes, hash(item)))
+            .count();
         assert!(wrong < 200, "{wrong} of 100,000 answers are wrong");
     }
 

@@ -1,11 +1,14 @@
-//! Merged filters: one filter over sixteen segments, one over sixteen times sixteen, and so on, as long as they fit memory, so that a session or
-//! an idempotency key that is nowhere is found to be nowhere without asking each segment.
+//! Merged filters: one filter over sixteen segments, one over sixteen times sixteen, and so on, as
+//! long as they fit memory, so that a session or an idempotency key that is nowhere is found to be
+//! nowhere without asking each segment.
 //!
-//! They are derived from the segments' tables and can be deleted at any time; but where one says that an item is in none of its segments, that
-//! is believed. Invariants:
-//! * The checksums of its pages start from what the filters of its segments are, from its length and from the place in it, so that bytes
-//!   that belong to anything else do not pass, and what does not pass rules nothing out.
-//! * It is over what was found in the tables, and that is, bit for bit, what the segments' own filters are over.
+//! They are derived from the segments' tables and can be deleted at any time; but where one says
+//! that an item is in none of its segments, that is believed. Invariants:
+//! * The checksums of its pages start from what the filters of its segments are, from its length
+//!   and from the place in it, so that bytes that belong to anything else do not pass, and what
+//!   does not pass rules nothing out.
+//! * It is over what was found in the tables, and that is, bit for bit, what the segments' own
+//!   filters are over.
 //!
 //! A page is a filter like a segment's, of one block; an item's hash says on which page to look.
 
@@ -31,8 +34,8 @@ const FANOUT: u64 = 16;
 /// The widest filters are over `FANOUT` to this power of segments.
 const LEVELS: u8 = 3;
 
-/// None is made that would take more, since it is made in memory. This is 16 million sessions and keys: with more of them in its segments, those
-/// of the level below are asked.
+/// None is made that would take more, since it is made in memory. This is 16 million sessions and
+/// keys: with more of them in its segments, those of the level below are asked.
 const FILTER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// A page is a block, and such a filter.
@@ -49,7 +52,8 @@ pub(crate) fn merged_folder(log: &Path) -> PathBuf {
     log.join("filters")
 }
 
-/// The segments that a merged filter is over: `FANOUT` to the power of the level, up to the last, whose number is a multiple of that.
+/// The segments that a merged filter is over: `FANOUT` to the power of the level, up to the last,
+/// whose number is a multiple of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Span {
     level: u8,
@@ -67,7 +71,10 @@ impl Span {
     pub(crate) fn up_to(newest: u64) -> impl Iterator<Item = Self> {
         (1..=LEVELS).flat_map(move |level| {
             let segments = FANOUT.pow(level.into());
-            (1..=newest / segments).map(move |nth| Self { level, last: nth * segments })
+            (1..=newest / segments).map(move |nth| Self {
+                level,
+                last: nth * segments,
+            })
         })
     }
 
@@ -87,10 +94,14 @@ impl Span {
 
     /// The span in a file's name.
     fn of_name(name: &str) -> Option<Self> {
-        let (last, level) = name.strip_suffix(EXTENSION)?.strip_suffix('.')?.split_once('-')?;
+        let (last, level) = name
+            .strip_suffix(EXTENSION)?
+            .strip_suffix('.')?
+            .split_once('-')?;
         let (last, level) = (last.parse().ok()?, level.parse().ok()?);
         let span = Self { level, last };
-        let is_ours = Self::ending_with(last).any(|possible| possible == span) && span.path(Path::new("")) == Path::new(name);
+        let is_ours = Self::ending_with(last).any(|possible| possible == span)
+            && span.path(Path::new("")) == Path::new(name);
         is_ours.then_some(span)
     }
 }
@@ -113,12 +124,20 @@ pub(crate) struct MergedPlace {
 }
 
 impl MergedFilter {
-    /// Those in the folder that are over segments of the set. Only what their segments are is read yet. Now and then `go_on` may end it.
-    pub(crate) fn list(place: &MergedPlace, set: &SegmentSet, go_on: impl Fn() -> Result<()>) -> Result<Vec<Self>> {
+    /// Those in the folder that are over segments of the set. Only what their segments are is read
+    /// yet. Now and then `go_on` may end it.
+    pub(crate) fn list(
+        place: &MergedPlace,
+        set: &SegmentSet,
+        go_on: impl Fn() -> Result<()>,
+    ) -> Result<Vec<Self>> {
         let mut filters = Vec::new();
         for (name, bytes) in place.disk.list(&place.folder)? {
-            let of_segments = Span::of_name(&name).and_then(|span| Some((span, set.of_span(span)?)));
-            let Some((span, segments)) = of_segments else { continue };
+            let of_segments =
+                Span::of_name(&name).and_then(|span| Some((span, set.of_span(span)?)));
+            let Some((span, segments)) = of_segments else {
+                continue;
+            };
             go_on()?;
             // Where a segment cannot be read, its own filter cannot either.
             filters.extend(Self::new(place, span, segments, bytes).ok().flatten());
@@ -126,9 +145,17 @@ impl MergedFilter {
         Ok(filters)
     }
 
-    /// The filter in a file of so many bytes, over these segments; `None` when no filter is as long.
-    fn new(place: &MergedPlace, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Result<Option<Self>> {
-        if !(1..=FILTER_BYTES_MAX).contains(&file_bytes) || !file_bytes.is_multiple_of(PAGE_BYTES.into()) {
+    /// The filter in a file of so many bytes, over these segments; `None` when no filter is as
+    /// long.
+    fn new(
+        place: &MergedPlace,
+        span: Span,
+        segments: &[Arc<Segment>],
+        file_bytes: u64,
+    ) -> Result<Option<Self>> {
+        if !(1..=FILTER_BYTES_MAX).contains(&file_bytes)
+            || !file_bytes.is_multiple_of(PAGE_BYTES.into())
+        {
             return Ok(None);
         }
         let salt = salt(place.store, span, segments, file_bytes)?;
@@ -140,28 +167,47 @@ impl MergedFilter {
             disk: Arc::clone(&place.disk),
             cache: Arc::clone(&place.cache),
         };
-        Ok(Some(Self { span, pages: file_bytes / u64::from(PAGE_BYTES), parts, broken: AtomicBool::new(false) }))
+        Ok(Some(Self {
+            span,
+            pages: file_bytes / u64::from(PAGE_BYTES),
+            parts,
+            broken: AtomicBool::new(false),
+        }))
     }
 
-    /// Makes the filter over these segments and writes it; `None` when it would be too large. Now and then `go_on` may end it. A failure
-    /// leaves no filter and may be tried again.
+    /// Makes the filter over these segments and writes it; `None` when it would be too large. Now
+    /// and then `go_on` may end it. A failure leaves no filter and may be tried again.
     pub(crate) fn make(
         place: &MergedPlace,
         span: Span,
         segments: &[Arc<Segment>],
         go_on: impl Fn() -> Result<()>,
     ) -> Result<Option<Self>> {
-        let items = segments.iter().map(|segment| segment.filter_items()).sum::<u64>();
+        let items = segments
+            .iter()
+            .map(|segment| segment.filter_items())
+            .sum::<u64>();
         let pages = items.div_ceil(PAGE_ITEMS).max(1);
-        let Some(filter) = Self::new(place, span, segments, pages * u64::from(PAGE_BYTES))? else { return Ok(None) };
-        let mut builders: Vec<_> = (0..pages).map(|_page| FilterBuilder::new(PAGE_ITEMS)).collect();
+        let Some(filter) = Self::new(place, span, segments, pages * u64::from(PAGE_BYTES))? else {
+            return Ok(None);
+        };
+        let mut builders: Vec<_> = (0..pages)
+            .map(|_page| FilterBuilder::new(PAGE_ITEMS))
+            .collect();
         let mut visited = 0;
         for segment in segments {
             go_on()?;
             segment.for_each_item(|item| {
                 visited += 1;
-                builders.get_mut(filter.page_of(item)).expect("an item's page is below their number").insert(item);
-                if visited % PAGE_ITEMS == 0 { go_on() } else { Ok(()) }
+                builders
+                    .get_mut(filter.page_of(item))
+                    .expect("an item's page is below their number")
+                    .insert(item);
+                if visited % PAGE_ITEMS == 0 {
+                    go_on()
+                } else {
+                    Ok(())
+                }
             })?;
         }
         filter.write(&builders)?;
@@ -172,7 +218,9 @@ impl MergedFilter {
         let Parts { disk, path, .. } = &self.parts;
         let written = write_whole(&**disk, path, |unfinished| {
             let mut sink = BlockSink::new(disk.open(unfinished, Mode::WriteBlocks)?);
-            pages.iter().try_for_each(|page| sink.put(&page.encode(self.parts.salt.at(sink.offset()))))?;
+            pages
+                .iter()
+                .try_for_each(|page| sink.put(&page.encode(self.parts.salt.at(sink.offset()))))?;
             sink.finish(&[])
         });
         // One that was broken may still be open.
@@ -180,7 +228,8 @@ impl MergedFilter {
         written
     }
 
-    /// Whether none of its segments has the item. What cannot be read rules nothing out; what is damaged or gone is not tried again.
+    /// Whether none of its segments has the item. What cannot be read rules nothing out; what is
+    /// damaged or gone is not tried again.
     pub(super) fn rules_out(&self, item: ItemHash) -> bool {
         if self.is_broken() {
             return false;
@@ -202,7 +251,12 @@ impl MergedFilter {
 
     fn page(&self, item: ItemHash) -> Result<Bytes> {
         let offset = self.page_of(item) as u64 * u64::from(PAGE_BYTES);
-        self.parts.part(offset, PAGE_BYTES, || self.parts.file(|_file| Ok(())), |salt, page| filter::check(salt, page))
+        self.parts.part(
+            offset,
+            PAGE_BYTES,
+            || self.parts.file(|_file| Ok(())),
+            |salt, page| filter::check(salt, page),
+        )
     }
 
     /// By the hash's high half, taken as a fraction of all pages.
@@ -214,8 +268,12 @@ impl MergedFilter {
 
 /// What the checksums of a filter's pages start from.
 fn salt(store: StoreId, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Result<Salt> {
-    let salt = Salt::new(store, *b"mflt", span.last).over(&[span.level]).over(&file_bytes.to_le_bytes());
-    segments.iter().try_fold(salt, |salt, segment| Ok(salt.over(&segment.filter_identity()?)))
+    let salt = Salt::new(store, *b"mflt", span.last)
+        .over(&[span.level])
+        .over(&file_bytes.to_le_bytes());
+    segments.iter().try_fold(salt, |salt, segment| {
+        Ok(salt.over(&segment.filter_identity()?))
+    })
 }
 
 #[cfg(test)]
@@ -257,19 +315,36 @@ mod tests {
             for folder in [segment::folder(folder.path()), merged_folder(folder.path())] {
                 disk.make_dir(&folder).unwrap();
             }
-            let mut scene = Self { folder, disk, store, infos: Vec::new() };
+            let mut scene = Self {
+                folder,
+                disk,
+                store,
+                infos: Vec::new(),
+            };
             (1..=segments).for_each(|number| scene.write_segment(number, &session(number)));
             scene
         }
 
         /// Writes a segment with one record.
         fn write_segment(&mut self, number: u64, session: &SessionId) {
-            let batch = Batch::new().event(NewEvent::new("note", "x")).idempotency_key("key");
-            let stamp = Stamp { base: EventId::from_u128(number.into()), created_ms: 0 };
+            let batch = Batch::new()
+                .event(NewEvent::new("note", "x"))
+                .idempotency_key("key");
+            let stamp = Stamp {
+                base: EventId::from_u128(number.into()),
+                created_ms: 0,
+            };
             let records = vec![EncodedBatch::new(session, batch).stamped(1, 1, stamp)];
-            let plan = SegmentPlan { store: self.store, number, start_lsn: number - 1, end_lsn: number, records };
+            let plan = SegmentPlan {
+                store: self.store,
+                number,
+                start_lsn: number - 1,
+                end_lsn: number,
+                records,
+            };
             let folder = segment::folder(self.folder.path());
-            self.infos.push(write_segment(&*self.disk, &folder, &plan, |_written| Ok(())).unwrap());
+            self.infos
+                .push(write_segment(&*self.disk, &folder, &plan, |_written| Ok(())).unwrap());
         }
 
         fn opened(&self) -> Opened<'_> {
@@ -280,7 +355,11 @@ mod tests {
                 Arc::new(Segment::new(info.clone(), self.store, &folder, disk, cache))
             };
             let set = SegmentSet::new(self.infos.iter().map(segment).collect());
-            Opened { scene: self, cache, set }
+            Opened {
+                scene: self,
+                cache,
+                set,
+            }
         }
 
         fn newest(&self) -> u64 {
@@ -296,13 +375,21 @@ mod tests {
     impl Opened<'_> {
         fn make(&self, span: Span) -> MergedFilter {
             let segments = self.set.of_span(span).unwrap();
-            self.in_place(|place| MergedFilter::make(place, span, segments, || Ok(())).unwrap().unwrap())
+            self.in_place(|place| {
+                MergedFilter::make(place, span, segments, || Ok(()))
+                    .unwrap()
+                    .unwrap()
+            })
         }
 
         fn there(&self, span: Span) -> MergedFilter {
             let segments = self.set.of_span(span).unwrap();
             let file = self.scene.disk.open(&self.path(span), Mode::Read).unwrap();
-            self.in_place(|place| MergedFilter::new(place, span, segments, file.len().unwrap()).unwrap().unwrap())
+            self.in_place(|place| {
+                MergedFilter::new(place, span, segments, file.len().unwrap())
+                    .unwrap()
+                    .unwrap()
+            })
         }
 
         fn path(&self, span: Span) -> PathBuf {
@@ -310,9 +397,23 @@ mod tests {
         }
 
         fn in_place<T>(&self, work: impl FnOnce(&MergedPlace) -> T) -> T {
-            let Scene { folder, disk, store, .. } = self.scene;
-            let (disk, cache, folder) = (Arc::clone(disk), Arc::clone(&self.cache), merged_folder(folder.path()));
-            work(&MergedPlace { disk, folder, store: *store, cache })
+            let Scene {
+                folder,
+                disk,
+                store,
+                ..
+            } = self.scene;
+            let (disk, cache, folder) = (
+                Arc::clone(disk),
+                Arc::clone(&self.cache),
+                merged_folder(folder.path()),
+            );
+            work(&MergedPlace {
+                disk,
+                folder,
+                store: *store,
+                cache,
+            })
         }
     }
 
@@ -321,18 +422,34 @@ mod tests {
         let scene = Scene::new(StoreId(1), 16 * 16 + 16 + 3);
         scene.make_all();
         let opened = scene.opened();
-        let set = opened.set.with_merged([(2, 256), (1, 272)].map(|(level, last)| opened.there(Span { level, last })));
+        let set = opened.set.with_merged(
+            [(2, 256), (1, 272)].map(|(level, last)| opened.there(Span { level, last })),
+        );
         for info in &scene.infos[..272] {
             let path = segment::path(&segment::folder(scene.folder.path()), info.number);
             std::fs::write(path, vec![0xFF; usize::try_from(info.file_bytes).unwrap()]).unwrap();
         }
         for number in 1_000..1_200 {
             assert!(set.last_run(&session(number)).unwrap().is_none());
-            assert!(set.run_at(&session(number), (1, 1), None).unwrap().is_none());
-            assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_none());
+            assert!(
+                set.run_at(&session(number), (1, 1), None)
+                    .unwrap()
+                    .is_none()
+            );
+            assert!(
+                set.record_of_key(&session(number), 1, "key")
+                    .unwrap()
+                    .is_none()
+            );
         }
-        assert!(set.last_run(&session(7)).is_err(), "its segment was not looked for");
-        assert!(set.run_at(&session(7), (1, 1), None).is_err(), "its segment was not looked for");
+        assert!(
+            set.last_run(&session(7)).is_err(),
+            "its segment was not looked for"
+        );
+        assert!(
+            set.run_at(&session(7), (1, 1), None).is_err(),
+            "its segment was not looked for"
+        );
     }
 
     #[test]
@@ -340,13 +457,19 @@ mod tests {
         let scene = Scene::new(StoreId(1), 2 * 256 + 40);
         scene.make_all();
         let opened = scene.opened();
-        let set = opened.set.with_merged(Span::up_to(scene.newest()).map(|span| opened.there(span)));
+        let set = opened
+            .set
+            .with_merged(Span::up_to(scene.newest()).map(|span| opened.there(span)));
         for number in 1..=scene.newest() {
             let (found, entry) = set.last_run(&session(number)).unwrap().unwrap();
             assert_eq!((found.info.number, entry.run.last()), (number, 1));
             let (found, _) = set.run_at(&session(number), (1, 1), None).unwrap().unwrap();
             assert_eq!(found.info.number, number);
-            assert!(set.record_of_key(&session(number), 1, "key").unwrap().is_some());
+            assert!(
+                set.record_of_key(&session(number), 1, "key")
+                    .unwrap()
+                    .is_some()
+            );
         }
     }
 
@@ -357,7 +480,10 @@ mod tests {
         scene.make_all();
         let path = scene.opened().path(span);
         let bytes_of = |scene: &Scene, span| {
-            let file = scene.disk.open(&scene.opened().path(span), Mode::Read).unwrap();
+            let file = scene
+                .disk
+                .open(&scene.opened().path(span), Mode::Read)
+                .unwrap();
             let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
             file.read_exact_at(&mut bytes, 0).unwrap();
             bytes
@@ -365,25 +491,44 @@ mod tests {
         let right = bytes_of(&scene, span);
         let check = |what: &str, bytes: &[u8]| {
             scene.disk.remove(&path).unwrap();
-            scene.disk.open(&path, Mode::Write).unwrap().write_all_at(bytes, 0).unwrap();
+            scene
+                .disk
+                .open(&path, Mode::Write)
+                .unwrap()
+                .write_all_at(bytes, 0)
+                .unwrap();
             let opened = scene.opened();
             for number in 0..20 {
                 // Each time anew, since one that is known to be broken is not asked.
                 let filter = opened.there(span);
-                assert!(!filter.rules_out(hash(&session(number))), "{what} was believed");
+                assert!(
+                    !filter.rules_out(hash(&session(number))),
+                    "{what} was believed"
+                );
                 assert!(filter.is_broken(), "{what} was not noticed");
             }
         };
         let other_store = Scene::new(StoreId(2), 48);
         other_store.make_all();
         check("a filter of another store", &bytes_of(&other_store, span));
-        check("a filter over other segments", &bytes_of(&scene, Span { last: 48, ..span }));
-        // As when all but the filters comes from a backup, and the log went on with IDs that were counted up.
+        check(
+            "a filter over other segments",
+            &bytes_of(&scene, Span { last: 48, ..span }),
+        );
+        // As when all but the filters comes from a backup, and the log went on with IDs that were
+        // counted up.
         let mut other_past = Scene::new(StoreId(1), 31);
         other_past.write_segment(32, &session(77));
         other_past.make_all();
-        assert_eq!(other_past.infos, scene.infos[..32], "the segments tell of themselves that they are others");
-        check("a filter over segments that held something else then", &bytes_of(&other_past, span));
+        assert_eq!(
+            other_past.infos,
+            scene.infos[..32],
+            "the segments tell of themselves that they are others"
+        );
+        check(
+            "a filter over segments that held something else then",
+            &bytes_of(&other_past, span),
+        );
         check("a longer filter", &[right.clone(), right.clone()].concat());
         for bit in (0..right.len() * 8).step_by(97) {
             let mut flipped = right.clone();
@@ -397,10 +542,14 @@ mod tests {
         let (span, scene) = (Span { level: 1, last: 16 }, Scene::new(StoreId(1), 16));
         let opened = scene.opened();
         let segments = opened.set.of_span(span).unwrap();
-        for (bytes, is_possible) in
-            [(FILTER_BYTES_MAX, true), (FILTER_BYTES_MAX + u64::from(PAGE_BYTES), false), (0, false), (100, false)]
-        {
-            let filter = opened.in_place(|place| MergedFilter::new(place, span, segments, bytes).unwrap());
+        for (bytes, is_possible) in [
+            (FILTER_BYTES_MAX, true),
+            (FILTER_BYTES_MAX + u64::from(PAGE_BYTES), false),
+            (0, false),
+            (100, false),
+        ] {
+            let filter =
+                opened.in_place(|place| MergedFilter::new(place, span, segments, bytes).unwrap());
             assert_eq!(filter.is_some(), is_possible, "{bytes} bytes");
         }
     }
@@ -412,17 +561,39 @@ mod tests {
             let segments = opened.set.of_span(span).unwrap();
             opened.in_place(|place| MergedFilter::make(place, span, segments, go_on))
         };
-        assert!(matches!(made(&scene.opened(), &|| Err(Error::Closed)), Err(Error::Closed)));
+        assert!(matches!(
+            made(&scene.opened(), &|| Err(Error::Closed)),
+            Err(Error::Closed)
+        ));
         // One segment's own filter comes from elsewhere.
         let mut other = Scene::new(StoreId(1), 0);
         other.write_segment(1, &SessionId::new("session-x").unwrap());
-        let [own, others] = [&scene, &other].map(|scene| segment::path(&segment::folder(scene.folder.path()), 1));
+        let [own, others] =
+            [&scene, &other].map(|scene| segment::path(&segment::folder(scene.folder.path()), 1));
         let (opened, kept) = (scene.opened(), std::fs::read(&own).unwrap());
         std::fs::write(&own, std::fs::read(others).unwrap()).unwrap();
-        assert!(!opened.set.iter().next().unwrap().may_hold(hash(&session(1))).unwrap(), "it is in the cache now");
+        assert!(
+            !opened
+                .set
+                .iter()
+                .next()
+                .unwrap()
+                .may_hold(hash(&session(1)))
+                .unwrap(),
+            "it is in the cache now"
+        );
         std::fs::write(&own, kept).unwrap();
-        assert!(matches!(made(&opened, &|| Ok(())), Err(Error::Corrupt { .. })));
-        assert!(scene.disk.list(&merged_folder(scene.folder.path())).unwrap().is_empty());
+        assert!(matches!(
+            made(&opened, &|| Ok(())),
+            Err(Error::Corrupt { .. })
+        ));
+        assert!(
+            scene
+                .disk
+                .list(&merged_folder(scene.folder.path()))
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]
@@ -431,24 +602,50 @@ mod tests {
         let scene = Scene::new(StoreId(1), 16);
         let opened = scene.opened();
         drop(opened.make(span));
-        scene.disk.open(&opened.path(span), Mode::Write).unwrap().write_all_at(&[1], 100).unwrap();
+        scene
+            .disk
+            .open(&opened.path(span), Mode::Write)
+            .unwrap()
+            .write_all_at(&[1], 100)
+            .unwrap();
         let broken = opened.set.with_merged([opened.there(span)]);
         assert!(broken.is_merged(span), "it is not known yet");
         assert!(broken.last_run(&session(99)).unwrap().is_none());
         assert!(!broken.is_merged(span));
         let mended = broken.with_merged([opened.make(span)]);
         assert!(mended.last_run(&session(99)).unwrap().is_none());
-        assert!(mended.is_merged(span), "what was written in its place is not what is read");
+        assert!(
+            mended.is_merged(span),
+            "what was written in its place is not what is read"
+        );
     }
 
     #[test]
     fn a_span_is_known_by_its_files_name_and_no_other_file_is_taken_for_one() {
         for span in Span::up_to(5_000) {
-            assert_eq!(Span::of_name(span.path(Path::new("")).to_str().unwrap()), Some(span));
+            assert_eq!(
+                Span::of_name(span.path(Path::new("")).to_str().unwrap()),
+                Some(span)
+            );
         }
-        let others = ["0000000000000016-2.filter", "0000000000000017-1.filter", "16-1.filter", "0000000000000000-1.filter"];
-        let more =
-            ["0000000000000016-0.filter", "0000000000000016-4.filter", "0000000000000016-1.tmp", "0000000000000016.segment", ""];
-        assert!(others.iter().chain(&more).all(|name| Span::of_name(name).is_none()));
+        let others = [
+            "0000000000000016-2.filter",
+            "0000000000000017-1.filter",
+            "16-1.filter",
+            "0000000000000000-1.filter",
+        ];
+        let more = [
+            "0000000000000016-0.filter",
+            "0000000000000016-4.filter",
+            "0000000000000016-1.tmp",
+            "0000000000000016.segment",
+            "",
+        ];
+        assert!(
+            others
+                .iter()
+                .chain(&more)
+                .all(|name| Span::of_name(name).is_none())
+        );
     }
 }

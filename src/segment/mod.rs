@@ -1,7 +1,8 @@
 //! Segments keep the log: immutable files in which one session's events lie together.
 //!
-//! A segment covers a stretch of LSNs and therefore a stretch of event IDs; segments are numbered, and follow each other, in
-//! commit order. Invariant: a file with a segment's name is whole, because it got the name after its bytes were durable.
+//! A segment covers a stretch of LSNs and therefore a stretch of event IDs; segments are numbered,
+//! and follow each other, in commit order. Invariant: a file with a segment's name is whole,
+//! because it got the name after its bytes were durable.
 
 mod cache;
 mod filter;
@@ -51,7 +52,8 @@ fn salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"sblk", number)
 }
 
-/// What a segment holds and where its tables are. It stands in the segment's trailer and in the manifest.
+/// What a segment holds and where its tables are. It stands in the segment's trailer and in the
+/// manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentInfo {
     pub number: u64,
@@ -125,9 +127,18 @@ impl RunEntry {
     fn read(generation: u32, first: Seq, value: &[u8]) -> Decoded<Self> {
         let mut reader = Reader::new(value);
         let place = Place::read(&mut reader)?;
-        let run = Run { generation, first, events: reader.varint_u32()?, place };
+        let run = Run {
+            generation,
+            first,
+            events: reader.varint_u32()?,
+            place,
+        };
         let last_id = EventId::from_u128(reader.u128()?);
-        if run.is_possible() { Ok(Self { run, last_id }) } else { Err(reader.damaged("an impossible run")) }
+        if run.is_possible() {
+            Ok(Self { run, last_id })
+        } else {
+            Err(reader.damaged("an impossible run"))
+        }
     }
 }
 
@@ -139,12 +150,17 @@ impl Place {
     }
 
     fn read(reader: &mut Reader<'_>) -> Decoded<Self> {
-        Ok(Self { block_offset: reader.varint()?, block_bytes: reader.varint_u32()?, at: reader.varint_u32()? })
+        Ok(Self {
+            block_offset: reader.varint()?,
+            block_bytes: reader.varint_u32()?,
+            at: reader.varint_u32()?,
+        })
     }
 }
 
-/// The key of a run, in tables and in the index: ordered by session ID, generation and seq. Session IDs hold no NUL, so the one behind
-/// the ID both ends it and sorts a prefix before what it is a prefix of.
+/// The key of a run, in tables and in the index: ordered by session ID, generation and seq. Session
+/// IDs hold no NUL, so the one behind the ID both ends it and sorts a prefix before what it is a
+/// prefix of.
 pub(crate) fn run_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
     let mut key = session_key(session);
     key.extend_from_slice(&generation.to_be_bytes());
@@ -166,7 +182,11 @@ pub(crate) fn split_run_key(key: &[u8]) -> Option<(&[u8], u32, Seq)> {
     let (nul, rest) = rest.split_first()?;
     let (generation, first) = rest.split_at_checked(4)?;
     let generation = u32::from_be_bytes(generation.try_into().ok()?);
-    (*nul == 0).then_some((session, generation, u64::from_be_bytes(first.try_into().ok()?)))
+    (*nul == 0).then_some((
+        session,
+        generation,
+        u64::from_be_bytes(first.try_into().ok()?),
+    ))
 }
 
 /// What stands for a session or an idempotency key in filters.
@@ -175,19 +195,35 @@ pub(crate) type ItemHash = [u8; 16];
 /// What stands for an idempotency key of a session, in the key table and in filters.
 fn key_hash(session: &SessionId, key: &str) -> ItemHash {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(session.as_bytes()).update(&[0]).update(key.as_bytes());
-    hasher.finalize().as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
+    hasher
+        .update(session.as_bytes())
+        .update(&[0])
+        .update(key.as_bytes());
+    hasher
+        .finalize()
+        .as_bytes()
+        .first_chunk()
+        .copied()
+        .expect("a BLAKE3 hash has 32 bytes")
 }
 
 /// What stands for a session's ID in filters.
 fn session_hash(session: &[u8]) -> ItemHash {
-    blake3::hash(session).as_bytes().first_chunk().copied().expect("a BLAKE3 hash has 32 bytes")
+    blake3::hash(session)
+        .as_bytes()
+        .first_chunk()
+        .copied()
+        .expect("a BLAKE3 hash has 32 bytes")
 }
 
 /// Reads bytes as each part of a segment, past the checksums.
 #[cfg(fuzzing)]
 pub(crate) fn decode_parts(bytes: &bytes::Bytes) {
-    let _refused_or_not = (table::admit_page(Salt::NONE, &mut bytes.to_vec()), split_run_key(bytes), RunEntry::read(1, 1, bytes));
+    let _refused_or_not = (
+        table::admit_page(Salt::NONE, &mut bytes.to_vec()),
+        split_run_key(bytes),
+        RunEntry::read(1, 1, bytes),
+    );
     if filter::check(Salt::NONE, bytes).is_ok() {
         let _maybe = filter::may_hold(bytes, [7; 16]);
     }

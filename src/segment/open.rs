@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::codec::{
-    BLOCK_HEADER_BYTES, BlockHeader, Decoded, Fault, RawRecord, Reader, Record, RecordFrame, Salt, SegmentHeader, StoreId,
-    TRAILER, decode_value,
+    BLOCK_HEADER_BYTES, BlockHeader, Decoded, Fault, RawRecord, Reader, Record, RecordFrame, Salt,
+    SegmentHeader, StoreId, TRAILER, decode_value,
 };
 use crate::disk::{BLOCK, Disk, DiskFile};
 use crate::error::{Error, Result};
@@ -20,7 +20,8 @@ use crate::segment::parts::Parts;
 use crate::segment::table::{PagePlace, Pages, TableIter, admit_page};
 use crate::segment::write::trailer_salt;
 use crate::segment::{
-    self, BlockCache, ItemHash, Place, Run, RunEntry, SegmentInfo, filter, run_key, session_hash, session_key, split_run_key,
+    self, BlockCache, ItemHash, Place, Run, RunEntry, SegmentInfo, filter, run_key, session_hash,
+    session_key, split_run_key,
 };
 use crate::session::SessionId;
 
@@ -33,10 +34,31 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    pub(crate) fn new(info: SegmentInfo, store: StoreId, folder: &Path, disk: Arc<dyn Disk>, cache: Arc<BlockCache>) -> Self {
-        let (path, salt) = (segment::path(folder, info.number), segment::salt(store, info.number));
-        let parts = Parts { key: FileKey::Segment(info.number), path, file_bytes: info.file_bytes, salt, disk, cache };
-        Self { info, store, parts, filter_identity: OnceLock::new() }
+    pub(crate) fn new(
+        info: SegmentInfo,
+        store: StoreId,
+        folder: &Path,
+        disk: Arc<dyn Disk>,
+        cache: Arc<BlockCache>,
+    ) -> Self {
+        let (path, salt) = (
+            segment::path(folder, info.number),
+            segment::salt(store, info.number),
+        );
+        let parts = Parts {
+            key: FileKey::Segment(info.number),
+            path,
+            file_bytes: info.file_bytes,
+            salt,
+            disk,
+            cache,
+        };
+        Self {
+            info,
+            store,
+            parts,
+            filter_identity: OnceLock::new(),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -49,12 +71,24 @@ impl Segment {
     }
 
     /// The last run of `session` that begins at or before `seq` of `generation`.
-    pub(crate) fn floor_run(&self, session: &SessionId, generation: u32, seq: Seq) -> Result<Option<RunEntry>> {
-        let found = self.info.runs.floor(self, &run_key(session, generation, seq))?;
-        let Some((key, value)) = found else { return Ok(None) };
+    pub(crate) fn floor_run(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        seq: Seq,
+    ) -> Result<Option<RunEntry>> {
+        let found = self
+            .info
+            .runs
+            .floor(self, &run_key(session, generation, seq))?;
+        let Some((key, value)) = found else {
+            return Ok(None);
+        };
         match split_run_key(&key) {
             Some((name, generation, first)) if name == session.as_bytes() => {
-                RunEntry::read(generation, first, &value).map(Some).map_err(|fault| fault.at(self.path(), 0))
+                RunEntry::read(generation, first, &value)
+                    .map(Some)
+                    .map_err(|fault| fault.at(self.path(), 0))
             }
             _ => Ok(None),
         }
@@ -70,18 +104,24 @@ impl Segment {
         filter::items_in(self.info.filter.bytes.into())
     }
 
-    /// What tells this filter from any other: its size and the checksum of its words, not checked against them. Read once.
+    /// What tells this filter from any other: its size and the checksum of its words, not checked
+    /// against them. Read once.
     pub(super) fn filter_identity(&self) -> Result<[u8; 8]> {
         if let Some(identity) = self.filter_identity.get() {
             return Ok(*identity);
         }
         let mut identity = [0; 8];
-        self.file()?.read_exact_at(&mut identity, self.info.filter.offset)?;
+        self.file()?
+            .read_exact_at(&mut identity, self.info.filter.offset)?;
         Ok(*self.filter_identity.get_or_init(|| identity))
     }
 
-    /// Shows everything that the filter is over. Where the tables hold anything else, that is damage.
-    pub(super) fn for_each_item(&self, mut visit: impl FnMut(ItemHash) -> Result<()>) -> Result<()> {
+    /// Shows everything that the filter is over. Where the tables hold anything else, that is
+    /// damage.
+    pub(super) fn for_each_item(
+        &self,
+        mut visit: impl FnMut(ItemHash) -> Result<()>,
+    ) -> Result<()> {
         let filter = self.filter()?;
         let mut again = FilterBuilder::as_large_as(&filter);
         for item in self.items()? {
@@ -90,7 +130,11 @@ impl Segment {
             visit(item)?;
         }
         let is_same = again.encode(self.parts.salt.at(self.info.filter.offset)) == filter;
-        if is_same { Ok(()) } else { Err(self.impossible("filter")) }
+        if is_same {
+            Ok(())
+        } else {
+            Err(self.impossible("filter"))
+        }
     }
 
     fn items(&self) -> Result<impl Iterator<Item = Result<ItemHash>>> {
@@ -105,28 +149,39 @@ impl Segment {
             begun.transpose()
         });
         let keys = self.info.keys.iter().map(|keys| keys.iter_from(self, &[]));
-        let keys = keys.collect::<Result<Vec<_>>>()?.into_iter().flatten().map(|entry| {
-            let (key, _) = entry?;
-            key.first_chunk().copied().ok_or_else(|| self.impossible("key"))
-        });
+        let keys = keys
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .map(|entry| {
+                let (key, _) = entry?;
+                key.first_chunk()
+                    .copied()
+                    .ok_or_else(|| self.impossible("key"))
+            });
         Ok(sessions.chain(keys))
     }
 
     /// The record that holds the event with this ID.
     pub(crate) fn record_of(&self, id: EventId) -> Result<Option<Record>> {
-        let Some((_, place)) = self.info.ids.floor(self, &id.to_u128().to_be_bytes())? else { return Ok(None) };
+        let Some((_, place)) = self.info.ids.floor(self, &id.to_u128().to_be_bytes())? else {
+            return Ok(None);
+        };
         let record = self.record_at(self.place(&place)?)?;
         Ok(record.seq_of(id).is_some().then_some(record))
     }
 
-    /// The record that landed under an idempotency key, whose hash is given too, in this generation of the session.
+    /// The record that landed under an idempotency key, whose hash is given too, in this generation
+    /// of the session.
     pub(crate) fn record_of_key(
         &self,
         session: &SessionId,
         generation: u32,
         (key, hash): (&str, ItemHash),
     ) -> Result<Option<Record>> {
-        let Some(keys) = &self.info.keys else { return Ok(None) };
+        let Some(keys) = &self.info.keys else {
+            return Ok(None);
+        };
         for entry in keys.iter_from(self, &hash)? {
             let (found, place) = entry?;
             if !found.starts_with(&hash) {
@@ -135,7 +190,9 @@ impl Segment {
             let record = self.record_at(self.place(&place)?)?;
             let same_key = record.key.as_ref().is_some_and(|stored| stored.text == key);
             if same_key && record.session == *session && record.generation == generation {
-                record.check_events().map_err(|fault| fault.at(self.path(), 0))?;
+                record
+                    .check_events()
+                    .map_err(|fault| fault.at(self.path(), 0))?;
                 return Ok(Some(record));
             }
         }
@@ -144,28 +201,40 @@ impl Segment {
 
     /// The records in commit order, from the one that may hold `id` on.
     pub(crate) fn records_from(&self, id: EventId) -> Result<impl Iterator<Item = Result<Record>>> {
-        let from = self.info.ids.floor(self, &id.to_u128().to_be_bytes())?.map(|(key, _)| key).unwrap_or_default();
+        let from = self
+            .info
+            .ids
+            .floor(self, &id.to_u128().to_be_bytes())?
+            .map(|(key, _)| key)
+            .unwrap_or_default();
         let ids = self.info.ids.iter_from(self, &from)?;
         Ok(ids.map(|entry| entry.and_then(|(_, place)| self.record_at(self.place(&place)?))))
     }
 
     /// The last record in commit order that begins before `id`.
     pub(crate) fn record_before(&self, id: EventId) -> Result<Option<Record>> {
-        let Some(below) = id.to_u128().checked_sub(1) else { return Ok(None) };
+        let Some(below) = id.to_u128().checked_sub(1) else {
+            return Ok(None);
+        };
         let found = self.info.ids.floor(self, &below.to_be_bytes())?;
-        found.map(|(_, place)| self.record_at(self.place(&place)?)).transpose()
+        found
+            .map(|(_, place)| self.record_at(self.place(&place)?))
+            .transpose()
     }
 
     /// The first session in ID order that comes after `session`.
     pub(crate) fn session_after(&self, session: Option<&SessionId>) -> Result<Option<SessionId>> {
-        // No byte of a session ID is below 1, so this sorts behind all runs of `session` and before any longer ID.
+        // No byte of a session ID is below 1, so this sorts behind all runs of `session` and before
+        // any longer ID.
         let from = session.map(|session| {
             let mut key = session_key(session);
             key.extend_from_slice(&[0xFF; 13]);
             key
         });
         let mut runs = self.info.runs.iter_from(self, &from.unwrap_or_default())?;
-        let Some(run) = runs.next() else { return Ok(None) };
+        let Some(run) = runs.next() else {
+            return Ok(None);
+        };
         let (key, _) = run?;
         let name = split_run_key(&key).map(|(name, ..)| Bytes::copy_from_slice(name));
         let session = name.and_then(|name| SessionId::from_stored(&name, &name).ok());
@@ -177,14 +246,17 @@ impl Segment {
         let runs: TableIter<'_, Self> = self.info.runs.iter_from(self, &[])?;
         Ok(runs.map(|entry| {
             let (key, value) = entry?;
-            let (_, generation, first) = split_run_key(&key).ok_or_else(|| self.impossible("run"))?;
-            let run = RunEntry::read(generation, first, &value).map_err(|fault| fault.at(self.path(), 0))?;
+            let (_, generation, first) =
+                split_run_key(&key).ok_or_else(|| self.impossible("run"))?;
+            let run = RunEntry::read(generation, first, &value)
+                .map_err(|fault| fault.at(self.path(), 0))?;
             Ok((key, run))
         }))
     }
 
-    /// The records of a run that overlap the seqs, in order, decoded as they are asked for. Should the disk have to be read, `before_read`
-    /// comes first. A run that is not what it says is damage.
+    /// The records of a run that overlap the seqs, in order, decoded as they are asked for. Should
+    /// the disk have to be read, `before_read` comes first. A run that is not what it says is
+    /// damage.
     pub(crate) fn run_records<'a>(
         &'a self,
         session: &'a SessionId,
@@ -195,12 +267,25 @@ impl Segment {
         let block = self.block(run.place, before_read)?;
         let at = BLOCK_HEADER_BYTES + run.place.at as usize;
         let (from, to) = (*seqs.start(), run.last().min(*seqs.end()));
-        Ok(RunRecords { segment: self, session, run: *run, block, at, next: run.first, from, to })
+        Ok(RunRecords {
+            segment: self,
+            session,
+            run: *run,
+            block,
+            at,
+            next: run.first,
+            from,
+            to,
+        })
     }
 
     /// Lets the disk fetch what may be a run's records, which will be read soon.
     pub(crate) fn prefetch(&self, run: &Run) {
-        let Place { block_offset, block_bytes, .. } = run.place;
+        let Place {
+            block_offset,
+            block_bytes,
+            ..
+        } = run.place;
         if self.parts.has(block_offset, block_bytes)
             && !self.parts.is_cached(block_offset)
             // What cannot be opened is told to who reads it.
@@ -221,10 +306,15 @@ impl Segment {
     }
 
     fn block(&self, place: Place, before_read: impl FnOnce()) -> Result<Bytes> {
-        self.part(place.block_offset, place.block_bytes, before_read, |salt, bytes| {
-            let header = BlockHeader::decode(salt, bytes)?;
-            check_bodies(header, bytes)
-        })
+        self.part(
+            place.block_offset,
+            place.block_bytes,
+            before_read,
+            |salt, bytes| {
+                let header = BlockHeader::decode(salt, bytes)?;
+                check_bodies(header, bytes)
+            },
+        )
     }
 
     /// The error for something in a table that this version would not have put there.
@@ -233,10 +323,16 @@ impl Segment {
     }
 
     fn filter(&self) -> Result<Bytes> {
-        self.part(self.info.filter.offset, self.info.filter.bytes, || {}, |salt, filter| filter::check(salt, filter))
+        self.part(
+            self.info.filter.offset,
+            self.info.filter.bytes,
+            || {},
+            |salt, filter| filter::check(salt, filter),
+        )
     }
 
-    /// A part of the file. Should it have to be read from the disk, `before_read` comes first, and `admit` looks at it behind.
+    /// A part of the file. Should it have to be read from the disk, `before_read` comes first, and
+    /// `admit` looks at it behind.
     fn part(
         &self,
         offset: u64,
@@ -256,7 +352,11 @@ impl Segment {
             if read_info(file, self.info.number, self.info.file_bytes, self.store)? == self.info {
                 return Ok(());
             }
-            Err(Error::corrupt(self.path(), 0, "not the segment that the manifest names"))
+            Err(Error::corrupt(
+                self.path(),
+                0,
+                "not the segment that the manifest names",
+            ))
         })
     }
 }
@@ -277,11 +377,21 @@ fn check_bodies(header: BlockHeader, block: &[u8]) -> Decoded<()> {
     for _ in 0..header.records {
         let record = RawRecord::split(block, at)?;
         if !record.body_matches() {
-            return Err(Fault::Damaged { at, what: "the body of a record does not match its checksum" });
+            return Err(Fault::Damaged {
+                at,
+                what: "the body of a record does not match its checksum",
+            });
         }
         at = record.end;
     }
-    if at == block.len() { Ok(()) } else { Err(Fault::Damaged { at, what: "bytes behind the last record" }) }
+    if at == block.len() {
+        Ok(())
+    } else {
+        Err(Fault::Damaged {
+            at,
+            what: "bytes behind the last record",
+        })
+    }
 }
 
 /// Records of a run.
@@ -311,13 +421,19 @@ impl RunRecords<'_> {
             && frame.first() == self.next
             && frame.last() <= self.run.last();
         if !expected {
-            return Err(self.fault(Fault::Damaged { at: self.at, what: "a record that is not of its run" }));
+            return Err(self.fault(Fault::Damaged {
+                at: self.at,
+                what: "a record that is not of its run",
+            }));
         }
         (self.at, self.next) = (frame.end(), frame.last() + 1);
         if self.next <= self.from {
             return Ok(None);
         }
-        frame.record(self.session.clone(), &self.block).map(Some).map_err(|fault| self.fault(fault))
+        frame
+            .record(self.session.clone(), &self.block)
+            .map(Some)
+            .map_err(|fault| self.fault(fault))
     }
 }
 
@@ -339,7 +455,12 @@ impl Iterator for RunRecords<'_> {
 }
 
 /// Reads a segment's own account of itself: header and trailer, which must agree.
-pub(crate) fn read_info(file: &dyn DiskFile, number: u64, file_bytes: u64, store: StoreId) -> Result<SegmentInfo> {
+pub(crate) fn read_info(
+    file: &dyn DiskFile,
+    number: u64,
+    file_bytes: u64,
+    store: StoreId,
+) -> Result<SegmentInfo> {
     let path = file.path();
     if file_bytes < 2 * BLOCK as u64 {
         return Err(Error::corrupt(path, 0, "too short for a segment"));
@@ -349,11 +470,23 @@ pub(crate) fn read_info(file: &dyn DiskFile, number: u64, file_bytes: u64, store
     let header = SegmentHeader::decode(&block).map_err(|fault| fault.at(path, 0))?;
     let trailer_at = file_bytes - BLOCK as u64;
     file.read_exact_at(&mut block, trailer_at)?;
-    let info: SegmentInfo =
-        decode_value(TRAILER, trailer_salt(store, number), &block).map_err(|fault| fault.at(path, trailer_at))?;
-    let said = (header.store, header.number, header.start_lsn, header.end_lsn);
-    if said != (store, number, info.start_lsn, info.end_lsn) || info.number != number || info.file_bytes != file_bytes {
-        return Err(Error::corrupt(path, trailer_at, "header and trailer do not agree"));
+    let info: SegmentInfo = decode_value(TRAILER, trailer_salt(store, number), &block)
+        .map_err(|fault| fault.at(path, trailer_at))?;
+    let said = (
+        header.store,
+        header.number,
+        header.start_lsn,
+        header.end_lsn,
+    );
+    if said != (store, number, info.start_lsn, info.end_lsn)
+        || info.number != number
+        || info.file_bytes != file_bytes
+    {
+        return Err(Error::corrupt(
+            path,
+            trailer_at,
+            "header and trailer do not agree",
+        ));
     }
     Ok(info)
 }

@@ -1,4 +1,5 @@
-//! A file that is never changed, read part by part: through the cache, every part checked when it comes from the disk.
+//! A file that is never changed, read part by part: through the cache, every part checked when it
+//! comes from the disk.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,8 +22,8 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// A part of the file. Should it have to be read from the disk, it is read from what `file` gives, and `admit` looks at it behind, and may
-    /// put to it what saves readers work.
+    /// A part of the file. Should it have to be read from the disk, it is read from what `file`
+    /// gives, and `admit` looks at it behind, and may put to it what saves readers work.
     pub(super) fn part(
         &self,
         offset: u64,
@@ -32,7 +33,11 @@ impl Parts {
     ) -> Result<Bytes> {
         self.cache.part(self.key, offset, || {
             if !self.has(offset, bytes) {
-                return Err(Error::corrupt(&self.path, offset, "a part beyond the end of the file"));
+                return Err(Error::corrupt(
+                    &self.path,
+                    offset,
+                    "a part beyond the end of the file",
+                ));
             }
             let mut part = vec![0; bytes as usize];
             let read = file().and_then(|file| file.read_exact_at(&mut part, offset));
@@ -43,7 +48,10 @@ impl Parts {
     }
 
     /// The file, open. `admit` looks at one that was not.
-    pub(super) fn file(&self, admit: impl FnOnce(&dyn DiskFile) -> Result<()>) -> Result<Arc<dyn DiskFile>> {
+    pub(super) fn file(
+        &self,
+        admit: impl FnOnce(&dyn DiskFile) -> Result<()>,
+    ) -> Result<Arc<dyn DiskFile>> {
         self.cache.file(self.key, || {
             let file = self.disk.open(&self.path, Mode::Read)?;
             admit(&*file)?;
@@ -53,7 +61,9 @@ impl Parts {
 
     /// Whether these bytes lie within the file.
     pub(super) fn has(&self, offset: u64, bytes: u32) -> bool {
-        offset.checked_add(bytes.into()).is_some_and(|end| end <= self.file_bytes)
+        offset
+            .checked_add(bytes.into())
+            .is_some_and(|end| end <= self.file_bytes)
     }
 
     pub(super) fn is_cached(&self, offset: u64) -> bool {

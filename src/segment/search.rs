@@ -1,11 +1,12 @@
 //! Finds the run that holds a seq without the index.
 //!
-//! The seqs of a session rise from segment to segment. So a segment that holds any of the session tells whether the run lies in an older or in a
-//! newer one, and the number of segments asked grows with the logarithm of the distance from where the search begins. Filters tell which segments
-//! to ask; the search looks at each filter once at the most.
+//! The seqs of a session rise from segment to segment. So a segment that holds any of the session
+//! tells whether the run lies in an older or in a newer one, and the number of segments asked grows
+//! with the logarithm of the distance from where the search begins. Filters tell which segments to
+//! ask; the search looks at each filter once at the most.
 //!
-//! A segment that cannot be read tells nothing. The search goes on around it, and fails with its error unless it finds the run elsewhere: what it
-//! finds is a checked entry for this very seq.
+//! A segment that cannot be read tells nothing. The search goes on around it, and fails with its
+//! error unless it finds the run elsewhere: what it finds is a checked entry for this very seq.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,7 +37,8 @@ enum Side {
     Newer,
 }
 
-/// Where the next segment to ask lies among those that are left. Steps from an end double, until one goes too far.
+/// Where the next segment to ask lies among those that are left. Steps from an end double, until
+/// one goes too far.
 enum Next {
     UpFromOldest(usize),
     DownFromNewest(usize),
@@ -44,9 +46,22 @@ enum Next {
 }
 
 impl<'a> RunSearch<'a> {
-    pub(super) fn new(set: &'a SegmentSet, session: &'a SessionId, generation: u32, seq: Seq) -> Self {
+    pub(super) fn new(
+        set: &'a SegmentSet,
+        session: &'a SessionId,
+        generation: u32,
+        seq: Seq,
+    ) -> Self {
         let (item, left) = (session_hash(session.as_bytes()), 0..set.segments.len());
-        Self { set, session, item, generation, seq, left, unread: None }
+        Self {
+            set,
+            session,
+            item,
+            generation,
+            seq,
+            left,
+            unread: None,
+        }
     }
 
     /// Searches from the segment at position `near` on, or from the newest.
@@ -63,7 +78,11 @@ impl<'a> RunSearch<'a> {
             }
             None => self.narrow(Next::DownFromNewest(1)),
         };
-        if found.is_some() { Ok(found) } else { self.unread.map_or(Ok(None), Err) }
+        if found.is_some() {
+            Ok(found)
+        } else {
+            self.unread.map_or(Ok(None), Err)
+        }
     }
 
     /// Asks segment after segment until one has the run, or none is left.
@@ -86,14 +105,16 @@ impl<'a> RunSearch<'a> {
         None
     }
 
-    /// The newest of those left up to a position that holds some of the session. Those that the widest filters rule out are not asked.
+    /// The newest of those left up to a position that holds some of the session. Those that the
+    /// widest filters rule out are not asked.
     fn newest_through(&mut self, position: usize) -> Option<(usize, Side)> {
         let mut end = position + 1;
         while end > self.left.start {
             let at = end - 1;
             let newest = self.set.segments.get(at)?;
             if let Some(ruled_out) = self.set.ruled_out(self.item, newest.info.number) {
-                end = end.saturating_sub(usize::try_from(ruled_out.segments()).unwrap_or(usize::MAX));
+                end =
+                    end.saturating_sub(usize::try_from(ruled_out.segments()).unwrap_or(usize::MAX));
                 continue;
             }
             if let Some(side) = self.ask(at) {
@@ -114,20 +135,29 @@ impl<'a> RunSearch<'a> {
     }
 
     fn look_into(&self, at: usize) -> Result<Option<Side>> {
-        let Some(segment) = self.set.segments.get(at) else { return Ok(None) };
+        let Some(segment) = self.set.segments.get(at) else {
+            return Ok(None);
+        };
         if !segment.may_hold(self.item)? {
             return Ok(None);
         }
         if let Some(entry) = segment.floor_run(self.session, self.generation, self.seq)? {
             let is_here = entry.run.generation == self.generation && entry.run.holds(self.seq);
-            return Ok(Some(if is_here { Side::Here(entry) } else { Side::Newer }));
+            return Ok(Some(if is_here {
+                Side::Here(entry)
+            } else {
+                Side::Newer
+            }));
         }
         let last = segment.floor_run(self.session, u32::MAX, Seq::MAX)?;
         Ok(last.map(|_| Side::Older))
     }
 
     fn found(&self, at: usize, entry: RunEntry) -> Option<FoundRun> {
-        self.set.segments.get(at).map(|segment| (Arc::clone(segment), entry))
+        self.set
+            .segments
+            .get(at)
+            .map(|segment| (Arc::clone(segment), entry))
     }
 }
 
@@ -142,11 +172,19 @@ impl Next {
     }
 
     fn after_older(self) -> Self {
-        if let Next::DownFromNewest(step) = self { Next::DownFromNewest(step * 2) } else { Next::Middle }
+        if let Next::DownFromNewest(step) = self {
+            Next::DownFromNewest(step * 2)
+        } else {
+            Next::Middle
+        }
     }
 
     fn after_newer(self) -> Self {
-        if let Next::UpFromOldest(step) = self { Next::UpFromOldest(step * 2) } else { Next::Middle }
+        if let Next::UpFromOldest(step) = self {
+            Next::UpFromOldest(step * 2)
+        } else {
+            Next::Middle
+        }
     }
 }
 
@@ -161,7 +199,10 @@ mod tests {
     use crate::disk::{Disk, Mode, RealDisk};
     use crate::event::{Batch, NewEvent};
     use crate::ids::{EventId, Stamp};
-    use crate::segment::{self, BlockCache, MergedFilter, MergedPlace, Segment, SegmentInfo, SegmentPlan, Span, write_segment};
+    use crate::segment::{
+        self, BlockCache, MergedFilter, MergedPlace, Segment, SegmentInfo, SegmentPlan, Span,
+        write_segment,
+    };
 
     const STORE: StoreId = StoreId(1);
     const SESSIONS: usize = 4;
@@ -186,7 +227,13 @@ mod tests {
         fn new(segments: &[Vec<usize>]) -> Self {
             let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(RealDisk::default()));
             let cache = Arc::new(BlockCache::new(0));
-            let mut scene = Self { folder, disk, cache, infos: Vec::new(), places: BTreeMap::new() };
+            let mut scene = Self {
+                folder,
+                disk,
+                cache,
+                infos: Vec::new(),
+                places: BTreeMap::new(),
+            };
             for folder in [scene.segments(), scene.filters()] {
                 scene.disk.make_dir(&folder).unwrap();
             }
@@ -194,15 +241,25 @@ mod tests {
             let mut id = 0;
             for (number, members) in (1..).zip(segments) {
                 // There is no segment without a record.
-                let records = members.iter().chain(members.is_empty().then_some(&(SESSIONS - 1)));
+                let records = members
+                    .iter()
+                    .chain(members.is_empty().then_some(&(SESSIONS - 1)));
                 let records = records.map(|&nth| {
                     (tails[nth], id) = (tails[nth] + 1, id + 1);
                     scene.places.insert((nth, tails[nth]), number);
                     record(nth, tails[nth], id)
                 });
-                let plan =
-                    SegmentPlan { store: STORE, number, start_lsn: number - 1, end_lsn: number, records: records.collect() };
-                scene.infos.push(write_segment(&*scene.disk, &scene.segments(), &plan, |_written| Ok(())).unwrap());
+                let plan = SegmentPlan {
+                    store: STORE,
+                    number,
+                    start_lsn: number - 1,
+                    end_lsn: number,
+                    records: records.collect(),
+                };
+                scene.infos.push(
+                    write_segment(&*scene.disk, &scene.segments(), &plan, |_written| Ok(()))
+                        .unwrap(),
+                );
             }
             scene
         }
@@ -218,41 +275,91 @@ mod tests {
         fn set(&self) -> SegmentSet {
             let segment = |info: &SegmentInfo| {
                 let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&self.cache));
-                Arc::new(Segment::new(info.clone(), STORE, &self.segments(), disk, cache))
+                Arc::new(Segment::new(
+                    info.clone(),
+                    STORE,
+                    &self.segments(),
+                    disk,
+                    cache,
+                ))
             };
             SegmentSet::new(self.infos.iter().map(segment).collect())
         }
 
         fn merged(&self, set: &SegmentSet) -> Vec<MergedFilter> {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&self.cache));
-            let place = MergedPlace { disk, folder: self.filters(), store: STORE, cache };
-            let spans = Span::up_to(set.newest_number()).filter_map(|span| Some((span, set.of_span(span)?)));
-            spans.map(|(span, segments)| MergedFilter::make(&place, span, segments, || Ok(())).unwrap().unwrap()).collect()
+            let place = MergedPlace {
+                disk,
+                folder: self.filters(),
+                store: STORE,
+                cache,
+            };
+            let spans = Span::up_to(set.newest_number())
+                .filter_map(|span| Some((span, set.of_span(span)?)));
+            spans
+                .map(|(span, segments)| {
+                    MergedFilter::make(&place, span, segments, || Ok(()))
+                        .unwrap()
+                        .unwrap()
+                })
+                .collect()
         }
 
         fn damage(&self, number: u64) {
-            let file = self.disk.open(&segment::path(&self.segments(), number), Mode::Write).unwrap();
+            let file = self
+                .disk
+                .open(&segment::path(&self.segments(), number), Mode::Write)
+                .unwrap();
             let bytes = usize::try_from(file.len().unwrap()).unwrap();
             file.write_all_at(&vec![0xFF; bytes], 0).unwrap();
         }
 
-        /// Every seq is found where it lies, from wherever the search begins, unless its segment is damaged; and no other is.
+        /// Every seq is found where it lies, from wherever the search begins, unless its segment is
+        /// damaged; and no other is.
         fn check(&self, set: &SegmentSet, damaged: &BTreeSet<u64>) {
-            let nears = [None, Some(1), Some(set.newest_number() / 2 + 1), Some(set.newest_number()), Some(1_000)];
+            let nears = [
+                None,
+                Some(1),
+                Some(set.newest_number() / 2 + 1),
+                Some(set.newest_number()),
+                Some(1_000),
+            ];
             for (nth, near) in (0..SESSIONS).flat_map(|nth| nears.map(|near| (nth, near))) {
-                for seq in (0..).take_while(|seq| *seq < 2 || self.places.contains_key(&(nth, seq - 1))) {
+                for seq in
+                    (0..).take_while(|seq| *seq < 2 || self.places.contains_key(&(nth, seq - 1)))
+                {
                     self.check_one(set, damaged, (nth, seq), near);
                 }
             }
         }
 
-        fn check_one(&self, set: &SegmentSet, damaged: &BTreeSet<u64>, place: (usize, Seq), near: Option<u64>) {
+        fn check_one(
+            &self,
+            set: &SegmentSet,
+            damaged: &BTreeSet<u64>,
+            place: (usize, Seq),
+            near: Option<u64>,
+        ) {
             let found = set.run_at(&session(place.0), (1, place.1), near);
-            let found = found.map(|found| found.map(|(segment, entry)| (segment.info.number, entry.run.holds(place.1))));
-            match self.places.get(&place).filter(|number| !damaged.contains(number)) {
-                Some(&number) => assert_eq!(found.unwrap(), Some((number, true)), "{place:?} from {near:?}"),
-                None if damaged.is_empty() => assert_eq!(found.unwrap(), None, "{place:?} from {near:?}"),
-                None if self.places.contains_key(&place) => assert!(found.is_err(), "{place:?} from {near:?}"),
+            let found = found.map(|found| {
+                found.map(|(segment, entry)| (segment.info.number, entry.run.holds(place.1)))
+            });
+            match self
+                .places
+                .get(&place)
+                .filter(|number| !damaged.contains(number))
+            {
+                Some(&number) => assert_eq!(
+                    found.unwrap(),
+                    Some((number, true)),
+                    "{place:?} from {near:?}"
+                ),
+                None if damaged.is_empty() => {
+                    assert_eq!(found.unwrap(), None, "{place:?} from {near:?}")
+                }
+                None if self.places.contains_key(&place) => {
+                    assert!(found.is_err(), "{place:?} from {near:?}")
+                }
                 None => assert!(!matches!(found, Ok(Some(_))), "{place:?} from {near:?}"),
             }
         }
@@ -261,7 +368,14 @@ mod tests {
     fn record(nth: usize, seq: Seq, id: u128) -> Arc<Record> {
         let data = vec![7; if seq.is_multiple_of(3) { LARGE } else { 10 }];
         let batch = Batch::new().event(NewEvent::new("note", data));
-        EncodedBatch::new(&session(nth), batch).stamped(1, seq, Stamp { base: EventId::from_u128(id), created_ms: 0 })
+        EncodedBatch::new(&session(nth), batch).stamped(
+            1,
+            seq,
+            Stamp {
+                base: EventId::from_u128(id),
+                created_ms: 0,
+            },
+        )
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! All segments of a store, in commit order, as one reader sees them; and which files of the folder belong.
+//! All segments of a store, in commit order, as one reader sees them; and which files of the folder
+//! belong.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,7 +12,9 @@ use crate::event::Seq;
 use crate::ids::EventId;
 use crate::segment::open::read_info;
 use crate::segment::search::RunSearch;
-use crate::segment::{self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInfo, Span, key_hash, session_hash};
+use crate::segment::{
+    self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInfo, Span, key_hash, session_hash,
+};
 use crate::session::SessionId;
 
 /// An immutable list of segments, and the filters over many of them; sealing makes a new one.
@@ -27,7 +30,10 @@ pub(crate) type FoundRun = (Arc<Segment>, RunEntry);
 impl SegmentSet {
     /// These segments, in commit order.
     pub(crate) fn new(segments: Vec<Arc<Segment>>) -> Self {
-        Self { segments, merged: HashMap::new() }
+        Self {
+            segments,
+            merged: HashMap::new(),
+        }
     }
 
     pub(crate) fn with(&self, segment: Arc<Segment>) -> Self {
@@ -39,20 +45,32 @@ impl SegmentSet {
     /// With filters over many, in the place of those over the same.
     pub(crate) fn with_merged(&self, filters: impl IntoIterator<Item = MergedFilter>) -> Self {
         let mut set = self.clone();
-        set.merged.extend(filters.into_iter().map(|filter| (filter.span, Arc::new(filter))));
+        set.merged.extend(
+            filters
+                .into_iter()
+                .map(|filter| (filter.span, Arc::new(filter))),
+        );
         set
     }
 
     /// Whether there is a filter over this span that is of use.
     pub(crate) fn is_merged(&self, span: Span) -> bool {
-        self.merged.get(&span).is_some_and(|filter| !filter.is_broken())
+        self.merged
+            .get(&span)
+            .is_some_and(|filter| !filter.is_broken())
     }
 
     /// The segments of a span, if all of them are there.
     pub(crate) fn of_span(&self, span: Span) -> Option<&[Arc<Segment>]> {
-        let before = self.segments.partition_point(|segment| segment.info.number <= span.before());
-        let through = self.segments.partition_point(|segment| segment.info.number <= span.last);
-        self.segments.get(before..through).filter(|segments| segments.len() as u64 == span.segments())
+        let before = self
+            .segments
+            .partition_point(|segment| segment.info.number <= span.before());
+        let through = self
+            .segments
+            .partition_point(|segment| segment.info.number <= span.last);
+        self.segments
+            .get(before..through)
+            .filter(|segments| segments.len() as u64 == span.segments())
     }
 
     /// In commit order.
@@ -65,14 +83,19 @@ impl SegmentSet {
     }
 
     fn position(&self, number: u64) -> Option<usize> {
-        self.segments.binary_search_by_key(&number, |segment| segment.info.number).ok()
+        self.segments
+            .binary_search_by_key(&number, |segment| segment.info.number)
+            .ok()
     }
 
     pub(crate) fn newest_number(&self) -> u64 {
-        self.segments.last().map_or(0, |segment| segment.info.number)
+        self.segments
+            .last()
+            .map_or(0, |segment| segment.info.number)
     }
 
-    /// The run that holds `seq`. The search begins at the segment with the number `near`, where the caller found a run beside it, or at the newest.
+    /// The run that holds `seq`. The search begins at the segment with the number `near`, where the
+    /// caller found a run beside it, or at the newest.
     ///
     /// # Errors
     ///
@@ -98,7 +121,12 @@ impl SegmentSet {
         Ok(None)
     }
 
-    pub(crate) fn record_of_key(&self, session: &SessionId, generation: u32, key: &str) -> Result<Option<Record>> {
+    pub(crate) fn record_of_key(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        key: &str,
+    ) -> Result<Option<Record>> {
         let hash = key_hash(session, key);
         for segment in self.that_may_hold(hash) {
             if let Some(record) = segment?.record_of_key(session, generation, (key, hash))? {
@@ -108,14 +136,19 @@ impl SegmentSet {
         Ok(None)
     }
 
-    /// The segments that may hold the item, newest first. Those that the widest filters rule out are not asked.
+    /// The segments that may hold the item, newest first. Those that the widest filters rule out
+    /// are not asked.
     fn that_may_hold(&self, item: ItemHash) -> impl Iterator<Item = Result<&Arc<Segment>>> {
         let mut left = self.segments.as_slice();
         std::iter::from_fn(move || {
             while let Some((newest, older)) = left.split_last() {
                 if let Some(ruled_out) = self.ruled_out(item, newest.info.number) {
-                    let kept = (left.len() as u64).checked_sub(ruled_out.segments()).and_then(|kept| usize::try_from(kept).ok());
-                    left = kept.and_then(|kept| left.get(..kept)).expect("a merged filter is over segments that are there");
+                    let kept = (left.len() as u64)
+                        .checked_sub(ruled_out.segments())
+                        .and_then(|kept| usize::try_from(kept).ok());
+                    left = kept
+                        .and_then(|kept| left.get(..kept))
+                        .expect("a merged filter is over segments that are there");
                     continue;
                 }
                 left = older;
@@ -129,7 +162,8 @@ impl SegmentSet {
         })
     }
 
-    /// The widest span that ends with the number, whose filter says that none of its segments has the item.
+    /// The widest span that ends with the number, whose filter says that none of its segments has
+    /// the item.
     pub(super) fn ruled_out(&self, item: ItemHash, through: u64) -> Option<Span> {
         Span::ending_with(through)
             .filter_map(|span| self.merged.get(&span))
@@ -139,31 +173,52 @@ impl SegmentSet {
 
     /// The segment whose range of IDs ends at or above `id`, if any, and those behind it.
     pub(crate) fn ending_at_or_after(&self, id: EventId) -> &[Arc<Segment>] {
-        let before = self.segments.partition_point(|segment| segment.info.last_id() < id);
+        let before = self
+            .segments
+            .partition_point(|segment| segment.info.last_id() < id);
         self.segments.get(before..).unwrap_or_default()
     }
 }
 
-/// Checks that every segment that the manifest names is there with its length, and that they follow each other without a gap.
-pub(crate) fn check_files(folder: &Path, segments: &[SegmentInfo], files: &[(String, u64)]) -> Result<()> {
-    let lengths: HashMap<u64, u64> = files.iter().filter_map(|(name, bytes)| Some((segment::number(name)?, *bytes))).collect();
+/// Checks that every segment that the manifest names is there with its length, and that they follow
+/// each other without a gap.
+pub(crate) fn check_files(
+    folder: &Path,
+    segments: &[SegmentInfo],
+    files: &[(String, u64)],
+) -> Result<()> {
+    let lengths: HashMap<u64, u64> = files
+        .iter()
+        .filter_map(|(name, bytes)| Some((segment::number(name)?, *bytes)))
+        .collect();
     let mut end_lsn = None;
     for info in segments {
         let path = segment::path(folder, info.number);
         match lengths.get(&info.number) {
             Some(bytes) if *bytes == info.file_bytes => {}
-            Some(bytes) => return Err(Error::corrupt(path, *bytes, format!("the file should have {} bytes", info.file_bytes))),
+            Some(bytes) => {
+                return Err(Error::corrupt(
+                    path,
+                    *bytes,
+                    format!("the file should have {} bytes", info.file_bytes),
+                ));
+            }
             None => return Err(Error::corrupt(path, 0, "the segment is missing")),
         }
         if end_lsn.is_some_and(|end_lsn| end_lsn != info.start_lsn) {
-            return Err(Error::corrupt(path, 0, "the segment does not follow the one before"));
+            return Err(Error::corrupt(
+                path,
+                0,
+                "the segment does not follow the one before",
+            ));
         }
         end_lsn = Some(info.end_lsn);
     }
     Ok(())
 }
 
-/// The whole segments that continue the manifest's but are not named in it: a crash came between their last barrier and the manifest.
+/// The whole segments that continue the manifest's but are not named in it: a crash came between
+/// their last barrier and the manifest.
 pub(crate) fn adopt(
     disk: &dyn Disk,
     folder: &Path,
@@ -173,15 +228,22 @@ pub(crate) fn adopt(
 ) -> Result<Vec<SegmentInfo>> {
     let newest = known.last().map_or(0, |info| info.number);
     let mut end_lsn = known.last().map_or(0, |info| info.end_lsn);
-    let mut later: Vec<(u64, u64)> =
-        files.iter().filter_map(|(name, bytes)| Some((segment::number(name)?, *bytes))).filter(|(n, _)| *n > newest).collect();
+    let mut later: Vec<(u64, u64)> = files
+        .iter()
+        .filter_map(|(name, bytes)| Some((segment::number(name)?, *bytes)))
+        .filter(|(n, _)| *n > newest)
+        .collect();
     later.sort_unstable();
     let mut adopted = Vec::new();
     for (number, bytes) in later {
         let path = segment::path(folder, number);
         let info = read_info(&*disk.open(&path, Mode::Read)?, number, bytes, store)?;
         if info.start_lsn != end_lsn {
-            return Err(Error::corrupt(path, 0, "the segment does not follow the one before"));
+            return Err(Error::corrupt(
+                path,
+                0,
+                "the segment does not follow the one before",
+            ));
         }
         end_lsn = info.end_lsn;
         adopted.push(info);

@@ -1,4 +1,5 @@
-//! Sorted tables in a segment: a tree of pages of about 4 KiB, written once from the leaves up, read through the cache.
+//! Sorted tables in a segment: a tree of pages of about 4 KiB, written once from the leaves up,
+//! read through the cache.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,8 @@ pub(crate) trait Sink {
     fn put(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
-/// Writes a table from entries in strictly ascending order of their keys; there must be at least one.
+/// Writes a table from entries in strictly ascending order of their keys; there must be at least
+/// one.
 pub(crate) fn write_table<S: Sink>(
     sink: &mut S,
     salt: Salt,
@@ -48,7 +50,9 @@ pub(crate) fn write_table<S: Sink>(
         });
         pages = write_level(sink, salt, level, above)?;
     }
-    let (_first_key, page) = pages.pop().expect("a table is written from at least one entry");
+    let (_first_key, page) = pages
+        .pop()
+        .expect("a table is written from at least one entry");
     Ok(TableRoot { page })
 }
 
@@ -63,8 +67,13 @@ fn write_level<S: Sink>(
     let mut page = Vec::with_capacity(PAGE_BYTES);
     let mut first_key = None;
     for (key, value) in entries {
-        if !page.is_empty() && page.len() + key.len() + value.len() + 4 > PAGE_BYTES - PAGE_HEADER_BYTES {
-            pages.push((first_key.take().unwrap_or_default(), write_page(sink, salt, level, &page)?));
+        if !page.is_empty()
+            && page.len() + key.len() + value.len() + 4 > PAGE_BYTES - PAGE_HEADER_BYTES
+        {
+            pages.push((
+                first_key.take().unwrap_or_default(),
+                write_page(sink, salt, level, &page)?,
+            ));
             page.clear();
         }
         put_prefixed(&mut page, &key);
@@ -80,24 +89,35 @@ fn write_level<S: Sink>(
 fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> Result<PagePlace> {
     let offset = sink.offset();
     let length = u32::try_from(entries.len()).expect("a page holds a few entries with short keys");
-    let checksum = salt.at(offset).over(&length.to_le_bytes()).over(&[level]).checksum(entries);
+    let checksum = salt
+        .at(offset)
+        .over(&length.to_le_bytes())
+        .over(&[level])
+        .checksum(entries);
     let mut page = Vec::with_capacity(PAGE_HEADER_BYTES + entries.len());
     page.extend_from_slice(&length.to_le_bytes());
     page.extend_from_slice(&checksum.to_le_bytes());
     page.push(level);
     page.extend_from_slice(entries);
     sink.put(&page)?;
-    Ok(PagePlace { offset, bytes: u32::try_from(page.len()).expect("a page holds a few entries with short keys") })
+    Ok(PagePlace {
+        offset,
+        bytes: u32::try_from(page.len()).expect("a page holds a few entries with short keys"),
+    })
 }
 
-/// Checks a page's bytes, once, when they are read, and puts behind them where each entry begins, so that an entry is found by halving.
+/// Checks a page's bytes, once, when they are read, and puts behind them where each entry begins,
+/// so that an entry is found by halving.
 pub(crate) fn admit_page(salt: Salt, page: &mut Vec<u8>) -> Decoded<()> {
     let mut reader = Reader::new(page);
     let (length, checksum, level) = (reader.array::<4>()?, reader.u32()?, reader.u8()?);
     let entries = reader.take(reader.left())?;
     let matches = salt.over(&length).over(&[level]).checksum(entries) == checksum;
     if !matches || u32::from_le_bytes(length) as usize != entries.len() {
-        return Err(Fault::Damaged { at: 4, what: "a checksum that does not match" });
+        return Err(Fault::Damaged {
+            at: 4,
+            what: "a checksum that does not match",
+        });
     }
     put_starts(page)
 }
@@ -106,7 +126,8 @@ fn put_starts(page: &mut Vec<u8>) -> Decoded<()> {
     let mut starts = Vec::new();
     let mut entries = Reader::from(page, PAGE_HEADER_BYTES)?;
     while entries.left() > 0 {
-        let start = Start::try_from(entries.position()).map_err(|_too_large| entries.damaged("a page that is too large"))?;
+        let start = Start::try_from(entries.position())
+            .map_err(|_too_large| entries.damaged("a page that is too large"))?;
         starts.extend_from_slice(&start.to_le_bytes());
         entries.prefixed()?;
         entries.prefixed()?;
@@ -134,14 +155,24 @@ impl TableRoot {
         loop {
             let mut page = OpenPage::read(pages, place)?;
             let found = page.floor(key).map_err(|fault| pages.fault(place, fault))?;
-            let (Some((_, value)), false) = (&found, page.is_leaf()) else { return Ok(found) };
+            let (Some((_, value)), false) = (&found, page.is_leaf()) else {
+                return Ok(found);
+            };
             place = child(value).map_err(|fault| pages.fault(place, fault))?;
         }
     }
 
     /// The entries from `key` on, in order.
-    pub(crate) fn iter_from<'a, P: Pages>(&self, pages: &'a P, key: &[u8]) -> Result<TableIter<'a, P>> {
-        let mut iter = TableIter { pages, path: Vec::new(), failed: false };
+    pub(crate) fn iter_from<'a, P: Pages>(
+        &self,
+        pages: &'a P,
+        key: &[u8],
+    ) -> Result<TableIter<'a, P>> {
+        let mut iter = TableIter {
+            pages,
+            path: Vec::new(),
+            failed: false,
+        };
         let mut place = self.page;
         loop {
             let mut page = OpenPage::read(pages, place)?;
@@ -151,7 +182,15 @@ impl TableRoot {
             if is_leaf {
                 return Ok(iter);
             }
-            place = below.ok_or_else(|| pages.fault(place, Fault::Damaged { at: 0, what: "an empty page" }))?;
+            place = below.ok_or_else(|| {
+                pages.fault(
+                    place,
+                    Fault::Damaged {
+                        at: 0,
+                        what: "an empty page",
+                    },
+                )
+            })?;
         }
     }
 }
@@ -199,7 +238,10 @@ impl<P> TableIter<'_, P> {
 
 fn child(value: &[u8]) -> Decoded<PagePlace> {
     let mut reader = Reader::new(value);
-    Ok(PagePlace { offset: reader.varint()?, bytes: reader.varint_u32()? })
+    Ok(PagePlace {
+        offset: reader.varint()?,
+        bytes: reader.varint_u32()?,
+    })
 }
 
 /// A page and a place in it.
@@ -212,7 +254,11 @@ struct OpenPage {
 
 impl OpenPage {
     fn read(pages: &impl Pages, place: PagePlace) -> Result<Self> {
-        Ok(Self { place, bytes: pages.page(place)?, nth: 0 })
+        Ok(Self {
+            place,
+            bytes: pages.page(place)?,
+            nth: 0,
+        })
     }
 
     fn is_leaf(&self) -> bool {
@@ -220,33 +266,42 @@ impl OpenPage {
     }
 
     fn next(&mut self) -> Decoded<Option<Entry>> {
-        let Some(start) = self.starts().get(self.nth) else { return Ok(None) };
+        let Some(start) = self.starts().get(self.nth) else {
+            return Ok(None);
+        };
         let mut reader = self.entry(*start)?;
         let key = reader.prefixed()?.len();
         let key_end = reader.position();
         let value = reader.prefixed()?.len();
         let end = reader.position();
         self.nth += 1;
-        Ok(Some((self.bytes.slice(key_end - key..key_end), self.bytes.slice(end - value..end))))
+        Ok(Some((
+            self.bytes.slice(key_end - key..key_end),
+            self.bytes.slice(end - value..end),
+        )))
     }
 
     /// The last entry whose key is at most `key`.
     fn floor(&mut self, key: &[u8]) -> Decoded<Option<Entry>> {
         let above = self.partition_point(|found| found <= key)?;
-        let Some(floor) = above.checked_sub(1) else { return Ok(None) };
+        let Some(floor) = above.checked_sub(1) else {
+            return Ok(None);
+        };
         self.nth = floor;
         self.next()
     }
 
-    /// In a leaf, goes to the first entry whose key is at least `key`. Above, goes behind the entry under which `key` belongs
-    /// and returns the page below it.
+    /// In a leaf, goes to the first entry whose key is at least `key`. Above, goes behind the entry
+    /// under which `key` belongs and returns the page below it.
     fn seek(&mut self, key: &[u8]) -> Decoded<Option<PagePlace>> {
         if self.is_leaf() {
             self.nth = self.partition_point(|found| found < key)?;
             return Ok(None);
         }
         // What comes before all entries belongs under the first.
-        self.nth = self.partition_point(|found| found <= key)?.saturating_sub(1);
+        self.nth = self
+            .partition_point(|found| found <= key)?
+            .saturating_sub(1);
         self.next()?.map(|(_, value)| child(&value)).transpose()
     }
 
@@ -255,7 +310,9 @@ impl OpenPage {
         let (mut before, mut left) = (0, self.starts());
         loop {
             let (lower, upper) = left.split_at(left.len() / 2);
-            let Some((middle, higher)) = upper.split_first() else { return Ok(before) };
+            let Some((middle, higher)) = upper.split_first() else {
+                return Ok(before);
+            };
             if is_before(self.entry(*middle)?.prefixed()?) {
                 before += lower.len() + 1;
                 left = higher;
@@ -271,8 +328,14 @@ impl OpenPage {
 
     /// What lies behind the page as it was written, which says itself how long it is.
     fn starts(&self) -> &[StartBytes] {
-        let length = self.bytes.first_chunk().map_or(0, |length| u32::from_le_bytes(*length));
-        let starts = self.bytes.get(PAGE_HEADER_BYTES + length as usize..).unwrap_or_default();
+        let length = self
+            .bytes
+            .first_chunk()
+            .map_or(0, |length| u32::from_le_bytes(*length));
+        let starts = self
+            .bytes
+            .get(PAGE_HEADER_BYTES + length as usize..)
+            .unwrap_or_default();
         starts.as_chunks().0
     }
 }
@@ -280,14 +343,28 @@ impl OpenPage {
 /// Walks a page that nobody checked.
 #[cfg(fuzzing)]
 pub(crate) fn decode_page(bytes: &[u8]) {
-    let (mut page, place) = (bytes.to_vec(), PagePlace { offset: 0, bytes: 0 });
-    let Some((length, entries)) = page.split_first_chunk_mut() else { return };
-    let Some(entries) = entries.len().checked_sub(PAGE_HEADER_BYTES - length.len()) else { return };
+    let (mut page, place) = (
+        bytes.to_vec(),
+        PagePlace {
+            offset: 0,
+            bytes: 0,
+        },
+    );
+    let Some((length, entries)) = page.split_first_chunk_mut() else {
+        return;
+    };
+    let Some(entries) = entries.len().checked_sub(PAGE_HEADER_BYTES - length.len()) else {
+        return;
+    };
     *length = (entries as u32).to_le_bytes();
     if put_starts(&mut page).is_err() {
         return;
     }
-    let mut page = OpenPage { place, bytes: page.into(), nth: 0 };
+    let mut page = OpenPage {
+        place,
+        bytes: page.into(),
+        nth: 0,
+    };
     let _refused_or_not = (page.seek(b"key"), page.floor(b"key"));
     page.nth = 0;
     while let Ok(Some(_)) = page.next() {}
@@ -318,7 +395,8 @@ mod tests {
         fn page(&self, place: PagePlace) -> Result<Bytes> {
             let from = usize::try_from(place.offset).unwrap();
             let mut page = self.0[from..from + place.bytes as usize].to_vec();
-            admit_page(Salt::NONE.at(place.offset), &mut page).map_err(|fault| self.fault(place, fault))?;
+            admit_page(Salt::NONE.at(place.offset), &mut page)
+                .map_err(|fault| self.fault(place, fault))?;
             Ok(page.into())
         }
 

@@ -1,20 +1,26 @@
-//! Writes a segment: records in session order, then the tables, the filter and the trailer. The file gets its name when all of it is durable.
+//! Writes a segment: records in session order, then the tables, the filter and the trailer. The
+//! file gets its name when all of it is durable.
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::codec::{BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value};
+use crate::codec::{
+    BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value,
+};
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
 use crate::error::Result;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
-use crate::segment::{self, FilterPlace, Place, Run, RunEntry, SegmentInfo, key_hash, run_key, session_hash};
+use crate::segment::{
+    self, FilterPlace, Place, Run, RunEntry, SegmentInfo, key_hash, run_key, session_hash,
+};
 
 /// A block is closed when it holds this much,
 const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
 
-/// or this much at the end of a session's records: a block is read whole, so what it holds beside a session is read for nothing.
+/// or this much at the end of a session's records: a block is read whole, so what it holds beside a
+/// session is read for nothing.
 const BLOCK_OF_SESSIONS_BYTES: usize = 4 * 1024;
 
 /// What goes to the disk with one call.
@@ -30,8 +36,8 @@ pub(crate) struct SegmentPlan {
     pub records: Vec<Arc<Record>>,
 }
 
-/// Writes the segment and makes it durable. As it grows `go_on` is told how many records are written, and may end it. A failure
-/// leaves no segment and may be tried again.
+/// Writes the segment and makes it durable. As it grows `go_on` is told how many records are
+/// written, and may end it. A failure leaves no segment and may be tried again.
 pub(crate) fn write_segment(
     disk: &dyn Disk,
     folder: &Path,
@@ -54,31 +60,72 @@ struct Writer {
 impl Writer {
     fn new(file: Arc<dyn DiskFile>, plan: &SegmentPlan) -> Result<Self> {
         let mut sink = BlockSink::new(file);
-        let SegmentPlan { store, number, start_lsn, end_lsn, .. } = *plan;
-        sink.put(&SegmentHeader { store, number, start_lsn, end_lsn }.encode())?;
+        let SegmentPlan {
+            store,
+            number,
+            start_lsn,
+            end_lsn,
+            ..
+        } = *plan;
+        sink.put(
+            &SegmentHeader {
+                store,
+                number,
+                start_lsn,
+                end_lsn,
+            }
+            .encode(),
+        )?;
         sink.buf.pad_to_block();
-        let nowhere = Place { block_offset: 0, block_bytes: 0, at: 0 };
+        let nowhere = Place {
+            block_offset: 0,
+            block_bytes: 0,
+            at: 0,
+        };
         let places = vec![nowhere; plan.records.len()];
-        Ok(Self { sink, salt: segment::salt(store, number), runs: Vec::new(), places })
+        Ok(Self {
+            sink,
+            salt: segment::salt(store, number),
+            runs: Vec::new(),
+            places,
+        })
     }
 
-    fn write(mut self, plan: &SegmentPlan, go_on: impl Fn(usize) -> Result<()>) -> Result<SegmentInfo> {
+    fn write(
+        mut self,
+        plan: &SegmentPlan,
+        go_on: impl Fn(usize) -> Result<()>,
+    ) -> Result<SegmentInfo> {
         self.write_blocks(&plan.records, go_on)?;
         let records = &plan.records;
-        let mut hashes: Vec<_> = (0..).zip(records).filter_map(|(at, record)| hash_of_key(record, at)).collect();
+        let mut hashes: Vec<_> = (0..)
+            .zip(records)
+            .filter_map(|(at, record)| hash_of_key(record, at))
+            .collect();
         hashes.sort_unstable();
         let filter = self.write_filter(records, &hashes)?;
         let (sink, salt, places) = (&mut self.sink, self.salt, &self.places);
         let runs = self.runs.iter().map(|(at, entry)| {
             let record = record_at(records, *at);
-            (run_key(&record.session, entry.run.generation, entry.run.first), encoded(|out| entry.put(out)))
+            (
+                run_key(&record.session, entry.run.generation, entry.run.first),
+                encoded(|out| entry.put(out)),
+            )
         });
         let runs = write_table(sink, salt, runs)?;
-        let place = |at: usize| encoded(|out| places.get(at).expect("every record got a place").put(out));
-        let ids = records.iter().enumerate().map(|(at, record)| (record.base.to_u128().to_be_bytes().to_vec(), place(at)));
+        let place =
+            |at: usize| encoded(|out| places.get(at).expect("every record got a place").put(out));
+        let ids = records
+            .iter()
+            .enumerate()
+            .map(|(at, record)| (record.base.to_u128().to_be_bytes().to_vec(), place(at)));
         let ids = write_table(sink, salt, ids)?;
         let keys = hashes.iter().map(|(key, at)| (key.to_vec(), place(*at)));
-        let keys = if hashes.is_empty() { None } else { Some(write_table(sink, salt, keys)?) };
+        let keys = if hashes.is_empty() {
+            None
+        } else {
+            Some(write_table(sink, salt, keys)?)
+        };
         let (first, last) = (record_at(records, 0), record_at(records, records.len() - 1));
         sink.buf.pad_to_block();
         let info = SegmentInfo {
@@ -90,18 +137,29 @@ impl Writer {
             file_bytes: sink.offset() + BLOCK as u64,
             records: records.len() as u64,
             events: records.iter().map(|record| u64::from(record.count)).sum(),
-            body_bytes: records.iter().map(|record| record.body().len() as u64).sum(),
+            body_bytes: records
+                .iter()
+                .map(|record| record.body().len() as u64)
+                .sum(),
             runs,
             ids,
             keys,
             filter,
         };
-        sink.finish(&encode_value(TRAILER, trailer_salt(plan.store, plan.number), &info))?;
+        sink.finish(&encode_value(
+            TRAILER,
+            trailer_salt(plan.store, plan.number),
+            &info,
+        ))?;
         Ok(info)
     }
 
     /// Writes the records in session order, noting where each went.
-    fn write_blocks(&mut self, records: &[Arc<Record>], go_on: impl Fn(usize) -> Result<()>) -> Result<()> {
+    fn write_blocks(
+        &mut self,
+        records: &[Arc<Record>],
+        go_on: impl Fn(usize) -> Result<()>,
+    ) -> Result<()> {
         let mut block = Block::default();
         let mut head = Vec::new();
         let mut told = 0;
@@ -123,15 +181,29 @@ impl Writer {
     fn write_block(&mut self, block: &mut Block, records: &[Arc<Record>]) -> Result<()> {
         let block_offset = self.sink.offset();
         let record_bytes = u32::try_from(block.bytes).expect("the caps on a batch fit 32 bits");
-        let header = BlockHeader { record_bytes, records: u32::try_from(block.members.len()).expect("records have bytes") };
-        let block_bytes = record_bytes + u32::try_from(BLOCK_HEADER_BYTES).expect("a small constant");
+        let header = BlockHeader {
+            record_bytes,
+            records: u32::try_from(block.members.len()).expect("records have bytes"),
+        };
+        let block_bytes =
+            record_bytes + u32::try_from(BLOCK_HEADER_BYTES).expect("a small constant");
         for &Member { record, at, .. } in &block.members {
-            let place = Place { block_offset, block_bytes, at };
-            *self.places.get_mut(record).expect("every record has a place") = place;
+            let place = Place {
+                block_offset,
+                block_bytes,
+                at,
+            };
+            *self
+                .places
+                .get_mut(record)
+                .expect("every record has a place") = place;
             self.note_run(records, record, place);
         }
-        self.sink.put(&header.encode(self.salt.at(block_offset), block.parts(records)))?;
-        block.parts(records).try_for_each(|part| self.sink.put(part))?;
+        self.sink
+            .put(&header.encode(self.salt.at(block_offset), block.parts(records)))?;
+        block
+            .parts(records)
+            .try_for_each(|part| self.sink.put(part))?;
         block.clear();
         Ok(())
     }
@@ -140,7 +212,14 @@ impl Writer {
     fn note_run(&mut self, records: &[Arc<Record>], member: usize, place: Place) {
         let record = record_at(records, member);
         let last_id = record.last_id();
-        if let Some((at, RunEntry { run, last_id: run_last_id })) = self.runs.last_mut() {
+        if let Some((
+            at,
+            RunEntry {
+                run,
+                last_id: run_last_id,
+            },
+        )) = self.runs.last_mut()
+        {
             let same_block = run.place.block_offset == place.block_offset;
             let continues = run.generation == record.generation && run.last() + 1 == record.first;
             if same_block && continues && record_at(records, *at).session == record.session {
@@ -149,11 +228,20 @@ impl Writer {
                 return;
             }
         }
-        let run = Run { generation: record.generation, first: record.first, events: record.count, place };
+        let run = Run {
+            generation: record.generation,
+            first: record.first,
+            events: record.count,
+            place,
+        };
         self.runs.push((member, RunEntry { run, last_id }));
     }
 
-    fn write_filter(&mut self, records: &[Arc<Record>], keys: &[([u8; 32], usize)]) -> Result<FilterPlace> {
+    fn write_filter(
+        &mut self,
+        records: &[Arc<Record>],
+        keys: &[([u8; 32], usize)],
+    ) -> Result<FilterPlace> {
         let mut builder = FilterBuilder::new((self.runs.len() + keys.len()) as u64);
         for (at, _) in &self.runs {
             builder.insert(session_hash(record_at(records, *at).session.as_bytes()));
@@ -164,7 +252,10 @@ impl Writer {
         let offset = self.sink.offset();
         let bytes = builder.encode(self.salt.at(offset));
         self.sink.put(&bytes)?;
-        Ok(FilterPlace { offset, bytes: u32::try_from(bytes.len()).expect("a filter of 4 GiB is out of reach") })
+        Ok(FilterPlace {
+            offset,
+            bytes: u32::try_from(bytes.len()).expect("a filter of 4 GiB is out of reach"),
+        })
     }
 }
 
@@ -187,14 +278,21 @@ struct Member {
 impl Block {
     /// Whether it should be closed before `record` comes.
     fn is_full_before(&self, record: &Record, head_bytes: usize, records: &[Arc<Record>]) -> bool {
-        let Some(last) = self.members.last() else { return false };
+        let Some(last) = self.members.last() else {
+            return false;
+        };
         self.bytes + head_bytes + record.body().len() > BLOCK_RECORDS_BYTES
-            || self.bytes >= BLOCK_OF_SESSIONS_BYTES && record_at(records, last.record).session != record.session
+            || self.bytes >= BLOCK_OF_SESSIONS_BYTES
+                && record_at(records, last.record).session != record.session
     }
 
     fn put(&mut self, record: usize, head: &[u8], body_bytes: usize) {
         let at = u32::try_from(self.bytes).expect("a block is small until its last record");
-        self.members.push(Member { record, at, head_bytes: head.len() });
+        self.members.push(Member {
+            record,
+            at,
+            head_bytes: head.len(),
+        });
         self.heads.extend_from_slice(head);
         self.bytes += head.len() + body_bytes;
     }
@@ -230,12 +328,15 @@ pub(crate) fn trailer_salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"trlr", number)
 }
 
-/// The positions of each session's records, in the order of sessions. In commit order, as they are given, a session's records are in order
-/// already, so there are only the sessions to sort.
+/// The positions of each session's records, in the order of sessions. In commit order, as they are
+/// given, a session's records are in order already, so there are only the sessions to sort.
 fn in_session_order(records: &[Arc<Record>]) -> impl Iterator<Item = Vec<usize>> {
     let mut sessions: HashMap<(&[u8], u32), Vec<usize>> = HashMap::new();
     for (at, record) in records.iter().enumerate() {
-        sessions.entry((record.session.as_bytes(), record.generation)).or_default().push(at);
+        sessions
+            .entry((record.session.as_bytes(), record.generation))
+            .or_default()
+            .push(at);
     }
     let mut sessions: Vec<_> = sessions.into_iter().collect();
     sessions.sort_unstable_by_key(|(session, _)| *session);
@@ -279,7 +380,11 @@ impl Sink for BlockSink {
 
 impl BlockSink {
     pub(super) fn new(file: Arc<dyn DiskFile>) -> Self {
-        Self { file, written: 0, buf: BlockBuf::with_capacity(WRITE_BYTES) }
+        Self {
+            file,
+            written: 0,
+            buf: BlockBuf::with_capacity(WRITE_BYTES),
+        }
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -291,7 +396,12 @@ impl BlockSink {
 
     /// Writes the last block and makes the file durable.
     pub(super) fn finish(&mut self, trailer: &[u8]) -> Result<()> {
-        const { assert!(WRITE_BYTES.is_multiple_of(BLOCK), "a full buffer is whole blocks") };
+        const {
+            assert!(
+                WRITE_BYTES.is_multiple_of(BLOCK),
+                "a full buffer is whole blocks"
+            )
+        };
         self.buf.extend(trailer);
         self.buf.pad_to_block();
         self.flush()?;
@@ -317,7 +427,10 @@ mod tests {
         let stamped = in_turns.enumerate().map(|(at, (session, seq))| {
             let session = SessionId::new(format!("{session:04}")).unwrap();
             let batch = Batch::new().event(NewEvent::new("note", vec![0; DATA_BYTES]));
-            let stamp = Stamp { base: EventId::from_u128(1 + at as u128), created_ms: 0 };
+            let stamp = Stamp {
+                base: EventId::from_u128(1 + at as u128),
+                created_ms: 0,
+            };
             EncodedBatch::new(&session, batch).stamped(1, seq, stamp)
         });
         stamped.collect()
@@ -327,10 +440,26 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = Arc::new(RealDisk::default());
         let store = StoreId::default();
-        let plan = SegmentPlan { store, number: 1, start_lsn: 0, end_lsn: 1, records };
+        let plan = SegmentPlan {
+            store,
+            number: 1,
+            start_lsn: 0,
+            end_lsn: 1,
+            records,
+        };
         let info = write_segment(&*disk, folder.path(), &plan, |_written| Ok(())).unwrap();
-        let segment = Segment::new(info, store, folder.path(), disk, Arc::new(BlockCache::new(1 << 20)));
-        segment.runs().unwrap().map(|entry| entry.unwrap().1.run).collect()
+        let segment = Segment::new(
+            info,
+            store,
+            folder.path(),
+            disk,
+            Arc::new(BlockCache::new(1 << 20)),
+        );
+        segment
+            .runs()
+            .unwrap()
+            .map(|entry| entry.unwrap().1.run)
+            .collect()
     }
 
     #[test]
@@ -338,14 +467,22 @@ mod tests {
         let runs = runs(records(50, 3));
         assert_eq!(runs.len(), 50, "no session is parted");
         let most = BLOCK_OF_SESSIONS_BYTES + 3 * (DATA_BYTES + 100);
-        assert!(runs.iter().all(|run| (run.place.block_bytes as usize) < most), "{runs:?}");
+        assert!(
+            runs.iter()
+                .all(|run| (run.place.block_bytes as usize) < most),
+            "{runs:?}"
+        );
     }
 
     #[test]
     fn a_long_session_lies_in_blocks_that_are_worth_a_read() {
         let runs = runs(records(2, 200));
         let most = BLOCK_RECORDS_BYTES + DATA_BYTES;
-        assert!(runs.iter().all(|run| (run.place.block_bytes as usize) < most), "{runs:?}");
+        assert!(
+            runs.iter()
+                .all(|run| (run.place.block_bytes as usize) < most),
+            "{runs:?}"
+        );
         assert_eq!(runs.len(), 8, "200 records of 1 KiB take four blocks");
     }
 }

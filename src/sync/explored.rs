@@ -1,6 +1,8 @@
-//! Locks, threads and time under a scheduler that tries many orders of events, with the names of those they stand for.
+//! Locks, threads and time under a scheduler that tries many orders of events, with the names of
+//! those they stand for.
 //!
-//! Time stands still but for waits with a deadline: of those some time out at once, as chance will have it.
+//! Time stands still but for waits with a deadline: of those some time out at once, as chance will
+//! have it.
 
 use std::ops::{Add, Deref, DerefMut};
 use std::sync::PoisonError;
@@ -30,7 +32,10 @@ impl Instant {
     }
 
     pub(crate) fn checked_add(self, wait: Duration) -> Option<Self> {
-        u64::try_from(wait.as_nanos()).ok().and_then(|nanos| self.0.checked_add(nanos)).map(Self)
+        u64::try_from(wait.as_nanos())
+            .ok()
+            .and_then(|nanos| self.0.checked_add(nanos))
+            .map(Self)
     }
 }
 
@@ -68,7 +73,10 @@ impl<T> Mutex<T> {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        MutexGuard { mutex: &self.0, held: Some(lock(&self.0)) }
+        MutexGuard {
+            mutex: &self.0,
+            held: Some(lock(&self.0)),
+        }
     }
 }
 
@@ -94,13 +102,17 @@ impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.held.as_ref().expect("it is held but within `unlocked`")
+        self.held
+            .as_ref()
+            .expect("it is held but within `unlocked`")
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.held.as_mut().expect("it is held but within `unlocked`")
+        self.held
+            .as_mut()
+            .expect("it is held but within `unlocked`")
     }
 }
 
@@ -125,7 +137,11 @@ impl Condvar {
         guard.held = Some(self.0.wait(held).unwrap_or_else(PoisonError::into_inner));
     }
 
-    pub(crate) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, deadline: Instant) -> TimedOut {
+    pub(crate) fn wait_until<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        deadline: Instant,
+    ) -> TimedOut {
         let times_out = shuttle::rand::thread_rng().gen_range(0..ONE_TIMEOUT_IN) == 0;
         if times_out {
             MutexGuard::unlocked(guard, yield_now);

@@ -1,6 +1,7 @@
 //! A gate at which many threads wait and which one call opens for all of them.
 //!
-//! It is a futex. With a condition variable each thread would be woken by a call of its own, or take the same lock again.
+//! It is a futex. With a condition variable each thread would be woken by a call of its own, or
+//! take the same lock again.
 
 use rustix::thread::futex;
 
@@ -28,7 +29,8 @@ impl Gate {
         // Who is not counted yet will find it open.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             let all = i32::MAX.unsigned_abs();
-            futex::wake(&self.opened, futex::Flags::PRIVATE, all).expect("a futex that is mapped wakes");
+            futex::wake(&self.opened, futex::Flags::PRIVATE, all)
+                .expect("a futex that is mapped wakes");
         }
     }
 

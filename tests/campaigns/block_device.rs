@@ -1,7 +1,9 @@
-//! Power cuts on real file systems: a block device of our own, under a loop device, writes down what a file system sends it.
+//! Power cuts on real file systems: a block device of our own, under a loop device, writes down
+//! what a file system sends it.
 //!
-//! A process works on that file system; then the device is put together as a power cut might have left it: all that came before the last
-//! completed flush, and of the rest nothing, everything, or some. The file system on it is mounted, recovers, and the log must open.
+//! A process works on that file system; then the device is put together as a power cut might have
+//! left it: all that came before the last completed flush, and of the rest nothing, everything, or
+//! some. The file system on it is mounted, recovers, and the log must open.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -11,8 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    BackgroundSession, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
+    BackgroundSession, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyWrite, Request, WriteFlags,
 };
 use parking_lot::Mutex;
 
@@ -23,7 +26,10 @@ use super::process::{End, Role, Writing, works};
 use super::report::{Dice, Report, Runs, is_full, seed};
 use super::trace::told_no_violation;
 
-const CUTS: Runs = Runs { quick: 20, full: 300 };
+const CUTS: Runs = Runs {
+    quick: 20,
+    full: 300,
+};
 const CUTS_PER_RECORD: u64 = 20;
 /// xfs makes none that is smaller.
 const DEVICE_BYTES: u64 = 320 * 1024 * 1024;
@@ -31,13 +37,22 @@ const LIVES: u32 = 3;
 const LAST_LIFE: u32 = 1_000;
 
 /// The ways in which a disk that kept to its flushes may be left.
-const LEFT: [Left; 4] = [Left::Nothing, Left::Everything, Left::SomeWrites, Left::SomeSectors];
+const LEFT: [Left; 4] = [
+    Left::Nothing,
+    Left::Everything,
+    Left::SomeWrites,
+    Left::SomeSectors,
+];
 
 pub(crate) fn obstacle() -> Option<String> {
     mounts::obstacle().or_else(|| {
         let folder = tempfile::tempdir().ok()?;
-        let mounted = Device::of(Content::default()).mount(folder.path()).and_then(BackgroundSession::umount_and_join);
-        mounted.err().map(|error| format!("no file system of one's own can be mounted: {error}"))
+        let mounted = Device::of(Content::default())
+            .mount(folder.path())
+            .and_then(BackgroundSession::umount_and_join);
+        mounted
+            .err()
+            .map(|error| format!("no file system of one's own can be mounted: {error}"))
     })
 }
 
@@ -45,7 +60,11 @@ pub(crate) fn campaign() {
     let seed = seed();
     let mut report = Report::new("power cuts on real file systems", seed, CUTS.planned());
     let mut dice = Dice(seed);
-    let kinds: &[&str] = if is_full() { &["ext4", "xfs", "btrfs"] } else { &["ext4"] };
+    let kinds: &[&str] = if is_full() {
+        &["ext4", "xfs", "btrfs"]
+    } else {
+        &["ext4"]
+    };
     let share = CUTS.planned() / kinds.len() as u64;
     for (kind, nth) in kinds.iter().zip(1..) {
         if let Some(why) = obstacle_to(kind) {
@@ -60,7 +79,10 @@ pub(crate) fn campaign() {
                 let cut = record.cut(&mut dice, &mut what);
                 match report.run(|| what, || record.check(&cut)) {
                     Some(Mounted::Yes) => report.count(format!("cuts of {kind}"), 1),
-                    Some(Mounted::Torn) => report.skip(1, format!("{kind} with a torn superblock, which it does not mount")),
+                    Some(Mounted::Torn) => report.skip(
+                        1,
+                        format!("{kind} with a torn superblock, which it does not mount"),
+                    ),
                     None => {}
                 }
             }
@@ -83,8 +105,9 @@ struct CutOff {
     ledger: Ledger,
 }
 
-/// How the power cut left the block that says where all the rest of a file system is. ext4 and btrfs take theirs to be written whole, and do
-/// not mount with one of which some sectors are new and some are old.
+/// How the power cut left the block that says where all the rest of a file system is. ext4 and
+/// btrfs take theirs to be written whole, and do not mount with one of which some sectors are new
+/// and some are old.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Superblock {
     Whole,
@@ -110,12 +133,23 @@ impl Record {
         work_on(kind, mount_point.path(), seed);
         session.umount_and_join().expect("unmount the device");
         let steps = std::mem::take(&mut state.lock().steps);
-        let image = Image { names: [(PathBuf::from("disk"), Node::File(0))].into(), files: vec![base] };
-        Self { kind, seed, base: image, steps }
+        let image = Image {
+            names: [(PathBuf::from("disk"), Node::File(0))].into(),
+            files: vec![base],
+        };
+        Self {
+            kind,
+            seed,
+            base: image,
+            steps,
+        }
     }
 
     fn flushes(&self) -> u64 {
-        self.steps.iter().filter(|step| matches!(step, Step::Begin(Call::Sync { .. }))).count() as u64
+        self.steps
+            .iter()
+            .filter(|step| matches!(step, Step::Begin(Call::Sync { .. })))
+            .count() as u64
     }
 
     fn cut(&self, dice: &mut Dice, what: &mut String) -> CutOff {
@@ -136,11 +170,24 @@ impl Record {
                 _ => {}
             }
         }
-        *what = format!("{} cut at step {end} of {} with seed {}, {left:?} left", self.kind, self.steps.len(), self.seed);
+        *what = format!(
+            "{} cut at step {end} of {} with seed {}, {left:?} left",
+            self.kind,
+            self.steps.len(),
+            self.seed
+        );
         let image = durability.cut(left, NamesLeft::Synced, dice);
         let device = image.files.into_iter().next().expect("there is one file");
         let was_written = superblocks.contains(&superblock_in(&device, self.kind));
-        CutOff { device, superblock: if was_written { Superblock::Whole } else { Superblock::Torn }, ledger }
+        CutOff {
+            device,
+            superblock: if was_written {
+                Superblock::Whole
+            } else {
+                Superblock::Torn
+            },
+            ledger,
+        }
     }
 
     /// Mounts what the cut left, and lets a process check the log that is on it.
@@ -155,8 +202,17 @@ impl Record {
         };
         let ledger = folder.path().join("ledger");
         cut.ledger.write_to(&ledger).expect("write the ledger");
-        let role = Role::Check { folder: mount.path().join("log"), ledger, seed: self.seed, life: LAST_LIFE };
-        let output = role.command().stdin(Stdio::null()).output().expect("start a process");
+        let role = Role::Check {
+            folder: mount.path().join("log"),
+            ledger,
+            seed: self.seed,
+            life: LAST_LIFE,
+        };
+        let output = role
+            .command()
+            .stdin(Stdio::null())
+            .output()
+            .expect("start a process");
         told_no_violation(&output);
         Mounted::Yes
     }
@@ -175,7 +231,8 @@ fn superblock_in(device: &Content, kind: &str) -> Vec<u8> {
     superblock
 }
 
-/// Mounts the file system on the recording device, and lets a process write to it and say so there too.
+/// Mounts the file system on the recording device, and lets a process write to it and say so there
+/// too.
 fn work_on(kind: &str, mount_point: &Path, seed: u64) {
     let device = Loop::new(&mount_point.join("disk")).unwrap_or_else(|error| panic!("{error}"));
     let mount = device.mount(kind).unwrap_or_else(|error| panic!("{error}"));
@@ -187,11 +244,16 @@ fn work_on(kind: &str, mount_point: &Path, seed: u64) {
         tell: Some(mount_point.join("told")),
         end: End::Exit,
     };
-    let output = Role::Write(writing).command().stdin(Stdio::null()).output().expect("start a process");
+    let output = Role::Write(writing)
+        .command()
+        .stdin(Stdio::null())
+        .output()
+        .expect("start a process");
     told_no_violation(&output);
 }
 
-/// A file system with two files: the device, and one for what is said meanwhile, so that both are in one order.
+/// A file system with two files: the device, and one for what is said meanwhile, so that both are
+/// in one order.
 struct Device {
     state: Arc<Mutex<Recorded>>,
 }
@@ -210,7 +272,13 @@ const TTL: Duration = Duration::ZERO;
 
 impl Device {
     fn of(content: Content) -> Self {
-        Self { state: Arc::new(Mutex::new(Recorded { content, steps: Vec::new(), told: 0 })) }
+        Self {
+            state: Arc::new(Mutex::new(Recorded {
+                content,
+                steps: Vec::new(),
+                told: 0,
+            })),
+        }
     }
 
     fn mount(self, folder: &Path) -> std::io::Result<BackgroundSession> {
@@ -253,13 +321,23 @@ impl Filesystem for Device {
         }
     }
 
-    fn getattr(&self, _request: &Request, file: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        _request: &Request,
+        file: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
         reply.attr(&TTL, &self.attributes(file));
     }
 
     fn open(&self, _request: &Request, file: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         // What is said in one write comes in one write, and not page by page.
-        let flags = if file == TOLD { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+        let flags = if file == TOLD {
+            FopenFlags::FOPEN_DIRECT_IO
+        } else {
+            FopenFlags::empty()
+        };
         reply.opened(FileHandle(0), flags);
     }
 
@@ -297,26 +375,50 @@ impl Filesystem for Device {
         let state = &mut *self.state.lock();
         if file == TOLD {
             let text = String::from_utf8_lossy(data);
-            state.steps.extend(text.lines().map(|line| Step::Said(line.to_owned())));
+            state
+                .steps
+                .extend(text.lines().map(|line| Step::Said(line.to_owned())));
             state.told += u64::from(written);
         } else {
             state.content.write(offset, data);
             let begun = state.steps.len();
-            state.steps.push(Step::Begin(Call::Write { file: 0, at: offset, bytes: Arc::from(data), through: Through::Cache }));
+            state.steps.push(Step::Begin(Call::Write {
+                file: 0,
+                at: offset,
+                bytes: Arc::from(data),
+                through: Through::Cache,
+            }));
             state.steps.push(Step::End(begun));
         }
         reply.written(written);
     }
 
-    fn flush(&self, _request: &Request, _file: INodeNo, _handle: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(
+        &self,
+        _request: &Request,
+        _file: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
         reply.ok();
     }
 
-    fn fsync(&self, _request: &Request, file: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(
+        &self,
+        _request: &Request,
+        file: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
         if file == DISK {
             let state = &mut *self.state.lock();
             let begun = state.steps.len();
-            state.steps.push(Step::Begin(Call::Sync { file: 0, kind: "flush".to_owned() }));
+            state.steps.push(Step::Begin(Call::Sync {
+                file: 0,
+                kind: "flush".to_owned(),
+            }));
             state.steps.push(Step::End(begun));
         }
         reply.ok();

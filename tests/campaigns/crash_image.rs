@@ -1,9 +1,11 @@
 //! What a power cut leaves on a disk, from the calls that were made before it.
 //!
-//! A call begins and, later, ends. What a barrier covered that ended before the cut is there. Everything else may be there or not, in
-//! part, in any order: each write by itself, in units of [`SECTOR`]; a name when its folder was synced, or before.
+//! A call begins and, later, ends. What a barrier covered that ended before the cut is there.
+//! Everything else may be there or not, in part, in any order: each write by itself, in units of
+//! [`SECTOR`]; a name when its folder was synced, or before.
 //!
-//! A barrier on a file covers the writes that had ended when it began. A write that goes through is a barrier for its own bytes.
+//! A barrier on a file covers the writes that had ended when it began. A write that goes through is
+//! a barrier for its own bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,9 +27,11 @@ pub(crate) enum Step {
     Begin(Call),
     /// The call that began at this place among the steps succeeded.
     End(usize),
-    /// It failed, and what it should have made durable is lost for good, though the page cache may still show it.
+    /// It failed, and what it should have made durable is lost for good, though the page cache may
+    /// still show it.
     Lost(usize),
-    /// Its process was killed, or it failed: what it changed may be seen, is no barrier, and is covered by the barriers of others.
+    /// Its process was killed, or it failed: what it changed may be seen, is no barrier, and is
+    /// covered by the barriers of others.
     Abandoned(usize),
     Said(String),
 }
@@ -35,8 +39,17 @@ pub(crate) enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Begin(Call::Write { file, at, bytes, through }) => {
-                write!(f, "begin: write {} bytes at {at} of file {file}, {through:?}", bytes.len())
+            Self::Begin(Call::Write {
+                file,
+                at,
+                bytes,
+                through,
+            }) => {
+                write!(
+                    f,
+                    "begin: write {} bytes at {at} of file {file}, {through:?}",
+                    bytes.len()
+                )
             }
             Self::Begin(call) => write!(f, "begin: {call:?}"),
             other => write!(f, "{other:?}"),
@@ -121,7 +134,10 @@ impl Content {
             if part == PAGE && from.iter().all(|byte| *byte == 0) {
                 self.pages.remove(&page);
             } else {
-                let page = self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE]));
+                let page = self
+                    .pages
+                    .entry(page)
+                    .or_insert_with(|| Arc::new([0; PAGE]));
                 Arc::make_mut(page)[within..within + part].copy_from_slice(from);
             }
             done += part;
@@ -215,11 +231,19 @@ pub(crate) fn change_names(names: &mut Names, call: &Call) {
         Call::MakeDir(path) => drop(names.insert(path.clone(), Node::Dir)),
         Call::Create { file, path } => drop(names.insert(path.clone(), Node::File(*file))),
         Call::Rename { from, to } => {
-            let moved: Vec<PathBuf> = names.keys().filter(|path| path.starts_with(from)).cloned().collect();
+            let moved: Vec<PathBuf> = names
+                .keys()
+                .filter(|path| path.starts_with(from))
+                .cloned()
+                .collect();
             for path in moved {
                 let node = names.remove(&path).expect("it was just there");
                 let below = path.strip_prefix(from).expect("it lies below");
-                let target = if below.as_os_str().is_empty() { to.clone() } else { to.join(below) };
+                let target = if below.as_os_str().is_empty() {
+                    to.clone()
+                } else {
+                    to.join(below)
+                };
                 names.insert(target, node);
             }
         }
@@ -313,8 +337,15 @@ struct PendingName {
 impl Durability {
     /// A disk that holds this and has it safe.
     pub(crate) fn of(image: &Image) -> Self {
-        let files = image.files.iter().map(|content| File { durable: content.clone(), pending: Vec::new() });
-        Self { files: files.collect(), names: image.names.clone(), ..Self::default() }
+        let files = image.files.iter().map(|content| File {
+            durable: content.clone(),
+            pending: Vec::new(),
+        });
+        Self {
+            files: files.collect(),
+            names: image.names.clone(),
+            ..Self::default()
+        }
     }
 
     /// Takes the next step.
@@ -332,16 +363,43 @@ impl Durability {
 
     fn begin(&mut self, at: usize, call: &Call) {
         match call {
-            Call::Write { file, at: place, bytes, .. } => {
-                self.add(*file, at, Change::Write { at: *place, bytes: Arc::clone(bytes) });
+            Call::Write {
+                file,
+                at: place,
+                bytes,
+                ..
+            } => {
+                self.add(
+                    *file,
+                    at,
+                    Change::Write {
+                        at: *place,
+                        bytes: Arc::clone(bytes),
+                    },
+                );
             }
-            Call::Resize { file, len, cut } => self.add(*file, at, Change::Resize { len: *len, cut: *cut }),
+            Call::Resize { file, len, cut } => self.add(
+                *file,
+                at,
+                Change::Resize {
+                    len: *len,
+                    cut: *cut,
+                },
+            ),
             Call::Sync { .. } | Call::SyncDir { .. } => {}
             Call::Create { file, .. } => {
                 self.file(*file);
-                self.pending_names.push(PendingName { begun: at, ended: None, call: call.clone() });
+                self.pending_names.push(PendingName {
+                    begun: at,
+                    ended: None,
+                    call: call.clone(),
+                });
             }
-            _ => self.pending_names.push(PendingName { begun: at, ended: None, call: call.clone() }),
+            _ => self.pending_names.push(PendingName {
+                begun: at,
+                ended: None,
+                call: call.clone(),
+            }),
         }
         self.calls.insert(at, call.clone());
     }
@@ -354,11 +412,19 @@ impl Durability {
     }
 
     fn add(&mut self, file: usize, begun: usize, change: Change) {
-        self.file(file).pending.push(Pending { begun, ended: None, change });
+        self.file(file).pending.push(Pending {
+            begun,
+            ended: None,
+            change,
+        });
     }
 
     fn end(&mut self, at: usize, begun: usize) {
-        match self.calls.remove(&begun).expect("a call ends once, after it began") {
+        match self
+            .calls
+            .remove(&begun)
+            .expect("a call ends once, after it began")
+        {
             Call::Write { file, through, .. } => {
                 self.files[file].end(at, begun);
                 if through == Through::Device && !self.void.contains("write through") {
@@ -366,15 +432,23 @@ impl Durability {
                 }
             }
             Call::Resize { file, .. } => self.files[file].end(at, begun),
-            Call::Sync { file, kind } if !self.void.contains(&kind) => self.files[file].settle(begun),
-            Call::SyncDir { dir, kind } if !self.void.contains(&kind) => self.settle_names(&dir, begun),
+            Call::Sync { file, kind } if !self.void.contains(&kind) => {
+                self.files[file].settle(begun)
+            }
+            Call::SyncDir { dir, kind } if !self.void.contains(&kind) => {
+                self.settle_names(&dir, begun)
+            }
             Call::Sync { .. } | Call::SyncDir { .. } => {}
             _ => self.end_name(at, begun),
         }
     }
 
     fn abandon(&mut self, at: usize, begun: usize) {
-        match self.calls.remove(&begun).expect("a call ends once, after it began") {
+        match self
+            .calls
+            .remove(&begun)
+            .expect("a call ends once, after it began")
+        {
             Call::Write { file, .. } | Call::Resize { file, .. } => self.files[file].end(at, begun),
             Call::Sync { .. } | Call::SyncDir { .. } => {}
             _ => self.end_name(at, begun),
@@ -388,12 +462,23 @@ impl Durability {
 
     /// Writes that are their own barriers, and have not ended.
     pub(crate) fn written_through(&self) -> usize {
-        let is_through = |call: &&Call| matches!(call, Call::Write { through: Through::Device, .. });
+        let is_through = |call: &&Call| {
+            matches!(
+                call,
+                Call::Write {
+                    through: Through::Device,
+                    ..
+                }
+            )
+        };
         self.calls.values().filter(is_through).count()
     }
 
     fn end_name(&mut self, at: usize, begun: usize) {
-        self.pending_names.iter_mut().filter(|name| name.begun == begun).for_each(|name| name.ended = Some(at));
+        self.pending_names
+            .iter_mut()
+            .filter(|name| name.begun == begun)
+            .for_each(|name| name.ended = Some(at));
     }
 
     fn lose(&mut self, begun: usize) {
@@ -403,17 +488,23 @@ impl Durability {
         }
     }
 
-    /// Names in `dir` that were changed before `begun` are durable. A rename out of another folder is so with its target's.
+    /// Names in `dir` that were changed before `begun` are durable. A rename out of another folder
+    /// is so with its target's.
     fn settle_names(&mut self, dir: &Path, begun: usize) {
         let within = |path: &Path| path.parent().unwrap_or(Path::new("")) == dir;
-        let (settled, pending) = std::mem::take(&mut self.pending_names).into_iter().partition(|name| {
-            let touched = match &name.call {
-                Call::MakeDir(path) | Call::Create { path, .. } | Call::Remove(path) | Call::RemoveTree(path) => within(path),
-                Call::Rename { to, .. } => within(to),
-                _ => false,
-            };
-            touched && name.ended.is_some_and(|ended| ended < begun)
-        });
+        let (settled, pending) = std::mem::take(&mut self.pending_names)
+            .into_iter()
+            .partition(|name| {
+                let touched = match &name.call {
+                    Call::MakeDir(path)
+                    | Call::Create { path, .. }
+                    | Call::Remove(path)
+                    | Call::RemoveTree(path) => within(path),
+                    Call::Rename { to, .. } => within(to),
+                    _ => false,
+                };
+                touched && name.ended.is_some_and(|ended| ended < begun)
+            });
         self.pending_names = pending;
         let settled: Vec<PendingName> = settled;
         for name in settled {
@@ -425,7 +516,9 @@ impl Durability {
     pub(crate) fn device(&self, file: usize) -> Content {
         self.files.get(file).map_or_else(Content::default, |file| {
             let mut content = file.durable.clone();
-            file.pending.iter().for_each(|pending| pending.change.apply(&mut content));
+            file.pending
+                .iter()
+                .for_each(|pending| pending.change.apply(&mut content));
             content
         })
     }
@@ -442,11 +535,16 @@ impl Durability {
             NamesLeft::Synced => 0,
             NamesLeft::InOrder => dice.index(self.pending_names.len() + 1),
         };
-        self.pending_names.iter().take(take).for_each(|name| change_names(&mut names, &name.call));
+        self.pending_names
+            .iter()
+            .take(take)
+            .for_each(|name| change_names(&mut names, &name.call));
         // What lies in a folder whose own name is lost is lost with it.
         let all = names.clone();
         names.retain(|path, _| {
-            path.ancestors().skip(1).all(|above| above.as_os_str().is_empty() || all.get(above) == Some(&Node::Dir))
+            path.ancestors()
+                .skip(1)
+                .all(|above| above.as_os_str().is_empty() || all.get(above) == Some(&Node::Dir))
         });
         let files = self.files.iter().map(|file| file.cut(left, dice)).collect();
         Image { names, files }
@@ -455,7 +553,10 @@ impl Durability {
 
 impl File {
     fn end(&mut self, at: usize, begun: usize) {
-        self.pending.iter_mut().filter(|pending| pending.begun == begun).for_each(|pending| pending.ended = Some(at));
+        self.pending
+            .iter_mut()
+            .filter(|pending| pending.begun == begun)
+            .for_each(|pending| pending.ended = Some(at));
     }
 
     /// A barrier that began at `begun` ended.
@@ -472,11 +573,19 @@ impl File {
 
     /// A write that is its own barrier ended. It also settles those before it that it lies over.
     fn settle_one(&mut self, begun: usize) {
-        let Some(place) = self.pending.iter().position(|pending| pending.begun == begun) else { return };
+        let Some(place) = self
+            .pending
+            .iter()
+            .position(|pending| pending.begun == begun)
+        else {
+            return;
+        };
         let this = self.pending.remove(place);
         let mut earlier = 0;
         while earlier < place {
-            if self.pending.get(earlier).is_some_and(|pending| pending.begun < begun && pending.change.overlaps(&this.change)) {
+            if self.pending.get(earlier).is_some_and(|pending| {
+                pending.begun < begun && pending.change.overlaps(&this.change)
+            }) {
                 let under = self.pending.remove(earlier);
                 under.change.apply(&mut self.durable);
             } else {
@@ -497,10 +606,16 @@ impl File {
                 Left::Everything | Left::LastWrites => pending.change.apply(&mut content),
                 Left::SomeWrites if dice.flip() => pending.change.apply(&mut content),
                 Left::Nothing | Left::SomeWrites => {}
-                Left::SomeSectors => pending.change.apply_sectors(&mut content, |_, _| dice.flip()),
+                Left::SomeSectors => pending
+                    .change
+                    .apply_sectors(&mut content, |_, _| dice.flip()),
                 Left::FirstSectors => {
                     let share = dice.below(101);
-                    pending.change.apply_sectors(&mut content, |sector, sectors| sector * 100 < sectors * share);
+                    pending
+                        .change
+                        .apply_sectors(&mut content, |sector, sectors| {
+                            sector * 100 < sectors * share
+                        });
                 }
                 Left::Lengths => pending.change.apply_length(&mut content),
             }
@@ -524,15 +639,19 @@ impl Change {
         }
     }
 
-    /// Applies the sectors of a write for which `is_left` holds, which is told which of how many it is.
+    /// Applies the sectors of a write for which `is_left` holds, which is told which of how many it
+    /// is.
     fn apply_sectors(&self, content: &mut Content, mut is_left: impl FnMut(u64, u64) -> bool) {
-        let Self::Write { at, bytes } = self else { return self.apply(content) };
+        let Self::Write { at, bytes } = self else {
+            return self.apply(content);
+        };
         let (first, end) = (at / SECTOR, (at + bytes.len() as u64).div_ceil(SECTOR));
         for sector in first..end {
             if is_left(sector - first, end - first) {
                 let from = (sector * SECTOR).max(*at);
                 let to = ((sector + 1) * SECTOR).min(at + bytes.len() as u64);
-                let part = |place: u64| usize::try_from(place - at).expect("it is within the write");
+                let part =
+                    |place: u64| usize::try_from(place - at).expect("it is within the write");
                 content.write(from, &bytes[part(from)..part(to)]);
             }
         }
@@ -540,9 +659,13 @@ impl Change {
 
     fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Write { at, bytes }, Self::Write { at: other_at, bytes: other_bytes }) => {
-                *at < other_at + other_bytes.len() as u64 && *other_at < at + bytes.len() as u64
-            }
+            (
+                Self::Write { at, bytes },
+                Self::Write {
+                    at: other_at,
+                    bytes: other_bytes,
+                },
+            ) => *at < other_at + other_bytes.len() as u64 && *other_at < at + bytes.len() as u64,
             _ => false,
         }
     }
@@ -550,6 +673,9 @@ impl Change {
 
 /// Puts steps into a file, to be read by people.
 pub(crate) fn write_steps(steps: &[Step], file: &Path) -> std::io::Result<()> {
-    let lines = steps.iter().zip(0..).map(|(step, at): (_, usize)| format!("{at} {step}\n"));
+    let lines = steps
+        .iter()
+        .zip(0..)
+        .map(|(step, at): (_, usize)| format!("{at} {step}\n"));
     std::fs::write(file, lines.collect::<String>())
 }

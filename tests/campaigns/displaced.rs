@@ -1,6 +1,7 @@
-//! Folders that change their names under open logs (K1): moved, removed, replaced, mounted over, at random moments of appending, rotating,
-//! sealing, closing and recovery, while a second process opens the same path. Whatever a process was acknowledged is in the folder that its
-//! log was opened in, and in no other.
+//! Folders that change their names under open logs (K1): moved, removed, replaced, mounted over, at
+//! random moments of appending, rotating, sealing, closing and recovery, while a second process
+//! opens the same path. Whatever a process was acknowledged is in the folder that its log was
+//! opened in, and in no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +21,10 @@ use super::mounts;
 use super::process::{Role, Teller, small_files};
 use super::report::{Dice, Report, Runs, seed};
 
-const ROUNDS: Runs = Runs { quick: 16, full: 500 };
+const ROUNDS: Runs = Runs {
+    quick: 16,
+    full: 500,
+};
 /// How long the processes of a round may take.
 const DEADLINE: Duration = Duration::from_mins(1);
 /// What the logs hold before the processes open them.
@@ -66,7 +70,10 @@ pub(crate) fn campaign() {
                 continue;
             }
             let round = dice.roll();
-            let Some(outcome) = report.run(|| format!("{act:?} with seed {round}"), || Round::new(act, round).carry_out()) else {
+            let Some(outcome) = report.run(
+                || format!("{act:?} with seed {round}"),
+                || Round::new(act, round).carry_out(),
+            ) else {
                 continue;
             };
             report.count("lives", outcome.lives);
@@ -112,7 +119,12 @@ struct Life {
 impl Round {
     fn new(act: Act, seed: u64) -> Self {
         let root = tempfile::tempdir().expect("a folder");
-        let round = Self { act, root, dice: Dice(seed), is_mounted: false };
+        let round = Self {
+            act,
+            root,
+            dice: Dice(seed),
+            is_mounted: false,
+        };
         for name in ["data", "other", "elsewhere/data"] {
             fs::create_dir_all(round.at(name)).expect("a folder");
             let log = small_files().open(round.at(name)).expect("a new log");
@@ -131,7 +143,11 @@ impl Round {
     }
 
     fn carry_out(mut self) -> Seen {
-        let opened = if self.act == Act::PointTheLinkElsewhere { "link" } else { "data" };
+        let opened = if self.act == Act::PointTheLinkElsewhere {
+            "link"
+        } else {
+            "data"
+        };
         let mut processes = [self.start("first", opened), self.start("second", opened)];
         let mut lives = BTreeMap::new();
         let until = Instant::now() + Duration::from_millis(self.dice.below(250));
@@ -148,7 +164,10 @@ impl Round {
         }
         for process in &mut processes {
             process.listen(None, &mut lives);
-            assert!(process.child.wait().expect("the process").success(), "a process failed");
+            assert!(
+                process.child.wait().expect("the process").success(),
+                "a process failed"
+            );
         }
         self.unmount();
         self.check(&lives)
@@ -156,10 +175,21 @@ impl Round {
 
     fn start(&mut self, who: &str, opened: &str) -> Process {
         let is_relative = self.act == Act::ChangeTheWorkingDirectory || self.dice.flip();
-        let folder = if is_relative { PathBuf::from(opened) } else { self.at(opened) };
-        let role = Role::Stay(Staying { folder, who: who.to_owned(), seed: self.dice.roll() });
+        let folder = if is_relative {
+            PathBuf::from(opened)
+        } else {
+            self.at(opened)
+        };
+        let role = Role::Stay(Staying {
+            folder,
+            who: who.to_owned(),
+            seed: self.dice.roll(),
+        });
         let mut command = role.command();
-        command.current_dir(self.root.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .current_dir(self.root.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = command.spawn().expect("start the process");
         let stdin = child.stdin.take();
         let mut said = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -167,12 +197,19 @@ impl Round {
         thread::spawn(move || {
             let mut line = String::new();
             while said.read_line(&mut line).is_ok_and(|read| read > 0) {
-                if sender.send(std::mem::take(&mut line).trim_end().to_owned()).is_err() {
+                if sender
+                    .send(std::mem::take(&mut line).trim_end().to_owned())
+                    .is_err()
+                {
                     break;
                 }
             }
         });
-        Process { child, stdin, lines }
+        Process {
+            child,
+            stdin,
+            lines,
+        }
     }
 
     fn act(&mut self, processes: &mut [Process]) {
@@ -197,10 +234,12 @@ impl Round {
             Act::SwapWithAnother => {
                 let (data, other) = (self.at("data"), self.at("other"));
                 let flags = rustix::fs::RenameFlags::EXCHANGE;
-                rustix::fs::renameat_with(rustix::fs::CWD, &data, rustix::fs::CWD, &other, flags).expect("swap");
+                rustix::fs::renameat_with(rustix::fs::CWD, &data, rustix::fs::CWD, &other, flags)
+                    .expect("swap");
             }
             Act::MountAnotherOverIt => {
-                let paths = [self.at("other"), self.at("data")].map(|path| path.to_str().expect("text").to_owned());
+                let paths = [self.at("other"), self.at("data")]
+                    .map(|path| path.to_str().expect("text").to_owned());
                 mounts::run("mount", &["--bind", &paths[0], &paths[1]]).expect("mount");
                 self.is_mounted = true;
             }
@@ -227,15 +266,27 @@ impl Round {
 
     /// Opens all folders that there are, and looks for what was acknowledged.
     fn check(&self, lives: &BTreeMap<String, Life>) -> Seen {
-        let mut seen = Seen { lives: lives.len() as u64, ..Seen::default() };
+        let mut seen = Seen {
+            lives: lives.len() as u64,
+            ..Seen::default()
+        };
         let mut found: BTreeMap<String, Vec<u64>> = BTreeMap::new();
         let mut identities = BTreeSet::new();
-        for name in ["data", "moved", "copy", "other", "elsewhere/data", "begun in between"] {
+        for name in [
+            "data",
+            "moved",
+            "copy",
+            "other",
+            "elsewhere/data",
+            "begun in between",
+        ] {
             let folder = self.at(name);
             if !folder.exists() || !identities.insert(identity(&folder)) {
                 continue;
             }
-            let log = small_files().open(&folder).unwrap_or_else(|error| panic!("{name} does not open: {error:?}"));
+            let log = small_files()
+                .open(&folder)
+                .unwrap_or_else(|error| panic!("{name} does not open: {error:?}"));
             for (session, events) in contents(&log) {
                 found.entry(session).or_default().push(events);
             }
@@ -246,30 +297,56 @@ impl Round {
             seen.acknowledged += life.acknowledged;
             assert!(held.len() <= 1, "{name} is in several folders: {held:?}");
             // What was appended before the folder was removed is gone with the folder.
-            let may_be_gone = is_removed && (life.begun_before || !life.afterwards.iter().any(|said| said == "ok"));
+            let may_be_gone = is_removed
+                && (life.begun_before || !life.afterwards.iter().any(|said| said == "ok"));
             if !may_be_gone {
                 let held = held.first().copied().unwrap_or(0);
-                assert!(held >= life.acknowledged, "{name} was acknowledged {} and {held} are there", life.acknowledged);
+                assert!(
+                    held >= life.acknowledged,
+                    "{name} was acknowledged {} and {held} are there",
+                    life.acknowledged
+                );
             }
             self.check_afterwards(name, life, &mut seen);
         }
-        let early =
-            |name: &str| found.get(&format!("early in {name}")).map_or(0, |events| events.iter().copied().max().unwrap_or(0));
+        let early = |name: &str| {
+            found
+                .get(&format!("early in {name}"))
+                .map_or(0, |events| events.iter().copied().max().unwrap_or(0))
+        };
         assert_eq!(early("other"), EARLY, "the other log lost its events");
-        assert_eq!(early("elsewhere/data"), EARLY, "the log elsewhere lost its events");
-        assert!(early("data") == EARLY || self.act == Act::Remove, "the log lost what it had");
+        assert_eq!(
+            early("elsewhere/data"),
+            EARLY,
+            "the log elsewhere lost its events"
+        );
+        assert!(
+            early("data") == EARLY || self.act == Act::Remove,
+            "the log lost what it had"
+        );
         seen
     }
 
     /// Who had the log open notices, or goes on where that is right.
     fn check_afterwards(&self, name: &str, life: &Life, seen: &mut Seen) {
-        let goes_on = matches!(self.act, Act::RemoveItsLock | Act::ChangeTheWorkingDirectory);
+        let goes_on = matches!(
+            self.act,
+            Act::RemoveItsLock | Act::ChangeTheWorkingDirectory
+        );
         for said in life.afterwards.iter().filter(|_| life.opened_before) {
-            let is_right = if goes_on { said == "ok" } else { said == "displaced" || said == "poisoned" };
+            let is_right = if goes_on {
+                said == "ok"
+            } else {
+                said == "displaced" || said == "poisoned"
+            };
             assert!(is_right, "{name} said {said} after {:?}", self.act);
         }
         if life.opened_before && !life.afterwards.is_empty() {
-            *(if goes_on { &mut seen.went_on } else { &mut seen.displaced }) += 1;
+            *(if goes_on {
+                &mut seen.went_on
+            } else {
+                &mut seen.displaced
+            }) += 1;
         }
     }
 }
@@ -294,7 +371,10 @@ impl Process {
     fn listen(&mut self, until: Option<Instant>, lives: &mut BTreeMap<String, Life>) {
         let deadline = until.unwrap_or_else(|| Instant::now() + DEADLINE);
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => take_in(&line, lives),
                 Err(RecvTimeoutError::Timeout) if until.is_some() => return,
                 Err(RecvTimeoutError::Timeout) => panic!("a process is stuck"),
@@ -304,8 +384,14 @@ impl Process {
     }
 
     fn tell(&mut self, line: &str) {
-        let told = self.stdin.as_mut().map(|stdin| writeln!(stdin, "{line}").and_then(|()| stdin.flush()));
-        assert!(told.is_some_and(|told| told.is_ok()), "a process ended by itself");
+        let told = self
+            .stdin
+            .as_mut()
+            .map(|stdin| writeln!(stdin, "{line}").and_then(|()| stdin.flush()));
+        assert!(
+            told.is_some_and(|told| told.is_ok()),
+            "a process ended by itself"
+        );
     }
 }
 
@@ -329,7 +415,8 @@ fn take_in(line: &str, known: &mut BTreeMap<String, Life>) {
     }
 }
 
-/// A process that opens a log, appends, closes it and opens it again, until it is told that it has been long enough.
+/// A process that opens a log, appends, closes it and opens it again, until it is told that it has
+/// been long enough.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Staying {
     folder: PathBuf,
@@ -345,7 +432,9 @@ impl Staying {
         thread::spawn(|| {
             for line in io::stdin().lines().map_while(Result::ok) {
                 match line.strip_prefix("chdir ") {
-                    Some(folder) => std::env::set_current_dir(folder).expect("change the working directory"),
+                    Some(folder) => {
+                        std::env::set_current_dir(folder).expect("change the working directory")
+                    }
                     None => TOLD.store(true, Ordering::SeqCst),
                 }
             }
@@ -357,7 +446,10 @@ impl Staying {
         // One life more when it was told, for what is at the path by then.
         while after_told < 2 {
             after_told += u32::from(TOLD.load(Ordering::SeqCst));
-            let Ok(log) = small_files().stall_wait(Duration::from_secs(5)).open(&self.folder) else {
+            let Ok(log) = small_files()
+                .stall_wait(Duration::from_secs(5))
+                .open(&self.folder)
+            else {
                 // Another process has it, or it is just being moved.
                 thread::park_timeout(Duration::from_millis(3));
                 continue;
@@ -381,7 +473,12 @@ fn live(log: &SessionLog, name: &str, dice: &mut Dice, teller: &Teller) {
             teller.say(&format!("acknowledged {name}"));
         }
         if was_told {
-            teller.say(&format!("afterwards {name} {}", answer.as_ref().map_or_else(sessionlog::Error::code, |()| "ok")));
+            teller.say(&format!(
+                "afterwards {name} {}",
+                answer
+                    .as_ref()
+                    .map_or_else(sessionlog::Error::code, |()| "ok")
+            ));
             afterwards += 1;
         }
         if answer.is_err() || afterwards == AFTERWARDS {
@@ -415,7 +512,11 @@ fn contents(log: &SessionLog) -> Vec<(String, u64)> {
         let (mut nth, mut page) = (0_u64, log.list(session, Page::new()).expect("a page"));
         loop {
             for event in &page.events {
-                assert_eq!(event.data[..8], nth.to_le_bytes(), "an event of {session} is not what was appended");
+                assert_eq!(
+                    event.data[..8],
+                    nth.to_le_bytes(),
+                    "an event of {session} is not what was appended"
+                );
                 nth += 1;
             }
             if !page.has_more {
@@ -424,7 +525,10 @@ fn contents(log: &SessionLog) -> Vec<(String, u64)> {
             page = log.list(session, Page::after(page.last)).expect("a page");
         }
     };
-    sessions.iter().map(|session| (session.to_string(), count(session))).collect()
+    sessions
+        .iter()
+        .map(|session| (session.to_string(), count(session)))
+        .collect()
 }
 
 fn identity(folder: &Path) -> (u64, u64) {
@@ -433,7 +537,8 @@ fn identity(folder: &Path) -> (u64, u64) {
 }
 
 fn rename(from: &Path, to: &Path) {
-    fs::rename(from, to).unwrap_or_else(|error| panic!("{} to {}: {error}", from.display(), to.display()));
+    fs::rename(from, to)
+        .unwrap_or_else(|error| panic!("{} to {}: {error}", from.display(), to.display()));
 }
 
 fn copy(from: &Path, to: &Path) {

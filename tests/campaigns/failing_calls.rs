@@ -1,7 +1,8 @@
-//! System calls that fail: each that the log makes on its folder, the first time, the second and so on, once or from then on.
+//! System calls that fail: each that the log makes on its folder, the first time, the second and so
+//! on, once or from then on.
 //!
-//! A call that fails never gets to the kernel, so what a disk loses in a failed barrier is not seen here; that is the simulated disk's
-//! part.
+//! A call that fails never gets to the kernel, so what a disk loses in a failed barrier is not seen
+//! here; that is the simulated disk's part.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -15,13 +16,27 @@ use super::process::{Enduring, Reads, Role, first_life, open, works};
 use super::report::{Dice, Report, Runs, is_full, seed};
 use super::system_calls::{read, under_strace};
 
-const RUNS: Runs = Runs { quick: 20, full: 1_500 };
+const RUNS: Runs = Runs {
+    quick: 20,
+    full: 1_500,
+};
 const APPENDS: u32 = 25;
 /// How long a process may take before it is taken for stuck.
 const WATCHDOG: Duration = Duration::from_mins(1);
 
-const CALLS: [&str; 11] =
-    ["write", "pwrite64", "fdatasync", "fsync", "fallocate", "ftruncate", "openat", "rename", "unlink", "mkdir", "pread64"];
+const CALLS: [&str; 11] = [
+    "write",
+    "pwrite64",
+    "fdatasync",
+    "fsync",
+    "fallocate",
+    "ftruncate",
+    "openat",
+    "rename",
+    "unlink",
+    "mkdir",
+    "pread64",
+];
 const ERRORS: [&str; 3] = ["EIO", "ENOSPC", "EMFILE"];
 
 /// Which calls fail, and how.
@@ -48,7 +63,14 @@ pub(crate) fn campaign() {
     let kinds: Vec<Failure> = CALLS
         .into_iter()
         .flat_map(|call| ERRORS.map(|error| (call, error)))
-        .flat_map(|(call, error)| [Lasts::Once, Lasts::ForGood].map(|lasts| Failure { call, error, nth: 1, lasts }))
+        .flat_map(|(call, error)| {
+            [Lasts::Once, Lasts::ForGood].map(|lasts| Failure {
+                call,
+                error,
+                nth: 1,
+                lasts,
+            })
+        })
         .collect();
     let mut met = BTreeSet::new();
     while !report.is_done() {
@@ -62,10 +84,21 @@ pub(crate) fn campaign() {
             }
         } else {
             let kind = dice.one_of(&kinds);
-            report.attempt(Failure { nth: 1 + dice.below(10), ..kind }, dice.roll(), &paths, &mut met);
+            report.attempt(
+                Failure {
+                    nth: 1 + dice.below(10),
+                    ..kind
+                },
+                dice.roll(),
+                &paths,
+                &mut met,
+            );
         }
     }
-    for call in CALLS.iter().filter(|call| !met.contains(*call) && is_full()) {
+    for call in CALLS
+        .iter()
+        .filter(|call| !met.contains(*call) && is_full())
+    {
         report.skip(1, format!("the log makes no call of {call}"));
     }
     report.end();
@@ -73,8 +106,24 @@ pub(crate) fn campaign() {
 
 impl Report {
     /// A run with this failure. Says whether any call failed.
-    fn attempt(&mut self, failure: Failure, seed: u64, paths: &BTreeSet<PathBuf>, met: &mut BTreeSet<&'static str>) -> bool {
-        let has_failed = self.run(|| format!("{failure:?} with seed {seed}"), || Run { failure, seed, paths }.carry_out());
+    fn attempt(
+        &mut self,
+        failure: Failure,
+        seed: u64,
+        paths: &BTreeSet<PathBuf>,
+        met: &mut BTreeSet<&'static str>,
+    ) -> bool {
+        let has_failed = self.run(
+            || format!("{failure:?} with seed {seed}"),
+            || {
+                Run {
+                    failure,
+                    seed,
+                    paths,
+                }
+                .carry_out()
+            },
+        );
         if has_failed == Some(true) {
             self.count("runs in which a call failed", 1);
             met.insert(failure.call);
@@ -88,16 +137,27 @@ fn paths_of_a_log(seed: u64) -> BTreeSet<PathBuf> {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
     std::fs::create_dir(&log).expect("a folder");
-    let role = Role::Endure(Enduring { folder: log.clone(), seed, life: 1, appends: APPENDS, reads: Reads::Succeed });
+    let role = Role::Endure(Enduring {
+        folder: log.clone(),
+        seed,
+        life: 1,
+        appends: APPENDS,
+        reads: Reads::Succeed,
+    });
     let output = folder.path().join("trace");
-    let run = under_strace(&role.command(), &output).stdin(Stdio::null()).output().expect("start strace");
+    let run = under_strace(&role.command(), &output)
+        .stdin(Stdio::null())
+        .output()
+        .expect("start strace");
     assert!(run.status.success(), "{run:?}");
     let image = Image::default();
     let steps = read(&output, &log, &image.names, 0);
     let mut paths = BTreeSet::from([PathBuf::new()]);
     for step in steps {
         match step {
-            Step::Begin(Call::MakeDir(path) | Call::Create { path, .. }) => drop(paths.insert(path)),
+            Step::Begin(Call::MakeDir(path) | Call::Create { path, .. }) => {
+                drop(paths.insert(path))
+            }
             Step::Begin(Call::Rename { to, .. }) => drop(paths.insert(to)),
             _ => {}
         }
@@ -139,10 +199,16 @@ impl Run<'_> {
         let life = first_life(1);
         let log = open(folder, life);
         for nth in 0..5 {
-            let tag = Tag { life, writer: 0, nth };
+            let tag = Tag {
+                life,
+                writer: 0,
+                nth,
+            };
             let work = works(self.seed).of(tag);
             ledger.note(&tried(tag));
-            let ack = log.append(&work.session, work.batch()).expect("nothing fails yet");
+            let ack = log
+                .append(&work.session, work.batch())
+                .expect("nothing fails yet");
             ledger.note(&acknowledged(tag, &work, &ack));
         }
         // It is dropped, which records no clean stop.
@@ -150,22 +216,67 @@ impl Run<'_> {
 
     /// Runs the process to its end, and returns what it said.
     fn endure(&self, log: &Path, trace: &Path) -> String {
-        let Failure { call, error, nth, lasts } = self.failure;
-        let reads = if matches!(call, "pread64" | "openat") { Reads::MayFail } else { Reads::Succeed };
+        let Failure {
+            call,
+            error,
+            nth,
+            lasts,
+        } = self.failure;
+        let reads = if matches!(call, "pread64" | "openat") {
+            Reads::MayFail
+        } else {
+            Reads::Succeed
+        };
         let (folder, seed) = (log.to_path_buf(), self.seed);
-        let role = Role::Endure(Enduring { folder, seed, life: first_life(2), appends: APPENDS, reads });
-        let when = if lasts == Lasts::ForGood { format!("{nth}+") } else { nth.to_string() };
+        let role = Role::Endure(Enduring {
+            folder,
+            seed,
+            life: first_life(2),
+            appends: APPENDS,
+            reads,
+        });
+        let when = if lasts == Lasts::ForGood {
+            format!("{nth}+")
+        } else {
+            nth.to_string()
+        };
         let mut strace = Command::new("strace");
-        strace.args(["-f", "-qq", "-s", "16", "-e", &format!("trace={call}"), "-e", "signal=none"]);
-        strace.args(["-e", &format!("inject={call}:error={error}:when={when}"), "-o"]).arg(trace);
+        strace.args([
+            "-f",
+            "-qq",
+            "-s",
+            "16",
+            "-e",
+            &format!("trace={call}"),
+            "-e",
+            "signal=none",
+        ]);
+        strace
+            .args([
+                "-e",
+                &format!("inject={call}:error={error}:when={when}"),
+                "-o",
+            ])
+            .arg(trace);
         for path in self.paths {
             strace.arg("-P").arg(log.join(path));
         }
         let command = role.command();
-        strace.arg("--").arg(command.get_program()).args(command.get_args()).env("RUST_BACKTRACE", "0");
-        let mut process =
-            strace.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start strace");
-        let (mut out, mut err) = (process.stdout.take().expect("a pipe"), process.stderr.take().expect("a pipe"));
+        strace
+            .arg("--")
+            .arg(command.get_program())
+            .args(command.get_args())
+            .env("RUST_BACKTRACE", "0");
+        let mut process = strace
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start strace");
+        let (mut out, mut err) = (
+            process.stdout.take().expect("a pipe"),
+            process.stderr.take().expect("a pipe"),
+        );
         let began = Instant::now();
         let (said, complained) = std::thread::scope(|scope| {
             let said = scope.spawn(move || text_of(&mut out));
@@ -177,13 +288,24 @@ impl Run<'_> {
                 }
                 std::thread::park_timeout(Duration::from_millis(5));
             }
-            (said.join().expect("a reader"), complained.join().expect("a reader"))
+            (
+                said.join().expect("a reader"),
+                complained.join().expect("a reader"),
+            )
         });
         let status = process.wait().expect("a process");
-        assert!(began.elapsed() <= WATCHDOG, "the process is stuck; it said: {said}");
-        assert!(status.success(), "the process ended with {status}: {complained}");
+        assert!(
+            began.elapsed() <= WATCHDOG,
+            "the process is stuck; it said: {said}"
+        );
+        assert!(
+            status.success(),
+            "the process ended with {status}: {complained}"
+        );
         // sled may panic in threads of its own, which is contained.
-        let ours = complained.lines().filter(|line| line.contains("panicked at") && !line.contains("/sled-"));
+        let ours = complained
+            .lines()
+            .filter(|line| line.contains("panicked at") && !line.contains("/sled-"));
         assert_eq!(ours.count(), 0, "{complained}");
         said
     }

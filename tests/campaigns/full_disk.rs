@@ -1,4 +1,5 @@
-//! Disks that fill up at random points: reads go on, nothing acknowledged is lost, and once there is room again so do appends.
+//! Disks that fill up at random points: reads go on, nothing acknowledged is lost, and once there
+//! is room again so do appends.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,10 @@ use super::mounts::{Loop, Mount, make_file_system};
 use super::process::{first_life, small_files, works};
 use super::report::{Dice, Report, Runs, seed};
 
-const RUNS: Runs = Runs { quick: 4, full: 200 };
+const RUNS: Runs = Runs {
+    quick: 4,
+    full: 200,
+};
 const SIZES: u64 = 40;
 const MIB: u64 = 1024 * 1024;
 /// What a log needs at least, to begin and to go on: two journal files and a segment.
@@ -53,7 +57,13 @@ impl Disk {
         let image = tempfile::tempdir().expect("a folder");
         let made = if kind == "tmpfs" {
             let folder = tempfile::tempdir().expect("a folder");
-            Mount::new("tmpfs", Path::new("tmpfs"), &format!("size={bytes}"), folder).map(|mount| (mount, None))
+            Mount::new(
+                "tmpfs",
+                Path::new("tmpfs"),
+                &format!("size={bytes}"),
+                folder,
+            )
+            .map(|mount| (mount, None))
         } else {
             let file = image.path().join("image");
             make_file_system(kind, &file, bytes)
@@ -61,21 +71,33 @@ impl Disk {
                 .and_then(|device| device.mount(kind).map(|mount| (mount, Some(device))))
         };
         let (mount, device) = made.unwrap_or_else(|error| panic!("{error}"));
-        Self { mount, bytes, _device: device, _image: image }
+        Self {
+            mount,
+            bytes,
+            _device: device,
+            _image: image,
+        }
     }
 
     /// Fills the disk with a log and something else, looks at the log, makes room, and goes on.
     fn fill(&self, seed: u64, met: &mut Vec<&'static str>) {
         let mut dice = Dice(seed);
         let ballast = Ballast::new(self.mount.path(), ROOM + dice.below(self.bytes - 2 * ROOM));
-        let mut filling = Filling { folder: self.mount.path().join("log"), seed, ledger: Ledger::new(works(seed)), met };
+        let mut filling = Filling {
+            folder: self.mount.path().join("log"),
+            seed,
+            ledger: Ledger::new(works(seed)),
+            met,
+        };
         match filling.open() {
             Ok(log) => {
                 let refusal = filling.append_until_refused(&log, first_life(1));
                 filling.ledger.check(&log);
                 filling.ledger.expect_what_was_found();
                 if refusal.is_retryable() && dice.flip() {
-                    filling.met.push("logs that went on without being opened again");
+                    filling
+                        .met
+                        .push("logs that went on without being opened again");
                     drop(ballast);
                     filling.go_on(&log);
                     drop(log);
@@ -110,7 +132,8 @@ impl Ballast {
         let path = folder.join("ballast");
         let file = File::create(&path).expect("a file");
         // As much as there is room for.
-        let _allocated = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        let _allocated =
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
         Self(path)
     }
 }
@@ -130,14 +153,28 @@ struct Filling<'a> {
 
 impl Filling<'_> {
     fn open(&self) -> Result<SessionLog, Error> {
-        small_files().stall_wait(Duration::from_millis(300)).open(&self.folder)
+        small_files()
+            .stall_wait(Duration::from_millis(300))
+            .open(&self.folder)
     }
 
     fn append_until_refused(&mut self, log: &SessionLog, life: u32) -> Error {
         for nth in 0..APPENDS {
-            if let Err(error) = self.append(log, Tag { life, writer: 0, nth }) {
-                self.met.push(if error.is_retryable() { "appends refused for want of room" } else { "poisoned logs" });
-                let expected = error.is_retryable() || matches!(error, Error::Io { .. } | Error::Poisoned { .. });
+            if let Err(error) = self.append(
+                log,
+                Tag {
+                    life,
+                    writer: 0,
+                    nth,
+                },
+            ) {
+                self.met.push(if error.is_retryable() {
+                    "appends refused for want of room"
+                } else {
+                    "poisoned logs"
+                });
+                let expected = error.is_retryable()
+                    || matches!(error, Error::Io { .. } | Error::Poisoned { .. });
                 assert!(expected, "a full disk is answered by {error:?}");
                 return error;
             }
@@ -157,9 +194,19 @@ impl Filling<'_> {
     fn go_on(&mut self, log: &SessionLog) {
         let began = Instant::now();
         for nth in 0.. {
-            match self.append(log, Tag { life: first_life(2), writer: 0, nth }) {
+            match self.append(
+                log,
+                Tag {
+                    life: first_life(2),
+                    writer: 0,
+                    nth,
+                },
+            ) {
                 Ok(()) => break,
-                Err(error) => assert!(error.is_retryable() && began.elapsed() < DEADLINE, "no append goes through: {error:?}"),
+                Err(error) => assert!(
+                    error.is_retryable() && began.elapsed() < DEADLINE,
+                    "no append goes through: {error:?}"
+                ),
             }
             thread::park_timeout(Duration::from_millis(10));
         }
@@ -169,7 +216,9 @@ impl Filling<'_> {
     fn read_only(&mut self) {
         self.met.push("full disks read without a write");
         let log = small_files().read_only(true).open(&self.folder);
-        let log = log.unwrap_or_else(|error| panic!("a log on a full disk does not open for reading: {error:?}"));
+        let log = log.unwrap_or_else(|error| {
+            panic!("a log on a full disk does not open for reading: {error:?}")
+        });
         self.ledger.forget_what_was_checked();
         self.ledger.check(&log);
         self.ledger.expect_what_was_found();
@@ -183,18 +232,30 @@ impl Filling<'_> {
                 self.ledger.forget_what_was_checked();
                 self.ledger.check(&log);
             }
-            Err(Error::Io { .. } | Error::NoSpace { .. }) => self.met.push("logs that did not open on a full disk"),
+            Err(Error::Io { .. } | Error::NoSpace { .. }) => {
+                self.met.push("logs that did not open on a full disk")
+            }
             Err(error) => panic!("a full disk is answered by {error:?}"),
         }
         self.read_only();
     }
 
     fn reopen(&mut self) {
-        let log = self.open().unwrap_or_else(|error| panic!("the log does not open once there is room: {error:?}"));
+        let log = self
+            .open()
+            .unwrap_or_else(|error| panic!("the log does not open once there is room: {error:?}"));
         self.ledger.forget_what_was_checked();
         self.ledger.check(&log);
         self.ledger.retry_what_was_not_acknowledged(&log);
-        self.append(&log, Tag { life: first_life(3), writer: 0, nth: 0 }).expect("there is room");
+        self.append(
+            &log,
+            Tag {
+                life: first_life(3),
+                writer: 0,
+                nth: 0,
+            },
+        )
+        .expect("there is room");
         self.ledger.check(&log);
         log.close().expect("close");
     }

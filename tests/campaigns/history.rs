@@ -1,5 +1,5 @@
-//! What sixteen threads did and saw, held against the order of time: an append that was answered before another began comes before it,
-//! and whoever looks afterwards sees it.
+//! What sixteen threads did and saw, held against the order of time: an append that was answered
+//! before another began comes before it, and whoever looks afterwards sees it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -10,7 +10,10 @@ use sessionlog::{Batch, Error, EventId, NewEvent, Page, SessionId, SessionLog};
 use super::process::small_files;
 use super::report::{Dice, Report, Runs, seed};
 
-const HISTORIES: Runs = Runs { quick: 2, full: 100 };
+const HISTORIES: Runs = Runs {
+    quick: 2,
+    full: 100,
+};
 const THREADS: u64 = 16;
 const CALLS: u32 = 150;
 const SESSIONS: usize = 5;
@@ -62,7 +65,9 @@ impl History {
         let folder = tempfile::tempdir().expect("a folder");
         let log = small_files().open(folder.path()).expect("open");
         let (clock, history) = (AtomicU64::new(0), Mutex::new(Self::default()));
-        let sessions = (0..SESSIONS).map(|n| SessionId::new(format!("session {n}")).expect("a name")).collect::<Vec<_>>();
+        let sessions = (0..SESSIONS)
+            .map(|n| SessionId::new(format!("session {n}")).expect("a name"))
+            .collect::<Vec<_>>();
         thread::scope(|scope| {
             for n in 0..THREADS {
                 let (log, clock, history, sessions) = (&log, &clock, &history, &sessions[..]);
@@ -86,13 +91,31 @@ impl History {
                 let longest = if dice.one_in(20) { 100_000 } else { 300 };
                 let bytes = dice.index(longest);
                 let events = (0..=dice.below(3)).map(|_| NewEvent::new("note", vec![7; bytes]));
-                let ack = log.append(&sessions[session], Batch::new().events(events)).expect("append");
-                let span = Span { begun, ended: clock.fetch_add(1, Ordering::SeqCst) };
-                self.appends.push(Append { span, session, first: ack.first, last: ack.last, id: ack.events[0].id });
+                let ack = log
+                    .append(&sessions[session], Batch::new().events(events))
+                    .expect("append");
+                let span = Span {
+                    begun,
+                    ended: clock.fetch_add(1, Ordering::SeqCst),
+                };
+                self.appends.push(Append {
+                    span,
+                    session,
+                    first: ack.first,
+                    last: ack.last,
+                    id: ack.events[0].id,
+                });
             } else {
                 let tail = look(log, &sessions[session], &mut dice);
-                let span = Span { begun, ended: clock.fetch_add(1, Ordering::SeqCst) };
-                self.looks.push(Look { span, session, tail });
+                let span = Span {
+                    begun,
+                    ended: clock.fetch_add(1, Ordering::SeqCst),
+                };
+                self.looks.push(Look {
+                    span,
+                    session,
+                    tail,
+                });
             }
         }
     }
@@ -112,33 +135,74 @@ impl History {
         by_end.sort_by_key(|append| append.span.ended);
         let (mut answered, mut highest) = (by_end.into_iter().peekable(), None);
         for append in &self.appends {
-            while let Some(before) = answered.next_if(|before| before.span.ended < append.span.begun) {
+            while let Some(before) =
+                answered.next_if(|before| before.span.ended < append.span.begun)
+            {
                 highest = highest.max(Some(before.id));
             }
-            assert!(highest < Some(append.id), "{append:?} began after {highest:?} was answered");
+            assert!(
+                highest < Some(append.id),
+                "{append:?} began after {highest:?} was answered"
+            );
         }
     }
 
     fn check_session(&self, session: usize) {
-        let mut appends: Vec<&Append> = self.appends.iter().filter(|append| append.session == session).collect();
+        let mut appends: Vec<&Append> = self
+            .appends
+            .iter()
+            .filter(|append| append.session == session)
+            .collect();
         appends.sort_by_key(|append| append.first);
         let mut end = 0;
         for append in &appends {
-            assert_eq!(append.first, end + 1, "a gap or an overlap before {append:?}");
+            assert_eq!(
+                append.first,
+                end + 1,
+                "a gap or an overlap before {append:?}"
+            );
             end = append.last;
         }
-        assert!(appends.is_sorted_by_key(|append| append.id), "the order of IDs is the order of seqs");
+        assert!(
+            appends.is_sorted_by_key(|append| append.id),
+            "the order of IDs is the order of seqs"
+        );
         for look in self.looks.iter().filter(|look| look.session == session) {
-            let answered = appends.iter().filter(|append| append.span.ended < look.span.begun).map(|append| append.last).max();
-            let begun = appends.iter().filter(|append| append.span.begun < look.span.ended).map(|append| append.last).max();
-            assert!(answered.unwrap_or(0) <= look.tail, "{look:?} misses what was answered, up to {answered:?}");
-            assert!(look.tail <= begun.unwrap_or(0), "{look:?} saw what had not begun, behind {begun:?}");
+            let answered = appends
+                .iter()
+                .filter(|append| append.span.ended < look.span.begun)
+                .map(|append| append.last)
+                .max();
+            let begun = appends
+                .iter()
+                .filter(|append| append.span.begun < look.span.ended)
+                .map(|append| append.last)
+                .max();
+            assert!(
+                answered.unwrap_or(0) <= look.tail,
+                "{look:?} misses what was answered, up to {answered:?}"
+            );
+            assert!(
+                look.tail <= begun.unwrap_or(0),
+                "{look:?} saw what had not begun, behind {begun:?}"
+            );
         }
-        let mut looks: Vec<&Look> = self.looks.iter().filter(|look| look.session == session).collect();
+        let mut looks: Vec<&Look> = self
+            .looks
+            .iter()
+            .filter(|look| look.session == session)
+            .collect();
         looks.sort_by_key(|look| look.span.begun);
         for (n, look) in looks.iter().enumerate() {
-            let before = looks[..n].iter().filter(|before| before.span.ended < look.span.begun).map(|before| before.tail).max();
-            assert!(before.unwrap_or(0) <= look.tail, "{look:?} saw less than an earlier one, {before:?}");
+            let before = looks[..n]
+                .iter()
+                .filter(|before| before.span.ended < look.span.begun)
+                .map(|before| before.tail)
+                .max();
+            assert!(
+                before.unwrap_or(0) <= look.tail,
+                "{look:?} saw less than an earlier one, {before:?}"
+            );
         }
     }
 }
@@ -148,7 +212,8 @@ fn look(log: &SessionLog, session: &SessionId, dice: &mut Dice) -> u64 {
     let seen = if dice.flip() {
         log.head(session).map(|head| head.last)
     } else {
-        log.list(session, Page::new().newest_first().limit(10)).map(|page| page.events.first().map_or(0, |event| event.seq))
+        log.list(session, Page::new().newest_first().limit(10))
+            .map(|page| page.events.first().map_or(0, |event| event.seq))
     };
     match seen {
         Ok(tail) => tail,

@@ -1,5 +1,6 @@
-//! kill -9 at random moments: a process appends, rotates, seals, indexes, closes and opens until it is killed; what it acknowledged
-//! through a pipe must be there. Nothing here waits for a fixed time, save for the kill.
+//! kill -9 at random moments: a process appends, rotates, seals, indexes, closes and opens until it
+//! is killed; what it acknowledged through a pipe must be there. Nothing here waits for a fixed
+//! time, save for the kill.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -13,7 +14,10 @@ use super::ledger::Ledger;
 use super::process::{End, Role, Writing, first_life, open, works};
 use super::report::{Dice, Report, Runs, seed};
 
-const KILLS: Runs = Runs { quick: 100, full: 1_000 };
+const KILLS: Runs = Runs {
+    quick: 100,
+    full: 1_000,
+};
 /// A log is begun anew after so many kills, so that young ones are killed too.
 const KILLS_PER_LOG: u32 = 50;
 const LIVES: u32 = 6;
@@ -27,11 +31,15 @@ pub(crate) fn campaign() {
     while !report.is_done() {
         grow_and_kill(dice.roll(), &mut report);
     }
-    assert!(report.figure("segments") > 0, "nothing was sealed, so no kill met it");
+    assert!(
+        report.figure("segments") > 0,
+        "nothing was sealed, so no kill met it"
+    );
     report.end();
 }
 
-/// One log, grown and killed `KILLS_PER_LOG` times, or until something is violated, which would only be found again.
+/// One log, grown and killed `KILLS_PER_LOG` times, or until something is violated, which would
+/// only be found again.
 fn grow_and_kill(seed: u64, report: &mut Report) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut dice = Dice(seed);
@@ -41,10 +49,16 @@ fn grow_and_kill(seed: u64, report: &mut Report) {
         let what = || format!("kill {process} of the log with seed {seed}");
         let is_last = process == KILLS_PER_LOG;
         let checked = report.run(what, || {
-            let kill = Kill { folder: folder.path(), seed, process };
+            let kill = Kill {
+                folder: folder.path(),
+                seed,
+                process,
+            };
             kill.carry_out(&mut dice, &mut ledger);
-            // A process that opens what the one before left behind meets the crash itself, and may be killed while it recovers.
-            (is_last || !dice.one_in(3)).then(|| check(folder.path(), process, &mut dice, &mut ledger))
+            // A process that opens what the one before left behind meets the crash itself, and may
+            // be killed while it recovers.
+            (is_last || !dice.one_in(3))
+                .then(|| check(folder.path(), process, &mut dice, &mut ledger))
         });
         match checked {
             None => return,
@@ -98,12 +112,18 @@ impl Kill<'_> {
                 }
                 Ok(line) => ledger.note(&line),
                 Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => panic!("the process ended by itself: {:?}", child.wait()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("the process ended by itself: {:?}", child.wait())
+                }
             }
         }
         child.kill().expect("kill the process");
         let status = child.wait().expect("wait for the process");
-        assert_eq!(status.signal(), Some(9), "the process ended by itself: {status}");
+        assert_eq!(
+            status.signal(),
+            Some(9),
+            "the process ended by itself: {status}"
+        );
         for line in lines {
             ledger.note(&line);
         }
@@ -118,7 +138,12 @@ impl Kill<'_> {
             tell: None,
             end: End::Wait,
         };
-        Role::Write(writing).command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the process")
+        Role::Write(writing)
+            .command()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start the process")
     }
 }
 
@@ -128,7 +153,10 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
     thread::spawn(move || {
         let mut line = String::new();
         while pipe.read_line(&mut line).is_ok_and(|read| read > 0) && line.ends_with('\n') {
-            if sender.send(std::mem::take(&mut line).trim_end().to_owned()).is_err() {
+            if sender
+                .send(std::mem::take(&mut line).trim_end().to_owned())
+                .is_err()
+            {
                 break;
             }
         }

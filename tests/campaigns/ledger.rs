@@ -1,5 +1,6 @@
-//! What a log must hold: every event tells in its data which append it belongs to, and its bytes follow from that, so that a log is
-//! checked against nothing but itself and what was acknowledged. Knows the log's public API and nothing else of it.
+//! What a log must hold: every event tells in its data which append it belongs to, and its bytes
+//! follow from that, so that a log is checked against nothing but itself and what was acknowledged.
+//! Knows the log's public API and nothing else of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -28,16 +29,34 @@ pub(crate) struct Tag {
 
 impl Tag {
     fn of(event: &Event) -> Self {
-        let Event { id, session_id, seq, data, .. } = event;
-        assert!(data.len() >= TAG_BYTES, "event {id} of {session_id} at {seq} is none that was appended");
-        let field = |n: usize| u32::from_le_bytes(data[n * 4..n * 4 + 4].try_into().expect("four bytes"));
-        Self { life: field(0), writer: field(1), nth: field(2) }
+        let Event {
+            id,
+            session_id,
+            seq,
+            data,
+            ..
+        } = event;
+        assert!(
+            data.len() >= TAG_BYTES,
+            "event {id} of {session_id} at {seq} is none that was appended"
+        );
+        let field =
+            |n: usize| u32::from_le_bytes(data[n * 4..n * 4 + 4].try_into().expect("four bytes"));
+        Self {
+            life: field(0),
+            writer: field(1),
+            nth: field(2),
+        }
     }
 
     /// What [`Display`](fmt::Display) made of it.
     fn told(words: &[&str]) -> Self {
         let field = |n: usize| u32::try_from(number(words[n])).expect("a small number");
-        Self { life: field(0), writer: field(1), nth: field(2) }
+        Self {
+            life: field(0),
+            writer: field(1),
+            nth: field(2),
+        }
     }
 }
 
@@ -68,24 +87,41 @@ pub(crate) struct Work {
 impl Works {
     pub(crate) fn of(self, tag: Tag) -> Work {
         let Tag { life, writer, nth } = tag;
-        let mut dice = Dice(self.seed ^ (u64::from(life) << 40 | u64::from(writer) << 32 | u64::from(nth) << 8));
+        let mut dice = Dice(
+            self.seed ^ (u64::from(life) << 40 | u64::from(writer) << 32 | u64::from(nth) << 8),
+        );
         let session = session_name(dice.below(SESSIONS));
-        let count = if dice.one_in(4) { 1 + dice.below(40) } else { 1 };
+        let count = if dice.one_in(4) {
+            1 + dice.below(40)
+        } else {
+            1
+        };
         let key = dice.flip().then(|| format!("{life}/{writer}/{nth}"));
         let bytes = self.bytes[dice.index(self.bytes.len())];
         let count = u32::try_from(count).expect("a batch has few events");
         let events = (0..count).map(|index| {
-            let mut data = [life, writer, nth, index, count].map(u32::to_le_bytes).concat();
-            (0..dice.below(bytes / u64::from(count) + 1).div_ceil(8)).for_each(|_| data.extend(dice.roll().to_le_bytes()));
+            let mut data = [life, writer, nth, index, count]
+                .map(u32::to_le_bytes)
+                .concat();
+            (0..dice.below(bytes / u64::from(count) + 1).div_ceil(8))
+                .for_each(|_| data.extend(dice.roll().to_le_bytes()));
             (["tool.progress", "agent.thought"][index as usize % 2], data)
         });
-        Work { session, events: events.collect(), key }
+        Work {
+            session,
+            events: events.collect(),
+            key,
+        }
     }
 }
 
 impl Work {
     pub(crate) fn batch(&self) -> Batch {
-        let batch = Batch::new().events(self.events.iter().map(|(event_type, data)| NewEvent::new(*event_type, data.clone())));
+        let batch = Batch::new().events(
+            self.events
+                .iter()
+                .map(|(event_type, data)| NewEvent::new(*event_type, data.clone())),
+        );
         match &self.key {
             Some(key) => batch.idempotency_key(key),
             None => batch,
@@ -95,9 +131,21 @@ impl Work {
     fn check_is(&self, events: &[Event], tag: Tag) {
         assert_eq!(events.len(), self.events.len(), "{tag:?} is not whole");
         for (i, (event, (event_type, data))) in events.iter().zip(&self.events).enumerate() {
-            assert_eq!((&event.session_id, event.event_type.as_str()), (&self.session, *event_type), "event {i} of {tag:?}");
-            assert_eq!(event.seq, events[0].seq + i as u64, "the seq of event {i} of {tag:?}");
-            assert_eq!(event.id.to_u128(), events[0].id.to_u128() + i as u128, "the ID of event {i} of {tag:?}");
+            assert_eq!(
+                (&event.session_id, event.event_type.as_str()),
+                (&self.session, *event_type),
+                "event {i} of {tag:?}"
+            );
+            assert_eq!(
+                event.seq,
+                events[0].seq + i as u64,
+                "the seq of event {i} of {tag:?}"
+            );
+            assert_eq!(
+                event.id.to_u128(),
+                events[0].id.to_u128() + i as u128,
+                "the ID of event {i} of {tag:?}"
+            );
             assert!(event.data == *data, "event {i} of {tag:?} has other bytes");
         }
     }
@@ -128,7 +176,11 @@ struct Place {
 
 impl Place {
     fn told(first: &str, last: &str, id: &str) -> Self {
-        Self { first: number(first), last: number(last), id: id.parse().expect("an event ID") }
+        Self {
+            first: number(first),
+            last: number(last),
+            id: id.parse().expect("an event ID"),
+        }
     }
 }
 
@@ -173,17 +225,25 @@ impl Ledger {
     pub(crate) fn note(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
-            ["try", ref tag @ ..] => assert!(self.open.insert(Tag::told(tag)), "{line} comes twice"),
+            ["try", ref tag @ ..] => {
+                assert!(self.open.insert(Tag::told(tag)), "{line} comes twice")
+            }
             ["ack", ref tag @ .., first, last, id] => {
                 let tag = Tag::told(tag);
-                assert!(self.open.remove(&tag), "{tag:?} was not tried, or acknowledged twice");
+                assert!(
+                    self.open.remove(&tag),
+                    "{tag:?} was not tried, or acknowledged twice"
+                );
                 self.due.insert(tag, Place::told(first, last, id));
             }
             ["shown", ref tag @ .., first, last, id] => {
                 let (tag, place) = (Tag::told(tag), Place::told(first, last, id));
                 self.open.remove(&tag);
                 let before = self.due.insert(tag, place);
-                assert!(before.is_none_or(|before| before == place), "{tag:?} was acknowledged elsewhere than it was shown");
+                assert!(
+                    before.is_none_or(|before| before == place),
+                    "{tag:?} was acknowledged elsewhere than it was shown"
+                );
             }
             _ => {}
         }
@@ -200,7 +260,9 @@ impl Ledger {
 
     /// What was found, in words for [`note`](Self::note).
     pub(crate) fn shown(&self) -> Vec<String> {
-        let line = |(tag, place): (&Tag, &Place)| format!("shown {tag} {} {} {}", place.first, place.last, place.id);
+        let line = |(tag, place): (&Tag, &Place)| {
+            format!("shown {tag} {} {} {}", place.first, place.last, place.id)
+        };
         self.found.iter().map(line).collect()
     }
 
@@ -211,7 +273,9 @@ impl Ledger {
 
     /// Puts what must be there into a file, in words for [`note`](Self::note).
     pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
-        let due = self.due.iter().map(|(tag, place)| format!("shown {tag} {} {} {}\n", place.first, place.last, place.id));
+        let due = self.due.iter().map(|(tag, place)| {
+            format!("shown {tag} {} {} {}\n", place.first, place.last, place.id)
+        });
         let open = self.open.iter().map(|tag| format!("{}\n", tried(*tag)));
         std::fs::write(file, due.chain(open).collect::<String>())
     }
@@ -219,24 +283,38 @@ impl Ledger {
     /// What [`write_to`](Self::write_to) put there.
     pub(crate) fn read_from(works: Works, file: &Path) -> std::io::Result<Self> {
         let mut ledger = Self::new(works);
-        std::fs::read_to_string(file)?.lines().for_each(|line| ledger.note(line));
+        std::fs::read_to_string(file)?
+            .lines()
+            .for_each(|line| ledger.note(line));
         Ok(ledger)
     }
 
     pub(crate) fn forget_what_was_checked(&mut self) {
         let (works, known) = (self.works, Arc::clone(&self.known));
-        let (open, due) = (std::mem::take(&mut self.open), std::mem::take(&mut self.due));
-        *self = Self { open, due, known, ..Self::new(works) };
+        let (open, due) = (
+            std::mem::take(&mut self.open),
+            std::mem::take(&mut self.due),
+        );
+        *self = Self {
+            open,
+            due,
+            known,
+            ..Self::new(works)
+        };
     }
 
-    /// Whatever the log holds beyond what was looked at before is whole, in order, what somebody tried to append, and where it was
-    /// acknowledged to be; and whatever is due is there.
+    /// Whatever the log holds beyond what was looked at before is whole, in order, what somebody
+    /// tried to append, and where it was acknowledged to be; and whatever is due is there.
     pub(crate) fn check(&mut self, log: &SessionLog) {
         for session in (0..SESSIONS).map(session_name) {
             self.check_session(log, &session);
         }
         for (tag, place) in &self.due {
-            assert_eq!(self.found.get(tag), Some(place), "{tag:?} was acknowledged, and the log has it elsewhere or not");
+            assert_eq!(
+                self.found.get(tag),
+                Some(place),
+                "{tag:?} was acknowledged, and the log has it elsewhere or not"
+            );
         }
         self.check_feed(log);
     }
@@ -246,9 +324,12 @@ impl Ledger {
         loop {
             let page = match log.list(session, Page::after(seq).limit(PAGE)) {
                 Err(Error::UnknownSession { .. }) if seq == 0 => return,
-                got => got.unwrap_or_else(|error| panic!("{session} cannot be read after {seq}: {error:?}")),
+                got => got.unwrap_or_else(|error| {
+                    panic!("{session} cannot be read after {seq}: {error:?}")
+                }),
             };
-            // A batch may end on the next page: what of it lies on this one is read again with the rest.
+            // A batch may end on the next page: what of it lies on this one is read again with the
+            // rest.
             let mut events = &page.events[..];
             while let Some((batch, rest)) = split_batch(events)
                 && !(rest.is_empty() && page.has_more)
@@ -258,7 +339,10 @@ impl Ledger {
                 events = rest;
             }
             if !page.has_more {
-                assert_eq!(seq, page.tail, "the last page of {session} ends before its tail");
+                assert_eq!(
+                    seq, page.tail,
+                    "the last page of {session} ends before its tail"
+                );
                 self.checked.insert(session.clone(), seq);
                 return;
             }
@@ -267,15 +351,29 @@ impl Ledger {
 
     fn check_batch(&mut self, session: &SessionId, after: u64, batch: &[Event]) {
         let tag = Tag::of(&batch[0]);
-        assert!(self.open.contains(&tag) || self.due.contains_key(&tag), "{tag:?} was never tried");
+        assert!(
+            self.open.contains(&tag) || self.due.contains_key(&tag),
+            "{tag:?} was never tried"
+        );
         let work = self.work(tag);
         assert_eq!(&work.session, session, "{tag:?} lies in another session");
         assert_eq!(batch[0].seq, after + 1, "the seq of {tag:?}");
         work.check_is(batch, tag);
-        let place = Place { first: after + 1, last: after + batch.len() as u64, id: batch[0].id };
-        assert_eq!(self.found.insert(tag, place), None, "{tag:?} was stored twice");
+        let place = Place {
+            first: after + 1,
+            last: after + batch.len() as u64,
+            id: batch[0].id,
+        };
+        assert_eq!(
+            self.found.insert(tag, place),
+            None,
+            "{tag:?} was stored twice"
+        );
         self.events += batch.len() as u64;
-        self.payload_bytes += batch.iter().map(|event| event.data.len() as u64).sum::<u64>();
+        self.payload_bytes += batch
+            .iter()
+            .map(|event| event.data.len() as u64)
+            .sum::<u64>();
     }
 
     fn work(&self, tag: Tag) -> Arc<Work> {
@@ -291,20 +389,32 @@ impl Ledger {
     }
 
     fn check_feed(&mut self, log: &SessionLog) {
-        let feed = log.feed(self.fed.map(After)).expect("the feed").until_tail();
+        let feed = log
+            .feed(self.fed.map(After))
+            .expect("the feed")
+            .until_tail();
         for event in feed.events() {
             let event = event.expect("an event of the feed");
             if !event.session_id.as_str().starts_with(SESSION) {
                 continue;
             }
-            assert!(self.fed.is_none_or(|before| before < event.id), "{} comes after {:?} in the feed", event.id, self.fed);
+            assert!(
+                self.fed.is_none_or(|before| before < event.id),
+                "{} comes after {:?} in the feed",
+                event.id,
+                self.fed
+            );
             self.fed = Some(event.id);
             self.events_fed += 1;
         }
-        assert_eq!(self.events_fed, self.events, "the feed and the sessions hold the same number of events");
+        assert_eq!(
+            self.events_fed, self.events,
+            "the feed and the sessions hold the same number of events"
+        );
     }
 
-    /// A retry under the same key lands exactly once, also twice in a row; what had no key may be there or not.
+    /// A retry under the same key lands exactly once, also twice in a row; what had no key may be
+    /// there or not.
     pub(crate) fn retry_what_was_not_acknowledged(&mut self, log: &SessionLog) {
         for tag in self.open.iter().copied().collect::<Vec<_>>() {
             let work = self.work(tag);
@@ -316,11 +426,27 @@ impl Ledger {
                 ack.unwrap_or_else(|error| panic!("the retry of {tag:?} failed: {error:?}"))
             };
             let (ack, again) = (retry(), retry());
-            let place = Place { first: ack.first, last: ack.last, id: ack.events[0].id };
-            assert!(again.replayed && again.events == ack.events, "the second retry of {tag:?} is no replay of the first");
+            let place = Place {
+                first: ack.first,
+                last: ack.last,
+                id: ack.events[0].id,
+            };
+            assert!(
+                again.replayed && again.events == ack.events,
+                "the second retry of {tag:?} is no replay of the first"
+            );
             let before = self.found.get(&tag).copied();
-            assert_eq!(before, ack.replayed.then_some(place), "whether {tag:?} had landed before its retry");
-            assert!(ack.replayed || Some(place.id) > self.fed, "{} comes after {:?}", place.id, self.fed);
+            assert_eq!(
+                before,
+                ack.replayed.then_some(place),
+                "whether {tag:?} had landed before its retry"
+            );
+            assert!(
+                ack.replayed || Some(place.id) > self.fed,
+                "{} comes after {:?}",
+                place.id,
+                self.fed
+            );
             self.note(&acknowledged(tag, &work, &ack));
         }
     }
@@ -329,9 +455,17 @@ impl Ledger {
 /// Cuts the first batch off `events`.
 fn split_batch(events: &[Event]) -> Option<(&[Event], &[Event])> {
     let tag = Tag::of(events.first()?);
-    Some(events.split_at(events.iter().take_while(|event| Tag::of(event) == tag).count()))
+    Some(
+        events.split_at(
+            events
+                .iter()
+                .take_while(|event| Tag::of(event) == tag)
+                .count(),
+        ),
+    )
 }
 
 fn number(text: &str) -> u64 {
-    text.parse().unwrap_or_else(|error| panic!("{text:?} is no number: {error}"))
+    text.parse()
+        .unwrap_or_else(|error| panic!("{text:?} is no number: {error}"))
 }

@@ -1,8 +1,9 @@
-//! Campaigns that look for a way to break the promises, each in its own way. What they have in common is the
-//! [ledger](ledger::Ledger): what was acknowledged must be there.
+//! Campaigns that look for a way to break the promises, each in its own way. What they have in
+//! common is the [ledger](ledger::Ledger): what was acknowledged must be there.
 //!
-//! `cargo test` runs a quick tier of each; with `SESSION_LOG_CAMPAIGN=full` all their runs are made. Each tells its runs, violations,
-//! what it skipped and why, and its seed. A campaign that this machine cannot run is ignored, and says so.
+//! `cargo test` runs a quick tier of each; with `SESSION_LOG_CAMPAIGN=full` all their runs are
+//! made. Each tells its runs, violations, what it skipped and why, and its seed. A campaign that
+//! this machine cannot run is ignored, and says so.
 
 #![allow(
     clippy::panic,
@@ -46,16 +47,36 @@ fn main() {
     if let Some(role) = process::Role::of_this_process() {
         role.play();
     }
-    let (strace, mounts, fuse) = (system_calls::obstacle, mounts::obstacle, block_device::obstacle);
+    let (strace, mounts, fuse) = (
+        system_calls::obstacle,
+        mounts::obstacle,
+        block_device::obstacle,
+    );
     let campaigns = [
         // First, since they build for a while.
         Campaign::new("campaign_schedules", nested::schedules, never),
-        Campaign::new("campaign_hostile_bytes", nested::hostile_bytes, nested::no_fuzz_package),
+        Campaign::new(
+            "campaign_hostile_bytes",
+            nested::hostile_bytes,
+            nested::no_fuzz_package,
+        ),
         Campaign::new("campaign_kill", kill::campaign, never),
         Campaign::new("campaign_power_cuts_in_a_trace", trace::campaign, strace),
-        Campaign::new("campaign_power_cuts_in_a_trace_notice_a_void_barrier", trace::campaign_without_barriers, strace),
-        Campaign::new("campaign_power_cuts_on_sled", trace::campaign_on_sled, strace),
-        Campaign::new("campaign_power_cuts_on_file_systems", block_device::campaign, fuse),
+        Campaign::new(
+            "campaign_power_cuts_in_a_trace_notice_a_void_barrier",
+            trace::campaign_without_barriers,
+            strace,
+        ),
+        Campaign::new(
+            "campaign_power_cuts_on_sled",
+            trace::campaign_on_sled,
+            strace,
+        ),
+        Campaign::new(
+            "campaign_power_cuts_on_file_systems",
+            block_device::campaign,
+            fuse,
+        ),
         Campaign::new("campaign_failing_calls", failing_calls::campaign, strace),
         Campaign::new("campaign_displaced_folders", displaced::campaign, never),
         Campaign::new("campaign_full_disks", full_disk::campaign, mounts),
@@ -63,12 +84,20 @@ fn main() {
         Campaign::new("campaign_histories", history::campaign, never),
         Campaign::new("campaign_soak", soak::campaign, never),
         Campaign::new("campaign_mutants", mutants::campaign, full_tier_only),
-        Campaign::new("campaign_mutants_can_be_made", mutants::campaign_of_edits, never),
+        Campaign::new(
+            "campaign_mutants_can_be_made",
+            mutants::campaign_of_edits,
+            never,
+        ),
     ];
     let mut arguments = Arguments::from_args();
     // They wait for disks more than they compute.
     arguments.test_threads = arguments.test_threads.or(Some(2));
-    libtest_mimic::run(&arguments, campaigns.into_iter().map(Campaign::into_trial).collect()).exit();
+    libtest_mimic::run(
+        &arguments,
+        campaigns.into_iter().map(Campaign::into_trial).collect(),
+    )
+    .exit();
 }
 
 /// For what builds the crate many times over, or runs for long.
@@ -82,7 +111,11 @@ fn never() -> Option<String> {
 
 impl Campaign {
     fn new(name: &'static str, run: fn(), obstacle: fn() -> Option<String>) -> Self {
-        Self { name, run, obstacle: obstacle() }
+        Self {
+            name,
+            run,
+            obstacle: obstacle(),
+        }
     }
 
     fn into_trial(self) -> Trial {

@@ -15,21 +15,34 @@ pub(crate) fn obstacle() -> Option<String> {
         let device = Loop::new(&file)?;
         device.mount("ext4").map(drop)
     };
-    tried().err().map(|why| format!("nothing can be mounted: {why}"))
+    tried()
+        .err()
+        .map(|why| format!("nothing can be mounted: {why}"))
 }
 
 /// Why there is no such file system here, if so.
 pub(crate) fn obstacle_to(file_system: &str) -> Option<String> {
-    let made = Command::new(format!("mkfs.{file_system}")).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    made.err().map(|error| format!("no mkfs.{file_system}: {error}"))
+    let made = Command::new(format!("mkfs.{file_system}"))
+        .arg("-V")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    made.err()
+        .map(|error| format!("no mkfs.{file_system}: {error}"))
 }
 
 /// Runs a command, and returns what it printed.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output();
     let output = output.map_err(|error| format!("{program} does not start: {error}"))?;
     if !output.status.success() {
-        return Err(format!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        return Err(format!(
+            "{program} {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
@@ -40,7 +53,16 @@ pub(crate) fn make_file_system(kind: &str, file: &Path, bytes: u64) -> Result<()
     made.map_err(|error| error.to_string())?;
     let file = text(file);
     match kind {
-        "ext4" => run("mkfs.ext4", &["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", file]),
+        "ext4" => run(
+            "mkfs.ext4",
+            &[
+                "-q",
+                "-F",
+                "-E",
+                "lazy_itable_init=0,lazy_journal_init=0",
+                file,
+            ],
+        ),
         _ => run(&format!("mkfs.{kind}"), &["-q", "-f", file]),
     }
     .map(drop)
@@ -57,7 +79,12 @@ impl Loop {
     pub(crate) fn mount(&self, kind: &str) -> Result<Mount, String> {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
         // xfs refuses a second file system with the same ID, such as another image of the same one.
-        Mount::new(kind, &self.0, if kind == "xfs" { "nouuid" } else { "defaults" }, folder)
+        Mount::new(
+            kind,
+            &self.0,
+            if kind == "xfs" { "nouuid" } else { "defaults" },
+            folder,
+        )
     }
 }
 
@@ -71,8 +98,16 @@ impl Drop for Loop {
 pub(crate) struct Mount(TempDir);
 
 impl Mount {
-    pub(crate) fn new(kind: &str, device: &Path, options: &str, folder: TempDir) -> Result<Self, String> {
-        run("mount", &["-t", kind, "-o", options, text(device), text(folder.path())])?;
+    pub(crate) fn new(
+        kind: &str,
+        device: &Path,
+        options: &str,
+        folder: TempDir,
+    ) -> Result<Self, String> {
+        run(
+            "mount",
+            &["-t", kind, "-o", options, text(device), text(folder.path())],
+        )?;
         Ok(Self(folder))
     }
 

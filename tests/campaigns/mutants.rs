@@ -1,6 +1,8 @@
-//! Does it bite? Each mutant breaks one rule of the engine in a copy of its source; some test of a campaign must then turn red.
+//! Does it bite? Each mutant breaks one rule of the engine in a copy of its source; some test of a
+//! campaign must then turn red.
 //!
-//! What the campaigns find when a *disk* breaks a rule, by ignoring a barrier, they look for themselves in every run.
+//! What the campaigns find when a *disk* breaks a rule, by ignoring a barrier, they look for
+//! themselves in every run.
 
 use std::path::Path;
 use std::process::Command;
@@ -35,7 +37,11 @@ const LYING_INDEX: &str = "index::an_index_that";
 const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "the checksums of a group's records are not checked",
-        edits: &[("src/journal/replay.rs", "if !is_whole(&header, records) {", "if false && !is_whole(&header, records) {")],
+        edits: &[(
+            "src/journal/replay.rs",
+            "if !is_whole(&header, records) {",
+            "if false && !is_whole(&header, records) {",
+        )],
         test: POWER_CUTS,
         target: UNIT,
     },
@@ -68,13 +74,21 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "who waits for the groups in flight is not woken",
-        edits: &[("src/commit.rs", "        drop(section);\n        self.commit.turn.notify_all();", "        drop(section);")],
+        edits: &[(
+            "src/commit.rs",
+            "        drop(section);\n        self.commit.turn.notify_all();",
+            "        drop(section);",
+        )],
         test: SCHEDULES,
         target: UNIT,
     },
     Mutant {
         name: "a waiter forgets that it was woken before it waited",
-        edits: &[("src/watermark.rs", "while !state.woken && deadline", "while deadline")],
+        edits: &[(
+            "src/watermark.rs",
+            "while !state.woken && deadline",
+            "while deadline",
+        )],
         test: SCHEDULES,
         target: UNIT,
     },
@@ -108,19 +122,31 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a next journal file is begun while groups are in flight in the one before",
-        edits: &[("src/commit.rs", "        self.wait_for_groups_in_flight();\n", "")],
+        edits: &[(
+            "src/commit.rs",
+            "        self.wait_for_groups_in_flight();\n",
+            "",
+        )],
         test: SCHEDULES,
         target: UNIT,
     },
     Mutant {
         name: "the manifest that was found is not made durable",
-        edits: &[("src/recover.rs", "manifest.made_durable(disk, self.folder)?", "manifest")],
+        edits: &[(
+            "src/recover.rs",
+            "manifest.made_durable(disk, self.folder)?",
+            "manifest",
+        )],
         test: "a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on",
         target: UNIT,
     },
     Mutant {
         name: "recovery goes on in the file that a crash left",
-        edits: &[("src/recover.rs", "if recovery.clean { self.go_on", "if recovery.clean || true { self.go_on")],
+        edits: &[(
+            "src/recover.rs",
+            "if recovery.clean { self.go_on",
+            "if recovery.clean || true { self.go_on",
+        )],
         test: POWER_CUTS,
         target: UNIT,
     },
@@ -136,13 +162,21 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "what the index says of a run is not checked",
-        edits: &[("src/segment/open.rs", "if !expected {", "if false && !expected {")],
+        edits: &[(
+            "src/segment/open.rs",
+            "if !expected {",
+            "if false && !expected {",
+        )],
         test: LYING_INDEX,
         target: INTEGRATION,
     },
     Mutant {
         name: "a merged filter is believed whichever segments it is over",
-        edits: &[("src/segment/merged.rs", "segments.iter().try_fold(salt,", "segments.iter().take(0).try_fold(salt,")],
+        edits: &[(
+            "src/segment/merged.rs",
+            "segments.iter().try_fold(salt,",
+            "segments.iter().take(0).try_fold(salt,",
+        )],
         test: "bytes_that_belong_to_anything_else_rule_nothing_out",
         target: UNIT,
     },
@@ -158,19 +192,31 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "nobody looks whether the log is still in its place",
-        edits: &[("src/journal/writer.rs", "        file.check_place()?;\n", "")],
+        edits: &[(
+            "src/journal/writer.rs",
+            "        file.check_place()?;\n",
+            "",
+        )],
         test: DISPLACED,
         target: INTEGRATION,
     },
     Mutant {
         name: "a copy of the process gives the lock back",
-        edits: &[("src/disk/held.rs", "if std::process::id() == self.owner {", "if true {")],
+        edits: &[(
+            "src/disk/held.rs",
+            "if std::process::id() == self.owner {",
+            "if true {",
+        )],
         test: "place::a_forked_copy_of_the_process",
         target: INTEGRATION,
     },
     Mutant {
         name: "the slot of the manifest that counts is written first",
-        edits: &[("src/manifest.rs", "if self.slot == 0 { [second, first] }", "if self.slot == 1 { [second, first] }")],
+        edits: &[(
+            "src/manifest.rs",
+            "if self.slot == 0 { [second, first] }",
+            "if self.slot == 1 { [second, first] }",
+        )],
         test: "a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted",
         target: UNIT,
     },
@@ -179,7 +225,10 @@ const MUTANTS: &[Mutant] = &[
 pub(crate) fn campaign() {
     on_each("mutants", |mutant, folder| {
         assert!(!mutant.passes(folder), "no test noticed");
-        tell(&format!("  in which {}: {} turned red\n", mutant.name, mutant.test));
+        tell(&format!(
+            "  in which {}: {} turned red\n",
+            mutant.name, mutant.test
+        ));
     });
 }
 
@@ -207,8 +256,22 @@ fn on_each(campaign: &str, look: impl Fn(&Mutant, &Path)) {
 }
 
 fn copy_source(from: &Path, to: &Path) {
-    for part in ["Cargo.toml", "Cargo.lock", "README.md", "docs", "src", "tests", "benches", "examples"] {
-        let copied = Command::new("cp").arg("-r").arg("--no-preserve=mode").arg(from.join(part)).arg(to).status();
+    for part in [
+        "Cargo.toml",
+        "Cargo.lock",
+        "README.md",
+        "docs",
+        "src",
+        "tests",
+        "benches",
+        "examples",
+    ] {
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg("--no-preserve=mode")
+            .arg(from.join(part))
+            .arg(to)
+            .status();
         assert!(copied.expect("cp").success(), "{part} is not copied");
     }
 }
@@ -218,7 +281,12 @@ impl Mutant {
         for (file, from, to) in self.edits {
             let file = folder.join(file);
             let text = std::fs::read_to_string(&file).expect("a source file");
-            assert_eq!(text.matches(from).count(), 1, "{from:?} does not stand once in {}", file.display());
+            assert_eq!(
+                text.matches(from).count(),
+                1,
+                "{from:?} does not stand once in {}",
+                file.display()
+            );
             std::fs::write(&file, text.replace(from, to)).expect("write a source file");
         }
     }
@@ -231,11 +299,24 @@ impl Mutant {
             tests.arg(nested::unit_tests_for_schedules(folder));
         } else {
             let arguments = [&["test", "--quiet"], self.target].concat();
-            let built = Command::new("cargo").args(&arguments).arg("--no-run").current_dir(folder).output().expect("cargo");
-            assert!(built.status.success(), "it does not build: {}", String::from_utf8_lossy(&built.stderr));
+            let built = Command::new("cargo")
+                .args(&arguments)
+                .arg("--no-run")
+                .current_dir(folder)
+                .output()
+                .expect("cargo");
+            assert!(
+                built.status.success(),
+                "it does not build: {}",
+                String::from_utf8_lossy(&built.stderr)
+            );
             tests.arg("cargo").args(&arguments);
         }
-        let tested = tests.arg(self.test).env("SESSION_LOG_RUNS", RUNS).env_remove("SESSION_LOG_CAMPAIGN").output();
+        let tested = tests
+            .arg(self.test)
+            .env("SESSION_LOG_RUNS", RUNS)
+            .env_remove("SESSION_LOG_CAMPAIGN")
+            .output();
         tested.expect("a process").status.success()
     }
 }

@@ -1,4 +1,5 @@
-//! Campaigns that need a build of their own: `cargo` makes and runs it, and what it tells comes through.
+//! Campaigns that need a build of their own: `cargo` makes and runs it, and what it tells comes
+//! through.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,23 +11,41 @@ pub(crate) fn no_fuzz_package() -> Option<String> {
     (!folder(FUZZ).is_dir()).then(|| "the fuzz package is not here".to_owned())
 }
 
-/// The schedules of the commit path, explored with other locks and threads in place of the real ones. Of the crate alone, so that all it
-/// depends on need not be built again.
+/// The schedules of the commit path, explored with other locks and threads in place of the real
+/// ones. Of the crate alone, so that all it depends on need not be built again.
 pub(crate) fn schedules() {
-    run(Command::new(unit_tests_for_schedules(Path::new(env!("CARGO_MANIFEST_DIR")))).arg("campaign_schedules"));
+    run(Command::new(unit_tests_for_schedules(Path::new(env!(
+        "CARGO_MANIFEST_DIR"
+    ))))
+    .arg("campaign_schedules"));
 }
 
-/// Builds the unit tests of the package in `folder`, as schedules are explored with them. Returns the program.
+/// Builds the unit tests of the package in `folder`, as schedules are explored with them. Returns
+/// the program.
 pub(crate) fn unit_tests_for_schedules(folder: &Path) -> PathBuf {
     let mut cargo = cargo(folder);
-    cargo.args(["rustc", "--quiet", "--lib", "--profile", "test", "--message-format", "json"]);
+    cargo.args([
+        "rustc",
+        "--quiet",
+        "--lib",
+        "--profile",
+        "test",
+        "--message-format",
+        "json",
+    ]);
     if cfg!(feature = "http") {
         cargo.args(["--features", "http"]);
     }
-    let built = cargo.args(["--", "--cfg", "shuttle"]).stderr(Stdio::inherit()).output().expect("cargo");
+    let built = cargo
+        .args(["--", "--cfg", "shuttle"])
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("cargo");
     assert!(built.status.success(), "{cargo:?}: {}", built.status);
     let said = String::from_utf8(built.stdout).expect("JSON is text");
-    let mut messages = said.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+    let mut messages = said
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
     let program = messages.find_map(|message| message["executable"].as_str().map(PathBuf::from));
     program.expect("unit tests are a program")
 }
@@ -47,6 +66,11 @@ fn cargo(within: &Path) -> Command {
 }
 
 fn run(tests: &mut Command) {
-    let status = tests.arg("--quiet").stdin(Stdio::null()).stdout(Stdio::null()).status().expect("a process");
+    let status = tests
+        .arg("--quiet")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("a process");
     assert!(status.success(), "{tests:?}: {status}");
 }

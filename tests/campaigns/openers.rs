@@ -1,5 +1,5 @@
-//! Many processes and threads that open one log at once, by several paths: one wins, and when it is gone, however it went, the next open
-//! succeeds at once.
+//! Many processes and threads that open one log at once, by several paths: one wins, and when it is
+//! gone, however it went, the next open succeeds at once.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -23,16 +23,30 @@ pub(crate) fn campaign() {
         let folder = tempfile::tempdir().expect("a folder");
         let paths = ["log", "another name", "a third/log"].map(|path| folder.path().join(path));
         std::os::unix::fs::symlink(&paths[0], &paths[1]).expect("a symbolic link");
-        std::os::unix::fs::symlink(folder.path(), folder.path().join("a third")).expect("a symbolic link");
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a third"))
+            .expect("a symbolic link");
         // A link to nothing yet cannot be opened by: the folder is there, the log is not.
         std::fs::create_dir(&paths[0]).expect("a folder");
         let mut sessions = 0;
         for round in 0..10 {
-            let end = if dice.flip() { Holder::IsKilled } else { Holder::IsTold };
-            if report.run(|| format!("round {round}"), || contend(&paths, end, &mut sessions)).is_none() {
+            let end = if dice.flip() {
+                Holder::IsKilled
+            } else {
+                Holder::IsTold
+            };
+            if report
+                .run(
+                    || format!("round {round}"),
+                    || contend(&paths, end, &mut sessions),
+                )
+                .is_none()
+            {
                 break;
             }
-            report.count("holders that were killed", u64::from(end == Holder::IsKilled));
+            report.count(
+                "holders that were killed",
+                u64::from(end == Holder::IsKilled),
+            );
             if report.is_done() {
                 break;
             }
@@ -56,7 +70,9 @@ struct Opener {
 
 /// All try at once; the winner stays until it is told, or killed; then it is ours.
 fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
-    let mut openers: Vec<Opener> = (0..PROCESSES).map(|nth| Opener::start(&paths[nth % paths.len()])).collect();
+    let mut openers: Vec<Opener> = (0..PROCESSES)
+        .map(|nth| Opener::start(&paths[nth % paths.len()]))
+        .collect();
     for opener in &mut openers {
         assert_eq!(opener.hear(), "ready");
     }
@@ -74,7 +90,10 @@ fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
         }
     }
     let winner = &mut openers[winner.expect("somebody wins")];
-    assert!(matches!(small_files().open(&paths[0]), Err(Error::Locked { .. })), "the log opens while another has it");
+    assert!(
+        matches!(small_files().open(&paths[0]), Err(Error::Locked { .. })),
+        "the log opens while another has it"
+    );
     if end == Holder::IsKilled {
         winner.child.kill().expect("kill the holder");
     } else {
@@ -82,7 +101,9 @@ fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
     }
     winner.child.wait().expect("the holder ends");
     *sessions += 1;
-    let log = small_files().open(&paths[1]).unwrap_or_else(|error| panic!("the next open fails: {error:?}"));
+    let log = small_files()
+        .open(&paths[1])
+        .unwrap_or_else(|error| panic!("the next open fails: {error:?}"));
     let known = log.sessions(None, 1_000).expect("the sessions");
     assert_eq!(known.len(), *sessions, "each holder's append is there");
     drop(log);
@@ -95,9 +116,21 @@ fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
 impl Opener {
     fn start(path: &Path) -> Self {
         let role = Role::Open(path.to_path_buf());
-        let mut child = role.command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start a process");
-        let (tell, said) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
-        Self { child, tell, said: BufReader::new(said) }
+        let mut child = role
+            .command()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start a process");
+        let (tell, said) = (
+            child.stdin.take().expect("a pipe"),
+            child.stdout.take().expect("a pipe"),
+        );
+        Self {
+            child,
+            tell,
+            said: BufReader::new(said),
+        }
     }
 
     fn say(&mut self, line: &str) {
@@ -106,7 +139,9 @@ impl Opener {
 
     fn hear(&mut self) -> String {
         let mut line = String::new();
-        self.said.read_line(&mut line).expect("hear from the process");
+        self.said
+            .read_line(&mut line)
+            .expect("hear from the process");
         line.trim_end().to_owned()
     }
 }

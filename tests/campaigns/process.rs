@@ -1,4 +1,5 @@
-//! The processes that campaigns start: this very program, in another role. What they have to say they say a line at a time.
+//! The processes that campaigns start: this very program, in another role. What they have to say
+//! they say a line at a time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -34,7 +35,12 @@ pub(crate) enum Role {
     /// Opens, appends from several threads and closes, a few times over.
     Write(Writing),
     /// Checks a log against a ledger, twice, and appends to it.
-    Check { folder: PathBuf, ledger: PathBuf, seed: u64, life: u32 },
+    Check {
+        folder: PathBuf,
+        ledger: PathBuf,
+        seed: u64,
+        life: u32,
+    },
     /// Works on a disk whose calls fail.
     Endure(Enduring),
     /// Opens a log at once with others.
@@ -70,7 +76,10 @@ pub(crate) enum End {
 }
 
 pub(crate) fn works(seed: u64) -> Works {
-    Works { seed, bytes: LARGE_BATCHES }
+    Works {
+        seed,
+        bytes: LARGE_BATCHES,
+    }
 }
 
 /// The first life of the process with this number.
@@ -80,7 +89,8 @@ pub(crate) fn first_life(process: u32) -> u32 {
 
 /// Opens with small journal files, and every second life with the clock an hour behind.
 pub(crate) fn open(folder: &Path, life: u32) -> SessionLog {
-    let start_ms = CLOCK_START_MS + u64::from(life) * 1_000 - if life.is_multiple_of(2) { HOUR_MS } else { 0 };
+    let start_ms =
+        CLOCK_START_MS + u64::from(life) * 1_000 - if life.is_multiple_of(2) { HOUR_MS } else { 0 };
     let begun = Instant::now();
     let clock = move || UNIX_EPOCH + Duration::from_millis(start_ms) + begun.elapsed();
     let opened = small_files().clock(clock).open(folder);
@@ -97,7 +107,9 @@ impl Role {
     pub(crate) fn of_this_process() -> Option<Self> {
         let mut arguments = env::args().skip(1);
         let is_child = arguments.next()? == CHILD;
-        is_child.then(|| serde_json::from_str(&arguments.next().expect("a child has a role")).expect("a role"))
+        is_child.then(|| {
+            serde_json::from_str(&arguments.next().expect("a child has a role")).expect("a role")
+        })
     }
 
     /// A process of this role, to be started.
@@ -116,8 +128,15 @@ impl Role {
             Self::Soak(soaking) => soaking.soak(),
             Self::Stay(staying) => staying.stay(),
             Self::WriteSled { folder, appends } => write_sled(&folder, appends).expect("sled"),
-            Self::CheckSled { folder, appends } => println!("{}", check_sled(&folder, appends).expect("sled")),
-            Self::Check { folder, ledger, seed, life } => {
+            Self::CheckSled { folder, appends } => {
+                println!("{}", check_sled(&folder, appends).expect("sled"))
+            }
+            Self::Check {
+                folder,
+                ledger,
+                seed,
+                life,
+            } => {
                 let ledger = Ledger::read_from(works(seed), &ledger).expect("the ledger");
                 check(&folder, ledger, works(seed), life);
             }
@@ -151,11 +170,13 @@ impl Writing {
             if dice.one_in(4) {
                 drop(log);
             } else {
-                log.close().unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
+                log.close()
+                    .unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
             }
         }
         if self.end == End::Wait {
-            // The one who started this never writes: this ends when it does, and nothing is left running.
+            // The one who started this never writes: this ends when it does, and nothing is left
+            // running.
             let _ended = io::stdin().read_to_end(&mut Vec::new());
         }
     }
@@ -193,9 +214,14 @@ pub(crate) enum Reads {
 impl Enduring {
     fn endure(&self) {
         let teller = Teller::new(None);
-        let log = match small_files().stall_wait(Duration::from_secs(1)).open(&self.folder) {
+        let log = match small_files()
+            .stall_wait(Duration::from_secs(1))
+            .open(&self.folder)
+        {
             Ok(log) => log,
-            Err(error @ (Error::Io { .. } | Error::NoSpace { .. })) => return teller.say(&format!("not opened: {error:?}")),
+            Err(error @ (Error::Io { .. } | Error::NoSpace { .. })) => {
+                return teller.say(&format!("not opened: {error:?}"));
+            }
             Err(error) => panic!("the log does not open: {error:?}"),
         };
         let poisoned = AtomicBool::new(false);
@@ -210,30 +236,50 @@ impl Enduring {
         if self.reads == Reads::Succeed {
             let sessions = log.sessions(None, 100).expect("sessions are listed");
             for session in sessions {
-                log.list(&session, Page::new()).expect("what is durable can be read");
+                log.list(&session, Page::new())
+                    .expect("what is durable can be read");
             }
         }
         let closed = log.close();
         let is_poisoned = poisoned.load(Ordering::SeqCst);
-        assert!(!is_poisoned || matches!(closed, Err(Error::Poisoned { .. })), "a poisoned log closed with {closed:?}");
-        assert!(matches!(closed, Ok(()) | Err(Error::Poisoned { .. } | Error::Io { .. })), "close said {closed:?}");
+        assert!(
+            !is_poisoned || matches!(closed, Err(Error::Poisoned { .. })),
+            "a poisoned log closed with {closed:?}"
+        );
+        assert!(
+            matches!(
+                closed,
+                Ok(()) | Err(Error::Poisoned { .. } | Error::Io { .. })
+            ),
+            "close said {closed:?}"
+        );
     }
 
     fn append(&self, log: &SessionLog, teller: &Teller, writer: u32, poisoned: &AtomicBool) {
         for nth in 0..self.appends {
-            let tag = Tag { life: self.life, writer, nth };
+            let tag = Tag {
+                life: self.life,
+                writer,
+                nth,
+            };
             let work = works(self.seed).of(tag);
             let was_poisoned = poisoned.load(Ordering::SeqCst);
             teller.say(&tried(tag));
             let answer = log.append(&work.session, work.batch());
-            assert!(!was_poisoned || matches!(answer, Err(Error::Poisoned { .. })), "a poisoned log answered {answer:?}");
+            assert!(
+                !was_poisoned || matches!(answer, Err(Error::Poisoned { .. })),
+                "a poisoned log answered {answer:?}"
+            );
             match answer {
                 Ok(ack) => teller.say(&acknowledged(tag, &work, &ack)),
                 Err(error @ (Error::Io { .. } | Error::Poisoned { .. })) => {
                     poisoned.store(true, Ordering::SeqCst);
                     teller.say(&format!("poisoned: {error:?}"));
                 }
-                Err(error) if error.is_retryable() || matches!(error, Error::Refused { .. } | Error::Unread { .. }) => {
+                Err(error)
+                    if error.is_retryable()
+                        || matches!(error, Error::Refused { .. } | Error::Unread { .. }) =>
+                {
                     teller.say(&format!("refused: {error:?}"));
                 }
                 Err(error) => panic!("an append failed: {error:?}"),
@@ -242,15 +288,25 @@ impl Enduring {
     }
 }
 
-/// Says what a process does, by one write call a line, so that a line is there wholly or not at all.
+/// Says what a process does, by one write call a line, so that a line is there wholly or not at
+/// all.
 #[derive(Clone)]
 pub(crate) struct Teller(Arc<File>);
 
 impl Teller {
     pub(crate) fn new(file: Option<&Path>) -> Self {
         let file = match file {
-            Some(path) => OpenOptions::new().append(true).create(true).open(path).expect("the file to tell in"),
-            None => File::from(io::stdout().as_fd().try_clone_to_owned().expect("the standard output")),
+            Some(path) => OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)
+                .expect("the file to tell in"),
+            None => File::from(
+                io::stdout()
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .expect("the standard output"),
+            ),
         };
         Self(Arc::new(file))
     }
@@ -276,24 +332,32 @@ fn check(folder: &Path, mut ledger: Ledger, works: Works, life: u32) {
         }
         ledger.retry_what_was_not_acknowledged(&log);
         for nth in 0..3 {
-            let tag = Tag { life, writer: 0, nth };
+            let tag = Tag {
+                life,
+                writer: 0,
+                nth,
+            };
             let work = works.of(tag);
             let mut say = |line: String| {
                 ledger.note(&line);
                 teller.say(&line);
             };
             say(tried(tag));
-            let ack = log.append(&work.session, work.batch()).unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
+            let ack = log
+                .append(&work.session, work.batch())
+                .unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
             say(acknowledged(tag, &work, &ack));
         }
         ledger.check(&log);
         if life.is_multiple_of(2) {
-            log.close().unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
+            log.close()
+                .unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
         }
     }
 }
 
-/// Opens the log from several threads at once, when told, and says how that went; who has it appends, and keeps it until told to go.
+/// Opens the log from several threads at once, when told, and says how that went; who has it
+/// appends, and keeps it until told to go.
 fn contend(folder: &Path) {
     let teller = Teller::new(None);
     let mut lines = io::stdin().lines();
@@ -305,8 +369,10 @@ fn contend(folder: &Path) {
             barrier.wait();
             match small_files().open(folder) {
                 Ok(log) => {
-                    let session = SessionId::new(format!("process {}", std::process::id())).expect("a name");
-                    log.append(&session, Batch::new().event(NewEvent::new("note", "here"))).expect("append");
+                    let session =
+                        SessionId::new(format!("process {}", std::process::id())).expect("a name");
+                    log.append(&session, Batch::new().event(NewEvent::new("note", "here")))
+                        .expect("append");
                     teller.say("won");
                     Some(log)
                 }
@@ -321,13 +387,17 @@ fn contend(folder: &Path) {
             }
         };
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(open)).collect();
-        threads.into_iter().filter_map(|thread| thread.join().expect("a thread")).collect()
+        threads
+            .into_iter()
+            .filter_map(|thread| thread.join().expect("a thread"))
+            .collect()
     });
     let _told = lines.next();
     drop(won);
 }
 
-/// A log as one would write it on sled in twenty lines: a key an event, and an answer when `flush` has returned.
+/// A log as one would write it on sled in twenty lines: a key an event, and an answer when `flush`
+/// has returned.
 fn write_sled(folder: &Path, appends: u32) -> sled::Result<()> {
     let teller = Teller::new(None);
     let db = sled::open(folder)?;
@@ -341,7 +411,11 @@ fn write_sled(folder: &Path, appends: u32) -> sled::Result<()> {
 
 fn check_sled(folder: &Path, appends: u32) -> sled::Result<usize> {
     let db = sled::open(folder)?;
-    let is_there = |nth: u32| Ok(db.get(nth.to_be_bytes())?.is_some_and(|value| value == sled_event(nth)));
+    let is_there = |nth: u32| {
+        Ok(db
+            .get(nth.to_be_bytes())?
+            .is_some_and(|value| value == sled_event(nth)))
+    };
     (0..appends)
         .map(is_there)
         .filter(|there| !matches!(there, Ok(false)))

@@ -16,8 +16,8 @@ const VIOLATIONS_MAX: usize = 20;
 /// Violations that are told in full, when they are found.
 pub(crate) const TOLD_MAX: usize = 5;
 
-/// How many runs a campaign makes: few in every `cargo test`, all with `SESSION_LOG_CAMPAIGN=full`, and just so many with
-/// `SESSION_LOG_RUNS`.
+/// How many runs a campaign makes: few in every `cargo test`, all with `SESSION_LOG_CAMPAIGN=full`,
+/// and just so many with `SESSION_LOG_RUNS`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Runs {
     pub quick: u64,
@@ -32,7 +32,9 @@ impl Runs {
 }
 
 fn number_in(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().and_then(|number| number.parse().ok())
+    std::env::var(variable)
+        .ok()
+        .and_then(|number| number.parse().ok())
 }
 
 pub(crate) fn is_full() -> bool {
@@ -60,26 +62,51 @@ impl Report {
     pub(crate) fn new(campaign: impl Into<String>, seed: u64, planned: u64) -> Self {
         let report = Self::untold(campaign.into(), seed, planned);
         // Said first, so that it is known also of a campaign that hangs.
-        tell(&format!("campaign {}: {planned} runs planned, {ENV_SEED}={seed}\n", report.campaign));
+        tell(&format!(
+            "campaign {}: {planned} runs planned, {ENV_SEED}={seed}\n",
+            report.campaign
+        ));
         report
     }
 
     fn untold(campaign: String, seed: u64, planned: u64) -> Self {
         let (violations, skipped, figures) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { campaign, seed, began: Instant::now(), planned, runs: 0, violations, skipped, figures }
+        Self {
+            campaign,
+            seed,
+            began: Instant::now(),
+            planned,
+            runs: 0,
+            violations,
+            skipped,
+            figures,
+        }
     }
 
-    /// A report on each of `parts` equal parts of the runs, to be [joined](Report::join) in the end.
+    /// A report on each of `parts` equal parts of the runs, to be [joined](Report::join) in the
+    /// end.
     pub(crate) fn split(&self, parts: u64) -> Vec<Self> {
-        (0..parts).map(|part| Self::untold(self.campaign.clone(), self.seed, (self.planned + part) / parts)).collect()
+        (0..parts)
+            .map(|part| {
+                Self::untold(
+                    self.campaign.clone(),
+                    self.seed,
+                    (self.planned + part) / parts,
+                )
+            })
+            .collect()
     }
 
     /// Takes in what a part of the runs did.
     pub(crate) fn join(&mut self, part: Self) {
         self.runs += part.runs;
         self.violations.extend(part.violations);
-        part.skipped.into_iter().for_each(|(why, runs)| self.skip(runs, why));
-        part.figures.into_iter().for_each(|(figure, count)| self.count(figure, count));
+        part.skipped
+            .into_iter()
+            .for_each(|(why, runs)| self.skip(runs, why));
+        part.figures
+            .into_iter()
+            .for_each(|(figure, count)| self.count(figure, count));
     }
 
     /// Whether all runs were made, or enough was found.
@@ -100,16 +127,28 @@ impl Report {
     }
 
     /// Counts a run, which violates a promise if it panics. `what` says how to come back to it.
-    pub(crate) fn run<T>(&mut self, what: impl FnOnce() -> String, check: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn run<T>(
+        &mut self,
+        what: impl FnOnce() -> String,
+        check: impl FnOnce() -> T,
+    ) -> Option<T> {
         self.runs += 1;
         match catch_unwind(AssertUnwindSafe(check)) {
             Ok(value) => Some(value),
             Err(panic) => {
                 let said = panic.downcast_ref::<String>().cloned();
-                let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
-                let violation = format!("{}: {}", what(), said.unwrap_or_else(|| "a panic".to_owned()));
+                let said =
+                    said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
+                let violation = format!(
+                    "{}: {}",
+                    what(),
+                    said.unwrap_or_else(|| "a panic".to_owned())
+                );
                 if self.violations.len() < TOLD_MAX {
-                    tell(&format!("  VIOLATION in campaign {}: {violation}\n", self.campaign));
+                    tell(&format!(
+                        "  VIOLATION in campaign {}: {violation}\n",
+                        self.campaign
+                    ));
                 }
                 self.violations.push(violation);
                 None
@@ -139,8 +178,16 @@ impl Report {
             "campaign {}: {runs} runs, {violations} violations, {skipped} skipped, {ENV_SEED}={}, {seconds} s",
             self.campaign, self.seed
         )];
-        lines.extend(self.skipped.iter().map(|(why, runs)| format!("  SKIPPED {runs}: {why}")));
-        lines.extend(self.figures.iter().map(|(figure, count)| format!("  {count} {figure}")));
+        lines.extend(
+            self.skipped
+                .iter()
+                .map(|(why, runs)| format!("  SKIPPED {runs}: {why}")),
+        );
+        lines.extend(
+            self.figures
+                .iter()
+                .map(|(figure, count)| format!("  {count} {figure}")),
+        );
         tell(&(lines.join("\n") + "\n"));
         violations
     }
@@ -148,9 +195,21 @@ impl Report {
     /// Tells what was done, and fails when anything was violated, or fell out without a reason.
     pub(crate) fn end(self) {
         let violations = self.told();
-        assert_eq!(violations, 0, "campaign {}: {:?}", self.campaign, self.violations.first());
+        assert_eq!(
+            violations,
+            0,
+            "campaign {}: {:?}",
+            self.campaign,
+            self.violations.first()
+        );
         let skipped: u64 = self.skipped.values().sum();
-        assert!(self.runs + skipped >= self.planned, "campaign {}: {} runs of {}", self.campaign, self.runs, self.planned);
+        assert!(
+            self.runs + skipped >= self.planned,
+            "campaign {}: {} runs of {}",
+            self.campaign,
+            self.runs,
+            self.planned
+        );
     }
 }
 

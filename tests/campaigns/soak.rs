@@ -1,4 +1,5 @@
-//! A mixed load for a long time, killed every minute: nothing is lost, and memory, descriptors and disk stay flat.
+//! A mixed load for a long time, killed every minute: nothing is lost, and memory, descriptors and
+//! disk stay flat.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,8 @@ const BATCHES: &[u64] = &[60, 200, 600, 600, 2_000, 8_000];
 /// Between two calls of a thread, so that the store grows by some megabytes a second at the most.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What the options bound comes to 288 MiB: what is recent, what was read, and the index; sled takes more than it is told.
+/// What the options bound comes to 288 MiB: what is recent, what was read, and the index; sled
+/// takes more than it is told.
 const RSS_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// A log keeps 256 segments open at the most.
 const DESCRIPTORS_MAX: u64 = 300;
@@ -54,7 +56,15 @@ pub(crate) fn campaign() {
         let passed = report.run(
             || format!("round {nth}"),
             || {
-                let usage = live(&Soaking { folder: folder.path().to_path_buf(), seed, life }, round, &mut ledger);
+                let usage = live(
+                    &Soaking {
+                        folder: folder.path().to_path_buf(),
+                        seed,
+                        life,
+                    },
+                    round,
+                    &mut ledger,
+                );
                 let log = open(folder.path(), life);
                 ledger.check(&log);
                 ledger.expect_what_was_found();
@@ -73,18 +83,28 @@ pub(crate) fn campaign() {
 }
 
 fn works(seed: u64) -> Works {
-    Works { seed, bytes: BATCHES }
+    Works {
+        seed,
+        bytes: BATCHES,
+    }
 }
 
 /// Lets a process work for a while, and kills it. Returns what it had in use by then.
 fn live(soaking: &Soaking, round: Duration, ledger: &mut Ledger) -> Usage {
     let role = Role::Soak(soaking.clone());
-    let mut child = role.command().stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("start a process");
+    let mut child = role
+        .command()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start a process");
     let (sender, lines) = channel();
     let pipe = BufReader::new(child.stdout.take().expect("a pipe"));
     let reader = thread::spawn(move || {
         // The last line may be cut short by the kill.
-        pipe.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
+        pipe.lines()
+            .map_while(Result::ok)
+            .for_each(|line| drop(sender.send(line)));
     });
     let end = Instant::now() + round;
     while let Ok(line) = lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -93,7 +113,10 @@ fn live(soaking: &Soaking, round: Duration, ledger: &mut Ledger) -> Usage {
     let usage = usage_of(&child);
     child.kill().expect("kill the process");
     let status = child.wait().expect("wait for the process");
-    assert!(std::os::unix::process::ExitStatusExt::signal(&status) == Some(9), "the process ended by itself: {status}");
+    assert!(
+        std::os::unix::process::ExitStatusExt::signal(&status) == Some(9),
+        "the process ended by itself: {status}"
+    );
     reader.join().expect("a thread");
     for line in lines.try_iter() {
         ledger.note(&line);
@@ -103,8 +126,15 @@ fn live(soaking: &Soaking, round: Duration, ledger: &mut Ledger) -> Usage {
 
 impl Usage {
     fn tell_and_check(self, round: u64, disk: u64, ledger: &Ledger) {
-        let (payload, Self { rss_bytes, descriptors }) = (ledger.payload_bytes(), self);
-        let [rss, disk_mib, payload_mib] = [rss_bytes, disk, payload].map(|bytes| bytes / (1024 * 1024));
+        let (
+            payload,
+            Self {
+                rss_bytes,
+                descriptors,
+            },
+        ) = (ledger.payload_bytes(), self);
+        let [rss, disk_mib, payload_mib] =
+            [rss_bytes, disk, payload].map(|bytes| bytes / (1024 * 1024));
         let appends = ledger.due();
         tell(&format!(
             "  round {round}: RSS {rss} MiB, {descriptors} descriptors, {disk_mib} MiB on disk for {payload_mib} MiB of data, \
@@ -112,17 +142,32 @@ impl Usage {
         ));
         assert!(rss_bytes <= RSS_BYTES_MAX, "{rss_bytes} bytes of memory");
         assert!(descriptors <= DESCRIPTORS_MAX, "{descriptors} descriptors");
-        assert!(disk <= payload * 5 / 4 + DISK_BYTES_MORE, "{disk} bytes on disk for {payload} of data");
+        assert!(
+            disk <= payload * 5 / 4 + DISK_BYTES_MORE,
+            "{disk} bytes on disk for {payload} of data"
+        );
     }
 }
 
 fn usage_of(child: &Child) -> Usage {
     let folder = PathBuf::from(format!("/proc/{}", child.id()));
     let status = std::fs::read_to_string(folder.join("status")).expect("the process is there");
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process has memory");
-    let kib: u64 = rss.trim().trim_end_matches(" kB").parse().expect("a number");
-    let descriptors = std::fs::read_dir(folder.join("fd")).expect("the process is there").count() as u64;
-    Usage { rss_bytes: kib * 1024, descriptors }
+    let rss = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("a process has memory");
+    let kib: u64 = rss
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("a number");
+    let descriptors = std::fs::read_dir(folder.join("fd"))
+        .expect("the process is there")
+        .count() as u64;
+    Usage {
+        rss_bytes: kib * 1024,
+        descriptors,
+    }
 }
 
 fn disk_bytes(folder: &Path) -> u64 {
@@ -153,10 +198,16 @@ impl Soaking {
 
     fn append(&self, log: &SessionLog, teller: &Teller, writer: u32) {
         for nth in 0.. {
-            let tag = Tag { life: self.life, writer, nth };
+            let tag = Tag {
+                life: self.life,
+                writer,
+                nth,
+            };
             let work = works(self.seed).of(tag);
             teller.say(&tried(tag));
-            let ack = log.append(&work.session, work.batch()).unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
+            let ack = log
+                .append(&work.session, work.batch())
+                .unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
             teller.say(&acknowledged(tag, &work, &ack));
             thread::park_timeout(PAUSE);
         }
@@ -166,11 +217,21 @@ impl Soaking {
     fn take_turns(&self, log: &SessionLog) {
         let session = SessionId::new(format!("turns {}", self.life)).expect("a name");
         for nth in 0.. {
-            let asked = log.append(&session, Batch::new().user_message(format!("question {nth}"))).expect("a turn begins");
+            let asked = log
+                .append(
+                    &session,
+                    Batch::new().user_message(format!("question {nth}")),
+                )
+                .expect("a turn begins");
             let turn = asked.events[0].message_id.expect("a turn has an ID");
-            assert_eq!(log.message(turn).expect("the message").status, MessageStatus::Queued);
-            let progress = (0..5).map(|n| NewEvent::new("tool.progress", format!("{{\"step\":{n}}}")).in_turn(turn));
-            log.append(&session, Batch::new().events(progress)).expect("the turn goes on");
+            assert_eq!(
+                log.message(turn).expect("the message").status,
+                MessageStatus::Queued
+            );
+            let progress = (0..5)
+                .map(|n| NewEvent::new("tool.progress", format!("{{\"step\":{n}}}")).in_turn(turn));
+            log.append(&session, Batch::new().events(progress))
+                .expect("the turn goes on");
             log.message(turn).expect("the message");
             thread::park_timeout(PAUSE * 10);
         }
@@ -181,8 +242,15 @@ fn list(log: &SessionLog, mut dice: Dice) {
     loop {
         for session in log.sessions(None, 100).expect("the sessions") {
             let tail = log.head(&session).expect("a session has a head").last;
-            let page = log.list(&session, Page::after(dice.below(tail)).limit(50)).expect("a page");
-            assert!(page.events.windows(2).all(|two| two[0].seq + 1 == two[1].seq), "a page has a gap");
+            let page = log
+                .list(&session, Page::after(dice.below(tail)).limit(50))
+                .expect("a page");
+            assert!(
+                page.events
+                    .windows(2)
+                    .all(|two| two[0].seq + 1 == two[1].seq),
+                "a page has a gap"
+            );
         }
         thread::park_timeout(PAUSE * 5);
     }

@@ -1,4 +1,5 @@
-//! Reads what `strace` wrote down of a process: the calls that change a folder, as [steps](Step), and what the process said.
+//! Reads what `strace` wrote down of a process: the calls that change a folder, as [steps](Step),
+//! and what the process said.
 //!
 //! It knows nothing of the log: files are what `openat` returned.
 
@@ -10,7 +11,8 @@ use std::sync::Arc;
 
 use super::crash_image::{Call, Cut, Names, Node, Step, Through, change_names};
 
-/// The calls that matter: those that change files and names, make them durable, and those that tell which descriptor is what.
+/// The calls that matter: those that change files and names, make them durable, and those that tell
+/// which descriptor is what.
 const CALLS: &str = "trace=open,openat,creat,close,dup,dup2,dup3,fcntl,lseek,write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,\
                      sync,syncfs,ftruncate,truncate,fallocate,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,\
                      symlink,symlinkat,copy_file_range,sendfile,io_uring_setup,mmap";
@@ -23,7 +25,10 @@ const TOLD: &str = "what the process tells";
 
 /// Why there are no traces on this machine, if so.
 pub(crate) fn obstacle() -> Option<String> {
-    let works = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).stderr(Stdio::null()).status();
+    let works = Command::new("strace")
+        .args(["-f", "-o", "/dev/null", "true"])
+        .stderr(Stdio::null())
+        .status();
     match works {
         Ok(status) if status.success() => None,
         Ok(status) => Some(format!("strace does not work here: {status}")),
@@ -34,8 +39,25 @@ pub(crate) fn obstacle() -> Option<String> {
 /// Runs `command` under `strace`, which writes to `output`.
 pub(crate) fn under_strace(command: &Command, output: &Path) -> Command {
     let mut strace = Command::new("strace");
-    strace.args(["-f", "-q", "-xx", "-s", BYTES_MAX, "-e", CALLS, "-e", "signal=none", "-o"]).arg(output).arg("--");
-    strace.arg(command.get_program()).args(command.get_args()).env("RUST_BACKTRACE", "0");
+    strace
+        .args([
+            "-f",
+            "-q",
+            "-xx",
+            "-s",
+            BYTES_MAX,
+            "-e",
+            CALLS,
+            "-e",
+            "signal=none",
+            "-o",
+        ])
+        .arg(output)
+        .arg("--");
+    strace
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env("RUST_BACKTRACE", "0");
     strace
 }
 
@@ -80,7 +102,12 @@ struct Descriptor {
 
 impl Descriptor {
     fn new(path: PathBuf) -> Self {
-        Self { path, file: None, through: Through::Cache, position: 0 }
+        Self {
+            path,
+            file: None,
+            through: Through::Cache,
+            position: 0,
+        }
     }
 }
 
@@ -105,12 +132,16 @@ impl Argument {
     }
 
     fn length(&self) -> u64 {
-        self.number().and_then(|number| u64::try_from(number).ok()).unwrap_or_else(|| panic!("no length: {self:?}"))
+        self.number()
+            .and_then(|number| u64::try_from(number).ok())
+            .unwrap_or_else(|| panic!("no length: {self:?}"))
     }
 
     fn path(&self) -> PathBuf {
         match self {
-            Self::Text(bytes) => PathBuf::from(String::from_utf8(bytes.clone()).expect("a path in UTF-8")),
+            Self::Text(bytes) => {
+                PathBuf::from(String::from_utf8(bytes.clone()).expect("a path in UTF-8"))
+            }
             Self::Word(word) => panic!("no path: {word}"),
         }
     }
@@ -125,12 +156,19 @@ impl Reader<'_> {
             return;
         }
         if let Some(resumed) = rest.strip_prefix("<... ") {
-            let under_way = self.under_way.remove(&thread).expect("a call is resumed after it began");
+            let under_way = self
+                .under_way
+                .remove(&thread)
+                .expect("a call is resumed after it began");
             return self.end(under_way, result_of(resumed));
         }
         let (name, tail) = rest.split_once('(').expect("a call has arguments");
         let (arguments, tail) = parse_arguments(tail);
-        let mut under_way = UnderWay { name: name.to_owned(), arguments, begun: None };
+        let mut under_way = UnderWay {
+            name: name.to_owned(),
+            arguments,
+            begun: None,
+        };
         under_way.begun = self.begin(&under_way);
         if tail.contains("<unfinished") {
             self.under_way.insert(thread, under_way);
@@ -141,41 +179,70 @@ impl Reader<'_> {
 
     /// Lets a call begin that changes something in the folder, or says something.
     fn begin(&mut self, under_way: &UnderWay) -> Option<usize> {
-        let UnderWay { name, arguments, .. } = under_way;
+        let UnderWay {
+            name, arguments, ..
+        } = under_way;
         let call = match name.as_str() {
             "write" | "pwrite64" => {
                 let descriptor = self.descriptors.get(&arguments[0].number()?)?;
-                let Argument::Text(bytes) = &arguments[1] else { panic!("a write without bytes") };
+                let Argument::Text(bytes) = &arguments[1] else {
+                    panic!("a write without bytes")
+                };
                 if descriptor.path == Path::new(TOLD) {
                     let text = String::from_utf8_lossy(bytes);
-                    self.steps.extend(text.lines().map(|line| Step::Said(line.to_owned())));
+                    self.steps
+                        .extend(text.lines().map(|line| Step::Said(line.to_owned())));
                     return None;
                 }
-                let at = arguments.get(3).map_or(descriptor.position, Argument::length);
-                Call::Write { file: descriptor.file?, at, bytes: Arc::from(&bytes[..]), through: descriptor.through }
+                let at = arguments
+                    .get(3)
+                    .map_or(descriptor.position, Argument::length);
+                Call::Write {
+                    file: descriptor.file?,
+                    at,
+                    bytes: Arc::from(&bytes[..]),
+                    through: descriptor.through,
+                }
             }
             "fsync" | "fdatasync" => {
                 let descriptor = self.descriptors.get(&arguments[0].number()?)?;
                 let kind = name.clone();
                 match descriptor.file {
                     Some(file) => Call::Sync { file, kind },
-                    None => Call::SyncDir { dir: self.inside(&descriptor.path)?, kind },
+                    None => Call::SyncDir {
+                        dir: self.inside(&descriptor.path)?,
+                        kind,
+                    },
                 }
             }
             "ftruncate" => {
                 let file = self.descriptors.get(&arguments[0].number()?)?.file?;
-                Call::Resize { file, len: arguments[1].length(), cut: Cut::Yes }
+                Call::Resize {
+                    file,
+                    len: arguments[1].length(),
+                    cut: Cut::Yes,
+                }
             }
             "fallocate" => {
                 let file = self.descriptors.get(&arguments[0].number()?)?.file?;
-                assert_eq!(arguments[1].number(), Some(0), "a kind of fallocate that is not known here");
-                Call::Resize { file, len: arguments[2].length() + arguments[3].length(), cut: Cut::No }
+                assert_eq!(
+                    arguments[1].number(),
+                    Some(0),
+                    "a kind of fallocate that is not known here"
+                );
+                Call::Resize {
+                    file,
+                    len: arguments[2].length() + arguments[3].length(),
+                    cut: Cut::No,
+                }
             }
-            "open" | "openat" | "creat" | "close" | "dup" | "dup2" | "dup3" | "fcntl" | "lseek" | "mmap" => return None,
+            "open" | "openat" | "creat" | "close" | "dup" | "dup2" | "dup3" | "fcntl" | "lseek"
+            | "mmap" => return None,
             "rename" => self.rename(&arguments[0].path(), &arguments[1].path())?,
-            "renameat" | "renameat2" => {
-                self.rename(&self.at(&arguments[0], &arguments[1]), &self.at(&arguments[2], &arguments[3]))?
-            }
+            "renameat" | "renameat2" => self.rename(
+                &self.at(&arguments[0], &arguments[1]),
+                &self.at(&arguments[2], &arguments[3]),
+            )?,
             "unlink" | "rmdir" => Call::Remove(self.inside(&arguments[0].path())?),
             "unlinkat" => Call::Remove(self.inside(&self.at(&arguments[0], &arguments[1]))?),
             "mkdir" => Call::MakeDir(self.inside(&arguments[0].path())?),
@@ -187,7 +254,11 @@ impl Reader<'_> {
     }
 
     fn end(&mut self, under_way: UnderWay, result: Option<i64>) {
-        let UnderWay { name, arguments, begun } = under_way;
+        let UnderWay {
+            name,
+            arguments,
+            begun,
+        } = under_way;
         let succeeded = result.is_some_and(|result| result >= 0);
         if let Some(begun) = begun {
             if succeeded {
@@ -196,20 +267,27 @@ impl Reader<'_> {
                 self.failed(begun, &name);
             }
         }
-        let Some(result) = result.filter(|_| succeeded) else { return };
+        let Some(result) = result.filter(|_| succeeded) else {
+            return;
+        };
         let first = arguments.first().and_then(Argument::number);
         match name.as_str() {
             "open" => self.opened(result, arguments[0].path(), &arguments[1]),
             "openat" => self.opened(result, self.at(&arguments[0], &arguments[1]), &arguments[2]),
             "close" => drop(first.and_then(|descriptor| self.descriptors.remove(&descriptor))),
             "dup" | "dup2" | "dup3" => self.duplicated(first, result),
-            "fcntl" if matches!(&arguments[1], Argument::Word(word) if word.starts_with("F_DUPFD")) => {
+            "fcntl" if matches!(&arguments[1], Argument::Word(word) if word.starts_with("F_DUPFD")) =>
+            {
                 self.duplicated(first, result);
             }
             "write" | "lseek" => {
                 if let Some(descriptor) = first.and_then(|first| self.descriptors.get_mut(&first)) {
                     let result = u64::try_from(result).expect("it succeeded");
-                    descriptor.position = if name == "write" { descriptor.position + result } else { result };
+                    descriptor.position = if name == "write" {
+                        descriptor.position + result
+                    } else {
+                        result
+                    };
                 }
             }
             _ => {}
@@ -223,16 +301,26 @@ impl Reader<'_> {
         self.steps.push(Step::End(begun));
     }
 
-    /// Names that could not be changed, such as a folder that was there. A write would be another matter.
+    /// Names that could not be changed, such as a folder that was there. A write would be another
+    /// matter.
     fn failed(&mut self, begun: usize, name: &str) {
-        assert!(name.contains("mkdir") || name.contains("rename") || name.contains("unlink"), "a {name} failed");
+        assert!(
+            name.contains("mkdir") || name.contains("rename") || name.contains("unlink"),
+            "a {name} failed"
+        );
         self.steps[begun] = Step::Said(format!("a {name} that failed"));
     }
 
     fn opened(&mut self, descriptor: i64, path: PathBuf, flags: &Argument) {
-        let Argument::Word(flags) = flags else { panic!("flags are words") };
+        let Argument::Word(flags) = flags else {
+            panic!("flags are words")
+        };
         let has = |flag: &str| flags.split('|').any(|word| word == flag);
-        let through = if has("O_DSYNC") || has("O_SYNC") { Through::Device } else { Through::Cache };
+        let through = if has("O_DSYNC") || has("O_SYNC") {
+            Through::Device
+        } else {
+            Through::Cache
+        };
         let mut file = None;
         if let Some(inside) = self.inside(&path)
             && !has("O_DIRECTORY")
@@ -248,10 +336,21 @@ impl Reader<'_> {
                 Some(Node::Dir) | None => None,
             };
             if let (Some(file), true) = (file, has("O_TRUNC")) {
-                self.made(Call::Resize { file, len: 0, cut: Cut::Yes });
+                self.made(Call::Resize {
+                    file,
+                    len: 0,
+                    cut: Cut::Yes,
+                });
             }
         }
-        self.descriptors.insert(descriptor, Descriptor { file, through, ..Descriptor::new(path) });
+        self.descriptors.insert(
+            descriptor,
+            Descriptor {
+                file,
+                through,
+                ..Descriptor::new(path)
+            },
+        );
     }
 
     /// What a call did that is known only when it has returned.
@@ -268,18 +367,27 @@ impl Reader<'_> {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Option<Call> {
-        Some(Call::Rename { from: self.inside(from)?, to: self.inside(to)? })
+        Some(Call::Rename {
+            from: self.inside(from)?,
+            to: self.inside(to)?,
+        })
     }
 
     /// A path relative to a descriptor.
     fn at(&self, dir: &Argument, path: &Argument) -> PathBuf {
-        let base = dir.number().and_then(|dir| self.descriptors.get(&dir)).map(|descriptor| descriptor.path.clone());
+        let base = dir
+            .number()
+            .and_then(|dir| self.descriptors.get(&dir))
+            .map(|descriptor| descriptor.path.clone());
         base.unwrap_or_default().join(path.path())
     }
 
     /// A path within the folder, relative to it.
     fn inside(&self, path: &Path) -> Option<PathBuf> {
-        let plain: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+        let plain: PathBuf = path
+            .components()
+            .filter(|part| *part != Component::CurDir)
+            .collect();
         plain.strip_prefix(self.folder).ok().map(Path::to_path_buf)
     }
 }
@@ -326,7 +434,10 @@ fn unescape(text: &str) -> Vec<u8> {
         b'a'..=b'f' => byte - b'a' + 10,
         _ => panic!("no hexadecimal digit"),
     };
-    text.as_bytes().chunks_exact(4).map(|four| digit(four[2]) << 4 | digit(four[3])).collect()
+    text.as_bytes()
+        .chunks_exact(4)
+        .map(|four| digit(four[2]) << 4 | digit(four[3]))
+        .collect()
 }
 
 /// What a call returned; `None` where the process ended before.
@@ -335,7 +446,9 @@ fn result_of(tail: &str) -> Option<i64> {
     if result.starts_with("-1") {
         return Some(-1);
     }
-    let end = result.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(result.len());
+    let end = result
+        .find(|letter: char| !letter.is_ascii_digit())
+        .unwrap_or(result.len());
     match result.strip_prefix("0x") {
         Some(address) => Some(i64::from(!address.is_empty())),
         None => result[..end].parse().ok(),

@@ -1,8 +1,10 @@
-//! Power cuts in what the operating system was asked to do: a process works under `strace`, and its folder is rebuilt as a power cut
-//! might have left it after any of its system calls. Independent of the engine's own idea of its disk.
+//! Power cuts in what the operating system was asked to do: a process works under `strace`, and its
+//! folder is rebuilt as a power cut might have left it after any of its system calls. Independent
+//! of the engine's own idea of its disk.
 //!
-//! Each image is opened by a process of its own, and checked against what was acknowledged in the same trace. Some of those processes run
-//! under `strace` as well, and their recovery is cut in turn.
+//! Each image is opened by a process of its own, and checked against what was acknowledged in the
+//! same trace. Some of those processes run under `strace` as well, and their recovery is cut in
+//! turn.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -13,11 +15,20 @@ use super::process::{End, Role, Writing, works};
 use super::report::{Dice, Report, Runs, seed};
 use super::system_calls::{read, under_strace};
 
-const IMAGES: Runs = Runs { quick: 100, full: 2_000 };
+const IMAGES: Runs = Runs {
+    quick: 100,
+    full: 2_000,
+};
 /// Second-level images.
-const RECOVERIES: Runs = Runs { quick: 10, full: 1_200 };
+const RECOVERIES: Runs = Runs {
+    quick: 10,
+    full: 1_200,
+};
 
-const SLED_IMAGES: Runs = Runs { quick: 15, full: 150 };
+const SLED_IMAGES: Runs = Runs {
+    quick: 15,
+    full: 150,
+};
 const SLED_APPENDS: u32 = 300;
 
 const IMAGES_PER_TRACE: u64 = 100;
@@ -28,8 +39,16 @@ const LAST_LIFE: u32 = 1_000;
 
 pub(crate) fn campaign() {
     let seed = seed();
-    let mut report = Report::new("power cuts in a trace of system calls", seed, IMAGES.planned());
-    let mut recoveries = Report::new("power cuts in the trace of a recovery", seed, RECOVERIES.planned());
+    let mut report = Report::new(
+        "power cuts in a trace of system calls",
+        seed,
+        IMAGES.planned(),
+    );
+    let mut recoveries = Report::new(
+        "power cuts in the trace of a recovery",
+        seed,
+        RECOVERIES.planned(),
+    );
     let mut dice = Dice(seed);
     while !report.is_done() {
         let trace = Trace::of_a_writer(dice.roll());
@@ -40,7 +59,10 @@ pub(crate) fn campaign() {
                 if let Some(recovery) = report.run(what, || cut.check_traced()) {
                     for _ in 0..CUTS_PER_RECOVERY {
                         let second = recovery.cut(&mut dice);
-                        recoveries.run(|| format!("{}, then {}", cut.what, second.what), || second.check());
+                        recoveries.run(
+                            || format!("{}, then {}", cut.what, second.what),
+                            || second.check(),
+                        );
                     }
                 }
             } else {
@@ -56,7 +78,8 @@ pub(crate) fn campaign() {
     assert_eq!(violations, 0, "recoveries that were cut short");
 }
 
-/// A look at what the campaign is worth: where a kind of call is no barrier, something must be found missing.
+/// A look at what the campaign is worth: where a kind of call is no barrier, something must be
+/// found missing.
 pub(crate) fn campaign_without_barriers() {
     let seed = seed();
     let mut dice = Dice(seed);
@@ -68,30 +91,46 @@ pub(crate) fn campaign_without_barriers() {
             let cut = trace.cut(&mut dice);
             report.run(|| cut.what.clone(), || cut.check());
         }
-        assert!(report.told() > 0, "nothing noticed that {kind:?} does nothing");
+        assert!(
+            report.told() > 0,
+            "nothing noticed that {kind:?} does nothing"
+        );
     }
 }
 
-/// The same cuts in the trace of a log that is a sled database with its own `flush`. What that loses is no violation of ours: it is why
-/// events are not kept there.
+/// The same cuts in the trace of a log that is a sled database with its own `flush`. What that
+/// loses is no violation of ours: it is why events are not kept there.
 pub(crate) fn campaign_on_sled() {
     let seed = seed();
-    let mut report = Report::new("power cuts in a trace of sled's own flush", seed, SLED_IMAGES.planned());
+    let mut report = Report::new(
+        "power cuts in a trace of sled's own flush",
+        seed,
+        SLED_IMAGES.planned(),
+    );
     let mut dice = Dice(seed);
     let folder = tempfile::tempdir().expect("a folder");
     let db = folder.path().join("db");
-    let role = Role::WriteSled { folder: db.clone(), appends: SLED_APPENDS };
+    let role = Role::WriteSled {
+        folder: db.clone(),
+        appends: SLED_APPENDS,
+    };
     std::fs::create_dir(&db).expect("a folder");
     let steps = traced(&role, folder.path(), &db, &Image::default());
     while !report.is_done() {
         let end = 1 + dice.index(steps.len());
         let mut durability = Durability::default();
         steps[..end].iter().for_each(|step| durability.step(step));
-        let acknowledged = steps[..end].iter().filter_map(Step::said).filter(|line| line.starts_with("acknowledged")).count();
+        let acknowledged = steps[..end]
+            .iter()
+            .filter_map(Step::said)
+            .filter(|line| line.starts_with("acknowledged"))
+            .count();
         let (left, names) = (dice.one_of(&Left::ALL), dice.one_of(&NamesLeft::ALL));
         let image = durability.cut(left, names, &mut dice);
         let what = || format!("step {end} of {}", steps.len());
-        let found = report.run(what, || found_by_sled(&image, u32::try_from(acknowledged).expect("few")));
+        let found = report.run(what, || {
+            found_by_sled(&image, u32::try_from(acknowledged).expect("few"))
+        });
         report.count("acknowledged appends", acknowledged as u64);
         match found {
             Some(Some(found)) => {
@@ -112,7 +151,14 @@ fn found_by_sled(image: &Image, appends: u32) -> Option<usize> {
     let folder = tempfile::tempdir().expect("a folder");
     let db = folder.path().join("db");
     image.write_to(&db).expect("write the image");
-    let output = Role::CheckSled { folder: db, appends }.command().stdin(Stdio::null()).output().expect("start a process");
+    let output = Role::CheckSled {
+        folder: db,
+        appends,
+    }
+    .command()
+    .stdin(Stdio::null())
+    .output()
+    .expect("start a process");
     let said = String::from_utf8_lossy(&output.stdout);
     said.trim().parse().ok().filter(|_| output.status.success())
 }
@@ -144,9 +190,28 @@ impl Trace {
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("log");
         std::fs::create_dir(&log).expect("a folder");
-        let writing = Writing { folder: log.clone(), seed, life: 1, lives: LIVES, tell: None, end: End::Exit };
-        let steps = traced(&Role::Write(writing), folder.path(), &log, &Image::default());
-        Self { seed, base: Image::default(), ledger: Ledger::new(works(seed)), steps, void: None, life: LAST_LIFE }
+        let writing = Writing {
+            folder: log.clone(),
+            seed,
+            life: 1,
+            lives: LIVES,
+            tell: None,
+            end: End::Exit,
+        };
+        let steps = traced(
+            &Role::Write(writing),
+            folder.path(),
+            &log,
+            &Image::default(),
+        );
+        Self {
+            seed,
+            base: Image::default(),
+            ledger: Ledger::new(works(seed)),
+            steps,
+            void: None,
+            life: LAST_LIFE,
+        }
     }
 
     /// Cuts the power at a random place.
@@ -162,8 +227,18 @@ impl Trace {
             }
         }
         let (left, names) = (dice.one_of(&Left::ALL), dice.one_of(&NamesLeft::ALL));
-        let what = format!("step {end} of {} with seed {}, {left:?} left, names {names:?}", self.steps.len(), self.seed);
-        CutOff { what, seed: self.seed, image: durability.cut(left, names, dice), ledger, life: self.life }
+        let what = format!(
+            "step {end} of {} with seed {}, {left:?} left, names {names:?}",
+            self.steps.len(),
+            self.seed
+        );
+        CutOff {
+            what,
+            seed: self.seed,
+            image: durability.cut(left, names, dice),
+            ledger,
+            life: self.life,
+        }
     }
 }
 
@@ -171,38 +246,69 @@ impl CutOff {
     /// A fresh process opens the folder, twice.
     fn check(&self) {
         let folder = self.folder();
-        let output = self.role(folder.path()).command().stdin(Stdio::null()).output().expect("start a process");
+        let output = self
+            .role(folder.path())
+            .command()
+            .stdin(Stdio::null())
+            .output()
+            .expect("start a process");
         told_no_violation(&output);
     }
 
     /// The same, and what that process did.
     fn check_traced(&self) -> Trace {
         let folder = self.folder();
-        let steps = traced(&self.role(folder.path()), folder.path(), &folder.path().join("log"), &self.image);
-        // Whatever the recovery found, one that is cut short and made again must find too, also where nobody was told yet.
+        let steps = traced(
+            &self.role(folder.path()),
+            folder.path(),
+            &folder.path().join("log"),
+            &self.image,
+        );
+        // Whatever the recovery found, one that is cut short and made again must find too, also
+        // where nobody was told yet.
         let mut ledger = self.ledger.clone();
         let said = steps.iter().filter_map(Step::said);
-        said.take_while(|line| !line.starts_with("try")).for_each(|line| ledger.note(line));
-        Trace { seed: self.seed, base: self.image.clone(), ledger, steps, void: None, life: self.life + 2 }
+        said.take_while(|line| !line.starts_with("try"))
+            .for_each(|line| ledger.note(line));
+        Trace {
+            seed: self.seed,
+            base: self.image.clone(),
+            ledger,
+            steps,
+            void: None,
+            life: self.life + 2,
+        }
     }
 
     fn folder(&self) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a folder");
-        self.image.write_to(&folder.path().join("log")).expect("write the image");
-        self.ledger.write_to(&folder.path().join("ledger")).expect("write the ledger");
+        self.image
+            .write_to(&folder.path().join("log"))
+            .expect("write the image");
+        self.ledger
+            .write_to(&folder.path().join("ledger"))
+            .expect("write the ledger");
         folder
     }
 
     fn role(&self, folder: &Path) -> Role {
         let (seed, life) = (self.seed, self.life);
-        Role::Check { folder: folder.join("log"), ledger: folder.join("ledger"), seed, life }
+        Role::Check {
+            folder: folder.join("log"),
+            ledger: folder.join("ledger"),
+            seed,
+            life,
+        }
     }
 }
 
 /// Runs a process under `strace`, which finds `image` in `log`, and returns what it did there.
 fn traced(role: &Role, folder: &Path, log: &Path, image: &Image) -> Vec<Step> {
     let output = folder.join("trace");
-    let run = under_strace(&role.command(), &output).stdin(Stdio::null()).output().expect("start strace");
+    let run = under_strace(&role.command(), &output)
+        .stdin(Stdio::null())
+        .output()
+        .expect("start strace");
     told_no_violation(&run);
     read(&output, log, &image.names, image.files.len())
 }
@@ -210,6 +316,11 @@ fn traced(role: &Role, folder: &Path, log: &Path, image: &Image) -> Vec<Step> {
 /// A process that checked ended well.
 pub(crate) fn told_no_violation(output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {}", output.status, said.trim());
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        said.trim()
+    );
     assert!(!said.contains("panicked"), "{said}");
 }

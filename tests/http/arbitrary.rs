@@ -80,7 +80,8 @@ fn arbitrary() -> impl Strategy<Value = Arbitrary> {
         6 => Just("POST".to_owned()),
         1 => "[A-Z]{1,9}",
     ];
-    let path = prop::collection::vec(segment(), 0..6).prop_map(|segments| format!("/{}", segments.join("/")));
+    let path = prop::collection::vec(segment(), 0..6)
+        .prop_map(|segments| format!("/{}", segments.join("/")));
     let known = prop::sample::select(vec![
         "/v1/sessions/s/events",
         "/v1/sessions/s/stream",
@@ -90,13 +91,21 @@ fn arbitrary() -> impl Strategy<Value = Arbitrary> {
     ]);
     let path = prop_oneof![1 => path, 1 => known.prop_map(str::to_owned)];
     let query = prop::collection::vec(pair(), 0..4).prop_map(|pairs| pairs.join("&"));
-    let uri = (path, query).prop_map(|(path, query)| if query.is_empty() { path } else { format!("{path}?{query}") });
-    (method, uri, prop::collection::vec(header(), 0..5), body()).prop_map(|(method, uri, headers, body)| Arbitrary {
-        method,
-        uri,
-        headers,
-        body,
-    })
+    let uri = (path, query).prop_map(|(path, query)| {
+        if query.is_empty() {
+            path
+        } else {
+            format!("{path}?{query}")
+        }
+    });
+    (method, uri, prop::collection::vec(header(), 0..5), body()).prop_map(
+        |(method, uri, headers, body)| Arbitrary {
+            method,
+            uri,
+            headers,
+            body,
+        },
+    )
 }
 
 /// The request, unless it is one that no HTTP library would pass on.
@@ -105,16 +114,24 @@ fn built(given: &Arbitrary) -> Option<Request<Body>> {
     *request.method_mut() = given.method.parse::<Method>().ok()?;
     *request.uri_mut() = given.uri.parse::<Uri>().ok()?;
     for (name, value) in &given.headers {
-        let (name, value) = (name.parse::<HeaderName>().ok()?, HeaderValue::from_bytes(value).ok()?);
+        let (name, value) = (
+            name.parse::<HeaderName>().ok()?,
+            HeaderValue::from_bytes(value).ok()?,
+        );
         request.headers_mut().append(name, value);
     }
-    request.headers_mut().insert("authorization", format!("Bearer {KEY}").parse().ok()?);
+    request
+        .headers_mut()
+        .insert("authorization", format!("Bearer {KEY}").parse().ok()?);
     Some(request)
 }
 
 #[test]
 fn any_request_gets_an_answer() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let scene = Scene::new();
     runtime.block_on(scene.post("s", said("x")));
     proptest!(ProptestConfig::with_cases(2_000), |(given in arbitrary())| {

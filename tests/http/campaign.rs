@@ -1,5 +1,5 @@
-//! Requests made up from the document, by [schemathesis](https://schemathesis.io), against a server. In the full tier alone; it is
-//! fetched with `pip` where it is not there.
+//! Requests made up from the document, by [schemathesis](https://schemathesis.io), against a
+//! server. In the full tier alone; it is fetched with `pip` where it is not there.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,9 +16,23 @@ fn campaign_schemathesis_finds_nothing() {
         let server = Server::start(folder.path(), "127.0.0.1:0");
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/schemathesis.toml");
         let mut run = Command::new(schemathesis());
-        run.current_dir(folder.path()).arg("--config-file").arg(config).arg("run").arg(format!("{}/openapi.json", server.url));
-        run.args(["--checks", "all", "--max-time", SECONDS, "--header", &format!("Authorization: Bearer {KEY}")]);
-        assert!(run.status().unwrap().success(), "it says above what it found");
+        run.current_dir(folder.path())
+            .arg("--config-file")
+            .arg(config)
+            .arg("run")
+            .arg(format!("{}/openapi.json", server.url));
+        run.args([
+            "--checks",
+            "all",
+            "--max-time",
+            SECONDS,
+            "--header",
+            &format!("Authorization: Bearer {KEY}"),
+        ]);
+        assert!(
+            run.status().unwrap().success(),
+            "it says above what it found"
+        );
     } else {
         println!("SKIPPED: it runs with SESSION_LOG_CAMPAIGN=full alone");
     }
@@ -29,9 +43,22 @@ fn schemathesis() -> PathBuf {
     let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("schemathesis");
     let program = environment.join("bin").join("schemathesis");
     if !program.exists() {
-        assert!(Command::new("python3").args(["-m", "venv"]).arg(&environment).status().unwrap().success());
+        assert!(
+            Command::new("python3")
+                .args(["-m", "venv"])
+                .arg(&environment)
+                .status()
+                .unwrap()
+                .success()
+        );
         let mut install = Command::new(environment.join("bin").join("pip"));
-        assert!(install.args(["install", "--quiet", "schemathesis"]).status().unwrap().success());
+        assert!(
+            install
+                .args(["install", "--quiet", "schemathesis"])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
     program
 }

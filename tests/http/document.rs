@@ -14,9 +14,20 @@ use crate::support::{Answer, KEY, Scene, post, request, said};
 fn calls(document: &Value) -> Vec<(Method, String)> {
     let paths = document["paths"].as_object().unwrap();
     let methods = |item: &Value| {
-        item.as_object().unwrap().keys().map(|method| method.to_uppercase().parse().unwrap()).collect::<Vec<Method>>()
+        item.as_object()
+            .unwrap()
+            .keys()
+            .map(|method| method.to_uppercase().parse().unwrap())
+            .collect::<Vec<Method>>()
     };
-    paths.iter().flat_map(|(path, item)| methods(item).into_iter().map(move |method| (method, path.clone()))).collect()
+    paths
+        .iter()
+        .flat_map(|(path, item)| {
+            methods(item)
+                .into_iter()
+                .map(move |method| (method, path.clone()))
+        })
+        .collect()
 }
 
 #[tokio::test]
@@ -24,7 +35,10 @@ async fn the_document_is_openapi_3_1_and_names_the_calls_of_the_contract() {
     let scene = Scene::new();
     let document = scene.get("/openapi.json").await.ok();
     assert_eq!(document["openapi"], "3.1.0");
-    let named: BTreeSet<_> = calls(&document).into_iter().map(|(method, path)| format!("{method} {path}")).collect();
+    let named: BTreeSet<_> = calls(&document)
+        .into_iter()
+        .map(|(method, path)| format!("{method} {path}"))
+        .collect();
     let contract = [
         "GET /healthz",
         "GET /metrics",
@@ -37,7 +51,10 @@ async fn the_document_is_openapi_3_1_and_names_the_calls_of_the_contract() {
     ];
     assert_eq!(named, contract.map(String::from).into());
     assert_eq!(document["security"], json!([{"bearer": []}]));
-    assert_eq!(document["components"]["securitySchemes"]["bearer"], json!({"type": "http", "scheme": "bearer"}));
+    assert_eq!(
+        document["components"]["securitySchemes"]["bearer"],
+        json!({"type": "http", "scheme": "bearer"})
+    );
 }
 
 /// An answer holds what the document says of its status.
@@ -45,17 +62,31 @@ fn check(document: &Value, path: &str, method: &str, answer: &Answer) {
     let status = answer.status.as_u16().to_string();
     let responses = &document["paths"][path][method]["responses"];
     let response = responses.get(&status).unwrap_or(&responses["default"]);
-    assert!(response.is_object(), "{method} {path} answers {status}, which is not in the document");
-    let media = answer.headers["content-type"].to_str().unwrap().split(';').next().unwrap();
+    assert!(
+        response.is_object(),
+        "{method} {path} answers {status}, which is not in the document"
+    );
+    let media = answer.headers["content-type"]
+        .to_str()
+        .unwrap()
+        .split(';')
+        .next()
+        .unwrap();
     let schema = &response["content"][media]["schema"];
-    assert!(schema.is_object(), "{method} {path} answers {status} as {media}, which is not in the document");
+    assert!(
+        schema.is_object(),
+        "{method} {path} answers {status} as {media}, which is not in the document"
+    );
     if media != "application/json" {
         return;
     }
     let schema = json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "components": document["components"], "allOf": [schema]});
     let body = answer.json();
     if let Err(error) = jsonschema::validate(&schema, &body) {
-        panic!("{method} {path} {status}: {error} at {} in {body}", error.instance_path());
+        panic!(
+            "{method} {path} {status}: {error} at {} in {body}",
+            error.instance_path()
+        );
     }
 }
 
@@ -63,47 +94,118 @@ fn check(document: &Value, path: &str, method: &str, answer: &Answer) {
 async fn every_answer_is_as_the_document_says() {
     let scene = Scene::new();
     let document = scene.get("/openapi.json").await.ok();
-    let (events, messages) = ("/v1/sessions/{session_id}/events", "/v1/sessions/{session_id}/messages");
+    let (events, messages) = (
+        "/v1/sessions/{session_id}/events",
+        "/v1/sessions/{session_id}/messages",
+    );
     let appended = scene.post("s", said("x")).await;
-    let id = appended.ok()["events"][0]["id"].as_str().unwrap().to_owned();
+    let id = appended.ok()["events"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let message = id.replace("evt_", "msg_");
-    scene.note("s", [NewEvent::new("bytes", vec![0xFF]), NewEvent::new("list", "[1]")]);
+    scene.note(
+        "s",
+        [
+            NewEvent::new("bytes", vec![0xFF]),
+            NewEvent::new("list", "[1]"),
+        ],
+    );
     let turn = message.parse().unwrap();
-    scene.note("s", [NewEvent::new("assistant.message_completed", "[1]").in_turn(turn)]);
-    scene.note("s", [NewEvent::new("message.status_changed", r#"{"status":"failed","error":{"a":1}}"#).in_turn(turn)]);
+    scene.note(
+        "s",
+        [NewEvent::new("assistant.message_completed", "[1]").in_turn(turn)],
+    );
+    scene.note(
+        "s",
+        [NewEvent::new(
+            "message.status_changed",
+            r#"{"status":"failed","error":{"a":1}}"#,
+        )
+        .in_turn(turn)],
+    );
     check(&document, events, "post", &appended);
     check(&document, events, "post", &scene.post("s", "{").await);
-    check(&document, events, "post", &scene.call(post("s", said("x")).header("if-match", "\"99\"").build()).await);
-    check(&document, events, "post", &scene.call(post("s", said("x")).header("content-type", "text/plain").build()).await);
+    check(
+        &document,
+        events,
+        "post",
+        &scene
+            .call(post("s", said("x")).header("if-match", "\"99\"").build())
+            .await,
+    );
+    check(
+        &document,
+        events,
+        "post",
+        &scene
+            .call(
+                post("s", said("x"))
+                    .header("content-type", "text/plain")
+                    .build(),
+            )
+            .await,
+    );
     for (path, at) in [
         (events, "/v1/sessions/s/events".to_owned()),
-        (events, format!("/v1/sessions/s/events?after={id}&type=list")),
+        (
+            events,
+            format!("/v1/sessions/s/events?after={id}&type=list"),
+        ),
         (events, "/v1/sessions/s/events?type=none".to_owned()),
         (events, "/v1/sessions/s/events?limit=0".to_owned()),
         (events, "/v1/sessions/t/events".to_owned()),
         (messages, "/v1/sessions/s/messages".to_owned()),
         (messages, "/v1/sessions/t/messages".to_owned()),
-        ("/v1/messages/{message_id}", format!("/v1/messages/{message}")),
+        (
+            "/v1/messages/{message_id}",
+            format!("/v1/messages/{message}"),
+        ),
         ("/v1/messages/{message_id}", "/v1/messages/msg_x".to_owned()),
-        ("/v1/messages/{message_id}", "/v1/messages/msg_01JQ3W8K5T0000000000000001".to_owned()),
+        (
+            "/v1/messages/{message_id}",
+            "/v1/messages/msg_01JQ3W8K5T0000000000000001".to_owned(),
+        ),
         ("/v1/sessions", "/v1/sessions".to_owned()),
         ("/v1/sessions", "/v1/sessions?limit=0".to_owned()),
-        ("/v1/sessions/{session_id}/stream", "/v1/sessions/s/stream?follow=false".to_owned()),
-        ("/v1/sessions/{session_id}/stream", "/v1/sessions/t/stream".to_owned()),
+        (
+            "/v1/sessions/{session_id}/stream",
+            "/v1/sessions/s/stream?follow=false".to_owned(),
+        ),
+        (
+            "/v1/sessions/{session_id}/stream",
+            "/v1/sessions/t/stream".to_owned(),
+        ),
         ("/healthz", "/healthz".to_owned()),
         ("/metrics", "/metrics".to_owned()),
     ] {
         check(&document, path, "get", &scene.get(&at).await);
     }
     for (method, path) in calls(&document) {
-        let at = path.replace("{session_id}", "s").replace("{message_id}", &message);
+        let at = path
+            .replace("{session_id}", "s")
+            .replace("{message_id}", &message);
         let mut unauthorized = request(method.clone(), &at, Body::empty());
         unauthorized.headers_mut().remove("authorization");
         if at.starts_with("/v1") {
-            check(&document, &path, &method.as_str().to_lowercase(), &scene.call(unauthorized).await);
+            check(
+                &document,
+                &path,
+                &method.as_str().to_lowercase(),
+                &scene.call(unauthorized).await,
+            );
         }
-        let answer = scene.call(request(method.clone(), &format!("{at}?follow=false"), Body::empty())).await;
-        assert!(![404, 405].contains(&answer.status.as_u16()), "{method} {path} is in the document and not in the router");
+        let answer = scene
+            .call(request(
+                method.clone(),
+                &format!("{at}?follow=false"),
+                Body::empty(),
+            ))
+            .await;
+        assert!(
+            ![404, 405].contains(&answer.status.as_u16()),
+            "{method} {path} is in the document and not in the router"
+        );
     }
 }
 
@@ -114,9 +216,16 @@ async fn every_call_may_be_answered_by_a_server_that_stops() {
     let scene = Scene::with(config, Options::new());
     let document = scene.get("/openapi.json").await.ok();
     stopper.stop();
-    for (method, path) in calls(&document).into_iter().filter(|(_, path)| path.starts_with("/v1")) {
-        let at = path.replace("{session_id}", "s").replace("{message_id}", "msg_x");
-        let answer = scene.call(request(method.clone(), &at, Body::empty())).await;
+    for (method, path) in calls(&document)
+        .into_iter()
+        .filter(|(_, path)| path.starts_with("/v1"))
+    {
+        let at = path
+            .replace("{session_id}", "s")
+            .replace("{message_id}", "msg_x");
+        let answer = scene
+            .call(request(method.clone(), &at, Body::empty()))
+            .await;
         answer.refused(503, "closed");
         check(&document, &path, &method.as_str().to_lowercase(), &answer);
     }
@@ -126,12 +235,16 @@ async fn every_call_may_be_answered_by_a_server_that_stops() {
 async fn what_the_document_takes_the_router_takes() {
     let scene = Scene::new();
     let document = scene.get("/openapi.json").await.ok();
-    let schema =
-        &document["paths"]["/v1/sessions/{session_id}/events"]["post"]["requestBody"]["content"]["application/json"]["schema"];
+    let schema = &document["paths"]["/v1/sessions/{session_id}/events"]["post"]["requestBody"]["content"]
+        ["application/json"]["schema"];
     let schema = json!({"components": document["components"], "allOf": [schema]});
     let message = |more: Value| {
-        let mut message = json!({"type": "user.message", "content": [{"type": "text", "text": "x"}]});
-        message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut message =
+            json!({"type": "user.message", "content": [{"type": "text", "text": "x"}]});
+        message
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         message
     };
     for body in [

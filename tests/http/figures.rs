@@ -17,7 +17,8 @@ const NOW: u64 = 1_900_000_000;
 async fn a_clock_that_was_wrong_once_shows_until_it_has_caught_up() {
     let clock = Arc::new(AtomicU64::new(NOW));
     let read = Arc::clone(&clock);
-    let options = Options::new().clock(move || UNIX_EPOCH + Duration::from_secs(read.load(Ordering::SeqCst)));
+    let options =
+        Options::new().clock(move || UNIX_EPOCH + Duration::from_secs(read.load(Ordering::SeqCst)));
     let scene = Scene::with(Config::with_api_key(KEY), options);
     // Before the first event there is nothing to compare with. An hour off is no news.
     for (then, now, skew) in [
@@ -36,7 +37,9 @@ async fn a_clock_that_was_wrong_once_shows_until_it_has_caught_up() {
         }
         clock.store(now, Ordering::SeqCst);
         let figures = String::from_utf8(scene.get("/metrics").await.body).unwrap();
-        let shown = figures.lines().find_map(|line| line.strip_prefix("sessionlog_clock_skew_seconds "));
+        let shown = figures
+            .lines()
+            .find_map(|line| line.strip_prefix("sessionlog_clock_skew_seconds "));
         assert_eq!(shown, Some(&*format!("{skew}.0")), "at {now}, in {figures}");
     }
 }

@@ -1,7 +1,9 @@
-//! Clients on plain sockets that take as much of the server as it lets them, and one beside them that behaves.
+//! Clients on plain sockets that take as much of the server as it lets them, and one beside them
+//! that behaves.
 //!
-//! Ten seconds with 60 clients; in the full tier two minutes with 200. The server may take 512 MiB beside the caches: beside what is not yet
-//! in a segment, which `/metrics` says, and beside the options' defaults for blocks and for the index.
+//! Ten seconds with 60 clients; in the full tier two minutes with 200. The server may take 512 MiB
+//! beside the caches: beside what is not yet in a segment, which `/metrics` says, and beside the
+//! options' defaults for blocks and for the index.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -20,7 +22,8 @@ const MIB: u64 = 1024 * 1024;
 /// What requests, answers and connections may take together.
 const RESIDENT_BYTES_MAX: u64 = 512 * MIB;
 
-/// The defaults for blocks and for the index. Where a few hundred sessions stand takes next to nothing.
+/// The defaults for blocks and for the index. Where a few hundred sessions stand takes next to
+/// nothing.
 const CACHES_BYTES: u64 = (64 + 32) * MIB;
 
 /// Nearly the largest event.
@@ -38,13 +41,26 @@ struct Size {
     endless_events: usize,
 }
 
-const QUICK: Size =
-    Size { clients: 60, lasts: Duration::from_secs(10), large_sessions: 30, turns: 20, outputs: 5, endless_events: 5_000 };
+const QUICK: Size = Size {
+    clients: 60,
+    lasts: Duration::from_secs(10),
+    large_sessions: 30,
+    turns: 20,
+    outputs: 5,
+    endless_events: 5_000,
+};
 
-const FULL: Size =
-    Size { clients: 200, lasts: Duration::from_mins(2), large_sessions: 150, turns: 100, outputs: 10, endless_events: 100_000 };
+const FULL: Size = Size {
+    clients: 200,
+    lasts: Duration::from_mins(2),
+    large_sessions: 150,
+    turns: 100,
+    outputs: 10,
+    endless_events: 100_000,
+};
 
-/// JSON that takes many times its length where it is read into values: a part that is repeated between a beginning and an end.
+/// JSON that takes many times its length where it is read into values: a part that is repeated
+/// between a beginning and an end.
 const ODD: [(&str, &str, &str); 6] = [
     ("[0", ",0", "]"),
     ("[[]", ",[]", "]"),
@@ -55,12 +71,19 @@ const ODD: [(&str, &str, &str); 6] = [
 ];
 
 fn odd((begin, part, end): (&str, &str, &str), bytes: usize) -> String {
-    format!("{begin}{}{end}", part.repeat((bytes - begin.len() - end.len()) / part.len()))
+    format!(
+        "{begin}{}{end}",
+        part.repeat((bytes - begin.len() - end.len()) / part.len())
+    )
 }
 
 #[test]
 fn campaign_hostile_clients_cannot_take_the_server_over() {
-    let size = if std::env::var("SESSION_LOG_CAMPAIGN").is_ok_and(|tier| tier == "full") { FULL } else { QUICK };
+    let size = if std::env::var("SESSION_LOG_CAMPAIGN").is_ok_and(|tier| tier == "full") {
+        FULL
+    } else {
+        QUICK
+    };
     let folder = tempfile::tempdir().unwrap();
     let turns = prepare(&SessionLog::open(folder.path()).unwrap(), &size);
     let server = Server::start(folder.path(), "127.0.0.1:0");
@@ -79,9 +102,15 @@ fn campaign_hostile_clients_cannot_take_the_server_over() {
         scope.spawn(|| scene.behave()).join().unwrap()
     });
     let peak = server.resident_bytes_max();
-    let answers: Vec<_> =
-        ANSWERS.iter().zip(&scene.answers).map(|(status, count)| (*status, count.load(Ordering::Relaxed))).collect();
-    let (rest, mib) = (peak.saturating_sub(CACHES_BYTES + good.recent_bytes_max), |bytes: u64| bytes / MIB);
+    let answers: Vec<_> = ANSWERS
+        .iter()
+        .zip(&scene.answers)
+        .map(|(status, count)| (*status, count.load(Ordering::Relaxed)))
+        .collect();
+    let (rest, mib) = (
+        peak.saturating_sub(CACHES_BYTES + good.recent_bytes_max),
+        |bytes: u64| bytes / MIB,
+    );
     println!(
         "{} clients for {:?}: {} MiB at the peak, of it {} not yet in a segment, {} beside all caches; they were answered {answers:?}; {good:?}",
         size.clients,
@@ -90,7 +119,11 @@ fn campaign_hostile_clients_cannot_take_the_server_over() {
         mib(good.recent_bytes_max),
         mib(rest)
     );
-    assert!(rest < RESIDENT_BYTES_MAX, "{} MiB beside the caches", mib(rest));
+    assert!(
+        rest < RESIDENT_BYTES_MAX,
+        "{} MiB beside the caches",
+        mib(rest)
+    );
     assert!(good.appended > 0);
 }
 
@@ -102,45 +135,99 @@ struct Turns {
 }
 
 fn prepare(log: &SessionLog, size: &Size) -> Turns {
-    let append = |session: &str, batch: Batch| log.append(&session.parse().unwrap(), batch).unwrap().events;
-    let output = |data: String, turn: MessageId| NewEvent::new("assistant.message_completed", data).in_turn(turn);
+    let append =
+        |session: &str, batch: Batch| log.append(&session.parse().unwrap(), batch).unwrap().events;
+    let output = |data: String, turn: MessageId| {
+        NewEvent::new("assistant.message_completed", data).in_turn(turn)
+    };
     for n in 0..size.large_sessions {
-        let large = || NewEvent::new("note", json!({"n": n, "text": "x".repeat(LARGE)}).to_string());
-        append(&format!("large-{n}"), Batch::new().events([large(), large(), large()]));
+        let large = || {
+            NewEvent::new(
+                "note",
+                json!({"n": n, "text": "x".repeat(LARGE)}).to_string(),
+            )
+        };
+        append(
+            &format!("large-{n}"),
+            Batch::new().events([large(), large(), large()]),
+        );
     }
-    let opened = append("turns", (0..size.turns).fold(Batch::new(), |batch, n| batch.user_message(n.to_string())));
+    let opened = append(
+        "turns",
+        (0..size.turns).fold(Batch::new(), |batch, n| batch.user_message(n.to_string())),
+    );
     for n in 0..size.outputs {
         for turns in opened.chunks(4) {
-            let large = |turn: &sessionlog::Event| output(json!({"n": n, "text": "x".repeat(LARGE)}).to_string(), turn.id.into());
+            let large = |turn: &sessionlog::Event| {
+                output(
+                    json!({"n": n, "text": "x".repeat(LARGE)}).to_string(),
+                    turn.id.into(),
+                )
+            };
             append("turns", Batch::new().events(turns.iter().map(large)));
         }
     }
-    let endless = MessageId::from(append("endless", Batch::new().user_message("without an end"))[0].id);
+    let endless =
+        MessageId::from(append("endless", Batch::new().user_message("without an end"))[0].id);
     for _ in 0..size.endless_events / 1_000 {
-        append("endless", Batch::new().events((0..1_000).map(|n| NewEvent::new("note", n.to_string()).in_turn(endless))));
+        append(
+            "endless",
+            Batch::new()
+                .events((0..1_000).map(|n| NewEvent::new("note", n.to_string()).in_turn(endless))),
+        );
     }
     let mut odd_turns = Vec::new();
     for shape in ODD {
-        let sent = format!(r#"{{"content":[{{"type":"x","x":{}}}],"metadata":{{}}}}"#, odd(shape, LARGE));
-        let turn = MessageId::from(append("odd", Batch::new().event(NewEvent::new("user.message", sent)))[0].id);
-        append("odd", Batch::new().event(output(odd(shape, LARGE), turn)).event(output(odd(shape, LARGE - 100), turn)));
+        let sent = format!(
+            r#"{{"content":[{{"type":"x","x":{}}}],"metadata":{{}}}}"#,
+            odd(shape, LARGE)
+        );
+        let turn = MessageId::from(
+            append(
+                "odd",
+                Batch::new().event(NewEvent::new("user.message", sent)),
+            )[0]
+            .id,
+        );
+        append(
+            "odd",
+            Batch::new()
+                .event(output(odd(shape, LARGE), turn))
+                .event(output(odd(shape, LARGE - 100), turn)),
+        );
         let failed = format!(r#"{{"status":"failed","error":{}}}"#, odd(shape, LARGE));
-        append("odd", Batch::new().event(NewEvent::new("message.status_changed", failed).in_turn(turn)));
+        append(
+            "odd",
+            Batch::new().event(NewEvent::new("message.status_changed", failed).in_turn(turn)),
+        );
         odd_turns.push(turn);
     }
     let calls = MessageId::from(append("calls", Batch::new().user_message("many calls"))[0].id);
     for n in 0..20 {
-        let ids: Vec<_> = (0..40_000).map(|id| json!({"id": format!("{n}-{id}")})).collect();
+        let ids: Vec<_> = (0..40_000)
+            .map(|id| json!({"id": format!("{n}-{id}")}))
+            .collect();
         let named = NewEvent::new("tool.call_requested", json!({ "calls": ids }).to_string());
         let shape = ODD[n % ODD.len()];
-        let requested = format!(r#"{{"calls":{},"call_id":{}}}"#, odd(shape, LARGE / 2), odd(shape, LARGE / 2));
+        let requested = format!(
+            r#"{{"calls":{},"call_id":{}}}"#,
+            odd(shape, LARGE / 2),
+            odd(shape, LARGE / 2)
+        );
         append(
             "calls",
-            Batch::new().events([named, NewEvent::new("tool.call_requested", requested)].map(|event| event.in_turn(calls))),
+            Batch::new().events(
+                [named, NewEvent::new("tool.call_requested", requested)]
+                    .map(|event| event.in_turn(calls)),
+            ),
         );
     }
     log.close().unwrap();
-    Turns { endless, odd: odd_turns, calls }
+    Turns {
+        endless,
+        odd: odd_turns,
+        calls,
+    }
 }
 
 /// The statuses that a client may see, whatever it does.
@@ -188,7 +275,10 @@ impl Scene {
                 8 => self.ask("/v1/sessions/odd/messages?limit=1000"),
                 9 => self.hang_up(&format!("/v1/sessions/{large}/events?limit=1000")),
                 10 => self.send_odd(ODD[round / 16 % ODD.len()]),
-                11 => self.ask(&format!("/v1/sessions/{large}/events?limit=1000{}", "&type=x".repeat(1_000))),
+                11 => self.ask(&format!(
+                    "/v1/sessions/{large}/events?limit=1000{}",
+                    "&type=x".repeat(1_000)
+                )),
                 12 => self.ask("/v1/sessions?limit=1000&order=id"),
                 13 => self.ask(&format!("/v1/messages/{turn}")),
                 14 => self.ask(&format!("/v1/messages/{}", self.turns.calls)),
@@ -203,7 +293,9 @@ impl Scene {
 
     fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(&self.address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
         socket
     }
 
@@ -228,12 +320,24 @@ impl Scene {
     fn note(&self, answer: &[u8]) {
         let status = status(answer);
         let place = ANSWERS.iter().position(|known| *known == status);
-        let place = place.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&answer[..answer.len().min(1_000)])));
+        let place = place.unwrap_or_else(|| {
+            panic!(
+                "{}",
+                String::from_utf8_lossy(&answer[..answer.len().min(1_000)])
+            )
+        });
         self.answers[place].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes what comes until it is enough, the connection ends, or the time is over. It is kept, but for what is beyond a megabyte.
-    fn take(&self, socket: &mut TcpStream, bytes_max: usize, each: usize, rest: Duration) -> Vec<u8> {
+    /// Takes what comes until it is enough, the connection ends, or the time is over. It is kept,
+    /// but for what is beyond a megabyte.
+    fn take(
+        &self,
+        socket: &mut TcpStream,
+        bytes_max: usize,
+        each: usize,
+        rest: Duration,
+    ) -> Vec<u8> {
         let (mut taken, mut count, mut buf) = (Vec::new(), 0, vec![0; each]);
         while count < bytes_max && !self.is_over() {
             match socket.read(&mut buf) {
@@ -244,7 +348,8 @@ impl Scene {
                     taken.truncate(1024 * 1024);
                     thread::park_timeout(rest);
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(_reset) => break,
             }
         }
@@ -264,7 +369,12 @@ impl Scene {
 
     /// A little faster than what is cut off.
     fn trickle(&self, path: &str) {
-        self.take(&mut self.get(path), usize::MAX, 1_024, Duration::from_millis(100));
+        self.take(
+            &mut self.get(path),
+            usize::MAX,
+            1_024,
+            Duration::from_millis(100),
+        );
     }
 
     fn take_nothing(&self, path: &str) {
@@ -318,7 +428,9 @@ impl Scene {
     /// As large as a body may be; no event is.
     fn send_odd(&self, shape: (&str, &str, &str)) {
         let content = odd(shape, 4_000_000);
-        let body = format!(r#"{{"events":[{{"type":"user.message","content":[{{"type":"x","x":{content}}}]}}]}}"#);
+        let body = format!(
+            r#"{{"events":[{{"type":"user.message","content":[{{"type":"x","x":{content}}}]}}]}}"#
+        );
         let mut socket = self.post("odd-bodies", "", body.len());
         if socket.write_all(body.as_bytes()).is_ok() {
             self.take_all(&mut socket);
@@ -344,12 +456,20 @@ impl Scene {
             });
             good.appended += 1;
             assert_eq!(stored["events"][0]["seq"], good.appended, "{stored}");
-            let listed = Self::until_answered(&mut good, || self.get("/v1/sessions/good/events?order=desc&limit=3"));
+            let listed = Self::until_answered(&mut good, || {
+                self.get("/v1/sessions/good/events?order=desc&limit=3")
+            });
             good.listed += 1;
             assert_eq!(listed["events"][0], stored["events"][0]);
-            assert_eq!(listed["events"].as_array().unwrap().len() as u64, good.appended.min(3));
+            assert_eq!(
+                listed["events"].as_array().unwrap().len() as u64,
+                good.appended.min(3)
+            );
             let (metrics, _took) = whole(self.get("/metrics"));
-            let recent = metrics.lines().find_map(|line| line.strip_prefix("sessionlog_recent_bytes ")).unwrap();
+            let recent = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix("sessionlog_recent_bytes "))
+                .unwrap();
             good.recent_bytes_max = good.recent_bytes_max.max(recent.parse().unwrap());
         }
         good
@@ -361,25 +481,36 @@ impl Scene {
         loop {
             let (answer, took) = whole(send());
             good.longest = good.longest.max(took);
-            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {answer:?}"));
+            let (head, body) = answer
+                .split_once("\r\n\r\n")
+                .unwrap_or_else(|| panic!("no answer: {answer:?}"));
             match status(head.as_bytes()) {
                 200 => return serde_json::from_str(body).unwrap(),
                 503 => {
                     good.refused += 1;
-                    let after =
-                        head.lines().find_map(|line| line.strip_prefix("retry-after: ")).expect("it says when to come again");
+                    let after = head
+                        .lines()
+                        .find_map(|line| line.strip_prefix("retry-after: "))
+                        .expect("it says when to come again");
                     thread::park_timeout(Duration::from_secs(after.parse().unwrap()));
                 }
                 other => panic!("{other}: {body}"),
             }
-            assert!(began.elapsed() < PASSES_WITHIN, "it is refused for too long: {answer}");
+            assert!(
+                began.elapsed() < PASSES_WITHIN,
+                "it is refused for too long: {answer}"
+            );
         }
     }
 }
 
 fn status(answer: &[u8]) -> u16 {
-    let line = answer.strip_prefix(b"HTTP/1.1 ").and_then(|line| line.get(..3));
-    line.map_or(NO_ANSWER, |status| std::str::from_utf8(status).unwrap().parse().unwrap())
+    let line = answer
+        .strip_prefix(b"HTTP/1.1 ")
+        .and_then(|line| line.get(..3));
+    line.map_or(NO_ANSWER, |status| {
+        std::str::from_utf8(status).unwrap().parse().unwrap()
+    })
 }
 
 /// A whole answer, and how long it took.

@@ -22,18 +22,37 @@ impl InProcess {
         let log = SessionLog::open(folder.path()).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let serving = tokio::spawn(http::serve(listener, log.clone(), Config::open(), std::future::pending()));
-        Self { log, url, serving, _folder: folder }
+        let serving = tokio::spawn(http::serve(
+            listener,
+            log.clone(),
+            Config::open(),
+            std::future::pending(),
+        ));
+        Self {
+            log,
+            url,
+            serving,
+            _folder: folder,
+        }
     }
 
     pub(crate) fn append(&self, session: &str, events: impl IntoIterator<Item = NewEvent>) {
-        self.log.append(&session.parse().unwrap(), Batch::new().events(events)).unwrap();
+        self.log
+            .append(&session.parse().unwrap(), Batch::new().events(events))
+            .unwrap();
     }
 
     /// Whether the request was taken.
     pub(crate) fn post(&self, session: &str, body: &str) -> bool {
-        let request = agent().post(format!("{}/v1/sessions/{}/events", self.url, in_url(session)));
-        match request.header("content-type", "application/json").send(body) {
+        let request = agent().post(format!(
+            "{}/v1/sessions/{}/events",
+            self.url,
+            in_url(session)
+        ));
+        match request
+            .header("content-type", "application/json")
+            .send(body)
+        {
             Ok(_stored) => true,
             Err(ureq::Error::StatusCode(400)) => false,
             Err(error) => panic!("{error} for {body}"),
@@ -42,14 +61,25 @@ impl InProcess {
 
     fn get(&self, session: &str, rest: &str) -> String {
         let url = format!("{}/v1/sessions/{}/{rest}", self.url, in_url(session));
-        agent().get(url).call().unwrap().body_mut().with_config().limit(u64::MAX).read_to_string().unwrap()
+        agent()
+            .get(url)
+            .call()
+            .unwrap()
+            .body_mut()
+            .with_config()
+            .limit(u64::MAX)
+            .read_to_string()
+            .unwrap()
     }
 
     /// The events of a session as they are listed.
     pub(crate) fn listed(&self, session: &str) -> Vec<Wire> {
         let mut events: Vec<Wire> = Vec::new();
         loop {
-            let after = events.last().map(|last| format!("&after={}", last.id)).unwrap_or_default();
+            let after = events
+                .last()
+                .map(|last| format!("&after={}", last.id))
+                .unwrap_or_default();
             let page = self.get(session, &format!("events?limit=1000{after}"));
             let page: Listed<'_> = serde_json::from_str(&page).unwrap();
             events.extend(page.events.iter().map(|event| Wire::new(event.get())));
@@ -62,8 +92,12 @@ impl InProcess {
     /// The events behind one as they are streamed.
     pub(crate) fn streamed(&self, session: &str, after: &str) -> Vec<Wire> {
         let frames = self.get(session, &format!("stream?follow=false&after={after}"));
-        let frames = frames.split("\n\n").filter(|frame| frame.starts_with("id: "));
-        frames.map(|frame| Wire::new(frame.split("\ndata: ").nth(1).unwrap())).collect()
+        let frames = frames
+            .split("\n\n")
+            .filter(|frame| frame.starts_with("id: "));
+        frames
+            .map(|frame| Wire::new(frame.split("\ndata: ").nth(1).unwrap()))
+            .collect()
     }
 }
 
@@ -93,12 +127,21 @@ impl Wire {
             id: String,
         }
         let Identified { id } = serde_json::from_str(raw).unwrap();
-        Self { id, raw: raw.to_owned() }
+        Self {
+            id,
+            raw: raw.to_owned(),
+        }
     }
 }
 
 /// A name as a part of a URL.
 pub(crate) fn in_url(name: &str) -> String {
-    let part = |byte: u8| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let part = |byte: u8| {
+        if byte.is_ascii_alphanumeric() {
+            char::from(byte).to_string()
+        } else {
+            format!("%{byte:02X}")
+        }
+    };
     name.bytes().map(part).collect()
 }

@@ -7,17 +7,28 @@ use sessionlog::{NewEvent, Options};
 use crate::support::{KEY, Scene, said};
 
 fn ids(page: &Value) -> Vec<String> {
-    page["events"].as_array().unwrap().iter().map(|event| event["id"].as_str().unwrap().to_owned()).collect()
+    page["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| event["id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn note(n: usize) -> NewEvent {
-    NewEvent::new(if n.is_multiple_of(10) { "rare" } else { "note" }, format!("{{\"n\":{n}}}"))
+    NewEvent::new(
+        if n.is_multiple_of(10) { "rare" } else { "note" },
+        format!("{{\"n\":{n}}}"),
+    )
 }
 
 /// A session of so many events, and their IDs.
 fn filled(events: usize) -> (Scene, Vec<String>) {
     let scene = Scene::new();
-    let ids = (1..=events).flat_map(|n| scene.note("s", [note(n)])).map(|event| event.id.to_string()).collect();
+    let ids = (1..=events)
+        .flat_map(|n| scene.note("s", [note(n)]))
+        .map(|event| event.id.to_string())
+        .collect();
     (scene, ids)
 }
 
@@ -28,11 +39,17 @@ async fn a_session_is_read_page_by_page_in_either_order() {
         let mut seen = Vec::new();
         let mut query = format!("order={order}&limit=60");
         loop {
-            let page = scene.get(&format!("/v1/sessions/s/events?{query}")).await.ok();
+            let page = scene
+                .get(&format!("/v1/sessions/s/events?{query}"))
+                .await
+                .ok();
             let shown = ids(&page);
             assert_eq!(
                 (page["first_id"].as_str(), page["last_id"].as_str()),
-                (shown.first().map(String::as_str), shown.last().map(String::as_str))
+                (
+                    shown.first().map(String::as_str),
+                    shown.last().map(String::as_str)
+                )
             );
             assert_eq!(page["tail_id"], all[249].as_str());
             seen.extend(shown);
@@ -40,7 +57,10 @@ async fn a_session_is_read_page_by_page_in_either_order() {
             if seen.len() >= 250 {
                 break;
             }
-            query = format!("order={order}&limit=60&{cursor}={}", page["last_id"].as_str().unwrap());
+            query = format!(
+                "order={order}&limit=60&{cursor}={}",
+                page["last_id"].as_str().unwrap()
+            );
         }
         if order == "desc" {
             seen.reverse();
@@ -48,32 +68,81 @@ async fn a_session_is_read_page_by_page_in_either_order() {
         assert_eq!(seen, all, "{order}");
     }
     let page = scene.get("/v1/sessions/s/events").await.ok();
-    assert_eq!((ids(&page), &page["has_more"]), (all[..100].to_vec(), &json!(true)));
-    let keys: Vec<_> = page.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(keys, ["events", "has_more", "first_id", "last_id", "tail_id"]);
-    let behind = scene.get(&format!("/v1/sessions/s/events?after={}", all[249])).await.ok();
-    assert_eq!(behind, json!({"events": [], "has_more": false, "first_id": null, "last_id": null, "tail_id": all[249]}));
+    assert_eq!(
+        (ids(&page), &page["has_more"]),
+        (all[..100].to_vec(), &json!(true))
+    );
+    let keys: Vec<_> = page
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        keys,
+        ["events", "has_more", "first_id", "last_id", "tail_id"]
+    );
+    let behind = scene
+        .get(&format!("/v1/sessions/s/events?after={}", all[249]))
+        .await
+        .ok();
+    assert_eq!(
+        behind,
+        json!({"events": [], "has_more": false, "first_id": null, "last_id": null, "tail_id": all[249]})
+    );
 }
 
 #[tokio::test]
 async fn a_page_may_hold_some_types_alone() {
     let (scene, all) = filled(50);
     let tenth: Vec<_> = all.iter().skip(9).step_by(10).cloned().collect();
-    assert_eq!(ids(&scene.get("/v1/sessions/s/events?type=rare").await.ok()), tenth);
-    assert_eq!(ids(&scene.get("/v1/sessions/s/events?type=rare&type=note").await.ok()), all);
-    let page = scene.get(&format!("/v1/sessions/s/events?type=rare&limit=2&after={}", tenth[1])).await.ok();
-    assert_eq!((ids(&page), &page["has_more"]), (tenth[2..4].to_vec(), &json!(true)));
-    assert_eq!(ids(&scene.get("/v1/sessions/s/events?type=none").await.ok()), Vec::<String>::new());
+    assert_eq!(
+        ids(&scene.get("/v1/sessions/s/events?type=rare").await.ok()),
+        tenth
+    );
+    assert_eq!(
+        ids(&scene
+            .get("/v1/sessions/s/events?type=rare&type=note")
+            .await
+            .ok()),
+        all
+    );
+    let page = scene
+        .get(&format!(
+            "/v1/sessions/s/events?type=rare&limit=2&after={}",
+            tenth[1]
+        ))
+        .await
+        .ok();
+    assert_eq!(
+        (ids(&page), &page["has_more"]),
+        (tenth[2..4].to_vec(), &json!(true))
+    );
+    assert_eq!(
+        ids(&scene.get("/v1/sessions/s/events?type=none").await.ok()),
+        Vec::<String>::new()
+    );
 }
 
 #[tokio::test]
 async fn a_search_that_finds_nothing_yet_says_where_to_go_on() {
     let scene = Scene::with(Config::with_api_key(KEY), Options::new().scan_bytes_max(1));
-    let all: Vec<_> = (1..=20).flat_map(|n| scene.note("s", [note(n)])).map(|event| event.id.to_string()).collect();
-    for (order, cursor, expected) in [("asc", "after", [&all[9], &all[19]]), ("desc", "before", [&all[19], &all[9]])] {
+    let all: Vec<_> = (1..=20)
+        .flat_map(|n| scene.note("s", [note(n)]))
+        .map(|event| event.id.to_string())
+        .collect();
+    for (order, cursor, expected) in [
+        ("asc", "after", [&all[9], &all[19]]),
+        ("desc", "before", [&all[19], &all[9]]),
+    ] {
         let (mut found, mut pages, mut from) = (Vec::new(), 0, String::new());
         loop {
-            let page = scene.get(&format!("/v1/sessions/s/events?type=rare&order={order}{from}")).await.ok();
+            let page = scene
+                .get(&format!(
+                    "/v1/sessions/s/events?type=rare&order={order}{from}"
+                ))
+                .await
+                .ok();
             found.extend(ids(&page));
             pages += 1;
             if page["has_more"] == false {
@@ -90,14 +159,30 @@ async fn a_search_that_finds_nothing_yet_says_where_to_go_on() {
 async fn a_page_of_large_events_holds_fewer_of_them() {
     let scene = Scene::new();
     for _ in 0..20 {
-        scene.note("s", [NewEvent::new("large", format!("\"{}\"", "x".repeat(1_000_000)))]);
+        scene.note(
+            "s",
+            [NewEvent::new(
+                "large",
+                format!("\"{}\"", "x".repeat(1_000_000)),
+            )],
+        );
     }
     let page = scene.get("/v1/sessions/s/events?limit=1000").await.ok();
-    assert_eq!((ids(&page).len(), &page["has_more"]), (5, &json!(true)), "what was read reaches 4 MiB with the last");
+    assert_eq!(
+        (ids(&page).len(), &page["has_more"]),
+        (5, &json!(true)),
+        "what was read reaches 4 MiB with the last"
+    );
     let mut seen = ids(&page);
     let mut page = page;
     while page["has_more"] == true {
-        page = scene.get(&format!("/v1/sessions/s/events?limit=1000&after={}", page["last_id"].as_str().unwrap())).await.ok();
+        page = scene
+            .get(&format!(
+                "/v1/sessions/s/events?limit=1000&after={}",
+                page["last_id"].as_str().unwrap()
+            ))
+            .await
+            .ok();
         seen.extend(ids(&page));
     }
     assert_eq!(seen.len(), 20);
@@ -123,13 +208,38 @@ async fn a_page_that_cannot_be_is_refused() {
         &format!("after={}&after={}", all[0], all[1]),
         &format!("after={}", all[0].to_lowercase()),
     ] {
-        assert_eq!(scene.get(&format!("/v1/sessions/s/events?{bad}")).await.status, 400, "{bad}");
+        assert_eq!(
+            scene
+                .get(&format!("/v1/sessions/s/events?{bad}"))
+                .await
+                .status,
+            400,
+            "{bad}"
+        );
     }
-    scene.get("/v1/sessions/s/events?limit=1001").await.refused(400, "too_large");
-    scene.get(&format!("/v1/sessions/s/events?after={unknown}")).await.refused(400, "cursor_unknown");
-    scene.get(&format!("/v1/sessions/s/events?before={other}")).await.refused(400, "cursor_of_other_session");
-    scene.get("/v1/sessions/nobody/events").await.refused(404, "unknown_session");
-    assert_eq!(scene.get("/v1/sessions/s/events?limit=1000&unknown=1").await.status, 200);
+    scene
+        .get("/v1/sessions/s/events?limit=1001")
+        .await
+        .refused(400, "too_large");
+    scene
+        .get(&format!("/v1/sessions/s/events?after={unknown}"))
+        .await
+        .refused(400, "cursor_unknown");
+    scene
+        .get(&format!("/v1/sessions/s/events?before={other}"))
+        .await
+        .refused(400, "cursor_of_other_session");
+    scene
+        .get("/v1/sessions/nobody/events")
+        .await
+        .refused(404, "unknown_session");
+    assert_eq!(
+        scene
+            .get("/v1/sessions/s/events?limit=1000&unknown=1")
+            .await
+            .status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -143,7 +253,12 @@ async fn data_that_is_no_json_is_said_in_base64() {
     ];
     scene.note("s", events);
     let page = scene.get("/v1/sessions/s/events").await.ok();
-    let said = |at: usize| (page["events"][at]["data"].clone(), page["events"][at]["data_base64"].clone());
+    let said = |at: usize| {
+        (
+            page["events"][at]["data"].clone(),
+            page["events"][at]["data_base64"].clone(),
+        )
+    };
     assert_eq!(said(0), (Value::Null, json!("AP8=")));
     assert_eq!(said(1), (Value::Null, json!("bm8ganNvbg==")));
     assert_eq!(said(2), (json!([1, 2]), Value::Null));
@@ -158,10 +273,18 @@ async fn sessions_are_listed_by_activity_and_by_id() {
         scene.post(session, said("x")).await.ok();
     }
     let names = |page: Value| -> Vec<String> {
-        page["sessions"].as_array().unwrap().iter().map(|session| session["id"].as_str().unwrap().to_owned()).collect()
+        page["sessions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|session| session["id"].as_str().unwrap().to_owned())
+            .collect()
     };
     let recent = scene.get("/v1/sessions").await.ok();
-    assert_eq!((&recent["sessions"][0]["events"], &recent["has_more"]), (&json!(2), &json!(false)));
+    assert_eq!(
+        (&recent["sessions"][0]["events"], &recent["has_more"]),
+        (&json!(2), &json!(false))
+    );
     assert_eq!(names(recent), ["b", "a", "c"]);
     let first = scene.get("/v1/sessions?order=id&limit=2").await.ok();
     assert_eq!(first["has_more"], true);
@@ -169,9 +292,23 @@ async fn sessions_are_listed_by_activity_and_by_id() {
     let all = scene.get("/v1/sessions?order=id&limit=3").await.ok();
     assert_eq!(all["has_more"], false, "they fit exactly");
     assert_eq!(names(all), ["a", "b", "c"]);
-    assert_eq!(names(scene.get("/v1/sessions?order=id&after=b").await.ok()), ["c"]);
-    for bad in ["order=id&after=", "after=b", "limit=", "limit=0", "limit=1001", "order=x"] {
-        assert_eq!(scene.get(&format!("/v1/sessions?{bad}")).await.status, 400, "{bad}");
+    assert_eq!(
+        names(scene.get("/v1/sessions?order=id&after=b").await.ok()),
+        ["c"]
+    );
+    for bad in [
+        "order=id&after=",
+        "after=b",
+        "limit=",
+        "limit=0",
+        "limit=1001",
+        "order=x",
+    ] {
+        assert_eq!(
+            scene.get(&format!("/v1/sessions?{bad}")).await.status,
+            400,
+            "{bad}"
+        );
     }
 }
 
@@ -183,7 +320,17 @@ async fn a_page_of_sessions_is_as_small_as_pages_have_to_be() {
     }
     for order in ["recent", "id"] {
         let page = scene.get(&format!("/v1/sessions?order={order}")).await.ok();
-        assert_eq!((page["sessions"].as_array().unwrap().len(), &page["has_more"]), (2, &json!(true)), "{page}");
+        assert_eq!(
+            (
+                page["sessions"].as_array().unwrap().len(),
+                &page["has_more"]
+            ),
+            (2, &json!(true)),
+            "{page}"
+        );
     }
-    scene.get("/v1/sessions?limit=3").await.refused(400, "too_large");
+    scene
+        .get("/v1/sessions?limit=3")
+        .await
+        .refused(400, "too_large");
 }

@@ -1,4 +1,5 @@
-//! The HTTP contract: what each call takes and answers, called on the router, and a server as a process of its own.
+//! The HTTP contract: what each call takes and answers, called on the router, and a server as a
+//! process of its own.
 
 #![allow(
     clippy::unwrap_used,

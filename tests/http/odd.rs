@@ -1,4 +1,5 @@
-//! Arbitrary events: any bytes as data, JSON of any shape and spelling, any type; and arbitrary messages for requests.
+//! Arbitrary events: any bytes as data, JSON of any shape and spelling, any type; and arbitrary
+//! messages for requests.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -54,8 +55,18 @@ const TYPES: &[&str] = &[
     "\u{202e}\u{2028}",
 ];
 
-const NUMBERS: &[&str] =
-    &["0", "-0.0", "1.10", "1E+2", "1e400", "9007199254740993", "-12345678901234567890123456789", "null", "true", "false"];
+const NUMBERS: &[&str] = &[
+    "0",
+    "-0.0",
+    "1.10",
+    "1E+2",
+    "1e400",
+    "9007199254740993",
+    "-12345678901234567890123456789",
+    "null",
+    "true",
+    "false",
+];
 
 const STRINGS: &[&str] = &[
     r#""""#,
@@ -81,12 +92,18 @@ fn string() -> impl Strategy<Value = String> {
 }
 
 fn object(fields: &[(String, String)], between: &str) -> String {
-    let fields: Vec<_> = fields.iter().map(|(key, value)| format!("{key}:{between}{value}")).collect();
+    let fields: Vec<_> = fields
+        .iter()
+        .map(|(key, value)| format!("{key}:{between}{value}"))
+        .collect();
     format!("{{{}}}", fields.join(&format!("{between},")))
 }
 
 fn field(value: impl Strategy<Value = String>) -> impl Strategy<Value = (String, String)> {
-    (prop_oneof![3 => select(NAMES).prop_map(quoted), 1 => string()], value)
+    (
+        prop_oneof![3 => select(NAMES).prop_map(quoted), 1 => string()],
+        value,
+    )
 }
 
 fn json() -> impl Strategy<Value = String> {
@@ -94,8 +111,10 @@ fn json() -> impl Strategy<Value = String> {
     leaf.prop_recursive(4, 24, 5, |inner| {
         let between = select(vec!["", " ", "\r\n\t"]);
         prop_oneof![
-            prop::collection::vec(inner.clone(), 0..5).prop_map(|items| format!("[{}]", items.join(","))),
-            (prop::collection::vec(field(inner), 0..5), between).prop_map(|(fields, between)| object(&fields, between)),
+            prop::collection::vec(inner.clone(), 0..5)
+                .prop_map(|items| format!("[{}]", items.join(","))),
+            (prop::collection::vec(field(inner), 0..5), between)
+                .prop_map(|(fields, between)| object(&fields, between)),
         ]
     })
 }
@@ -103,13 +122,15 @@ fn json() -> impl Strategy<Value = String> {
 const ARRAY: (&str, &str) = ("[", "]");
 const OBJECT: (&str, &str) = (r#"{"a":"#, "}");
 
-/// JSON of so many arrays or objects in each other. Tens of thousands exhaust the stack of a recursive reader.
+/// JSON of so many arrays or objects in each other. Tens of thousands exhaust the stack of a
+/// recursive reader.
 fn nested(levels: usize, (open, close): (&str, &str)) -> String {
     format!("{}0{}", open.repeat(levels), close.repeat(levels))
 }
 
 fn data() -> impl Strategy<Value = Vec<u8>> {
-    let fields = || prop::collection::vec(field(json()), 0..6).prop_map(|fields| object(&fields, ""));
+    let fields =
+        || prop::collection::vec(field(json()), 0..6).prop_map(|fields| object(&fields, ""));
     prop_oneof![
         4 => json().prop_map(String::into_bytes),
         4 => fields().prop_map(String::into_bytes),
@@ -126,17 +147,21 @@ fn event() -> impl Strategy<Value = NewEvent> {
 
 /// The body of a request. The server refuses some, such as those with half a surrogate pair.
 fn request() -> impl Strategy<Value = String> {
-    let value =
-        || prop_oneof![6 => json(), 1 => (1_usize..110, select(vec![ARRAY, OBJECT])).prop_map(|(levels, of)| nested(levels, of))];
+    let value = || prop_oneof![6 => json(), 1 => (1_usize..110, select(vec![ARRAY, OBJECT])).prop_map(|(levels, of)| nested(levels, of))];
     let block = (string(), prop::collection::vec(field(value()), 0..4))
         .prop_map(|(name, fields)| object(&[vec![(quoted("type"), name)], fields].concat(), " "));
-    let metadata = prop::collection::vec(field(value()), 0..3).prop_map(|fields| object(&fields, ""));
+    let metadata =
+        prop::collection::vec(field(value()), 0..3).prop_map(|fields| object(&fields, ""));
     (prop::collection::vec(block, 0..4), metadata).prop_map(|(content, metadata)| {
-        format!(r#"{{"events":[{{"type":"user.message","content":[{}],"metadata":{metadata}}}]}}"#, content.join(", "))
+        format!(
+            r#"{{"events":[{{"type":"user.message","content":[{}],"metadata":{metadata}}}]}}"#,
+            content.join(", ")
+        )
     })
 }
 
-/// K6: the events that were found to break the page, and others like them, of types that mean something to the page or to a stream.
+/// K6: the events that were found to break the page, and others like them, of types that mean
+/// something to the page or to a stream.
 pub(crate) fn odd_events() -> Vec<NewEvent> {
     let data = [
         r#"{"content":[{"type":"x","file_id":{"toString":1}}]}"#,
@@ -155,14 +180,42 @@ pub(crate) fn odd_events() -> Vec<NewEvent> {
         "",
         "no JSON",
     ];
-    let data: Vec<_> = data.into_iter().map(Vec::from).chain([vec![0xff, 0x00]]).collect();
-    let types = ["user.message", "assistant.message_completed", "error", "open", "message", "caught_up", "\u{202e}"];
-    let of_type = |name: &'static str| data.iter().map(move |data| NewEvent::new(name, data.clone()));
-    let deep = [nested(20_000, ARRAY), format!(r#"{{"content":[{{"type":{}}}]}}"#, nested(20_000, OBJECT))];
-    let deep = deep.iter().flat_map(|data| ["user.message", "error"].map(|name| NewEvent::new(name, data.clone())));
-    let large = [json!({"content": "long ".repeat(100_000)}), json!({"content": vec![1; 150_000]})];
+    let data: Vec<_> = data
+        .into_iter()
+        .map(Vec::from)
+        .chain([vec![0xff, 0x00]])
+        .collect();
+    let types = [
+        "user.message",
+        "assistant.message_completed",
+        "error",
+        "open",
+        "message",
+        "caught_up",
+        "\u{202e}",
+    ];
+    let of_type = |name: &'static str| {
+        data.iter()
+            .map(move |data| NewEvent::new(name, data.clone()))
+    };
+    let deep = [
+        nested(20_000, ARRAY),
+        format!(r#"{{"content":[{{"type":{}}}]}}"#, nested(20_000, OBJECT)),
+    ];
+    let deep = deep
+        .iter()
+        .flat_map(|data| ["user.message", "error"].map(|name| NewEvent::new(name, data.clone())));
+    let large = [
+        json!({"content": "long ".repeat(100_000)}),
+        json!({"content": vec![1; 150_000]}),
+    ];
     let large = large.map(|data| NewEvent::new("user.message", data.to_string()));
-    types.into_iter().flat_map(of_type).chain(deep).chain(large).collect()
+    types
+        .into_iter()
+        .flat_map(of_type)
+        .chain(deep)
+        .chain(large)
+        .collect()
 }
 
 /// Makes events and requests.

@@ -14,12 +14,29 @@ use crate::support::KEY;
 /// Built here, since nothing else sees to it that it is there and of this source.
 static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--features", "http", "--example", "server"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_path_buf();
+    build
+        .args([
+            "build",
+            "--quiet",
+            "--features",
+            "http",
+            "--example",
+            "server",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    let profile = std::env::current_exe()
+        .unwrap()
+        .ancestors()
+        .nth(2)
+        .unwrap()
+        .to_path_buf();
     if profile.ends_with("release") {
         build.arg("--release");
     }
-    assert!(build.status().unwrap().success(), "the server does not build");
+    assert!(
+        build.status().unwrap().success(),
+        "the server does not build"
+    );
     profile.join("examples").join("server")
 });
 
@@ -41,13 +58,21 @@ pub(crate) struct Server {
 /// A server that has not been started.
 pub(crate) fn command(data: &Path, listen: &str) -> Command {
     let mut command = Command::new(&*SERVER);
-    command.args(["--listen", listen, "--data"]).arg(data).env_remove("SESSIONLOG_API_KEY").stdin(Stdio::null());
+    command
+        .args(["--listen", listen, "--data"])
+        .arg(data)
+        .env_remove("SESSIONLOG_API_KEY")
+        .stdin(Stdio::null());
     command
 }
 
 /// An address that was free a moment ago, for a server that is to be found again at the same one.
 pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string()
 }
 
 impl Server {
@@ -60,7 +85,9 @@ impl Server {
         for _ in 0..20 {
             match Self::try_start(command) {
                 Ok(server) => return server,
-                Err(why) if why.contains("cannot listen") => std::thread::sleep(Duration::from_millis(100)),
+                Err(why) if why.contains("cannot listen") => {
+                    std::thread::sleep(Duration::from_millis(100))
+                }
                 Err(why) => panic!("the server did not start: {why}"),
             }
         }
@@ -68,19 +95,33 @@ impl Server {
     }
 
     fn try_start(command: &mut Command) -> Result<Self, String> {
-        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut process = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(process.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
         let Some(url) = line.trim_end().strip_prefix("listening on ") else {
             let mut why = String::new();
-            process.stderr.take().unwrap().read_to_string(&mut why).unwrap();
+            process
+                .stderr
+                .take()
+                .unwrap()
+                .read_to_string(&mut why)
+                .unwrap();
             process.wait().unwrap();
             return Err(why);
         };
         // What it logs is read on, so that it never waits for a reader.
         let mut log = process.stderr.take().unwrap();
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Ok(Self { url: url.to_owned(), process: Ending(process) })
+        Ok(Self {
+            url: url.to_owned(),
+            process: Ending(process),
+        })
     }
 
     /// As a power switch would, but for the disk.
@@ -95,8 +136,12 @@ impl Server {
 
     /// The most memory that was resident so far.
     pub(crate) fn resident_bytes_max(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says it");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .expect("Linux says it");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
@@ -112,11 +157,29 @@ impl Server {
     pub(crate) fn ids(&self, session: &str) -> Vec<String> {
         let mut ids: Vec<String> = Vec::new();
         loop {
-            let after = ids.last().map(|last| format!("&after={last}")).unwrap_or_default();
-            let url = format!("{}/v1/sessions/{session}/events?limit=1000{after}", self.url);
-            let page: Value =
-                agent().get(url).header("authorization", format!("Bearer {KEY}")).call().unwrap().body_mut().read_json().unwrap();
-            ids.extend(page["events"].as_array().unwrap().iter().map(|event| event["id"].as_str().unwrap().to_owned()));
+            let after = ids
+                .last()
+                .map(|last| format!("&after={last}"))
+                .unwrap_or_default();
+            let url = format!(
+                "{}/v1/sessions/{session}/events?limit=1000{after}",
+                self.url
+            );
+            let page: Value = agent()
+                .get(url)
+                .header("authorization", format!("Bearer {KEY}"))
+                .call()
+                .unwrap()
+                .body_mut()
+                .read_json()
+                .unwrap();
+            ids.extend(
+                page["events"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|event| event["id"].as_str().unwrap().to_owned()),
+            );
             if page["has_more"] == false {
                 return ids;
             }
@@ -125,14 +188,20 @@ impl Server {
 }
 
 pub(crate) fn agent() -> ureq::Agent {
-    ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(30))).build().into()
+    ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(30)))
+        .build()
+        .into()
 }
 
 /// Sends a message under a key; answers its first event.
 pub(crate) fn post(url: &str, session: &str, key: &str, text: &str) -> Result<Value, ureq::Error> {
-    let body = json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]});
+    let body =
+        json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]});
     let request = agent().post(format!("{url}/v1/sessions/{session}/events"));
-    let request = request.header("authorization", format!("Bearer {KEY}")).header("idempotency-key", key);
+    let request = request
+        .header("authorization", format!("Bearer {KEY}"))
+        .header("idempotency-key", key);
     let answer: Value = request.send_json(body)?.body_mut().read_json()?;
     Ok(answer["events"][0].clone())
 }

@@ -1,4 +1,5 @@
-//! K3: the calls through a real nginx, as people put it before a server: with its defaults, with compression, without buffering.
+//! K3: the calls through a real nginx, as people put it before a server: with its defaults, with
+//! compression, without buffering.
 //!
 //! Needs nginx; skipped with a message where it is not.
 
@@ -20,9 +21,15 @@ use crate::support::KEY;
 /// What stands in a location behind `proxy_pass`.
 const VARIANTS: [(&str, &str); 4] = [
     ("the defaults", ""),
-    ("compression", "gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;"),
+    (
+        "compression",
+        "gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;",
+    ),
     ("no buffering", "proxy_buffering off;"),
-    ("kept connections", "proxy_http_version 1.1; proxy_set_header Connection \"\";"),
+    (
+        "kept connections",
+        "proxy_http_version 1.1; proxy_set_header Connection \"\";",
+    ),
 ];
 
 struct Nginx {
@@ -34,7 +41,13 @@ impl Nginx {
     /// `None` where there is none.
     fn program() -> Option<PathBuf> {
         let found = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "nginx"].map(PathBuf::from);
-        let works = |program: &PathBuf| Command::new(program).arg("-v").stderr(Stdio::null()).status().is_ok();
+        let works = |program: &PathBuf| {
+            Command::new(program)
+                .arg("-v")
+                .stderr(Stdio::null())
+                .status()
+                .is_ok()
+        };
         let program = found.into_iter().find(works);
         if program.is_none() {
             println!("skipped: there is no nginx");
@@ -45,8 +58,9 @@ impl Nginx {
     /// Before the server at `upstream`, and reachable at `listen`.
     fn start(program: &Path, folder: &Path, listen: &str, upstream: &str, settings: &str) -> Self {
         let folder = folder.to_str().unwrap();
-        let temporary =
-            ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|of| format!("{of}_temp_path {folder}/{of};")).concat();
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|of| format!("{of}_temp_path {folder}/{of};"))
+            .concat();
         let config = format!(
             "daemon off; master_process off; pid {folder}/pid; error_log {folder}/errors;
              events {{ }}
@@ -58,10 +72,18 @@ impl Nginx {
         let path = format!("{folder}/nginx.conf");
         fs::write(&path, config).unwrap();
         let mut command = Command::new(program);
-        command.args(["-p", folder, "-c", &path]).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .args(["-p", folder, "-c", &path])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let process = Ending(command.spawn().unwrap());
-        eventually("nginx takes connections", || std::net::TcpStream::connect(listen).is_ok());
-        Self { _process: process, url: format!("http://{listen}") }
+        eventually("nginx takes connections", || {
+            std::net::TcpStream::connect(listen).is_ok()
+        });
+        Self {
+            _process: process,
+            url: format!("http://{listen}"),
+        }
     }
 }
 
@@ -75,14 +97,26 @@ struct Behind {
 
 impl Behind {
     fn new() -> Option<Self> {
-        let (program, folder, address) = (Nginx::program()?, tempfile::tempdir().unwrap(), free_address());
-        let mut behind = Self { program, folder, address, server: None };
+        let (program, folder, address) = (
+            Nginx::program()?,
+            tempfile::tempdir().unwrap(),
+            free_address(),
+        );
+        let mut behind = Self {
+            program,
+            folder,
+            address,
+            server: None,
+        };
         behind.start();
         Some(behind)
     }
 
     fn start(&mut self) {
-        self.server = Some(Server::start(&self.folder.path().join("data"), &self.address));
+        self.server = Some(Server::start(
+            &self.folder.path().join("data"),
+            &self.address,
+        ));
     }
 
     fn nginx(&self, listen: &str, settings: &str) -> Nginx {
@@ -100,7 +134,10 @@ impl Behind {
 type Seen = Arc<Mutex<Vec<String>>>;
 
 /// Takes in what `lines` give, by what `id` finds in a line.
-fn take_in(lines: impl Read + Send + 'static, id: impl Fn(&str) -> Option<String> + Send + 'static) -> Seen {
+fn take_in(
+    lines: impl Read + Send + 'static,
+    id: impl Fn(&str) -> Option<String> + Send + 'static,
+) -> Seen {
     let seen = Seen::default();
     let told = Arc::clone(&seen);
     thread::spawn(move || {
@@ -117,16 +154,28 @@ fn id_of_frame(line: &str) -> Option<String> {
 
 const CLIENTS: [(&str, &str); 2] = [("python3", "tail.py"), ("node", "tail.mjs")];
 
-/// An example client that follows session `s`, and the IDs that it shows. `None` where there is nothing to run it with.
+/// An example client that follows session `s`, and the IDs that it shows. `None` where there is
+/// nothing to run it with.
 fn start_client(program: &str, file: &str, url: &str) -> Option<(Ending, Seen)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples/clients")
+        .join(file);
     let mut command = Command::new(program);
-    command.arg(path).args([url, "s"]).env("SESSIONLOG_API_KEY", KEY).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .arg(path)
+        .args([url, "s"])
+        .env("SESSIONLOG_API_KEY", KEY)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let Ok(mut client) = command.spawn() else {
         println!("skipped: there is no {program} to run {file}");
         return None;
     };
-    let id = |line: &str| serde_json::from_str::<Value>(line).ok()?["id"].as_str().map(str::to_owned);
+    let id = |line: &str| {
+        serde_json::from_str::<Value>(line).ok()?["id"]
+            .as_str()
+            .map(str::to_owned)
+    };
     let seen = take_in(client.stdout.take().unwrap(), id);
     Some((Ending(client), seen))
 }
@@ -141,24 +190,48 @@ fn a_stream_comes_through_a_proxy_at_once_and_is_resumed_there() {
     for (name, settings) in VARIANTS {
         let nginx = behind.nginx(&free_address(), settings);
         let session = name.replace(' ', "-");
-        let stored = behind.server().post(&session, "1", "stored").unwrap()["id"].as_str().unwrap().to_owned();
+        let stored = behind.server().post(&session, "1", "stored").unwrap()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         let open = |last: &str| {
             // An answer that does not begin is a failure, and a stream takes as long as it takes.
-            let begins = ureq::Agent::config_builder().timeout_recv_response(Some(Duration::from_secs(20)));
+            let begins =
+                ureq::Agent::config_builder().timeout_recv_response(Some(Duration::from_secs(20)));
             let agent: ureq::Agent = begins.build().into();
             let request = agent.get(format!("{}/v1/sessions/{session}/stream", nginx.url));
-            let request = request.header("authorization", format!("Bearer {KEY}")).header("last-event-id", last);
-            take_in(request.call().unwrap().into_body().into_reader(), id_of_frame)
+            let request = request
+                .header("authorization", format!("Bearer {KEY}"))
+                .header("last-event-id", last);
+            take_in(
+                request.call().unwrap().into_body().into_reader(),
+                id_of_frame,
+            )
         };
         let seen = open("");
-        eventually(&format!("{name}: what is stored comes while nothing is appended"), || has(&seen, 1));
-        let live = behind.server().post(&session, "2", "live").unwrap()["id"].as_str().unwrap().to_owned();
+        eventually(
+            &format!("{name}: what is stored comes while nothing is appended"),
+            || has(&seen, 1),
+        );
+        let live = behind.server().post(&session, "2", "live").unwrap()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         eventually(&format!("{name}: what is new comes"), || has(&seen, 2));
-        assert_eq!(*seen.lock().unwrap(), [stored.clone(), live.clone()], "{name}");
+        assert_eq!(
+            *seen.lock().unwrap(),
+            [stored.clone(), live.clone()],
+            "{name}"
+        );
         // At the tail nothing is to be sent, and the answer begins all the same.
         let resumed = open(&live);
-        let next = behind.server().post(&session, "3", "next").unwrap()["id"].as_str().unwrap().to_owned();
-        eventually(&format!("{name}: a resumed stream goes on"), || has(&resumed, 1));
+        let next = behind.server().post(&session, "3", "next").unwrap()["id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        eventually(&format!("{name}: a resumed stream goes on"), || {
+            has(&resumed, 1)
+        });
         assert_eq!(*resumed.lock().unwrap(), [next], "{name}");
     }
 }
@@ -168,8 +241,15 @@ fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
     let Some(behind) = Behind::new() else { return };
     for (name, settings) in VARIANTS {
         let nginx = behind.nginx(&free_address(), settings);
-        let url = format!("{}/v1/sessions/{}/events", nginx.url, name.replace(' ', "-"));
-        let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+        let url = format!(
+            "{}/v1/sessions/{}/events",
+            nginx.url,
+            name.replace(' ', "-")
+        );
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build()
+            .into();
         let key = format!("Bearer {KEY}");
         let large = "x".repeat(900_000);
         let send = |text: &str, tag: Option<&str>, key_of: Option<&str>| {
@@ -182,49 +262,87 @@ fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
             request.send_json(json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]})).unwrap()
         };
         let list = || {
-            let request = agent.get(format!("{url}?limit=1000")).header("authorization", &key).header("accept-encoding", "gzip");
+            let request = agent
+                .get(format!("{url}?limit=1000"))
+                .header("authorization", &key)
+                .header("accept-encoding", "gzip");
             request.call().unwrap()
         };
         assert_eq!(list().status(), 404, "{name}");
         for n in 0..5 {
-            assert_eq!(send(&large, None, Some(&n.to_string())).status(), 200, "{name}");
+            assert_eq!(
+                send(&large, None, Some(&n.to_string())).status(),
+                200,
+                "{name}"
+            );
         }
         let mut page = list();
         let tag = page.headers()["etag"].to_str().unwrap().to_owned();
-        assert_eq!(tag.starts_with("W/"), name == "compression", "{name}: {tag}");
+        assert_eq!(
+            tag.starts_with("W/"),
+            name == "compression",
+            "{name}: {tag}"
+        );
         let mut bytes = Vec::new();
         page.body_mut().as_reader().read_to_end(&mut bytes).unwrap();
         if bytes.starts_with(&[0x1f, 0x8b]) {
             // The client here does not take compression apart; that it came whole is seen without.
             bytes.clear();
-            let plain =
-                agent.get(format!("{url}?limit=1000")).header("authorization", &key).header("accept-encoding", "identity");
-            plain.call().unwrap().body_mut().as_reader().read_to_end(&mut bytes).unwrap();
+            let plain = agent
+                .get(format!("{url}?limit=1000"))
+                .header("authorization", &key)
+                .header("accept-encoding", "identity");
+            plain
+                .call()
+                .unwrap()
+                .body_mut()
+                .as_reader()
+                .read_to_end(&mut bytes)
+                .unwrap();
         }
         let page: Value = serde_json::from_slice(&bytes).unwrap();
         assert!(bytes.len() > 4_000_000, "{name}: the page is not whole");
-        assert_eq!(page["events"].as_array().unwrap().last().unwrap()["seq"], 5, "{name}");
+        assert_eq!(
+            page["events"].as_array().unwrap().last().unwrap()["seq"],
+            5,
+            "{name}"
+        );
         assert_eq!(send("late", Some("\"4\""), None).status(), 412, "{name}");
-        assert_eq!(send("in place", Some(&tag), Some("k")).status(), 200, "{name}");
-        assert_eq!(send("in place", Some(&tag), Some("k")).headers()["idempotent-replayed"], "true", "{name}");
+        assert_eq!(
+            send("in place", Some(&tag), Some("k")).status(),
+            200,
+            "{name}"
+        );
+        assert_eq!(
+            send("in place", Some(&tag), Some("k")).headers()["idempotent-replayed"],
+            "true",
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn clients_follow_through_a_proxy_that_stops_and_a_server_that_does() {
-    let Some(mut behind) = Behind::new() else { return };
+    let Some(mut behind) = Behind::new() else {
+        return;
+    };
     let listen = free_address();
     let mut nginx = Some(behind.nginx(&listen, ""));
     let mut running = Vec::new();
     behind.server().post("s", "first", "hello").unwrap();
     for (program, file) in CLIENTS {
-        let Some((client, seen)) = start_client(program, file, &format!("http://{listen}")) else { continue };
+        let Some((client, seen)) = start_client(program, file, &format!("http://{listen}")) else {
+            continue;
+        };
         eventually(&format!("{file} shows what is stored"), || has(&seen, 1));
         running.push((file, client, seen));
     }
     for round in 0..4 {
         for n in 0..10 {
-            behind.server().post("s", &format!("{round}/{n}"), "x").unwrap();
+            behind
+                .server()
+                .post("s", &format!("{round}/{n}"), "x")
+                .unwrap();
         }
         if round % 2 == 0 {
             drop(nginx.take());
@@ -246,30 +364,46 @@ fn clients_follow_through_a_proxy_that_stops_and_a_server_that_does() {
 
 fn check_curl(listen: &str, all: &[String]) {
     let mut command = Command::new("curl");
-    command.args(["-sN", "-H", &format!("Authorization: Bearer {KEY}"), &format!("http://{listen}/v1/sessions/s/stream")]);
-    let Ok(curl) = command.stdout(Stdio::piped()).spawn() else { return println!("skipped: there is no curl") };
+    command.args([
+        "-sN",
+        "-H",
+        &format!("Authorization: Bearer {KEY}"),
+        &format!("http://{listen}/v1/sessions/s/stream"),
+    ]);
+    let Ok(curl) = command.stdout(Stdio::piped()).spawn() else {
+        return println!("skipped: there is no curl");
+    };
     let mut curl = Ending(curl);
     let seen = take_in(curl.0.stdout.take().unwrap(), id_of_frame);
     eventually("curl shows all that is stored", || has(&seen, all.len()));
     assert_eq!(*seen.lock().unwrap(), all);
 }
 
-/// An answer that the server did not finish ends like any other, since nginx asks for it in HTTP/1.0.
+/// An answer that the server did not finish ends like any other, since nginx asks for it in
+/// HTTP/1.0.
 #[test]
 fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole() {
-    let Some(program) = Nginx::program() else { return };
+    let Some(program) = Nginx::program() else {
+        return;
+    };
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, folder) = (upstream.local_addr().unwrap().to_string(), tempfile::tempdir().unwrap());
+    let (address, folder) = (
+        upstream.local_addr().unwrap().to_string(),
+        tempfile::tempdir().unwrap(),
+    );
     thread::spawn(move || cut_off_first(&upstream));
     let nginx = Nginx::start(&program, folder.path(), &free_address(), &address, "");
     for (program, file) in CLIENTS {
-        let Some((_client, seen)) = start_client(program, file, &nginx.url) else { continue };
+        let Some((_client, seen)) = start_client(program, file, &nginx.url) else {
+            continue;
+        };
         eventually(&format!("{file} has both"), || has(&seen, 2));
         assert_eq!(*seen.lock().unwrap(), ["1", "2"], "{file}");
     }
 }
 
-/// Ends each stream in the middle of its second event, which it sends whole to a client that comes back after the first.
+/// Ends each stream in the middle of its second event, which it sends whole to a client that comes
+/// back after the first.
 fn cut_off_first(upstream: &TcpListener) {
     let frame = |id: &str| format!("id: {id}\nevent: note\ndata: {{\"id\":\"{id}\"}}\n\n");
     let (first, second) = (frame("1"), frame("2"));
@@ -279,29 +413,49 @@ fn cut_off_first(upstream: &TcpListener) {
         let lines = BufReader::new(&socket).lines().map_while(Result::ok);
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
         socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Accel-Buffering: no\r\n\r\n").unwrap();
-        if head.iter().any(|line| line.eq_ignore_ascii_case("last-event-id: 1")) {
+        if head
+            .iter()
+            .any(|line| line.eq_ignore_ascii_case("last-event-id: 1"))
+        {
             socket.write_all(second.as_bytes()).unwrap();
             open.push(socket);
         } else {
-            socket.write_all(format!("{first}{}", &second[..second.len() - 4]).as_bytes()).unwrap();
+            socket
+                .write_all(format!("{first}{}", &second[..second.len() - 4]).as_bytes())
+                .unwrap();
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_works_behind_a_proxy() {
-    let Some(program) = Nginx::program() else { return };
-    let Some(browser) = Browser::start().await else { return };
+    let Some(program) = Nginx::program() else {
+        return;
+    };
+    let Some(browser) = Browser::start().await else {
+        return;
+    };
     let (folder, address) = (tempfile::tempdir().unwrap(), free_address());
     let server = Server::of(command(&folder.path().join("data"), &address).arg("--open"));
     let settings = "proxy_set_header Host localhost; gzip on; gzip_types *; gzip_min_length 1;";
     let nginx = Nginx::start(&program, folder.path(), &free_address(), &address, settings);
     post(&server.url, "s", "1", "stored").unwrap();
-    browser.client.goto(&format!("{}/#s", nginx.url)).await.unwrap();
-    browser.until("document.querySelector('#state').dataset.is === 'live'").await;
+    browser
+        .client
+        .goto(&format!("{}/#s", nginx.url))
+        .await
+        .unwrap();
+    browser
+        .until("document.querySelector('#state').dataset.is === 'live'")
+        .await;
     browser.until_shown(&server.ids("s")).await;
     post(&nginx.url, "s", "2", "live").unwrap();
     browser.until_shown(&server.ids("s")).await;
-    assert_eq!(browser.ask("document.querySelector('#trouble').textContent").await, "");
+    assert_eq!(
+        browser
+            .ask("document.querySelector('#trouble').textContent")
+            .await,
+        ""
+    );
     browser.end().await;
 }

@@ -1,4 +1,5 @@
-//! The server as a process of its own, over real sockets: what it asks for, how it stops, and what clients see of that.
+//! The server as a process of its own, over real sockets: what it asks for, how it stops, and what
+//! clients see of that.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -26,10 +27,21 @@ fn it_starts_only_with_a_key_or_open_on_loopback() {
         assert!(!output.status.success() && said.contains(why), "{said}");
         assert!(!data.exists(), "it made a folder and did not start");
     };
-    refused(&mut command(&data, "127.0.0.1:0"), "SESSIONLOG_API_KEY is not set");
-    refused(command(&data, "127.0.0.1:0").env("SESSIONLOG_API_KEY", ""), "SESSIONLOG_API_KEY is not set");
+    refused(
+        &mut command(&data, "127.0.0.1:0"),
+        "SESSIONLOG_API_KEY is not set",
+    );
+    refused(
+        command(&data, "127.0.0.1:0").env("SESSIONLOG_API_KEY", ""),
+        "SESSIONLOG_API_KEY is not set",
+    );
     refused(command(&data, "0.0.0.0:0").arg("--open"), "0.0.0.0 is none");
-    refused(command(&data, "127.0.0.1:0").arg("--open").env("SESSIONLOG_API_KEY", KEY), "exclude each other");
+    refused(
+        command(&data, "127.0.0.1:0")
+            .arg("--open")
+            .env("SESSIONLOG_API_KEY", KEY),
+        "exclude each other",
+    );
     drop(Server::of(command(&data, "[::1]:0").arg("--open")));
     assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     // K7: one that was there before stays as it is.
@@ -38,8 +50,14 @@ fn it_starts_only_with_a_key_or_open_on_loopback() {
         drop(Server::start(&data, "127.0.0.1:0"));
         assert_eq!(data.metadata().unwrap().permissions().mode() & 0o7777, mode);
     }
-    let help = command(&data, "127.0.0.1:0").arg("--help").output().unwrap();
-    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("SESSIONLOG_API_KEY"));
+    let help = command(&data, "127.0.0.1:0")
+        .arg("--help")
+        .output()
+        .unwrap();
+    assert!(
+        help.status.success()
+            && String::from_utf8_lossy(&help.stdout).contains("SESSIONLOG_API_KEY")
+    );
 }
 
 #[test]
@@ -53,21 +71,34 @@ fn what_it_logs_holds_no_token_and_a_line_for_each_request() {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(process.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     let mut stderr = process.stderr.take().unwrap();
     let log = thread::spawn(move || {
         let mut logged = String::new();
         stderr.read_to_string(&mut logged).unwrap();
         logged
     });
-    let posted = post(line.trim_end().trim_start_matches("listening on "), "s", "k", "hello");
+    let posted = post(
+        line.trim_end().trim_start_matches("listening on "),
+        "s",
+        "k",
+        "hello",
+    );
     process.kill().unwrap();
     process.wait().unwrap();
     let logged = log.join().unwrap();
     posted.unwrap();
     assert!(!logged.contains(KEY), "{logged}");
-    let lines: Vec<Value> = logged.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let request = lines.iter().find(|line| line["target"] == "sessionlog::access").unwrap();
+    let lines: Vec<Value> = logged
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let request = lines
+        .iter()
+        .find(|line| line["target"] == "sessionlog::access")
+        .unwrap();
     let fields = &request["fields"];
     assert_eq!(
         (&fields["method"], &fields["path"], &fields["status"]),
@@ -88,7 +119,10 @@ fn asked_to_stop_it_ends_its_streams_and_loses_nothing_that_it_answered() {
             scope.spawn(move || {
                 for n in 0.. {
                     match server.post("s", &format!("{writer}/{n}"), "more") {
-                        Ok(event) => acked.lock().unwrap().push(event["id"].as_str().unwrap().to_owned()),
+                        Ok(event) => acked
+                            .lock()
+                            .unwrap()
+                            .push(event["id"].as_str().unwrap().to_owned()),
                         Err(_gone) => return,
                     }
                 }
@@ -102,12 +136,20 @@ fn asked_to_stop_it_ends_its_streams_and_loses_nothing_that_it_answered() {
     stream.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("event: user.message"));
     assert!(server.wait().success());
-    assert!(began.elapsed() < Duration::from_secs(8), "it waited for what does not end");
+    assert!(
+        began.elapsed() < Duration::from_secs(8),
+        "it waited for what does not end"
+    );
     let log = SessionLog::open(folder.path()).unwrap();
     assert!(log.stats().recovery.clean);
     log.close().unwrap();
     let found = Server::start(folder.path(), "127.0.0.1:0").ids("s");
-    let lost: Vec<_> = acked.into_inner().unwrap().into_iter().filter(|id| !found.contains(id)).collect();
+    let lost: Vec<_> = acked
+        .into_inner()
+        .unwrap()
+        .into_iter()
+        .filter(|id| !found.contains(id))
+        .collect();
     assert!(lost.is_empty(), "answered and lost: {lost:?}");
 }
 
@@ -127,10 +169,16 @@ fn killed_again_and_again_it_answers_retries_with_what_it_had_stored() {
             stored.push((key, event));
         }
         let conflict = server.post("s", "0/0", "another").unwrap_err();
-        assert!(matches!(conflict, ureq::Error::StatusCode(409)), "{conflict}");
+        assert!(
+            matches!(conflict, ureq::Error::StatusCode(409)),
+            "{conflict}"
+        );
         server.kill();
     }
-    let ids: Vec<_> = stored.iter().map(|(_, event)| event["id"].as_str().unwrap().to_owned()).collect();
+    let ids: Vec<_> = stored
+        .iter()
+        .map(|(_, event)| event["id"].as_str().unwrap().to_owned())
+        .collect();
     assert_eq!(Server::start(folder.path(), &address).ids("s"), ids);
 }
 
@@ -153,10 +201,16 @@ fn check_client(program: &str, file: &str) {
     let address = free_address();
     let mut server = Some(Server::start(folder.path(), &address));
     let url = format!("http://{address}");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/clients").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples/clients")
+        .join(file);
     let args = [path.to_str().unwrap(), &url, "a b/c", "hello"];
     let mut command = Command::new(program);
-    command.args(args).env("SESSIONLOG_API_KEY", KEY).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+        .args(args)
+        .env("SESSIONLOG_API_KEY", KEY)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut client = Ending(command.spawn().unwrap());
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
     let lines = BufReader::new(client.0.stdout.take().unwrap()).lines();
@@ -165,15 +219,23 @@ fn check_client(program: &str, file: &str) {
         move || {
             for line in lines.map_while(Result::ok) {
                 let event: Value = serde_json::from_str(&line).unwrap();
-                seen.lock().unwrap().push(event["id"].as_str().unwrap().to_owned());
+                seen.lock()
+                    .unwrap()
+                    .push(event["id"].as_str().unwrap().to_owned());
             }
         }
     });
-    eventually("the message it sent came back", || !seen.lock().unwrap().is_empty());
+    eventually("the message it sent came back", || {
+        !seen.lock().unwrap().is_empty()
+    });
     for round in 0..3 {
         for n in 0..30 {
             // What some take for the end of a line is none.
-            server.as_ref().unwrap().post("a%20b%2Fc", &format!("{round}/{n}"), "x\n\u{2028}\u{85}y").unwrap();
+            server
+                .as_ref()
+                .unwrap()
+                .post("a%20b%2Fc", &format!("{round}/{n}"), "x\n\u{2028}\u{85}y")
+                .unwrap();
         }
         let mut ended = server.take().unwrap();
         if round == 1 {
@@ -186,7 +248,9 @@ fn check_client(program: &str, file: &str) {
     }
     let server = server.unwrap();
     let all = server.ids("a%20b%2Fc");
-    eventually("it has them all", || seen.lock().unwrap().len() >= all.len());
+    eventually("it has them all", || {
+        seen.lock().unwrap().len() >= all.len()
+    });
     drop(client);
     reader.join().unwrap();
     assert_eq!(*seen.lock().unwrap(), all, "{file}");
@@ -195,7 +259,9 @@ fn check_client(program: &str, file: &str) {
 /// The bytes of a stream behind its head.
 fn open_stream(url: &str, session: &str) -> impl Read + use<> {
     let agent: ureq::Agent = ureq::Agent::config_builder().build().into();
-    let request = agent.get(format!("{url}/v1/sessions/{session}/stream")).header("authorization", format!("Bearer {KEY}"));
+    let request = agent
+        .get(format!("{url}/v1/sessions/{session}/stream"))
+        .header("authorization", format!("Bearer {KEY}"));
     request.call().unwrap().into_body().into_reader()
 }
 
@@ -224,14 +290,24 @@ impl Here {
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 bound.send(listener.local_addr().unwrap()).unwrap();
-                http::serve(listener, served, config, async { drop(stopped.await) }).await.unwrap();
+                http::serve(listener, served, config, async { drop(stopped.await) })
+                    .await
+                    .unwrap();
                 over.send(()).unwrap();
                 // The runtime lives on, as that of an application does.
                 let _left = left.recv();
             });
         });
         let (address, stop, leave) = (address.recv().unwrap(), Some(stop), Some(leave));
-        Self { log, address, stop, stopped: Mutex::new(is_over), leave, thread: Some(thread), _folder: folder }
+        Self {
+            log,
+            address,
+            stop,
+            stopped: Mutex::new(is_over),
+            leave,
+            thread: Some(thread),
+            _folder: folder,
+        }
     }
 
     fn stop(&mut self) {
@@ -241,7 +317,9 @@ impl Here {
 
     fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(self.address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         socket
     }
 }
@@ -264,13 +342,21 @@ fn who_does_not_finish_a_head_or_a_body_is_not_waited_for() {
         socket.read_to_string(&mut answer).unwrap();
         answer
     };
-    assert_eq!(answer_to("GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX-Slow"), "");
+    assert_eq!(
+        answer_to("GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX-Slow"),
+        ""
+    );
     let head = format!(
         "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
     );
     assert!(answer_to(&format!("{head}Content-Length: 100\r\n\r\n{{")).starts_with("HTTP/1.1 408"));
-    assert!(answer_to(&format!("{head}Content-Length: 100000000\r\n\r\n")).starts_with("HTTP/1.1 413"));
-    let huge = format!("GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(40_000));
+    assert!(
+        answer_to(&format!("{head}Content-Length: 100000000\r\n\r\n")).starts_with("HTTP/1.1 413")
+    );
+    let huge = format!(
+        "GET /v1/sessions HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n",
+        "y".repeat(40_000)
+    );
     assert!(answer_to(&huge).starts_with("HTTP/1.1 431"));
     assert!(answer_to("no http at all\r\n\r\n").starts_with("HTTP/1.1 400"));
     assert_eq!(server.log.stats().events, 0);
@@ -299,10 +385,18 @@ fn whoever_sends_too_much_or_without_a_key_hears_so_all_the_same() {
         let check = |sent: &str| {
             let mut socket = server.connect();
             // All of it is sent before the answer is looked at.
-            socket.write_all(sent.as_bytes()).unwrap_or_else(|error| panic!("{call}: {error}"));
+            socket
+                .write_all(sent.as_bytes())
+                .unwrap_or_else(|error| panic!("{call}: {error}"));
             let mut answer = [0; 12];
-            socket.read_exact(&mut answer).unwrap_or_else(|error| panic!("{call}: {error}"));
-            assert_eq!(String::from_utf8_lossy(&answer), format!("HTTP/1.1 {status}"), "{call}");
+            socket
+                .read_exact(&mut answer)
+                .unwrap_or_else(|error| panic!("{call}: {error}"));
+            assert_eq!(
+                String::from_utf8_lossy(&answer),
+                format!("HTTP/1.1 {status}"),
+                "{call}"
+            );
         };
         check(&format!("{}{body}", head("")));
         // Nobody asks for what is refused unseen.
@@ -320,7 +414,9 @@ fn a_request_that_takes_too_long_when_the_server_stops_is_cut_off() {
         body.len()
     );
     let mut socket = server.connect();
-    socket.write_all(format!("{head}Expect: 100-continue\r\n\r\n").as_bytes()).unwrap();
+    socket
+        .write_all(format!("{head}Expect: 100-continue\r\n\r\n").as_bytes())
+        .unwrap();
     let mut leave = [0; 25];
     socket.read_exact(&mut leave).unwrap();
     assert_eq!(&leave, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -336,7 +432,9 @@ fn a_request_that_takes_too_long_when_the_server_stops_is_cut_off() {
 fn no_more_connections_are_taken_than_allowed() {
     let server = Here::serve(Config::with_api_key(KEY).connections_max(2));
     let ask = |socket: &mut TcpStream| {
-        socket.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        socket
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            .unwrap();
         let mut answer = [0; 12];
         socket.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200");
@@ -345,20 +443,40 @@ fn no_more_connections_are_taken_than_allowed() {
     ask(&mut first);
     ask(&mut second);
     let mut third = server.connect();
-    third.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    third.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    assert!(third.read_exact(&mut [0; 12]).is_err(), "it was taken beside the two");
+    third
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    third
+        .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    assert!(
+        third.read_exact(&mut [0; 12]).is_err(),
+        "it was taken beside the two"
+    );
     drop(first);
-    third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    third
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     third.read_exact(&mut [0; 12]).unwrap();
 }
 
 #[test]
 fn a_client_that_takes_nothing_is_let_go_and_slows_no_writer() {
-    let server =
-        Here::serve(Config::with_api_key(KEY).stall_wait(Duration::from_millis(500)).heartbeat(Duration::from_millis(50)));
+    let server = Here::serve(
+        Config::with_api_key(KEY)
+            .stall_wait(Duration::from_millis(500))
+            .heartbeat(Duration::from_millis(50)),
+    );
     let session = "s".parse().unwrap();
-    let append = || server.log.append(&session, Batch::new().event(NewEvent::new("note", vec![b'0'; 512 * 1024]))).unwrap();
+    let append = || {
+        server
+            .log
+            .append(
+                &session,
+                Batch::new().event(NewEvent::new("note", vec![b'0'; 512 * 1024])),
+            )
+            .unwrap()
+    };
     append();
     let mut stuck = server.connect();
     stuck
@@ -375,8 +493,16 @@ fn a_client_that_takes_nothing_is_let_go_and_slows_no_writer() {
 #[test]
 fn a_client_that_is_gone_frees_its_stream() {
     let server = Here::serve(Config::with_api_key(KEY).heartbeat(Duration::from_millis(50)));
-    server.log.append(&"s".parse().unwrap(), Batch::new().event(NewEvent::new("note", "1"))).unwrap();
-    let request = format!("GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n");
+    server
+        .log
+        .append(
+            &"s".parse().unwrap(),
+            Batch::new().event(NewEvent::new("note", "1")),
+        )
+        .unwrap();
+    let request = format!(
+        "GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+    );
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {

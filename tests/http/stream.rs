@@ -14,12 +14,18 @@ use tower::ServiceExt;
 use crate::support::{Frame, KEY, Scene, request, said};
 
 fn stream(query: &str) -> Request<Body> {
-    request(Method::GET, &format!("/v1/sessions/s/stream{query}"), Body::empty())
+    request(
+        Method::GET,
+        &format!("/v1/sessions/s/stream{query}"),
+        Body::empty(),
+    )
 }
 
 fn resumed(last: &str) -> Request<Body> {
     let mut request = stream("");
-    request.headers_mut().insert("last-event-id", last.parse().unwrap());
+    request
+        .headers_mut()
+        .insert("last-event-id", last.parse().unwrap());
     request
 }
 
@@ -28,14 +34,21 @@ fn notes(count: usize) -> impl Iterator<Item = NewEvent> {
 }
 
 fn caught_up() -> Frame {
-    Frame { id: None, event: "caught_up".into(), data: "{}".into() }
+    Frame {
+        id: None,
+        event: "caught_up".into(),
+        data: "{}".into(),
+    }
 }
 
 #[tokio::test]
 async fn a_stream_replays_and_goes_on_with_each_event_as_it_is_listed() {
     let scene = Scene::new();
     scene.post("s", said("first")).await.ok();
-    scene.note("s", [NewEvent::new("tool.call_requested", r#"{"id":"c1"}"#)]);
+    scene.note(
+        "s",
+        [NewEvent::new("tool.call_requested", r#"{"id":"c1"}"#)],
+    );
     let mut frames = scene.open(stream("")).await;
     let replayed = [frames.next().await.unwrap(), frames.next().await.unwrap()];
     assert_eq!(frames.next().await.unwrap(), caught_up());
@@ -54,7 +67,11 @@ async fn a_stream_replays_and_goes_on_with_each_event_as_it_is_listed() {
 #[tokio::test]
 async fn who_comes_back_goes_on_strictly_after_what_was_seen() {
     let scene = Scene::new();
-    let all: Vec<_> = scene.note("s", notes(900)).iter().map(|event| event.id.to_string()).collect();
+    let all: Vec<_> = scene
+        .note("s", notes(900))
+        .iter()
+        .map(|event| event.id.to_string())
+        .collect();
     let mut seen: Vec<String> = Vec::new();
     while seen.len() < 900 {
         let mut frames = match seen.last() {
@@ -75,7 +92,8 @@ async fn who_comes_back_goes_on_strictly_after_what_was_seen() {
     }
     // A browser asks for the same address again and says beside it where it is.
     let mut both = stream(&format!("?after={}", all[10]));
-    both.headers_mut().insert("last-event-id", all[20].parse().unwrap());
+    both.headers_mut()
+        .insert("last-event-id", all[20].parse().unwrap());
     assert_eq!(scene.open(both).await.ids(1).await, all[21..22]);
 }
 
@@ -85,7 +103,10 @@ async fn without_following_a_stream_ends_at_the_tail() {
     scene.note("s", notes(3));
     let mut frames = scene.open(stream("?follow=false")).await;
     assert_eq!(frames.ids(3).await.len(), 3);
-    assert_eq!((frames.next().await, frames.next().await), (Some(caught_up()), None));
+    assert_eq!(
+        (frames.next().await, frames.next().await),
+        (Some(caught_up()), None)
+    );
     scene.until_streams(0).await;
 }
 
@@ -94,13 +115,31 @@ async fn a_place_that_is_none_is_said_before_the_first_byte() {
     let scene = Scene::new();
     scene.note("s", notes(1));
     let other = scene.note("t", notes(1))[0].id.to_string();
-    scene.call(resumed("evt_01JQ3W8K5T0000000000000001")).await.refused(400, "cursor_unknown");
-    scene.call(resumed(&other)).await.refused(400, "cursor_of_other_session");
-    scene.call(resumed("evt_00000000000000000000000000")).await.refused(400, "cursor_unknown");
+    scene
+        .call(resumed("evt_01JQ3W8K5T0000000000000001"))
+        .await
+        .refused(400, "cursor_unknown");
+    scene
+        .call(resumed(&other))
+        .await
+        .refused(400, "cursor_of_other_session");
+    scene
+        .call(resumed("evt_00000000000000000000000000"))
+        .await
+        .refused(400, "cursor_unknown");
     scene.call(resumed("17")).await.refused(400, "invalid");
-    scene.call(stream(&format!("?after={other}"))).await.refused(400, "cursor_of_other_session");
-    scene.call(stream("?follow=perhaps")).await.refused(400, "invalid");
-    scene.get("/v1/sessions/nobody/stream").await.refused(404, "unknown_session");
+    scene
+        .call(stream(&format!("?after={other}")))
+        .await
+        .refused(400, "cursor_of_other_session");
+    scene
+        .call(stream("?follow=perhaps"))
+        .await
+        .refused(400, "invalid");
+    scene
+        .get("/v1/sessions/nobody/stream")
+        .await
+        .refused(404, "unknown_session");
     assert_eq!(scene.log.stats().streams, 0);
 }
 
@@ -112,15 +151,30 @@ async fn an_empty_last_event_id_is_none() {
     assert_eq!(scene.open(resumed("")).await.ids(1).await, [event]);
 }
 
-/// K3: a proxy may hold back the head of an answer until something of its body comes, and gather what comes.
+/// K3: a proxy may hold back the head of an answer until something of its body comes, and gather
+/// what comes.
 #[tokio::test]
 async fn a_stream_begins_at_once_and_asks_not_to_be_gathered() {
     let scene = Scene::new();
     let newest = scene.note("s", notes(1))[0].id.to_string();
-    let response = scene.router.clone().oneshot(stream(&format!("?after={newest}"))).await.unwrap();
+    let response = scene
+        .router
+        .clone()
+        .oneshot(stream(&format!("?after={newest}")))
+        .await
+        .unwrap();
     assert_eq!(response.headers()["x-accel-buffering"], "no");
-    assert_eq!(response.headers()["cache-control"], "no-store, no-transform");
-    let first = response.into_body().into_data_stream().next().await.unwrap().unwrap();
+    assert_eq!(
+        response.headers()["cache-control"],
+        "no-store, no-transform"
+    );
+    let first = response
+        .into_body()
+        .into_data_stream()
+        .next()
+        .await
+        .unwrap()
+        .unwrap();
     assert!(first.starts_with(b":"), "{first:?}");
 }
 
@@ -128,22 +182,39 @@ async fn a_stream_begins_at_once_and_asks_not_to_be_gathered() {
 async fn line_ends_in_data_break_no_frame() {
     let scene = Scene::new();
     let inside = json!({"text": "a\nb\r\nc\rd\u{2028}e\n\nid: x"});
-    let pretty = serde_json::to_string_pretty(&inside).unwrap().replace('\n', "\r\n");
-    scene.note("s", [NewEvent::new("note", pretty), NewEvent::new("bytes", "\n\r\n")]);
+    let pretty = serde_json::to_string_pretty(&inside)
+        .unwrap()
+        .replace('\n', "\r\n");
+    scene.note(
+        "s",
+        [
+            NewEvent::new("note", pretty),
+            NewEvent::new("bytes", "\n\r\n"),
+        ],
+    );
     let body = json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": inside["text"]}]}]});
-    scene.post("s", serde_json::to_string_pretty(&body).unwrap()).await.ok();
+    scene
+        .post("s", serde_json::to_string_pretty(&body).unwrap())
+        .await
+        .ok();
     let mut frames = scene.open(stream("")).await;
     let listed = scene.get("/v1/sessions/s/events").await.ok();
     for at in 0..3 {
         let frame = frames.next().await.unwrap();
-        assert_eq!(serde_json::from_str::<Value>(&frame.data).unwrap(), listed["events"][at]);
+        assert_eq!(
+            serde_json::from_str::<Value>(&frame.data).unwrap(),
+            listed["events"][at]
+        );
     }
     assert_eq!(listed["events"][0]["data"], inside);
 }
 
 #[tokio::test]
 async fn a_silent_stream_says_that_it_is_alive() {
-    let scene = Scene::with(Config::with_api_key(KEY).heartbeat(Duration::from_millis(20)), Options::new());
+    let scene = Scene::with(
+        Config::with_api_key(KEY).heartbeat(Duration::from_millis(20)),
+        Options::new(),
+    );
     scene.note("s", notes(1));
     let mut frames = scene.open(stream("")).await;
     frames.next().await.unwrap();
@@ -169,7 +240,10 @@ async fn a_client_that_vanishes_frees_its_stream() {
     assert_eq!(scene.log.stats().streams, 3);
     let full = scene.call(stream("")).await;
     assert_eq!(
-        (full.refused(429, "too_many_streams")["type"].as_str(), &full.headers["retry-after"]),
+        (
+            full.refused(429, "too_many_streams")["type"].as_str(),
+            &full.headers["retry-after"]
+        ),
         (Some("too_many_requests"), &"1".parse().unwrap())
     );
     drop(open);
@@ -185,7 +259,12 @@ async fn a_client_that_does_not_read_slows_no_writer_and_gets_it_all_later() {
     slow.ids(1).await;
     let mut all = Vec::new();
     for _ in 0..50 {
-        all.extend(scene.note("s", notes(100)).iter().map(|event| event.id.to_string()));
+        all.extend(
+            scene
+                .note("s", notes(100))
+                .iter()
+                .map(|event| event.id.to_string()),
+        );
     }
     assert_eq!(slow.ids(5_000).await, all);
 }

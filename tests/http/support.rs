@@ -28,14 +28,22 @@ impl Scene {
     pub(crate) fn with(config: Config, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = options.open(folder.path()).unwrap();
-        Self { router: sessionlog::http::router(log.clone(), config), log, _folder: folder }
+        Self {
+            router: sessionlog::http::router(log.clone(), config),
+            log,
+            _folder: folder,
+        }
     }
 
     pub(crate) async fn call(&self, request: Request<Body>) -> Answer {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes().to_vec();
-        Answer { status: head.status, headers: head.headers, body }
+        Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+        }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -49,7 +57,10 @@ impl Scene {
             (response.status(), &response.headers()["content-type"]),
             (StatusCode::OK, &"text/event-stream".parse().unwrap())
         );
-        Frames { body: response.into_body().into_data_stream(), text: String::new() }
+        Frames {
+            body: response.into_body().into_data_stream(),
+            text: String::new(),
+        }
     }
 
     pub(crate) async fn post(&self, session: &str, body: impl Into<Body>) -> Answer {
@@ -64,17 +75,30 @@ impl Scene {
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        panic!("{} streams are open, and {open} should be", self.log.stats().streams);
+        panic!(
+            "{} streams are open, and {open} should be",
+            self.log.stats().streams
+        );
     }
 
     /// Appends through the library, as the server's own code does.
-    pub(crate) fn note(&self, session: &str, events: impl IntoIterator<Item = NewEvent>) -> Vec<sessionlog::Event> {
-        self.log.append(&session.parse().unwrap(), Batch::new().events(events)).unwrap().events
+    pub(crate) fn note(
+        &self,
+        session: &str,
+        events: impl IntoIterator<Item = NewEvent>,
+    ) -> Vec<sessionlog::Event> {
+        self.log
+            .append(&session.parse().unwrap(), Batch::new().events(events))
+            .unwrap()
+            .events
     }
 }
 
 pub(crate) fn request(method: Method, path: &str, body: impl Into<Body>) -> Request<Body> {
-    let request = Request::builder().method(method).uri(path).header("authorization", format!("Bearer {KEY}"));
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("authorization", format!("Bearer {KEY}"));
     request.body(body.into()).unwrap()
 }
 
@@ -82,8 +106,14 @@ pub(crate) fn request(method: Method, path: &str, body: impl Into<Body>) -> Requ
 pub(crate) struct Post(Request<Body>);
 
 pub(crate) fn post(session: &str, body: impl Into<Body>) -> Post {
-    let mut request = request(Method::POST, &format!("/v1/sessions/{session}/events"), body);
-    request.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    let mut request = request(
+        Method::POST,
+        &format!("/v1/sessions/{session}/events"),
+        body,
+    );
+    request
+        .headers_mut()
+        .insert("content-type", "application/json".parse().unwrap());
     Post(request)
 }
 
@@ -106,11 +136,17 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error} in {}", String::from_utf8_lossy(&self.body)))
     }
 
     pub(crate) fn ok(&self) -> Value {
-        assert_eq!(self.status, StatusCode::OK, "{}", String::from_utf8_lossy(&self.body));
+        assert_eq!(
+            self.status,
+            StatusCode::OK,
+            "{}",
+            String::from_utf8_lossy(&self.body)
+        );
         self.json()
     }
 
@@ -118,15 +154,23 @@ impl Answer {
     pub(crate) fn refused(&self, status: u16, code: &str) -> Value {
         let body = self.json();
         let error = &body["error"];
-        assert_eq!((self.status.as_u16(), error["code"].as_str()), (status, Some(code)), "{body}");
-        assert!(error["type"].is_string() && error["message"].is_string(), "{body}");
+        assert_eq!(
+            (self.status.as_u16(), error["code"].as_str()),
+            (status, Some(code)),
+            "{body}"
+        );
+        assert!(
+            error["type"].is_string() && error["message"].is_string(),
+            "{body}"
+        );
         error.clone()
     }
 }
 
 /// A body with one message of this text.
 pub(crate) fn said(text: &str) -> String {
-    json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]}).to_string()
+    json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]})
+        .to_string()
 }
 
 /// The frames of a stream as they come.
@@ -154,14 +198,19 @@ impl Frames {
                 }
                 continue;
             }
-            let chunk = tokio::time::timeout(Duration::from_secs(20), self.body.next()).await.expect("nothing comes")?.unwrap();
+            let chunk = tokio::time::timeout(Duration::from_secs(20), self.body.next())
+                .await
+                .expect("nothing comes")?
+                .unwrap();
             self.text.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }
 
     /// The next bytes as they are.
     pub(crate) async fn raw(&mut self) -> String {
-        let chunk = tokio::time::timeout(Duration::from_secs(20), self.body.next()).await.expect("nothing comes");
+        let chunk = tokio::time::timeout(Duration::from_secs(20), self.body.next())
+            .await
+            .expect("nothing comes");
         String::from_utf8(chunk.unwrap().unwrap().to_vec()).unwrap()
     }
 

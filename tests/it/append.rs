@@ -1,4 +1,5 @@
-//! What an append promises: its ack, seqs without holes, rising IDs, all or nothing, the expected place.
+//! What an append promises: its ack, seqs without holes, rising IDs, all or nothing, the expected
+//! place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,8 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use sessionlog::{Batch, Error, EventId, Expected, MessageId, NewEvent, Options, Page, Seq};
 
 use crate::support::{
-    append_notes, assert_ack_fits, assert_dense, assert_error, assert_rising, block_on, folder, given, note, notes, open,
-    poll_once, read_all, session,
+    append_notes, assert_ack_fits, assert_dense, assert_error, assert_rising, block_on, folder,
+    given, note, notes, open, poll_once, read_all, session,
 };
 
 #[test]
@@ -19,19 +20,33 @@ fn an_ack_holds_the_events_as_every_reader_will_see_them() {
     let id = session("s");
     log.append(&id, notes("before", 2)).unwrap();
     let turn = MessageId::from(EventId::from_u128(7));
-    let batch = Batch::new().event(NewEvent::new("a", "one")).event(NewEvent::new("b", "two").in_turn(turn));
+    let batch = Batch::new()
+        .event(NewEvent::new("a", "one"))
+        .event(NewEvent::new("b", "two").in_turn(turn));
     let ack = log.append(&id, batch).unwrap();
 
     assert_ack_fits(&ack, &id);
     assert_eq!((ack.first, ack.last, ack.replayed), (3, 4, false));
-    assert_eq!(ack.events.iter().map(given).collect::<Vec<_>>(), [("a", &b"one"[..]), ("b", b"two")]);
-    assert_eq!(ack.events.iter().map(|event| event.message_id).collect::<Vec<_>>(), [None, Some(turn)]);
+    assert_eq!(
+        ack.events.iter().map(given).collect::<Vec<_>>(),
+        [("a", &b"one"[..]), ("b", b"two")]
+    );
+    assert_eq!(
+        ack.events
+            .iter()
+            .map(|event| event.message_id)
+            .collect::<Vec<_>>(),
+        [None, Some(turn)]
+    );
     assert_eq!(log.list(&id, Page::after(2)).unwrap().events, ack.events);
     for event in &ack.events {
         assert_eq!(log.event(event.id).unwrap(), *event);
     }
     let head = log.head(&id).unwrap();
-    assert_eq!((head.generation, head.first, head.last, head.last_id), (1, 1, 4, ack.events[1].id));
+    assert_eq!(
+        (head.generation, head.first, head.last, head.last_id),
+        (1, 1, 4, ack.events[1].id)
+    );
 }
 
 #[test]
@@ -69,8 +84,13 @@ fn ids_rise_over_all_sessions_in_the_order_of_their_acks() {
     let dir = folder();
     let log = open(&dir);
     let sessions = ["a", "b", "c", "d", "e"].map(session);
-    let acked: Vec<_> =
-        (0..50).flat_map(|n| log.append(&sessions[n * 3 % 5], notes(&n.to_string(), n % 4 + 1)).unwrap().events).collect();
+    let acked: Vec<_> = (0..50)
+        .flat_map(|n| {
+            log.append(&sessions[n * 3 % 5], notes(&n.to_string(), n % 4 + 1))
+                .unwrap()
+                .events
+        })
+        .collect();
     assert_rising(&acked);
 }
 
@@ -79,11 +99,22 @@ fn ids_rise_and_times_are_the_clocks_own_whatever_the_clock_does() {
     let dir = folder();
     let now = Arc::new(AtomicU64::new(0));
     let clock = Arc::clone(&now);
-    let options = Options::new().clock(move || UNIX_EPOCH + Duration::from_millis(clock.load(Ordering::Relaxed)));
+    let options = Options::new()
+        .clock(move || UNIX_EPOCH + Duration::from_millis(clock.load(Ordering::Relaxed)));
     let log = options.open(dir.path()).unwrap();
     let id = session("s");
     let start = 1_900_000_000_000;
-    let times = [start, start, start + 1, start - 86_400_000, 0, 1, start, start + 1, start + 2];
+    let times = [
+        start,
+        start,
+        start + 1,
+        start - 86_400_000,
+        0,
+        1,
+        start,
+        start + 1,
+        start + 2,
+    ];
     for (n, ms) in times.into_iter().enumerate() {
         now.store(ms, Ordering::Relaxed);
         log.append(&id, notes(&n.to_string(), 2)).unwrap();
@@ -92,7 +123,10 @@ fn ids_rise_and_times_are_the_clocks_own_whatever_the_clock_does() {
     let check = |log: &sessionlog::SessionLog| {
         let all = read_all(log, &id);
         assert_dense(&all, 1..=18);
-        let stored: Vec<_> = all.iter().map(|event| u64::try_from(event.created_at.as_millisecond()).unwrap()).collect();
+        let stored: Vec<_> = all
+            .iter()
+            .map(|event| u64::try_from(event.created_at.as_millisecond()).unwrap())
+            .collect();
         assert_eq!(stored, times.map(|ms| [ms, ms]).concat());
         assert_eq!(all[0].id.timestamp_ms(), start);
         assert_eq!(all.last().unwrap().id.timestamp_ms(), start + 2);
@@ -107,7 +141,11 @@ fn a_clock_from_beyond_the_calendar_breaks_nothing() {
     let dir = folder();
     let id = session("s");
     let mut all = Vec::new();
-    let times = [UNIX_EPOCH - Duration::from_secs(1), UNIX_EPOCH + Duration::from_secs(1 << 44), UNIX_EPOCH];
+    let times = [
+        UNIX_EPOCH - Duration::from_secs(1),
+        UNIX_EPOCH + Duration::from_secs(1 << 44),
+        UNIX_EPOCH,
+    ];
     for time in times {
         let log = Options::new().clock(move || time).open(dir.path()).unwrap();
         all.extend(log.append(&id, notes("n", 3)).unwrap().events);
@@ -135,12 +173,22 @@ fn a_type_and_its_data_come_back_byte_for_byte() {
         ("ein_typ_\u{fc}\u{4e16}\u{1f980}", b"unicode type"),
         ("../../type", b"evt_01JQ3W8K5T0000000000000001"),
     ];
-    let batch = Batch::new().events(cases.map(|(event_type, data)| NewEvent::new(event_type, data.to_vec())));
+    let batch = Batch::new()
+        .events(cases.map(|(event_type, data)| NewEvent::new(event_type, data.to_vec())));
     log.append(&id, batch).unwrap();
 
-    assert_eq!(read_all(&log, &id).iter().map(given).collect::<Vec<_>>(), cases);
+    assert_eq!(
+        read_all(&log, &id).iter().map(given).collect::<Vec<_>>(),
+        cases
+    );
     log.close().unwrap();
-    assert_eq!(read_all(&open(&dir), &id).iter().map(given).collect::<Vec<_>>(), cases);
+    assert_eq!(
+        read_all(&open(&dir), &id)
+            .iter()
+            .map(given)
+            .collect::<Vec<_>>(),
+        cases
+    );
 }
 
 #[test]
@@ -148,19 +196,33 @@ fn a_user_message_gets_the_message_id_of_its_own_event() {
     let dir = folder();
     let log = open(&dir);
     let other = MessageId::from(EventId::from_u128(1));
-    let batch = notes("before", 1).user_message("first").event(note("between")).user_message("second");
+    let batch = notes("before", 1)
+        .user_message("first")
+        .event(note("between"))
+        .user_message("second");
     let batch = batch.event(NewEvent::new("user.message", r#"{"content":[]}"#).in_turn(other));
     let events = log.append(&session("s"), batch).unwrap().events;
     let of = |n: usize| Some(MessageId::from(events[n].id));
-    assert_eq!(events.iter().map(|event| event.message_id).collect::<Vec<_>>(), [None, of(1), None, of(3), of(4)]);
+    assert_eq!(
+        events
+            .iter()
+            .map(|event| event.message_id)
+            .collect::<Vec<_>>(),
+        [None, of(1), None, of(3), of(4)]
+    );
 }
 
 #[test]
 fn a_refused_batch_leaves_nothing_behind() {
     let dir = folder();
-    let log = Options::new().event_bytes_max(100).open(dir.path()).unwrap();
+    let log = Options::new()
+        .event_bytes_max(100)
+        .open(dir.path())
+        .unwrap();
     let (kept, fresh) = (session("kept"), session("fresh"));
-    let first = log.append(&kept, notes("first", 1).idempotency_key("used")).unwrap();
+    let first = log
+        .append(&kept, notes("first", 1).idempotency_key("used"))
+        .unwrap();
     let refused = [
         Batch::new(),
         Batch::new().idempotency_key("k"),
@@ -172,10 +234,16 @@ fn a_refused_batch_leaves_nothing_behind() {
     for batch in refused {
         for id in [&kept, &fresh] {
             assert!(log.append(id, batch.clone()).is_err(), "{batch:?}");
-            assert!(block_on(log.append_async(id, batch.clone())).is_err(), "{batch:?}");
+            assert!(
+                block_on(log.append_async(id, batch.clone())).is_err(),
+                "{batch:?}"
+            );
         }
     }
-    assert_error!(log.append(&kept, notes("another", 1).idempotency_key("used")), Error::IdempotencyConflict { .. });
+    assert_error!(
+        log.append(&kept, notes("another", 1).idempotency_key("used")),
+        Error::IdempotencyConflict { .. }
+    );
 
     let check = |log: &sessionlog::SessionLog| {
         assert_eq!(read_all(log, &kept), first.events);
@@ -195,8 +263,14 @@ fn a_refused_batch_leaves_nothing_behind() {
 fn an_empty_batch_is_invalid() {
     let dir = folder();
     let log = open(&dir);
-    assert_error!(log.append(&session("s"), Batch::new()), Error::Invalid { what: "batch", .. });
-    assert_error!(block_on(log.append_async(&session("s"), Batch::new())), Error::Invalid { what: "batch", .. });
+    assert_error!(
+        log.append(&session("s"), Batch::new()),
+        Error::Invalid { what: "batch", .. }
+    );
+    assert_error!(
+        block_on(log.append_async(&session("s"), Batch::new())),
+        Error::Invalid { what: "batch", .. }
+    );
 }
 
 /// Appends two notes to a session that already holds `held`, and says whether they landed.
@@ -210,7 +284,11 @@ fn lands(held: Seq, expected: Expected) -> bool {
             assert_eq!((ack.first, ack.last), (held + 1, held + 2));
             true
         }
-        Err(Error::ExpectedMismatch { session: of, expected: asked, actual }) => {
+        Err(Error::ExpectedMismatch {
+            session: of,
+            expected: asked,
+            actual,
+        }) => {
             assert_eq!((of, asked, actual), (id.clone(), expected, held));
             assert_eq!(append_notes(&log, &id, "after", 1)[0].seq, held + 1);
             false
@@ -223,10 +301,18 @@ fn lands(held: Seq, expected: Expected) -> bool {
 fn a_batch_lands_only_where_it_was_expected() {
     for held in [0, 1, 3] {
         assert!(lands(held, Expected::Any), "after seq {held}");
-        assert_eq!(lands(held, Expected::NoSession), held == 0, "after seq {held}");
+        assert_eq!(
+            lands(held, Expected::NoSession),
+            held == 0,
+            "after seq {held}"
+        );
         assert_eq!(lands(held, Expected::Exists), held > 0, "after seq {held}");
         for seq in [0, 1, 2, 3, 4, Seq::MAX] {
-            assert_eq!(lands(held, Expected::Seq(seq)), held == seq, "seq {seq} after seq {held}");
+            assert_eq!(
+                lands(held, Expected::Seq(seq)),
+                held == seq,
+                "seq {seq} after seq {held}"
+            );
         }
     }
 }
@@ -237,13 +323,30 @@ fn an_expectation_is_about_its_own_session_and_holds_after_reopening() {
     let log = open(&dir);
     let (a, b) = (session("a"), session("b"));
     append_notes(&log, &a, "a", 3);
-    log.append(&b, notes("b", 1).expected(Expected::NoSession)).unwrap();
+    log.append(&b, notes("b", 1).expected(Expected::NoSession))
+        .unwrap();
     log.close().unwrap();
     let log = open(&dir);
-    assert_error!(log.append(&b, notes("b", 1).expected(Expected::Seq(3))), Error::ExpectedMismatch { actual: 1, .. });
-    assert_error!(log.append(&a, notes("a", 1).expected(Expected::NoSession)), Error::ExpectedMismatch { actual: 3, .. });
-    assert_eq!(log.append(&a, notes("a", 1).expected(Expected::Seq(3))).unwrap().first, 4);
-    assert_eq!(log.append(&b, notes("b", 1).expected(Expected::Exists)).unwrap().first, 2);
+    assert_error!(
+        log.append(&b, notes("b", 1).expected(Expected::Seq(3))),
+        Error::ExpectedMismatch { actual: 1, .. }
+    );
+    assert_error!(
+        log.append(&a, notes("a", 1).expected(Expected::NoSession)),
+        Error::ExpectedMismatch { actual: 3, .. }
+    );
+    assert_eq!(
+        log.append(&a, notes("a", 1).expected(Expected::Seq(3)))
+            .unwrap()
+            .first,
+        4
+    );
+    assert_eq!(
+        log.append(&b, notes("b", 1).expected(Expected::Exists))
+            .unwrap()
+            .first,
+        2
+    );
 }
 
 #[test]
@@ -262,9 +365,16 @@ fn of_many_that_expect_the_same_seq_one_lands() {
                     })
                 })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
-        assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{outcomes:?}");
+        assert_eq!(
+            outcomes.iter().filter(|outcome| outcome.is_ok()).count(),
+            1,
+            "{outcomes:?}"
+        );
         for refused in outcomes.into_iter().filter(Result::is_err) {
             assert_error!(refused, Error::ExpectedMismatch { actual, .. } if *actual == round + 1);
         }
@@ -285,7 +395,11 @@ fn batches_stay_whole_and_next_to_each_other_under_concurrent_writers() {
                 if let Ok(page) = log.list(&id, Page::new().newest_first().limit(1)) {
                     assert_eq!(page.tail % 7, 0, "a reader saw part of a batch");
                     assert_eq!(page.events[0].seq, page.tail);
-                    assert!(page.tail >= seen, "the tail went back from {seen} to {}", page.tail);
+                    assert!(
+                        page.tail >= seen,
+                        "the tail went back from {seen} to {}",
+                        page.tail
+                    );
                     seen = page.tail;
                 }
             }
@@ -300,7 +414,11 @@ fn batches_stay_whole_and_next_to_each_other_under_concurrent_writers() {
                 })
             })
             .collect();
-        let failed = writers.into_iter().map(thread::ScopedJoinHandle::join).filter(Result::is_err).count();
+        let failed = writers
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .filter(Result::is_err)
+            .count();
         done.store(true, Ordering::Relaxed);
         reader.join().unwrap();
         assert_eq!(failed, 0);
@@ -310,7 +428,10 @@ fn batches_stay_whole_and_next_to_each_other_under_concurrent_writers() {
     assert_dense(&all, 1..=8 * 20 * 7);
     for batch in all.chunks(7) {
         let tag = |data: &[u8]| {
-            String::from_utf8(data.to_vec()).unwrap().split_once('/').map(|(tag, n)| (tag.to_owned(), n.to_owned()))
+            String::from_utf8(data.to_vec())
+                .unwrap()
+                .split_once('/')
+                .map(|(tag, n)| (tag.to_owned(), n.to_owned()))
         };
         let (first, _) = tag(&batch[0].data).unwrap();
         for (n, event) in batch.iter().enumerate() {

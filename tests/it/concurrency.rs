@@ -6,11 +6,14 @@ use std::sync::{Mutex, mpsc};
 use std::task::Poll;
 use std::thread;
 
-use sessionlog::{Ack, Error, Event, EventId, From, NewEvent, Options, Page, Result, Seq, SessionId, SessionLog};
+use sessionlog::{
+    Ack, Error, Event, EventId, From, NewEvent, Options, Page, Result, Seq, SessionId, SessionLog,
+};
 
 use crate::support::{
-    assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually, feed_all, folder, in_time, notes, of_session,
-    on_tokio, open, poll_once, read_all, segments, session, small_files, take_events, threads,
+    assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually, feed_all, folder,
+    in_time, notes, of_session, on_tokio, open, poll_once, read_all, segments, session,
+    small_files, take_events, threads,
 };
 
 const WRITERS: usize = 16;
@@ -24,11 +27,15 @@ impl Acked {
         Self(Mutex::new(EventId::from_u128(0)))
     }
 
-    /// Appends, and fails unless the ack's IDs are greater than all that were acknowledged before the call.
+    /// Appends, and fails unless the ack's IDs are greater than all that were acknowledged before
+    /// the call.
     fn append(&self, append: impl FnOnce() -> Result<Ack>) -> Ack {
         let before = *self.0.lock().unwrap();
         let ack = append().unwrap();
-        assert!(ack.events[0].id > before, "{ack:?} was acknowledged after {before}");
+        assert!(
+            ack.events[0].id > before,
+            "{ack:?} was acknowledged after {before}"
+        );
         let mut newest = self.0.lock().unwrap();
         *newest = (*newest).max(ack.events.last().unwrap().id);
         ack
@@ -52,14 +59,23 @@ fn check_one_story(log: &SessionLog, sessions: &[SessionId], acks: &[Ack]) {
     let feed = feed_all(log);
     assert_rising(&feed);
     for id in sessions {
-        let mut acked: Vec<Event> = acks.iter().flat_map(|ack| of_session(&ack.events, id)).collect();
+        let mut acked: Vec<Event> = acks
+            .iter()
+            .flat_map(|ack| of_session(&ack.events, id))
+            .collect();
         acked.sort_by_key(|event| event.seq);
         assert_dense(&acked, 1..=acked.len() as Seq);
         assert_eq!(read_all(log, id), acked);
-        assert_eq!(drain(&mut log.stream(id, From::Start).unwrap().until_tail()), acked);
+        assert_eq!(
+            drain(&mut log.stream(id, From::Start).unwrap().until_tail()),
+            acked
+        );
         assert_eq!(of_session(&feed, id), acked);
     }
-    assert_eq!(feed.len(), acks.iter().map(|ack| ack.events.len()).sum::<usize>());
+    assert_eq!(
+        feed.len(),
+        acks.iter().map(|ack| ack.events.len()).sum::<usize>()
+    );
 }
 
 fn check_crowd(options: Options) {
@@ -72,7 +88,9 @@ fn check_crowd(options: Options) {
         let (log, sessions, acked) = (&log, &sessions, &acked);
         let streams: Vec<_> = (0..WRITERS / 2)
             .map(|n| log.stream(&sessions[n % 4], From::Creation).unwrap())
-            .map(|mut stream| scope.spawn(move || take_events(&mut stream, WRITERS / 4 * BATCHES * 3)))
+            .map(|mut stream| {
+                scope.spawn(move || take_events(&mut stream, WRITERS / 4 * BATCHES * 3))
+            })
             .collect();
         let mut feed = log.feed(None).unwrap();
         let feed = scope.spawn(move || take_events(&mut feed, WRITERS * BATCHES * 3));
@@ -84,8 +102,13 @@ fn check_crowd(options: Options) {
                 for n in 0..BATCHES {
                     let batch = notes(&format!("{writer}.{n}"), 3);
                     let is_async = (writer / 4) % 2 == 0;
-                    let ack =
-                        acked.append(|| if is_async { block_on(log.append_async(id, batch)) } else { log.append(id, batch) });
+                    let ack = acked.append(|| {
+                        if is_async {
+                            block_on(log.append_async(id, batch))
+                        } else {
+                            log.append(id, batch)
+                        }
+                    });
                     assert_ack_fits(&ack, id);
                     assert!(ack.first > last, "{ack:?} came after seq {last}");
                     last = ack.last;
@@ -122,11 +145,20 @@ fn a_queue_and_groups_of_one_batch_only_make_a_crowd_wait() {
 }
 
 /// Appends until the log is closed, and returns the acks; any other refusal fails.
-fn append_until_closed(log: &SessionLog, id: &SessionId, tag: &str, acked: &AtomicUsize) -> Vec<Ack> {
+fn append_until_closed(
+    log: &SessionLog,
+    id: &SessionId,
+    tag: &str,
+    acked: &AtomicUsize,
+) -> Vec<Ack> {
     let mut acks = Vec::new();
     for n in 0.. {
         let batch = notes(&format!("{tag}.{n}"), 2);
-        let outcome = if n % 2 == 0 { log.append(id, batch) } else { block_on(log.append_async(id, batch)) };
+        let outcome = if n % 2 == 0 {
+            log.append(id, batch)
+        } else {
+            block_on(log.append_async(id, batch))
+        };
         match outcome {
             Ok(ack) => acks.push(ack),
             Err(Error::Closed) => break,
@@ -144,15 +176,28 @@ fn an_append_that_meets_a_close_either_stays_or_is_refused_as_closed() {
         let log = open(&dir);
         let sessions: Vec<_> = (0..2).map(|n| session(&format!("s{n}"))).collect();
         let acked = AtomicUsize::new(0);
-        let first: Vec<Ack> = sessions.iter().map(|id| log.append(id, notes("first", 1)).unwrap()).collect();
+        let first: Vec<Ack> = sessions
+            .iter()
+            .map(|id| log.append(id, notes("first", 1)).unwrap())
+            .collect();
         let racing: Vec<Ack> = thread::scope(|scope| {
             let (log, sessions, acked) = (&log, &sessions, &acked);
-            let writers: Vec<_> =
-                (0..8).map(|n| scope.spawn(move || append_until_closed(log, &sessions[n % 2], &n.to_string(), acked))).collect();
-            eventually("some acks", || acked.load(Ordering::Relaxed) >= 20 + round * 10);
+            let writers: Vec<_> = (0..8)
+                .map(|n| {
+                    scope.spawn(move || {
+                        append_until_closed(log, &sessions[n % 2], &n.to_string(), acked)
+                    })
+                })
+                .collect();
+            eventually("some acks", || {
+                acked.load(Ordering::Relaxed) >= 20 + round * 10
+            });
             let closing = log.clone();
             in_time("close", move || closing.close().unwrap());
-            writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+            writers
+                .into_iter()
+                .flat_map(|writer| writer.join().unwrap())
+                .collect()
         });
         check_one_story(&open(&dir), &sessions, &[first, racing].concat());
     }
@@ -166,7 +211,9 @@ fn an_event_that_a_reader_has_is_found_by_its_id_at_once() {
     thread::scope(|scope| {
         for id in &ids {
             let (log, mut stream) = (&log, log.stream(id, From::Creation).unwrap());
-            scope.spawn(move || (0..300).for_each(|n| drop(log.append(id, notes(&n.to_string(), 3)).unwrap())));
+            scope.spawn(move || {
+                (0..300).for_each(|n| drop(log.append(id, notes(&n.to_string(), 3)).unwrap()))
+            });
             scope.spawn(move || {
                 for event in take_events(&mut stream, 900) {
                     assert_eq!(log.event(event.id).unwrap(), event);
@@ -185,7 +232,10 @@ fn closing_from_many_threads_closes_once_and_lets_all_return() {
         let closing = (0..8).map(|_| log.clone()).collect::<Vec<_>>();
         in_time("close", move || {
             thread::scope(|scope| {
-                let closers: Vec<_> = closing.iter().map(|log| scope.spawn(|| log.close())).collect();
+                let closers: Vec<_> = closing
+                    .iter()
+                    .map(|log| scope.spawn(|| log.close()))
+                    .collect();
                 for closer in closers {
                     closer.join().unwrap().unwrap();
                 }
@@ -196,12 +246,20 @@ fn closing_from_many_threads_closes_once_and_lets_all_return() {
 }
 
 /// The acks of appends that were all polled once, with what that first poll gave.
-fn outcomes<F: Future<Output = Result<Ack>>>(appends: Vec<Pin<Box<F>>>, early: Vec<Poll<Result<Ack>>>) -> Vec<Ack> {
+fn outcomes<F: Future<Output = Result<Ack>>>(
+    appends: Vec<Pin<Box<F>>>,
+    early: Vec<Poll<Result<Ack>>>,
+) -> Vec<Ack> {
     let outcome = |(append, early)| match early {
         Poll::Ready(outcome) => outcome,
         Poll::Pending => block_on(append),
     };
-    appends.into_iter().zip(early).map(outcome).map(Result::unwrap).collect()
+    appends
+        .into_iter()
+        .zip(early)
+        .map(outcome)
+        .map(Result::unwrap)
+        .collect()
 }
 
 #[test]
@@ -209,8 +267,13 @@ fn a_close_waits_for_what_is_queued() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    let mut appends: Vec<_> = (0..100).map(|n| Box::pin(log.append_async(&id, notes(&n.to_string(), 1)))).collect();
-    let early = appends.iter_mut().map(|append| poll_once(append.as_mut())).collect();
+    let mut appends: Vec<_> = (0..100)
+        .map(|n| Box::pin(log.append_async(&id, notes(&n.to_string(), 1))))
+        .collect();
+    let early = appends
+        .iter_mut()
+        .map(|append| poll_once(append.as_mut()))
+        .collect();
     log.close().unwrap();
     let acks = outcomes(appends, early);
     check_one_story(&open(&dir), &[id], &acks);
@@ -221,7 +284,10 @@ fn readers_see_one_story_while_segments_are_made() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     let sessions = ["a", "b"].map(session);
-    let acked: Vec<Ack> = sessions.iter().map(|id| log.append(id, notes("first", 3)).unwrap()).collect();
+    let acked: Vec<Ack> = sessions
+        .iter()
+        .map(|id| log.append(id, notes("first", 3)).unwrap())
+        .collect();
     let acked = Mutex::new(acked);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -241,7 +307,9 @@ fn readers_see_one_story_while_segments_are_made() {
         }
         for n in 0..400 {
             let large = NewEvent::new("large", vec![u8::try_from(n % 256).unwrap(); 60_000]);
-            let ack = log.append(&sessions[n % 2], notes(&n.to_string(), 2).event(large)).unwrap();
+            let ack = log
+                .append(&sessions[n % 2], notes(&n.to_string(), 2).event(large))
+                .unwrap();
             acked.lock().unwrap().push(ack);
         }
         done.store(true, Ordering::Relaxed);
@@ -261,7 +329,8 @@ fn check_dropped_futures(options: Options) {
         for dropper in 0..4 {
             scope.spawn(move || {
                 for n in 0..100 {
-                    let mut append = Box::pin(log.append_async(id, notes(&format!("{dropper}.{n}"), 3)));
+                    let mut append =
+                        Box::pin(log.append_async(id, notes(&format!("{dropper}.{n}"), 3)));
                     for _ in 0..n % 4 {
                         if poll_once(append.as_mut()).is_ready() {
                             break;
@@ -281,10 +350,25 @@ fn check_dropped_futures(options: Options) {
     in_time("close", move || log.close().unwrap());
     let all = read_all(&open(&dir), &id);
     assert_dense(&all, 1..=all.len() as Seq);
-    assert_eq!(all[usize::try_from(last.first).unwrap() - 1..][..3], last.events);
+    assert_eq!(
+        all[usize::try_from(last.first).unwrap() - 1..][..3],
+        last.events
+    );
     for batch in all.chunks(3) {
-        let tags: Vec<_> = batch.iter().map(|event| event.data.rsplit(|byte| *byte == b'/').nth(1).map(<[u8]>::to_vec)).collect();
-        assert!(tags.iter().all(|tag| *tag == tags[0]), "{batch:?} is no batch");
+        let tags: Vec<_> = batch
+            .iter()
+            .map(|event| {
+                event
+                    .data
+                    .rsplit(|byte| *byte == b'/')
+                    .nth(1)
+                    .map(<[u8]>::to_vec)
+            })
+            .collect();
+        assert!(
+            tags.iter().all(|tag| *tag == tags[0]),
+            "{batch:?} is no batch"
+        );
     }
 }
 
@@ -301,11 +385,16 @@ fn dropped_async_appends_give_back_their_room_in_a_full_queue() {
 #[test]
 fn tasks_that_are_aborted_midway_hold_nothing_up() {
     let dir = folder();
-    let log = Options::new().group_bytes_max(4_096).open(dir.path()).unwrap();
+    let log = Options::new()
+        .group_bytes_max(4_096)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
     on_tokio(async {
         for round in 0..10 {
-            let tasks: Vec<_> = (0..32).map(|n| tokio::spawn(log.append_async(&id, notes(&format!("{round}.{n}"), 2)))).collect();
+            let tasks: Vec<_> = (0..32)
+                .map(|n| tokio::spawn(log.append_async(&id, notes(&format!("{round}.{n}"), 2))))
+                .collect();
             for (n, task) in tasks.into_iter().enumerate() {
                 if n % 3 == 0 {
                     task.await.unwrap().unwrap();
@@ -328,11 +417,19 @@ fn appends_that_wait_together_share_commit_groups() {
     let log = open(&dir);
     let id = session("s");
     let before = log.stats().groups;
-    let mut appends: Vec<_> = (0..500).map(|n| Box::pin(log.append_async(&id, notes(&n.to_string(), 1)))).collect();
-    let early = appends.iter_mut().map(|append| poll_once(append.as_mut())).collect();
+    let mut appends: Vec<_> = (0..500)
+        .map(|n| Box::pin(log.append_async(&id, notes(&n.to_string(), 1))))
+        .collect();
+    let early = appends
+        .iter_mut()
+        .map(|append| poll_once(append.as_mut()))
+        .collect();
     let acks = outcomes(appends, early);
     let groups = log.stats().groups - before;
-    assert!((1..500).contains(&groups), "{groups} groups for 500 appends");
+    assert!(
+        (1..500).contains(&groups),
+        "{groups} groups for 500 appends"
+    );
     check_one_story(&log, &[id], &acks);
 }
 
@@ -343,13 +440,19 @@ fn thousands_of_waiting_async_appends_hold_no_thread() {
     let log = Options::new().group_bytes_max(1).open(dir.path()).unwrap();
     let id = session("s");
     let before = threads();
-    let mut appends: Vec<_> = (0..APPENDS).map(|n| Box::pin(log.append_async(&id, notes(&n.to_string(), 1)))).collect();
+    let mut appends: Vec<_> = (0..APPENDS)
+        .map(|n| Box::pin(log.append_async(&id, notes(&n.to_string(), 1))))
+        .collect();
     for append in &mut appends {
         let _ = poll_once(append.as_mut());
     }
-    // Other tests run beside this one and have threads of their own, but not as many as there are appends.
+    // Other tests run beside this one and have threads of their own, but not as many as there are
+    // appends.
     let grown = threads().saturating_sub(before);
-    assert!(grown < APPENDS / 10, "{grown} more threads for {APPENDS} appends");
+    assert!(
+        grown < APPENDS / 10,
+        "{grown} more threads for {APPENDS} appends"
+    );
     drop(appends);
     log.append(&id, notes("after", 1)).unwrap();
     in_time("close", move || log.close().unwrap());
@@ -373,7 +476,10 @@ fn readers_of_a_growing_log_never_see_anything_go_back() {
                         let all = read_all(log, id);
                         assert!(all.len() >= seen.len().max(usize::try_from(head.last).unwrap()));
                         assert_eq!(all[..seen.len()], seen);
-                        assert_eq!(all[usize::try_from(head.last).unwrap() - 1].id, head.last_id);
+                        assert_eq!(
+                            all[usize::try_from(head.last).unwrap() - 1].id,
+                            head.last_id
+                        );
                         assert!(log.stats().events >= head.last);
                         seen = all;
                     }

@@ -1,8 +1,9 @@
 //! Damage to every file of a log: torn tails, flipped bytes, lost and outdated files.
 //!
-//! A copy of the folder, made right after an append returned and with none under way, stands for the image that a crash leaves
-//! behind. Offsets come from comparing such images and from the format's specification beside the codec, whose field places
-//! are spelled out in the constants below alone.
+//! A copy of the folder, made right after an append returned and with none under way, stands for
+//! the image that a crash leaves behind. Offsets come from comparing such images and from the
+//! format's specification beside the codec, whose field places are spelled out in the constants
+//! below alone.
 
 #![allow(clippy::print_stdout, reason = "it says how many flips were noticed")]
 
@@ -15,7 +16,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sessionlog::{Ack, Batch, Error, Event, EventId, Expected, From, NewEvent, Options, Page, SessionId, SessionLog};
+use sessionlog::{
+    Ack, Batch, Error, Event, EventId, Expected, From, NewEvent, Options, Page, SessionId,
+    SessionLog,
+};
 
 /// Every header has its format version here: journal file, segment, and framed value.
 const VERSION_AT: usize = 8;
@@ -27,7 +31,8 @@ const JOURNAL_HEADER_BYTES: usize = 72;
 const TRAILER_BYTES: usize = 4096;
 /// A group of the journal begins on such a boundary.
 const BLOCK: usize = 4096;
-/// A log that has been idle for this long may write a witness, which makes a torn tail provable damage.
+/// A log that has been idle for this long may write a witness, which makes a torn tail provable
+/// damage.
 const BEFORE_THE_WITNESS: Duration = Duration::from_millis(80);
 const DEADLINE: Duration = Duration::from_mins(2);
 const PAGE: usize = 1_000;
@@ -37,7 +42,9 @@ const WORKERS: usize = 2;
 fn a_group_torn_at_any_byte_is_wholly_gone_and_nothing_else_is() {
     let scene = Scene::new(Past::Short, End::Crash);
     each_in_parallel(scene.last.clone(), |at| {
-        scene.check_torn(&format!("zeroed from byte {at}"), |journal| journal[at..].fill(0));
+        scene.check_torn(&format!("zeroed from byte {at}"), |journal| {
+            journal[at..].fill(0)
+        });
         if at.is_multiple_of(3) {
             scene.check_torn(&format!("garbage from byte {at}"), |journal| {
                 let end = scene.last.end.next_multiple_of(BLOCK).max(at + 1);
@@ -51,8 +58,12 @@ fn a_group_torn_at_any_byte_is_wholly_gone_and_nothing_else_is() {
 fn a_torn_group_whose_later_bytes_reached_the_disk_first_is_wholly_gone() {
     let scene = Scene::new(Past::Short, End::Crash);
     each_in_parallel(scene.last.clone().step_by(8), |at| {
-        scene.check_torn(&format!("zeroed up to byte {at}"), |journal| journal[scene.last.start..=at].fill(0));
-        scene.check_torn(&format!("eight bytes zeroed at {at}"), |journal| journal[at..at + 8].fill(0));
+        scene.check_torn(&format!("zeroed up to byte {at}"), |journal| {
+            journal[scene.last.start..=at].fill(0)
+        });
+        scene.check_torn(&format!("eight bytes zeroed at {at}"), |journal| {
+            journal[at..at + 8].fill(0)
+        });
     });
 }
 
@@ -61,12 +72,18 @@ fn a_torn_group_in_a_journal_file_that_was_used_before_is_wholly_gone_and_nothin
     let scene = Scene::new(Past::Recycled, End::Crash);
     let behind = scene.last.end.next_multiple_of(BLOCK);
     assert!(
-        scene.image[&scene.journal][behind..].iter().any(|byte| *byte != 0),
+        scene.image[&scene.journal][behind..]
+            .iter()
+            .any(|byte| *byte != 0),
         "an earlier use of the file lies behind its end"
     );
     each_in_parallel(scene.last.clone().step_by(24), |at| {
-        scene.check_torn(&format!("old bytes from byte {at}"), |journal| journal[at..].copy_from_slice(&scene.before_last[at..]));
-        scene.check_torn(&format!("zeroed from byte {at}"), |journal| journal[at..behind].fill(0));
+        scene.check_torn(&format!("old bytes from byte {at}"), |journal| {
+            journal[at..].copy_from_slice(&scene.before_last[at..])
+        });
+        scene.check_torn(&format!("zeroed from byte {at}"), |journal| {
+            journal[at..behind].fill(0)
+        });
     });
     check_flips_are_corruption(&scene, scene.earlier.clone().step_by(24));
 }
@@ -79,11 +96,19 @@ fn a_flipped_byte_before_what_is_known_to_be_durable_is_corruption_that_changes_
 
 #[test]
 fn a_flipped_byte_in_the_header_of_the_journal_file_is_an_error_that_changes_nothing() {
-    for scene in [Scene::new(Past::Short, End::Crash), Scene::new(Past::Short, End::Close)] {
+    for scene in [
+        Scene::new(Past::Short, End::Crash),
+        Scene::new(Past::Short, End::Close),
+    ] {
         let names_the_file = |error: &Error| matches!(error, Error::Corrupt { file, .. } | Error::Unsupported { file, .. } if file.ends_with(&scene.journal));
         for at in 0..JOURNAL_HEADER_BYTES {
             let flip = |image: &mut Image| bytes_of(image, &scene.journal)[at] ^= 0x10;
-            check_refused(&scene.image, &format!("byte {at} of the header flipped"), flip, names_the_file);
+            check_refused(
+                &scene.image,
+                &format!("byte {at} of the header flipped"),
+                flip,
+                names_the_file,
+            );
         }
     }
 }
@@ -102,26 +127,53 @@ fn once_the_log_was_idle_a_flipped_byte_of_the_last_group_is_corruption() {
 
 #[test]
 fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
-    for scene in [Scene::new(Past::Short, End::Crash), Scene::new(Past::Short, End::Close)] {
+    for scene in [
+        Scene::new(Past::Short, End::Crash),
+        Scene::new(Past::Short, End::Close),
+    ] {
         for name in SLOTS.map(Path::new).into_iter().chain([&*scene.journal]) {
             for options in [options().read_only(true), options()] {
                 let folder = lay_out(&scene.image);
                 // Images have no folders without files.
                 fs::create_dir_all(folder.path().join("segments")).expect("make a folder");
-                let file = fs::OpenOptions::new().write(true).open(folder.path().join(name)).expect("open a file");
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .open(folder.path().join(name))
+                    .expect("open a file");
                 file.set_len(1 << 40).expect("a file system with holes");
-                let log = options.open(folder.path()).unwrap_or_else(|error| panic!("{}: {error:?}", name.display()));
-                assert!(contents(&log).expect("read") == scene.whole, "{}: other contents", name.display());
+                let log = options
+                    .open(folder.path())
+                    .unwrap_or_else(|error| panic!("{}: {error:?}", name.display()));
+                assert!(
+                    contents(&log).expect("read") == scene.whole,
+                    "{}: other contents",
+                    name.display()
+                );
             }
             // It counts again once it was written.
-            for other in SLOTS.into_iter().filter(|slot| SLOTS.map(Path::new).contains(&name) && Path::new(slot) != name) {
+            for other in SLOTS
+                .into_iter()
+                .filter(|slot| SLOTS.map(Path::new).contains(&name) && Path::new(slot) != name)
+            {
                 let folder = lay_out(&scene.image);
-                let file = fs::OpenOptions::new().write(true).open(folder.path().join(name)).expect("open a file");
+                let file = fs::OpenOptions::new()
+                    .write(true)
+                    .open(folder.path().join(name))
+                    .expect("open a file");
                 file.set_len(1 << 40).expect("a file system with holes");
-                options().open(folder.path()).and_then(|log| log.close()).expect("open and close");
+                options()
+                    .open(folder.path())
+                    .and_then(|log| log.close())
+                    .expect("open and close");
                 fs::write(folder.path().join(other), "no manifest").expect("damage the other");
-                let log = options().open(folder.path()).expect("the slot that is left counts");
-                assert!(contents(&log).expect("read") == scene.whole, "{}: other contents", name.display());
+                let log = options()
+                    .open(folder.path())
+                    .expect("the slot that is left counts");
+                assert!(
+                    contents(&log).expect("read") == scene.whole,
+                    "{}: other contents",
+                    name.display()
+                );
             }
         }
     }
@@ -131,33 +183,80 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
 fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer_events() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     // One full file is not worth a segment yet, which would name the second.
-    let log = options().journal_file_bytes_max(16 << 20).open(folder.path()).expect("open");
+    let log = options()
+        .journal_file_bytes_max(16 << 20)
+        .open(folder.path())
+        .expect("open");
     let session = SessionId::new("filler").expect("the name follows the rules");
-    let slots = || SLOTS.map(|slot| (PathBuf::from(slot), read_image(folder.path())[Path::new(slot)].clone()));
-    let journals = || read_image(folder.path()).into_iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).count();
+    let slots = || {
+        SLOTS.map(|slot| {
+            (
+                PathBuf::from(slot),
+                read_image(folder.path())[Path::new(slot)].clone(),
+            )
+        })
+    };
+    let journals = || {
+        read_image(folder.path())
+            .into_iter()
+            .filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC))
+            .count()
+    };
     let before = slots();
     // The first file is full, the second holds some groups, and the manifest comes to name it.
     until(|| {
-        log.append(&session, Batch::new().event(NewEvent::new("note", noise(1, 100_000)))).expect("an append");
+        log.append(
+            &session,
+            Batch::new().event(NewEvent::new("note", noise(1, 100_000))),
+        )
+        .expect("an append");
         journals() == 2
     });
     until(|| slots() != before);
     assert_eq!(journals(), 2);
     (0..4).for_each(|n| drop(append(&log, 0, n)));
     let image = read_image(folder.path());
-    let last = image.iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).max_by_key(|(_, bytes)| bytes[32]);
+    let last = image
+        .iter()
+        .filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC))
+        .max_by_key(|(_, bytes)| bytes[32]);
     let last = last.expect("a log has a journal").0.clone();
     contents_of(lay_out(&image).path()).expect("the image is whole");
-    check_refused(&image, "missing", |image| drop(image.remove(&last)), is_corrupt);
+    check_refused(
+        &image,
+        "missing",
+        |image| drop(image.remove(&last)),
+        is_corrupt,
+    );
     for left in [0, 1, BLOCK, 2 * BLOCK, image[&last].len() - BLOCK] {
-        check_refused(&image, &format!("cut to {left}"), |image| bytes_of(image, &last).truncate(left), is_corrupt);
+        check_refused(
+            &image,
+            &format!("cut to {left}"),
+            |image| bytes_of(image, &last).truncate(left),
+            is_corrupt,
+        );
     }
-    check_refused(&image, "two blocks wiped", |image| bytes_of(image, &last)[..2 * BLOCK].fill(0), is_corrupt);
+    check_refused(
+        &image,
+        "two blocks wiped",
+        |image| bytes_of(image, &last)[..2 * BLOCK].fill(0),
+        is_corrupt,
+    );
     // Also where a crash came before the manifest named it.
     let unnamed = with(&image, |image| image.extend(before.clone()));
     contents_of(lay_out(&unnamed).path()).expect("the image is whole");
-    check_refused(&unnamed, "unnamed and wiped", |image| bytes_of(image, &last)[..2 * BLOCK].fill(0), is_corrupt);
-    check_refused(&unnamed, "unnamed and cut", |image| bytes_of(image, &last).truncate(2 * BLOCK), is_corrupt);
+    check_refused(
+        &unnamed,
+        "unnamed and wiped",
+        |image| bytes_of(image, &last)[..2 * BLOCK].fill(0),
+        is_corrupt,
+    );
+    check_refused(
+        &unnamed,
+        "unnamed and cut",
+        |image| bytes_of(image, &last).truncate(2 * BLOCK),
+        is_corrupt,
+    );
 }
 
 #[test]
@@ -167,38 +266,74 @@ fn what_was_known_to_be_durable_stays_known_when_the_journal_is_sealed() {
     let session = SessionId::new("filler").expect("the name follows the rules");
     // Without a pause, so that nothing is sealed yet.
     (0..50).for_each(|n| {
-        drop(log.append(&session, Batch::new().event(NewEvent::new("note", noise(n, 100_000)))).expect("an append"));
+        drop(
+            log.append(
+                &session,
+                Batch::new().event(NewEvent::new("note", noise(n, 100_000))),
+            )
+            .expect("an append"),
+        );
     });
     drop(log);
     let log = options().open(folder.path()).expect("reopen");
     until(|| !segments(folder.path()).is_empty());
     drop(log);
     let image = read_image(folder.path());
-    let newest = image.iter().filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC)).max_by_key(|(_, bytes)| bytes[32]);
+    let newest = image
+        .iter()
+        .filter(|(_, bytes)| bytes.starts_with(JOURNAL_MAGIC))
+        .max_by_key(|(_, bytes)| bytes[32]);
     let newest = newest.expect("a log has a journal").0.clone();
-    let last_record = image[&newest].windows(4).rposition(|four| four == b"sgrp").expect("it holds a group") + 3 * BLOCK / 2;
-    check_refused(&image, "the last group flipped", |image| bytes_of(image, &newest)[last_record] ^= 1, is_corrupt);
+    let last_record = image[&newest]
+        .windows(4)
+        .rposition(|four| four == b"sgrp")
+        .expect("it holds a group")
+        + 3 * BLOCK / 2;
+    check_refused(
+        &image,
+        "the last group flipped",
+        |image| bytes_of(image, &newest)[last_record] ^= 1,
+        is_corrupt,
+    );
 }
 
 #[test]
 fn a_stream_yields_all_that_lies_before_damage() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let log = options().recent_bytes_max(64 * 1024).open(folder.path()).expect("open");
+    let log = options()
+        .recent_bytes_max(64 * 1024)
+        .open(folder.path())
+        .expect("open");
     let session = SessionId::new("s").expect("the name follows the rules");
     let mut n = 0;
     while segments(folder.path()).len() < 2 {
         n += 1;
-        log.append(&session, Batch::new().event(NewEvent::new("note", noise(n, 9_000)))).expect("an append");
+        log.append(
+            &session,
+            Batch::new().event(NewEvent::new("note", noise(n, 9_000))),
+        )
+        .expect("an append");
     }
     log.close().expect("close");
     let image = read_image(folder.path());
     let segment = segments(folder.path()).remove(1);
-    let damaged = with(&image, |image| bytes_of(image, &segment)[BLOCK + 1_000] ^= 1);
+    let damaged = with(&image, |image| {
+        bytes_of(image, &segment)[BLOCK + 1_000] ^= 1
+    });
     let folder = lay_out(&damaged);
     let log = options().read_only(true).open(folder.path()).expect("open");
-    let readable = (1..=n).take_while(|seq| log.list(&session, Page::after(seq - 1).limit(1)).is_ok()).count();
-    assert!(readable > 0 && readable < usize::try_from(n).expect("a few"), "{readable} of {n}");
-    let mut stream = log.stream(&session, From::Start).expect("a stream").until_tail().events();
+    let readable = (1..=n)
+        .take_while(|seq| log.list(&session, Page::after(seq - 1).limit(1)).is_ok())
+        .count();
+    assert!(
+        readable > 0 && readable < usize::try_from(n).expect("a few"),
+        "{readable} of {n}"
+    );
+    let mut stream = log
+        .stream(&session, From::Start)
+        .expect("a stream")
+        .until_tail()
+        .events();
     let before: Vec<_> = stream.by_ref().take_while(Result::is_ok).collect();
     assert_eq!(before.len(), readable, "events before the damage");
 }
@@ -210,18 +345,33 @@ fn a_flipped_byte_of_a_segment_is_healed_or_an_error_that_names_the_file() {
     // Every byte of the header's fields, and every record.
     let places = (0..bytes).filter(|at| *at < 64 || at % 24 == 0);
     let folder = || lay_out(&sealed.image);
-    let noticed = each_in_parallel_with(folder, places, |folder, at| sealed.check_flip(folder.path(), at));
+    let noticed = each_in_parallel_with(folder, places, |folder, at| {
+        sealed.check_flip(folder.path(), at)
+    });
     let corrupt = noticed.into_iter().filter(|noticed| *noticed).count();
     println!("flips in a segment of {bytes} bytes: {corrupt} were errors");
-    assert!(corrupt > 100, "only {corrupt} flips were noticed in a segment of {bytes} bytes");
+    assert!(
+        corrupt > 100,
+        "only {corrupt} flips were noticed in a segment of {bytes} bytes"
+    );
 }
 
 #[test]
 fn a_segment_that_is_cut_short_or_missing_is_an_error_and_never_fewer_events() {
     let sealed = Sealed::new();
     let bytes = sealed.image[&sealed.segment].len();
-    for left in [0, 1, 100, TRAILER_BYTES, bytes / 2, bytes - TRAILER_BYTES, bytes - 1] {
-        sealed.check_lost(&format!("cut to {left} bytes"), |image| bytes_of(image, &sealed.segment).truncate(left));
+    for left in [
+        0,
+        1,
+        100,
+        TRAILER_BYTES,
+        bytes / 2,
+        bytes - TRAILER_BYTES,
+        bytes - 1,
+    ] {
+        sealed.check_lost(&format!("cut to {left} bytes"), |image| {
+            bytes_of(image, &sealed.segment).truncate(left)
+        });
     }
     sealed.check_lost("missing", |image| drop(image.remove(&sealed.segment)));
 }
@@ -229,7 +379,12 @@ fn a_segment_that_is_cut_short_or_missing_is_an_error_and_never_fewer_events() {
 #[test]
 fn damage_to_the_index_changes_nothing_that_a_reader_or_an_appender_sees() {
     let sealed = Sealed::new();
-    let index: Vec<PathBuf> = sealed.image.keys().filter(|name| name.starts_with("index")).cloned().collect();
+    let index: Vec<PathBuf> = sealed
+        .image
+        .keys()
+        .filter(|name| name.starts_with("index"))
+        .cloned()
+        .collect();
     assert!(!index.is_empty(), "a sealed log has an index");
     let on_each = |image: &mut Image, damage: &dyn Fn(&mut Vec<u8>)| {
         for name in &index {
@@ -237,35 +392,63 @@ fn damage_to_the_index_changes_nothing_that_a_reader_or_an_appender_sees() {
         }
     };
     sealed.check_index("untouched", |_| ());
-    sealed.check_index("deleted", |image| image.retain(|name, _| !name.starts_with("index")));
-    sealed.check_index("empty files", |image| on_each(image, &|bytes| bytes.clear()));
-    sealed.check_index("cut in half", |image| on_each(image, &|bytes| bytes.truncate(bytes.len() / 2)));
+    sealed.check_index("deleted", |image| {
+        image.retain(|name, _| !name.starts_with("index"))
+    });
+    sealed.check_index("empty files", |image| {
+        on_each(image, &|bytes| bytes.clear())
+    });
+    sealed.check_index("cut in half", |image| {
+        on_each(image, &|bytes| bytes.truncate(bytes.len() / 2))
+    });
     sealed.check_index("zeroed", |image| on_each(image, &|bytes| bytes.fill(0)));
     sealed.check_index("an older copy", |image| {
         image.retain(|name, _| !name.starts_with("index"));
         image.extend(sealed.older_index.clone());
     });
     for seed in 0..4 {
-        sealed.check_index(&format!("scribbled over with seed {seed}"), |image| on_each(image, &|bytes| scribble(bytes, seed)));
+        sealed.check_index(&format!("scribbled over with seed {seed}"), |image| {
+            on_each(image, &|bytes| scribble(bytes, seed))
+        });
     }
     for name in &index {
-        sealed.check_index(&format!("without {}", name.display()), |image| drop(image.remove(name)));
+        sealed.check_index(&format!("without {}", name.display()), |image| {
+            drop(image.remove(name))
+        });
     }
 }
 
 #[test]
 fn damage_to_one_manifest_slot_changes_nothing() {
-    let damages: [fn(&mut Vec<u8>); 4] = [|b| b.fill(0), |b| b.truncate(10), Vec::clear, |b| b[VALUE_AT] ^= 1];
-    for image in [&Scene::new(Past::Short, End::Crash).image, &Scene::new(Past::Short, End::Close).image, &Sealed::new().image] {
+    let damages: [fn(&mut Vec<u8>); 4] = [
+        |b| b.fill(0),
+        |b| b.truncate(10),
+        Vec::clear,
+        |b| b[VALUE_AT] ^= 1,
+    ];
+    for image in [
+        &Scene::new(Past::Short, End::Crash).image,
+        &Scene::new(Past::Short, End::Close).image,
+        &Sealed::new().image,
+    ] {
         let before = contents_of(lay_out(image).path()).expect("the log is whole");
         let check = |how: &str, image: &Image| {
-            assert!(contents_of(lay_out(image).path()).expect("one slot is enough") == before, "{how}: other contents");
+            assert!(
+                contents_of(lay_out(image).path()).expect("one slot is enough") == before,
+                "{how}: other contents"
+            );
         };
         for slot in SLOTS.map(Path::new) {
             for (n, damage) in damages.iter().enumerate() {
-                check(&format!("damage {n} to {}", slot.display()), &with(image, |image| damage(bytes_of(image, slot))));
+                check(
+                    &format!("damage {n} to {}", slot.display()),
+                    &with(image, |image| damage(bytes_of(image, slot))),
+                );
             }
-            check(&format!("no {}", slot.display()), &with(image, |image| drop(image.remove(slot))));
+            check(
+                &format!("no {}", slot.display()),
+                &with(image, |image| drop(image.remove(slot))),
+            );
         }
     }
 }
@@ -277,11 +460,34 @@ fn damage_to_both_manifest_slots_is_an_error_and_never_an_empty_log() {
             damage(bytes_of(image, Path::new(slot)));
         }
     };
-    for image in [&Scene::new(Past::Short, End::Close).image, &Sealed::new().image] {
-        check_refused(image, "zeroed", |image| both(image, &|bytes| bytes.fill(0)), is_corrupt);
-        check_refused(image, "cut", |image| both(image, &|bytes| bytes.truncate(30)), is_corrupt);
-        check_refused(image, "emptied", |image| both(image, &|bytes| bytes.clear()), is_corrupt);
-        check_refused(image, "flipped", |image| both(image, &|bytes| bytes[VALUE_AT] ^= 1), is_corrupt);
+    for image in [
+        &Scene::new(Past::Short, End::Close).image,
+        &Sealed::new().image,
+    ] {
+        check_refused(
+            image,
+            "zeroed",
+            |image| both(image, &|bytes| bytes.fill(0)),
+            is_corrupt,
+        );
+        check_refused(
+            image,
+            "cut",
+            |image| both(image, &|bytes| bytes.truncate(30)),
+            is_corrupt,
+        );
+        check_refused(
+            image,
+            "emptied",
+            |image| both(image, &|bytes| bytes.clear()),
+            is_corrupt,
+        );
+        check_refused(
+            image,
+            "flipped",
+            |image| both(image, &|bytes| bytes[VALUE_AT] ^= 1),
+            is_corrupt,
+        );
         check_refused(
             image,
             "missing",
@@ -296,14 +502,30 @@ fn a_later_format_version_is_refused_as_unsupported_and_nothing_is_changed() {
     let sealed = Sealed::new();
     let set = |name: &Path, at: usize| with(&sealed.image, |image| bytes_of(image, name)[at] = 2);
     for slot in SLOTS {
-        check_refused(&set(Path::new(slot), VERSION_AT), slot, |_| (), is_unsupported);
+        check_refused(
+            &set(Path::new(slot), VERSION_AT),
+            slot,
+            |_| (),
+            is_unsupported,
+        );
     }
-    check_refused(&set(&sealed.journal, VERSION_AT), "the journal", |_| (), is_unsupported);
+    check_refused(
+        &set(&sealed.journal, VERSION_AT),
+        "the journal",
+        |_| (),
+        is_unsupported,
+    );
     let trailer_at = sealed.image[&sealed.segment].len() - TRAILER_BYTES;
-    for (part, at) in [("the segment's header", 0), ("the segment's trailer", trailer_at)] {
+    for (part, at) in [
+        ("the segment's header", 0),
+        ("the segment's trailer", trailer_at),
+    ] {
         let folder = lay_out(&set(&sealed.segment, at + VERSION_AT));
         let error = contents_of(folder.path()).expect_err(part);
-        assert!(is_unsupported(&error), "{part} has a later version: {error:?}");
+        assert!(
+            is_unsupported(&error),
+            "{part} has a later version: {error:?}"
+        );
     }
 }
 
@@ -346,7 +568,8 @@ enum End {
 }
 
 impl Scene {
-    /// The first attempt that the machine was fast enough for, and that no background work disturbed.
+    /// The first attempt that the machine was fast enough for, and that no background work
+    /// disturbed.
     fn new(past: Past, end: End) -> Self {
         let begun = Instant::now();
         while begun.elapsed() < DEADLINE {
@@ -374,7 +597,11 @@ impl Scene {
         let (journal, earlier) = difference(&first, &second)?;
         let (last_journal, last) = difference(&second, &third)?;
         let whole = contents_of(lay_out(&third).path()).expect("a crash image opens");
-        assert_eq!(whole.newest(), ack.events[0].id, "the last append is stored");
+        assert_eq!(
+            whole.newest(),
+            ack.events[0].id,
+            "the last append is stored"
+        );
         let without_last = whole.without(&ack);
         let image = match end {
             End::Crash => third,
@@ -389,25 +616,59 @@ impl Scene {
         };
         let before_last = second[&journal].clone();
         // A crash may also have come while another journal file was being prepared.
-        let image = with(&image, |image| drop(image.insert("journal/00000099.tmp".into(), vec![0; BLOCK])));
-        (journal == last_journal).then_some(Self { image, journal, last, earlier, before_last, whole, without_last })
+        let image = with(&image, |image| {
+            drop(image.insert("journal/00000099.tmp".into(), vec![0; BLOCK]))
+        });
+        (journal == last_journal).then_some(Self {
+            image,
+            journal,
+            last,
+            earlier,
+            before_last,
+            whole,
+            without_last,
+        })
     }
 
-    /// Opens with the journal changed by `tear`: if that changed the last group, the group is gone as a whole.
+    /// Opens with the journal changed by `tear`: if that changed the last group, the group is gone
+    /// as a whole.
     fn check_torn(&self, how: &str, tear: impl FnOnce(&mut [u8])) {
         let torn = with(&self.image, |image| tear(bytes_of(image, &self.journal)));
-        let untouched = torn[&self.journal][self.last.clone()] == self.image[&self.journal][self.last.clone()];
-        let expected = if untouched { &self.whole } else { &self.without_last };
+        let untouched =
+            torn[&self.journal][self.last.clone()] == self.image[&self.journal][self.last.clone()];
+        let expected = if untouched {
+            &self.whole
+        } else {
+            &self.without_last
+        };
         let folder = lay_out(&torn);
-        let log = options().open(folder.path()).unwrap_or_else(|error| panic!("{how}: the log does not open: {error:?}"));
-        assert!(contents(&log).unwrap_or_else(|error| panic!("{how}: {error:?}")) == *expected, "{how}: other contents");
+        let log = options()
+            .open(folder.path())
+            .unwrap_or_else(|error| panic!("{how}: the log does not open: {error:?}"));
+        assert!(
+            contents(&log).unwrap_or_else(|error| panic!("{how}: {error:?}")) == *expected,
+            "{how}: other contents"
+        );
         let ack = append(&log, 1, 99);
-        assert!(ack.events[0].id > expected.newest(), "{how}: {} is not above what is stored", ack.events[0].id);
+        assert!(
+            ack.events[0].id > expected.newest(),
+            "{how}: {} is not above what is stored",
+            ack.events[0].id
+        );
         let grown = contents(&log).expect("read what was appended");
-        assert!(grown.without(&ack) == *expected, "{how}: an append changed what was there");
+        assert!(
+            grown.without(&ack) == *expected,
+            "{how}: an append changed what was there"
+        );
         drop(log);
-        let reopened = options().read_only(true).open(folder.path()).and_then(|log| contents(&log));
-        assert!(reopened.expect("reopen") == grown, "{how}: reopened with other contents");
+        let reopened = options()
+            .read_only(true)
+            .open(folder.path())
+            .and_then(|log| contents(&log));
+        assert!(
+            reopened.expect("reopen") == grown,
+            "{how}: reopened with other contents"
+        );
     }
 }
 
@@ -420,7 +681,11 @@ impl Past {
                 let mut n = 0;
                 while segments(folder).len() < 4 {
                     n += 1;
-                    log.append(&session, Batch::new().event(NewEvent::new("note", noise(n, 30_000)))).expect("an append");
+                    log.append(
+                        &session,
+                        Batch::new().event(NewEvent::new("note", noise(n, 30_000))),
+                    )
+                    .expect("an append");
                 }
                 (0..40).for_each(|n| drop(append(log, n % 2, n + 1_000)));
             }
@@ -434,36 +699,65 @@ fn check_flips_are_corruption(scene: &Scene, places: impl Iterator<Item = usize>
     each_in_parallel_with(folder, places, |folder, at| {
         let block = (at - at % BLOCK) as u64..(at - at % BLOCK + BLOCK) as u64;
         let names_the_place = |error: &Error| match error {
-            Error::Corrupt { file, offset, .. } => file.ends_with(&scene.journal) && block.contains(offset),
+            Error::Corrupt { file, offset, .. } => {
+                file.ends_with(&scene.journal) && block.contains(offset)
+            }
             _ => false,
         };
-        let damaged = with(&scene.image, |image| bytes_of(image, &scene.journal)[at] ^= 0x10);
+        let damaged = with(&scene.image, |image| {
+            bytes_of(image, &scene.journal)[at] ^= 0x10
+        });
         put_byte(folder.path(), &damaged, &scene.journal, at);
-        assert_refused(folder.path(), &damaged, &format!("byte {at} flipped"), names_the_place);
+        assert_refused(
+            folder.path(),
+            &damaged,
+            &format!("byte {at} flipped"),
+            names_the_place,
+        );
         put_byte(folder.path(), &scene.image, &scene.journal, at);
     });
 }
 
 /// Opening the damaged image fails as `expected`, and leaves every byte as it was.
-fn check_refused(image: &Image, how: &str, damage: impl FnOnce(&mut Image), expected: impl Fn(&Error) -> bool) {
+fn check_refused(
+    image: &Image,
+    how: &str,
+    damage: impl FnOnce(&mut Image),
+    expected: impl Fn(&Error) -> bool,
+) {
     let damaged = with(image, damage);
     assert_refused(lay_out(&damaged).path(), &damaged, how, expected);
 }
 
 fn assert_refused(folder: &Path, image: &Image, how: &str, expected: impl Fn(&Error) -> bool) {
-    for (kind, options) in [("", options()), ("reading only, ", options().read_only(true))] {
+    for (kind, options) in [
+        ("", options()),
+        ("reading only, ", options().read_only(true)),
+    ] {
         let error = options.open(folder).map(drop).expect_err(how);
         assert!(expected(&error), "{kind}{how}: {error:?}");
     }
     let after = read_image(folder);
-    let is_changed = |name: &&PathBuf| **name != Path::new("LOCK") && after.get(*name) != image.get(*name);
-    let changed: Vec<_> = after.keys().chain(image.keys()).filter(is_changed).collect();
-    assert!(changed.is_empty(), "{how}: the failing open changed {changed:?}");
+    let is_changed =
+        |name: &&PathBuf| **name != Path::new("LOCK") && after.get(*name) != image.get(*name);
+    let changed: Vec<_> = after
+        .keys()
+        .chain(image.keys())
+        .filter(is_changed)
+        .collect();
+    assert!(
+        changed.is_empty(),
+        "{how}: the failing open changed {changed:?}"
+    );
 }
 
 fn put_byte(folder: &Path, image: &Image, name: &Path, at: usize) {
-    let file = fs::OpenOptions::new().write(true).open(folder.join(name)).expect("open a file");
-    file.write_all_at(&image[name][at..=at], at as u64).expect("write a byte");
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(folder.join(name))
+        .expect("open a file");
+    file.write_all_at(&image[name][at..=at], at as u64)
+        .expect("write a byte");
 }
 
 fn is_corrupt(error: &Error) -> bool {
@@ -471,7 +765,14 @@ fn is_corrupt(error: &Error) -> bool {
 }
 
 fn is_unsupported(error: &Error) -> bool {
-    matches!(error, Error::Unsupported { found: 2, supported: 1, .. })
+    matches!(
+        error,
+        Error::Unsupported {
+            found: 2,
+            supported: 1,
+            ..
+        }
+    )
 }
 
 /// A closed log with three small segments, an index, and some more events in its journal.
@@ -494,7 +795,10 @@ impl Sealed {
         let numbers = &mut (0..);
         // With so little memory for what is not sealed yet, a few dozen records make a segment.
         let grow = |numbers: &mut dyn Iterator<Item = u64>, count: usize| {
-            let log = options().recent_bytes_max(64 * 1024).open(folder.path()).expect("open");
+            let log = options()
+                .recent_bytes_max(64 * 1024)
+                .open(folder.path())
+                .expect("open");
             for n in numbers.take_while(|n| *n < 10_000) {
                 append(&log, n % SEALED_SESSIONS, n);
                 if segments(folder.path()).len() >= count {
@@ -504,13 +808,29 @@ impl Sealed {
             log.close().expect("close");
             read_image(folder.path())
         };
-        let older_index = grow(numbers, 1).into_iter().filter(|(name, _)| name.starts_with("index")).collect();
+        let older_index = grow(numbers, 1)
+            .into_iter()
+            .filter(|(name, _)| name.starts_with("index"))
+            .collect();
         let image = grow(numbers, 3);
         let segment = segments(folder.path()).remove(1);
-        let used = |name: &Path, bytes: &[u8]| name.starts_with("journal") && bytes.starts_with(JOURNAL_MAGIC);
-        let journal = image.iter().find(|(name, bytes)| used(name, bytes)).expect("a log has a journal").0.clone();
+        let used = |name: &Path, bytes: &[u8]| {
+            name.starts_with("journal") && bytes.starts_with(JOURNAL_MAGIC)
+        };
+        let journal = image
+            .iter()
+            .find(|(name, bytes)| used(name, bytes))
+            .expect("a log has a journal")
+            .0
+            .clone();
         let contents = contents_of(lay_out(&image).path()).expect("the log is whole");
-        Self { image, segment, journal, older_index, contents }
+        Self {
+            image,
+            segment,
+            journal,
+            older_index,
+            contents,
+        }
     }
 
     /// Whether the flip was noticed. Some are looked at by a log that may write as well.
@@ -528,10 +848,14 @@ impl Sealed {
         noticed
     }
 
-    /// A version or a kind that is not known is no damage, so a flip may also make a file unsupported.
+    /// A version or a kind that is not known is no damage, so a flip may also make a file
+    /// unsupported.
     fn check_damaged(&self, segment: &Path, opened: Result<SessionLog, Error>, at: usize) -> bool {
         match opened.and_then(|log| contents(&log)) {
-            Ok(contents) => assert!(contents == self.contents, "byte {at} flipped: other contents"),
+            Ok(contents) => assert!(
+                contents == self.contents,
+                "byte {at} flipped: other contents"
+            ),
             Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => {
                 assert_eq!(file, segment, "byte {at} flipped: another file is named");
                 return true;
@@ -545,8 +869,13 @@ impl Sealed {
     fn check_replay(&self, segment: &Path, opened: Result<SessionLog, Error>, at: usize) {
         let event = &self.contents.feed[self.contents.feed.len() / 2];
         match opened.and_then(|log| log.append(&event.session_id, batch(number_of(event)))) {
-            Ok(ack) => assert!(ack.replayed && ack.events == [event.clone()], "byte {at} flipped: {ack:?}"),
-            Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => assert_eq!(file, segment, "byte {at} flipped"),
+            Ok(ack) => assert!(
+                ack.replayed && ack.events == [event.clone()],
+                "byte {at} flipped: {ack:?}"
+            ),
+            Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => {
+                assert_eq!(file, segment, "byte {at} flipped")
+            }
             Err(error) => panic!("byte {at} flipped: {error:?}"),
         }
     }
@@ -554,9 +883,16 @@ impl Sealed {
     fn check_lost(&self, how: &str, damage: impl FnOnce(&mut Image)) {
         let folder = lay_out(&with(&self.image, damage));
         match contents_of(folder.path()) {
-            Ok(contents) => assert!(contents == self.contents, "the segment {how}: other contents"),
+            Ok(contents) => assert!(
+                contents == self.contents,
+                "the segment {how}: other contents"
+            ),
             Err(Error::Corrupt { file, .. }) => {
-                assert!(file.ends_with(&self.segment), "the segment {how}: {} is named", file.display());
+                assert!(
+                    file.ends_with(&self.segment),
+                    "the segment {how}: {} is named",
+                    file.display()
+                );
             }
             Err(error) => panic!("the segment {how}: {error:?}"),
         }
@@ -564,9 +900,12 @@ impl Sealed {
 
     fn check_index(&self, how: &str, damage: impl FnOnce(&mut Image)) {
         let folder = lay_out(&with(&self.image, damage));
-        let log = options().open(folder.path()).unwrap_or_else(|error| panic!("index {how}: {error:?}"));
+        let log = options()
+            .open(folder.path())
+            .unwrap_or_else(|error| panic!("index {how}: {error:?}"));
         assert!(
-            contents(&log).unwrap_or_else(|error| panic!("index {how}: {error:?}")) == self.contents,
+            contents(&log).unwrap_or_else(|error| panic!("index {how}: {error:?}"))
+                == self.contents,
             "index {how}: other contents"
         );
         for (session, events) in &self.contents.sessions {
@@ -575,16 +914,26 @@ impl Sealed {
         let grown = contents(&log).expect("read");
         log.close().expect("close");
         drop(log);
-        assert!(contents_of(folder.path()).expect("reopen") == grown, "index {how}: reopened with other contents");
+        assert!(
+            contents_of(folder.path()).expect("reopen") == grown,
+            "index {how}: reopened with other contents"
+        );
     }
 }
 
-/// Old keys replay, keys of other content conflict, and what is expected is compared with the true tail.
+/// Old keys replay, keys of other content conflict, and what is expected is compared with the true
+/// tail.
 fn check_appends(how: &str, log: &SessionLog, session: &SessionId, events: &[Event]) {
-    for event in [events.first(), events.get(events.len() / 2), events.last()].into_iter().flatten() {
+    for event in [events.first(), events.get(events.len() / 2), events.last()]
+        .into_iter()
+        .flatten()
+    {
         let n = number_of(event);
         let again = log.append(session, batch(n)).expect("a replay");
-        assert!(again.replayed && again.events.contains(event), "index {how}: key {n} of {session} is no replay");
+        assert!(
+            again.replayed && again.events.contains(event),
+            "index {how}: key {n} of {session} is no replay"
+        );
         let other = log.append(session, batch(n).event(NewEvent::new("more", "x")));
         assert!(
             matches!(other, Err(Error::IdempotencyConflict { first_seq, .. }) if first_seq == again.first),
@@ -592,10 +941,24 @@ fn check_appends(how: &str, log: &SessionLog, session: &SessionId, events: &[Eve
         );
     }
     let tail = events.last().expect("a session has events").seq;
-    let absent = log.append(session, Batch::new().event(NewEvent::new("more", "x")).expected(Expected::NoSession));
-    assert!(matches!(absent, Err(Error::ExpectedMismatch { actual, .. }) if actual == tail), "index {how}: {absent:?}");
-    let next = log.append(session, batch(1_000_000).expected(Expected::Seq(tail))).expect("an append at the tail");
-    assert!(!next.replayed && next.first == tail + 1, "index {how}: the append after {tail} went to {}", next.first);
+    let absent = log.append(
+        session,
+        Batch::new()
+            .event(NewEvent::new("more", "x"))
+            .expected(Expected::NoSession),
+    );
+    assert!(
+        matches!(absent, Err(Error::ExpectedMismatch { actual, .. }) if actual == tail),
+        "index {how}: {absent:?}"
+    );
+    let next = log
+        .append(session, batch(1_000_000).expected(Expected::Seq(tail)))
+        .expect("an append at the tail");
+    assert!(
+        !next.replayed && next.first == tail + 1,
+        "index {how}: the append after {tail} went to {}",
+        next.first
+    );
 }
 
 /// All that readers can see of a log.
@@ -608,24 +971,41 @@ struct Contents {
 
 impl fmt::Debug for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} events of {} sessions", self.feed.len(), self.sessions.len())
+        write!(
+            f,
+            "{} events of {} sessions",
+            self.feed.len(),
+            self.sessions.len()
+        )
     }
 }
 
 impl Contents {
     fn without(&self, ack: &Ack) -> Self {
-        let keep = |events: &[Event]| events.iter().filter(|event| !ack.events.contains(event)).cloned().collect::<Vec<_>>();
+        let keep = |events: &[Event]| {
+            events
+                .iter()
+                .filter(|event| !ack.events.contains(event))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         let feed = keep(&self.feed);
         let sessions = self
             .sessions
             .iter()
             .map(|(session, events)| (session.clone(), keep(events)))
             .filter(|(_, events)| !events.is_empty());
-        Self { sessions: sessions.collect(), recent: recent_of(&feed), feed }
+        Self {
+            sessions: sessions.collect(),
+            recent: recent_of(&feed),
+            feed,
+        }
     }
 
     fn newest(&self) -> EventId {
-        self.feed.last().map_or(EventId::from_u128(0), |event| event.id)
+        self.feed
+            .last()
+            .map_or(EventId::from_u128(0), |event| event.id)
     }
 }
 
@@ -641,7 +1021,11 @@ fn recent_of(feed: &[Event]) -> Vec<SessionId> {
 
 /// Reads everything in every way there is; the ways must agree.
 fn contents(log: &SessionLog) -> Result<Contents, Error> {
-    let feed = log.feed(None)?.until_tail().events().collect::<Result<Vec<_>, _>>()?;
+    let feed = log
+        .feed(None)?
+        .until_tail()
+        .events()
+        .collect::<Result<Vec<_>, _>>()?;
     let mut sessions = Vec::new();
     for session in log.sessions(None, PAGE)? {
         let events = all_pages(log, &session)?;
@@ -652,24 +1036,42 @@ fn contents(log: &SessionLog) -> Result<Contents, Error> {
             "the head of {session}"
         );
         assert!(
-            events.iter().eq(feed.iter().filter(|event| event.session_id == session)),
+            events
+                .iter()
+                .eq(feed.iter().filter(|event| event.session_id == session)),
             "{session} is not what the feed has of it"
         );
-        let turns: Vec<EventId> =
-            events.iter().filter(|event| event.event_type == "user.message").map(|event| event.id).collect();
+        let turns: Vec<EventId> = events
+            .iter()
+            .filter(|event| event.event_type == "user.message")
+            .map(|event| event.id)
+            .collect();
         let messages = log.messages(&session, Page::new().limit(PAGE))?.messages;
-        assert!(messages.iter().map(|message| message.id.event_id()).eq(turns), "the messages of {session}");
+        assert!(
+            messages
+                .iter()
+                .map(|message| message.id.event_id())
+                .eq(turns),
+            "the messages of {session}"
+        );
         sessions.push((session, events));
     }
     assert_eq!(
-        sessions.iter().map(|(_, events)| events.len()).sum::<usize>(),
+        sessions
+            .iter()
+            .map(|(_, events)| events.len())
+            .sum::<usize>(),
         feed.len(),
         "the sessions hold what the feed holds"
     );
     for event in feed.iter().step_by(feed.len() / 50 + 1) {
         assert_eq!(log.event(event.id)?, *event, "an event by its ID");
     }
-    Ok(Contents { sessions, recent: log.recent_sessions(PAGE)?, feed })
+    Ok(Contents {
+        sessions,
+        recent: log.recent_sessions(PAGE)?,
+        feed,
+    })
 }
 
 fn all_pages(log: &SessionLog, session: &SessionId) -> Result<Vec<Event>, Error> {
@@ -681,7 +1083,9 @@ fn all_pages(log: &SessionLog, session: &SessionId) -> Result<Vec<Event>, Error>
             break;
         }
     }
-    let newest = log.list(session, Page::new().newest_first().limit(PAGE))?.events;
+    let newest = log
+        .list(session, Page::new().newest_first().limit(PAGE))?
+        .events;
     // It may hold fewer, where events are large.
     assert!(
         !newest.is_empty() && newest.iter().eq(events.iter().rev().take(newest.len())),
@@ -703,39 +1107,61 @@ fn options() -> Options {
 
 /// A keyed batch whose events tell its number.
 fn batch(n: u64) -> Batch {
-    let message = NewEvent::new("user.message", format!(r#"{{"content":[{{"type":"text","text":"{n}"}}]}}"#));
-    let event = if n.is_multiple_of(7) { message } else { NewEvent::new("note", format!("{n}")) };
+    let message = NewEvent::new(
+        "user.message",
+        format!(r#"{{"content":[{{"type":"text","text":"{n}"}}]}}"#),
+    );
+    let event = if n.is_multiple_of(7) {
+        message
+    } else {
+        NewEvent::new("note", format!("{n}"))
+    };
     Batch::new().event(event).idempotency_key(n.to_string())
 }
 
 fn number_of(event: &Event) -> u64 {
-    let digits: String = event.data.iter().map(|byte| char::from(*byte)).filter(char::is_ascii_digit).collect();
+    let digits: String = event
+        .data
+        .iter()
+        .map(|byte| char::from(*byte))
+        .filter(char::is_ascii_digit)
+        .collect();
     digits.parse().expect("an event tells its number")
 }
 
 fn append(log: &SessionLog, session: u64, n: u64) -> Ack {
     let session = SessionId::new(format!("session {session}")).expect("the name follows the rules");
-    log.append(&session, batch(n)).unwrap_or_else(|error| panic!("append {n} to {session}: {error:?}"))
+    log.append(&session, batch(n))
+        .unwrap_or_else(|error| panic!("append {n} to {session}: {error:?}"))
 }
 
 fn segments(folder: &Path) -> Vec<PathBuf> {
-    let files =
-        fs::read_dir(folder.join("segments")).into_iter().flatten().map(|entry| entry.expect("a folder entry").file_name());
+    let files = fs::read_dir(folder.join("segments"))
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.expect("a folder entry").file_name());
     let mut names: Vec<PathBuf> = files.map(|name| Path::new("segments").join(name)).collect();
-    names.retain(|name| name.extension().is_some_and(|extension| extension == "segment"));
+    names.retain(|name| {
+        name.extension()
+            .is_some_and(|extension| extension == "segment")
+    });
     names.sort();
     names
 }
 
-/// The one journal file that the later image has otherwise, and the bytes in which it differs. Background work is not waited for.
+/// The one journal file that the later image has otherwise, and the bytes in which it differs.
+/// Background work is not waited for.
 fn difference(earlier: &Image, later: &Image) -> Option<(PathBuf, Range<usize>)> {
-    let mut changed =
-        later.iter().filter(|(name, bytes)| name.starts_with("journal") && earlier.get(*name).is_some_and(|old| old != *bytes));
+    let mut changed = later.iter().filter(|(name, bytes)| {
+        name.starts_with("journal") && earlier.get(*name).is_some_and(|old| old != *bytes)
+    });
     let (name, bytes) = changed.next()?;
     let differs = |at: &usize| earlier[name].get(*at) != bytes.get(*at);
     // A group is padded with zeroes, which may differ from what was there before.
-    let range = (0..bytes.len()).find(differs)?..(0..bytes.len()).rfind(|at| differs(at) && bytes[*at] != 0)? + 1;
-    (changed.next().is_none() && range.start.is_multiple_of(BLOCK) && range.len() <= BLOCK).then(|| (name.clone(), range))
+    let range = (0..bytes.len()).find(differs)?
+        ..(0..bytes.len()).rfind(|at| differs(at) && bytes[*at] != 0)? + 1;
+    (changed.next().is_none() && range.start.is_multiple_of(BLOCK) && range.len() <= BLOCK)
+        .then(|| (name.clone(), range))
 }
 
 fn bytes_of<'a>(image: &'a mut Image, name: &Path) -> &'a mut Vec<u8> {
@@ -765,7 +1191,10 @@ fn read_image(folder: &Path) -> Image {
     while let Some(inner) = folders.pop() {
         for entry in fs::read_dir(inner).expect("a folder of the log") {
             let path = entry.expect("a folder entry").path();
-            let name = path.strip_prefix(folder).expect("it lies in the folder").to_path_buf();
+            let name = path
+                .strip_prefix(folder)
+                .expect("it lies in the folder")
+                .to_path_buf();
             if path.is_dir() {
                 folders.push(path);
             } else if let Ok(bytes) = fs::read(&path) {
@@ -779,7 +1208,10 @@ fn read_image(folder: &Path) -> Image {
 fn until(condition: impl Fn() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < DEADLINE, "it did not come true within {DEADLINE:?}");
+        assert!(
+            begun.elapsed() < DEADLINE,
+            "it did not come true within {DEADLINE:?}"
+        );
         thread::park_timeout(Duration::from_millis(10));
     }
 }
@@ -789,28 +1221,48 @@ fn each_in_parallel<I: Send>(items: impl Iterator<Item = I>, check: impl Fn(I) +
     each_in_parallel_with(|| (), items, |(), item| check(item));
 }
 
-/// The same with something that each thread makes for itself; returns what `check` gave, in no particular order.
+/// The same with something that each thread makes for itself; returns what `check` gave, in no
+/// particular order.
 fn each_in_parallel_with<S, I: Send, R: Send>(
     make: impl Fn() -> S + Sync,
     items: impl Iterator<Item = I>,
     check: impl Fn(&S, I) -> R + Sync,
 ) -> Vec<R> {
     let mut shares: Vec<Vec<I>> = (0..WORKERS).map(|_| Vec::new()).collect();
-    items.enumerate().for_each(|(n, item)| shares[n % WORKERS].push(item));
+    items
+        .enumerate()
+        .for_each(|(n, item)| shares[n % WORKERS].push(item));
     let work = |share: Vec<I>| {
         let own = make();
-        share.into_iter().map(|item| check(&own, item)).collect::<Vec<_>>()
+        share
+            .into_iter()
+            .map(|item| check(&own, item))
+            .collect::<Vec<_>>()
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = shares.into_iter().map(|share| scope.spawn(|| work(share))).collect();
-        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        let workers: Vec<_> = shares
+            .into_iter()
+            .map(|share| scope.spawn(|| work(share)))
+            .collect();
+        workers
+            .into_iter()
+            .flat_map(|worker| {
+                worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
     })
 }
 
 /// Ruins one byte in about sixty.
 fn scribble(bytes: &mut [u8], seed: u64) {
     let noise = noise(seed, bytes.len());
-    bytes.iter_mut().zip(noise).filter(|(_, noise)| *noise < 4).for_each(|(byte, noise)| *byte ^= noise + 1);
+    bytes
+        .iter_mut()
+        .zip(noise)
+        .filter(|(_, noise)| *noise < 4)
+        .for_each(|(byte, noise)| *byte ^= noise + 1);
 }
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {

@@ -5,8 +5,9 @@ use std::thread;
 use sessionlog::{After, Error, Event, EventId, From, Page, SessionLog, StreamItem};
 
 use crate::support::{
-    DEADLINE, append_notes, assert_dense, assert_error, assert_rising, copy_folder, drain, feed_all, folder, notes, of_session,
-    open, read_all, seal_once, session, small_files, take_events,
+    DEADLINE, append_notes, assert_dense, assert_error, assert_rising, copy_folder, drain,
+    feed_all, folder, notes, of_session, open, read_all, seal_once, session, small_files,
+    take_events,
 };
 
 #[test]
@@ -16,7 +17,11 @@ fn the_feed_gives_every_session_in_commit_order_from_any_event() {
     let sessions = ["c", "a", "b"].map(session);
     let mut all = Vec::new();
     let append = |log: &SessionLog, all: &mut Vec<Event>| {
-        all.extend((0..12).flat_map(|n| log.append(&sessions[n * 5 % 3], notes(&n.to_string(), n % 3 + 1)).unwrap().events));
+        all.extend((0..12).flat_map(|n| {
+            log.append(&sessions[n * 5 % 3], notes(&n.to_string(), n % 3 + 1))
+                .unwrap()
+                .events
+        }));
     };
     let check = |log: &SessionLog, all: &[Event]| {
         assert_rising(all);
@@ -53,7 +58,14 @@ fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
     thread::scope(|scope| {
         for writer in 0..4 {
             let log = &log;
-            scope.spawn(move || append_notes(log, &session(&format!("s{}", writer % 2)), &writer.to_string(), 50));
+            scope.spawn(move || {
+                append_notes(
+                    log,
+                    &session(&format!("s{}", writer % 2)),
+                    &writer.to_string(),
+                    50,
+                )
+            });
         }
         let events = take_events(&mut feed, 200);
         assert_rising(&events);
@@ -61,7 +73,10 @@ fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
             assert_dense(&of_session(&events, &id), 1..=100);
         }
     });
-    assert_eq!(feed.next_timeout(DEADLINE).unwrap().unwrap(), StreamItem::CaughtUp);
+    assert_eq!(
+        feed.next_timeout(DEADLINE).unwrap().unwrap(),
+        StreamItem::CaughtUp
+    );
 }
 
 /// K8: a place that the store does not know, such as one that was seen before a restore.
@@ -78,15 +93,27 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     check_places(&log, &all);
     log.close().unwrap();
     check_places(&small_files().open(dir.path()).unwrap(), &all);
-    check_places(&small_files().read_only(true).open(dir.path()).unwrap(), &all);
+    check_places(
+        &small_files().read_only(true).open(dir.path()).unwrap(),
+        &all,
+    );
 }
 
-/// Reads on behind every event, in the middle of a batch and at the end of the store too, and behind what lies beside each.
+/// Reads on behind every event, in the middle of a batch and at the end of the store too, and
+/// behind what lies beside each.
 fn check_places(log: &SessionLog, all: &[Event]) {
     for (nth, event) in all.iter().enumerate() {
-        assert_eq!(drain(&mut log.feed(After(event.id)).unwrap().until_tail()), all[nth + 1..], "after {}", event.id);
+        assert_eq!(
+            drain(&mut log.feed(After(event.id)).unwrap().until_tail()),
+            all[nth + 1..],
+            "after {}",
+            event.id
+        );
     }
-    let beside = all.iter().flat_map(|event| [event.id.to_u128() - 1, event.id.to_u128() + 1]).map(EventId::from_u128);
+    let beside = all
+        .iter()
+        .flat_map(|event| [event.id.to_u128() - 1, event.id.to_u128() + 1])
+        .map(EventId::from_u128);
     let unknown = beside.filter(|id| all.iter().all(|event| event.id != *id));
     for place in unknown.chain([0, u128::MAX].map(EventId::from_u128)) {
         assert_error!(log.feed(After(place)), Error::UnknownEvent { id } if *id == place);
@@ -105,8 +132,17 @@ fn after_a_restore_from_an_older_copy_every_reader_that_saw_more_is_refused() {
     let restored = open(&copy);
     let other = append_notes(&restored, &id, "other", 3);
     assert_error!(restored.feed(After(seen.id)), Error::UnknownEvent { id } if *id == seen.id);
-    assert_error!(restored.list(&id, Page::after(seen.id)), Error::Cursor { .. });
-    assert_error!(restored.stream(&id, From::After(seen.id.into())), Error::Cursor { .. });
+    assert_error!(
+        restored.list(&id, Page::after(seen.id)),
+        Error::Cursor { .. }
+    );
+    assert_error!(
+        restored.stream(&id, From::After(seen.id.into())),
+        Error::Cursor { .. }
+    );
     let place = kept.last().unwrap().id;
-    assert_eq!(drain(&mut restored.feed(After(place)).unwrap().until_tail()), other);
+    assert_eq!(
+        drain(&mut restored.feed(After(place)).unwrap().until_tail()),
+        other
+    );
 }

@@ -5,11 +5,13 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::thread;
 
-use sessionlog::{Ack, Batch, Error, Event, EventId, Expected, MessageId, NewEvent, Result, SessionId, SessionLog};
+use sessionlog::{
+    Ack, Batch, Error, Event, EventId, Expected, MessageId, NewEvent, Result, SessionId, SessionLog,
+};
 
 use crate::support::{
-    append_notes, assert_ack_fits, assert_error, block_on, eventually, feed_all, folder, note, notes, open, read_all, seal_once,
-    segments, session, small_files,
+    append_notes, assert_ack_fits, assert_error, block_on, eventually, feed_all, folder, note,
+    notes, open, read_all, seal_once, segments, session, small_files,
 };
 
 fn keyed() -> Batch {
@@ -19,7 +21,10 @@ fn keyed() -> Batch {
 /// Appends the batch again, which must give back `original` and add nothing.
 fn check_replay(log: &SessionLog, session: &SessionId, retry: Batch, original: &[Event]) {
     let before = log.head(session).unwrap();
-    for ack in [log.append(session, retry.clone()).unwrap(), block_on(log.append_async(session, retry)).unwrap()] {
+    for ack in [
+        log.append(session, retry.clone()).unwrap(),
+        block_on(log.append_async(session, retry)).unwrap(),
+    ] {
         assert_ack_fits(&ack, session);
         assert!(ack.replayed, "{ack:?}");
         assert_eq!(ack.events, original);
@@ -27,16 +32,28 @@ fn check_replay(log: &SessionLog, session: &SessionId, retry: Batch, original: &
     assert_eq!(log.head(session).unwrap(), before);
 }
 
-/// Appends another batch under the key of one that lies at `first_seq`, which must be refused and add nothing.
+/// Appends another batch under the key of one that lies at `first_seq`, which must be refused and
+/// add nothing.
 fn check_conflict(log: &SessionLog, session: &SessionId, other: &Batch, first: u64) {
     let before = log.head(session).unwrap();
     match log.append(session, other.clone()) {
-        Err(Error::IdempotencyConflict { session: of, key, first_seq }) => {
-            assert_eq!((&of, key.as_str(), first_seq), (session, "k", first), "{other:?}");
+        Err(Error::IdempotencyConflict {
+            session: of,
+            key,
+            first_seq,
+        }) => {
+            assert_eq!(
+                (&of, key.as_str(), first_seq),
+                (session, "k", first),
+                "{other:?}"
+            );
         }
         outcome => panic!("{other:?} gave {outcome:?}"),
     }
-    assert_error!(block_on(log.append_async(session, other.clone())), Error::IdempotencyConflict { .. });
+    assert_error!(
+        block_on(log.append_async(session, other.clone())),
+        Error::IdempotencyConflict { .. }
+    );
     assert_eq!(log.head(session).unwrap(), before);
 }
 
@@ -73,7 +90,11 @@ fn any_other_content_under_a_used_key_is_a_conflict() {
     let id = session("s");
     let turn = |n| MessageId::from(EventId::from_u128(n));
     let event = |event_type: &str, data: &str| NewEvent::new(event_type, data.to_owned());
-    let original = [event("a", "bc"), event("d", "ef").in_turn(turn(1)), event("g", "")];
+    let original = [
+        event("a", "bc"),
+        event("d", "ef").in_turn(turn(1)),
+        event("g", ""),
+    ];
     let with = |n: usize, other: NewEvent| {
         let mut events = original.clone();
         events[n] = other;
@@ -96,14 +117,26 @@ fn any_other_content_under_a_used_key_is_a_conflict() {
         vec![first.clone(), event("d", "efg"), third],
     ];
     append_notes(&log, &id, "before", 1);
-    log.append(&id, Batch::new().events(original.clone()).idempotency_key("k")).unwrap();
+    log.append(
+        &id,
+        Batch::new().events(original.clone()).idempotency_key("k"),
+    )
+    .unwrap();
     for events in others {
-        check_conflict(&log, &id, &Batch::new().events(events).idempotency_key("k"), 2);
+        check_conflict(
+            &log,
+            &id,
+            &Batch::new().events(events).idempotency_key("k"),
+            2,
+        );
     }
     let message = |text: &str| Batch::new().user_message(text).idempotency_key("m");
     let ack = log.append(&id, message("hello")).unwrap();
     check_replay(&log, &id, message("hello"), &ack.events);
-    assert_error!(log.append(&id, message("hallo")), Error::IdempotencyConflict { .. });
+    assert_error!(
+        log.append(&id, message("hallo")),
+        Error::IdempotencyConflict { .. }
+    );
 }
 
 #[test]
@@ -111,10 +144,23 @@ fn the_key_is_looked_at_before_the_expected_seq() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    let ack = log.append(&id, keyed().expected(Expected::NoSession)).unwrap();
-    for expected in [Expected::NoSession, Expected::Seq(0), Expected::Seq(9), Expected::Exists, Expected::Any] {
+    let ack = log
+        .append(&id, keyed().expected(Expected::NoSession))
+        .unwrap();
+    for expected in [
+        Expected::NoSession,
+        Expected::Seq(0),
+        Expected::Seq(9),
+        Expected::Exists,
+        Expected::Any,
+    ] {
         check_replay(&log, &id, keyed().expected(expected), &ack.events);
-        check_conflict(&log, &id, &notes("other", 1).idempotency_key("k").expected(expected), 1);
+        check_conflict(
+            &log,
+            &id,
+            &notes("other", 1).idempotency_key("k").expected(expected),
+            1,
+        );
     }
 }
 
@@ -123,8 +169,13 @@ fn a_refused_append_does_not_use_its_key_up() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    let refused = notes("other content", 1).idempotency_key("k").expected(Expected::Exists);
-    assert_error!(log.append(&id, refused), Error::ExpectedMismatch { actual: 0, .. });
+    let refused = notes("other content", 1)
+        .idempotency_key("k")
+        .expected(Expected::Exists);
+    assert_error!(
+        log.append(&id, refused),
+        Error::ExpectedMismatch { actual: 0, .. }
+    );
     let ack = log.append(&id, keyed()).unwrap();
     assert_eq!((ack.first, ack.replayed), (1, false));
 }
@@ -135,10 +186,29 @@ fn a_key_belongs_to_its_session_and_to_no_other_spelling() {
     let log = open(&dir);
     let wide = "x".repeat(255);
     let names = ["a", "ab", "abc", "A", &wide];
-    let keys = ["bc", "c", "k", "K", "k ", " k", "\u{e9}", "e\u{301}", "k\0", &format!("{wide}1"), &format!("{wide}2")];
-    let pairs: Vec<_> = names.iter().flat_map(|name| keys.iter().map(move |key| (session(name), *key))).collect();
+    let keys = [
+        "bc",
+        "c",
+        "k",
+        "K",
+        "k ",
+        " k",
+        "\u{e9}",
+        "e\u{301}",
+        "k\0",
+        &format!("{wide}1"),
+        &format!("{wide}2"),
+    ];
+    let pairs: Vec<_> = names
+        .iter()
+        .flat_map(|name| keys.iter().map(move |key| (session(name), *key)))
+        .collect();
     let batch = |n: usize, key: &str| notes(&n.to_string(), 1).idempotency_key(key);
-    let acks: Vec<Ack> = pairs.iter().enumerate().map(|(n, (id, key))| log.append(id, batch(n, key)).unwrap()).collect();
+    let acks: Vec<Ack> = pairs
+        .iter()
+        .enumerate()
+        .map(|(n, (id, key))| log.append(id, batch(n, key)).unwrap())
+        .collect();
     assert!(acks.iter().all(|ack| !ack.replayed), "{acks:?}");
     for (n, (id, key)) in pairs.iter().enumerate() {
         check_replay(&log, id, batch(n, key), &acks[n].events);
@@ -168,7 +238,12 @@ fn a_key_holds_in_memory_in_segments_and_over_reopening() {
     log.close().unwrap();
     let log = small_files().open(dir.path()).unwrap();
     check(&log);
-    assert_eq!(log.append(&id, notes("fresh", 1).idempotency_key("fresh")).unwrap().first, 5);
+    assert_eq!(
+        log.append(&id, notes("fresh", 1).idempotency_key("fresh"))
+            .unwrap()
+            .first,
+        5
+    );
 }
 
 #[test]
@@ -180,13 +255,29 @@ fn sixteen_concurrent_duplicates_land_once() {
         let acks: Vec<Ack> = thread::scope(|scope| {
             let append = |n: usize| {
                 let (log, id) = (&log, &id);
-                move || if n.is_multiple_of(2) { log.append(id, keyed()) } else { block_on(log.append_async(id, keyed())) }
+                move || {
+                    if n.is_multiple_of(2) {
+                        log.append(id, keyed())
+                    } else {
+                        block_on(log.append_async(id, keyed()))
+                    }
+                }
             };
             let threads: Vec<_> = (0..16).map(|n| scope.spawn(append(n))).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap().unwrap())
+                .collect()
         });
-        assert_eq!(acks.iter().filter(|ack| !ack.replayed).count(), 1, "{acks:?}");
-        assert!(acks.iter().all(|ack| ack.events == acks[0].events), "{acks:?}");
+        assert_eq!(
+            acks.iter().filter(|ack| !ack.replayed).count(),
+            1,
+            "{acks:?}"
+        );
+        assert!(
+            acks.iter().all(|ack| ack.events == acks[0].events),
+            "{acks:?}"
+        );
         assert_eq!(read_all(&log, &id), acks[0].events);
     }
     assert_eq!(feed_all(&log).len(), 30);
@@ -203,7 +294,10 @@ fn of_concurrent_batches_under_one_key_one_lands_and_the_others_conflict() {
             move || log.append(id, notes(&n.to_string(), 1).idempotency_key("k"))
         };
         let threads: Vec<_> = (0..16).map(|n| scope.spawn(append(n))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
     });
     let landed: Vec<_> = outcomes.iter().flatten().collect();
     assert_eq!(landed.len(), 1, "{outcomes:?}");
@@ -218,12 +312,21 @@ fn a_key_lands_once_while_segments_are_made() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     let id = session("s");
-    let batch = |n: usize| Batch::new().event(note(vec![u8::try_from(n).unwrap(); 100_000])).idempotency_key(n.to_string());
+    let batch = |n: usize| {
+        Batch::new()
+            .event(note(vec![u8::try_from(n).unwrap(); 100_000]))
+            .idempotency_key(n.to_string())
+    };
     let mut landed: Vec<Vec<Event>> = Vec::new();
     for n in 0..200 {
         let acks: Vec<Ack> = thread::scope(|scope| {
-            let twice: Vec<_> = (0..2).map(|_| scope.spawn(|| log.append(&id, batch(n)).unwrap())).collect();
-            twice.into_iter().map(|thread| thread.join().unwrap()).collect()
+            let twice: Vec<_> = (0..2)
+                .map(|_| scope.spawn(|| log.append(&id, batch(n)).unwrap()))
+                .collect();
+            twice
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         assert_eq!(
             acks.iter().filter(|ack| ack.replayed).count(),
@@ -234,19 +337,27 @@ fn a_key_lands_once_while_segments_are_made() {
         landed.push(acks[0].events.clone());
         for earlier in [0, n / 2, n.saturating_sub(30), n.saturating_sub(1)] {
             let ack = log.append(&id, batch(earlier)).unwrap();
-            assert!(ack.replayed && ack.events == landed[earlier], "the key of batch {earlier} after batch {n}");
+            assert!(
+                ack.replayed && ack.events == landed[earlier],
+                "the key of batch {earlier} after batch {n}"
+            );
         }
     }
     eventually("a segment", || segments(dir.path()) > 0);
     assert_eq!(read_all(&log, &id), landed.concat());
 }
 
-/// Retries a batch for which the journal file has no room left, so that what follows begins in the next one, and ends the log.
+/// Retries a batch for which the journal file has no room left, so that what follows begins in the
+/// next one, and ends the log.
 fn check_retry_at_the_end_of_a_file(appends_after: usize, end: impl Fn(SessionLog)) {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     let id = session("s");
-    let large = || Batch::new().events((0..3).map(|n| note(vec![n; 1 << 20]))).idempotency_key("k");
+    let large = || {
+        Batch::new()
+            .events((0..3).map(|n| note(vec![n; 1 << 20])))
+            .idempotency_key("k")
+    };
     let mut all = log.append(&id, large()).unwrap().events;
     check_replay(&log, &id, large(), &all);
     all.extend(append_notes(&log, &id, "after", appends_after));
@@ -275,7 +386,11 @@ fn retries_write_nothing_and_keep_nothing_from_being_sealed() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     let id = session("s");
-    let large = || Batch::new().events((0..3).map(|n| note(vec![n; 1 << 20]))).idempotency_key("k");
+    let large = || {
+        Batch::new()
+            .events((0..3).map(|n| note(vec![n; 1 << 20])))
+            .idempotency_key("k")
+    };
     let events = log.append(&id, large()).unwrap().events;
     let before = log.stats().journal_bytes;
     for _ in 0..20 {
@@ -284,12 +399,16 @@ fn retries_write_nothing_and_keep_nothing_from_being_sealed() {
     assert_eq!(log.stats().journal_bytes, before);
     // More than is left of the first journal file, and less than a second one holds.
     for n in 0..2 {
-        log.append(&id, Batch::new().event(note(vec![n; 1 << 20]))).unwrap();
+        log.append(&id, Batch::new().event(note(vec![n; 1 << 20])))
+            .unwrap();
     }
-    eventually("the segment of the first journal file", || segments(dir.path()) > 0);
+    eventually("the segment of the first journal file", || {
+        segments(dir.path()) > 0
+    });
 }
 
-/// Polls every future to its end from one task, so that all are queued before the first answer is taken.
+/// Polls every future to its end from one task, so that all are queued before the first answer is
+/// taken.
 async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     let mut futures: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
     let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
@@ -301,7 +420,11 @@ async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Out
                 *output = Some(value);
             }
         }
-        if outputs.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+        if outputs.iter().all(Option::is_some) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     })
     .await;
     outputs.into_iter().flatten().collect()
@@ -315,11 +438,21 @@ fn a_key_holds_for_batches_that_share_a_commit_group_with_it() {
     append_notes(&log, &id, "before", 1);
     // What queues up behind the first of these becomes one group.
     let ahead = (0..20).map(|n| notes(&format!("ahead/{n}"), 1));
-    let batches = ahead.chain([keyed(), keyed(), Batch::new().event(note("free")), keyed(), keyed()]);
+    let batches = ahead.chain([
+        keyed(),
+        keyed(),
+        Batch::new().event(note("free")),
+        keyed(),
+        keyed(),
+    ]);
     let acks = block_on(join_all(batches.map(|batch| log.append_async(&id, batch))));
     let acks: Vec<Ack> = acks.into_iter().map(Result::unwrap).collect();
     let duplicates = [20, 21, 23, 24].map(|n: usize| &acks[n]);
-    assert_eq!(duplicates.iter().filter(|ack| !ack.replayed).count(), 1, "{duplicates:?}");
+    assert_eq!(
+        duplicates.iter().filter(|ack| !ack.replayed).count(),
+        1,
+        "{duplicates:?}"
+    );
     for ack in duplicates {
         assert_ack_fits(ack, &id);
         assert_eq!(ack.events, duplicates[0].events);

@@ -1,11 +1,14 @@
-//! What the index says is a hint. Here it lies in ways that damage does not make: every entry is whole, and it says that it has all segments.
+//! What the index says is a hint. Here it lies in ways that damage does not make: every entry is
+//! whole, and it says that it has all segments.
 
 use std::path::Path;
 
 use sessionlog::{Event, Expected, Page, SessionId};
 
 use crate::list::check_walk;
-use crate::support::{append_notes, eventually, feed_all, folder, notes, read_all, seal_once, session, small_files};
+use crate::support::{
+    append_notes, eventually, feed_all, folder, notes, read_all, seal_once, session, small_files,
+};
 
 const SESSIONS: usize = 6;
 /// Journal files may be sealed together, so that there are fewer runs of a session.
@@ -25,7 +28,11 @@ fn an_index_that_has_forgotten_the_last_run_of_each_session_is_found_out() {
 
 #[test]
 fn an_index_that_has_forgotten_all_but_the_first_run_of_each_session_is_found_out() {
-    check_lies(|sessions| for_each(sessions, |runs| for_each(&mut runs[1..], |(_, run)| *run = None)));
+    check_lies(|sessions| {
+        for_each(sessions, |runs| {
+            for_each(&mut runs[1..], |(_, run)| *run = None)
+        })
+    });
 }
 
 #[test]
@@ -35,7 +42,11 @@ fn an_index_that_has_forgotten_a_run_in_the_middle_is_found_out() {
 
 #[test]
 fn an_index_that_takes_an_earlier_run_for_the_last_is_found_out() {
-    check_lies(|sessions| for_each(sessions, |runs| runs.last_mut().unwrap().1 = runs[0].1.clone()));
+    check_lies(|sessions| {
+        for_each(sessions, |runs| {
+            runs.last_mut().unwrap().1 = runs[0].1.clone()
+        })
+    });
 }
 
 #[test]
@@ -52,7 +63,13 @@ fn an_index_in_which_runs_have_changed_places_is_found_out() {
 fn an_index_that_takes_the_last_run_of_another_session_for_a_session_s_own_is_found_out() {
     check_lies(|sessions| {
         let last = |runs: &Runs| runs.last().unwrap().1.clone();
-        let other: Vec<_> = sessions.iter().cycle().skip(1).take(sessions.len()).map(last).collect();
+        let other: Vec<_> = sessions
+            .iter()
+            .cycle()
+            .skip(1)
+            .take(sessions.len())
+            .map(last)
+            .collect();
         for (runs, other) in sessions.iter_mut().zip(other) {
             runs.last_mut().unwrap().1 = other;
         }
@@ -68,17 +85,29 @@ fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
     for nth in 0..ROUNDS {
         events.extend(append_notes(&log, &read, &nth.to_string(), 7));
         seal_once(&dir, &log, &filler);
-        eventually("the index to have all segments", || log.stats().index_lag == 0);
+        eventually("the index to have all segments", || {
+            log.stats().index_lag == 0
+        });
         if nth == 0 {
             continue;
         }
         // The index is asked for the end first, and so says nothing of what lies before.
-        assert_eq!(log.list(&read, Page::new().newest_first().limit(3)).unwrap().events.last(), events.iter().rev().nth(2));
+        assert_eq!(
+            log.list(&read, Page::new().newest_first().limit(3))
+                .unwrap()
+                .events
+                .last(),
+            events.iter().rev().nth(2)
+        );
         for limit in [3, 10, 1_000] {
             check_walk(&log, &read, &events, None, limit);
         }
     }
-    assert_eq!(log.stats().index_rebuilds, 0, "the index was taken to have said what it never did");
+    assert_eq!(
+        log.stats().index_rebuilds,
+        0,
+        "the index was taken to have said what it never did"
+    );
 }
 
 /// Its entries say more, and how far it has got stands under another key.
@@ -87,15 +116,24 @@ fn an_index_of_an_earlier_format_is_built_again() {
     let dir = folder();
     let written = write_sealed(&dir);
     let db = sled_in(&dir.path().join("index"));
-    let position = db.iter().map(Result::unwrap).find(|(key, _)| key[0] != KIND_RUN).unwrap();
+    let position = db
+        .iter()
+        .map(Result::unwrap)
+        .find(|(key, _)| key[0] != KIND_RUN)
+        .unwrap();
     db.remove(position.0).unwrap();
     db.insert([KIND_POSITION_BEFORE], position.1).unwrap();
     db.flush().unwrap();
     drop(db);
     let log = small_files().open(dir.path()).unwrap();
-    eventually("the index to be built again", || log.stats().index_rebuilds == 1 && log.stats().index_lag == 0);
+    eventually("the index to be built again", || {
+        log.stats().index_rebuilds == 1 && log.stats().index_lag == 0
+    });
     for (session, events) in &written {
-        assert!(&read_all(&log, session) == events, "{session} reads otherwise");
+        assert!(
+            &read_all(&log, session) == events,
+            "{session} reads otherwise"
+        );
     }
     assert_eq!(log.stats().index_rebuilds, 1);
 }
@@ -112,7 +150,8 @@ fn for_each<T>(items: &mut [T], change: impl Fn(&mut T)) {
     }
 }
 
-/// Changes what the index has of the sessions, and opens the log with that. Readers and writers must notice nothing, and the index be built again.
+/// Changes what the index has of the sessions, and opens the log with that. Readers and writers
+/// must notice nothing, and the index be built again.
 fn check_lies(lie: impl Fn(&mut [Runs])) {
     let dir = folder();
     let written = write_sealed(&dir);
@@ -120,30 +159,62 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
 
     let log = small_files().open(dir.path()).unwrap();
     // Before it has been opened the index is not asked.
-    eventually("the index to be open and to have all segments", || log.stats().index_lag == 0);
+    eventually("the index to be open and to have all segments", || {
+        log.stats().index_lag == 0
+    });
     for (session, events) in &written {
         let (head, newest) = (log.head(session).unwrap(), events.last().unwrap());
-        assert_eq!((head.last, head.last_id), (newest.seq, newest.id), "the head of {session}");
-        assert!(&read_all(&log, session) == events, "{session} reads otherwise");
-        assert!(log.append(session, notes("retry", 1).expected(Expected::NoSession)).is_err());
-        let ack = log.append(session, notes("next", 1).expected(Expected::Seq(newest.seq))).unwrap();
+        assert_eq!(
+            (head.last, head.last_id),
+            (newest.seq, newest.id),
+            "the head of {session}"
+        );
+        assert!(
+            &read_all(&log, session) == events,
+            "{session} reads otherwise"
+        );
+        assert!(
+            log.append(session, notes("retry", 1).expected(Expected::NoSession))
+                .is_err()
+        );
+        let ack = log
+            .append(
+                session,
+                notes("next", 1).expected(Expected::Seq(newest.seq)),
+            )
+            .unwrap();
         assert_eq!(ack.first, newest.seq + 1);
     }
-    eventually("the index to be built again", || log.stats().index_rebuilds > 0 && log.stats().index_lag == 0);
+    eventually("the index to be built again", || {
+        log.stats().index_rebuilds > 0 && log.stats().index_lag == 0
+    });
     let rebuilds = log.stats().index_rebuilds;
     let feed = feed_all(&log);
     for (session, events) in &written {
-        assert!(read_all(&log, session).starts_with(events), "{session} reads otherwise from the index that was built again");
+        assert!(
+            read_all(&log, session).starts_with(events),
+            "{session} reads otherwise from the index that was built again"
+        );
         let of_session = feed.iter().filter(|event| event.session_id == *session);
-        assert!(of_session.take(events.len()).eq(events), "the feed has {session} otherwise");
+        assert!(
+            of_session.take(events.len()).eq(events),
+            "the feed has {session} otherwise"
+        );
     }
-    assert_eq!(log.stats().index_rebuilds, rebuilds, "the index that was built again is blamed for the one before");
+    assert_eq!(
+        log.stats().index_rebuilds,
+        rebuilds,
+        "the index that was built again is blamed for the one before"
+    );
 }
 
-/// A closed log with several segments, each of which holds events of each session; and these, of which the journal holds none.
+/// A closed log with several segments, each of which holds events of each session; and these, of
+/// which the journal holds none.
 fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
     let log = small_files().open(dir.path()).unwrap();
-    let mut written: Vec<_> = (0..SESSIONS).map(|nth| (session(&format!("s{nth}")), Vec::new())).collect();
+    let mut written: Vec<_> = (0..SESSIONS)
+        .map(|nth| (session(&format!("s{nth}")), Vec::new()))
+        .collect();
     for nth in 0..ROUNDS {
         // As many as no other session has in this round, so that nobody's run passes for another's.
         for (count, (session, events)) in (1..).zip(&mut written) {
@@ -152,21 +223,32 @@ fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
         seal_once(dir, &log, &session("filler"));
     }
     seal_once(dir, &log, &session("filler"));
-    eventually("the index to have all segments", || log.stats().index_lag == 0);
+    eventually("the index to have all segments", || {
+        log.stats().index_lag == 0
+    });
     log.close().unwrap();
     written
 }
 
 fn sled_in(folder: &Path) -> sled::Db {
-    sled::Config::new().path(folder).segment_size(SLED_SEGMENT_BYTES).open().unwrap()
+    sled::Config::new()
+        .path(folder)
+        .segment_size(SLED_SEGMENT_BYTES)
+        .open()
+        .unwrap()
 }
 
 fn change_index(folder: &Path, lie: impl Fn(&mut [Runs])) {
     let db = sled_in(folder);
-    let entries: Runs =
-        db.scan_prefix([KIND_RUN]).map(Result::unwrap).map(|(key, run)| (key.to_vec(), Some(run.to_vec()))).collect();
-    let mut sessions: Vec<Runs> =
-        entries.chunk_by(|(one, _), (other, _)| session_of(one) == session_of(other)).map(<[Entry]>::to_vec).collect();
+    let entries: Runs = db
+        .scan_prefix([KIND_RUN])
+        .map(Result::unwrap)
+        .map(|(key, run)| (key.to_vec(), Some(run.to_vec())))
+        .collect();
+    let mut sessions: Vec<Runs> = entries
+        .chunk_by(|(one, _), (other, _)| session_of(one) == session_of(other))
+        .map(<[Entry]>::to_vec)
+        .collect();
     for runs in &sessions {
         assert!(runs.len() >= RUNS_MIN, "{} runs of a session", runs.len());
     }

@@ -1,14 +1,23 @@
-//! Every limit: what is at it passes, what is one above it is refused by name and leaves nothing behind.
+//! Every limit: what is at it passes, what is one above it is refused by name and leaves nothing
+//! behind.
 
 use serde_json::json;
-use sessionlog::{Batch, Error, Limit, NewEvent, Options, Page, Result, SessionId, SessionLog, UserMessage};
+use sessionlog::{
+    Batch, Error, Limit, NewEvent, Options, Page, Result, SessionId, SessionLog, UserMessage,
+};
 
-use crate::support::{assert_error, block_on, folder, note, notes, open, read_all, session, small_files};
+use crate::support::{
+    assert_error, block_on, folder, note, notes, open, read_all, session, small_files,
+};
 
 /// Fails unless the call was refused for this limit with these figures.
 fn check_refused<T>(result: Result<T>, limit: Limit, actual: u64, max: u64) {
     match result.map(|_| ()) {
-        Err(Error::TooLarge { limit: l, actual: a, max: m }) => assert_eq!((l, a, m), (limit, actual, max)),
+        Err(Error::TooLarge {
+            limit: l,
+            actual: a,
+            max: m,
+        }) => assert_eq!((l, a, m), (limit, actual, max)),
         outcome => panic!("{limit:?} of {actual} over {max} gave {outcome:?}"),
     }
 }
@@ -20,7 +29,12 @@ fn check_batch(options: Options, limit: Limit, max: usize, of_size: impl Fn(usiz
     let id = session("s");
     let above = max as u64 + 1;
     check_refused(log.append(&id, of_size(max + 1)), limit, above, max as u64);
-    check_refused(block_on(log.append_async(&id, of_size(max + 1))), limit, above, max as u64);
+    check_refused(
+        block_on(log.append_async(&id, of_size(max + 1))),
+        limit,
+        above,
+        max as u64,
+    );
     assert_error!(log.head(&id), Error::UnknownSession { .. });
 
     let at_most = log.append(&id, of_size(max)).unwrap();
@@ -57,43 +71,108 @@ fn of_key_bytes(size: usize) -> Batch {
 fn the_default_limits_of_a_batch_hold_to_the_byte() {
     let mebibyte = 1024 * 1024;
     check_batch(Options::new(), Limit::EventBytes, mebibyte, of_event_bytes);
-    check_batch(Options::new(), Limit::BatchBytes, 4 * mebibyte, of_batch_bytes);
+    check_batch(
+        Options::new(),
+        Limit::BatchBytes,
+        4 * mebibyte,
+        of_batch_bytes,
+    );
     check_batch(Options::new(), Limit::BatchEvents, 1_000, of_events);
     check_batch(Options::new(), Limit::EventTypeBytes, 128, of_type_bytes);
-    check_batch(Options::new(), Limit::IdempotencyKeyBytes, 256, of_key_bytes);
+    check_batch(
+        Options::new(),
+        Limit::IdempotencyKeyBytes,
+        256,
+        of_key_bytes,
+    );
 }
 
 #[test]
 fn the_limits_of_a_batch_follow_the_options() {
-    check_batch(Options::new().event_bytes_max(9), Limit::EventBytes, 9, of_event_bytes);
-    check_batch(Options::new().event_bytes_max(1).batch_bytes_max(9), Limit::BatchBytes, 9, |size| {
-        Batch::new().events((0..size).map(|_| note("x")))
-    });
-    check_batch(Options::new().batch_events_max(1), Limit::BatchEvents, 1, of_events);
-    check_batch(Options::new().event_type_bytes_max(6), Limit::EventTypeBytes, 6, of_type_bytes);
-    check_batch(Options::new().idempotency_key_bytes_max(1), Limit::IdempotencyKeyBytes, 1, of_key_bytes);
-    check_batch(Options::new().event_bytes_max(3 << 20), Limit::EventBytes, 3 << 20, of_event_bytes);
-    check_batch(Options::new().batch_events_max(5_000), Limit::BatchEvents, 5_000, of_events);
+    check_batch(
+        Options::new().event_bytes_max(9),
+        Limit::EventBytes,
+        9,
+        of_event_bytes,
+    );
+    check_batch(
+        Options::new().event_bytes_max(1).batch_bytes_max(9),
+        Limit::BatchBytes,
+        9,
+        |size| Batch::new().events((0..size).map(|_| note("x"))),
+    );
+    check_batch(
+        Options::new().batch_events_max(1),
+        Limit::BatchEvents,
+        1,
+        of_events,
+    );
+    check_batch(
+        Options::new().event_type_bytes_max(6),
+        Limit::EventTypeBytes,
+        6,
+        of_type_bytes,
+    );
+    check_batch(
+        Options::new().idempotency_key_bytes_max(1),
+        Limit::IdempotencyKeyBytes,
+        1,
+        of_key_bytes,
+    );
+    check_batch(
+        Options::new().event_bytes_max(3 << 20),
+        Limit::EventBytes,
+        3 << 20,
+        of_event_bytes,
+    );
+    check_batch(
+        Options::new().batch_events_max(5_000),
+        Limit::BatchEvents,
+        5_000,
+        of_events,
+    );
 }
 
 #[test]
 fn limits_count_bytes_and_not_characters() {
     let dir = folder();
-    let log = Options::new().event_type_bytes_max(4).idempotency_key_bytes_max(4).open(dir.path()).unwrap();
+    let log = Options::new()
+        .event_type_bytes_max(4)
+        .idempotency_key_bytes_max(4)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
     let of_type = |name: &str| Batch::new().event(NewEvent::new(name, "data"));
-    check_refused(log.append(&id, of_type("\u{e9}\u{e9}\u{e9}")), Limit::EventTypeBytes, 6, 4);
-    check_refused(log.append(&id, notes("n", 1).idempotency_key("\u{4e16}\u{4e16}")), Limit::IdempotencyKeyBytes, 6, 4);
-    log.append(&id, of_type("\u{e9}\u{e9}").idempotency_key("\u{1f980}")).unwrap();
+    check_refused(
+        log.append(&id, of_type("\u{e9}\u{e9}\u{e9}")),
+        Limit::EventTypeBytes,
+        6,
+        4,
+    );
+    check_refused(
+        log.append(&id, notes("n", 1).idempotency_key("\u{4e16}\u{4e16}")),
+        Limit::IdempotencyKeyBytes,
+        6,
+        4,
+    );
+    log.append(&id, of_type("\u{e9}\u{e9}").idempotency_key("\u{1f980}"))
+        .unwrap();
     let name = "\u{e9}".repeat(129);
     check_refused(SessionId::new(&name), Limit::SessionIdBytes, 258, 256);
-    assert_eq!(SessionId::new(&name[2..]).unwrap().as_str().len(), SessionId::BYTES_MAX);
+    assert_eq!(
+        SessionId::new(&name[2..]).unwrap().as_str().len(),
+        SessionId::BYTES_MAX
+    );
 }
 
 /// Everything at its largest at once, in the smallest journal files.
 fn largest() -> Batch {
     let events = (0..1_000_usize).map(|n| {
-        let size = if n == 0 { (4 << 20) - 999 * 4_000 } else { 4_000 };
+        let size = if n == 0 {
+            (4 << 20) - 999 * 4_000
+        } else {
+            4_000
+        };
         NewEvent::new("t".repeat(128), vec![u8::try_from(n % 256).unwrap(); size])
     });
     Batch::new().events(events).idempotency_key("k".repeat(256))
@@ -123,13 +202,35 @@ fn what_no_option_allows_is_invalid() {
     let id = session("s");
     for name in ["", "a\0b", "a\n", "\u{7f}", "\u{85}"] {
         let batch = Batch::new().event(NewEvent::new(name, "data"));
-        assert_error!(log.append(&id, batch), Error::Invalid { what: "event type", .. });
+        assert_error!(
+            log.append(&id, batch),
+            Error::Invalid {
+                what: "event type",
+                ..
+            }
+        );
     }
-    assert_error!(log.append(&id, notes("n", 1).idempotency_key("")), Error::Invalid { what: "idempotency key", .. });
-    assert_error!(log.append(&id, Batch::new()), Error::Invalid { what: "batch", .. });
+    assert_error!(
+        log.append(&id, notes("n", 1).idempotency_key("")),
+        Error::Invalid {
+            what: "idempotency key",
+            ..
+        }
+    );
+    assert_error!(
+        log.append(&id, Batch::new()),
+        Error::Invalid { what: "batch", .. }
+    );
     let too_deep = (0..126).fold(json!(null), |value, _| json!([value]));
-    let batch = notes("n", 1).user_message(UserMessage::text("hi").with_metadata("value", too_deep));
-    assert_error!(log.append(&id, batch), Error::Invalid { what: "user message", .. });
+    let batch =
+        notes("n", 1).user_message(UserMessage::text("hi").with_metadata("value", too_deep));
+    assert_error!(
+        log.append(&id, batch),
+        Error::Invalid {
+            what: "user message",
+            ..
+        }
+    );
     assert_error!(log.head(&id), Error::UnknownSession { .. });
 }
 
@@ -140,19 +241,49 @@ fn check_pages(options: Options, max: usize) {
     let id = session("s");
     log.append(&id, notes("n", 2).user_message("m")).unwrap();
     let above = max as u64 + 1;
-    for page in [Page::new(), Page::after(1), Page::before(2).newest_first(), Page::new().types(["note"])] {
+    for page in [
+        Page::new(),
+        Page::after(1),
+        Page::before(2).newest_first(),
+        Page::new().types(["note"]),
+    ] {
         log.list(&id, page.clone().limit(max)).unwrap();
         log.messages(&id, page.clone().limit(max)).unwrap();
-        check_refused(log.list(&id, page.clone().limit(max + 1)), Limit::PageEvents, above, max as u64);
-        check_refused(log.messages(&id, page.clone().limit(max + 1)), Limit::PageEvents, above, max as u64);
-        check_refused(log.list(&id, page.clone().limit(usize::MAX)), Limit::PageEvents, usize::MAX as u64, max as u64);
+        check_refused(
+            log.list(&id, page.clone().limit(max + 1)),
+            Limit::PageEvents,
+            above,
+            max as u64,
+        );
+        check_refused(
+            log.messages(&id, page.clone().limit(max + 1)),
+            Limit::PageEvents,
+            above,
+            max as u64,
+        );
+        check_refused(
+            log.list(&id, page.clone().limit(usize::MAX)),
+            Limit::PageEvents,
+            usize::MAX as u64,
+            max as u64,
+        );
         assert_error!(log.list(&id, page.clone().limit(0)), Error::Invalid { .. });
         assert_error!(log.messages(&id, page.limit(0)), Error::Invalid { .. });
     }
     log.sessions(None, max).unwrap();
     log.recent_sessions(max).unwrap();
-    check_refused(log.sessions(None, max + 1), Limit::PageEvents, above, max as u64);
-    check_refused(log.recent_sessions(max + 1), Limit::PageEvents, above, max as u64);
+    check_refused(
+        log.sessions(None, max + 1),
+        Limit::PageEvents,
+        above,
+        max as u64,
+    );
+    check_refused(
+        log.recent_sessions(max + 1),
+        Limit::PageEvents,
+        above,
+        max as u64,
+    );
     assert_error!(log.sessions(None, 0), Error::Invalid { .. });
     assert_error!(log.recent_sessions(0), Error::Invalid { .. });
 }
@@ -171,7 +302,10 @@ fn a_page_holds_a_hundred_events_unless_told() {
     let id = session("s");
     log.append(&id, notes("n", 101)).unwrap();
     let page = log.list(&id, Page::new()).unwrap();
-    assert_eq!((page.events.len(), page.has_more, page.last), (100, true, 100));
+    assert_eq!(
+        (page.events.len(), page.has_more, page.last),
+        (100, true, 100)
+    );
 }
 
 #[test]
@@ -179,21 +313,54 @@ fn options_that_contradict_are_refused_before_anything_is_made() {
     let mebibyte = 1024 * 1024;
     let cases = [
         ("event_bytes_max", Options::new().event_bytes_max(0)),
-        ("event_bytes_max", Options::new().event_bytes_max(4 * mebibyte + 1)),
-        ("event_bytes_max", Options::new().batch_bytes_max(mebibyte - 1)),
+        (
+            "event_bytes_max",
+            Options::new().event_bytes_max(4 * mebibyte + 1),
+        ),
+        (
+            "event_bytes_max",
+            Options::new().batch_bytes_max(mebibyte - 1),
+        ),
         ("batch_bytes_max", Options::new().batch_bytes_max(0)),
-        ("batch_bytes_max", Options::new().batch_bytes_max(usize::MAX)),
+        (
+            "batch_bytes_max",
+            Options::new().batch_bytes_max(usize::MAX),
+        ),
         ("batch_events_max", Options::new().batch_events_max(0)),
-        ("batch_events_max", Options::new().batch_events_max(usize::MAX)),
-        ("event_type_bytes_max", Options::new().event_type_bytes_max(0)),
-        ("event_type_bytes_max", Options::new().event_type_bytes_max(usize::MAX)),
-        ("idempotency_key_bytes_max", Options::new().idempotency_key_bytes_max(0)),
-        ("idempotency_key_bytes_max", Options::new().idempotency_key_bytes_max(usize::MAX)),
+        (
+            "batch_events_max",
+            Options::new().batch_events_max(usize::MAX),
+        ),
+        (
+            "event_type_bytes_max",
+            Options::new().event_type_bytes_max(0),
+        ),
+        (
+            "event_type_bytes_max",
+            Options::new().event_type_bytes_max(usize::MAX),
+        ),
+        (
+            "idempotency_key_bytes_max",
+            Options::new().idempotency_key_bytes_max(0),
+        ),
+        (
+            "idempotency_key_bytes_max",
+            Options::new().idempotency_key_bytes_max(usize::MAX),
+        ),
         ("page_events_max", Options::new().page_events_max(0)),
-        ("journal_file_bytes_max", Options::new().journal_file_bytes_max(4 * mebibyte - 1)),
-        ("journal_file_bytes_max", Options::new().journal_file_bytes_max(usize::MAX)),
+        (
+            "journal_file_bytes_max",
+            Options::new().journal_file_bytes_max(4 * mebibyte - 1),
+        ),
+        (
+            "journal_file_bytes_max",
+            Options::new().journal_file_bytes_max(usize::MAX),
+        ),
         ("group_bytes_max", Options::new().group_bytes_max(0)),
-        ("group_bytes_max", Options::new().group_bytes_max(64 * mebibyte + 1)),
+        (
+            "group_bytes_max",
+            Options::new().group_bytes_max(64 * mebibyte + 1),
+        ),
         ("scan_bytes_max", Options::new().scan_bytes_max(0)),
     ];
     let dir = folder();

@@ -1,10 +1,14 @@
 //! Every form of a page against a model that is a slice, wherever the events lie.
 
 use sessionlog::{
-    Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, From, NewEvent, Options, Page, Seq, SessionId, SessionLog,
+    Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, From, NewEvent, Options, Page,
+    Seq, SessionId, SessionLog,
 };
 
-use crate::support::{append_notes, assert_dense, assert_error, folder, notes, open, seal_once, seqs, session, small_files};
+use crate::support::{
+    append_notes, assert_dense, assert_error, folder, notes, open, seal_once, seqs, session,
+    small_files,
+};
 
 /// The bounds and the order of a page, in seqs.
 #[derive(Debug, Clone, Copy)]
@@ -25,11 +29,19 @@ impl Form {
             (None, None) => Page::new(),
             (Some(after), None) => Page::after(to_cursor(after)?),
             (None, Some(before)) => Page::before(to_cursor(before)?),
-            (Some(after), Some(before)) if after % 2 == 0 => Page::after(to_cursor(after)?).and_before(to_cursor(before)?),
-            (Some(after), Some(before)) => Page::before(to_cursor(before)?).and_after(to_cursor(after)?),
+            (Some(after), Some(before)) if after % 2 == 0 => {
+                Page::after(to_cursor(after)?).and_before(to_cursor(before)?)
+            }
+            (Some(after), Some(before)) => {
+                Page::before(to_cursor(before)?).and_after(to_cursor(after)?)
+            }
         };
         let page = page.limit(self.limit);
-        Some(if self.newest_first { page.newest_first() } else { page })
+        Some(if self.newest_first {
+            page.newest_first()
+        } else {
+            page
+        })
     }
 
     fn holds(self, seq: Seq) -> bool {
@@ -38,7 +50,11 @@ impl Form {
 
     /// The events in range, in the order of the page.
     fn range(self, all: &[Event]) -> Vec<Event> {
-        let mut range: Vec<_> = all.iter().filter(|event| self.holds(event.seq)).cloned().collect();
+        let mut range: Vec<_> = all
+            .iter()
+            .filter(|event| self.holds(event.seq))
+            .cloned()
+            .collect();
         if self.newest_first {
             range.reverse();
         }
@@ -48,13 +64,31 @@ impl Form {
 
 /// Every combination of bounds at and around `places`, in both orders, with each limit.
 fn forms(places: &[Seq], tail: Seq, limits: &[usize]) -> Vec<Form> {
-    let after = || places.iter().map(|seq| Some(*seq)).filter(|seq| seq.is_none_or(|seq| seq <= tail)).chain([None]);
-    let before = || places.iter().map(|seq| Some(*seq)).chain([Some(tail + 1), None]);
+    let after = || {
+        places
+            .iter()
+            .map(|seq| Some(*seq))
+            .filter(|seq| seq.is_none_or(|seq| seq <= tail))
+            .chain([None])
+    };
+    let before = || {
+        places
+            .iter()
+            .map(|seq| Some(*seq))
+            .chain([Some(tail + 1), None])
+    };
     let mut forms = Vec::new();
     for after in after() {
-        for before in before().filter(|before| !matches!((after, before), (Some(after), Some(before)) if *before <= after)) {
+        for before in before().filter(
+            |before| !matches!((after, before), (Some(after), Some(before)) if *before <= after),
+        ) {
             for &limit in limits {
-                forms.extend([false, true].map(|newest_first| Form { after, before, newest_first, limit }));
+                forms.extend([false, true].map(|newest_first| Form {
+                    after,
+                    before,
+                    newest_first,
+                    limit,
+                }));
             }
         }
     }
@@ -68,9 +102,15 @@ fn check_page(page: &EventPage, form: Form, all: &[Event]) {
     assert_eq!(page.events, expected, "{form:?}");
     assert_eq!(page.has_more, range.len() > form.limit, "{form:?}");
     assert_eq!(page.tail, all.len() as Seq, "{form:?}");
-    assert_eq!(Some(page.tail_id), all.last().map(|event| event.id), "{form:?}");
+    assert_eq!(
+        Some(page.tail_id),
+        all.last().map(|event| event.id),
+        "{form:?}"
+    );
     match (seqs(expected).iter().min(), seqs(expected).iter().max()) {
-        (Some(first), Some(last)) => assert_eq!((page.first, page.last), (*first, *last), "{form:?}"),
+        (Some(first), Some(last)) => {
+            assert_eq!((page.first, page.last), (*first, *last), "{form:?}")
+        }
         _ => assert_eq!(page.first, page.last + 1, "{form:?}"),
     }
 }
@@ -81,57 +121,107 @@ fn check_forms(log: &SessionLog, session: &SessionId, all: &[Event], places: &[S
     let index = |seq: Seq| usize::try_from(seq).unwrap().checked_sub(1);
     let by_id: ToCursor<'_> = &|seq| all.get(index(seq)?).map(|event| Cursor::Event(event.id));
     for form in forms(places, all.len() as Seq, &[1, 2, 7, 1_000]) {
-        for page in [by_seq, by_id].into_iter().filter_map(|to_cursor| form.page(to_cursor)) {
+        for page in [by_seq, by_id]
+            .into_iter()
+            .filter_map(|to_cursor| form.page(to_cursor))
+        {
             check_page(&log.list(session, page).unwrap(), form, all);
         }
     }
 }
 
 /// Walks from page to page, in both orders, over the events of some types or of all.
-pub(crate) fn check_walk(log: &SessionLog, session: &SessionId, all: &[Event], types: Option<&[&str]>, limit: usize) {
+pub(crate) fn check_walk(
+    log: &SessionLog,
+    session: &SessionId,
+    all: &[Event],
+    types: Option<&[&str]>,
+    limit: usize,
+) {
     let start = || match types {
         Some(types) => Page::new().types(types).limit(limit),
         None => Page::new().limit(limit),
     };
-    let mut wanted: Vec<_> =
-        all.iter().filter(|event| types.is_none_or(|types| types.contains(&event.event_type.as_str()))).collect();
+    let mut wanted: Vec<_> = all
+        .iter()
+        .filter(|event| types.is_none_or(|types| types.contains(&event.event_type.as_str())))
+        .collect();
     let mut walked: Vec<Event> = Vec::new();
     let (mut page, mut covered) = (log.list(session, start()).unwrap(), 0);
     loop {
-        assert_eq!(page.first, covered + 1, "a page begins where the one before it ended");
+        assert_eq!(
+            page.first,
+            covered + 1,
+            "a page begins where the one before it ended"
+        );
         assert!(page.events.len() <= limit);
-        assert!(page.events.iter().all(|event| (page.first..=page.last).contains(&event.seq)), "{page:?}");
+        assert!(
+            page.events
+                .iter()
+                .all(|event| (page.first..=page.last).contains(&event.seq)),
+            "{page:?}"
+        );
         covered = page.last;
         walked.extend(page.events);
         if !page.has_more {
             break;
         }
-        assert!(page.last >= page.first, "a page that says there is more must move on");
+        assert!(
+            page.last >= page.first,
+            "a page that says there is more must move on"
+        );
         page = log.list(session, start().and_after(page.last)).unwrap();
     }
     assert_eq!(covered, all.len() as Seq);
-    assert_eq!(walked.iter().collect::<Vec<_>>(), wanted, "{types:?} in pages of {limit}");
+    assert_eq!(
+        walked.iter().collect::<Vec<_>>(),
+        wanted,
+        "{types:?} in pages of {limit}"
+    );
 
     walked.clear();
     page = log.list(session, start().newest_first()).unwrap();
     covered = all.len() as Seq + 1;
     loop {
-        assert_eq!(page.last + 1, covered, "a page ends where the one before it began");
-        assert!(page.events.iter().all(|event| (page.first..=page.last).contains(&event.seq)), "{page:?}");
+        assert_eq!(
+            page.last + 1,
+            covered,
+            "a page ends where the one before it began"
+        );
+        assert!(
+            page.events
+                .iter()
+                .all(|event| (page.first..=page.last).contains(&event.seq)),
+            "{page:?}"
+        );
         covered = page.first;
         walked.extend(page.events);
         if !page.has_more {
             break;
         }
-        page = log.list(session, start().newest_first().and_before(covered)).unwrap();
+        page = log
+            .list(session, start().newest_first().and_before(covered))
+            .unwrap();
     }
     assert_eq!(covered, 1);
     wanted.reverse();
-    assert_eq!(walked.iter().collect::<Vec<_>>(), wanted, "{types:?} newest first in pages of {limit}");
+    assert_eq!(
+        walked.iter().collect::<Vec<_>>(),
+        wanted,
+        "{types:?} newest first in pages of {limit}"
+    );
 }
 
 fn check_walks(log: &SessionLog, session: &SessionId, all: &[Event]) {
-    let filters: [&[&str]; 7] = [&["a"], &["b", "a"], &["rare"], &["first"], &["last"], &["missing"], &["aa", "A"]];
+    let filters: [&[&str]; 7] = [
+        &["a"],
+        &["b", "a"],
+        &["rare"],
+        &["first"],
+        &["last"],
+        &["missing"],
+        &["aa", "A"],
+    ];
     for limit in [1, 3, 10, 1_000] {
         check_walk(log, session, all, None, limit);
         for types in filters {
@@ -148,14 +238,27 @@ fn mixed(round: usize, count: usize, bytes: usize) -> Batch {
         _ if n.is_multiple_of(3) => "b",
         _ => "a",
     };
-    Batch::new().events((0..count).map(|n| NewEvent::new(event_type(n), vec![u8::try_from(n % 251).unwrap(); bytes])))
+    Batch::new().events(
+        (0..count)
+            .map(|n| NewEvent::new(event_type(n), vec![u8::try_from(n % 251).unwrap(); bytes])),
+    )
 }
 
 /// Appends to a session in every shape of batch and ends it with an event of type `last`.
 fn fill(log: &SessionLog, session: &SessionId) -> Vec<Event> {
-    let batches = [mixed(0, 1, 10), mixed(1, 5, 0), mixed(2, 1, 100), mixed(3, 17, 1_000), mixed(4, 2, 10)];
-    let batches = batches.into_iter().chain([Batch::new().event(NewEvent::new("last", ""))]);
-    batches.flat_map(|batch| log.append(session, batch).unwrap().events).collect()
+    let batches = [
+        mixed(0, 1, 10),
+        mixed(1, 5, 0),
+        mixed(2, 1, 100),
+        mixed(3, 17, 1_000),
+        mixed(4, 2, 10),
+    ];
+    let batches = batches
+        .into_iter()
+        .chain([Batch::new().event(NewEvent::new("last", ""))]);
+    batches
+        .flat_map(|batch| log.append(session, batch).unwrap().events)
+        .collect()
 }
 
 #[test]
@@ -198,7 +301,11 @@ fn pages_over_segments_and_memory_match_the_model() {
             seal_once(&dir, &log, &filler);
         }
     }
-    all.extend(log.append(&id, Batch::new().event(NewEvent::new("last", ""))).unwrap().events);
+    all.extend(
+        log.append(&id, Batch::new().event(NewEvent::new("last", "")))
+            .unwrap()
+            .events,
+    );
     assert_dense(&all, 1..=53);
     let check = |log: &SessionLog| {
         check_forms(log, &id, &all, &places);
@@ -237,11 +344,19 @@ fn a_filtered_page_scans_no_further_than_told_and_says_where_to_go_on() {
     let dir = folder();
     for scan_bytes in [1, 1_000, 5_000] {
         let path = dir.path().join(scan_bytes.to_string());
-        let log = sessionlog::Options::new().scan_bytes_max(scan_bytes).open(&path).unwrap();
+        let log = sessionlog::Options::new()
+            .scan_bytes_max(scan_bytes)
+            .open(&path)
+            .unwrap();
         let id = session("s");
-        let all: Vec<_> = (0..40).flat_map(|round| log.append(&id, mixed(round, 5, 500)).unwrap().events).collect();
+        let all: Vec<_> = (0..40)
+            .flat_map(|round| log.append(&id, mixed(round, 5, 500)).unwrap().events)
+            .collect();
         let page = log.list(&id, Page::new().types(["missing"])).unwrap();
-        assert!(page.has_more, "100,000 bytes were scanned where {scan_bytes} are allowed: {page:?}");
+        assert!(
+            page.has_more,
+            "100,000 bytes were scanned where {scan_bytes} are allowed: {page:?}"
+        );
         assert_eq!((page.events.len(), page.first, page.tail), (0, 1, 200));
         for types in [&["missing"][..], &["rare"], &["b"]] {
             check_walk(&log, &id, &all, Some(types), 10);
@@ -252,13 +367,24 @@ fn a_filtered_page_scans_no_further_than_told_and_says_where_to_go_on() {
 #[test]
 fn a_filtered_page_counts_events_without_data() {
     let dir = folder();
-    let log = Options::new().scan_bytes_max(10_000).open(dir.path()).unwrap();
+    let log = Options::new()
+        .scan_bytes_max(10_000)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
     for _ in 0..4 {
-        log.append(&id, Batch::new().events((0..1_000).map(|_| NewEvent::new("note", "")))).unwrap();
+        log.append(
+            &id,
+            Batch::new().events((0..1_000).map(|_| NewEvent::new("note", ""))),
+        )
+        .unwrap();
     }
     let page = log.list(&id, Page::new().types(["other"])).unwrap();
-    assert!(page.events.is_empty() && page.has_more && page.last < 1_000, "{} of 4,000 were read", page.last);
+    assert!(
+        page.events.is_empty() && page.has_more && page.last < 1_000,
+        "{} of 4,000 were read",
+        page.last
+    );
 }
 
 #[test]
@@ -266,14 +392,24 @@ fn a_cursor_holds_when_the_filter_changes() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    let all: Vec<_> = (0..10).flat_map(|round| log.append(&id, mixed(round, 6, 10)).unwrap().events).collect();
+    let all: Vec<_> = (0..10)
+        .flat_map(|round| log.append(&id, mixed(round, 6, 10)).unwrap().events)
+        .collect();
     let rare = log.list(&id, Page::new().types(["rare"])).unwrap().events[0].clone();
     for cursor in [Cursor::from(rare.seq), Cursor::from(rare.id)] {
-        let page = log.list(&id, Page::after(cursor).types(["b"]).limit(2)).unwrap();
-        let wanted: Vec<_> =
-            all.iter().filter(|event| event.seq > rare.seq && event.event_type == "b").take(2).cloned().collect();
+        let page = log
+            .list(&id, Page::after(cursor).types(["b"]).limit(2))
+            .unwrap();
+        let wanted: Vec<_> = all
+            .iter()
+            .filter(|event| event.seq > rare.seq && event.event_type == "b")
+            .take(2)
+            .cloned()
+            .collect();
         assert_eq!(page.events, wanted);
-        let page = log.list(&id, Page::before(cursor).newest_first().limit(2)).unwrap();
+        let page = log
+            .list(&id, Page::before(cursor).newest_first().limit(2))
+            .unwrap();
         assert_eq!(seqs(&page.events), [rare.seq - 1, rare.seq - 2]);
     }
 }
@@ -285,7 +421,16 @@ fn a_page_after_the_tail_is_empty_and_finds_what_comes_next() {
     let id = session("s");
     append_notes(&log, &id, "n", 3);
     let page = log.list(&id, Page::after(3)).unwrap();
-    assert_eq!((page.events.len(), page.has_more, page.first, page.last, page.tail), (0, false, 4, 3, 3));
+    assert_eq!(
+        (
+            page.events.len(),
+            page.has_more,
+            page.first,
+            page.last,
+            page.tail
+        ),
+        (0, false, 4, 3, 3)
+    );
     let next = append_notes(&log, &id, "next", 2);
     assert_eq!(log.list(&id, Page::after(page.last)).unwrap().events, next);
 }
@@ -293,7 +438,12 @@ fn a_page_after_the_tail_is_empty_and_finds_what_comes_next() {
 /// Reads in every call that takes an exclusive lower bound, none of which may accept this one.
 fn check_bad_after(log: &SessionLog, session: &SessionId, cursor: Cursor, expected: CursorProblem) {
     let after = Page::after(cursor);
-    for page in [after.clone(), after.clone().newest_first(), after.types(["note"]), Page::before(1).and_after(cursor)] {
+    for page in [
+        after.clone(),
+        after.clone().newest_first(),
+        after.types(["note"]),
+        Page::before(1).and_after(cursor),
+    ] {
         check_refused(log, session, page, expected);
     }
     assert_error!(
@@ -303,9 +453,19 @@ fn check_bad_after(log: &SessionLog, session: &SessionId, cursor: Cursor, expect
 }
 
 /// The same for an upper bound.
-fn check_bad_before(log: &SessionLog, session: &SessionId, cursor: Cursor, expected: CursorProblem) {
+fn check_bad_before(
+    log: &SessionLog,
+    session: &SessionId,
+    cursor: Cursor,
+    expected: CursorProblem,
+) {
     let before = Page::before(cursor);
-    for page in [before.clone(), before.clone().newest_first(), before.types(["note"]), Page::after(1).and_before(cursor)] {
+    for page in [
+        before.clone(),
+        before.clone().newest_first(),
+        before.types(["note"]),
+        Page::after(1).and_before(cursor),
+    ] {
         check_refused(log, session, page, expected);
     }
 }
@@ -326,17 +486,37 @@ fn a_cursor_that_does_not_fit_is_named() {
     let first = append_notes(&log, &id, "n", 3);
     let theirs = append_notes(&log, &other, "n", 2);
     let check = |log: &SessionLog| {
-        let last = log.list(&id, Page::new().newest_first().limit(1)).unwrap().events[0].clone();
+        let last = log
+            .list(&id, Page::new().newest_first().limit(1))
+            .unwrap()
+            .events[0]
+            .clone();
         for beyond in [last.seq + 2, last.seq + 3, Seq::MAX - 1, Seq::MAX] {
-            let problem = CursorProblem::BeyondTail { seq: beyond, tail: last.seq };
+            let problem = CursorProblem::BeyondTail {
+                seq: beyond,
+                tail: last.seq,
+            };
             check_bad_after(log, &id, beyond.into(), problem);
             check_bad_before(log, &id, beyond.into(), problem);
         }
-        let just_beyond = CursorProblem::BeyondTail { seq: last.seq + 1, tail: last.seq };
+        let just_beyond = CursorProblem::BeyondTail {
+            seq: last.seq + 1,
+            tail: last.seq,
+        };
         check_bad_after(log, &id, (last.seq + 1).into(), just_beyond);
         for event in &theirs {
-            check_bad_after(log, &id, event.id.into(), CursorProblem::OtherSession(event.id));
-            check_bad_before(log, &id, event.id.into(), CursorProblem::OtherSession(event.id));
+            check_bad_after(
+                log,
+                &id,
+                event.id.into(),
+                CursorProblem::OtherSession(event.id),
+            );
+            check_bad_before(
+                log,
+                &id,
+                event.id.into(),
+                CursorProblem::OtherSession(event.id),
+            );
         }
         let between = first[0].id.to_u128() + 1;
         let never = [0, 1, first[0].id.to_u128() - 1, between, u128::MAX].map(EventId::from_u128);
@@ -362,12 +542,17 @@ fn pages_under_a_growing_session_are_gapless() {
     let id = session("s");
     append_notes(&log, &id, "first", 1);
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| (0..100).for_each(|n| drop(log.append(&id, notes(&n.to_string(), 3)).unwrap())));
+        let writer = scope.spawn(|| {
+            (0..100).for_each(|n| drop(log.append(&id, notes(&n.to_string(), 3)).unwrap()))
+        });
         let (mut at, mut seen) = (0, Vec::new());
         while at < 301 {
             let finished = writer.is_finished();
             let page = log.list(&id, Page::after(at).limit(5)).unwrap();
-            assert!(!finished || !page.events.is_empty(), "the walk stopped at {at}: {page:?}");
+            assert!(
+                !finished || !page.events.is_empty(),
+                "the walk stopped at {at}: {page:?}"
+            );
             assert!(page.tail >= page.last, "{page:?}");
             at = page.last;
             seen.extend(page.events);

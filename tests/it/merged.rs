@@ -1,4 +1,5 @@
-//! Filters over many segments: what they say is right whatever becomes of their files, and they come back.
+//! Filters over many segments: what they say is right whatever becomes of their files, and they
+//! come back.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,11 +17,16 @@ fn sealing() -> Options {
     Options::new().recent_bytes_max(0)
 }
 
-/// Appends keyed batches, each to a session of its own, until there are so many segments; returns how many it appended.
+/// Appends keyed batches, each to a session of its own, until there are so many segments; returns
+/// how many it appended.
 fn fill(log: &SessionLog, folder: &Path, from: usize, segments_min: usize) -> usize {
     let mut next = from;
     while segments(folder) < segments_min {
-        assert!(!log.append(&session(&format!("s{next}")), keyed(next)).unwrap().replayed);
+        assert!(
+            !log.append(&session(&format!("s{next}")), keyed(next))
+                .unwrap()
+                .replayed
+        );
         next += 1;
     }
     next
@@ -32,7 +38,11 @@ fn keyed(n: usize) -> Batch {
 
 /// The merged filters, by name.
 fn filters(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let files = fs::read_dir(folder.join("filters")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = fs::read_dir(folder.join("filters"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
     files
         .filter(|path| path.extension().is_some_and(|end| end == "filter"))
         .map(|path| (path.clone(), fs::read(path).unwrap()))
@@ -43,13 +53,18 @@ fn filters(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn check(log: &SessionLog, appended: usize, new: usize) {
     for n in 0..appended {
         let there = session(&format!("s{n}"));
-        assert_error!(log.append(&there, notes("other", 1).expected(Expected::NoSession)), Error::ExpectedMismatch { .. });
+        assert_error!(
+            log.append(&there, notes("other", 1).expected(Expected::NoSession)),
+            Error::ExpectedMismatch { .. }
+        );
         let ack = log.append(&there, keyed(n)).unwrap();
         assert!(ack.replayed && ack.first == 1, "batch {n} landed again");
     }
     for n in 0..50 {
         let fresh = session(&format!("new {new} {n}"));
-        let ack = log.append(&fresh, keyed(n).expected(Expected::NoSession)).unwrap();
+        let ack = log
+            .append(&fresh, keyed(n).expected(Expected::NoSession))
+            .unwrap();
         assert!(!ack.replayed && ack.first == 1);
     }
 }
@@ -63,17 +78,30 @@ fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_f
     check(&log, appended, 0);
     log.close().unwrap();
     let before = filters(dir.path());
-    let (one, other) = (before.keys().next().unwrap(), before.keys().next_back().unwrap());
+    let (one, other) = (
+        before.keys().next().unwrap(),
+        before.keys().next_back().unwrap(),
+    );
     let changes: [(&str, &dyn Fn()); 7] = [
         ("as they were", &|| {}),
-        ("deleted", &|| fs::remove_dir_all(dir.path().join("filters")).unwrap()),
+        ("deleted", &|| {
+            fs::remove_dir_all(dir.path().join("filters")).unwrap()
+        }),
         ("one missing", &|| fs::remove_file(one).unwrap()),
         ("swapped", &|| {
             fs::write(one, &before[other]).unwrap();
             fs::write(other, &before[one]).unwrap();
         }),
-        ("all zero", &|| before.iter().for_each(|(path, bytes)| fs::write(path, vec![0; bytes.len()]).unwrap())),
-        ("cut short", &|| before.iter().for_each(|(path, bytes)| fs::write(path, &bytes[..bytes.len() / 2]).unwrap())),
+        ("all zero", &|| {
+            before
+                .iter()
+                .for_each(|(path, bytes)| fs::write(path, vec![0; bytes.len()]).unwrap())
+        }),
+        ("cut short", &|| {
+            before
+                .iter()
+                .for_each(|(path, bytes)| fs::write(path, &bytes[..bytes.len() / 2]).unwrap())
+        }),
         ("empty, and one that is not finished", &|| {
             fs::write(one, []).unwrap();
             fs::write(other.with_extension("tmp"), "half").unwrap();
@@ -90,7 +118,10 @@ fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_f
         println!("{what}");
         check(&log, appended, 1 + nth);
         log.close().unwrap();
-        assert!(!other.with_extension("tmp").exists(), "what was not finished is still there");
+        assert!(
+            !other.with_extension("tmp").exists(),
+            "what was not finished is still there"
+        );
     }
 }
 
@@ -111,11 +142,13 @@ fn a_merged_filter_that_is_damaged_or_gone_is_made_again() {
         }
         let log = sealing().open(dir.path()).unwrap();
         eventually("it is as it was", || {
-            // It is found to be damaged when somebody looks, and made when there is another segment.
+            // It is found to be damaged when somebody looks, and made when there is another
+            // segment.
             appended = fill(&log, dir.path(), appended, segments(dir.path()) + 1);
             filters(dir.path()).get(path) == Some(bytes)
         });
-        log.append(&session("s0"), Batch::new().event(note("more"))).unwrap();
+        log.append(&session("s0"), Batch::new().event(note("more")))
+            .unwrap();
         log.close().unwrap();
     }
 }

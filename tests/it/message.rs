@@ -2,23 +2,37 @@
 
 use serde_json::{Value, json};
 use sessionlog::{
-    Batch, ContentBlock, Error, Event, EventId, Message, MessageId, MessageStatus, NewEvent, Options, Page, Seq, SessionId,
-    SessionLog, UserMessage,
+    Batch, ContentBlock, Error, Event, EventId, Message, MessageId, MessageStatus, NewEvent,
+    Options, Page, Seq, SessionId, SessionLog, UserMessage,
 };
 
-use crate::support::{append_notes, assert_error, folder, note, notes, open, seal_once, session, small_files};
+use crate::support::{
+    append_notes, assert_error, folder, note, notes, open, seal_once, session, small_files,
+};
 
 use MessageStatus::{Completed, Failed, Queued, Running, WaitingForTool};
 
 /// Opens a turn and returns its event.
 fn ask(log: &SessionLog, session: &SessionId, text: &str) -> Event {
-    log.append(session, Batch::new().user_message(text)).unwrap().events.remove(0)
+    log.append(session, Batch::new().user_message(text))
+        .unwrap()
+        .events
+        .remove(0)
 }
 
 /// Appends an event of a turn.
-fn tell(log: &SessionLog, session: &SessionId, turn: MessageId, event_type: &str, data: &Value) -> Event {
+fn tell(
+    log: &SessionLog,
+    session: &SessionId,
+    turn: MessageId,
+    event_type: &str,
+    data: &Value,
+) -> Event {
     let event = NewEvent::json(event_type, data).unwrap().in_turn(turn);
-    log.append(session, Batch::new().event(event)).unwrap().events.remove(0)
+    log.append(session, Batch::new().event(event))
+        .unwrap()
+        .events
+        .remove(0)
 }
 
 fn tell_status(log: &SessionLog, session: &SessionId, turn: MessageId, data: &Value) -> Event {
@@ -36,12 +50,26 @@ fn a_message_can_be_read_as_soon_as_its_append_returned() {
         .with_block(ContentBlock::of_type("sketch").with("strokes", json!([1, 2])))
         .with_metadata("ticket_id", "T-1042");
     for n in 0..20 {
-        let ack = log.append(&id, Batch::new().user_message(asked.clone())).unwrap();
+        let ack = log
+            .append(&id, Batch::new().user_message(asked.clone()))
+            .unwrap();
         let message = log.message(ack.events[0].message_id.unwrap()).unwrap();
-        assert_eq!((message.id, &message.session_id), (MessageId::from(ack.events[0].id), &id));
-        assert_eq!((message.sequence_number, message.created_at), (3 + n, ack.events[0].created_at));
-        assert_eq!((&message.content, &message.metadata), (&asked.content, &asked.metadata));
-        assert_eq!((message.status, message.attempt, message.completed_at), (Queued, 1, None));
+        assert_eq!(
+            (message.id, &message.session_id),
+            (MessageId::from(ack.events[0].id), &id)
+        );
+        assert_eq!(
+            (message.sequence_number, message.created_at),
+            (3 + n, ack.events[0].created_at)
+        );
+        assert_eq!(
+            (&message.content, &message.metadata),
+            (&asked.content, &asked.metadata)
+        );
+        assert_eq!(
+            (message.status, message.attempt, message.completed_at),
+            (Queued, 1, None)
+        );
         assert_eq!((message.output, message.error), (vec![], None));
     }
 }
@@ -53,28 +81,82 @@ fn a_message_shows_each_step_of_its_turn_at_once() {
     let id = session("s");
     let turn = MessageId::from(ask(&log, &id, "hello").id);
     let steps = [
-        ("message.status_changed", json!({"status": "running"}), Running, 0),
-        ("assistant.message_completed", json!({"text": "I look."}), Running, 1),
-        ("tool.call_requested", json!({"call_id": "c1"}), WaitingForTool, 1),
-        ("tool.call_requested", json!({"call_id": "c2"}), WaitingForTool, 1),
-        ("tool.call_completed", json!({"call_id": "c1", "output": "x"}), WaitingForTool, 1),
+        (
+            "message.status_changed",
+            json!({"status": "running"}),
+            Running,
+            0,
+        ),
+        (
+            "assistant.message_completed",
+            json!({"text": "I look."}),
+            Running,
+            1,
+        ),
+        (
+            "tool.call_requested",
+            json!({"call_id": "c1"}),
+            WaitingForTool,
+            1,
+        ),
+        (
+            "tool.call_requested",
+            json!({"call_id": "c2"}),
+            WaitingForTool,
+            1,
+        ),
+        (
+            "tool.call_completed",
+            json!({"call_id": "c1", "output": "x"}),
+            WaitingForTool,
+            1,
+        ),
         ("tool.call_failed", json!({"call_id": "c2"}), Running, 1),
-        ("agent.thought_of_later", json!({"status": "failed"}), Running, 1),
-        ("assistant.message_completed", json!({"text": "Done."}), Running, 2),
+        (
+            "agent.thought_of_later",
+            json!({"status": "failed"}),
+            Running,
+            1,
+        ),
+        (
+            "assistant.message_completed",
+            json!({"text": "Done."}),
+            Running,
+            2,
+        ),
     ];
     for (event_type, data, status, said) in steps {
         tell(&log, &id, turn, event_type, &data);
         let message = log.message(turn).unwrap();
-        assert_eq!((message.status, message.output.len(), message.completed_at), (status, said, None), "after {event_type}");
+        assert_eq!(
+            (message.status, message.output.len(), message.completed_at),
+            (status, said, None),
+            "after {event_type}"
+        );
     }
     let end = tell_status(&log, &id, turn, &json!({"status": "completed"}));
     let message = log.message(turn).unwrap();
-    assert_eq!((message.status, message.completed_at), (Completed, Some(end.created_at)));
-    assert_eq!(message.output, [json!({"text": "I look."}), json!({"text": "Done."})]);
+    assert_eq!(
+        (message.status, message.completed_at),
+        (Completed, Some(end.created_at))
+    );
+    assert_eq!(
+        message.output,
+        [json!({"text": "I look."}), json!({"text": "Done."})]
+    );
 
-    for late in [json!({"status": "failed", "error": "late"}), json!({"status": "running", "attempt": 2})] {
+    for late in [
+        json!({"status": "failed", "error": "late"}),
+        json!({"status": "running", "attempt": 2}),
+    ] {
         tell_status(&log, &id, turn, &late);
-        tell(&log, &id, turn, "assistant.message_completed", &json!({"text": "late"}));
+        tell(
+            &log,
+            &id,
+            turn,
+            "assistant.message_completed",
+            &json!({"text": "late"}),
+        );
         assert_eq!(log.message(turn).unwrap(), message);
     }
 }
@@ -85,12 +167,28 @@ fn a_turn_may_begin_and_end_in_one_batch() {
     let log = open(&dir);
     let id = session("s");
     let first = ask(&log, &id, "one");
-    let end = |status: &str| NewEvent::json("message.status_changed", &json!({"status": status, "error": "why"})).unwrap();
-    let batch = notes("n", 1).event(end("failed").in_turn(first.id.into())).user_message("two").event(end("completed"));
+    let end = |status: &str| {
+        NewEvent::json(
+            "message.status_changed",
+            &json!({"status": status, "error": "why"}),
+        )
+        .unwrap()
+    };
+    let batch = notes("n", 1)
+        .event(end("failed").in_turn(first.id.into()))
+        .user_message("two")
+        .event(end("completed"));
     let events = log.append(&id, batch).unwrap().events;
     let message = log.message(first.id.into()).unwrap();
-    assert_eq!((message.status, message.error), (Failed, Some("why".into())));
-    assert_eq!(log.message(events[2].id.into()).unwrap().status, Queued, "an event that names no turn belongs to none");
+    assert_eq!(
+        (message.status, message.error),
+        (Failed, Some("why".into()))
+    );
+    assert_eq!(
+        log.message(events[2].id.into()).unwrap().status,
+        Queued,
+        "an event that names no turn belongs to none"
+    );
 }
 
 #[test]
@@ -104,14 +202,24 @@ fn only_events_of_its_own_session_that_name_it_change_a_message() {
     tell_status(&log, &other, first.id.into(), &failed);
     tell_status(&log, &id, elsewhere.id.into(), &failed);
     tell_status(&log, &id, EventId::from_u128(7).into(), &failed);
-    log.append(&id, Batch::new().event(NewEvent::json("message.status_changed", &failed).unwrap())).unwrap();
-    let statuses = || [&first, &second, &elsewhere].map(|event| log.message(event.id.into()).unwrap().status);
+    log.append(
+        &id,
+        Batch::new().event(NewEvent::json("message.status_changed", &failed).unwrap()),
+    )
+    .unwrap();
+    let statuses =
+        || [&first, &second, &elsewhere].map(|event| log.message(event.id.into()).unwrap().status);
     assert_eq!(statuses(), [Queued, Queued, Queued]);
     tell_status(&log, &id, second.id.into(), &json!({"status": "running"}));
     assert_eq!(statuses(), [Queued, Running, Queued]);
     tell_status(&log, &id, first.id.into(), &failed);
     assert_eq!(statuses(), [Failed, Running, Queued]);
-    tell_status(&log, &other, elsewhere.id.into(), &json!({"status": "completed"}));
+    tell_status(
+        &log,
+        &other,
+        elsewhere.id.into(),
+        &json!({"status": "completed"}),
+    );
     assert_eq!(statuses(), [Failed, Running, Completed]);
 }
 
@@ -122,9 +230,18 @@ fn what_opened_no_turn_is_an_unknown_message() {
     let id = session("s");
     let asked = ask(&log, &id, "hello");
     let told = tell_status(&log, &id, asked.id.into(), &json!({"status": "running"}));
-    let noted = log.append(&id, Batch::new().event(note("n"))).unwrap().events.remove(0);
+    let noted = log
+        .append(&id, Batch::new().event(note("n")))
+        .unwrap()
+        .events
+        .remove(0);
     let check = || {
-        for event in [told.id, noted.id, EventId::from_u128(0), EventId::from_u128(noted.id.to_u128() + 1)] {
+        for event in [
+            told.id,
+            noted.id,
+            EventId::from_u128(0),
+            EventId::from_u128(noted.id.to_u128() + 1),
+        ] {
             let unknown = MessageId::from(event);
             assert_error!(log.message(unknown), Error::UnknownMessage { id } if *id == unknown);
         }
@@ -141,9 +258,16 @@ fn a_message_whose_content_cannot_be_read_is_still_a_message() {
     let log = open(&dir);
     let id = session("s");
     for data in ["", "no json", "[]", r#"{"content":7}"#] {
-        let event = log.append(&id, Batch::new().event(NewEvent::new("user.message", data))).unwrap().events.remove(0);
+        let event = log
+            .append(&id, Batch::new().event(NewEvent::new("user.message", data)))
+            .unwrap()
+            .events
+            .remove(0);
         let message = log.message(event.id.into()).unwrap();
-        assert_eq!((message.status, message.content, message.sequence_number), (Queued, vec![], event.seq));
+        assert_eq!(
+            (message.status, message.content, message.sequence_number),
+            (Queued, vec![], event.seq)
+        );
     }
 }
 
@@ -155,13 +279,31 @@ fn a_turn_over_several_segments_reads_back_whole() {
     let turn = MessageId::from(ask(&log, &id, "a long task").id);
     let mut said = Vec::new();
     for round in 0..3 {
-        tell(&log, &id, turn, "tool.call_requested", &json!({"call_id": round}));
+        tell(
+            &log,
+            &id,
+            turn,
+            "tool.call_requested",
+            &json!({"call_id": round}),
+        );
         seal_once(&dir, &log, &filler);
         assert_eq!(log.message(turn).unwrap().status, WaitingForTool);
         ask(&log, &id, "another task");
-        tell(&log, &id, turn, "tool.call_completed", &json!({"call_id": round}));
+        tell(
+            &log,
+            &id,
+            turn,
+            "tool.call_completed",
+            &json!({"call_id": round}),
+        );
         said.push(json!({ "text": round }));
-        tell(&log, &id, turn, "assistant.message_completed", &said[said.len() - 1]);
+        tell(
+            &log,
+            &id,
+            turn,
+            "assistant.message_completed",
+            &said[said.len() - 1],
+        );
         let message = log.message(turn).unwrap();
         assert_eq!((message.status, &message.output), (Running, &said));
         log.close().unwrap();
@@ -183,13 +325,21 @@ fn a_turn_longer_than_any_page_reads_back_whole() {
     let id = session("s");
     let turn = MessageId::from(ask(&log, &id, "count").id);
     for round in 0..5 {
-        let said = (0..500).map(|n| NewEvent::json("assistant.message_completed", &(round * 500 + n)).unwrap().in_turn(turn));
-        log.append(&id, Batch::new().events(said).event(note("in between"))).unwrap();
+        let said = (0..500).map(|n| {
+            NewEvent::json("assistant.message_completed", &(round * 500 + n))
+                .unwrap()
+                .in_turn(turn)
+        });
+        log.append(&id, Batch::new().events(said).event(note("in between")))
+            .unwrap();
     }
     tell_status(&log, &id, turn, &json!({"status": "completed"}));
     let message = log.message(turn).unwrap();
     assert_eq!(message.status, Completed);
-    assert_eq!(message.output, (0..2_500).map(Value::from).collect::<Vec<_>>());
+    assert_eq!(
+        message.output,
+        (0..2_500).map(Value::from).collect::<Vec<_>>()
+    );
 }
 
 /// Walks the session's messages from page to page, in both orders.
@@ -201,12 +351,19 @@ fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: 
         loop {
             assert_eq!(page.tail, tail);
             assert!(page.messages.len() <= limit);
-            assert!(page.messages.iter().all(|message| (page.first..=page.last).contains(&message.sequence_number)), "{page:?}");
+            assert!(
+                page.messages
+                    .iter()
+                    .all(|message| (page.first..=page.last).contains(&message.sequence_number)),
+                "{page:?}"
+            );
             walked.append(&mut page.messages);
             if !page.has_more {
                 break;
             }
-            let next = log.messages(session, Page::after(page.last).limit(limit)).unwrap();
+            let next = log
+                .messages(session, Page::after(page.last).limit(limit))
+                .unwrap();
             assert_eq!(next.first, page.last + 1);
             page = next;
         }
@@ -214,7 +371,9 @@ fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: 
         assert_eq!(walked, all, "in pages of {limit}");
 
         walked.clear();
-        page = log.messages(session, Page::new().newest_first().limit(limit)).unwrap();
+        page = log
+            .messages(session, Page::new().newest_first().limit(limit))
+            .unwrap();
         assert_eq!(page.last, tail);
         loop {
             assert!(page.messages.len() <= limit);
@@ -222,7 +381,12 @@ fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: 
             if !page.has_more {
                 break;
             }
-            let next = log.messages(session, Page::before(page.first).newest_first().limit(limit)).unwrap();
+            let next = log
+                .messages(
+                    session,
+                    Page::before(page.first).newest_first().limit(limit),
+                )
+                .unwrap();
             assert_eq!(next.last + 1, page.first);
             page = next;
         }
@@ -240,20 +404,48 @@ fn turns_that_never_end_are_listed_as_each_is_read() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    let turns: Vec<MessageId> = (0..30).map(|n| ask(&log, &id, &n.to_string()).message_id.unwrap()).collect();
+    let turns: Vec<MessageId> = (0..30)
+        .map(|n| ask(&log, &id, &n.to_string()).message_id.unwrap())
+        .collect();
     for (n, turn) in turns.iter().enumerate().filter(|(n, _)| n % 3 > 0) {
-        tell_status(&log, &id, *turn, &json!({"status": if n % 3 == 1 { "running" } else { "completed" }}));
+        tell_status(
+            &log,
+            &id,
+            *turn,
+            &json!({"status": if n % 3 == 1 { "running" } else { "completed" }}),
+        );
     }
-    let each: Vec<Message> = turns.iter().map(|turn| log.message(*turn).unwrap()).collect();
+    let each: Vec<Message> = turns
+        .iter()
+        .map(|turn| log.message(*turn).unwrap())
+        .collect();
     assert_eq!(log.messages(&id, Page::new()).unwrap().messages, each);
-    let newest_first = log.messages(&id, Page::new().newest_first().limit(7)).unwrap().messages;
-    assert_eq!(newest_first, each.iter().rev().take(7).cloned().collect::<Vec<_>>());
+    let newest_first = log
+        .messages(&id, Page::new().newest_first().limit(7))
+        .unwrap()
+        .messages;
+    assert_eq!(
+        newest_first,
+        each.iter().rev().take(7).cloned().collect::<Vec<_>>()
+    );
 }
 
-fn check_range(log: &SessionLog, session: &SessionId, all: &[Message], after: &Event, before: &Event) {
-    let wanted: Vec<_> =
-        all.iter().filter(|message| (after.seq + 1..before.seq).contains(&message.sequence_number)).cloned().collect();
-    for page in [Page::after(after.seq).and_before(before.seq), Page::before(before.id).and_after(after.id)] {
+fn check_range(
+    log: &SessionLog,
+    session: &SessionId,
+    all: &[Message],
+    after: &Event,
+    before: &Event,
+) {
+    let wanted: Vec<_> = all
+        .iter()
+        .filter(|message| (after.seq + 1..before.seq).contains(&message.sequence_number))
+        .cloned()
+        .collect();
+    for page in [
+        Page::after(after.seq).and_before(before.seq),
+        Page::before(before.id).and_after(after.id),
+    ] {
         let page = log.messages(session, page.limit(1_000)).unwrap();
         assert_eq!((&page.messages, page.has_more), (&wanted, false));
         assert_eq!((page.first, page.last), (after.seq + 1, before.seq - 1));
@@ -269,21 +461,47 @@ fn messages_are_listed_in_the_order_of_their_turns() {
     check_messages(&log, &id, &[], 3);
     let mut turns: Vec<Event> = Vec::new();
     for round in 0..3 {
-        let asked = log.append(&id, Batch::new().user_message("one").user_message("two").event(note("n"))).unwrap().events;
+        let asked = log
+            .append(
+                &id,
+                Batch::new()
+                    .user_message("one")
+                    .user_message("two")
+                    .event(note("n")),
+            )
+            .unwrap()
+            .events;
         turns.extend_from_slice(&asked[..2]);
         append_notes(&log, &id, "n", 5);
         turns.push(ask(&log, &id, "three"));
         // An answer that comes after later turns have begun.
-        tell(&log, &id, turns[round].id.into(), "assistant.message_completed", &json!(round));
-        tell_status(&log, &id, turns[round].id.into(), &json!({"status": "completed"}));
+        tell(
+            &log,
+            &id,
+            turns[round].id.into(),
+            "assistant.message_completed",
+            &json!(round),
+        );
+        tell_status(
+            &log,
+            &id,
+            turns[round].id.into(),
+            &json!({"status": "completed"}),
+        );
         if round < 2 {
             seal_once(&dir, &log, &session("filler"));
         }
     }
     let tail = log.head(&id).unwrap().last;
-    let all: Vec<_> = turns.iter().map(|event| log.message(event.id.into()).unwrap()).collect();
+    let all: Vec<_> = turns
+        .iter()
+        .map(|event| log.message(event.id.into()).unwrap())
+        .collect();
     let statuses: Vec<_> = all.iter().map(|message| message.status).collect();
-    assert_eq!(statuses, [[Completed; 3], [Queued; 3], [Queued; 3]].concat());
+    assert_eq!(
+        statuses,
+        [[Completed; 3], [Queued; 3], [Queued; 3]].concat()
+    );
     let check = |log: &SessionLog| {
         check_messages(log, &id, &all, tail);
         for (after, before) in [(0, 8), (1, 2), (2, 5), (3, 7)] {
@@ -298,19 +516,43 @@ fn messages_are_listed_in_the_order_of_their_turns() {
 /// Types and data of a turn's events, each turn with one leaf that `serde_json` refuses.
 const K2: &[(&[[&str; 2]], MessageStatus)] = &[
     (
-        &[["assistant.message_completed", r#"{"text":"cut \ud83d"}"#], ["message.status_changed", r#"{"status":"completed"}"#]],
-        Completed,
-    ),
-    (&[["message.status_changed", r#"{"status":"failed","error":{"message":"tool said: \ud83d"}}"#]], Failed),
-    (
         &[
-            ["assistant.message_completed", r#"{"text":"x","usage":{"cost":1e400}}"#],
+            ["assistant.message_completed", r#"{"text":"cut \ud83d"}"#],
             ["message.status_changed", r#"{"status":"completed"}"#],
         ],
         Completed,
     ),
-    (&[["message.status_changed", r#"{"status":"failed","error":{"limit":1e999}}"#]], Failed),
-    (&[["message.status_changed", r#"{"status":"completed","note":"\udc00"}"#]], Completed),
+    (
+        &[[
+            "message.status_changed",
+            r#"{"status":"failed","error":{"message":"tool said: \ud83d"}}"#,
+        ]],
+        Failed,
+    ),
+    (
+        &[
+            [
+                "assistant.message_completed",
+                r#"{"text":"x","usage":{"cost":1e400}}"#,
+            ],
+            ["message.status_changed", r#"{"status":"completed"}"#],
+        ],
+        Completed,
+    ),
+    (
+        &[[
+            "message.status_changed",
+            r#"{"status":"failed","error":{"limit":1e999}}"#,
+        ]],
+        Failed,
+    ),
+    (
+        &[[
+            "message.status_changed",
+            r#"{"status":"completed","note":"\udc00"}"#,
+        ]],
+        Completed,
+    ),
 ];
 
 #[test]
@@ -320,11 +562,21 @@ fn k2_a_leaf_that_cannot_be_shown_voids_no_event() {
     let id = session("s");
     for (events, status) in K2 {
         let turn = MessageId::from(ask(&log, &id, "hello").id);
-        let told = events.iter().map(|[event_type, data]| NewEvent::new(*event_type, *data).in_turn(turn));
+        let told = events
+            .iter()
+            .map(|[event_type, data]| NewEvent::new(*event_type, *data).in_turn(turn));
         log.append(&id, Batch::new().events(told)).unwrap();
         let message = log.message(turn).unwrap();
-        let read = (message.status, message.output.len(), message.error.is_some());
-        assert_eq!(read, (*status, events.len() - 1, *status == Failed), "{events:?}");
+        let read = (
+            message.status,
+            message.output.len(),
+            message.error.is_some(),
+        );
+        assert_eq!(
+            read,
+            (*status, events.len() - 1, *status == Failed),
+            "{events:?}"
+        );
     }
 }
 
@@ -334,51 +586,131 @@ fn a_leaf_that_cannot_be_shown_is_shown_as_it_was_written() {
     let log = open(&dir);
     let id = session("s");
     let content = r#"[{"type":"text","text":"cut \ud83d"},{"type":"x","n":[1e400,NaN]}]"#;
-    let asked = [br#"{"content":"#, content.as_bytes(), br#","metadata":{"by":"Lua "#, b"\xFF", br#""}}"#].concat();
-    let asked = log.append(&id, Batch::new().event(NewEvent::new("user.message", asked))).unwrap().events.remove(0);
+    let asked = [
+        br#"{"content":"#,
+        content.as_bytes(),
+        br#","metadata":{"by":"Lua "#,
+        b"\xFF",
+        br#""}}"#,
+    ]
+    .concat();
+    let asked = log
+        .append(
+            &id,
+            Batch::new().event(NewEvent::new("user.message", asked)),
+        )
+        .unwrap()
+        .events
+        .remove(0);
     let turn = MessageId::from(asked.id);
     let told = [
-        NewEvent::new("assistant.message_completed", r#"{"text":"cut \ud83d","cost":1e400}"#),
-        NewEvent::new("message.status_changed", r#"{"status":"failed","error":{"limit":-Infinity}}"#),
+        NewEvent::new(
+            "assistant.message_completed",
+            r#"{"text":"cut \ud83d","cost":1e400}"#,
+        ),
+        NewEvent::new(
+            "message.status_changed",
+            r#"{"status":"failed","error":{"limit":-Infinity}}"#,
+        ),
     ];
-    log.append(&id, Batch::new().events(told.map(|event| event.in_turn(turn)))).unwrap();
+    log.append(
+        &id,
+        Batch::new().events(told.map(|event| event.in_turn(turn))),
+    )
+    .unwrap();
     let message = log.message(turn).unwrap();
     assert_eq!(message.content[0].as_text(), Some(r"cut \ud83d"));
     assert_eq!(message.content[1].as_object()["n"], json!(["1e400", "NaN"]));
     assert_eq!(message.metadata["by"], "Lua \u{fffd}");
-    assert_eq!(message.output, [json!({"text": r"cut \ud83d", "cost": "1e400"})]);
+    assert_eq!(
+        message.output,
+        [json!({"text": r"cut \ud83d", "cost": "1e400"})]
+    );
     assert_eq!(message.error, Some(json!({"limit": "-Infinity"})));
-    assert_eq!(UserMessage::from_event(&asked).unwrap().content, message.content);
+    assert_eq!(
+        UserMessage::from_event(&asked).unwrap().content,
+        message.content
+    );
 }
 
 /// K5: turns opened in one batch, with outputs that together are far more than a page may keep.
 #[test]
 fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
     let dir = folder();
-    let log = Options::new().scan_bytes_max(40_000).open(dir.path()).unwrap();
+    let log = Options::new()
+        .scan_bytes_max(40_000)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
-    let asked = (0..9).fold(Batch::new(), |batch, n| batch.user_message(format!("turn {n}")));
-    let turns: Vec<MessageId> = log.append(&id, asked).unwrap().events.iter().map(|event| event.id.into()).collect();
+    let asked = (0..9).fold(Batch::new(), |batch, n| {
+        batch.user_message(format!("turn {n}"))
+    });
+    let turns: Vec<MessageId> = log
+        .append(&id, asked)
+        .unwrap()
+        .events
+        .iter()
+        .map(|event| event.id.into())
+        .collect();
     // Small ones, large ones, and one that is too much by itself.
-    let sizes = [(1, 10), (10, 1_000), (10, 1_000), (10, 1_000), (1, 10), (30, 3_000), (0, 0), (3, 10_000), (1, 39_000)];
+    let sizes = [
+        (1, 10),
+        (10, 1_000),
+        (10, 1_000),
+        (10, 1_000),
+        (1, 10),
+        (30, 3_000),
+        (0, 0),
+        (3, 10_000),
+        (1, 39_000),
+    ];
     for round in 0..30 {
-        for (turn, (_, bytes)) in turns.iter().zip(sizes).filter(|(_, (outputs, _))| round < *outputs) {
-            tell(&log, &id, *turn, "assistant.message_completed", &json!({"n": round, "text": "x".repeat(bytes)}));
+        for (turn, (_, bytes)) in turns
+            .iter()
+            .zip(sizes)
+            .filter(|(_, (outputs, _))| round < *outputs)
+        {
+            tell(
+                &log,
+                &id,
+                *turn,
+                "assistant.message_completed",
+                &json!({"n": round, "text": "x".repeat(bytes)}),
+            );
         }
     }
-    let all: Vec<Message> = turns.iter().map(|turn| log.message(*turn).unwrap()).collect();
+    let all: Vec<Message> = turns
+        .iter()
+        .map(|turn| log.message(*turn).unwrap())
+        .collect();
     for (message, (outputs, _)) in all.iter().zip(sizes) {
-        let (kept, omitted) = (message.output.len(), usize::try_from(message.output_omitted).unwrap());
+        let (kept, omitted) = (
+            message.output.len(),
+            usize::try_from(message.output_omitted).unwrap(),
+        );
         assert_eq!(kept + omitted, outputs, "{}", message.sequence_number);
         assert_eq!(omitted > 0, outputs == 30, "{}", message.sequence_number);
-        let said: Vec<_> = message.output.iter().map(|output| output["n"].as_u64().unwrap()).collect();
-        assert_eq!(said, (omitted as u64..outputs as u64).collect::<Vec<_>>(), "the latest are there, the last among them");
+        let said: Vec<_> = message
+            .output
+            .iter()
+            .map(|output| output["n"].as_u64().unwrap())
+            .collect();
+        assert_eq!(
+            said,
+            (omitted as u64..outputs as u64).collect::<Vec<_>>(),
+            "the latest are there, the last among them"
+        );
     }
     let largest = log.messages(&id, Page::new()).unwrap();
     assert!(largest.has_more && largest.messages.len() < all.len());
     check_messages(&log, &id, &all, log.head(&id).unwrap().last);
     // An attempt that drops what was put out drops what was left out too.
-    tell_status(&log, &id, turns[5], &json!({"status": "running", "attempt": 2}));
+    tell_status(
+        &log,
+        &id,
+        turns[5],
+        &json!({"status": "running", "attempt": 2}),
+    );
     let message = log.message(turns[5]).unwrap();
     assert_eq!((message.output.len(), message.output_omitted), (0, 0));
 }
@@ -387,16 +719,29 @@ fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
 #[test]
 fn outputs_that_are_large_as_values_are_left_out_as_if_they_were_long() {
     let dir = folder();
-    let log = Options::new().scan_bytes_max(1_000_000).open(dir.path()).unwrap();
+    let log = Options::new()
+        .scan_bytes_max(1_000_000)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
     for part in ["0", "[]", "{}", "[0]", r#"{"":0}"#, "[[[[0]]]]"] {
         let turn = MessageId::from(ask(&log, &id, part).id);
         for n in 0..4 {
             let odd = format!("[{n}{}]", format!(",{part}").repeat(20_000));
-            tell(&log, &id, turn, "assistant.message_completed", &serde_json::from_str(&odd).unwrap());
+            tell(
+                &log,
+                &id,
+                turn,
+                "assistant.message_completed",
+                &serde_json::from_str(&odd).unwrap(),
+            );
         }
         let message = log.message(turn).unwrap();
-        assert_eq!((message.output.len(), message.output_omitted), (1, 3), "{part}");
+        assert_eq!(
+            (message.output.len(), message.output_omitted),
+            (1, 3),
+            "{part}"
+        );
         assert_eq!(message.output[0][0], 3, "the last is there: {part}");
     }
     for page in [Page::new(), Page::new().newest_first()] {

@@ -1,8 +1,10 @@
-//! The log against plain vectors and maps: the same operations on both, and the first difference is a panic.
+//! The log against plain vectors and maps: the same operations on both, and the first difference is
+//! a panic.
 //!
-//! An operation is written in eight bytes and refers to what is stored by position, so any bytes are a script: proptest shrinks one
-//! by dropping operations, and the fuzz target `operations` calls the same [`run`]. Predicted are results and errors alike, down to
-//! the numbers in them. It never looks inside the log's folder, except to damage the index, which must not matter.
+//! An operation is written in eight bytes and refers to what is stored by position, so any bytes
+//! are a script: proptest shrinks one by dropping operations, and the fuzz target `operations`
+//! calls the same [`run`]. Predicted are results and errors alike, down to the numbers in them. It
+//! never looks inside the log's folder, except to damage the index, which must not matter.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -13,23 +15,40 @@ use std::time::{Duration, UNIX_EPOCH};
 use std::{fs, thread};
 
 use sessionlog::{
-    Ack, After, Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, EventStream, Expected, From, Limit, MessageId,
-    NewEvent, Options, Page, SessionId, SessionLog,
+    Ack, After, Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, EventStream,
+    Expected, From, Limit, MessageId, NewEvent, Options, Page, SessionId, SessionLog,
 };
 
 /// Something done to the log, or asked of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
     /// An append of a batch of this shape.
-    Append { session: u8, shape: Shape, key: Option<u8>, expected: Want },
+    Append {
+        session: u8,
+        shape: Shape,
+        key: Option<u8>,
+        expected: Want,
+    },
     /// The nth keyed append once more.
     Retry { nth: u8, change: Change },
     /// A batch of some hundred KB an event; a few of them fill a journal file.
     Fill { session: u8, events: u8 },
     /// One page.
-    List { session: u8, after: Option<At>, before: Option<At>, order: Order, limit: u8, types: u8 },
+    List {
+        session: u8,
+        after: Option<At>,
+        before: Option<At>,
+        order: Order,
+        limit: u8,
+        types: u8,
+    },
     /// Page after page to the end.
-    Walk { session: u8, order: Order, limit: u8, types: u8 },
+    Walk {
+        session: u8,
+        order: Order,
+        limit: u8,
+        types: u8,
+    },
     /// A stream up to the tail.
     Stream { session: u8, from: Begin },
     /// An event by its ID.
@@ -155,7 +174,11 @@ pub(crate) fn run(ops: &[Op]) {
 
 /// Any bytes as a script: eight an operation.
 pub(crate) fn decode(bytes: &[u8]) -> Vec<Op> {
-    bytes.chunks(OP_BYTES).take(OPS_MAX).map(decode_op).collect()
+    bytes
+        .chunks(OP_BYTES)
+        .take(OPS_MAX)
+        .map(decode_op)
+        .collect()
 }
 
 const OP_BYTES: usize = 8;
@@ -178,7 +201,10 @@ const CLOCK_START_MS: u64 = 1_750_000_000_000;
 const NOTHING: RangeInclusive<u64> = 1..=0;
 const DEADLINE: Duration = Duration::from_secs(30);
 
-#[expect(clippy::many_single_char_names, reason = "they are eight bytes without a meaning of their own")]
+#[expect(
+    clippy::many_single_char_names,
+    reason = "they are eight bytes without a meaning of their own"
+)]
 fn decode_op(chunk: &[u8]) -> Op {
     let mut b = [0; OP_BYTES];
     b[..chunk.len()].copy_from_slice(chunk);
@@ -190,8 +216,14 @@ fn decode_op(chunk: &[u8]) -> Op {
             key: (u % 3 == 0).then_some(u / 3),
             expected: decode_want(v, w),
         },
-        8..=9 => Op::Retry { nth: s, change: decode_change(x) },
-        10..=14 => Op::Fill { session: s, events: 4 + x % 5 },
+        8..=9 => Op::Retry {
+            nth: s,
+            change: decode_change(x),
+        },
+        10..=14 => Op::Fill {
+            session: s,
+            events: 4 + x % 5,
+        },
         15..=18 => Op::List {
             session: s,
             after: decode_at(x, y),
@@ -200,14 +232,27 @@ fn decode_op(chunk: &[u8]) -> Op {
             limit: v / 2,
             types: w,
         },
-        19 => Op::Walk { session: s, order: decode_order(x), limit: y, types: z },
-        20 => Op::Stream { session: s, from: decode_begin(x, y, z) },
+        19 => Op::Walk {
+            session: s,
+            order: decode_order(x),
+            limit: y,
+            types: z,
+        },
+        20 => Op::Stream {
+            session: s,
+            from: decode_begin(x, y, z),
+        },
         21 => Op::Event(decode_point(s, x)),
         22 => Op::Message(decode_point(s, x)),
         23 => Op::Head(s),
-        24 => Op::Sessions { after: (x % 2 == 0).then_some(s), limit: y },
+        24 => Op::Sessions {
+            after: (x % 2 == 0).then_some(s),
+            limit: y,
+        },
         25 => Op::RecentSessions { limit: s },
-        26 => Op::Feed { after: (x % 4 != 0).then(|| decode_point(s, y)) },
+        26 => Op::Feed {
+            after: (x % 4 != 0).then(|| decode_point(s, y)),
+        },
         27 => Op::Reopen,
         28 => Op::Drop,
         29 => Op::DeleteIndex,
@@ -227,7 +272,11 @@ fn decode_shape(x: u8, y: u8, z: u8, w: u8) -> Shape {
         6 => Shape::ManyEvents,
         7 => Shape::LargeEvent,
         8 => Shape::LargeBatch,
-        _ => Shape::Good { events: 1 + x % 5, bytes: u16::from_le_bytes([y, z]) % 3_000, mix: w },
+        _ => Shape::Good {
+            events: 1 + x % 5,
+            bytes: u16::from_le_bytes([y, z]) % 3_000,
+            mix: w,
+        },
     }
 }
 
@@ -262,11 +311,19 @@ fn decode_at(kind: u8, n: u8) -> Option<At> {
 }
 
 fn decode_point(kind: u8, n: u8) -> Point {
-    if kind % 4 == 3 { Point::Unknown(u16::from(n)) } else { Point::Stored(u16::from_le_bytes([n, kind])) }
+    if kind % 4 == 3 {
+        Point::Unknown(u16::from(n))
+    } else {
+        Point::Stored(u16::from_le_bytes([n, kind]))
+    }
 }
 
 fn decode_order(x: u8) -> Order {
-    if x.is_multiple_of(2) { Order::Ascending } else { Order::NewestFirst }
+    if x.is_multiple_of(2) {
+        Order::Ascending
+    } else {
+        Order::NewestFirst
+    }
 }
 
 fn decode_begin(x: u8, y: u8, z: u8) -> Begin {
@@ -309,7 +366,10 @@ struct Telling<'a> {
 impl Drop for Telling<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("the model and the log differ at operation {}: {:?}", self.place, self.op);
+            eprintln!(
+                "the model and the log differ at operation {}: {:?}",
+                self.place, self.op
+            );
         }
     }
 }
@@ -403,17 +463,35 @@ impl World {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let clock = Arc::new(AtomicU64::new(CLOCK_START_MS));
-        let mut world = Self { model: Model::default(), log: None, folder, older_index: None, clock };
+        let mut world = Self {
+            model: Model::default(),
+            log: None,
+            folder,
+            older_index: None,
+            clock,
+        };
         world.log = Some(world.open());
         world
     }
 
     fn apply(&mut self, op: &Op) {
         match *op {
-            Op::Append { session, shape, key, expected } => self.append_shape(session, shape, key, expected),
+            Op::Append {
+                session,
+                shape,
+                key,
+                expected,
+            } => self.append_shape(session, shape, key, expected),
             Op::Retry { nth, change } => self.retry(nth, change),
             Op::Fill { session, events } => self.fill(session, events),
-            Op::List { session, after, before, order, limit, types } => {
+            Op::List {
+                session,
+                after,
+                before,
+                order,
+                limit,
+                types,
+            } => {
                 self.list(&Listing {
                     session: session_name(session),
                     after,
@@ -423,24 +501,35 @@ impl World {
                     types: types_of(types),
                 });
             }
-            Op::Walk { session, order, limit, types } => self.walk(&session_name(session), order, limit, &types_of(types)),
+            Op::Walk {
+                session,
+                order,
+                limit,
+                types,
+            } => self.walk(&session_name(session), order, limit, &types_of(types)),
             Op::Stream { session, from } => self.stream(&session_name(session), from),
             Op::Event(point) => self.event(point),
             Op::Message(point) => self.message(point),
             Op::Head(session) => self.head(&session_name(session)),
-            Op::Sessions { after, limit } => self.sessions(after.map(session_name).as_ref(), usize::from(limit)),
+            Op::Sessions { after, limit } => {
+                self.sessions(after.map(session_name).as_ref(), usize::from(limit))
+            }
             Op::RecentSessions { limit } => self.recent_sessions(usize::from(limit)),
             Op::Feed { after } => self.feed(after),
             Op::Reopen => self.reopen(&Stop::Close, Self::keep_older_index),
             Op::Drop => self.reopen(&Stop::Drop, |_| ()),
             Op::DeleteIndex => self.reopen(&Stop::Close, |world| remove(&world.index())),
-            Op::DamageIndex(damage) => self.reopen(&Stop::Close, |world| world.damage_index(damage)),
+            Op::DamageIndex(damage) => {
+                self.reopen(&Stop::Close, |world| world.damage_index(damage))
+            }
             Op::Clock(step) => self.step_clock(step),
         }
     }
 
     fn log(&self) -> &SessionLog {
-        self.log.as_ref().expect("the log is open between operations")
+        self.log
+            .as_ref()
+            .expect("the log is open between operations")
     }
 
     fn now_ms(&self) -> u64 {
@@ -470,23 +559,41 @@ impl World {
             _ => key.map(|n| format!("key {}", n % 6)),
         };
         let given = self.model.given(shape);
-        self.append(Try { session, given, key, expected });
+        self.append(Try {
+            session,
+            given,
+            key,
+            expected,
+        });
     }
 
     fn fill(&mut self, session: u8, events: u8) {
         let seed = self.model.next_batch();
-        let given = (0..u64::from(events)).map(|i| Given::plain("note", noise(seed + i, FILL_EVENT_BYTES))).collect();
-        self.append(Try { session: session_name(session), given, key: None, expected: Expected::Any });
+        let given = (0..u64::from(events))
+            .map(|i| Given::plain("note", noise(seed + i, FILL_EVENT_BYTES)))
+            .collect();
+        self.append(Try {
+            session: session_name(session),
+            given,
+            key: None,
+            expected: Expected::Any,
+        });
     }
 
     fn retry(&mut self, nth: u8, change: Change) {
-        let Some(earlier) = self.model.tries.iter().rev().cycle().nth(usize::from(nth)) else { return };
+        let Some(earlier) = self.model.tries.iter().rev().cycle().nth(usize::from(nth)) else {
+            return;
+        };
         let mut again = earlier.clone();
         match change {
             Change::Nothing => {}
             Change::Data => again.given[0].data.push(b' '),
             Change::Type => again.given[0].event_type.push('!'),
-            Change::Turn => again.given.iter_mut().filter(|given| !given.opens_turn()).for_each(Given::change_turn),
+            Change::Turn => again
+                .given
+                .iter_mut()
+                .filter(|given| !given.opens_turn())
+                .for_each(Given::change_turn),
             Change::Count => again.given.push(again.given[0].clone()),
             Change::Expected => again.expected = Expected::NoSession,
         }
@@ -499,8 +606,13 @@ impl World {
         match (answer, got) {
             (Answer::Fails(error), got) => assert_error(got.map(|ack| ack.last), &[error]),
             (Answer::Replays { first, last }, Ok(ack)) => {
-                assert!(ack.replayed, "the append was stored a second time, at seq {}", ack.first);
-                self.model.assert_replay(&attempt.session, first..=last, &ack);
+                assert!(
+                    ack.replayed,
+                    "the append was stored a second time, at seq {}",
+                    ack.first
+                );
+                self.model
+                    .assert_replay(&attempt.session, first..=last, &ack);
             }
             (Answer::Lands, Ok(ack)) => self.landed(&attempt, &ack),
             (_, Err(error)) => panic!("the append should have succeeded: {error:?}"),
@@ -513,11 +625,19 @@ impl World {
     /// IDs cannot be predicted, but all that is promised of them can be checked.
     fn landed(&mut self, attempt: &Try, ack: &Ack) {
         assert!(!ack.replayed, "a new batch was answered as a replay");
-        let newest = self.model.events.last().map_or(EventId::from_u128(0), |event| event.id);
+        let newest = self
+            .model
+            .events
+            .last()
+            .map_or(EventId::from_u128(0), |event| event.id);
         let base = ack.events[0].id;
         assert!(base > newest, "{base} was given out after {newest}");
         let now_ms = self.now_ms();
-        assert_eq!(base.timestamp_ms(), now_ms.max(newest.timestamp_ms()), "the time in {base}, after {newest}");
+        assert_eq!(
+            base.timestamp_ms(),
+            now_ms.max(newest.timestamp_ms()),
+            "the time in {base}, after {newest}"
+        );
         let range = self.model.store(attempt, base, now_ms);
         self.model.assert_replay(&attempt.session, range, ack);
     }
@@ -525,7 +645,9 @@ impl World {
 
 impl Try {
     fn batch(&self) -> Batch {
-        let mut batch = Batch::new().events(self.given.iter().map(Given::event)).expected(self.expected);
+        let mut batch = Batch::new()
+            .events(self.given.iter().map(Given::event))
+            .expected(self.expected);
         if let Some(key) = &self.key {
             batch = batch.idempotency_key(key);
         }
@@ -534,16 +656,28 @@ impl Try {
 
     /// The rules that a batch must keep whatever is stored.
     fn check(&self) -> Result<(), Error> {
-        if self.given.is_empty() || self.given.iter().any(|given| given.event_type.is_empty() || given.event_type.contains('\n'))
+        if self.given.is_empty()
+            || self
+                .given
+                .iter()
+                .any(|given| given.event_type.is_empty() || given.event_type.contains('\n'))
         {
             return Err(invalid());
         }
         within(Limit::BatchEvents, self.given.len(), BATCH_EVENTS_MAX)?;
         for given in &self.given {
-            within(Limit::EventTypeBytes, given.event_type.len(), TYPE_BYTES_MAX)?;
+            within(
+                Limit::EventTypeBytes,
+                given.event_type.len(),
+                TYPE_BYTES_MAX,
+            )?;
             within(Limit::EventBytes, given.data.len(), EVENT_BYTES_MAX)?;
         }
-        within(Limit::BatchBytes, self.given.iter().map(|given| given.data.len()).sum(), BATCH_BYTES_MAX)?;
+        within(
+            Limit::BatchBytes,
+            self.given.iter().map(|given| given.data.len()).sum(),
+            BATCH_BYTES_MAX,
+        )?;
         match &self.key {
             Some(key) if key.is_empty() => Err(invalid()),
             Some(key) => within(Limit::IdempotencyKeyBytes, key.len(), KEY_BYTES_MAX),
@@ -554,7 +688,11 @@ impl Try {
 
 impl Given {
     fn plain(event_type: &str, data: Vec<u8>) -> Self {
-        Self { event_type: event_type.to_owned(), data, turn: None }
+        Self {
+            event_type: event_type.to_owned(),
+            data,
+            turn: None,
+        }
     }
 
     fn event(&self) -> NewEvent {
@@ -581,15 +719,17 @@ impl Model {
     }
 
     fn tail(&self, session: &SessionId) -> u64 {
-        self.sessions.get(session).map_or(0, |places| places.len() as u64)
+        self.sessions
+            .get(session)
+            .map_or(0, |places| places.len() as u64)
     }
 
     fn given(&mut self, shape: Shape) -> Vec<Given> {
         let seed = self.next_batch();
         match shape {
-            Shape::Good { events, bytes, mix } => {
-                (0..events).map(|i| self.good(seed + u64::from(i), usize::from(bytes), mix / 4 + i)).collect()
-            }
+            Shape::Good { events, bytes, mix } => (0..events)
+                .map(|i| self.good(seed + u64::from(i), usize::from(bytes), mix / 4 + i))
+                .collect(),
             Shape::NoEvents => Vec::new(),
             Shape::NoType => vec![Given::plain("", Vec::new())],
             Shape::LongType => vec![Given::plain(&"t".repeat(TYPE_BYTES_MAX + 1), Vec::new())],
@@ -597,24 +737,39 @@ impl Model {
             Shape::NoKey | Shape::LongKey => vec![self.good(seed, 10, 0)],
             Shape::ManyEvents => vec![Given::plain("note", Vec::new()); BATCH_EVENTS_MAX + 1],
             Shape::LargeEvent => vec![Given::plain("note", vec![0; EVENT_BYTES_MAX + 1])],
-            Shape::LargeBatch => vec![Given::plain("note", vec![0; EVENT_BYTES_MAX]); 1 + BATCH_BYTES_MAX / EVENT_BYTES_MAX],
+            Shape::LargeBatch => vec![
+                Given::plain("note", vec![0; EVENT_BYTES_MAX]);
+                1 + BATCH_BYTES_MAX / EVENT_BYTES_MAX
+            ],
         }
     }
 
-    /// A good event: some open a turn, some belong to the newest turn of any session, some to one that never was.
+    /// A good event: some open a turn, some belong to the newest turn of any session, some to one
+    /// that never was.
     fn good(&self, seed: u64, bytes: usize, mix: u8) -> Given {
         let event_type = TYPES[usize::from(mix) % TYPES.len()];
         if event_type == TYPES[0] {
-            let data = format!(r#"{{"content":[{{"type":"text","text":"turn {seed}"}}],"metadata":{{}}}}"#);
+            let data = format!(
+                r#"{{"content":[{{"type":"text","text":"turn {seed}"}}],"metadata":{{}}}}"#
+            );
             return Given::plain(event_type, data.into_bytes());
         }
-        let newest_turn = || self.events.iter().rev().find(|event| event.given.opens_turn()).map(|event| event.id);
+        let newest_turn = || {
+            self.events
+                .iter()
+                .rev()
+                .find(|event| event.given.opens_turn())
+                .map(|event| event.id)
+        };
         let turn = match mix / 4 % 4 {
             0 => newest_turn(),
             1 => Some(EventId::from_u128(u128::from(seed))),
             _ => None,
         };
-        Given { turn: turn.map(MessageId::from), ..Given::plain(event_type, noise(seed, bytes)) }
+        Given {
+            turn: turn.map(MessageId::from),
+            ..Given::plain(event_type, noise(seed, bytes))
+        }
     }
 
     fn answer(&self, attempt: &Try) -> Answer {
@@ -629,7 +784,11 @@ impl Model {
             if landed.given == attempt.given {
                 return Answer::Replays { first, last };
             }
-            return Answer::Fails(Error::IdempotencyConflict { session, key: key.clone(), first_seq: first });
+            return Answer::Fails(Error::IdempotencyConflict {
+                session,
+                key: key.clone(),
+                first_seq: first,
+            });
         }
         let actual = self.tail(&session);
         let holds = match attempt.expected {
@@ -638,7 +797,15 @@ impl Model {
             Expected::Exists => actual > 0,
             Expected::Seq(seq) => actual == seq,
         };
-        if holds { Answer::Lands } else { Answer::Fails(Error::ExpectedMismatch { session, expected: attempt.expected, actual }) }
+        if holds {
+            Answer::Lands
+        } else {
+            Answer::Fails(Error::ExpectedMismatch {
+                session,
+                expected: attempt.expected,
+                actual,
+            })
+        }
     }
 
     fn store(&mut self, attempt: &Try, base: EventId, created_ms: u64) -> RangeInclusive<u64> {
@@ -647,42 +814,85 @@ impl Model {
         let mut last = first;
         for (i, given) in attempt.given.iter().enumerate() {
             let id = EventId::from_u128(base.to_u128() + i as u128);
-            let message_id = if given.opens_turn() { Some(id.into()) } else { given.turn };
+            let message_id = if given.opens_turn() {
+                Some(id.into())
+            } else {
+                given.turn
+            };
             last = first + i as u64;
             self.ids.insert(id, self.events.len());
-            self.sessions.entry(session.clone()).or_default().push(self.events.len());
-            self.events.push(Stored { id, session: session.clone(), seq: last, given: given.clone(), message_id, created_ms });
+            self.sessions
+                .entry(session.clone())
+                .or_default()
+                .push(self.events.len());
+            self.events.push(Stored {
+                id,
+                session: session.clone(),
+                seq: last,
+                given: given.clone(),
+                message_id,
+                created_ms,
+            });
         }
         if let Some(key) = &attempt.key {
-            self.keys.insert((session.clone(), key.clone()), Landed { given: attempt.given.clone(), first, last });
+            self.keys.insert(
+                (session.clone(), key.clone()),
+                Landed {
+                    given: attempt.given.clone(),
+                    first,
+                    last,
+                },
+            );
         }
         first..=last
     }
 
     fn assert_replay(&self, session: &SessionId, range: RangeInclusive<u64>, ack: &Ack) {
-        assert_eq!((ack.first, ack.last), (*range.start(), *range.end()), "the seqs of the ack");
+        assert_eq!(
+            (ack.first, ack.last),
+            (*range.start(), *range.end()),
+            "the seqs of the ack"
+        );
         assert_same(&ack.events, self.of_session(session, range));
     }
 
-    fn of_session(&self, session: &SessionId, seqs: RangeInclusive<u64>) -> impl DoubleEndedIterator<Item = &Stored> {
+    fn of_session(
+        &self,
+        session: &SessionId,
+        seqs: RangeInclusive<u64>,
+    ) -> impl DoubleEndedIterator<Item = &Stored> {
         let places = self.sessions.get(session).map_or(&[][..], Vec::as_slice);
-        places.iter().map(|&place| &self.events[place]).filter(move |event| seqs.contains(&event.seq))
+        places
+            .iter()
+            .map(|&place| &self.events[place])
+            .filter(move |event| seqs.contains(&event.seq))
     }
 
     /// The ID at `point`.
     fn id(&self, point: Point) -> EventId {
         match point {
-            Point::Stored(n) if !self.events.is_empty() => self.events[usize::from(n) % self.events.len()].id,
+            Point::Stored(n) if !self.events.is_empty() => {
+                self.events[usize::from(n) % self.events.len()].id
+            }
             Point::Stored(n) | Point::Unknown(n) => self.unknown_id(usize::from(n)),
         }
     }
 
     /// An ID beside a stored one, where there is room, or far from all.
     fn unknown_id(&self, n: usize) -> EventId {
-        let stored = self.events.get(n / 4 % self.events.len().max(1)).map_or(1 << 100, |event| event.id.to_u128());
+        let stored = self
+            .events
+            .get(n / 4 % self.events.len().max(1))
+            .map_or(1 << 100, |event| event.id.to_u128());
         let candidates = [stored - 1, stored + 1, 0, u128::MAX];
-        let from_nth = candidates.into_iter().cycle().skip(n).take(candidates.len());
-        let free = from_nth.map(EventId::from_u128).find(|id| !self.ids.contains_key(id));
+        let from_nth = candidates
+            .into_iter()
+            .cycle()
+            .skip(n)
+            .take(candidates.len());
+        let free = from_nth
+            .map(EventId::from_u128)
+            .find(|id| !self.ids.contains_key(id));
         free.expect("0 is never given out")
     }
 }
@@ -701,13 +911,23 @@ impl World {
     /// Goes on from page to page as the documentation says, and must have seen every match once.
     fn walk(&self, session: &SessionId, order: Order, limit: u8, types: &[&'static str]) {
         let limit = 1 + usize::from(limit) % PAGE_EVENTS_MAX;
-        let mut listing = Listing { session: session.clone(), after: None, before: None, order, limit, types: types.to_vec() };
+        let mut listing = Listing {
+            session: session.clone(),
+            after: None,
+            before: None,
+            order,
+            limit,
+            types: types.to_vec(),
+        };
         if self.model.tail(session) == 0 {
             return self.list(&listing);
         }
         let mut seen = Vec::new();
         loop {
-            let range = self.model.range(&listing).unwrap_or_else(|errors| panic!("a page went on where none is: {errors:?}"));
+            let range = self
+                .model
+                .range(&listing)
+                .unwrap_or_else(|errors| panic!("a page went on where none is: {errors:?}"));
             let page = must("list", self.log().list(session, listing.page(&self.model)));
             self.model.assert_page(&listing, range, &page);
             seen.extend(page.events.iter().map(|event| event.seq));
@@ -715,12 +935,24 @@ impl World {
                 break;
             }
             match order {
-                Order::Ascending => listing.after = Some(At::Seq(u16::try_from(page.last).expect("sessions are short here"))),
-                Order::NewestFirst => listing.before = Some(At::Seq(u16::try_from(page.first).expect("sessions are short here"))),
+                Order::Ascending => {
+                    listing.after = Some(At::Seq(
+                        u16::try_from(page.last).expect("sessions are short here"),
+                    ))
+                }
+                Order::NewestFirst => {
+                    listing.before = Some(At::Seq(
+                        u16::try_from(page.first).expect("sessions are short here"),
+                    ))
+                }
             }
         }
-        let mut expected: Vec<u64> =
-            self.model.of_session(session, 1..=u64::MAX).filter(|e| listing.takes(e)).map(|e| e.seq).collect();
+        let mut expected: Vec<u64> = self
+            .model
+            .of_session(session, 1..=u64::MAX)
+            .filter(|e| listing.takes(e))
+            .map(|e| e.seq)
+            .collect();
         if order == Order::NewestFirst {
             expected.reverse();
         }
@@ -728,7 +960,10 @@ impl World {
     }
 
     fn stream(&self, session: &SessionId, from: Begin) {
-        let listing = Listing { after: from.after(), ..Listing::all(session) };
+        let listing = Listing {
+            after: from.after(),
+            ..Listing::all(session)
+        };
         let range = self.model.range(&listing);
         let from = match from {
             Begin::Start => From::Start,
@@ -738,13 +973,18 @@ impl World {
         };
         // A session that is not there yet is waited for, and up to its tail it has nothing.
         let predicted = match (from, range) {
-            (From::Creation | From::After(Cursor::Seq(0)), Err(_)) | (From::Now, Ok(_)) => Ok(NOTHING),
+            (From::Creation | From::After(Cursor::Seq(0)), Err(_)) | (From::Now, Ok(_)) => {
+                Ok(NOTHING)
+            }
             (_, range) => range,
         };
         let got = self.log().stream(session, from);
         match predicted {
             Err(errors) => assert_error(got.map(drop), &errors),
-            Ok(range) => assert_same(&drain(must("stream", got)), self.model.of_session(session, range)),
+            Ok(range) => assert_same(
+                &drain(must("stream", got)),
+                self.model.of_session(session, range),
+            ),
         }
     }
 
@@ -760,20 +1000,39 @@ impl World {
     fn message(&self, point: Point) {
         let id = MessageId::from(self.model.id(point));
         let got = self.log().message(id);
-        match self.model.ids.get(&id.event_id()).map(|&place| &self.model.events[place]) {
+        match self
+            .model
+            .ids
+            .get(&id.event_id())
+            .map(|&place| &self.model.events[place])
+        {
             Some(opened) if opened.given.opens_turn() => {
                 let message = must("message", got);
-                assert_eq!((message.id, &message.session_id, message.sequence_number), (id, &opened.session, opened.seq));
-                assert_eq!(u64::try_from(message.created_at.as_millisecond()), Ok(opened.created_ms));
+                assert_eq!(
+                    (message.id, &message.session_id, message.sequence_number),
+                    (id, &opened.session, opened.seq)
+                );
+                assert_eq!(
+                    u64::try_from(message.created_at.as_millisecond()),
+                    Ok(opened.created_ms)
+                );
             }
-            _ => assert_error(got.map(|message| message.sequence_number), &[Error::UnknownMessage { id }]),
+            _ => assert_error(
+                got.map(|message| message.sequence_number),
+                &[Error::UnknownMessage { id }],
+            ),
         }
     }
 
     fn head(&self, session: &SessionId) {
         let got = self.log().head(session);
         let Some(newest) = self.model.of_session(session, 1..=u64::MAX).next_back() else {
-            return assert_error(got.map(|head| head.last), &[Error::UnknownSession { session: session.clone() }]);
+            return assert_error(
+                got.map(|head| head.last),
+                &[Error::UnknownSession {
+                    session: session.clone(),
+                }],
+            );
         };
         let head = must("head", got);
         assert_eq!(
@@ -784,14 +1043,26 @@ impl World {
     }
 
     fn sessions(&self, after: Option<&SessionId>, limit: usize) {
-        let expected: Vec<&SessionId> =
-            self.model.sessions.keys().filter(|session| after.is_none_or(|after| *session > after)).collect();
-        assert_sessions(limit, &expected, self.log().sessions(after.map(After), limit));
+        let expected: Vec<&SessionId> = self
+            .model
+            .sessions
+            .keys()
+            .filter(|session| after.is_none_or(|after| *session > after))
+            .collect();
+        assert_sessions(
+            limit,
+            &expected,
+            self.log().sessions(after.map(After), limit),
+        );
     }
 
     fn recent_sessions(&self, limit: usize) {
-        let mut expected: Vec<(&usize, &SessionId)> =
-            self.model.sessions.iter().filter_map(|(session, places)| Some((places.last()?, session))).collect();
+        let mut expected: Vec<(&usize, &SessionId)> = self
+            .model
+            .sessions
+            .iter()
+            .filter_map(|(session, places)| Some((places.last()?, session)))
+            .collect();
         expected.sort_by(|left, right| right.cmp(left));
         let expected: Vec<&SessionId> = expected.into_iter().map(|(_, session)| session).collect();
         assert_sessions(limit, &expected, self.log().recent_sessions(limit));
@@ -804,7 +1075,13 @@ impl World {
             return assert_error(got, &[Error::UnknownEvent { id }]);
         }
         let got = drain(must("feed", got));
-        assert_same(&got, self.model.events.iter().filter(|event| after.is_none_or(|after| event.id > after)));
+        assert_same(
+            &got,
+            self.model
+                .events
+                .iter()
+                .filter(|event| after.is_none_or(|after| event.id > after)),
+        );
     }
 }
 
@@ -867,22 +1144,31 @@ impl Model {
         let places = self.sessions.get(session).map_or(&[][..], Vec::as_slice);
         match at {
             At::Seq(n) => Cursor::Seq(u64::from(n) % (places.len() as u64 + 3)),
-            At::Own(n) if !places.is_empty() => Cursor::Event(self.events[places[usize::from(n) % places.len()]].id),
+            At::Own(n) if !places.is_empty() => {
+                Cursor::Event(self.events[places[usize::from(n) % places.len()]].id)
+            }
             At::Own(n) => Cursor::Event(self.unknown_id(usize::from(n))),
             At::Event(point) => Cursor::Event(self.id(point)),
         }
     }
 
-    /// The seqs that a listing bounds, or the errors it may give; where both cursors are wrong either may be told.
+    /// The seqs that a listing bounds, or the errors it may give; where both cursors are wrong
+    /// either may be told.
     fn range(&self, listing: &Listing) -> Result<RangeInclusive<u64>, Vec<Error>> {
         check_page_limit(listing.limit).map_err(|error| vec![error])?;
         let session = &listing.session;
         let tail = self.tail(session);
         if tail == 0 {
-            return Err(vec![Error::UnknownSession { session: session.clone() }]);
+            return Err(vec![Error::UnknownSession {
+                session: session.clone(),
+            }]);
         }
-        let after = listing.after.map_or(Ok(0), |at| self.seq(session, self.cursor(session, at), tail));
-        let before = listing.before.map_or(Ok(tail + 1), |at| self.seq(session, self.cursor(session, at), tail + 1));
+        let after = listing.after.map_or(Ok(0), |at| {
+            self.seq(session, self.cursor(session, at), tail)
+        });
+        let before = listing.before.map_or(Ok(tail + 1), |at| {
+            self.seq(session, self.cursor(session, at), tail + 1)
+        });
         match (after, before) {
             (Ok(after), Ok(before)) => Ok(after + 1..=before.saturating_sub(1)),
             (after, before) => Err([after.err(), before.err()].into_iter().flatten().collect()),
@@ -892,53 +1178,96 @@ impl Model {
     fn seq(&self, session: &SessionId, cursor: Cursor, highest: u64) -> Result<u64, Error> {
         let problem = match cursor {
             Cursor::Seq(seq) if seq <= highest => return Ok(seq),
-            Cursor::Seq(seq) => CursorProblem::BeyondTail { seq, tail: self.tail(session) },
+            Cursor::Seq(seq) => CursorProblem::BeyondTail {
+                seq,
+                tail: self.tail(session),
+            },
             Cursor::Event(id) => match self.ids.get(&id).map(|&place| &self.events[place]) {
                 Some(event) if event.session == *session => return Ok(event.seq),
                 Some(_) => CursorProblem::OtherSession(id),
                 None => CursorProblem::Unknown(id),
             },
         };
-        Err(Error::Cursor { session: session.clone(), problem })
+        Err(Error::Cursor {
+            session: session.clone(),
+            problem,
+        })
     }
 
     fn assert_page(&self, listing: &Listing, range: RangeInclusive<u64>, page: &EventPage) {
         let session = &listing.session;
         let newest_first = listing.order == Order::NewestFirst;
-        assert_eq!(page.tail, self.tail(session), "the tail that the page tells");
+        assert_eq!(
+            page.tail,
+            self.tail(session),
+            "the tail that the page tells"
+        );
         let covered = page.first..=page.last;
-        let mut events: Vec<&Stored> = self.of_session(session, covered.clone()).filter(|event| listing.takes(event)).collect();
+        let mut events: Vec<&Stored> = self
+            .of_session(session, covered.clone())
+            .filter(|event| listing.takes(event))
+            .collect();
         if newest_first {
             events.reverse();
         }
         assert_same(&page.events, events);
-        assert!(page.events.len() <= listing.limit, "{} events in a page of {}", page.events.len(), listing.limit);
+        assert!(
+            page.events.len() <= listing.limit,
+            "{} events in a page of {}",
+            page.events.len(),
+            listing.limit
+        );
         if range.is_empty() {
             assert_eq!(page.first, page.last + 1, "an empty page covers nothing");
             assert!(!page.has_more, "there is nothing more in an empty range");
             return;
         }
-        assert!(!covered.is_empty() && range.contains(&page.first) && range.contains(&page.last), "{covered:?} of {range:?}");
-        let begins = if newest_first { covered.end() == range.end() } else { covered.start() == range.start() };
-        assert!(begins, "the page covers {covered:?} of {range:?}, {:?}", listing.order);
+        assert!(
+            !covered.is_empty() && range.contains(&page.first) && range.contains(&page.last),
+            "{covered:?} of {range:?}"
+        );
+        let begins = if newest_first {
+            covered.end() == range.end()
+        } else {
+            covered.start() == range.start()
+        };
+        assert!(
+            begins,
+            "the page covers {covered:?} of {range:?}, {:?}",
+            listing.order
+        );
         self.assert_more(listing, &range, page);
     }
 
-    /// A page tells of more exactly if there is more, save that one that stopped to scan cannot know.
+    /// A page tells of more exactly if there is more, save that one that stopped to scan cannot
+    /// know.
     fn assert_more(&self, listing: &Listing, range: &RangeInclusive<u64>, page: &EventPage) {
         let covered = page.first..=page.last;
         let left = range.clone().filter(|seq| !covered.contains(seq)).count();
-        let matches_left =
-            self.of_session(&listing.session, range.clone()).any(|e| !covered.contains(&e.seq) && listing.takes(e));
+        let matches_left = self
+            .of_session(&listing.session, range.clone())
+            .any(|e| !covered.contains(&e.seq) && listing.takes(e));
         let full = page.events.len() == listing.limit;
         if page.has_more {
-            let scanned: usize = self.of_session(&listing.session, covered.clone()).map(|event| event.given.data.len()).sum();
-            assert!(left > 0, "the page covers all of {range:?} and tells of more");
-            assert!(full || scanned >= SCAN_BYTES_MAX / 2, "a page gave up after {scanned} bytes, at {covered:?} of {range:?}");
+            let scanned: usize = self
+                .of_session(&listing.session, covered.clone())
+                .map(|event| event.given.data.len())
+                .sum();
+            assert!(
+                left > 0,
+                "the page covers all of {range:?} and tells of more"
+            );
+            assert!(
+                full || scanned >= SCAN_BYTES_MAX / 2,
+                "a page gave up after {scanned} bytes, at {covered:?} of {range:?}"
+            );
         } else if listing.types.is_empty() {
             assert_eq!(left, 0, "the page ends early, at {covered:?} of {range:?}");
         } else {
-            assert!(!matches_left, "the page stops at {covered:?} of {range:?} and tells of no more");
+            assert!(
+                !matches_left,
+                "the page stops at {covered:?} of {range:?} and tells of no more"
+            );
         }
     }
 }
@@ -967,7 +1296,10 @@ impl World {
         let log = self.log.take().expect("the log is open between operations");
         if let Stop::Close = stop {
             must("close", log.close());
-            assert_error(log.head(&session_name(0)).map(|head| head.last), &[Error::Closed]);
+            assert_error(
+                log.head(&session_name(0)).map(|head| head.last),
+                &[Error::Closed],
+            );
         }
         drop(log);
         between(self);
@@ -994,8 +1326,12 @@ impl World {
             Damage::TruncateAll => files.iter().for_each(|file| truncate_to_half(file)),
             Damage::TruncateOne(n) => one(n).into_iter().for_each(|file| truncate_to_half(file)),
             Damage::RemoveOne(n) => one(n).into_iter().for_each(|file| remove(file)),
-            Damage::Zero => files.iter().for_each(|file| change(file, |bytes| bytes.fill(0))),
-            Damage::Scribble(n) => files.iter().for_each(|file| change(file, |bytes| scribble(bytes, n))),
+            Damage::Zero => files
+                .iter()
+                .for_each(|file| change(file, |bytes| bytes.fill(0))),
+            Damage::Scribble(n) => files
+                .iter()
+                .for_each(|file| change(file, |bytes| scribble(bytes, n))),
             Damage::Empty => files.iter().for_each(|file| remove(file)),
             Damage::OlderCopy => self.restore_older_index(),
         }
@@ -1026,13 +1362,28 @@ impl World {
         let mut seen = Vec::new();
         let (mut after, mut has_more) = (0, self.model.tail(session) > 0);
         while has_more {
-            let page = must("messages", self.log().messages(session, Page::after(after).limit(3)));
-            assert!(page.messages.len() <= 3 && (page.last > after || !page.has_more), "a page of messages gets nowhere");
+            let page = must(
+                "messages",
+                self.log().messages(session, Page::after(after).limit(3)),
+            );
+            assert!(
+                page.messages.len() <= 3 && (page.last > after || !page.has_more),
+                "a page of messages gets nowhere"
+            );
             seen.extend(page.messages.into_iter().map(|message| message.id));
             (after, has_more) = (page.last, page.has_more);
         }
-        let opened = self.model.of_session(session, 1..=u64::MAX).filter(|event| event.given.opens_turn());
-        assert_eq!(seen, opened.map(|event| event.id.into()).collect::<Vec<MessageId>>(), "the messages of {session}");
+        let opened = self
+            .model
+            .of_session(session, 1..=u64::MAX)
+            .filter(|event| event.given.opens_turn());
+        assert_eq!(
+            seen,
+            opened
+                .map(|event| event.id.into())
+                .collect::<Vec<MessageId>>(),
+            "the messages of {session}"
+        );
     }
 }
 
@@ -1040,20 +1391,40 @@ fn types_of(mask: u8) -> Vec<&'static str> {
     if mask & 0x30 != 0 {
         Vec::new()
     } else {
-        TYPES.into_iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0).map(|(_, t)| t).collect()
+        TYPES
+            .into_iter()
+            .enumerate()
+            .filter(|(i, _)| mask & (1 << i) != 0)
+            .map(|(_, t)| t)
+            .collect()
     }
 }
 
 fn invalid() -> Error {
-    Error::Invalid { what: "any argument", why: "any reason".to_owned() }
+    Error::Invalid {
+        what: "any argument",
+        why: "any reason".to_owned(),
+    }
 }
 
 fn within(limit: Limit, actual: usize, max: usize) -> Result<(), Error> {
-    if actual <= max { Ok(()) } else { Err(Error::TooLarge { limit, actual: actual as u64, max: max as u64 }) }
+    if actual <= max {
+        Ok(())
+    } else {
+        Err(Error::TooLarge {
+            limit,
+            actual: actual as u64,
+            max: max as u64,
+        })
+    }
 }
 
 fn check_page_limit(limit: usize) -> Result<(), Error> {
-    if limit == 0 { Err(invalid()) } else { within(Limit::PageEvents, limit, PAGE_EVENTS_MAX) }
+    if limit == 0 {
+        Err(invalid())
+    } else {
+        within(Limit::PageEvents, limit, PAGE_EVENTS_MAX)
+    }
 }
 
 fn must<T>(doing: &str, got: Result<T, Error>) -> T {
@@ -1068,7 +1439,10 @@ fn drain(stream: EventStream) -> Vec<Event> {
         match stream.next_timeout(DEADLINE) {
             Some(item) => events.extend(must("stream", item).into_event()),
             None if stream.is_ended() => return events,
-            None => panic!("a stream up to the tail did not end within {DEADLINE:?}, after {} events", events.len()),
+            None => panic!(
+                "a stream up to the tail did not end within {DEADLINE:?}, after {} events",
+                events.len()
+            ),
         }
     }
 }
@@ -1082,37 +1456,83 @@ fn assert_error<T: std::fmt::Debug>(got: Result<T, Error>, expected: &[Error]) {
         (Error::Invalid { .. }, Error::Invalid { .. }) => true,
         _ => format!("{error:?}") == format!("{expected:?}"),
     };
-    assert!(expected.iter().any(same), "expected one of {expected:?}, and got {error:?}");
+    assert!(
+        expected.iter().any(same),
+        "expected one of {expected:?}, and got {error:?}"
+    );
 }
 
 fn assert_same<'a>(got: &[Event], expected: impl IntoIterator<Item = &'a Stored>) {
     let mut expected = expected.into_iter();
     for event in got {
-        let stored =
-            expected.next().unwrap_or_else(|| panic!("an event too many: {} of {} at {}", event.id, event.session_id, event.seq));
-        assert_eq!((&event.session_id, event.seq, event.id), (&stored.session, stored.seq, stored.id), "session, seq and ID");
-        assert_eq!(event.event_type, stored.given.event_type.as_str(), "the type of {}", event.id);
-        assert_eq!(event.message_id, stored.message_id, "the turn of {}", event.id);
-        assert_eq!(u64::try_from(event.created_at.as_millisecond()), Ok(stored.created_ms), "the time of {}", event.id);
-        assert!(event.data == stored.given.data, "the data of {}, seq {} of {}", event.id, event.seq, event.session_id);
+        let stored = expected.next().unwrap_or_else(|| {
+            panic!(
+                "an event too many: {} of {} at {}",
+                event.id, event.session_id, event.seq
+            )
+        });
+        assert_eq!(
+            (&event.session_id, event.seq, event.id),
+            (&stored.session, stored.seq, stored.id),
+            "session, seq and ID"
+        );
+        assert_eq!(
+            event.event_type,
+            stored.given.event_type.as_str(),
+            "the type of {}",
+            event.id
+        );
+        assert_eq!(
+            event.message_id, stored.message_id,
+            "the turn of {}",
+            event.id
+        );
+        assert_eq!(
+            u64::try_from(event.created_at.as_millisecond()),
+            Ok(stored.created_ms),
+            "the time of {}",
+            event.id
+        );
+        assert!(
+            event.data == stored.given.data,
+            "the data of {}, seq {} of {}",
+            event.id,
+            event.seq,
+            event.session_id
+        );
     }
     let missing = expected.next().map(|stored| (&stored.session, stored.seq));
-    assert_eq!(missing, None, "an event is missing after {} events", got.len());
+    assert_eq!(
+        missing,
+        None,
+        "an event is missing after {} events",
+        got.len()
+    );
 }
 
 fn assert_sessions(limit: usize, expected: &[&SessionId], got: Result<Vec<SessionId>, Error>) {
     if let Err(error) = check_page_limit(limit) {
         return assert_error(got.map(|sessions| sessions.len()), &[error]);
     }
-    assert_eq!(must("sessions", got).iter().collect::<Vec<_>>(), expected[..limit.min(expected.len())], "sessions");
+    assert_eq!(
+        must("sessions", got).iter().collect::<Vec<_>>(),
+        expected[..limit.min(expected.len())],
+        "sessions"
+    );
 }
 
 fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in entries {
         let path = entry.expect("a folder entry").path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+        if path.is_dir() {
+            files.extend(files_below(&path))
+        } else {
+            files.push(path)
+        }
     }
     files.sort();
     files
@@ -1120,15 +1540,24 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 
 fn copy(from: &Path, to: &Path) {
     for file in files_below(from) {
-        let copy = to.join(file.strip_prefix(from).expect("the file lies in the folder"));
+        let copy = to.join(
+            file.strip_prefix(from)
+                .expect("the file lies in the folder"),
+        );
         fs::create_dir_all(copy.parent().expect("a file lies in a folder")).expect("make a folder");
         fs::copy(&file, &copy).expect("copy a file");
     }
 }
 
 fn remove(path: &Path) {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.or_else(|error| if path.exists() { Err(error) } else { Ok(()) }).expect("remove what is there");
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    removed
+        .or_else(|error| if path.exists() { Err(error) } else { Ok(()) })
+        .expect("remove what is there");
 }
 
 fn change(file: &Path, how: impl FnOnce(&mut [u8])) {
@@ -1144,7 +1573,11 @@ fn truncate_to_half(file: &Path) {
 
 /// Ruins one byte in about a hundred.
 fn scribble(bytes: &mut [u8], seed: u8) {
-    for (byte, noise) in bytes.iter_mut().zip(noise(u64::from(seed) + 1, 1 << 24)).filter(|(_, noise)| *noise < 3) {
+    for (byte, noise) in bytes
+        .iter_mut()
+        .zip(noise(u64::from(seed) + 1, 1 << 24))
+        .filter(|(_, noise)| *noise < 3)
+    {
         *byte ^= noise + 1;
     }
 }
@@ -1157,26 +1590,68 @@ mod tests {
     use super::*;
 
     fn small(session: u8) -> Op {
-        Op::Append { session, shape: Shape::Good { events: 3, bytes: 100, mix: session }, key: None, expected: Want::Any }
+        Op::Append {
+            session,
+            shape: Shape::Good {
+                events: 3,
+                bytes: 100,
+                mix: session,
+            },
+            key: None,
+            expected: Want::Any,
+        }
     }
 
     fn keyed(session: u8, key: u8) -> Op {
-        Op::Append { session, shape: Shape::Good { events: 2, bytes: 300, mix: 1 }, key: Some(key), expected: Want::Tail }
+        Op::Append {
+            session,
+            shape: Shape::Good {
+                events: 2,
+                bytes: 300,
+                mix: 1,
+            },
+            key: Some(key),
+            expected: Want::Tail,
+        }
     }
 
     fn fills(count: u8) -> impl Iterator<Item = Op> {
-        (0..count).map(|n| Op::Fill { session: n, events: 8 })
+        (0..count).map(|n| Op::Fill {
+            session: n,
+            events: 8,
+        })
     }
 
     fn all_changes() -> impl Iterator<Item = Op> {
-        let changes = [Change::Nothing, Change::Data, Change::Type, Change::Turn, Change::Count, Change::Expected];
-        changes.into_iter().zip(0..).map(|(change, nth)| Op::Retry { nth, change })
+        let changes = [
+            Change::Nothing,
+            Change::Data,
+            Change::Type,
+            Change::Turn,
+            Change::Count,
+            Change::Expected,
+        ];
+        changes
+            .into_iter()
+            .zip(0..)
+            .map(|(change, nth)| Op::Retry { nth, change })
     }
 
     fn all_damages() -> impl Iterator<Item = Op> {
-        let damages =
-            [Damage::TruncateAll, Damage::TruncateOne(1), Damage::RemoveOne(0), Damage::Zero, Damage::Scribble(9), Damage::Empty];
-        [Op::DeleteIndex].into_iter().chain(damages.into_iter().chain([Damage::OlderCopy]).map(Op::DamageIndex))
+        let damages = [
+            Damage::TruncateAll,
+            Damage::TruncateOne(1),
+            Damage::RemoveOne(0),
+            Damage::Zero,
+            Damage::Scribble(9),
+            Damage::Empty,
+        ];
+        [Op::DeleteIndex].into_iter().chain(
+            damages
+                .into_iter()
+                .chain([Damage::OlderCopy])
+                .map(Op::DamageIndex),
+        )
     }
 
     fn check(ops: impl IntoIterator<Item = Op>) {
@@ -1197,8 +1672,16 @@ mod tests {
     #[test]
     fn an_empty_log_answers_like_an_empty_map() {
         let wrong = [0, 1, 2, 3].map(|n| Op::Event(Point::Unknown(n)));
-        check(wrong.into_iter().chain([Op::Head(0), Op::Feed { after: None }, Op::Reopen, Op::Drop, Op::DeleteIndex]));
-        check([0, 1, 2, 3].map(|n| Op::Feed { after: Some(Point::Unknown(n)) }));
+        check(wrong.into_iter().chain([
+            Op::Head(0),
+            Op::Feed { after: None },
+            Op::Reopen,
+            Op::Drop,
+            Op::DeleteIndex,
+        ]));
+        check([0, 1, 2, 3].map(|n| Op::Feed {
+            after: Some(Point::Unknown(n)),
+        }));
     }
 
     #[test]
@@ -1214,9 +1697,19 @@ mod tests {
             Shape::LargeEvent,
             Shape::LargeBatch,
         ];
-        let refused = |session| shapes.map(|shape| Op::Append { session, shape, key: None, expected: Want::Any });
-        let ops =
-            [small(0)].into_iter().chain(refused(0)).chain(refused(1)).chain([Op::Head(0), Op::Head(1), Op::Reopen, small(1)]);
+        let refused = |session| {
+            shapes.map(|shape| Op::Append {
+                session,
+                shape,
+                key: None,
+                expected: Want::Any,
+            })
+        };
+        let ops = [small(0)]
+            .into_iter()
+            .chain(refused(0))
+            .chain(refused(1))
+            .chain([Op::Head(0), Op::Head(1), Op::Reopen, small(1)]);
         check(ops);
     }
 
@@ -1232,9 +1725,20 @@ mod tests {
         let mut ops = vec![small(1), small(0), small(0)];
         for &after in &cursors {
             for &before in &cursors {
-                let pages =
-                    [(Order::Ascending, 2, 0), (Order::NewestFirst, 50, 0), (Order::NewestFirst, 1, 3), (Order::Ascending, 4, 5)];
-                ops.extend(pages.map(|(order, limit, types)| Op::List { session: 0, after, before, order, limit, types }));
+                let pages = [
+                    (Order::Ascending, 2, 0),
+                    (Order::NewestFirst, 50, 0),
+                    (Order::NewestFirst, 1, 3),
+                    (Order::Ascending, 4, 5),
+                ];
+                ops.extend(pages.map(|(order, limit, types)| Op::List {
+                    session: 0,
+                    after,
+                    before,
+                    order,
+                    limit,
+                    types,
+                }));
             }
         }
         ops.extend([0, 51, 255].map(|limit| Op::List {
@@ -1245,36 +1749,67 @@ mod tests {
             limit,
             types: 0,
         }));
-        ops.extend(cursors.iter().flatten().map(|&at| Op::Stream { session: 0, from: Begin::After(at) }));
+        ops.extend(cursors.iter().flatten().map(|&at| Op::Stream {
+            session: 0,
+            from: Begin::After(at),
+        }));
         check(ops);
     }
 
     #[test]
     fn what_was_sealed_reads_like_what_was_just_written() {
-        let reads = || (0..8).map(|session| Op::Walk { session, order: Order::Ascending, limit: 3, types: session });
+        let reads = || {
+            (0..8).map(|session| Op::Walk {
+                session,
+                order: Order::Ascending,
+                limit: 3,
+                types: session,
+            })
+        };
         check(
-            [small(0), small(1)].into_iter().chain(fills(16)).chain([small(0)]).chain(reads()).chain([Op::Drop]).chain(reads()),
+            [small(0), small(1)]
+                .into_iter()
+                .chain(fills(16))
+                .chain([small(0)])
+                .chain(reads())
+                .chain([Op::Drop])
+                .chain(reads()),
         );
     }
 
     #[test]
     fn a_key_answers_after_sealing_reopening_and_losing_the_index() {
         let keys = [keyed(0, 1), keyed(1, 1), keyed(0, 2)];
-        let ops =
-            keys.into_iter().chain(all_changes()).chain(fills(12)).chain(all_changes()).chain([Op::Drop]).chain(all_changes());
+        let ops = keys
+            .into_iter()
+            .chain(all_changes())
+            .chain(fills(12))
+            .chain(all_changes())
+            .chain([Op::Drop])
+            .chain(all_changes());
         check(ops.chain([Op::DeleteIndex]).chain(all_changes()));
     }
 
     #[test]
     fn damage_to_the_index_changes_nothing() {
-        let mut ops: Vec<Op> =
-            [keyed(0, 1), keyed(2, 2)].into_iter().chain(fills(7)).chain([Op::Reopen]).chain(fills(7)).collect();
+        let mut ops: Vec<Op> = [keyed(0, 1), keyed(2, 2)]
+            .into_iter()
+            .chain(fills(7))
+            .chain([Op::Reopen])
+            .chain(fills(7))
+            .collect();
         for damage in all_damages() {
             ops.extend([
                 damage,
                 small(3),
-                Op::Retry { nth: 0, change: Change::Nothing },
-                Op::Retry { nth: 1, change: Change::Data },
+                Op::Retry {
+                    nth: 0,
+                    change: Change::Nothing,
+                },
+                Op::Retry {
+                    nth: 1,
+                    change: Change::Data,
+                },
             ]);
         }
         check(ops);
@@ -1283,8 +1818,26 @@ mod tests {
     #[test]
     fn ids_rise_over_a_clock_that_steps_back_and_over_reopening() {
         let mut ops = Vec::new();
-        for step in [0, 1, -1, -3_600_000, 3_600_000, -40_000_000, 90_000_000, -90_000_000, 1] {
-            ops.extend([Op::Clock(step), small(0), small(1), Op::Reopen, small(0), Op::Drop, small(1)]);
+        for step in [
+            0,
+            1,
+            -1,
+            -3_600_000,
+            3_600_000,
+            -40_000_000,
+            90_000_000,
+            -90_000_000,
+            1,
+        ] {
+            ops.extend([
+                Op::Clock(step),
+                small(0),
+                small(1),
+                Op::Reopen,
+                small(0),
+                Op::Drop,
+                small(1),
+            ]);
         }
         check(ops);
     }

@@ -1,4 +1,5 @@
-//! An option that is accepted works, also at its extremes, and also on a log that was written under others.
+//! An option that is accepted works, also at its extremes, and also on a log that was written under
+//! others.
 
 use std::time::Duration;
 
@@ -6,10 +7,12 @@ use sessionlog::{Error, Event, Options, Page, SessionLog};
 use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_error, eventually, feed_all, folder, note, notes, open, read_all, seal_once, seqs, session, small_files,
+    append_notes, assert_error, eventually, feed_all, folder, note, notes, open, read_all,
+    seal_once, seqs, session, small_files,
 };
 
-/// Appends enough to seal, reads it back, and does both again after reopening. Options may be refused as invalid, but not later.
+/// Appends enough to seal, reads it back, and does both again after reopening. Options may be
+/// refused as invalid, but not later.
 fn check_works(options: &Options) {
     let dir = folder();
     let id = session("s");
@@ -42,11 +45,19 @@ fn the_smallest_sizes_only_slow_a_log_down() {
 #[test]
 fn journal_files_of_any_size_are_used() {
     let dir = folder();
-    let log = Options::new().journal_file_bytes_max(5_000_001).open(dir.path()).unwrap();
+    let log = Options::new()
+        .journal_file_bytes_max(5_000_001)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
     // The first file has its own size; three more are needed.
-    let all: Vec<Event> =
-        (0..70).flat_map(|n| log.append(&id, notes("n", 1).event(note(vec![n; 250_000]))).unwrap().events).collect();
+    let all: Vec<Event> = (0..70)
+        .flat_map(|n| {
+            log.append(&id, notes("n", 1).event(note(vec![n; 250_000])))
+                .unwrap()
+                .events
+        })
+        .collect();
     assert_eq!(read_all(&log, &id), all);
     drop(log);
     assert_eq!(read_all(&open(&dir), &id), all);
@@ -55,7 +66,10 @@ fn journal_files_of_any_size_are_used() {
 #[test]
 fn an_index_that_is_given_no_cache_still_comes_to_hold_everything() {
     let dir = folder();
-    let log = small_files().index_cache_bytes_max(0).open(dir.path()).unwrap();
+    let log = small_files()
+        .index_cache_bytes_max(0)
+        .open(dir.path())
+        .unwrap();
     seal_once(&dir, &log, &session("s"));
     eventually("the index has caught up", || log.stats().index_lag == 0);
     assert_eq!(log.stats().index_rebuilds, 0);
@@ -82,13 +96,26 @@ fn a_writer_may_wait_for_room_without_end() {
     check_works(&small_files().stall_wait(Duration::MAX));
 }
 
-/// A log with a turn, large and small batches, and a key, in more than one of the smallest journal files.
+/// A log with a turn, large and small batches, and a key, in more than one of the smallest journal
+/// files.
 fn written(dir: &TempDir, options: &Options) -> Vec<Event> {
     let log = options.clone().open(dir.path()).unwrap();
     let id = session("s");
-    let mut all = log.append(&id, notes("keyed", 50).user_message("hello").idempotency_key("a long key")).unwrap().events;
+    let mut all = log
+        .append(
+            &id,
+            notes("keyed", 50)
+                .user_message("hello")
+                .idempotency_key("a long key"),
+        )
+        .unwrap()
+        .events;
     for n in 0..12 {
-        all.extend(log.append(&id, notes("n", 50).event(note(vec![n; 500_000]))).unwrap().events);
+        all.extend(
+            log.append(&id, notes("n", 50).event(note(vec![n; 500_000])))
+                .unwrap()
+                .events,
+        );
     }
     log.close().unwrap();
     all
@@ -98,32 +125,59 @@ fn written(dir: &TempDir, options: &Options) -> Vec<Event> {
 fn lower_limits_hide_nothing_that_is_stored() {
     let dir = folder();
     let all = written(&dir, &small_files());
-    let strict = Options::new().event_bytes_max(6).batch_bytes_max(6).batch_events_max(1).event_type_bytes_max(4);
-    let log = strict.idempotency_key_bytes_max(1).page_events_max(7).open(dir.path()).unwrap();
+    let strict = Options::new()
+        .event_bytes_max(6)
+        .batch_bytes_max(6)
+        .batch_events_max(1)
+        .event_type_bytes_max(4);
+    let log = strict
+        .idempotency_key_bytes_max(1)
+        .page_events_max(7)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
     let mut walked: Vec<Event> = Vec::new();
     while walked.len() < all.len() {
-        let page = log.list(&id, Page::after(walked.len() as u64).limit(7)).unwrap();
+        let page = log
+            .list(&id, Page::after(walked.len() as u64).limit(7))
+            .unwrap();
         assert!(!page.events.is_empty(), "{page:?}");
         walked.extend(page.events);
     }
     assert_eq!(walked, all);
     assert_eq!(feed_all(&log), all);
-    assert_eq!(seqs(&log.list(&id, Page::new()).unwrap().events), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(
+        seqs(&log.list(&id, Page::new()).unwrap().events),
+        [1, 2, 3, 4, 5, 6, 7]
+    );
     assert_eq!(log.messages(&id, Page::new()).unwrap().messages.len(), 1);
     assert_error!(log.append(&id, notes("n", 2)), Error::TooLarge { .. });
-    assert_eq!(log.append(&id, notes("n", 1)).unwrap().first, all.len() as u64 + 1);
+    assert_eq!(
+        log.append(&id, notes("n", 1)).unwrap().first,
+        all.len() as u64 + 1
+    );
 }
 
 #[test]
 fn a_log_goes_on_under_other_sizes_of_journal_files() {
     let dir = folder();
-    let large = Options::new().journal_file_bytes_max(4096 << 20).group_bytes_max(4096 << 20);
+    let large = Options::new()
+        .journal_file_bytes_max(4096 << 20)
+        .group_bytes_max(4096 << 20);
     let mut all = written(&dir, &large);
     let id = session("s");
     let check = |log: &SessionLog, all: &mut Vec<Event>| {
         assert_eq!(read_all(log, &id), *all);
-        assert!(log.append(&id, notes("keyed", 50).user_message("hello").idempotency_key("a long key")).unwrap().replayed);
+        assert!(
+            log.append(
+                &id,
+                notes("keyed", 50)
+                    .user_message("hello")
+                    .idempotency_key("a long key")
+            )
+            .unwrap()
+            .replayed
+        );
         all.extend(append_notes(log, &id, "more", 2));
         assert_eq!(read_all(log, &id), *all);
     };
@@ -132,7 +186,11 @@ fn a_log_goes_on_under_other_sizes_of_journal_files() {
         check(&log, &mut all);
         // More than the files of the options before hold, so that each of them comes to its end.
         for _ in 0..4 {
-            all.extend((0..20).flat_map(|_| log.append(&id, notes("n", 1).event(note(vec![7; 200_000]))).unwrap().events));
+            all.extend((0..20).flat_map(|_| {
+                log.append(&id, notes("n", 1).event(note(vec![7; 200_000])))
+                    .unwrap()
+                    .events
+            }));
         }
         check(&log, &mut all);
     }

@@ -1,5 +1,5 @@
-//! A log keeps to the folder that it has locked, whatever becomes of the folder's name and of the names in it (K1, K7), and to the process
-//! that opened it (K9).
+//! A log keeps to the folder that it has locked, whatever becomes of the folder's name and of the
+//! names in it (K1, K7), and to the process that opened it (K9).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,7 +11,8 @@ use sessionlog::{Batch, Error, Options, SessionLog};
 use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_error, eventually, folder, in_time, note, notes, open, read_all, seal_once, session, small_files,
+    append_notes, assert_error, eventually, folder, in_time, note, notes, open, read_all,
+    seal_once, session, small_files,
 };
 
 /// What somebody does to an open log's folder, by name.
@@ -70,9 +71,19 @@ impl Place {
 
     /// The journal file that is written to.
     fn journal_file(&self) -> PathBuf {
-        let files = fs::read_dir(self.at("data/journal")).unwrap().map(|entry| entry.unwrap().path());
+        let files = fs::read_dir(self.at("data/journal"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
         // The one that holds most: a spare one holds zeroes.
-        files.max_by_key(|path| fs::read(path).unwrap().iter().filter(|byte| **byte != 0).count()).unwrap()
+        files
+            .max_by_key(|path| {
+                fs::read(path)
+                    .unwrap()
+                    .iter()
+                    .filter(|byte| **byte != 0)
+                    .count()
+            })
+            .unwrap()
     }
 
     /// Does it, and returns where the log's events are then, unless they are gone.
@@ -82,7 +93,14 @@ impl Place {
             Act::Remove => fs::remove_dir_all(self.at("data")).unwrap(),
             Act::PutAnotherLogInItsPlace | Act::PutAnEarlierCopyInItsPlace => {
                 self.rename("data", "elsewhere");
-                self.rename(if act == Act::PutAnotherLogInItsPlace { "other" } else { "copy" }, "data");
+                self.rename(
+                    if act == Act::PutAnotherLogInItsPlace {
+                        "other"
+                    } else {
+                        "copy"
+                    },
+                    "data",
+                );
             }
             Act::PointTheLinkElsewhere => {
                 fs::remove_file(self.at("link")).unwrap();
@@ -135,13 +153,17 @@ fn image(folder: &Path) -> BTreeMap<OsString, Vec<u8>> {
             if entry.file_type().unwrap().is_dir() {
                 folders.push(entry.path());
             }
-            files.insert(entry.path().into_os_string(), fs::read(entry.path()).unwrap_or_default());
+            files.insert(
+                entry.path().into_os_string(),
+                fs::read(entry.path()).unwrap_or_default(),
+            );
         }
     }
     files
 }
 
-/// K1: what is acknowledged is in the folder that the log holds, and nothing is written to another one.
+/// K1: what is acknowledged is in the folder that the log holds, and nothing is written to another
+/// one.
 #[test]
 fn a_log_whose_folder_is_no_longer_in_its_place_says_so_and_writes_nowhere_else() {
     for act in ACTS {
@@ -153,20 +175,38 @@ fn a_log_whose_folder_is_no_longer_in_its_place_says_so_and_writes_nowhere_else(
         let not_ours = place.at(match act {
             Act::PointTheLinkElsewhere => "other",
             Act::MoveTheJournal => "data/journal",
-            Act::MoveAJournalFile | Act::RemoveAJournalFile | Act::CopyAJournalFileOverItself => "copy",
+            Act::MoveAJournalFile | Act::RemoveAJournalFile | Act::CopyAJournalFileOverItself => {
+                "copy"
+            }
             _ => "data",
         });
         let in_its_place = image(&not_ours);
         let refused = log.append(&session, notes("refused", 1)).unwrap_err();
-        assert!(matches!(refused, Error::Displaced { .. }), "{act:?}: {refused:?}");
-        assert!(!refused.is_retryable() && refused.code() == "displaced", "{act:?}");
+        assert!(
+            matches!(refused, Error::Displaced { .. }),
+            "{act:?}: {refused:?}"
+        );
+        assert!(
+            !refused.is_retryable() && refused.code() == "displaced",
+            "{act:?}"
+        );
         for _ in 0..2 {
-            assert_error!(log.append(&session, notes("refused", 1)), Error::Poisoned { .. });
+            assert_error!(
+                log.append(&session, notes("refused", 1)),
+                Error::Poisoned { .. }
+            );
         }
         assert_error!(log.health(), Error::Poisoned { source } if source.code() == "displaced");
-        assert_eq!(read_all(&log, &session), kept, "{act:?}: what is durable is still read");
+        assert_eq!(
+            read_all(&log, &session),
+            kept,
+            "{act:?}: what is durable is still read"
+        );
         assert_error!(log.close(), Error::Poisoned { .. });
-        assert!(image(&not_ours) == in_its_place, "{act:?}: something was written beside the log");
+        assert!(
+            image(&not_ours) == in_its_place,
+            "{act:?}: something was written beside the log"
+        );
         if let Some(holds) = holds {
             let again = SessionLog::open(holds).unwrap();
             assert_eq!(read_all(&again, &session), kept, "{act:?}");
@@ -178,7 +218,11 @@ fn a_log_whose_folder_is_no_longer_in_its_place_says_so_and_writes_nowhere_else(
 /// K1: `close` too.
 #[test]
 fn a_log_that_was_moved_is_closed_without_a_record_in_another_folder() {
-    for act in [Act::Move, Act::PutAnotherLogInItsPlace, Act::PutAnEarlierCopyInItsPlace] {
+    for act in [
+        Act::Move,
+        Act::PutAnotherLogInItsPlace,
+        Act::PutAnEarlierCopyInItsPlace,
+    ] {
         let place = Place::new();
         let log = SessionLog::open(place.at("data")).unwrap();
         let kept = append_notes(&log, &session("s"), "kept", 5);
@@ -186,7 +230,10 @@ fn a_log_that_was_moved_is_closed_without_a_record_in_another_folder() {
         let in_its_place = image(&place.at("data"));
         assert_error!(log.close(), Error::Displaced { .. });
         assert!(image(&place.at("data")) == in_its_place, "{act:?}");
-        assert_eq!(read_all(&SessionLog::open(holds).unwrap(), &session("s")), kept);
+        assert_eq!(
+            read_all(&SessionLog::open(holds).unwrap(), &session("s")),
+            kept
+        );
     }
 }
 
@@ -197,17 +244,33 @@ fn a_log_begun_where_another_was_moved_away_is_a_log_of_its_own() {
     let first = SessionLog::open(place.at("data")).unwrap();
     let of_first = append_notes(&first, &session("s"), "first", 5);
     place.rename("data", "elsewhere");
-    assert_error!(SessionLog::open(place.at("elsewhere")), Error::Locked { .. });
+    assert_error!(
+        SessionLog::open(place.at("elsewhere")),
+        Error::Locked { .. }
+    );
     let second = SessionLog::open(place.at("data")).unwrap();
     let of_second = append_notes(&second, &session("s"), "second", 5);
-    assert_error!(first.append(&session("s"), notes("late", 1)), Error::Displaced { .. });
+    assert_error!(
+        first.append(&session("s"), notes("late", 1)),
+        Error::Displaced { .. }
+    );
     second.close().unwrap();
     drop(first);
-    assert_eq!(read_all(&SessionLog::open(place.at("elsewhere")).unwrap(), &session("s")), of_first);
-    assert_eq!(read_all(&SessionLog::open(place.at("data")).unwrap(), &session("s")), of_second);
+    assert_eq!(
+        read_all(
+            &SessionLog::open(place.at("elsewhere")).unwrap(),
+            &session("s")
+        ),
+        of_first
+    );
+    assert_eq!(
+        read_all(&SessionLog::open(place.at("data")).unwrap(), &session("s")),
+        of_second
+    );
 }
 
-/// K1: the folder itself is locked, so that a lock file that somebody takes for a stale one makes no difference.
+/// K1: the folder itself is locked, so that a lock file that somebody takes for a stale one makes
+/// no difference.
 #[test]
 fn a_log_whose_lock_file_is_removed_is_still_locked() {
     let folder = folder();
@@ -216,7 +279,10 @@ fn a_log_whose_lock_file_is_removed_is_still_locked() {
     for _ in 0..2 {
         fs::remove_file(folder.path().join("LOCK")).unwrap();
         assert_error!(SessionLog::open(folder.path()), Error::Locked { .. });
-        assert_error!(Options::new().read_only(true).open(folder.path()), Error::Locked { .. });
+        assert_error!(
+            Options::new().read_only(true).open(folder.path()),
+            Error::Locked { .. }
+        );
         append_notes(&log, &session("s"), "after", 1);
         fs::write(folder.path().join("LOCK"), "").unwrap();
         assert_error!(SessionLog::open(folder.path()), Error::Locked { .. });
@@ -230,7 +296,11 @@ fn a_log_whose_lock_file_is_removed_is_still_locked() {
 fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
     for name in ["LOCK", "MANIFEST-0", "journal", "journal/*", "segments"] {
         let place = Place::new();
-        let linked = if name == "journal/*" { place.journal_file() } else { place.at("data").join(name) };
+        let linked = if name == "journal/*" {
+            place.journal_file()
+        } else {
+            place.at("data").join(name)
+        };
         fs::rename(&linked, place.at("moved")).unwrap();
         symlink(place.at("moved"), &linked).unwrap();
         let before = image(&place.at("moved"));
@@ -239,9 +309,17 @@ fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
             if read_only && name == "MANIFEST-0" {
                 continue;
             }
-            let error = Options::new().read_only(read_only).open(place.at("data")).unwrap_err();
-            let Error::Io { path, source, .. } = &error else { panic!("{name}: {error:?}") };
-            assert!(source.to_string().contains("symbolic link"), "{name}: {error:?}");
+            let error = Options::new()
+                .read_only(read_only)
+                .open(place.at("data"))
+                .unwrap_err();
+            let Error::Io { path, source, .. } = &error else {
+                panic!("{name}: {error:?}")
+            };
+            assert!(
+                source.to_string().contains("symbolic link"),
+                "{name}: {error:?}"
+            );
             assert_eq!(*path, linked, "{name}");
         }
         assert!(image(&place.at("moved")) == before, "{name} was followed");
@@ -255,7 +333,9 @@ fn a_symbolic_link_in_the_place_of_filters_or_index_is_not_followed() {
         let (folder, elsewhere) = (folder(), folder());
         let log = small_files().open(folder.path()).unwrap();
         let mut kept = seal_once(&folder, &log, &session("s"));
-        eventually("the index has it", || log.stats().segments > 0 && log.stats().index_lag == 0);
+        eventually("the index has it", || {
+            log.stats().segments > 0 && log.stats().index_lag == 0
+        });
         log.close().unwrap();
         let linked = folder.path().join(name);
         fs::rename(&linked, elsewhere.path().join("moved")).unwrap();
@@ -264,14 +344,24 @@ fn a_symbolic_link_in_the_place_of_filters_or_index_is_not_followed() {
         let log = small_files().open(folder.path()).unwrap();
         kept.append(&mut seal_once(&folder, &log, &session("s")));
         if name == "index" {
-            eventually("the link is set aside", || !linked.is_symlink() && log.stats().index_lag == 0);
+            eventually("the link is set aside", || {
+                !linked.is_symlink() && log.stats().index_lag == 0
+            });
         } else {
-            eventually("what is refused is said", || log.stats().refused.iter().any(|refusal| refusal.work == "filters"));
+            eventually("what is refused is said", || {
+                log.stats()
+                    .refused
+                    .iter()
+                    .any(|refusal| refusal.work == "filters")
+            });
         }
         log.health().unwrap();
         log.close().unwrap();
         assert!(image(elsewhere.path()) == before, "{name} was followed");
-        assert_eq!(read_all(&SessionLog::open(folder.path()).unwrap(), &session("s")), kept);
+        assert_eq!(
+            read_all(&SessionLog::open(folder.path()).unwrap(), &session("s")),
+            kept
+        );
     }
 }
 
@@ -280,11 +370,15 @@ fn a_symbolic_link_in_the_place_of_filters_or_index_is_not_followed() {
 fn an_empty_path_is_invalid_and_nothing_is_made_for_it() {
     let before = fs::read_dir(".").unwrap().count();
     assert_error!(SessionLog::open(""), Error::Invalid { what: "folder", .. });
-    assert_error!(Options::new().read_only(true).open(""), Error::Invalid { what: "folder", .. });
+    assert_error!(
+        Options::new().read_only(true).open(""),
+        Error::Invalid { what: "folder", .. }
+    );
     assert_eq!(fs::read_dir(".").unwrap().count(), before);
 }
 
-/// K7: filters and index may be deleted at any time, so that one that cannot be read does not keep a log from opening.
+/// K7: filters and index may be deleted at any time, so that one that cannot be read does not keep
+/// a log from opening.
 #[test]
 fn filters_and_index_that_cannot_be_read_keep_no_log_from_opening() {
     for name in ["filters", "index"] {
@@ -295,11 +389,15 @@ fn filters_and_index_that_cannot_be_read_keep_no_log_from_opening() {
         assert_eq!(read_all(&log, &session("early")).len(), 1);
         append_notes(&log, &session("s"), "more", 1);
         log.close().unwrap();
-        Options::new().read_only(true).open(place.at("data")).unwrap();
+        Options::new()
+            .read_only(true)
+            .open(place.at("data"))
+            .unwrap();
     }
 }
 
-/// K9: a copy of the process made by `fork` has none of the log's threads. It gets an error, and leaves the log and its lock alone.
+/// K9: a copy of the process made by `fork` has none of the log's threads. It gets an error, and
+/// leaves the log and its lock alone.
 #[test]
 fn a_forked_copy_of_the_process_is_refused_and_gives_nothing_away() {
     let folder = folder();
@@ -325,13 +423,19 @@ fn a_forked_copy_of_the_process_is_refused_and_gives_nothing_away() {
         }
         fork::Fork::Parent(child) => {
             in_time("the child", move || fork::waitpid(child).map(drop)).unwrap();
-            assert_eq!(fs::read_to_string(&said).unwrap(), "forked forked forked forked forked");
+            assert_eq!(
+                fs::read_to_string(&said).unwrap(),
+                "forked forked forked forked forked"
+            );
         }
     }
     assert_error!(SessionLog::open(folder.path()), Error::Locked { .. });
     log.append(&session("s"), notes("parent", 1)).unwrap();
     log.close().unwrap();
-    assert_eq!(read_all(&open(&folder), &session("s")).len(), kept.len() + 1);
+    assert_eq!(
+        read_all(&open(&folder), &session("s")).len(),
+        kept.len() + 1
+    );
 }
 
 /// K9: the clock is called without a lock of the log.
@@ -352,7 +456,9 @@ fn a_clock_may_call_the_log_it_is_the_clock_of() {
     append_notes(&log, &session("s"), "before", 1);
     assert!(known.set(log.clone()).is_ok());
     let again = log.clone();
-    let ack = in_time("an append", move || again.append(&session("s"), Batch::new().event(note("more"))));
+    let ack = in_time("an append", move || {
+        again.append(&session("s"), Batch::new().event(note("more")))
+    });
     assert_eq!(ack.unwrap().first, 2);
     in_time("the figures", move || log.stats());
 }

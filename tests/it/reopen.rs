@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 use std::{env, fs, thread};
 
-use sessionlog::{Batch, Error, Event, EventId, From, Head, Message, MessageId, Options, Page, SessionId, SessionLog};
+use sessionlog::{
+    Batch, Error, Event, EventId, From, Head, Message, MessageId, Options, Page, SessionId,
+    SessionLog,
+};
 use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_dense, assert_error, assert_rising, block_on, copy_folder, drain, feed_all, folder, listing, notes,
-    open, paths_below, read_all, seal_once, session, small_files,
+    append_notes, assert_dense, assert_error, assert_rising, block_on, copy_folder, drain,
+    feed_all, folder, listing, notes, open, paths_below, read_all, seal_once, session, small_files,
 };
 
 /// All that a reader can see of a log.
@@ -28,39 +31,74 @@ fn seen(log: &SessionLog) -> Seen {
     let sessions = log.sessions(None, 1_000).unwrap().into_iter().map(|id| {
         let (head, events) = (log.head(&id).unwrap(), read_all(log, &id));
         assert_dense(&events, head.first..=head.last);
-        assert_eq!(drain(&mut log.stream(&id, From::Start).unwrap().until_tail()), events);
-        assert!(events.iter().all(|event| log.event(event.id).unwrap() == *event));
+        assert_eq!(
+            drain(&mut log.stream(&id, From::Start).unwrap().until_tail()),
+            events
+        );
+        assert!(
+            events
+                .iter()
+                .all(|event| log.event(event.id).unwrap() == *event)
+        );
         let messages = log.messages(&id, Page::new()).unwrap().messages;
-        assert!(messages.iter().all(|message| log.message(message.id).unwrap() == *message));
+        assert!(
+            messages
+                .iter()
+                .all(|message| log.message(message.id).unwrap() == *message)
+        );
         (id, head, events, messages)
     });
     let sessions = sessions.collect();
-    Seen { sessions, recent: log.recent_sessions(1_000).unwrap(), feed: feed_all(log), events: log.stats().events }
+    Seen {
+        sessions,
+        recent: log.recent_sessions(1_000).unwrap(),
+        feed: feed_all(log),
+        events: log.stats().events,
+    }
 }
 
 /// Appends to three sessions, with turns, keys and batches.
 fn append_some(log: &SessionLog, tag: &str) {
     for name in ["a", "b", "a/b"] {
         let id = session(name);
-        let asked = log.append(&id, Batch::new().user_message(tag)).unwrap().events.remove(0);
-        let answer = sessionlog::NewEvent::new("assistant.message_completed", r#"{"text":"an answer"}"#);
-        log.append(&id, notes(tag, 3).event(answer.in_turn(MessageId::from(asked.id)))).unwrap();
+        let asked = log
+            .append(&id, Batch::new().user_message(tag))
+            .unwrap()
+            .events
+            .remove(0);
+        let answer =
+            sessionlog::NewEvent::new("assistant.message_completed", r#"{"text":"an answer"}"#);
+        log.append(
+            &id,
+            notes(tag, 3).event(answer.in_turn(MessageId::from(asked.id))),
+        )
+        .unwrap();
         log.append(&id, notes(tag, 2).idempotency_key(tag)).unwrap();
     }
 }
 
-/// Fails unless the log takes and shows further appends, and knows the keys of those that came before.
+/// Fails unless the log takes and shows further appends, and knows the keys of those that came
+/// before.
 fn check_goes_on(log: &SessionLog, tag: &str) {
     let id = session("a");
     let newest = feed_all(log).last().unwrap().id;
-    assert!(log.append(&id, notes(tag, 2).idempotency_key(tag)).unwrap().replayed);
+    assert!(
+        log.append(&id, notes(tag, 2).idempotency_key(tag))
+            .unwrap()
+            .replayed
+    );
     let new = append_notes(log, &id, "new", 1).remove(0);
     assert!(new.id > newest, "{new:?} came after {newest}");
     assert_eq!(log.head(&id).unwrap().last_id, new.id);
 }
 
-/// Ends the log in some way, again and again, with appends in between; everything must be there each time.
-fn check_reopening(options: &Options, after_round: impl Fn(&TempDir, &SessionLog), end: impl Fn(SessionLog)) {
+/// Ends the log in some way, again and again, with appends in between; everything must be there
+/// each time.
+fn check_reopening(
+    options: &Options,
+    after_round: impl Fn(&TempDir, &SessionLog),
+    end: impl Fn(SessionLog),
+) {
     let dir = folder();
     let mut log = options.clone().open(dir.path()).unwrap();
     for round in 0..3 {
@@ -81,7 +119,10 @@ fn seal(dir: &TempDir, log: &SessionLog) {
     seal_once(dir, log, &session("filler"));
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a way to end a log, as `drop` is one")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "a way to end a log, as `drop` is one"
+)]
 fn close(log: SessionLog) {
     log.close().unwrap();
 }
@@ -106,7 +147,8 @@ fn everything_sealed_is_there_after_a_drop_without_close() {
     check_reopening(&small_files(), seal, drop);
 }
 
-/// The first block behind the end tells whether the log went on, also where only the beginning of a group fits it.
+/// The first block behind the end tells whether the log went on, also where only the beginning of a
+/// group fits it.
 #[test]
 fn what_came_after_a_close_is_there_also_if_the_manifest_tells_of_the_close_alone() {
     for bytes in [1, 100_000] {
@@ -118,9 +160,16 @@ fn what_came_after_a_close_is_there_also_if_the_manifest_tells_of_the_close_alon
         let closed = manifest.each_ref().map(|path| fs::read(path).unwrap());
         let log = open(&dir);
         let note = sessionlog::NewEvent::new("note", vec![7; bytes]);
-        events.extend(log.append(&session("s"), Batch::new().event(note)).unwrap().events);
+        events.extend(
+            log.append(&session("s"), Batch::new().event(note))
+                .unwrap()
+                .events,
+        );
         drop(log);
-        manifest.iter().zip(closed).for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+        manifest
+            .iter()
+            .zip(closed)
+            .for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
         let log = open(&dir);
         assert_eq!(read_all(&log, &session("s")), events);
         assert!(!log.stats().recovery.clean);
@@ -133,7 +182,15 @@ fn a_log_without_events_reopens_empty() {
     for end in [close, drop] {
         for _ in 0..3 {
             let log = open(&dir);
-            assert_eq!(seen(&log), Seen { sessions: vec![], recent: vec![], feed: vec![], events: 0 });
+            assert_eq!(
+                seen(&log),
+                Seen {
+                    sessions: vec![],
+                    recent: vec![],
+                    feed: vec![],
+                    events: 0
+                }
+            );
             assert_error!(log.event(EventId::from_u128(1)), Error::UnknownEvent { .. });
             end(log);
         }
@@ -147,8 +204,23 @@ fn ids_go_on_upwards_over_reopening_whatever_the_clock_says() {
     let id = session("s");
     let start = 1_900_000_000_000;
     let mut all = Vec::new();
-    for (n, ms) in [start, start, start - 1, 1_000, 0, start, start + 1, start - 86_400_000].into_iter().enumerate() {
-        let log = Options::new().clock(move || UNIX_EPOCH + Duration::from_millis(ms)).open(dir.path()).unwrap();
+    for (n, ms) in [
+        start,
+        start,
+        start - 1,
+        1_000,
+        0,
+        start,
+        start + 1,
+        start - 86_400_000,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let log = Options::new()
+            .clock(move || UNIX_EPOCH + Duration::from_millis(ms))
+            .open(dir.path())
+            .unwrap();
         all.extend(log.append(&id, notes(&n.to_string(), 3)).unwrap().events);
         all.extend(append_notes(&log, &session(&format!("s{n}")), "n", 1));
         if n % 2 == 0 { close(log) } else { drop(log) }
@@ -165,11 +237,18 @@ fn a_second_opener_is_refused_until_the_first_lets_go() {
     let link = folder();
     let link = link.path().join("link");
     std::os::unix::fs::symlink(dir.path(), &link).unwrap();
-    let spellings =
-        [dir.path().to_owned(), dir.path().join("."), dir.path().join("..").join(dir.path().file_name().unwrap()), link];
+    let spellings = [
+        dir.path().to_owned(),
+        dir.path().join("."),
+        dir.path().join("..").join(dir.path().file_name().unwrap()),
+        link,
+    ];
     for path in &spellings {
         assert_error!(SessionLog::open(path), Error::Locked { .. });
-        assert_error!(Options::new().read_only(true).open(path), Error::Locked { .. });
+        assert_error!(
+            Options::new().read_only(true).open(path),
+            Error::Locked { .. }
+        );
     }
     assert_error!(SessionLog::open(dir.path()), Error::Locked { path } if path == dir.path());
     append_notes(&log, &session("s"), "n", 1);
@@ -189,7 +268,8 @@ fn processes_that_are_started_meanwhile_do_not_keep_the_folder_locked() {
     let dir = folder();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        // A process that is being started has every open file of this one, the lock's among them, until it runs its program.
+        // A process that is being started has every open file of this one, the lock's among them,
+        // until it runs its program.
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
                 Command::new("true").status().unwrap();
@@ -209,10 +289,19 @@ fn of_many_that_open_at_once_one_wins() {
     let dir = folder();
     for _ in 0..5 {
         let opened: Vec<_> = thread::scope(|scope| {
-            let openers: Vec<_> = (0..8).map(|_| scope.spawn(|| SessionLog::open(dir.path()))).collect();
-            openers.into_iter().map(|opener| opener.join().unwrap()).collect()
+            let openers: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| SessionLog::open(dir.path())))
+                .collect();
+            openers
+                .into_iter()
+                .map(|opener| opener.join().unwrap())
+                .collect()
         });
-        assert_eq!(opened.iter().filter(|opened| opened.is_ok()).count(), 1, "{opened:?}");
+        assert_eq!(
+            opened.iter().filter(|opened| opened.is_ok()).count(),
+            1,
+            "{opened:?}"
+        );
         for refused in opened.iter().filter_map(|opened| opened.as_ref().err()) {
             assert!(matches!(refused, Error::Locked { .. }), "{refused:?}");
         }
@@ -241,8 +330,8 @@ fn the_folder_is_free_as_soon_as_the_log_closed_or_was_dropped() {
 /// Set for the process that a test starts: the folder it is to open.
 const OTHER_PROCESS: &str = "SESSIONLOG_TEST_OPENS";
 
-/// Runs one test of this binary again in a process of its own, which opens `folder` and says on its error output how that went.
-/// It holds what it opened until its input ends.
+/// Runs one test of this binary again in a process of its own, which opens `folder` and says on its
+/// error output how that went. It holds what it opened until its input ends.
 fn start_opener(test: &str, folder: &Path) -> (Child, String) {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
@@ -252,16 +341,27 @@ fn start_opener(test: &str, folder: &Path) -> (Child, String) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let outcome = lines.into_iter().find_map(|line| line.strip_prefix("outcome: ").map(str::to_owned));
+    let lines = BufReader::new(child.stderr.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let outcome = lines
+        .into_iter()
+        .find_map(|line| line.strip_prefix("outcome: ").map(str::to_owned));
     (child, outcome.expect("the other process says how it went"))
 }
 
 /// The other process's part: opens the folder, appends once, says how it went, and waits.
 fn be_the_opener(folder: PathBuf) {
     let log = SessionLog::open(folder);
-    let appended = log.as_ref().map(|log| append_notes(log, &session("other process"), "n", 1));
-    eprintln!("outcome: {}", appended.as_ref().map_or_else(|error| error.code(), |_| "open"));
+    let appended = log
+        .as_ref()
+        .map(|log| append_notes(log, &session("other process"), "n", 1));
+    eprintln!(
+        "outcome: {}",
+        appended
+            .as_ref()
+            .map_or_else(|error| error.code(), |_| "open")
+    );
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
 }
 
@@ -270,7 +370,12 @@ fn a_second_process_is_refused_until_the_first_lets_go() {
     if let Some(folder) = env::var_os(OTHER_PROCESS) {
         return be_the_opener(folder.into());
     }
-    let start = |folder: &Path| start_opener("reopen::a_second_process_is_refused_until_the_first_lets_go", folder);
+    let start = |folder: &Path| {
+        start_opener(
+            "reopen::a_second_process_is_refused_until_the_first_lets_go",
+            folder,
+        )
+    };
     let dir = folder();
     let log = open(&dir);
     let (mut child, outcome) = start(dir.path());
@@ -289,15 +394,22 @@ fn a_second_process_is_refused_until_the_first_lets_go() {
     }
 }
 
-/// Opens the folder for reading only; it must show `expected`, refuse to write, and leave every byte alone.
+/// Opens the folder for reading only; it must show `expected`, refuse to write, and leave every
+/// byte alone.
 fn check_read_only(folder: &Path, expected: &Seen) {
     let before = listing(folder);
     let log = Options::new().read_only(true).open(folder).unwrap();
     assert_eq!(seen(&log), *expected);
     let id = session("a");
     assert_error!(log.append(&id, notes("n", 1)), Error::ReadOnly);
-    assert_error!(block_on(log.append_async(&id, notes("n", 1))), Error::ReadOnly);
-    assert_error!(log.list(&session("nobody"), Page::new()), Error::UnknownSession { .. });
+    assert_error!(
+        block_on(log.append_async(&id, notes("n", 1))),
+        Error::ReadOnly
+    );
+    assert_error!(
+        log.list(&session("nobody"), Page::new()),
+        Error::UnknownSession { .. }
+    );
     assert_error!(log.head(&session("nobody")), Error::UnknownSession { .. });
     assert_eq!(seen(&log), *expected);
     log.close().unwrap();
@@ -369,11 +481,23 @@ fn files_of_others_are_left_alone() {
     seal_once(&dir, &log, &session("filler"));
     let expected = seen(&log);
     log.close().unwrap();
-    let folders = paths_below(dir.path()).into_iter().filter(|path| path.is_dir() && path.parent() == Some(dir.path()));
+    let folders = paths_below(dir.path())
+        .into_iter()
+        .filter(|path| path.is_dir() && path.parent() == Some(dir.path()));
     // The index is built anew when in doubt, so its folder is no place for others.
-    let folders = folders.filter(|path| !path.ends_with("index")).chain([dir.path().to_owned()]);
-    let names = ["README.txt", "segment", "00000001.segment.bak", "x.journal.old", "1.segment.copy"];
-    let files: Vec<_> = folders.flat_map(|folder| names.map(|name| folder.join(name))).collect();
+    let folders = folders
+        .filter(|path| !path.ends_with("index"))
+        .chain([dir.path().to_owned()]);
+    let names = [
+        "README.txt",
+        "segment",
+        "00000001.segment.bak",
+        "x.journal.old",
+        "1.segment.copy",
+    ];
+    let files: Vec<_> = folders
+        .flat_map(|folder| names.map(|name| folder.join(name)))
+        .collect();
     for file in &files {
         fs::write(file, "not ours").unwrap();
     }
@@ -391,7 +515,10 @@ fn files_of_others_are_left_alone() {
 fn reading_only_makes_no_log_where_there_is_none() {
     let dir = folder();
     let missing = dir.path().join("missing");
-    assert_error!(Options::new().read_only(true).open(&missing), Error::Io { .. });
+    assert_error!(
+        Options::new().read_only(true).open(&missing),
+        Error::Io { .. }
+    );
     assert!(!missing.exists());
     let file = dir.path().join("file");
     fs::write(&file, "not a folder").unwrap();
@@ -401,7 +528,15 @@ fn reading_only_makes_no_log_where_there_is_none() {
 
     let empty = folder();
     if let Ok(log) = Options::new().read_only(true).open(empty.path()) {
-        assert_eq!(seen(&log), Seen { sessions: vec![], recent: vec![], feed: vec![], events: 0 });
+        assert_eq!(
+            seen(&log),
+            Seen {
+                sessions: vec![],
+                recent: vec![],
+                feed: vec![],
+                events: 0
+            }
+        );
         assert_error!(log.append(&session("s"), notes("n", 1)), Error::ReadOnly);
     }
     assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0);
@@ -412,13 +547,20 @@ fn a_closed_log_refuses_every_call_and_may_be_closed_again() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    let event = log.append(&id, Batch::new().user_message("hello")).unwrap().events.remove(0);
+    let event = log
+        .append(&id, Batch::new().user_message("hello"))
+        .unwrap()
+        .events
+        .remove(0);
     let pending = log.append_async(&id, notes("pending", 1));
     let clone = log.clone();
     log.close().unwrap();
     for log in [log, clone] {
         assert_error!(log.append(&id, notes("n", 1)), Error::Closed);
-        assert_error!(block_on(log.append_async(&id, notes("n", 1))), Error::Closed);
+        assert_error!(
+            block_on(log.append_async(&id, notes("n", 1))),
+            Error::Closed
+        );
         assert_error!(log.list(&id, Page::new()), Error::Closed);
         assert_error!(log.head(&id), Error::Closed);
         assert_error!(log.event(event.id), Error::Closed);
@@ -426,7 +568,8 @@ fn a_closed_log_refuses_every_call_and_may_be_closed_again() {
         assert_error!(log.messages(&id, Page::new()), Error::Closed);
         assert_error!(log.sessions(None, 1), Error::Closed);
         assert_error!(log.recent_sessions(1), Error::Closed);
-        // Whether a second close is refused is not promised; that it comes back and leaves the folder alone is.
+        // Whether a second close is refused is not promised; that it comes back and leaves the
+        // folder alone is.
         drop(log.close());
     }
     assert_error!(block_on(pending), Error::Closed);

@@ -5,11 +5,12 @@ use std::fs;
 use sessionlog::{After, Batch, Error, From, Limit, Page, Seq, SessionId, SessionLog};
 
 use crate::support::{
-    append_notes, assert_dense, assert_error, drain, feed_all, folder, note, of_session, open, paths_below, read_all, seal_once,
-    session, small_files, take_events,
+    append_notes, assert_dense, assert_error, drain, feed_all, folder, note, of_session, open,
+    paths_below, read_all, seal_once, session, small_files, take_events,
 };
 
-/// Names that would meet in a folder, in a key without lengths, or after a fold of case or of Unicode's forms.
+/// Names that would meet in a folder, in a key without lengths, or after a fold of case or of
+/// Unicode's forms.
 fn awkward_names() -> Vec<String> {
     let short = [
         ".",
@@ -61,7 +62,14 @@ fn awkward_names() -> Vec<String> {
     let last_differs = ["y", "z"].map(|end| "x".repeat(255) + end);
     let first_differs = ["y", "z"].map(|start| start.to_owned() + &"x".repeat(255));
     let wide = ["\u{e9}".repeat(128), "\u{10ffff}".repeat(64)];
-    short.map(str::to_owned).into_iter().chain(long).chain(last_differs).chain(first_differs).chain(wide).collect()
+    short
+        .map(str::to_owned)
+        .into_iter()
+        .chain(long)
+        .chain(last_differs)
+        .chain(first_differs)
+        .chain(wide)
+        .collect()
 }
 
 /// What the session's event at `seq` holds: no other session and no other seq has the same.
@@ -71,7 +79,8 @@ fn data_of(session: &SessionId, seq: Seq) -> String {
 
 fn append_next(log: &SessionLog, sessions: &[SessionId], seq: Seq) {
     for id in sessions {
-        log.append(id, Batch::new().event(note(data_of(id, seq)))).unwrap();
+        log.append(id, Batch::new().event(note(data_of(id, seq))))
+            .unwrap();
     }
 }
 
@@ -80,15 +89,24 @@ fn check_apart(log: &SessionLog, sessions: &[SessionId], each: usize) {
     for id in sessions {
         let events = read_all(log, id);
         assert_dense(&events, 1..=each as u64);
-        let strange: Vec<_> = events.iter().filter(|event| event.session_id != *id).collect();
+        let strange: Vec<_> = events
+            .iter()
+            .filter(|event| event.session_id != *id)
+            .collect();
         assert!(strange.is_empty(), "{id:?} holds {strange:?}");
         for event in &events {
             assert_eq!(event.data, data_of(id, event.seq));
             assert_eq!(log.event(event.id).unwrap(), *event);
         }
-        assert_eq!(drain(&mut log.stream(id, From::Start).unwrap().until_tail()), events);
+        assert_eq!(
+            drain(&mut log.stream(id, From::Start).unwrap().until_tail()),
+            events
+        );
         let head = log.head(id).unwrap();
-        assert_eq!((head.first, head.last, head.last_id), (1, each as u64, events.last().unwrap().id));
+        assert_eq!(
+            (head.first, head.last, head.last_id),
+            (1, each as u64, events.last().unwrap().id)
+        );
     }
     let mut sorted = sessions.to_vec();
     sorted.sort_by(|a, b| a.as_str().as_bytes().cmp(b.as_str().as_bytes()));
@@ -112,7 +130,10 @@ fn sessions_with_awkward_names_never_meet() {
     seal_once(&dir, &log, &filler);
     append_next(&log, &sessions, 3);
     for id in &sessions {
-        let data: Vec<_> = read_all(&log, id).into_iter().map(|event| event.data).collect();
+        let data: Vec<_> = read_all(&log, id)
+            .into_iter()
+            .map(|event| event.data)
+            .collect();
         assert_eq!(data, [1, 2, 3].map(|seq| data_of(id, seq)), "{id:?}");
     }
     assert_eq!(log.sessions(None, 1_000).unwrap().len(), sessions.len() + 1);
@@ -130,25 +151,65 @@ fn no_file_is_ever_named_after_a_session() {
     seal_once(&dir, &log, &session("a/../../filler"));
     log.close().unwrap();
 
-    let inside_only: Vec<_> = fs::read_dir(outer.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let inside_only: Vec<_> = fs::read_dir(outer.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert_eq!(inside_only, std::slice::from_ref(&path));
     let long_enough = |name: &String| name.len() > 2 || !name.is_ascii();
-    let names: Vec<_> =
-        awkward_names().into_iter().filter(long_enough).filter(|name| name != "LOCK" && name != "MANIFEST").collect();
+    let names: Vec<_> = awkward_names()
+        .into_iter()
+        .filter(long_enough)
+        .filter(|name| name != "LOCK" && name != "MANIFEST")
+        .collect();
     for found in paths_below(&path) {
-        let file = found.file_name().and_then(|name| name.to_str()).expect("a file name of ours is text");
+        let file = found
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("a file name of ours is text");
         assert!(file.is_ascii(), "{}", found.display());
-        assert!(!names.iter().any(|name| name == file), "{}", found.display());
+        assert!(
+            !names.iter().any(|name| name == file),
+            "{}",
+            found.display()
+        );
     }
 }
 
 #[test]
 fn a_name_that_breaks_the_rules_is_refused() {
-    for name in ["", "\0", "a\0b", "a\n", "\r", "\t", "\u{1b}[2J", "\u{7f}", "\u{80}", "a\u{9f}"] {
-        assert_error!(SessionId::new(name), Error::Invalid { what: "session ID", .. });
-        assert_error!(name.parse::<SessionId>(), Error::Invalid { what: "session ID", .. });
+    for name in [
+        "",
+        "\0",
+        "a\0b",
+        "a\n",
+        "\r",
+        "\t",
+        "\u{1b}[2J",
+        "\u{7f}",
+        "\u{80}",
+        "a\u{9f}",
+    ] {
+        assert_error!(
+            SessionId::new(name),
+            Error::Invalid {
+                what: "session ID",
+                ..
+            }
+        );
+        assert_error!(
+            name.parse::<SessionId>(),
+            Error::Invalid {
+                what: "session ID",
+                ..
+            }
+        );
     }
-    for (name, actual) in [("x".repeat(257), 257), ("\u{e9}".repeat(129), 258), ("x".repeat(100_000), 100_000)] {
+    for (name, actual) in [
+        ("x".repeat(257), 257),
+        ("\u{e9}".repeat(129), 258),
+        ("x".repeat(100_000), 100_000),
+    ] {
         assert_error!(SessionId::new(&name), Error::TooLarge { limit: Limit::SessionIdBytes, max: 256, actual: a } if *a == actual);
     }
     for name in awkward_names() {
@@ -159,7 +220,15 @@ fn a_name_that_breaks_the_rules_is_refused() {
 
 /// Walks the listing in pages of each size, from before the first to past the last.
 fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
-    for limit in [1, 2, 3, sorted.len() - 1, sorted.len(), sorted.len() + 1, 1_000] {
+    for limit in [
+        1,
+        2,
+        3,
+        sorted.len() - 1,
+        sorted.len(),
+        sorted.len() + 1,
+        1_000,
+    ] {
         let mut walked: Vec<SessionId> = Vec::new();
         loop {
             let page = match walked.last() {
@@ -177,8 +246,16 @@ fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
     // A cursor need not be a session that exists.
     for name in ["!", "a0", "m", "~", &"z".repeat(256)] {
         let cursor = session(name);
-        let expected: Vec<_> = sorted.iter().filter(|id| id.as_str() > name).cloned().collect();
-        assert_eq!(log.sessions(After(&cursor), 1_000).unwrap(), expected, "after {name:?}");
+        let expected: Vec<_> = sorted
+            .iter()
+            .filter(|id| id.as_str() > name)
+            .cloned()
+            .collect();
+        assert_eq!(
+            log.sessions(After(&cursor), 1_000).unwrap(),
+            expected,
+            "after {name:?}"
+        );
     }
 }
 
@@ -186,7 +263,9 @@ fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
 fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
-    let names = ["b", "aa", "a", "ab", "B", "\u{e9}", "a\u{e9}", "zz", "z", "10", "9", "aaa"];
+    let names = [
+        "b", "aa", "a", "ab", "B", "\u{e9}", "a\u{e9}", "zz", "z", "10", "9", "aaa",
+    ];
     let mut sorted: Vec<_> = names.map(session).to_vec();
     sorted.push(session("filler"));
     sorted.push(session("later"));
@@ -220,7 +299,11 @@ fn recent_sessions_come_newest_first_and_once() {
         order.retain(|other| *other != id);
         order.insert(0, id);
         for limit in [1, 2, 3, 100] {
-            assert_eq!(log.recent_sessions(limit).unwrap(), order[..limit.min(order.len())], "the newest {limit}");
+            assert_eq!(
+                log.recent_sessions(limit).unwrap(),
+                order[..limit.min(order.len())],
+                "the newest {limit}"
+            );
         }
     };
     for name in ["a", "b", "c", "a", "d", "a", "b"] {
@@ -244,7 +327,10 @@ fn a_session_without_events_is_unknown_until_its_first() {
     append_notes(&log, &session("other"), "n", 1);
     let check_unknown = |log: &SessionLog| {
         assert_error!(log.list(&id, Page::new()), Error::UnknownSession { session } if *session == id);
-        assert_error!(log.list(&id, Page::new().newest_first()), Error::UnknownSession { .. });
+        assert_error!(
+            log.list(&id, Page::new().newest_first()),
+            Error::UnknownSession { .. }
+        );
         assert_error!(log.list(&id, Page::after(0)), Error::UnknownSession { .. });
         assert_error!(log.messages(&id, Page::new()), Error::UnknownSession { session } if *session == id);
         assert_error!(log.head(&id), Error::UnknownSession { session } if *session == id);

@@ -8,8 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use sessionlog::{From, Options, SessionLog};
 
 use crate::support::{
-    append_notes, copy_folder, eventually, folder, notes, open, paths_below, seal_once, segments, session, small_files,
-    take_events,
+    append_notes, copy_folder, eventually, folder, notes, open, paths_below, seal_once, segments,
+    session, small_files, take_events,
 };
 
 #[test]
@@ -18,15 +18,30 @@ fn the_figures_count_what_was_appended_and_no_replay() {
     let log = open(&dir);
     let id = session("s");
     let zero = log.stats();
-    assert_eq!((zero.events, zero.batches, zero.groups, zero.journal_bytes), (0, 0, 0, 0));
+    assert_eq!(
+        (zero.events, zero.batches, zero.groups, zero.journal_bytes),
+        (0, 0, 0, 0)
+    );
     for n in 0..5 {
-        log.append(&id, notes(&n.to_string(), 3).idempotency_key(n.to_string())).unwrap();
+        log.append(&id, notes(&n.to_string(), 3).idempotency_key(n.to_string()))
+            .unwrap();
     }
-    assert!(log.append(&id, notes("4", 3).idempotency_key("4")).unwrap().replayed);
+    assert!(
+        log.append(&id, notes("4", 3).idempotency_key("4"))
+            .unwrap()
+            .replayed
+    );
     let stats = log.stats();
-    assert_eq!((stats.events, stats.batches, stats.groups), (15, 5, 5), "one writer's batches are a group each");
+    assert_eq!(
+        (stats.events, stats.batches, stats.groups),
+        (15, 5, 5),
+        "one writer's batches are a group each"
+    );
     assert!(stats.journal_bytes >= 5 * 3 * 3, "{stats:?}");
-    assert!(stats.barrier_time >= stats.barrier_time_max && stats.barrier_time_max > Duration::ZERO, "{stats:?}");
+    assert!(
+        stats.barrier_time >= stats.barrier_time_max && stats.barrier_time_max > Duration::ZERO,
+        "{stats:?}"
+    );
     log.close().unwrap();
     let stats = open(&dir).stats();
     assert_eq!((stats.events, stats.batches, stats.groups), (15, 0, 0));
@@ -34,18 +49,21 @@ fn the_figures_count_what_was_appended_and_no_replay() {
 
 /// K8: what is being sealed is in memory and in its segment for a moment.
 #[test]
-fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_appended_and_never_goes_down() {
+fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_appended_and_never_goes_down()
+ {
     const SEGMENTS: u64 = 150;
     let dir = folder();
     let log = Options::new().recent_bytes_max(0).open(dir.path()).unwrap();
-    let (appended, acknowledged, ended) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let (appended, acknowledged, ended) =
+        (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         for writer in 0..4_u64 {
             let (log, appended, acknowledged, ended) = (&log, &appended, &acknowledged, &ended);
             scope.spawn(move || {
                 while !ended.load(Ordering::SeqCst) {
                     appended.fetch_add(3, Ordering::SeqCst);
-                    log.append(&session(&format!("s{writer}")), notes("n", 3)).unwrap();
+                    log.append(&session(&format!("s{writer}")), notes("n", 3))
+                        .unwrap();
                     acknowledged.fetch_add(3, Ordering::SeqCst);
                 }
             });
@@ -56,9 +74,20 @@ fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_app
                 let least = acknowledged.load(Ordering::SeqCst).max(before);
                 let stats = log.stats();
                 let most = appended.load(Ordering::SeqCst);
-                assert!((least..=most).contains(&stats.events), "{} events, and there are {least} to {most}", stats.events);
-                assert!(stats.batches_per_group() == 0.0 || stats.batches_per_group() >= 1.0, "{stats:?}");
-                assert!(stats.index_lag <= stats.segments && stats.barrier_time >= stats.barrier_time_max, "{stats:?}");
+                assert!(
+                    (least..=most).contains(&stats.events),
+                    "{} events, and there are {least} to {most}",
+                    stats.events
+                );
+                assert!(
+                    stats.batches_per_group() == 0.0 || stats.batches_per_group() >= 1.0,
+                    "{stats:?}"
+                );
+                assert!(
+                    stats.index_lag <= stats.segments
+                        && stats.barrier_time >= stats.barrier_time_max,
+                    "{stats:?}"
+                );
                 before = stats.events;
                 if stats.segments >= SEGMENTS {
                     break;
@@ -72,7 +101,15 @@ fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_app
     assert_eq!(log.stats().events, events);
     log.close().unwrap();
     for read_only in [true, false] {
-        assert_eq!(Options::new().read_only(read_only).open(dir.path()).unwrap().stats().events, events);
+        assert_eq!(
+            Options::new()
+                .read_only(read_only)
+                .open(dir.path())
+                .unwrap()
+                .stats()
+                .events,
+            events
+        );
     }
 }
 
@@ -82,7 +119,9 @@ fn a_dropped_stream_is_gone() {
     let log = open(&dir);
     let id = session("s");
     append_notes(&log, &id, "n", 1);
-    let mut streams: Vec<_> = (0..10).map(|_| log.stream(&id, From::Start).unwrap()).collect();
+    let mut streams: Vec<_> = (0..10)
+        .map(|_| log.stream(&id, From::Start).unwrap())
+        .collect();
     streams.push(log.feed(None).unwrap());
     for stream in &mut streams {
         take_events(stream, 1);
@@ -109,12 +148,18 @@ fn the_figures_show_segments_and_an_index_that_catches_up() {
     };
     caught_up(&log);
     assert_eq!(log.stats().events, filled.len() as u64);
-    let on_disk = paths_below(&dir.path().join("segments")).iter().map(|path| path.metadata().unwrap().len()).sum::<u64>();
+    let on_disk = paths_below(&dir.path().join("segments"))
+        .iter()
+        .map(|path| path.metadata().unwrap().len())
+        .sum::<u64>();
     assert_eq!(log.stats().segment_bytes, on_disk);
     log.close().unwrap();
     let log = small_files().open(dir.path()).unwrap();
     caught_up(&log);
-    assert_eq!((log.stats().events, log.stats().index_rebuilds), (filled.len() as u64, 0));
+    assert_eq!(
+        (log.stats().events, log.stats().index_rebuilds),
+        (filled.len() as u64, 0)
+    );
 }
 
 #[test]
@@ -129,7 +174,14 @@ fn the_open_report_tells_a_clean_stop_from_any_other() {
     assert!(open(&dir).stats().recovery.clean);
     let recovery = open(&image).stats().recovery;
     assert!(!recovery.clean);
-    assert_eq!((recovery.replayed_events, recovery.replayed_groups, recovery.adopted_segments), (7, 7, 0));
+    assert_eq!(
+        (
+            recovery.replayed_events,
+            recovery.replayed_groups,
+            recovery.adopted_segments
+        ),
+        (7, 7, 0)
+    );
 }
 
 #[test]
@@ -137,14 +189,30 @@ fn a_clock_more_than_a_day_away_is_reported() {
     const START: u64 = 1_900_000_000;
     const DAY: u64 = 24 * 60 * 60;
     let dir = folder();
-    let at = |seconds: u64| Options::new().clock(move || UNIX_EPOCH + Duration::from_secs(seconds)).open(dir.path()).unwrap();
+    let at = |seconds: u64| {
+        Options::new()
+            .clock(move || UNIX_EPOCH + Duration::from_secs(seconds))
+            .open(dir.path())
+            .unwrap()
+    };
     let log = at(START);
     append_notes(&log, &session("s"), "n", 1);
-    assert_eq!((log.stats().clock_skew, log.stats().recovery.clock_skew), (None, None));
+    assert_eq!(
+        (log.stats().clock_skew, log.stats().recovery.clock_skew),
+        (None, None)
+    );
     drop(log);
-    for (now, apart) in [(START - 2 * DAY, Some(2 * DAY)), (START + 3 * DAY, Some(3 * DAY)), (START - DAY / 2, None)] {
+    for (now, apart) in [
+        (START - 2 * DAY, Some(2 * DAY)),
+        (START + 3 * DAY, Some(3 * DAY)),
+        (START - DAY / 2, None),
+    ] {
         let stats = at(now).stats();
         let apart = apart.map(Duration::from_secs);
-        assert_eq!((stats.clock_skew, stats.recovery.clock_skew), (apart, apart), "at {now}");
+        assert_eq!(
+            (stats.clock_skew, stats.recovery.clock_skew),
+            (apart, apart),
+            "at {now}"
+        );
     }
 }

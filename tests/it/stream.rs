@@ -8,11 +8,15 @@ use std::thread;
 use std::time::Duration;
 
 use futures_core::Stream;
-use sessionlog::{AsyncEventStream, Cursor, Error, Event, EventStream, From, Seq, SessionId, SessionLog, StreamItem};
+use sessionlog::{
+    AsyncEventStream, Cursor, Error, Event, EventStream, From, Seq, SessionId, SessionLog,
+    StreamItem,
+};
 
 use crate::support::{
-    DEADLINE, SILENCE, append_notes, assert_dense, assert_error, block_on, drain, eventually, feed_all, folder, in_time,
-    next_item, notes, on_tokio, open, read_all, seal_once, session, small_files, take_events, take_events_async, threads,
+    DEADLINE, SILENCE, append_notes, assert_dense, assert_error, block_on, drain, eventually,
+    feed_all, folder, in_time, next_item, notes, on_tokio, open, read_all, seal_once, session,
+    small_files, take_events, take_events_async, threads,
 };
 
 fn next(stream: &mut EventStream) -> StreamItem {
@@ -46,14 +50,19 @@ fn a_stream_replays_says_that_it_caught_up_and_goes_on_live() {
     for round in 0..3 {
         append_notes(&log, &session("other"), "elsewhere", 1);
         check_silent(&mut stream);
-        for event in log.append(&id, notes(&round.to_string(), 3)).unwrap().events {
+        for event in log
+            .append(&id, notes(&round.to_string(), 3))
+            .unwrap()
+            .events
+        {
             assert_eq!(next(&mut stream), StreamItem::Event(event));
         }
         check_caught_up(&mut stream);
     }
 }
 
-/// Fails unless a stream from here gives the events after `after` that are there, and then the next one.
+/// Fails unless a stream from here gives the events after `after` that are there, and then the next
+/// one.
 fn check_from(log: &SessionLog, session: &SessionId, from: From, after: Seq) {
     let mut stream = log.stream(session, from).unwrap();
     let tail = log.head(session).unwrap().last;
@@ -88,7 +97,9 @@ fn a_stream_from_creation_waits_for_the_first_append() {
     let log = open(&dir);
     let id = session("s");
     assert_error!(log.stream(&id, From::Start), Error::UnknownSession { session } if *session == id);
-    let mut streams: Vec<_> = (0..3).map(|_| log.stream(&id, From::Creation).unwrap()).collect();
+    let mut streams: Vec<_> = (0..3)
+        .map(|_| log.stream(&id, From::Creation).unwrap())
+        .collect();
     append_notes(&log, &session("other"), "elsewhere", 1);
     let events = log.append(&id, notes("n", 2)).unwrap().events;
     for stream in &mut streams {
@@ -102,7 +113,12 @@ fn a_stream_until_the_tail_ends_there() {
     let log = open(&dir);
     let id = session("s");
     let before = append_notes(&log, &id, "before", 5);
-    let starts = [(From::Start, 0), (From::After(Cursor::Seq(3)), 3), (From::After(Cursor::Seq(5)), 5), (From::Now, 5)];
+    let starts = [
+        (From::Start, 0),
+        (From::After(Cursor::Seq(3)), 3),
+        (From::After(Cursor::Seq(5)), 5),
+        (From::Now, 5),
+    ];
     for (from, after) in starts {
         let mut stream = log.stream(&id, from).unwrap().until_tail();
         append_notes(&log, &session("other"), "elsewhere", 1);
@@ -113,10 +129,21 @@ fn a_stream_until_the_tail_ends_there() {
     let mut late = log.stream(&id, From::Start).unwrap();
     let after = append_notes(&log, &id, "after", 1);
     assert_eq!(take_events(&mut late, 6).last(), after.last());
-    assert!(late.until_tail().events().next().is_none(), "it goes on, though it is beyond the tail that it was opened at");
+    assert!(
+        late.until_tail().events().next().is_none(),
+        "it goes on, though it is beyond the tail that it was opened at"
+    );
     let events: Vec<_> = stream.events().map(Result::unwrap).collect();
     assert_eq!(events, before);
-    assert_eq!(drain(&mut log.stream(&id, From::After(Cursor::Seq(5))).unwrap().until_tail()), after);
+    assert_eq!(
+        drain(
+            &mut log
+                .stream(&id, From::After(Cursor::Seq(5)))
+                .unwrap()
+                .until_tail()
+        ),
+        after
+    );
 }
 
 #[test]
@@ -139,12 +166,20 @@ fn streams_are_gapless_under_concurrent_writers() {
     thread::scope(|scope| {
         for writer in 0..WRITERS {
             let (log, id) = (&log, &id);
-            scope.spawn(move || (0..BATCHES).for_each(|n| drop(log.append(id, notes(&format!("{writer}.{n}"), 2)).unwrap())));
+            scope.spawn(move || {
+                (0..BATCHES)
+                    .for_each(|n| drop(log.append(id, notes(&format!("{writer}.{n}"), 2)).unwrap()))
+            });
         }
-        let readers: Vec<_> = [From::Start, From::Creation, From::After(Cursor::Seq(1)), From::Start]
-            .map(|from| scope.spawn(move || read_to_tail(from)))
-            .into_iter()
-            .collect();
+        let readers: Vec<_> = [
+            From::Start,
+            From::Creation,
+            From::After(Cursor::Seq(1)),
+            From::Start,
+        ]
+        .map(|from| scope.spawn(move || read_to_tail(from)))
+        .into_iter()
+        .collect();
         let late: Vec<_> = (0..20)
             .map(|_| log.head(&id).unwrap().last.min(tail - 1))
             .map(|after| (after, read_to_tail(From::After(Cursor::Seq(after)))))
@@ -171,12 +206,19 @@ fn a_stream_from_now_gives_every_append_that_began_after_it() {
         scope.spawn(|| append_notes(&log, &id, "meanwhile", 200));
         for round in 0..20 {
             let mut stream = log.stream(&id, From::Now).unwrap();
-            let wanted = log.append(&id, notes(&format!("mine{round}"), 1)).unwrap().events.remove(0);
+            let wanted = log
+                .append(&id, notes(&format!("mine{round}"), 1))
+                .unwrap()
+                .events
+                .remove(0);
             let mut last = None;
             while last.as_ref() != Some(&wanted) {
                 let event = take_events(&mut stream, 1).remove(0);
                 assert!(event.seq <= wanted.seq, "{wanted:?} was left out");
-                assert!(last.is_none_or(|last: Event| last.seq + 1 == event.seq), "a gap before {event:?}");
+                assert!(
+                    last.is_none_or(|last: Event| last.seq + 1 == event.seq),
+                    "a gap before {event:?}"
+                );
                 last = Some(event);
             }
         }
@@ -214,10 +256,15 @@ fn a_stream_that_lags_behind_sealing_misses_nothing() {
 #[test]
 fn a_reader_that_stops_reading_stops_no_writer() {
     let dir = folder();
-    let log = small_files().group_bytes_max(64 * 1024).open(dir.path()).unwrap();
+    let log = small_files()
+        .group_bytes_max(64 * 1024)
+        .open(dir.path())
+        .unwrap();
     let id = session("s");
     let mut all = append_notes(&log, &id, "first", 1);
-    let mut stalled: Vec<_> = (0..8).map(|_| log.stream(&id, From::Start).unwrap()).collect();
+    let mut stalled: Vec<_> = (0..8)
+        .map(|_| log.stream(&id, From::Start).unwrap())
+        .collect();
     let mut feed = log.feed(None).unwrap();
     for stream in stalled.iter_mut().step_by(2) {
         assert_eq!(next(stream), StreamItem::Event(all[0].clone()));
@@ -232,7 +279,8 @@ fn a_reader_that_stops_reading_stops_no_writer() {
     assert_eq!(take_events(&mut feed, all.len()), all);
 }
 
-/// Blocks in `next` on one thread while `end` is called on another, after which every stream must have ended.
+/// Blocks in `next` on one thread while `end` is called on another, after which every stream must
+/// have ended.
 fn check_ends(end: impl FnOnce(SessionLog) + Send + 'static) {
     let dir = folder();
     let log = open(&dir);
@@ -244,7 +292,10 @@ fn check_ends(end: impl FnOnce(SessionLog) + Send + 'static) {
         log.stream(&session("not yet"), From::Creation).unwrap(),
         log.feed(None).unwrap(),
     ];
-    let blocked: Vec<_> = streams.map(|stream| thread::spawn(move || stream.map(Result::unwrap).count())).into_iter().collect();
+    let blocked: Vec<_> = streams
+        .map(|stream| thread::spawn(move || stream.map(Result::unwrap).count()))
+        .into_iter()
+        .collect();
     let mut unread = log.stream(&id, From::Now).unwrap();
     let mut caught_up = log.stream(&id, From::Start).unwrap();
     take_events(&mut caught_up, 3);
@@ -292,7 +343,12 @@ fn a_closed_log_gives_no_stream() {
     let id = session("s");
     append_notes(&log, &id, "n", 1);
     log.close().unwrap();
-    for from in [From::Start, From::Now, From::Creation, From::After(Cursor::Seq(1))] {
+    for from in [
+        From::Start,
+        From::Now,
+        From::Creation,
+        From::After(Cursor::Seq(1)),
+    ] {
         assert_error!(log.stream(&id, from), Error::Closed);
     }
     assert_error!(log.feed(None), Error::Closed);
@@ -307,13 +363,25 @@ fn thousands_of_idle_streams_hold_no_thread_and_all_wake() {
     let sessions: Vec<_> = (0..SESSIONS).map(|n| session(&format!("s{n}"))).collect();
     let before = threads();
     let stream = |id: &SessionId| log.stream(id, From::Creation).unwrap();
-    let mut blocking: Vec<_> = (0..SESSIONS * EACH / 2).map(|n| stream(&sessions[n % SESSIONS])).collect();
-    let mut polled: Vec<_> = (0..SESSIONS * EACH / 2).map(|n| stream(&sessions[n % SESSIONS]).into_async()).collect();
-    // Other tests run beside this one and have threads of their own, but not as many as there are streams.
+    let mut blocking: Vec<_> = (0..SESSIONS * EACH / 2)
+        .map(|n| stream(&sessions[n % SESSIONS]))
+        .collect();
+    let mut polled: Vec<_> = (0..SESSIONS * EACH / 2)
+        .map(|n| stream(&sessions[n % SESSIONS]).into_async())
+        .collect();
+    // Other tests run beside this one and have threads of their own, but not as many as there are
+    // streams.
     let grown = threads().saturating_sub(before);
-    assert!(grown < SESSIONS * EACH / 20, "{grown} more threads for {} streams", SESSIONS * EACH);
+    assert!(
+        grown < SESSIONS * EACH / 20,
+        "{grown} more threads for {} streams",
+        SESSIONS * EACH
+    );
 
-    let events: Vec<_> = sessions.iter().map(|id| append_notes(&log, id, "n", 1)).collect();
+    let events: Vec<_> = sessions
+        .iter()
+        .map(|id| append_notes(&log, id, "n", 1))
+        .collect();
     for (n, stream) in blocking.iter_mut().enumerate() {
         assert_eq!(take_events(stream, 1), events[n % SESSIONS]);
     }
@@ -336,11 +404,20 @@ fn an_async_stream_replays_wakes_for_what_comes_and_ends() {
     let (log, mut after) = on_tokio(async move {
         let mut stream = log.stream(&id, From::Start).unwrap().into_async();
         assert_eq!(take_events_async(&mut stream, 3).await, before);
-        assert!(matches!(next_item(&mut stream).await, Some(Ok(StreamItem::CaughtUp))));
-        let reader = tokio::spawn(async move { (take_events_async(&mut stream, 20).await, stream) });
+        assert!(matches!(
+            next_item(&mut stream).await,
+            Some(Ok(StreamItem::CaughtUp))
+        ));
+        let reader =
+            tokio::spawn(async move { (take_events_async(&mut stream, 20).await, stream) });
         let mut live = Vec::new();
         for n in 0..10 {
-            live.extend(log.append_async(&id, notes(&n.to_string(), 2)).await.unwrap().events);
+            live.extend(
+                log.append_async(&id, notes(&n.to_string(), 2))
+                    .await
+                    .unwrap()
+                    .events,
+            );
         }
         let (events, stream) = reader.await.unwrap();
         assert_eq!(events, live);
@@ -371,7 +448,9 @@ impl Wake for Wakes {
 fn poll_until_pending(stream: &mut AsyncEventStream, wakes: &Arc<Wakes>) -> Vec<Event> {
     let counted = Waker::from(Arc::clone(wakes));
     let mut events = Vec::new();
-    while let Poll::Ready(item) = Pin::new(&mut *stream).poll_next(&mut Context::from_waker(&counted)) {
+    while let Poll::Ready(item) =
+        Pin::new(&mut *stream).poll_next(&mut Context::from_waker(&counted))
+    {
         events.extend(item.expect("a stream that goes on").unwrap().into_event());
     }
     events
@@ -383,15 +462,26 @@ fn a_waiting_async_stream_is_woken_by_its_own_events_and_by_nothing_else() {
     let log = open(&dir);
     let (id, other) = (session("s"), session("other"));
     append_notes(&log, &id, "before", 2);
-    let stream = |from| (log.stream(&id, from).unwrap().into_async(), Arc::new(Wakes::default()));
+    let stream = |from| {
+        (
+            log.stream(&id, from).unwrap().into_async(),
+            Arc::new(Wakes::default()),
+        )
+    };
     let mut streams = [stream(From::Start), stream(From::Now)];
     for (stream, wakes) in &mut streams {
         poll_until_pending(stream, wakes);
     }
     for round in 0..5 {
         append_notes(&log, &other, "elsewhere", 3);
-        let woken = |streams: &[(_, Arc<Wakes>)]| [0, 1].map(|n: usize| streams[n].1.0.swap(0, Ordering::SeqCst) > 0);
-        assert_eq!(woken(&streams), [false, false], "an append to another session woke a stream");
+        let woken = |streams: &[(_, Arc<Wakes>)]| {
+            [0, 1].map(|n: usize| streams[n].1.0.swap(0, Ordering::SeqCst) > 0)
+        };
+        assert_eq!(
+            woken(&streams),
+            [false, false],
+            "an append to another session woke a stream"
+        );
         let events = append_notes(&log, &id, &round.to_string(), 1);
         for (stream, wakes) in &mut streams {
             eventually("a wake", || wakes.0.load(Ordering::SeqCst) > 0);
@@ -428,8 +518,14 @@ fn a_stream_that_waits_for_no_time_gives_what_is_there() {
     let id = session("s");
     let events = append_notes(&log, &id, "n", 3);
     let mut stream = log.stream(&id, From::Start).unwrap();
-    let items: Vec<_> = std::iter::from_fn(|| stream.next_timeout(Duration::ZERO)).map(Result::unwrap).collect();
-    let expected: Vec<_> = events.into_iter().map(StreamItem::Event).chain([StreamItem::CaughtUp]).collect();
+    let items: Vec<_> = std::iter::from_fn(|| stream.next_timeout(Duration::ZERO))
+        .map(Result::unwrap)
+        .collect();
+    let expected: Vec<_> = events
+        .into_iter()
+        .map(StreamItem::Event)
+        .chain([StreamItem::CaughtUp])
+        .collect();
     assert_eq!(items, expected);
     assert!(!stream.is_ended());
 }
@@ -442,7 +538,10 @@ fn a_stream_goes_on_as_async_where_it_was_as_an_iterator() {
     let events = append_notes(&log, &id, "n", 10);
     let mut stream = log.stream(&id, From::Start).unwrap();
     assert_eq!(take_events(&mut stream, 4), events[..4]);
-    assert_eq!(block_on(take_events_async(&mut stream.into_async(), 6)), events[4..]);
+    assert_eq!(
+        block_on(take_events_async(&mut stream.into_async(), 6)),
+        events[4..]
+    );
 
     let mut waiting = log.stream(&id, From::Now).unwrap();
     check_caught_up(&mut waiting);

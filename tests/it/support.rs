@@ -1,4 +1,5 @@
-//! What the tests share: folders, sessions, batches, waiting for a state, forcing a seal, reading everything back.
+//! What the tests share: folders, sessions, batches, waiting for a state, forcing a seal, reading
+//! everything back.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -13,14 +14,16 @@ use std::{fs, io};
 
 use futures_core::Stream;
 use sessionlog::{
-    Ack, AsyncEventStream, Batch, Event, EventStream, NewEvent, Options, Page, Result, Seq, SessionId, SessionLog, StreamItem,
+    Ack, AsyncEventStream, Batch, Event, EventStream, NewEvent, Options, Page, Result, Seq,
+    SessionId, SessionLog, StreamItem,
 };
 use tempfile::TempDir;
 
 /// How long a test waits for what must happen. Only a failing test waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long a test listens to make sure that nothing comes. Something that comes later is missed, never wrongly reported.
+/// How long a test listens to make sure that nothing comes. Something that comes later is missed,
+/// never wrongly reported.
 pub(crate) const SILENCE: Duration = Duration::from_millis(20);
 
 /// Passes when the call fails with an error of this pattern.
@@ -45,7 +48,8 @@ pub(crate) fn open(folder: &TempDir) -> SessionLog {
     SessionLog::open(folder.path()).unwrap()
 }
 
-/// Options whose journal files stay at their smallest, so that a few megabytes are enough to make segments.
+/// Options whose journal files stay at their smallest, so that a few megabytes are enough to make
+/// segments.
 pub(crate) fn small_files() -> Options {
     Options::new().journal_file_bytes_max(4 * 1024 * 1024)
 }
@@ -65,8 +69,19 @@ pub(crate) fn notes(tag: &str, count: usize) -> Batch {
 }
 
 /// Appends `count` notes, each as a batch of its own.
-pub(crate) fn append_notes(log: &SessionLog, session: &SessionId, tag: &str, count: usize) -> Vec<Event> {
-    (0..count).flat_map(|n| log.append(session, notes(&format!("{tag}.{n}"), 1)).unwrap().events).collect()
+pub(crate) fn append_notes(
+    log: &SessionLog,
+    session: &SessionId,
+    tag: &str,
+    count: usize,
+) -> Vec<Event> {
+    (0..count)
+        .flat_map(|n| {
+            log.append(session, notes(&format!("{tag}.{n}"), 1))
+                .unwrap()
+                .events
+        })
+        .collect()
 }
 
 /// What a caller gave of an event, to compare with what came back.
@@ -76,15 +91,24 @@ pub(crate) fn given(event: &Event) -> (&str, &[u8]) {
 
 /// How many segments lie in the folder.
 pub(crate) fn segments(folder: &Path) -> usize {
-    let is_segment = |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end == "segment");
-    fs::read_dir(folder.join("segments")).into_iter().flatten().flatten().filter(is_segment).count()
+    let is_segment =
+        |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end == "segment");
+    fs::read_dir(folder.join("segments"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(is_segment)
+        .count()
 }
 
-/// Appends to `session` more than a journal file of [`small_files`] holds, and waits until one more segment is there.
+/// Appends to `session` more than a journal file of [`small_files`] holds, and waits until one more
+/// segment is there.
 pub(crate) fn seal_once(folder: &TempDir, log: &SessionLog, session: &SessionId) -> Vec<Event> {
     let before = segments(folder.path());
     let filler = |n| Batch::new().event(NewEvent::new("filler", vec![n; 256 * 1024]));
-    let events = (0..20).flat_map(|n| log.append(session, filler(n)).unwrap().events).collect();
+    let events = (0..20)
+        .flat_map(|n| log.append(session, filler(n)).unwrap().events)
+        .collect();
     eventually("one more segment", || segments(folder.path()) > before);
     events
 }
@@ -98,8 +122,12 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs `work` on a thread of its own and fails when it does not come back, so that a hang is a failed test and no stuck one.
-pub(crate) fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Runs `work` on a thread of its own and fails when it does not come back, so that a hang is a
+/// failed test and no stuck one.
+pub(crate) fn in_time<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
     let (done, answer) = mpsc::channel();
     let worker = thread::spawn(move || {
         // The receiver is gone only when the test has failed already.
@@ -108,7 +136,9 @@ pub(crate) fn in_time<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + 
     match answer.recv_timeout(DEADLINE) {
         Ok(value) => value,
         Err(mpsc::RecvTimeoutError::Timeout) => panic!("{what} did not come to an end"),
-        Err(mpsc::RecvTimeoutError::Disconnected) => std::panic::resume_unwind(worker.join().unwrap_err()),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(worker.join().unwrap_err())
+        }
     }
 }
 
@@ -117,7 +147,9 @@ pub(crate) fn read_all(log: &SessionLog, session: &SessionId) -> Vec<Event> {
     let mut page = log.list(session, Page::new().limit(1_000)).unwrap();
     let mut events = std::mem::take(&mut page.events);
     while page.has_more {
-        page = log.list(session, Page::after(page.last).limit(1_000)).unwrap();
+        page = log
+            .list(session, Page::after(page.last).limit(1_000))
+            .unwrap();
         events.append(&mut page.events);
     }
     events
@@ -129,7 +161,11 @@ pub(crate) fn take_events(stream: &mut EventStream, count: usize) -> Vec<Event> 
     while events.len() < count {
         match stream.next_timeout(DEADLINE) {
             Some(item) => events.extend(item.unwrap().into_event()),
-            None => panic!("{} of {count} events came, ended: {}", events.len(), stream.is_ended()),
+            None => panic!(
+                "{} of {count} events came, ended: {}",
+                events.len(),
+                stream.is_ended()
+            ),
         }
     }
     events
@@ -141,7 +177,11 @@ pub(crate) fn drain(stream: &mut EventStream) -> Vec<Event> {
     while let Some(item) = stream.next_timeout(DEADLINE) {
         events.extend(item.unwrap().into_event());
     }
-    assert!(stream.is_ended(), "the stream fell silent after {} events and did not end", events.len());
+    assert!(
+        stream.is_ended(),
+        "the stream fell silent after {} events and did not end",
+        events.len()
+    );
     events
 }
 
@@ -159,7 +199,9 @@ pub(crate) async fn next_item(stream: &mut AsyncEventStream) -> Option<Result<St
 pub(crate) async fn take_events_async(stream: &mut AsyncEventStream, count: usize) -> Vec<Event> {
     let mut events = Vec::with_capacity(count);
     while events.len() < count {
-        let item = next_item(stream).await.unwrap_or_else(|| panic!("the stream ended after {} of {count} events", events.len()));
+        let item = next_item(stream)
+            .await
+            .unwrap_or_else(|| panic!("the stream ended after {} of {count} events", events.len()));
         events.extend(item.unwrap().into_event());
     }
     events
@@ -189,15 +231,27 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
             return output;
         }
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
-        // Looked at before the next poll, so that a wake that got lost is a failure and not only slow.
-        assert!(Instant::now() < deadline, "the future did not come to an end");
+        // Looked at before the next poll, so that a wake that got lost is a failure and not only
+        // slow.
+        assert!(
+            Instant::now() < deadline,
+            "the future did not come to an end"
+        );
     }
 }
 
 /// Runs a future on tokio, and fails when it does not come back.
 pub(crate) fn on_tokio<F: Future>(future: F) -> F::Output {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(DEADLINE, future).await.expect("the future's end") })
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        tokio::time::timeout(DEADLINE, future)
+            .await
+            .expect("the future's end")
+    })
 }
 
 /// How many threads this process has.
@@ -219,41 +273,73 @@ pub(crate) fn assert_dense(events: &[Event], range: RangeInclusive<Seq>) {
 /// Fails unless each event's ID is greater than that of the one before it.
 pub(crate) fn assert_rising(events: &[Event]) {
     for pair in events.windows(2) {
-        assert!(pair[0].id < pair[1].id, "{:?} stands before {:?}", pair[0], pair[1]);
+        assert!(
+            pair[0].id < pair[1].id,
+            "{:?} stands before {:?}",
+            pair[0],
+            pair[1]
+        );
     }
 }
 
 /// The events of one session, in their order.
 pub(crate) fn of_session(events: &[Event], session: &SessionId) -> Vec<Event> {
-    events.iter().filter(|event| event.session_id == *session).cloned().collect()
+    events
+        .iter()
+        .filter(|event| event.session_id == *session)
+        .cloned()
+        .collect()
 }
 
 /// Fails unless an ack says the same of its ends as its events do.
 pub(crate) fn assert_ack_fits(ack: &Ack, session: &SessionId) {
     assert_dense(&ack.events, ack.first..=ack.last);
-    assert!(ack.events.iter().all(|event| event.session_id == *session), "{ack:?}");
+    assert!(
+        ack.events.iter().all(|event| event.session_id == *session),
+        "{ack:?}"
+    );
 }
 
-/// Every path below a folder with what tells whether it was touched: its size, a hash of its bytes, when it was written.
+/// Every path below a folder with what tells whether it was touched: its size, a hash of its bytes,
+/// when it was written.
 pub(crate) fn listing(folder: &Path) -> BTreeMap<PathBuf, (u64, String, SystemTime)> {
     let mut found = BTreeMap::new();
     for path in paths_below(folder) {
         let meta = fs::metadata(&path).unwrap();
-        let hash = if meta.is_dir() { String::new() } else { blake3::hash(&fs::read(&path).unwrap()).to_string() };
-        found.insert(path, (if meta.is_dir() { 0 } else { meta.len() }, hash, meta.modified().unwrap()));
+        let hash = if meta.is_dir() {
+            String::new()
+        } else {
+            blake3::hash(&fs::read(&path).unwrap()).to_string()
+        };
+        found.insert(
+            path,
+            (
+                if meta.is_dir() { 0 } else { meta.len() },
+                hash,
+                meta.modified().unwrap(),
+            ),
+        );
     }
     found
 }
 
 /// Every path below a folder, in no order.
 pub(crate) fn paths_below(folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let below: Vec<_> = found.iter().filter(|path| path.is_dir()).flat_map(|path| paths_below(path)).collect();
+    let mut found: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let below: Vec<_> = found
+        .iter()
+        .filter(|path| path.is_dir())
+        .flat_map(|path| paths_below(path))
+        .collect();
     found.extend(below);
     found
 }
 
-/// Copies a log's folder as it lies on disk. Of one that is open this is what a kill would leave behind.
+/// Copies a log's folder as it lies on disk. Of one that is open this is what a kill would leave
+/// behind.
 pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

@@ -1,7 +1,8 @@
-//! What clippy cannot hold: the walls between modules, a module doc first, no loose ends. It reads the source files and runs nothing.
+//! What clippy cannot hold: the walls between modules, a module doc first, no loose ends. It reads
+//! the source files and runs nothing.
 //!
-//! A wall is about code: comments are blanked out first, and what stands in a `#[cfg(test)]` module at the end of a file may name
-//! whatever its tests need.
+//! A wall is about code: comments are blanked out first, and what stands in a `#[cfg(test)]` module
+//! at the end of a file may name whatever its tests need.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ struct Wall {
 
 #[derive(Clone, Copy)]
 enum Named {
-    /// A path of a crate or module, wherever it is imported or spelled out; `std::sync::Mutex` also stands for `use std::sync;`.
+    /// A path of a crate or module, wherever it is imported or spelled out; `std::sync::Mutex` also
+    /// stands for `use std::sync;`.
     Path(&'static str),
     /// Any text in the code.
     Text(&'static str),
@@ -28,40 +30,101 @@ const SYNC: &[&str] = &["src/sync.rs", "src/sync/"];
 const DISK: &[&str] = &["src/disk.rs", "src/disk/"];
 
 const WALLS: &[Wall] = &[
-    Wall { named: Named::Path("sled"), only_in: &["src/index.rs", "src/index/"] },
-    Wall { named: Named::Path("bincode"), only_in: &["src/codec.rs", "src/codec/"] },
-    Wall { named: Named::Path("std::fs"), only_in: DISK },
-    Wall { named: Named::Path("rustix::fs"), only_in: DISK },
-    Wall { named: Named::Path("rustix::io"), only_in: DISK },
-    Wall { named: Named::Path("rustix::thread"), only_in: SYNC },
-    Wall { named: Named::Path("std::os"), only_in: DISK },
-    Wall { named: Named::Path("parking_lot"), only_in: SYNC },
-    Wall { named: Named::Path("std::sync::atomic"), only_in: SYNC },
-    Wall { named: Named::Path("std::sync::Mutex"), only_in: SYNC },
-    Wall { named: Named::Path("std::sync::Condvar"), only_in: SYNC },
-    Wall { named: Named::Path("std::sync::RwLock"), only_in: SYNC },
-    Wall { named: Named::Path("std::sync::mpsc"), only_in: SYNC },
-    Wall { named: Named::Path("std::thread"), only_in: SYNC },
-    Wall { named: Named::Text("SystemTime::now"), only_in: &["src/ids.rs"] },
-    Wall { named: Named::Text("\"user.message\""), only_in: &["src/user_message.rs", "src/http/"] },
+    Wall {
+        named: Named::Path("sled"),
+        only_in: &["src/index.rs", "src/index/"],
+    },
+    Wall {
+        named: Named::Path("bincode"),
+        only_in: &["src/codec.rs", "src/codec/"],
+    },
+    Wall {
+        named: Named::Path("std::fs"),
+        only_in: DISK,
+    },
+    Wall {
+        named: Named::Path("rustix::fs"),
+        only_in: DISK,
+    },
+    Wall {
+        named: Named::Path("rustix::io"),
+        only_in: DISK,
+    },
+    Wall {
+        named: Named::Path("rustix::thread"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Path("std::os"),
+        only_in: DISK,
+    },
+    Wall {
+        named: Named::Path("parking_lot"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Path("std::sync::atomic"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Path("std::sync::Mutex"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Path("std::sync::Condvar"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Path("std::sync::RwLock"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Path("std::sync::mpsc"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Path("std::thread"),
+        only_in: SYNC,
+    },
+    Wall {
+        named: Named::Text("SystemTime::now"),
+        only_in: &["src/ids.rs"],
+    },
+    Wall {
+        named: Named::Text("\"user.message\""),
+        only_in: &["src/user_message.rs", "src/http/"],
+    },
 ];
 
 #[test]
 fn every_file_says_first_what_it_is() {
-    check("a file begins with its `//!` doc", SOURCES.iter(), |source| {
-        let first = source.text.lines().next().unwrap_or_default();
-        let says = first.starts_with("//!") || (source.name.ends_with("/lib.rs") && first.starts_with("#![doc"));
-        if says { Vec::new() } else { vec![1] }
-    });
+    check(
+        "a file begins with its `//!` doc",
+        SOURCES.iter(),
+        |source| {
+            let first = source.text.lines().next().unwrap_or_default();
+            let says = first.starts_with("//!")
+                || (source.name.ends_with("/lib.rs") && first.starts_with("#![doc"));
+            if says { Vec::new() } else { vec![1] }
+        },
+    );
 }
 
 #[test]
 fn the_walls_between_modules_stand() {
     for wall in WALLS {
-        let rule = format!("only {} names {}", wall.only_in.join(" or "), wall.named.shown());
+        let rule = format!(
+            "only {} names {}",
+            wall.only_in.join(" or "),
+            wall.named.shown()
+        );
         check(&rule, sources(), |source| {
             let inside = wall.only_in.iter().any(|allowed| source.is(allowed));
-            if inside { Vec::new() } else { wall.named.lines_in(&source.code) }
+            if inside {
+                Vec::new()
+            } else {
+                wall.named.lines_in(&source.code)
+            }
         });
     }
 }
@@ -76,27 +139,52 @@ fn nothing_is_left_undone() {
         concat!("unimple", "mented!"),
         concat!("db", "g!"),
     ] {
-        check(&format!("no {marker}"), SOURCES.iter(), |source| lines_with(&source.text, |line| has_word(line, marker)));
+        check(&format!("no {marker}"), SOURCES.iter(), |source| {
+            lines_with(&source.text, |line| has_word(line, marker))
+        });
     }
 }
 
 #[test]
 fn a_file_under_src_is_short_enough_to_read() {
-    check(&format!("at most {CODE_LINES_MAX} lines outside the tests"), sources(), |source| {
-        let lines = source.code.lines().count();
-        if lines <= CODE_LINES_MAX { Vec::new() } else { vec![lines] }
-    });
+    check(
+        &format!("at most {CODE_LINES_MAX} lines outside the tests"),
+        sources(),
+        |source| {
+            let lines = source.code.lines().count();
+            if lines <= CODE_LINES_MAX {
+                Vec::new()
+            } else {
+                vec![lines]
+            }
+        },
+    );
 }
 
 #[test]
 fn no_file_knows_the_machine_it_was_written_on() {
-    let homes = [concat!("/wo", "rk/"), concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/")];
-    let texts: Vec<Source> =
-        ["README.md", "CHANGELOG.md", "Cargo.toml", "clippy.toml", ".ci/run"].into_iter().filter_map(Source::read).collect();
+    let homes = [
+        concat!("/wo", "rk/"),
+        concat!("/ho", "me/"),
+        concat!("/ro", "ot/"),
+        concat!("/Us", "ers/"),
+    ];
+    let texts: Vec<Source> = [
+        "README.md",
+        "CHANGELOG.md",
+        "Cargo.toml",
+        "clippy.toml",
+        ".ci/run",
+    ]
+    .into_iter()
+    .filter_map(Source::read)
+    .collect();
     for home in homes {
-        check(&format!("no path below {home}"), SOURCES.iter().chain(&texts), |source| {
-            lines_with(&source.text, |line| line.contains(home))
-        });
+        check(
+            &format!("no path below {home}"),
+            SOURCES.iter().chain(&texts),
+            |source| lines_with(&source.text, |line| line.contains(home)),
+        );
     }
 }
 
@@ -104,13 +192,33 @@ fn no_file_knows_the_machine_it_was_written_on() {
 fn the_checks_above_see_what_they_look_for() {
     let code = Source::new("src/x.rs", SAMPLE).code;
     let found = |named: Named| named.lines_in(&code);
-    assert_eq!(found(Named::Path("std::sync::Mutex")), [5, 12], "an import in braces over two lines, and a path");
+    assert_eq!(
+        found(Named::Path("std::sync::Mutex")),
+        [5, 12],
+        "an import in braces over two lines, and a path"
+    );
     assert_eq!(found(Named::Path("std::sync::atomic")), [5]);
-    assert_eq!(found(Named::Path("std::thread")), [9], "the module's own import counts");
-    assert_eq!(found(Named::Path("std::fs")), [10], "also under another name");
-    assert_eq!(found(Named::Path("sled")), [] as [usize; 0], "comments, words that contain it and tests do not count");
+    assert_eq!(
+        found(Named::Path("std::thread")),
+        [9],
+        "the module's own import counts"
+    );
+    assert_eq!(
+        found(Named::Path("std::fs")),
+        [10],
+        "also under another name"
+    );
+    assert_eq!(
+        found(Named::Path("sled")),
+        [] as [usize; 0],
+        "comments, words that contain it and tests do not count"
+    );
     assert_eq!(found(Named::Text("\"user.message\"")), [13]);
-    assert_eq!(code.lines().count(), 15, "the tests at the end are not code");
+    assert_eq!(
+        code.lines().count(),
+        15,
+        "the tests at the end are not code"
+    );
 }
 
 const SAMPLE: &str = r##"//! Uses sled.
@@ -143,12 +251,20 @@ struct Source {
 }
 
 /// Fails with every line that breaks `rule`.
-fn check<'a>(rule: &str, sources: impl Iterator<Item = &'a Source>, lines_that_break_it: impl Fn(&Source) -> Vec<usize>) {
+fn check<'a>(
+    rule: &str,
+    sources: impl Iterator<Item = &'a Source>,
+    lines_that_break_it: impl Fn(&Source) -> Vec<usize>,
+) {
     let mut broken = Vec::new();
     let mut seen = 0;
     for source in sources {
         seen += 1;
-        broken.extend(lines_that_break_it(source).into_iter().map(|line| format!("{}:{line}: {rule}", source.name)));
+        broken.extend(
+            lines_that_break_it(source)
+                .into_iter()
+                .map(|line| format!("{}:{line}: {rule}", source.name)),
+        );
     }
     assert!(seen > 0, "no file was found to check that {rule}");
     assert!(broken.is_empty(), "\n{}\n", broken.join("\n"));
@@ -157,16 +273,29 @@ fn check<'a>(rule: &str, sources: impl Iterator<Item = &'a Source>, lines_that_b
 /// Every source file of the package, read once.
 static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
     let mut files = Vec::new();
-    for folder in ["src", "tests", "benches", "examples", "fuzz/src", "fuzz/fuzz_targets", "fuzz/tests"] {
+    for folder in [
+        "src",
+        "tests",
+        "benches",
+        "examples",
+        "fuzz/src",
+        "fuzz/fuzz_targets",
+        "fuzz/tests",
+    ] {
         collect(&root().join(folder), &mut files);
     }
     files.sort();
-    files.iter().filter_map(|path| Source::read(path.strip_prefix(root()).ok()?.to_str()?)).collect()
+    files
+        .iter()
+        .filter_map(|path| Source::read(path.strip_prefix(root()).ok()?.to_str()?))
+        .collect()
 });
 
 /// The files whose code the product is.
 fn sources() -> impl Iterator<Item = &'static Source> {
-    SOURCES.iter().filter(|source| source.name.starts_with("src/"))
+    SOURCES
+        .iter()
+        .filter(|source| source.name.starts_with("src/"))
 }
 
 fn root() -> &'static Path {
@@ -186,16 +315,30 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 
 impl Source {
     fn read(name: &str) -> Option<Self> {
-        fs::read_to_string(root().join(name)).ok().map(|text| Self::new(name, &text))
+        fs::read_to_string(root().join(name))
+            .ok()
+            .map(|text| Self::new(name, &text))
     }
 
     fn new(name: &str, text: &str) -> Self {
         let code = without_comments(text);
-        let tests = code.lines().zip(code.lines().skip(1)).position(|(line, next)| {
-            line.trim_end() == "#[cfg(test)]" && next.trim_start_matches("pub(crate) ").starts_with("mod ") && next.ends_with('{')
-        });
-        let code = code.split_inclusive('\n').take(tests.unwrap_or(usize::MAX)).collect();
-        Self { name: name.replace('\\', "/"), text: text.to_owned(), code }
+        let tests = code
+            .lines()
+            .zip(code.lines().skip(1))
+            .position(|(line, next)| {
+                line.trim_end() == "#[cfg(test)]"
+                    && next.trim_start_matches("pub(crate) ").starts_with("mod ")
+                    && next.ends_with('{')
+            });
+        let code = code
+            .split_inclusive('\n')
+            .take(tests.unwrap_or(usize::MAX))
+            .collect();
+        Self {
+            name: name.replace('\\', "/"),
+            text: text.to_owned(),
+            code,
+        }
     }
 
     fn is(&self, allowed: &str) -> bool {
@@ -214,8 +357,15 @@ impl Named {
         match self {
             Named::Text(text) => lines_with(code, |line| line.contains(text)),
             Named::Path(path) => {
-                let mut lines = lines_with(code, |line| !line.trim_start().starts_with("use ") && names_path(line, path));
-                lines.extend(imports(code).into_iter().filter(|(_, import)| import_names(import, path)).map(|(line, _)| line));
+                let mut lines = lines_with(code, |line| {
+                    !line.trim_start().starts_with("use ") && names_path(line, path)
+                });
+                lines.extend(
+                    imports(code)
+                        .into_iter()
+                        .filter(|(_, import)| import_names(import, path))
+                        .map(|(line, _)| line),
+                );
                 lines.sort_unstable();
                 lines.dedup();
                 lines
@@ -228,19 +378,31 @@ impl Named {
 fn import_names(import: &str, path: &str) -> bool {
     let parent = path.rsplit_once("::").map_or("", |(parent, _)| parent);
     import == path
-        || import.strip_prefix(path).is_some_and(|rest| rest.starts_with("::"))
+        || import
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with("::"))
         || (parent != "std" && import == parent)
 }
 
 /// Whether `path::` or, for a longer path, `path` itself is spelled out in `line`.
 fn names_path(line: &str, path: &str) -> bool {
-    let ends = |rest: &str| if path.contains("::") { !rest.starts_with(is_word) } else { rest.starts_with("::") };
-    line.match_indices(path)
-        .any(|(at, _)| !line[..at].ends_with(|c| is_word(c) || c == ':' || c == '.') && ends(&line[at + path.len()..]))
+    let ends = |rest: &str| {
+        if path.contains("::") {
+            !rest.starts_with(is_word)
+        } else {
+            rest.starts_with("::")
+        }
+    };
+    line.match_indices(path).any(|(at, _)| {
+        !line[..at].ends_with(|c| is_word(c) || c == ':' || c == '.')
+            && ends(&line[at + path.len()..])
+    })
 }
 
 fn has_word(line: &str, word: &str) -> bool {
-    line.match_indices(word).any(|(at, _)| !line[..at].ends_with(is_word) && !line[at + word.len()..].starts_with(is_word))
+    line.match_indices(word).any(|(at, _)| {
+        !line[..at].ends_with(is_word) && !line[at + word.len()..].starts_with(is_word)
+    })
 }
 
 fn is_word(c: char) -> bool {
@@ -248,16 +410,26 @@ fn is_word(c: char) -> bool {
 }
 
 fn lines_with(text: &str, breaks: impl Fn(&str) -> bool) -> Vec<usize> {
-    text.lines().zip(1..).filter(|(line, _)| breaks(line)).map(|(_, number)| number).collect()
+    text.lines()
+        .zip(1..)
+        .filter(|(line, _)| breaks(line))
+        .map(|(_, number)| number)
+        .collect()
 }
 
-/// Every path that a `use` brings in, its braces spread out, with the line that the `use` stands in.
+/// Every path that a `use` brings in, its braces spread out, with the line that the `use` stands
+/// in.
 fn imports(code: &str) -> Vec<(usize, String)> {
     let mut imports = Vec::new();
-    for (at, _) in code.match_indices("use ").filter(|(at, _)| !code[..*at].ends_with(is_word)) {
+    for (at, _) in code
+        .match_indices("use ")
+        .filter(|(at, _)| !code[..*at].ends_with(is_word))
+    {
         let line = code[..at].matches('\n').count() + 1;
         let statement = code[at + 4..].split(';').next().unwrap_or_default();
-        spread("", statement.trim(), &mut |import| imports.push((line, import)));
+        spread("", statement.trim(), &mut |import| {
+            imports.push((line, import))
+        });
     }
     imports
 }
@@ -272,10 +444,19 @@ fn spread(prefix: &str, tree: &str, found: &mut impl FnMut(String)) {
         }
         _ => {
             let path = tree.split(" as ").next().unwrap_or_default().trim();
-            let path = path.strip_suffix("::self").or_else(|| path.strip_suffix("::*")).unwrap_or(path);
+            let path = path
+                .strip_suffix("::self")
+                .or_else(|| path.strip_suffix("::*"))
+                .unwrap_or(path);
             if !path.is_empty() {
                 let import = format!("{prefix}{path}");
-                found(import.strip_suffix("::self").or_else(|| import.strip_suffix("::*")).unwrap_or(&import).to_owned());
+                found(
+                    import
+                        .strip_suffix("::self")
+                        .or_else(|| import.strip_suffix("::*"))
+                        .unwrap_or(&import)
+                        .to_owned(),
+                );
             }
         }
     }

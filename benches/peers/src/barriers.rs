@@ -1,4 +1,5 @@
-//! The proof that the guarantee is the same: what a commit waits for, counted in a trace of system calls.
+//! The proof that the guarantee is the same: what a commit waits for, counted in a trace of system
+//! calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,18 +23,34 @@ pub fn count(common: &Common) {
     fs::create_dir_all(&common.folder).expect("the folder for the stores");
     println!("| store | setting | a commit waits for |");
     println!("|---|---|---|");
-    for contender in common.contenders().into_iter().filter(|contender| !contender.is_grouped_by_application()) {
-        let (few, many) = (traced(contender, &common.folder, 0), traced(contender, &common.folder, COUNT));
+    for contender in common
+        .contenders()
+        .into_iter()
+        .filter(|contender| !contender.is_grouped_by_application())
+    {
+        let (few, many) = (
+            traced(contender, &common.folder, 0),
+            traced(contender, &common.folder, COUNT),
+        );
         let mut found: Vec<String> = many
             .iter()
-            .map(|(call, count)| (call, (count - few.get(call).unwrap_or(&0.0)) / f64::from(COUNT)))
+            .map(|(call, count)| {
+                (
+                    call,
+                    (count - few.get(call).unwrap_or(&0.0)) / f64::from(COUNT),
+                )
+            })
             .filter(|(_, a_commit)| *a_commit > 0.005)
             .map(|(call, a_commit)| format!("{a_commit:.2} {call}"))
             .collect();
         if found.is_empty() {
             found.push("nothing".into());
         }
-        println!("| {contender} | {} | {} |", contender.setting(), found.join(", "));
+        println!(
+            "| {contender} | {} | {} |",
+            contender.setting(),
+            found.join(", ")
+        );
     }
 }
 
@@ -43,10 +60,23 @@ fn traced(contender: Contender, folder: &Path, count: u32) -> Counts {
     fs::create_dir(&store).expect("a folder");
     let mut command = Command::new("strace");
     command
-        .args(["-f", "-y", "-e", "trace=openat,pwrite64,pwritev,write,fdatasync,fsync,msync,sync_file_range", "-o"])
+        .args([
+            "-f",
+            "-y",
+            "-e",
+            "trace=openat,pwrite64,pwritev,write,fdatasync,fsync,msync,sync_file_range",
+            "-o",
+        ])
         .arg(&trace);
-    command.arg(std::env::current_exe().expect("a program")).args(["appends", "--store", &contender.to_string()]);
-    command.arg("--folder").arg(&store).args(["--count", &count.to_string(), "--events", &EVENTS.to_string()]);
+    command
+        .arg(std::env::current_exe().expect("a program"))
+        .args(["appends", "--store", &contender.to_string()]);
+    command.arg("--folder").arg(&store).args([
+        "--count",
+        &count.to_string(),
+        "--events",
+        &EVENTS.to_string(),
+    ]);
     let status = command.stdout(Stdio::null()).status().expect("strace runs");
     assert!(status.success(), "{contender} ended with {status}");
     counted(&fs::read_to_string(&trace).expect("a trace"))
@@ -56,15 +86,24 @@ fn counted(trace: &str) -> Counts {
     let mut synchronous = BTreeSet::new();
     let mut counts = Counts::new();
     for line in trace.lines() {
-        let Some((_, call)) = line.split_once(' ') else { continue };
+        let Some((_, call)) = line.split_once(' ') else {
+            continue;
+        };
         let call = call.trim_start();
         let name = call.split(['(', ' ']).next().unwrap_or_default();
         // `openat(..., O_DSYNC) = 5</the/file>`, and `pwrite64(5</the/file>, ...`.
         if name == "openat" && call.contains("SYNC") {
-            synchronous.extend(call.rsplit_once('<').map(|(_, file)| file.trim_end_matches('>').to_owned()));
+            synchronous.extend(
+                call.rsplit_once('<')
+                    .map(|(_, file)| file.trim_end_matches('>').to_owned()),
+            );
         } else if let Some(barrier) = BARRIERS.iter().find(|barrier| **barrier == name) {
             *counts.entry(*barrier).or_default() += 1.0;
-        } else if call.split(['<', '>']).nth(1).is_some_and(|file| synchronous.contains(file)) {
+        } else if call
+            .split(['<', '>'])
+            .nth(1)
+            .is_some_and(|file| synchronous.contains(file))
+        {
             *counts.entry("write with O_DSYNC").or_default() += 1.0;
         }
     }
@@ -73,7 +112,11 @@ fn counted(trace: &str) -> Counts {
 
 /// What is traced: one writer's batches.
 pub fn append(contender: Contender, folder: &Path, count: u32, events: usize) {
-    let store = contender.open(Open { folder, sessions: 1, ids: Ids::Unused });
+    let store = contender.open(Open {
+        folder,
+        sessions: 1,
+        ids: Ids::Unused,
+    });
     for _ in 0..count {
         store.append(0, Load { events, bytes: 256 });
     }

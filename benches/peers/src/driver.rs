@@ -31,23 +31,42 @@ pub fn run(run: &Run) {
 /// Fails on a gross loss, and on that alone: machines differ, and so do hours.
 pub fn check(common: &Common) -> ExitCode {
     let workloads = vec![Workload::Append1, Workload::Append8, Workload::Append64];
-    let run = Run { common: common.clone(), workloads, rounds: 3, seconds: 0.7, scale: 1.0, out: None };
+    let run = Run {
+        common: common.clone(),
+        workloads,
+        rounds: 3,
+        seconds: 0.7,
+        scale: 1.0,
+        out: None,
+    };
     let report = measured(&run);
     print!("{}", report.markdown());
     let lost = report.gross_losses();
     for loss in &lost {
         println!("missed by more than half: {loss}");
     }
-    if lost.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if lost.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn measured(run: &Run) -> Report {
     fs::create_dir_all(&run.common.folder).expect("the folder for the stores");
     let mut report = run.out.as_deref().map(Report::read).unwrap_or_default();
-    let workloads = if run.workloads.is_empty() { Workload::value_variants() } else { &run.workloads };
+    let workloads = if run.workloads.is_empty() {
+        Workload::value_variants()
+    } else {
+        &run.workloads
+    };
     for workload in workloads {
-        let mut contenders: Vec<Contender> =
-            run.common.contenders().into_iter().filter(|contender| takes_part(*workload, *contender)).collect();
+        let mut contenders: Vec<Contender> = run
+            .common
+            .contenders()
+            .into_iter()
+            .filter(|contender| takes_part(*workload, *contender))
+            .collect();
         if run.rounds > 0 {
             report.begin(*workload, run.scale);
         }
@@ -55,7 +74,11 @@ fn measured(run: &Run) -> Report {
             // Else the same one would always have what the one before it left to the disk.
             fastrand::Rng::with_seed(round.into()).shuffle(&mut contenders);
             for contender in &contenders {
-                eprintln!("{}: round {round} of {}: {contender}", workload.title(), run.rounds);
+                eprintln!(
+                    "{}: round {round} of {}: {contender}",
+                    workload.title(),
+                    run.rounds
+                );
                 match one(*workload, *contender, run) {
                     Some(figures) => report.add(*workload, *contender, figures),
                     None => eprintln!("  it failed"),
@@ -71,18 +94,24 @@ fn measured(run: &Run) -> Report {
     report
 }
 
-/// Who shares barriers by itself needs no application in front, save from tasks, where that may be faster. Who does not is not called from
-/// 256 threads at once.
+/// Who shares barriers by itself needs no application in front, save from tasks, where that may be
+/// faster. Who does not is not called from 256 threads at once.
 fn takes_part(workload: Workload, contender: Contender) -> bool {
     let grouped = contender.is_grouped_by_application();
     let finds = contender.finds() >= workload.finds();
     finds
         && match workload {
             Workload::Append1 => !grouped,
-            Workload::Append8 | Workload::Append64 | Workload::Bulk8 | Workload::Bulk64 => !(grouped && contender.groups()),
+            Workload::Append8 | Workload::Append64 | Workload::Bulk8 | Workload::Bulk64 => {
+                !(grouped && contender.groups())
+            }
             Workload::Async256 => grouped || contender.groups(),
-            Workload::Sustained | Workload::Sessions => grouped != contender.groups() || contender == Contender::SessionLog,
-            Workload::Reads | Workload::Reopen | Workload::ReopenFew => !grouped || !contender.groups(),
+            Workload::Sustained | Workload::Sessions => {
+                grouped != contender.groups() || contender == Contender::SessionLog
+            }
+            Workload::Reads | Workload::Reopen | Workload::ReopenFew => {
+                !grouped || !contender.groups()
+            }
             Workload::Live => contender.streams(),
         }
 }
@@ -90,11 +119,28 @@ fn takes_part(workload: Workload, contender: Contender) -> bool {
 fn one(workload: Workload, contender: Contender, run: &Run) -> Option<Figures> {
     let folder = tempfile::tempdir_in(&run.common.folder).expect("a folder");
     let mut command = Command::new(std::env::current_exe().expect("a program"));
-    command.args(["one", "--store", &contender.to_string(), "--workload", &workload.name()]);
+    command.args([
+        "one",
+        "--store",
+        &contender.to_string(),
+        "--workload",
+        &workload.name(),
+    ]);
     command.arg("--folder").arg(folder.path());
-    command.args(["--seconds", &run.seconds.to_string(), "--scale", &run.scale.to_string()]);
-    let output = command.stderr(Stdio::inherit()).output().expect("a process");
-    let figures = output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("figures are JSON"));
+    command.args([
+        "--seconds",
+        &run.seconds.to_string(),
+        "--scale",
+        &run.scale.to_string(),
+    ]);
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("a process");
+    let figures = output
+        .status
+        .success()
+        .then(|| serde_json::from_slice(&output.stdout).expect("figures are JSON"));
     settle_disk(folder.path());
     figures
 }
@@ -107,13 +153,18 @@ fn settle_disk(folder: &Path) {
 
 impl Workload {
     pub fn name(self) -> String {
-        self.to_possible_value().expect("a name").get_name().to_owned()
+        self.to_possible_value()
+            .expect("a name")
+            .get_name()
+            .to_owned()
     }
 
     /// What a contender must be able to do.
     fn finds(self) -> Finds {
         match self {
-            Self::Reads | Self::Reopen | Self::ReopenFew | Self::Sustained | Self::Sessions => Finds::Sessions,
+            Self::Reads | Self::Reopen | Self::ReopenFew | Self::Sustained | Self::Sessions => {
+                Finds::Sessions
+            }
             _ => Finds::Nothing,
         }
     }

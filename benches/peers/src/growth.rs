@@ -14,7 +14,10 @@ use crate::store::{Ids, Load, Open, Store};
 use crate::stores::sessionlog::Ours;
 
 const SESSIONS: u32 = 10_000;
-const BATCH: Load = Load { events: 16, bytes: 1_000 };
+const BATCH: Load = Load {
+    events: 16,
+    bytes: 1_000,
+};
 const SAMPLES: u32 = 2_000;
 const GIGABYTES: [f64; 5] = [0.1, 1.0, 3.0, 10.0, 30.0];
 const STRIDE: u32 = 7_919;
@@ -22,7 +25,10 @@ const STRIDE: u32 = 7_919;
 /// A million events in all, over so many sessions.
 const SESSION_COUNTS: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SPREAD_EVENTS: u32 = 1_000_000;
-const SPREAD: Load = Load { events: 1, bytes: 256 };
+const SPREAD: Load = Load {
+    events: 1,
+    bytes: 256,
+};
 
 const ABOUT: &str = "\
 # As a store grows
@@ -71,7 +77,8 @@ struct Series {
     rows: Vec<(f64, Vec<f64>)>,
 }
 
-/// Prints a row for each size up to `gigabytes`, and one for each number of sessions; tables and plots go to `out`.
+/// Prints a row for each size up to `gigabytes`, and one for each number of sessions; tables and
+/// plots go to `out`.
 pub fn follow(folder: &Path, gigabytes: f64, out: Option<&Path>) {
     fs::create_dir_all(folder).expect("the folder for the stores");
     let all = [by_size(folder, gigabytes), by_sessions(folder)];
@@ -79,8 +86,11 @@ pub fn follow(folder: &Path, gigabytes: f64, out: Option<&Path>) {
     print!("{tables}");
     if let Some(out) = out {
         fs::create_dir_all(out).expect("the folder for the report");
-        fs::write(out.join("growth.md"), format!("{ABOUT}\n![All of it as curves](growth.svg)\n\n{tables}"))
-            .expect("the report is written");
+        fs::write(
+            out.join("growth.md"),
+            format!("{ABOUT}\n![All of it as curves](growth.svg)\n\n{tables}"),
+        )
+        .expect("the report is written");
         draw(&all, &out.join("growth.svg"));
     }
 }
@@ -88,12 +98,25 @@ pub fn follow(folder: &Path, gigabytes: f64, out: Option<&Path>) {
 /// One store that grows, in ten thousand sessions.
 fn by_size(folder: &Path, gigabytes: f64) -> Series {
     let folder = tempfile::tempdir_in(folder).expect("a folder");
-    let mut series = Series { by: "GB", rows: Vec::new() };
+    let mut series = Series {
+        by: "GB",
+        rows: Vec::new(),
+    };
     let mut from = 0;
     for size in GIGABYTES.into_iter().filter(|size| *size <= gigabytes) {
         let to = (size * 1e9 / (BATCH.events * BATCH.bytes) as f64) as u32;
         let Load { events, bytes } = BATCH;
-        series.measure(size, &Row { folder: folder.path().into(), sessions: SESSIONS, events, bytes, from, to });
+        series.measure(
+            size,
+            &Row {
+                folder: folder.path().into(),
+                sessions: SESSIONS,
+                events,
+                bytes,
+                from,
+                to,
+            },
+        );
         from = to;
     }
     series
@@ -101,11 +124,21 @@ fn by_size(folder: &Path, gigabytes: f64) -> Series {
 
 /// Stores of a million events each, in ever more sessions.
 fn by_sessions(folder: &Path) -> Series {
-    let mut series = Series { by: "sessions", rows: Vec::new() };
+    let mut series = Series {
+        by: "sessions",
+        rows: Vec::new(),
+    };
     for sessions in SESSION_COUNTS {
         let folder = tempfile::tempdir_in(folder).expect("a folder");
         let Load { events, bytes } = SPREAD;
-        let row = Row { folder: folder.path().into(), sessions, events, bytes, from: 0, to: SPREAD_EVENTS };
+        let row = Row {
+            folder: folder.path().into(),
+            sessions,
+            events,
+            bytes,
+            from: 0,
+            to: SPREAD_EVENTS,
+        };
         series.measure(f64::from(sessions), &row);
     }
     series
@@ -114,20 +147,40 @@ fn by_sessions(folder: &Path) -> Series {
 impl Series {
     /// Measures in a process of its own, whose memory is that of this store.
     fn measure(&mut self, size: f64, row: &Row) {
-        let Row { folder, sessions, events, bytes, from, to } = row;
+        let Row {
+            folder,
+            sessions,
+            events,
+            bytes,
+            from,
+            to,
+        } = row;
         let mut measure = Command::new(std::env::current_exe().expect("this program's file"));
         measure.arg("grown").arg("--folder").arg(folder);
-        for (name, value) in [("sessions", u64::from(*sessions)), ("events", *events as u64), ("bytes", *bytes as u64)] {
+        for (name, value) in [
+            ("sessions", u64::from(*sessions)),
+            ("events", *events as u64),
+            ("bytes", *bytes as u64),
+        ] {
             measure.arg(format!("--{name}={value}"));
         }
-        let measured = measure.arg(format!("--from={from}")).arg(format!("--to={to}")).output().expect("the process runs");
+        let measured = measure
+            .arg(format!("--from={from}"))
+            .arg(format!("--to={to}"))
+            .output()
+            .expect("the process runs");
         let figures: Vec<f64> = serde_json::from_slice(&measured.stdout).expect("figures are JSON");
         eprintln!("{size} {}: {figures:?}", self.by);
         self.rows.push((size, figures));
     }
 
     fn table(&self) -> String {
-        let mut table = format!("| {} | {} |\n|{}\n", self.by, FIGURES.join(" | "), "---|".repeat(FIGURES.len() + 1));
+        let mut table = format!(
+            "| {} | {} |\n|{}\n",
+            self.by,
+            FIGURES.join(" | "),
+            "---|".repeat(FIGURES.len() + 1)
+        );
         for (size, figures) in &self.rows {
             let cells: Vec<String> = figures.iter().map(|&figure| short(figure)).collect();
             table.push_str(&format!("| {size} | {} |\n", cells.join(" | ")));
@@ -136,17 +189,28 @@ impl Series {
     }
 
     fn curve(&self, figure: usize) -> Curve {
-        self.rows.iter().map(|(size, figures)| (*size, figures[figure])).collect()
+        self.rows
+            .iter()
+            .map(|(size, figures)| (*size, figures[figure]))
+            .collect()
     }
 }
 
-/// A panel for each figure of each series. Sizes grow by factors and what is measured starts at nothing, so that what is flat looks flat.
+/// A panel for each figure of each series. Sizes grow by factors and what is measured starts at
+/// nothing, so that what is flat looks flat.
 fn draw(all: &[Series], file: &Path) {
     const PANEL: (u32, u32) = (430, 190);
-    let root = SVGBackend::new(file, (PANEL.0 * all.len() as u32, PANEL.1 * FIGURES.len() as u32)).into_drawing_area();
+    let root = SVGBackend::new(
+        file,
+        (PANEL.0 * all.len() as u32, PANEL.1 * FIGURES.len() as u32),
+    )
+    .into_drawing_area();
     root.fill(&WHITE).expect("a plot");
     let areas = root.split_evenly((FIGURES.len(), all.len()));
-    let panels = FIGURES.iter().enumerate().flat_map(|(figure, name)| all.iter().map(move |series| (figure, name, series)));
+    let panels = FIGURES
+        .iter()
+        .enumerate()
+        .flat_map(|(figure, name)| all.iter().map(move |series| (figure, name, series)));
     for (area, (figure, name, series)) in areas.iter().zip(panels) {
         let curve = series.curve(figure);
         let most = curve.iter().map(|(_, value)| *value).fold(0.0, f64::max);
@@ -168,17 +232,37 @@ fn draw(all: &[Series], file: &Path) {
             .y_label_formatter(&|value| short(*value))
             .draw()
             .expect("a plot");
-        chart.draw_series(LineSeries::new(curve.iter().copied(), OURS_COLOR.stroke_width(2))).expect("a plot");
-        chart.draw_series(curve.iter().map(|point| Circle::new(*point, 3, OURS_COLOR.filled()))).expect("a plot");
+        chart
+            .draw_series(LineSeries::new(
+                curve.iter().copied(),
+                OURS_COLOR.stroke_width(2),
+            ))
+            .expect("a plot");
+        chart
+            .draw_series(
+                curve
+                    .iter()
+                    .map(|point| Circle::new(*point, 3, OURS_COLOR.filled())),
+            )
+            .expect("a plot");
     }
     root.present().expect("the plots are written");
 }
 
 /// Fills a store on, and prints its figures.
 pub fn measure(row: &Row) {
-    let Row { sessions, from, to, .. } = *row;
-    let load = Load { events: row.events, bytes: row.bytes };
-    let open = Open { folder: &row.folder, sessions, ids: Ids::Unused };
+    let Row {
+        sessions, from, to, ..
+    } = *row;
+    let load = Load {
+        events: row.events,
+        bytes: row.bytes,
+    };
+    let open = Open {
+        folder: &row.folder,
+        sessions,
+        ids: Ids::Unused,
+    };
     let store = Ours::open(open);
     let began = Instant::now();
     fill(&store, sessions, load, from..to);
@@ -203,8 +287,12 @@ pub fn measure(row: &Row) {
     let opened = began.elapsed().as_secs_f64();
     drop(store);
     let p99 = percentile(&mut appends, 0.99);
-    let [p50, keyed, first, page] = [&mut appends, &mut keyed, &mut first, &mut pages].map(|times| percentile(times, 0.5));
-    println!("{}", serde_json::json!([rate, p50, p99, keyed, first, page, opened, rss]));
+    let [p50, keyed, first, page] =
+        [&mut appends, &mut keyed, &mut first, &mut pages].map(|times| percentile(times, 0.5));
+    println!(
+        "{}",
+        serde_json::json!([rate, p50, p99, keyed, first, page, opened, rss])
+    );
 }
 
 fn timed(what: impl Fn(u32)) -> Vec<f64> {
@@ -220,7 +308,9 @@ fn fill(store: &dyn Store, sessions: u32, load: Load, batches: Range<u32>) {
     const WRITERS: u32 = 16;
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
-            let own = batches.clone().filter(move |batch| batch % sessions % WRITERS == writer);
+            let own = batches
+                .clone()
+                .filter(move |batch| batch % sessions % WRITERS == writer);
             scope.spawn(move || {
                 for batch in own {
                     store.append(batch % sessions, load);

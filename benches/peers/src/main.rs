@@ -1,8 +1,11 @@
-//! The log beside what one would use in its place, at the same guarantee: an ack means that the batch is whole and outlives a power cut.
+//! The log beside what one would use in its place, at the same guarantee: an ack means that the
+//! batch is whole and outlives a power cut.
 //!
-//! `run` lets every contender do each workload, in turns, several rounds, each run in a process and a folder of its own on the same file
-//! system, and writes a table of medians as Markdown and a chart as SVG. `barriers` counts under `strace` what each commit
-//! waits for. `growth` follows the log alone as it grows. `check` looks for gross losses: few rounds, two light peers, half the bars.
+//! `run` lets every contender do each workload, in turns, several rounds, each run in a process and
+//! a folder of its own on the same file system, and writes a table of medians as Markdown and a
+//! chart as SVG. `barriers` counts under `strace` what each commit waits for. `growth` follows the
+//! log alone as it grows. `check` looks for gross losses: few rounds, two light peers, half the
+//! bars.
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -112,14 +115,19 @@ struct Run {
     /// What part of the full size the large workloads have
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Where to write `peers.md`, `peers.svg` and `peers.json`; figures that are there of other workloads stay
+    /// Where to write `peers.md`, `peers.svg` and `peers.json`; figures that are there of other
+    /// workloads stay
     #[arg(long)]
     out: Option<PathBuf>,
 }
 
 impl Common {
     fn contenders(&self) -> Vec<Contender> {
-        if self.stores.is_empty() { Contender::all() } else { self.stores.clone() }
+        if self.stores.is_empty() {
+            Contender::all()
+        } else {
+            self.stores.clone()
+        }
     }
 }
 
@@ -127,13 +135,36 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(run) => driver::run(&run),
         Command::Barriers(common) => barriers::count(&common),
-        Command::Growth { common, gigabytes, out } => growth::follow(&common.folder, gigabytes, out.as_deref()),
+        Command::Growth {
+            common,
+            gigabytes,
+            out,
+        } => growth::follow(&common.folder, gigabytes, out.as_deref()),
         Command::Check(common) => return driver::check(&common),
-        Command::One { store, workload, folder, seconds, scale } => {
-            let figures = workload.run(Task { contender: store, folder: &folder, seconds, scale });
-            println!("{}", serde_json::to_string(&figures).expect("figures are JSON"));
+        Command::One {
+            store,
+            workload,
+            folder,
+            seconds,
+            scale,
+        } => {
+            let figures = workload.run(Task {
+                contender: store,
+                folder: &folder,
+                seconds,
+                scale,
+            });
+            println!(
+                "{}",
+                serde_json::to_string(&figures).expect("figures are JSON")
+            );
         }
-        Command::Appends { store, folder, count, events } => barriers::append(store, &folder, count, events),
+        Command::Appends {
+            store,
+            folder,
+            count,
+            events,
+        } => barriers::append(store, &folder, count, events),
         Command::Grown(row) => growth::measure(&row),
     }
     ExitCode::SUCCESS

@@ -31,7 +31,10 @@ impl Usage {
     pub fn add_since(self, figures: &mut Figures, events: f64, bytes: f64) {
         let now = Self::now();
         figures.insert("cpu us/event".into(), micros(now.cpu - self.cpu) / events);
-        figures.insert("written/byte".into(), (now.written - self.written) as f64 / bytes);
+        figures.insert(
+            "written/byte".into(),
+            (now.written - self.written) as f64 / bytes,
+        );
     }
 }
 
@@ -46,14 +49,21 @@ pub fn rss_mb() -> f64 {
 }
 
 fn status() -> Status {
-    Process::myself().and_then(|process| process.status()).expect("the status of the process")
+    Process::myself()
+        .and_then(|process| process.status())
+        .expect("the status of the process")
 }
 
 /// What the files of a folder take on the disk, in bytes.
 pub fn disk_bytes(folder: &Path) -> f64 {
     use std::os::unix::fs::MetadataExt;
-    let files = walkdir::WalkDir::new(folder).into_iter().filter_map(Result::ok);
-    files.filter_map(|entry| entry.metadata().ok()).map(|found| (found.blocks() * 512) as f64).sum()
+    let files = walkdir::WalkDir::new(folder)
+        .into_iter()
+        .filter_map(Result::ok);
+    files
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|found| (found.blocks() * 512) as f64)
+        .sum()
 }
 
 pub fn micros(duration: Duration) -> f64 {
@@ -71,7 +81,11 @@ pub fn percentile(values: &mut [f64], share: f64) -> f64 {
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        f64::midpoint(values[middle - 1], values[middle])
+    }
 }
 
 /// Empties the page cache, where that is permitted.
@@ -80,7 +94,8 @@ pub fn drop_caches() -> bool {
     std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
-/// Lets this much time pass. A thread that was unparked before goes on at once the first time it parks.
+/// Lets this much time pass. A thread that was unparked before goes on at once the first time it
+/// parks.
 pub fn pause(time: Duration) {
     let began = Instant::now();
     while let Some(left) = time.checked_sub(began.elapsed()) {

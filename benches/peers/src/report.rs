@@ -1,4 +1,5 @@
-//! What the rounds gave: a table for each workload with medians, their spread, the ratio to the log, and the bars; and a chart.
+//! What the rounds gave: a table for each workload with medians, their spread, the ratio to the
+//! log, and the bars; and a chart.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -36,8 +37,10 @@ struct Summary {
 
 impl Report {
     pub fn read(folder: &Path) -> Self {
-        fs::read(folder.join("peers.json"))
-            .map_or_else(|_absent| Self::default(), |text| serde_json::from_slice(&text).expect("a report"))
+        fs::read(folder.join("peers.json")).map_or_else(
+            |_absent| Self::default(),
+            |text| serde_json::from_slice(&text).expect("a report"),
+        )
     }
 
     /// Forgets what was measured of a workload, which is to be measured anew.
@@ -47,14 +50,23 @@ impl Report {
     }
 
     pub fn add(&mut self, workload: Workload, contender: Contender, figures: Figures) {
-        self.settings.insert(contender.to_string(), contender.setting().to_owned());
-        self.results.entry(workload.name()).or_default().entry(contender.to_string()).or_default().push(figures);
+        self.settings
+            .insert(contender.to_string(), contender.setting().to_owned());
+        self.results
+            .entry(workload.name())
+            .or_default()
+            .entry(contender.to_string())
+            .or_default()
+            .push(figures);
     }
 
     pub fn write(&self, folder: &Path) {
         fs::create_dir_all(folder).expect("the folder for the report");
-        fs::write(folder.join("peers.json"), serde_json::to_vec_pretty(self).expect("figures are JSON"))
-            .expect("the report is written");
+        fs::write(
+            folder.join("peers.json"),
+            serde_json::to_vec_pretty(self).expect("figures are JSON"),
+        )
+        .expect("the report is written");
         fs::write(folder.join("peers.md"), self.markdown()).expect("the report is written");
         self.draw(&folder.join("peers.svg"));
     }
@@ -62,16 +74,18 @@ impl Report {
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         for workload in Workload::value_variants() {
-            self.write_workload(*workload, &mut text).expect("text takes text");
+            self.write_workload(*workload, &mut text)
+                .expect("text takes text");
         }
         text
     }
 
-    /// Bars that are missed by more than half of what they ask for. What a log writes in its first seconds is for the most part the zeroes
-    /// of its journal, which is no loss.
+    /// Bars that are missed by more than half of what they ask for. What a log writes in its first
+    /// seconds is for the most part the zeroes of its journal, which is no loss.
     pub fn gross_losses(&self) -> Vec<String> {
         let workloads = Workload::value_variants().iter();
-        let bars = workloads.flat_map(|workload| workload.bars().into_iter().map(move |bar| (*workload, bar)));
+        let bars = workloads
+            .flat_map(|workload| workload.bars().into_iter().map(move |bar| (*workload, bar)));
         let bars = bars.filter(|(_, bar)| bar.figure != "written/byte");
         bars.filter_map(|(workload, bar)| {
             let found = self.held_against(workload, bar)?;
@@ -82,47 +96,119 @@ impl Report {
 
     fn summary(&self, workload: Workload, contender: &str, figure: &str) -> Option<Summary> {
         let rounds = self.results.get(&workload.name())?.get(contender)?;
-        let values: Vec<f64> = rounds.iter().filter_map(|figures| figures.get(figure).copied()).collect();
-        let (least, most) = (values.iter().copied().fold(f64::NAN, f64::min), values.iter().copied().fold(f64::NAN, f64::max));
-        (!values.is_empty()).then(|| Summary { median: median(values), least, most })
+        let values: Vec<f64> = rounds
+            .iter()
+            .filter_map(|figures| figures.get(figure).copied())
+            .collect();
+        let (least, most) = (
+            values.iter().copied().fold(f64::NAN, f64::min),
+            values.iter().copied().fold(f64::NAN, f64::max),
+        );
+        (!values.is_empty()).then(|| Summary {
+            median: median(values),
+            least,
+            most,
+        })
     }
 
     /// Contenders with their medians of a figure, the best first.
     fn ranked(&self, workload: Workload, figure: &str) -> Vec<(&str, f64)> {
-        let contenders = self.results.get(&workload.name()).into_iter().flat_map(BTreeMap::keys);
+        let contenders = self
+            .results
+            .get(&workload.name())
+            .into_iter()
+            .flat_map(BTreeMap::keys);
         let mut ranked: Vec<_> = contenders
-            .filter_map(|contender| Some((contender.as_str(), self.summary(workload, contender, figure)?.median)))
+            .filter_map(|contender| {
+                Some((
+                    contender.as_str(),
+                    self.summary(workload, contender, figure)?.median,
+                ))
+            })
             .collect();
-        ranked.sort_by(|(_, one), (_, other)| if is_rate(figure) { other.total_cmp(one) } else { one.total_cmp(other) });
+        ranked.sort_by(|(_, one), (_, other)| {
+            if is_rate(figure) {
+                other.total_cmp(one)
+            } else {
+                one.total_cmp(other)
+            }
+        });
         ranked
     }
 
     fn write_workload(&self, workload: Workload, text: &mut String) -> std::fmt::Result {
-        let Some(results) = self.results.get(&workload.name()) else { return Ok(()) };
+        let Some(results) = self.results.get(&workload.name()) else {
+            return Ok(());
+        };
         let rounds = results.get(OURS).map_or(0, Vec::len);
         let figures = workload.figures();
-        let scale = self.scales.get(&workload.name()).filter(|scale| **scale < 1.0 && workload.is_scaled());
+        let scale = self
+            .scales
+            .get(&workload.name())
+            .filter(|scale| **scale < 1.0 && workload.is_scaled());
         let size = scale.map_or_else(String::new, |scale| format!(" At {scale} of that size."));
         writeln!(text, "### {}\n", workload.title())?;
-        writeln!(text, "Medians of {rounds} rounds, least and most in brackets; in the last column ours beside it.{size}\n")?;
-        writeln!(text, "| store | {} | ours : this |\n|{}", figures.join(" | "), "---|".repeat(figures.len() + 2))?;
+        writeln!(
+            text,
+            "Medians of {rounds} rounds, least and most in brackets; in the last column ours beside it.{size}\n"
+        )?;
+        writeln!(
+            text,
+            "| store | {} | ours : this |\n|{}",
+            figures.join(" | "),
+            "---|".repeat(figures.len() + 2)
+        )?;
         for (contender, value) in self.ranked(workload, figures[0]) {
-            let cells = figures.iter().map(|figure| self.summary(workload, contender, figure).map_or_else(|| "-".into(), cell));
-            let ours = self.summary(workload, OURS, figures[0]).map_or(f64::NAN, |ours| ours.median);
-            let ratio = if contender == OURS { "-".to_owned() } else { format!("{:.2}", ours / value) };
-            let name = if contender == OURS { format!("**{contender}**") } else { contender.to_owned() };
-            writeln!(text, "| {name} | {} | {ratio} |", cells.collect::<Vec<_>>().join(" | "))?;
+            let cells = figures.iter().map(|figure| {
+                self.summary(workload, contender, figure)
+                    .map_or_else(|| "-".into(), cell)
+            });
+            let ours = self
+                .summary(workload, OURS, figures[0])
+                .map_or(f64::NAN, |ours| ours.median);
+            let ratio = if contender == OURS {
+                "-".to_owned()
+            } else {
+                format!("{:.2}", ours / value)
+            };
+            let name = if contender == OURS {
+                format!("**{contender}**")
+            } else {
+                contender.to_owned()
+            };
+            writeln!(
+                text,
+                "| {name} | {} | {ratio} |",
+                cells.collect::<Vec<_>>().join(" | ")
+            )?;
         }
-        let floor: Vec<Option<Summary>> =
-            figures.iter().map(|figure| self.summary(workload, OURS, &format!("floor {figure}"))).collect();
+        let floor: Vec<Option<Summary>> = figures
+            .iter()
+            .map(|figure| self.summary(workload, OURS, &format!("floor {figure}")))
+            .collect();
         if floor.iter().any(Option::is_some) {
-            let cells = floor.into_iter().map(|found| found.map_or_else(|| "-".into(), cell));
-            writeln!(text, "| *the floor* | {} | |", cells.collect::<Vec<_>>().join(" | "))?;
+            let cells = floor
+                .into_iter()
+                .map(|found| found.map_or_else(|| "-".into(), cell));
+            writeln!(
+                text,
+                "| *the floor* | {} | |",
+                cells.collect::<Vec<_>>().join(" | ")
+            )?;
         }
         writeln!(text)?;
         for bar in workload.bars() {
             if let Some(found) = self.held_against(workload, bar) {
-                writeln!(text, "- {} {}", if found.share >= 1.0 { "held:" } else { "**missed:**" }, found.text)?;
+                writeln!(
+                    text,
+                    "- {} {}",
+                    if found.share >= 1.0 {
+                        "held:"
+                    } else {
+                        "**missed:**"
+                    },
+                    found.text
+                )?;
             }
         }
         writeln!(text)
@@ -131,28 +217,57 @@ impl Report {
     fn held_against(&self, workload: Workload, bar: Bar) -> Option<Held> {
         let figure = bar.figure;
         let ours = self.summary(workload, OURS, figure)?.median;
-        let best = || self.ranked(workload, figure).into_iter().find(|(contender, _)| *contender != OURS);
+        let best = || {
+            self.ranked(workload, figure)
+                .into_iter()
+                .find(|(contender, _)| *contender != OURS)
+        };
         let floor = |name: &str| self.summary(workload, OURS, name).map(|found| found.median);
         let (share, text) = match bar.wanted {
             Wanted::MoreThanPeers(times) => {
                 let (peer, best) = best()?;
-                (ours / best / times, format!("{figure} {:.2} of the best peer's ({peer}), at least {times} wanted", ours / best))
+                (
+                    ours / best / times,
+                    format!(
+                        "{figure} {:.2} of the best peer's ({peer}), at least {times} wanted",
+                        ours / best
+                    ),
+                )
             }
             Wanted::LessThanPeers(times) => {
                 let (peer, best) = best()?;
-                (times * best / ours, format!("{figure} {:.2} of the best peer's ({peer}), at most {times} wanted", ours / best))
+                (
+                    times * best / ours,
+                    format!(
+                        "{figure} {:.2} of the best peer's ({peer}), at most {times} wanted",
+                        ours / best
+                    ),
+                )
             }
             Wanted::MoreThanFloor(name, times) => {
                 let floor = floor(name)?;
-                (ours / floor / times, format!("{figure} {:.2} of the floor's, at least {times} wanted", ours / floor))
+                (
+                    ours / floor / times,
+                    format!(
+                        "{figure} {:.2} of the floor's, at least {times} wanted",
+                        ours / floor
+                    ),
+                )
             }
             Wanted::LessThanFloor(name, times) => {
                 let floor = floor(name)?;
-                (times * floor / ours, format!("{figure} {:.2} of the floor's, at most {times} wanted", ours / floor))
+                (
+                    times * floor / ours,
+                    format!(
+                        "{figure} {:.2} of the floor's, at most {times} wanted",
+                        ours / floor
+                    ),
+                )
             }
-            Wanted::AtMost(most) => {
-                (if ours <= most { 1.0 } else { most / ours }, format!("{figure} {}, at most {most} wanted", short(ours)))
-            }
+            Wanted::AtMost(most) => (
+                if ours <= most { 1.0 } else { most / ours },
+                format!("{figure} {}, at most {most} wanted", short(ours)),
+            ),
         };
         Some(Held { share, text })
     }
@@ -169,25 +284,52 @@ impl Report {
         const ROW: u32 = 20;
         const ROWS: usize = 6;
         let panel = ROW * (ROWS as u32 + 2);
-        let root = SVGBackend::new(file, (WIDTH, panel * shown.len().max(1) as u32)).into_drawing_area();
+        let root =
+            SVGBackend::new(file, (WIDTH, panel * shown.len().max(1) as u32)).into_drawing_area();
         root.fill(&WHITE).expect("a chart");
-        for ((workload, ranked), area) in shown.iter().zip(root.split_evenly((shown.len().max(1), 1))) {
+        for ((workload, ranked), area) in
+            shown.iter().zip(root.split_evenly((shown.len().max(1), 1)))
+        {
             let text = |size: i32, bold: bool| {
-                let style = if bold { FontStyle::Bold } else { FontStyle::Normal };
-                ("sans-serif", size, style).into_font().color(&RGBColor(40, 40, 40))
+                let style = if bold {
+                    FontStyle::Bold
+                } else {
+                    FontStyle::Normal
+                };
+                ("sans-serif", size, style)
+                    .into_font()
+                    .color(&RGBColor(40, 40, 40))
             };
             let figure = workload.figures()[0];
-            let title = format!("{}: {figure}", workload.title().split(", ").take(2).collect::<Vec<_>>().join(", "));
-            area.draw_text(&title, &text(14, true), (10, 6)).expect("a chart");
+            let title = format!(
+                "{}: {figure}",
+                workload
+                    .title()
+                    .split(", ")
+                    .take(2)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+            area.draw_text(&title, &text(14, true), (10, 6))
+                .expect("a chart");
             let most = ranked.iter().map(|(_, value)| *value).fold(0.0, f64::max);
             for (nth, (contender, value)) in ranked.iter().take(ROWS).enumerate() {
                 let top = (ROW * (nth as u32 + 1) + 6) as i32;
                 let length = (value / most * 500.0) as i32;
-                let color = if *contender == OURS { OURS_COLOR } else { RGBColor(170, 178, 186) };
-                area.draw_text(contender, &text(12, false), (10, top + 2)).expect("a chart");
-                let bar = Rectangle::new([(230, top), (230 + length, top + ROW as i32 - 5)], color.filled());
+                let color = if *contender == OURS {
+                    OURS_COLOR
+                } else {
+                    RGBColor(170, 178, 186)
+                };
+                area.draw_text(contender, &text(12, false), (10, top + 2))
+                    .expect("a chart");
+                let bar = Rectangle::new(
+                    [(230, top), (230 + length, top + ROW as i32 - 5)],
+                    color.filled(),
+                );
                 area.draw(&bar).expect("a chart");
-                area.draw_text(&short(*value), &text(12, false), (236 + length, top + 2)).expect("a chart");
+                area.draw_text(&short(*value), &text(12, false), (236 + length, top + 2))
+                    .expect("a chart");
             }
         }
         root.present().expect("the chart is written");
@@ -206,7 +348,11 @@ fn is_rate(figure: &str) -> bool {
 }
 
 fn cell(summary: Summary) -> String {
-    let Summary { median, least, most } = summary;
+    let Summary {
+        median,
+        least,
+        most,
+    } = summary;
     if (least - most).abs() < f64::EPSILON {
         short(median)
     } else {

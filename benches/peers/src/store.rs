@@ -1,4 +1,5 @@
-//! What a workload asks of a store, and what is made of a peer so that it can answer: the few lines that an application would write.
+//! What a workload asks of a store, and what is made of a peer so that it can answer: the few lines
+//! that an application would write.
 
 use std::future::Future;
 use std::path::Path;
@@ -29,7 +30,8 @@ pub struct Load {
 
 /// An event log. Anything that fails ends the run.
 pub trait Store: Send + Sync {
-    /// Appends a batch of events to a session, and returns when it is durable. At most one caller appends to a session at a time.
+    /// Appends a batch of events to a session, and returns when it is durable. At most one caller
+    /// appends to a session at a time.
     fn append(&self, session: u32, load: Load);
 
     /// The same, for callers that hold no thread.
@@ -56,7 +58,8 @@ pub trait Store: Send + Sync {
     /// Waits until nothing is left to be done in the background. Returns since when.
     fn settle(&self) -> Instant;
 
-    /// Follows a session from now on; calls `seen` for every event that is delivered, until it says that this is enough.
+    /// Follows a session from now on; calls `seen` for every event that is delivered, until it says
+    /// that this is enough.
     fn follow(&self, session: u32, seen: Seen) -> JoinHandle<()>;
 }
 
@@ -101,7 +104,8 @@ pub trait Peer: Send + Sync + 'static {
     /// Commits all or none, and returns when it would outlive a power cut.
     fn commit(&self, entries: &[Entry]);
 
-    /// The same for who holds no thread; on a thread of the runtime's for blocking calls, unless the peer has something better.
+    /// The same for who holds no thread; on a thread of the runtime's for blocking calls, unless
+    /// the peer has something better.
     fn commit_async(self: Arc<Self>, entries: Vec<Entry>) -> Answer<'static> {
         let commit = tokio::task::spawn_blocking(move || self.commit(&entries));
         Box::pin(async { commit.await.expect("the commit succeeds") })
@@ -174,7 +178,10 @@ impl<P: Peer> Application<P> {
             peer,
             last: (0..open.sessions).map(|_| AtomicU64::new(0)).collect(),
             last_id: AtomicU64::new(0),
-            began_ms: rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec.unsigned_abs() * 1_000,
+            began_ms: rustix::time::clock_gettime(rustix::time::ClockId::Realtime)
+                .tv_sec
+                .unsigned_abs()
+                * 1_000,
             group: committer.is_some().then_some(group),
             committer,
         }
@@ -188,21 +195,36 @@ impl<P: Peer> Application<P> {
     /// The next event of a session, with the type and the data that it should have at its seq.
     fn entry<'a>(&self, session: u32, event: impl FnOnce(u64) -> (&'a str, &'a [u8])) -> Entry {
         let seq = self.last[session as usize].fetch_add(1, Ordering::Relaxed) + 1;
-        let id = u128::from(self.began_ms) << 80 | u128::from(self.last_id.fetch_add(1, Ordering::Relaxed));
+        let id = u128::from(self.began_ms) << 80
+            | u128::from(self.last_id.fetch_add(1, Ordering::Relaxed));
         let (event_type, data) = event(seq);
-        Entry { session, seq, id, value: value_of(id, event_type, data) }
+        Entry {
+            session,
+            seq,
+            id,
+            value: value_of(id, event_type, data),
+        }
     }
 
     fn commit(&self, entries: Vec<Entry>) {
         match &self.group {
-            Some(group) => self.hand_over(group, entries).blocking_recv().expect("the commit succeeds"),
+            Some(group) => self
+                .hand_over(group, entries)
+                .blocking_recv()
+                .expect("the commit succeeds"),
             None => self.peer.commit(&entries),
         }
     }
 
-    fn hand_over(&self, group: &mpsc::Sender<Pending>, entries: Vec<Entry>) -> oneshot::Receiver<()> {
+    fn hand_over(
+        &self,
+        group: &mpsc::Sender<Pending>,
+        entries: Vec<Entry>,
+    ) -> oneshot::Receiver<()> {
         let (done, is_done) = oneshot::channel();
-        group.send(Pending { entries, done }).expect("the committer runs");
+        group
+            .send(Pending { entries, done })
+            .expect("the committer runs");
         is_done
     }
 }
@@ -224,16 +246,20 @@ impl<P: Peer> Store for Application<P> {
     }
 
     fn page(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
-        self.peer.scan(session, seq + 1, limit, &mut |value| see(data_of(value)));
+        self.peer
+            .scan(session, seq + 1, limit, &mut |value| see(data_of(value)));
     }
 
     fn newest(&self, session: u32, limit: usize, see: See<'_>) {
-        self.peer.scan_back(session, limit, &mut |value| see(data_of(value)));
+        self.peer
+            .scan_back(session, limit, &mut |value| see(data_of(value)));
     }
 
     fn id_at(&self, session: u32, seq: u64) -> u128 {
         let mut id = None;
-        self.peer.scan(session, seq, 1, &mut |value| id = value.first_chunk().map(|id| u128::from_be_bytes(*id)));
+        self.peer.scan(session, seq, 1, &mut |value| {
+            id = value.first_chunk().map(|id| u128::from_be_bytes(*id))
+        });
         id.expect("the event is there")
     }
 
@@ -242,7 +268,9 @@ impl<P: Peer> Store for Application<P> {
     }
 
     fn append_turn(&self, session: u32) {
-        let entry = |(event_type, data): (&str, String)| self.entry(session, |_seq| (event_type, data.as_bytes()));
+        let entry = |(event_type, data): (&str, String)| {
+            self.entry(session, |_seq| (event_type, data.as_bytes()))
+        };
         self.commit(turn::events().into_iter().map(entry).collect());
     }
 
@@ -250,7 +278,10 @@ impl<P: Peer> Store for Application<P> {
         let mut fold = turn::Fold::default();
         self.peer.scan(session, 1, turn::EVENTS, &mut |value| {
             let (event_type, data) = event_of(value);
-            fold.apply(std::str::from_utf8(event_type).expect("a type is text"), data);
+            fold.apply(
+                std::str::from_utf8(event_type).expect("a type is text"),
+                data,
+            );
         });
         see(fold.status().as_bytes());
     }
@@ -280,7 +311,11 @@ fn commit_groups(peer: &impl Peer, pending: &mpsc::Receiver<Pending>) {
         while bytes < GROUP_BYTES_MAX
             && let Ok(next) = pending.try_recv()
         {
-            bytes += next.entries.iter().map(|entry| entry.value.len()).sum::<usize>();
+            bytes += next
+                .entries
+                .iter()
+                .map(|entry| entry.value.len())
+                .sum::<usize>();
             entries.extend(next.entries);
             waiting.push(next.done);
         }
@@ -345,6 +380,7 @@ pub fn data(nth: u64, bytes: usize) -> &'static [u8] {
         });
         words.take(64 * 1024).flatten().collect()
     });
-    let from = usize::try_from(nth.wrapping_mul(7_919) % (NOISE.len() - bytes) as u64).expect("a place in the noise");
+    let from = usize::try_from(nth.wrapping_mul(7_919) % (NOISE.len() - bytes) as u64)
+        .expect("a place in the noise");
     &NOISE[from..from + bytes]
 }

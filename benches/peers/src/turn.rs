@@ -23,8 +23,15 @@ pub fn work() -> Vec<(&'static str, String)> {
         let data = format!(r#"{{"call_id":"c{call}","output":"{}"}}"#, "x".repeat(200));
         [(TOOL_REQUESTED, data.clone()), (TOOL_COMPLETED, data)]
     });
-    let said = (ASSISTANT_COMPLETED, r#"{"text":"A barrier, as it should."}"#.to_owned());
-    [status("running")].into_iter().chain(calls).chain([said, status("completed")]).collect()
+    let said = (
+        ASSISTANT_COMPLETED,
+        r#"{"text":"A barrier, as it should."}"#.to_owned(),
+    );
+    [status("running")]
+        .into_iter()
+        .chain(calls)
+        .chain([said, status("completed")])
+        .collect()
 }
 
 /// All of it.
@@ -67,7 +74,8 @@ impl Fold {
 
     /// The status, of a turn that is whole.
     pub fn status(&self) -> &str {
-        let is_whole = self.content.is_object() && !self.output.is_empty() && self.outstanding.is_empty();
+        let is_whole =
+            self.content.is_object() && !self.output.is_empty() && self.outstanding.is_empty();
         assert!(is_whole, "a turn lacks events");
         &self.status
     }

@@ -6,8 +6,13 @@ use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistM
 use super::{Described, Finds};
 use crate::store::{CACHE_BYTES, Entry, Ids, Open, Peer, See, key};
 
-pub(super) const DESCRIBED: Described =
-    Described { name: "fjall", form: None, groups: false, finds: Finds::Ids, setting: "`PersistMode::SyncData` on each batch" };
+pub(super) const DESCRIBED: Described = Described {
+    name: "fjall",
+    form: None,
+    groups: false,
+    finds: Finds::Ids,
+    setting: "`PersistMode::SyncData` on each batch",
+};
 
 pub(super) struct Fjall {
     db: Database,
@@ -18,7 +23,10 @@ pub(super) struct Fjall {
 
 impl Fjall {
     pub(super) fn open(open: Open<'_>) -> Self {
-        let db = Database::builder(open.folder).cache_size(CACHE_BYTES as u64).journal_compression(CompressionType::None).open();
+        let db = Database::builder(open.folder)
+            .cache_size(CACHE_BYTES as u64)
+            .journal_compression(CompressionType::None)
+            .open();
         let db = db.expect("fjall opens");
         let options = || {
             KeyspaceCreateOptions::default()
@@ -27,7 +35,12 @@ impl Fjall {
         };
         let events = db.keyspace("events", options).expect("a keyspace");
         let by_id = db.keyspace("ids", options).expect("a keyspace");
-        Self { db, events, by_id, ids: open.ids }
+        Self {
+            db,
+            events,
+            by_id,
+            ids: open.ids,
+        }
     }
 }
 
@@ -45,19 +58,36 @@ impl Peer for Fjall {
     }
 
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
-        for entry in self.events.range(key(session, seq)..key(session, u64::MAX)).take(limit) {
+        for entry in self
+            .events
+            .range(key(session, seq)..key(session, u64::MAX))
+            .take(limit)
+        {
             see(&entry.value().expect("an entry"));
         }
     }
 
     fn scan_back(&self, session: u32, limit: usize, see: See<'_>) {
-        for entry in self.events.range(key(session, 0)..key(session, u64::MAX)).rev().take(limit) {
+        for entry in self
+            .events
+            .range(key(session, 0)..key(session, u64::MAX))
+            .rev()
+            .take(limit)
+        {
             see(&entry.value().expect("an entry"));
         }
     }
 
     fn find(&self, id: u128, see: See<'_>) {
-        let key = self.by_id.get(id.to_be_bytes()).expect("a read").expect("the ID is there");
-        see(&self.events.get(key).expect("a read").expect("the event is there"));
+        let key = self
+            .by_id
+            .get(id.to_be_bytes())
+            .expect("a read")
+            .expect("the ID is there");
+        see(&self
+            .events
+            .get(key)
+            .expect("a read")
+            .expect("the event is there"));
     }
 }

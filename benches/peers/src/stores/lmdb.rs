@@ -32,10 +32,16 @@ impl Lmdb {
         let env = unsafe { options.open(open.folder) }.expect("LMDB opens");
         let transaction = env.write_txn().expect("a transaction");
         let created = env.create_databases_and_commit(transaction, |create, transaction| {
-            heed::Result::Ok(CommitOrAbort::<_, ()>::Commit(create.create_database(transaction, Some("entries"))?))
+            heed::Result::Ok(CommitOrAbort::<_, ()>::Commit(
+                create.create_database(transaction, Some("entries"))?,
+            ))
         });
         let entries = created.expect("a database").unwrap_commit();
-        Self { env, entries, ids: open.ids }
+        Self {
+            env,
+            entries,
+            ids: open.ids,
+        }
     }
 }
 
@@ -44,9 +50,13 @@ impl Peer for Lmdb {
         let mut transaction = self.env.write_txn().expect("a transaction");
         for entry in entries {
             let key = key(entry.session, entry.seq);
-            self.entries.put(&mut transaction, &key, &entry.value).expect("an insert");
+            self.entries
+                .put(&mut transaction, &key, &entry.value)
+                .expect("an insert");
             if self.ids == Ids::Found {
-                self.entries.put(&mut transaction, &id_key(entry.id), &key).expect("an insert");
+                self.entries
+                    .put(&mut transaction, &id_key(entry.id), &key)
+                    .expect("an insert");
             }
         }
         transaction.commit().expect("the commit succeeds");
@@ -54,23 +64,47 @@ impl Peer for Lmdb {
 
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
         let transaction = self.env.read_txn().expect("a transaction");
-        let range = (Included(&key(session, seq)[..]), Included(&key(session, u64::MAX)[..]));
-        for entry in self.entries.range(&transaction, &range).expect("a range").take(limit) {
+        let range = (
+            Included(&key(session, seq)[..]),
+            Included(&key(session, u64::MAX)[..]),
+        );
+        for entry in self
+            .entries
+            .range(&transaction, &range)
+            .expect("a range")
+            .take(limit)
+        {
             see(entry.expect("an entry").1);
         }
     }
 
     fn scan_back(&self, session: u32, limit: usize, see: See<'_>) {
         let transaction = self.env.read_txn().expect("a transaction");
-        let range = (Included(&key(session, 0)[..]), Included(&key(session, u64::MAX)[..]));
-        for entry in self.entries.rev_range(&transaction, &range).expect("a range").take(limit) {
+        let range = (
+            Included(&key(session, 0)[..]),
+            Included(&key(session, u64::MAX)[..]),
+        );
+        for entry in self
+            .entries
+            .rev_range(&transaction, &range)
+            .expect("a range")
+            .take(limit)
+        {
             see(entry.expect("an entry").1);
         }
     }
 
     fn find(&self, id: u128, see: See<'_>) {
         let transaction = self.env.read_txn().expect("a transaction");
-        let key = self.entries.get(&transaction, &id_key(id)).expect("a read").expect("the ID is there");
-        see(self.entries.get(&transaction, key).expect("a read").expect("the event is there"));
+        let key = self
+            .entries
+            .get(&transaction, &id_key(id))
+            .expect("a read")
+            .expect("the ID is there");
+        see(self
+            .entries
+            .get(&transaction, key)
+            .expect("a read")
+            .expect("the event is there"));
     }
 }

@@ -103,9 +103,13 @@ impl Contender {
     /// What it is, and how it is set up.
     fn described(self) -> Described {
         match self {
-            Self::SessionLog => {
-                Described { name: "sessionlog", form: None, groups: true, finds: Finds::Ids, setting: "its defaults" }
-            }
+            Self::SessionLog => Described {
+                name: "sessionlog",
+                form: None,
+                groups: true,
+                finds: Finds::Ids,
+                setting: "its defaults",
+            },
             #[cfg(feature = "raft-engine")]
             Self::RaftEngine(form) => raft_engine::DESCRIBED.of(form),
             #[cfg(feature = "tephra")]
@@ -143,15 +147,29 @@ impl Contender {
             #[cfg(feature = "tephra")]
             Self::Tephra(form) => log_on(tephra::Tephra::open(open), form, open),
             #[cfg(feature = "surrealkv")]
-            Self::SurrealKv(form) => log_on(surrealkv::SurrealKv::open(open, surrealkv::Preallocation::Off), form, open),
+            Self::SurrealKv(form) => log_on(
+                surrealkv::SurrealKv::open(open, surrealkv::Preallocation::Off),
+                form,
+                open,
+            ),
             #[cfg(feature = "surrealkv")]
-            Self::SurrealKvPreallocated(form) => {
-                log_on(surrealkv::SurrealKv::open(open, surrealkv::Preallocation::On), form, open)
-            }
+            Self::SurrealKvPreallocated(form) => log_on(
+                surrealkv::SurrealKv::open(open, surrealkv::Preallocation::On),
+                form,
+                open,
+            ),
             #[cfg(feature = "rocksdb")]
-            Self::RocksDb(form) => log_on(rocksdb::RocksDb::open(open, rocksdb::Logs::Deleted), form, open),
+            Self::RocksDb(form) => log_on(
+                rocksdb::RocksDb::open(open, rocksdb::Logs::Deleted),
+                form,
+                open,
+            ),
             #[cfg(feature = "rocksdb")]
-            Self::RocksDbRecycling(form) => log_on(rocksdb::RocksDb::open(open, rocksdb::Logs::Recycled), form, open),
+            Self::RocksDbRecycling(form) => log_on(
+                rocksdb::RocksDb::open(open, rocksdb::Logs::Recycled),
+                form,
+                open,
+            ),
             #[cfg(feature = "okaywal")]
             Self::OkayWal(form) => log_on(okaywal::OkayWal::open(open), form, open),
             #[cfg(feature = "fjall")]
@@ -202,7 +220,11 @@ impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let described = self.described();
         f.write_str(described.name)?;
-        if described.form == Some(Form::Grouped) { f.write_str(" + group") } else { Ok(()) }
+        if described.form == Some(Form::Grouped) {
+            f.write_str(" + group")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -210,10 +232,13 @@ impl std::str::FromStr for Contender {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Self::all().into_iter().find(|contender| contender.to_string() == name).ok_or_else(|| {
-            let names: Vec<String> = Self::all().iter().map(Self::to_string).collect();
-            format!("{name:?} is none of: {}", names.join(", "))
-        })
+        Self::all()
+            .into_iter()
+            .find(|contender| contender.to_string() == name)
+            .ok_or_else(|| {
+                let names: Vec<String> = Self::all().iter().map(Self::to_string).collect();
+                format!("{name:?} is none of: {}", names.join(", "))
+            })
     }
 }
 
@@ -240,7 +265,10 @@ struct Described {
 impl Described {
     #[allow(dead_code, reason = "not without peers")]
     fn of(self, form: Form) -> Self {
-        Self { form: Some(form), ..self }
+        Self {
+            form: Some(form),
+            ..self
+        }
     }
 }
 

@@ -1,8 +1,11 @@
-//! okaywal: a write-ahead log alone. What has been checkpointed it forgets, so it takes part where nothing is read.
+//! okaywal: a write-ahead log alone. What has been checkpointed it forgets, so it takes part where
+//! nothing is read.
 
 use std::io;
 
-use okaywal::{Configuration, Entry as Recovered, EntryId, LogManager, SegmentReader, WriteAheadLog};
+use okaywal::{
+    Configuration, Entry as Recovered, EntryId, LogManager, SegmentReader, WriteAheadLog,
+};
 
 use super::{Described, Finds};
 use crate::store::{Entry, Open, Peer};
@@ -31,7 +34,12 @@ impl LogManager for Forgetful {
         Ok(())
     }
 
-    fn checkpoint_to(&mut self, _last: EntryId, _entries: &mut SegmentReader, _log: &WriteAheadLog) -> io::Result<()> {
+    fn checkpoint_to(
+        &mut self,
+        _last: EntryId,
+        _entries: &mut SegmentReader,
+        _log: &WriteAheadLog,
+    ) -> io::Result<()> {
         Ok(())
     }
 }
@@ -42,7 +50,9 @@ impl OkayWal {
             .preallocate_bytes(SEGMENT_BYTES)
             .checkpoint_after_bytes(u64::from(SEGMENT_BYTES) / 10 * 9)
             .buffer_bytes(BUFFER_BYTES);
-        Self { log: configuration.open(Forgetful).expect("okaywal opens") }
+        Self {
+            log: configuration.open(Forgetful).expect("okaywal opens"),
+        }
     }
 }
 

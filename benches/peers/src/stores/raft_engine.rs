@@ -1,4 +1,5 @@
-//! raft-engine: the log of TiKV's Raft groups. A session is a region, its events are the region's entries.
+//! raft-engine: the log of TiKV's Raft groups. A session is a region, its events are the region's
+//! entries.
 
 use protobuf::well_known_types::BytesValue;
 use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
@@ -58,12 +59,16 @@ impl RaftEngine {
 
     fn fetch(&self, session: u32, from: u64, to: u64) -> Vec<BytesValue> {
         let mut entries = Vec::new();
-        self.engine.fetch_entries_to::<Message>(region(session), from, to, None, &mut entries).expect("the entries are there");
+        self.engine
+            .fetch_entries_to::<Message>(region(session), from, to, None, &mut entries)
+            .expect("the entries are there");
         entries
     }
 
     fn end(&self, session: u32) -> u64 {
-        self.engine.last_index(region(session)).map_or(1, |last| last + 1)
+        self.engine
+            .last_index(region(session))
+            .map_or(1, |last| last + 1)
     }
 }
 
@@ -76,9 +81,13 @@ impl Peer for RaftEngine {
         let mut batch = LogBatch::with_capacity(entries.len());
         for of_session in entries.chunk_by(|one, other| one.session == other.session) {
             let messages: Vec<BytesValue> = of_session.iter().map(message).collect();
-            batch.add_entries::<Message>(region(of_session[0].session), &messages).expect("the entries fit");
+            batch
+                .add_entries::<Message>(region(of_session[0].session), &messages)
+                .expect("the entries fit");
         }
-        self.engine.write(&mut batch, true).expect("the commit succeeds");
+        self.engine
+            .write(&mut batch, true)
+            .expect("the commit succeeds");
     }
 
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
@@ -89,7 +98,11 @@ impl Peer for RaftEngine {
 
     fn scan_back(&self, session: u32, limit: usize, see: See<'_>) {
         let end = self.end(session);
-        for entry in self.fetch(session, end.saturating_sub(limit as u64).max(1), end).iter().rev() {
+        for entry in self
+            .fetch(session, end.saturating_sub(limit as u64).max(1), end)
+            .iter()
+            .rev()
+        {
             see(&entry.value[INDEX_BYTES..]);
         }
     }

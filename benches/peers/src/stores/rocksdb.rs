@@ -1,12 +1,19 @@
 //! RocksDB: an LSM tree behind a write-ahead log. One write batch a commit.
 
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, Options, ReadOptions, WriteBatch, WriteOptions,
+};
 
 use super::{Described, Finds};
 use crate::store::{CACHE_BYTES, Entry, Ids, Open, Peer, See, id_key, key};
 
-pub(super) const DESCRIBED: Described =
-    Described { name: "rocksdb", form: None, groups: true, finds: Finds::Ids, setting: "`sync = true`, no compression" };
+pub(super) const DESCRIBED: Described = Described {
+    name: "rocksdb",
+    form: None,
+    groups: true,
+    finds: Finds::Ids,
+    setting: "`sync = true`, no compression",
+};
 
 pub(super) const RECYCLING: Described = Described {
     name: "rocksdb, recycling",
@@ -44,11 +51,18 @@ impl RocksDb {
             options.set_recycle_log_file_num(4);
             options.set_enable_pipelined_write(true);
         }
-        Self { db: DB::open(&options, open.folder).expect("RocksDB opens"), ids: open.ids }
+        Self {
+            db: DB::open(&options, open.folder).expect("RocksDB opens"),
+            ids: open.ids,
+        }
     }
 
     fn read(&self, value: &[u8], see: See<'_>) {
-        see(&self.db.get_pinned(value).expect("a read").expect("the event is there"));
+        see(&self
+            .db
+            .get_pinned(value)
+            .expect("a read")
+            .expect("the event is there"));
     }
 }
 
@@ -72,7 +86,9 @@ impl Peer for RocksDb {
         }
         let mut options = WriteOptions::default();
         options.set_sync(true);
-        self.db.write_opt(batch, &options).expect("the commit succeeds");
+        self.db
+            .write_opt(batch, &options)
+            .expect("the commit succeeds");
     }
 
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
@@ -98,7 +114,11 @@ impl Peer for RocksDb {
     }
 
     fn find(&self, id: u128, see: See<'_>) {
-        let key = self.db.get_pinned(id_key(id)).expect("a read").expect("the ID is there");
+        let key = self
+            .db
+            .get_pinned(id_key(id))
+            .expect("a read")
+            .expect("the ID is there");
         self.read(&key, see);
     }
 }

@@ -4,10 +4,14 @@ use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sessionlog::{Batch, EventId, From, MessageId, NewEvent, Options, Page, SessionId, SessionLog, StreamItem};
+use sessionlog::{
+    Batch, EventId, From, MessageId, NewEvent, Options, Page, SessionId, SessionLog, StreamItem,
+};
 
 use crate::measure::pause;
-use crate::store::{Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, data, session_name};
+use crate::store::{
+    Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, data, session_name,
+};
 use crate::turn;
 
 /// Longer than a segment takes, during which its statistics stand still.
@@ -21,10 +25,15 @@ pub struct Ours {
 
 impl Ours {
     pub fn open(open: Open<'_>) -> Self {
-        let log = Options::new().cache_bytes_max(CACHE_BYTES).open(open.folder).expect("the log opens");
+        let log = Options::new()
+            .cache_bytes_max(CACHE_BYTES)
+            .open(open.folder)
+            .expect("the log opens");
         Self {
             log,
-            sessions: (0..open.sessions).map(|nth| SessionId::new(session_name(nth)).expect("a name")).collect(),
+            sessions: (0..open.sessions)
+                .map(|nth| SessionId::new(session_name(nth)).expect("a name"))
+                .collect(),
             turns: (0..open.sessions).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -35,13 +44,17 @@ impl Ours {
 
     pub fn append_keyed(&self, session: u32, load: Load, key: &str) {
         let keyed = batch(session, load).idempotency_key(key);
-        self.log.append(self.session(session), keyed).expect("the append succeeds");
+        self.log
+            .append(self.session(session), keyed)
+            .expect("the append succeeds");
     }
 
     /// Appends to a session that is not one of the numbered ones.
     pub fn begin(&self, name: &str, load: Load) {
         let session = SessionId::new(name).expect("a name");
-        self.log.append(&session, batch(0, load)).expect("the append succeeds");
+        self.log
+            .append(&session, batch(0, load))
+            .expect("the append succeeds");
     }
 
     fn session(&self, session: u32) -> &SessionId {
@@ -56,54 +69,88 @@ fn batch(session: u32, load: Load) -> Batch {
 
 impl Store for Ours {
     fn append(&self, session: u32, load: Load) {
-        self.log.append(self.session(session), batch(session, load)).expect("the append succeeds");
+        self.log
+            .append(self.session(session), batch(session, load))
+            .expect("the append succeeds");
     }
 
     fn append_async(&self, session: u32, load: Load) -> Answer<'_> {
-        let ack = self.log.append_async(self.session(session), batch(session, load));
+        let ack = self
+            .log
+            .append_async(self.session(session), batch(session, load));
         Box::pin(async { drop(ack.await.expect("the append succeeds")) })
     }
 
     fn page(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
-        let page = self.log.list(self.session(session), Page::after(seq).limit(limit)).expect("the page is there");
+        let page = self
+            .log
+            .list(self.session(session), Page::after(seq).limit(limit))
+            .expect("the page is there");
         for event in &page.events {
             see(&event.data);
         }
     }
 
     fn newest(&self, session: u32, limit: usize, see: See<'_>) {
-        let page = self.log.list(self.session(session), Page::new().newest_first().limit(limit)).expect("the page is there");
+        let page = self
+            .log
+            .list(
+                self.session(session),
+                Page::new().newest_first().limit(limit),
+            )
+            .expect("the page is there");
         for event in &page.events {
             see(&event.data);
         }
     }
 
     fn id_at(&self, session: u32, seq: u64) -> u128 {
-        let page = self.log.list(self.session(session), Page::after(seq - 1).limit(1)).expect("the event is there");
+        let page = self
+            .log
+            .list(self.session(session), Page::after(seq - 1).limit(1))
+            .expect("the event is there");
         page.events[0].id.to_u128()
     }
 
     fn find(&self, id: u128, see: See<'_>) {
-        see(&self.log.event(EventId::from_u128(id)).expect("the event is there").data);
+        see(&self
+            .log
+            .event(EventId::from_u128(id))
+            .expect("the event is there")
+            .data);
     }
 
     fn append_turn(&self, session: u32) {
         let id = self.session(session);
-        let ack = self.log.append(id, Batch::new().user_message(turn::ASKED)).expect("the append succeeds");
-        let message = ack.events[0].message_id.expect("a user's message opens a turn");
-        let work = turn::work().into_iter().map(|(event_type, data)| NewEvent::new(event_type, data).in_turn(message));
-        self.log.append(id, Batch::new().events(work)).expect("the append succeeds");
-        self.turns[session as usize].set(message).expect("a session has one turn");
+        let ack = self
+            .log
+            .append(id, Batch::new().user_message(turn::ASKED))
+            .expect("the append succeeds");
+        let message = ack.events[0]
+            .message_id
+            .expect("a user's message opens a turn");
+        let work = turn::work()
+            .into_iter()
+            .map(|(event_type, data)| NewEvent::new(event_type, data).in_turn(message));
+        self.log
+            .append(id, Batch::new().events(work))
+            .expect("the append succeeds");
+        self.turns[session as usize]
+            .set(message)
+            .expect("a session has one turn");
     }
 
     fn turn(&self, session: u32, see: See<'_>) {
-        let turn = *self.turns[session as usize].get().expect("the session has a turn");
+        let turn = *self.turns[session as usize]
+            .get()
+            .expect("the session has a turn");
         let message = self.log.message(turn).expect("the turn is there");
         see(message.status.as_str().as_bytes());
     }
 
     fn settle(&self) -> Instant {
-        // Idle, it seals what is full and enters it into the index; what is left then stays in the journal.
+        // Idle, it seals what is full and enters it into the index; what is left then stays in the
+        // journal.
         let (mut before, mut since) = (self.log.stats(), Instant::now());
         while since.elapsed() < QUIET {
             pause(Duration::from_millis(20));
@@ -116,10 +163,15 @@ impl Store for Ours {
     }
 
     fn follow(&self, session: u32, mut seen: Seen) -> JoinHandle<()> {
-        let mut stream = self.log.stream(self.session(session), From::Creation).expect("the stream opens");
+        let mut stream = self
+            .log
+            .stream(self.session(session), From::Creation)
+            .expect("the stream opens");
         std::thread::spawn(move || {
             for item in stream.by_ref() {
-                if matches!(item.expect("the stream goes on"), StreamItem::Event(_)) && seen() == Following::Enough {
+                if matches!(item.expect("the stream goes on"), StreamItem::Event(_))
+                    && seen() == Following::Enough
+                {
                     return;
                 }
             }

@@ -1,4 +1,5 @@
-//! sled as one would lay a log out on it: a key an event. Its own `flush` reaches no stable storage, so its file is synced after.
+//! sled as one would lay a log out on it: a key an event. Its own `flush` reaches no stable
+//! storage, so its file is synced after.
 
 use std::fs::File;
 
@@ -32,7 +33,11 @@ impl Sled {
             .open()
             .expect("sled opens");
         let file = Mutex::new(File::open(open.folder.join("db")).expect("sled has a file"));
-        Self { db, file, ids: open.ids }
+        Self {
+            db,
+            file,
+            ids: open.ids,
+        }
     }
 }
 
@@ -52,19 +57,36 @@ impl Peer for Sled {
     }
 
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
-        for entry in self.db.range(key(session, seq)..key(session, u64::MAX)).take(limit) {
+        for entry in self
+            .db
+            .range(key(session, seq)..key(session, u64::MAX))
+            .take(limit)
+        {
             see(&entry.expect("an entry").1);
         }
     }
 
     fn scan_back(&self, session: u32, limit: usize, see: See<'_>) {
-        for entry in self.db.range(key(session, 0)..key(session, u64::MAX)).rev().take(limit) {
+        for entry in self
+            .db
+            .range(key(session, 0)..key(session, u64::MAX))
+            .rev()
+            .take(limit)
+        {
             see(&entry.expect("an entry").1);
         }
     }
 
     fn find(&self, id: u128, see: See<'_>) {
-        let key = self.db.get(id_key(id)).expect("a read").expect("the ID is there");
-        see(&self.db.get(key).expect("a read").expect("the event is there"));
+        let key = self
+            .db
+            .get(id_key(id))
+            .expect("a read")
+            .expect("the ID is there");
+        see(&self
+            .db
+            .get(key)
+            .expect("a read")
+            .expect("the event is there"));
     }
 }

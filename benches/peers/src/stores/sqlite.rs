@@ -1,4 +1,5 @@
-//! SQLite: one table, clustered by session and seq. One writer's connection, a connection for each reading thread.
+//! SQLite: one table, clustered by session and seq. One writer's connection, a connection for each
+//! reading thread.
 
 use std::path::{Path, PathBuf};
 
@@ -30,9 +31,15 @@ impl Sqlite {
         let table = "CREATE TABLE IF NOT EXISTS events (session INTEGER, seq INTEGER, id BLOB, value BLOB, PRIMARY KEY (session, seq)) WITHOUT ROWID";
         writer.execute_batch(table).expect("a table");
         if open.ids == Ids::Found {
-            writer.execute_batch("CREATE UNIQUE INDEX IF NOT EXISTS ids ON events (id)").expect("an index");
+            writer
+                .execute_batch("CREATE UNIQUE INDEX IF NOT EXISTS ids ON events (id)")
+                .expect("an index");
         }
-        Self { file, writer: Mutex::new(writer), readers: ThreadLocal::new() }
+        Self {
+            file,
+            writer: Mutex::new(writer),
+            readers: ThreadLocal::new(),
+        }
     }
 
     fn query(&self, sql: &str, parameters: impl rusqlite::Params, see: See<'_>) {
@@ -47,10 +54,18 @@ impl Sqlite {
 
 fn connect(file: &Path) -> Connection {
     let connection = Connection::open(file).expect("SQLite opens");
-    connection.pragma_update(None, "journal_mode", "WAL").expect("a setting");
-    connection.pragma_update(None, "synchronous", "FULL").expect("a setting");
-    connection.pragma_update(None, "mmap_size", 1_i64 << 36).expect("a setting");
-    connection.pragma_update(None, "cache_size", -(CACHE_BYTES as i64 / 1024)).expect("a setting");
+    connection
+        .pragma_update(None, "journal_mode", "WAL")
+        .expect("a setting");
+    connection
+        .pragma_update(None, "synchronous", "FULL")
+        .expect("a setting");
+    connection
+        .pragma_update(None, "mmap_size", 1_i64 << 36)
+        .expect("a setting");
+    connection
+        .pragma_update(None, "cache_size", -(CACHE_BYTES as i64 / 1024))
+        .expect("a setting");
     connection
 }
 
@@ -59,10 +74,19 @@ impl Peer for Sqlite {
         let mut writer = self.writer.lock();
         let transaction = writer.transaction().expect("a transaction");
         {
-            let mut insert = transaction.prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4)").expect("a statement");
+            let mut insert = transaction
+                .prepare_cached("INSERT INTO events VALUES (?1, ?2, ?3, ?4)")
+                .expect("a statement");
             for entry in entries {
                 let seq = i64::try_from(entry.seq).expect("a small seq");
-                insert.execute(params![entry.session, seq, entry.id.to_be_bytes(), entry.value]).expect("an insert");
+                insert
+                    .execute(params![
+                        entry.session,
+                        seq,
+                        entry.id.to_be_bytes(),
+                        entry.value
+                    ])
+                    .expect("an insert");
             }
         }
         transaction.commit().expect("the commit succeeds");
@@ -72,17 +96,29 @@ impl Peer for Sqlite {
         let sql = "SELECT value FROM events WHERE session = ?1 AND seq >= ?2 ORDER BY seq LIMIT ?3";
         self.query(
             sql,
-            params![session, i64::try_from(seq).expect("a small seq"), i64::try_from(limit).expect("a small page")],
+            params![
+                session,
+                i64::try_from(seq).expect("a small seq"),
+                i64::try_from(limit).expect("a small page")
+            ],
             see,
         );
     }
 
     fn scan_back(&self, session: u32, limit: usize, see: See<'_>) {
         let sql = "SELECT value FROM events WHERE session = ?1 ORDER BY seq DESC LIMIT ?2";
-        self.query(sql, params![session, i64::try_from(limit).expect("a small page")], see);
+        self.query(
+            sql,
+            params![session, i64::try_from(limit).expect("a small page")],
+            see,
+        );
     }
 
     fn find(&self, id: u128, see: See<'_>) {
-        self.query("SELECT value FROM events WHERE id = ?1", params![id.to_be_bytes()], see);
+        self.query(
+            "SELECT value FROM events WHERE id = ?1",
+            params![id.to_be_bytes()],
+            see,
+        );
     }
 }

@@ -1,11 +1,12 @@
-//! tephra: an event store with one order of all events, found by tags. The session is a tag, and so is the ID where it is looked for.
+//! tephra: an event store with one order of all events, found by tags. The session is a tag, and so
+//! is the ID where it is looked for.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tephra::{
-    Event, EventType, Position, Query, QueryItem, SegmentConfig, SegmentSet, Tag, Tags, WriteCoordinator, WriteHandle,
-    WriterConfig,
+    Event, EventType, Position, Query, QueryItem, SegmentConfig, SegmentSet, Tag, Tags,
+    WriteCoordinator, WriteHandle, WriterConfig,
 };
 
 use super::{Described, Finds};
@@ -30,9 +31,16 @@ pub(super) struct Tephra {
 
 impl Tephra {
     pub(super) fn open(open: Open<'_>) -> Self {
-        let set = SegmentSet::open(open.folder, SegmentConfig::new(SEGMENT_BYTES)).expect("tephra opens");
-        let (coordinator, handle) = WriteCoordinator::start(set, WriterConfig::default()).expect("tephra starts");
-        Self { handle, coordinator: Some(coordinator), kind: EventType::new("bench.event").expect("a type"), ids: open.ids }
+        let set =
+            SegmentSet::open(open.folder, SegmentConfig::new(SEGMENT_BYTES)).expect("tephra opens");
+        let (coordinator, handle) =
+            WriteCoordinator::start(set, WriterConfig::default()).expect("tephra starts");
+        Self {
+            handle,
+            coordinator: Some(coordinator),
+            kind: EventType::new("bench.event").expect("a type"),
+            ids: open.ids,
+        }
     }
 
     fn events(&self, entries: &[Entry]) -> Vec<Event> {
@@ -59,20 +67,30 @@ fn tagged(tag: Tag) -> Query {
 
 impl Peer for Tephra {
     fn commit(&self, entries: &[Entry]) {
-        self.handle.append(self.events(entries), None).expect("the commit succeeds");
+        self.handle
+            .append(self.events(entries), None)
+            .expect("the commit succeeds");
     }
 
     fn commit_async(self: Arc<Self>, entries: Vec<Entry>) -> Answer<'static> {
         let events = self.events(&entries);
         Box::pin(async move {
-            let _positions = self.handle.append_async(events, None).await.expect("the commit succeeds");
+            let _positions = self
+                .handle
+                .append_async(events, None)
+                .await
+                .expect("the commit succeeds");
         })
     }
 
     /// Its positions count all events, so a place in a session is counted out.
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
         let before = seq - 1;
-        let mut events = self.handle.read(&tagged(session_tag(session)), Position::ZERO, Some(before + limit as u64));
+        let mut events = self.handle.read(
+            &tagged(session_tag(session)),
+            Position::ZERO,
+            Some(before + limit as u64),
+        );
         let mut nth = 0;
         while let Some(event) = events.next() {
             nth += 1;
@@ -83,19 +101,32 @@ impl Peer for Tephra {
     }
 
     fn scan_back(&self, session: u32, limit: usize, see: See<'_>) {
-        let mut events = self.handle.read_back(&tagged(session_tag(session)), Position::MAX, Some(limit as u64));
+        let mut events = self.handle.read_back(
+            &tagged(session_tag(session)),
+            Position::MAX,
+            Some(limit as u64),
+        );
         while let Some(event) = events.next() {
             see(event.expect("an event").event.data());
         }
     }
 
     fn find(&self, id: u128, see: See<'_>) {
-        let mut events = self.handle.read(&tagged(id_tag(id)), Position::ZERO, Some(1));
-        see(events.next().expect("the event is there").expect("an event").event.data());
+        let mut events = self
+            .handle
+            .read(&tagged(id_tag(id)), Position::ZERO, Some(1));
+        see(events
+            .next()
+            .expect("the event is there")
+            .expect("an event")
+            .event
+            .data());
     }
 
     fn follow(&self, session: u32, mut seen: Seen) -> JoinHandle<()> {
-        let mut stream = self.handle.subscribe(tagged(session_tag(session)), self.handle.head());
+        let mut stream = self
+            .handle
+            .subscribe(tagged(session_tag(session)), self.handle.head());
         std::thread::spawn(move || {
             while let Some(events) = stream.next_batch() {
                 for _event in events.expect("the stream goes on") {

@@ -1,5 +1,5 @@
-//! Durable appends, from threads or from tasks: for some seconds, or in bursts with rests between. After ours the floor is measured, with as
-//! many bytes a barrier.
+//! Durable appends, from threads or from tasks: for some seconds, or in bursts with rests between.
+//! After ours the floor is measured, with as many bytes a barrier.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -40,28 +40,53 @@ pub fn bursts(task: Task<'_>, writers: u32, load: Load) -> Figures {
     let burst = |store: &dyn Store| {
         let left = AtomicUsize::new(BURST_BYTES / (load.events * load.bytes));
         let take = |left: usize| left.checked_sub(1);
-        let burst = from_threads(store, writers, load, &|| left.fetch_update(Relaxed, Relaxed, take).is_ok());
+        let burst = from_threads(store, writers, load, &|| {
+            left.fetch_update(Relaxed, Relaxed, take).is_ok()
+        });
         store.settle();
         pause(REST);
         burst
     };
     // Two are for getting warm: until then a journal may have to grow.
     measured(task, writers, load, |store, time| {
-        let bursts = if time < Duration::from_secs_f64(task.seconds) { 2 } else { BURSTS };
+        let bursts = if time < Duration::from_secs_f64(task.seconds) {
+            2
+        } else {
+            BURSTS
+        };
         let bursts: Vec<Round> = (0..bursts).map(|_| burst(&**store)).collect();
         let took = bursts.iter().map(|burst| burst.took).sum();
-        Round { acks: bursts.into_iter().flat_map(|burst| burst.acks).collect(), took }
+        Round {
+            acks: bursts.into_iter().flat_map(|burst| burst.acks).collect(),
+            took,
+        }
     })
 }
 
 pub fn asynchronous(task: Task<'_>, writers: u32, load: Load) -> Figures {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    measured(task, writers, load, |store, time| runtime.block_on(from_tasks(store, writers, load, time)))
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    measured(task, writers, load, |store, time| {
+        runtime.block_on(from_tasks(store, writers, load, time))
+    })
 }
 
-fn measured(task: Task<'_>, writers: u32, load: Load, run: impl Fn(&Arc<dyn Store>, Duration) -> Round) -> Figures {
-    let open = Open { folder: task.folder, sessions: writers, ids: Ids::Unused };
-    let ours = (task.contender == Contender::SessionLog).then(|| Arc::new(crate::stores::sessionlog::Ours::open(open)));
+fn measured(
+    task: Task<'_>,
+    writers: u32,
+    load: Load,
+    run: impl Fn(&Arc<dyn Store>, Duration) -> Round,
+) -> Figures {
+    let open = Open {
+        folder: task.folder,
+        sessions: writers,
+        ids: Ids::Unused,
+    };
+    let ours = (task.contender == Contender::SessionLog)
+        .then(|| Arc::new(crate::stores::sessionlog::Ours::open(open)));
     let store: Arc<dyn Store> = match &ours {
         Some(ours) => Arc::clone(ours) as Arc<dyn Store>,
         None => Arc::from(task.contender.open(open)),
@@ -71,14 +96,23 @@ fn measured(task: Task<'_>, writers: u32, load: Load, run: impl Fn(&Arc<dyn Stor
     let mut round = run(&store, Duration::from_secs_f64(task.seconds));
     let mut figures = Figures::new();
     let (batches, seconds) = (round.acks.len() as f64, round.took.as_secs_f64());
-    let (events, bytes) = (batches * load.events as f64, batches * (load.events * load.bytes) as f64);
+    let (events, bytes) = (
+        batches * load.events as f64,
+        batches * (load.events * load.bytes) as f64,
+    );
     usage.add_since(&mut figures, events, bytes);
     figures.insert("appends/s".into(), batches / seconds);
     figures.insert("MB/s".into(), bytes / 1e6 / seconds);
     figures.insert("p50 us".into(), percentile(&mut round.acks, 0.5));
     figures.insert("p99 us".into(), percentile(&mut round.acks, 0.99));
     if let (Some(ours), Some(before)) = (ours, before) {
-        add_floor(&mut figures, task.folder, &before, &ours.log().stats(), bytes);
+        add_floor(
+            &mut figures,
+            task.folder,
+            &before,
+            &ours.log().stats(),
+            bytes,
+        );
     }
     figures
 }
@@ -86,17 +120,31 @@ fn measured(task: Task<'_>, writers: u32, load: Load, run: impl Fn(&Arc<dyn Stor
 /// The same groups without a log.
 fn add_floor(figures: &mut Figures, folder: &Path, before: &Stats, after: &Stats, bytes: f64) {
     let groups = after.groups - before.groups;
-    let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups).expect("a group fits memory");
+    let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups)
+        .expect("a group fits memory");
     let mut floor = Floor::new(folder, 64 << 20, group_bytes);
-    let mut writes: Vec<f64> = (0..groups).map(|_| micros(floor.write(group_bytes))).collect();
+    let mut writes: Vec<f64> = (0..groups)
+        .map(|_| micros(floor.write(group_bytes)))
+        .collect();
     let seconds = writes.iter().sum::<f64>() / 1e6;
-    figures.insert("floor appends/s".into(), (after.batches - before.batches) as f64 / seconds);
+    figures.insert(
+        "floor appends/s".into(),
+        (after.batches - before.batches) as f64 / seconds,
+    );
     figures.insert("floor MB/s".into(), bytes / 1e6 / seconds);
     figures.insert("floor p50 us".into(), percentile(&mut writes, 0.5));
-    figures.insert("batches a group".into(), (after.batches - before.batches) as f64 / groups as f64);
+    figures.insert(
+        "batches a group".into(),
+        (after.batches - before.batches) as f64 / groups as f64,
+    );
 }
 
-fn from_threads(store: &dyn Store, writers: u32, load: Load, goes_on: &(dyn Fn() -> bool + Sync)) -> Round {
+fn from_threads(
+    store: &dyn Store,
+    writers: u32,
+    load: Load,
+    goes_on: &(dyn Fn() -> bool + Sync),
+) -> Round {
     let began = Instant::now();
     let write = |session| {
         let mut acks = Vec::new();
@@ -108,10 +156,18 @@ fn from_threads(store: &dyn Store, writers: u32, load: Load, goes_on: &(dyn Fn()
         acks
     };
     let acks = std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..writers).map(|session| scope.spawn(move || write(session))).collect();
-        writers.into_iter().flat_map(|writer| writer.join().expect("a writer ends")).collect()
+        let writers: Vec<_> = (0..writers)
+            .map(|session| scope.spawn(move || write(session)))
+            .collect();
+        writers
+            .into_iter()
+            .flat_map(|writer| writer.join().expect("a writer ends"))
+            .collect()
     });
-    Round { acks, took: began.elapsed() }
+    Round {
+        acks,
+        took: began.elapsed(),
+    }
 }
 
 async fn from_tasks(store: &Arc<dyn Store>, writers: u32, load: Load, time: Duration) -> Round {
@@ -134,5 +190,8 @@ async fn from_tasks(store: &Arc<dyn Store>, writers: u32, load: Load, time: Dura
     for writer in writers {
         acks.extend(writer.await.expect("a writer ends"));
     }
-    Round { acks, took: began.elapsed() }
+    Round {
+        acks,
+        took: began.elapsed(),
+    }
 }

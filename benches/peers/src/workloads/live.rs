@@ -1,4 +1,5 @@
-//! How long after its append began an event is delivered to a stream that follows the session, with one and with a thousand streams open.
+//! How long after its append began an event is delivered to a stream that follows the session, with
+//! one and with a thousand streams open.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -7,7 +8,10 @@ use super::Task;
 use crate::measure::{Figures, micros, percentile};
 use crate::store::{Following, Ids, Load, Open};
 
-const LOAD: Load = Load { events: 1, bytes: 256 };
+const LOAD: Load = Load {
+    events: 1,
+    bytes: 256,
+};
 const OTHERS: u32 = 999;
 
 pub fn live(task: Task<'_>) -> Figures {
@@ -15,15 +19,25 @@ pub fn live(task: Task<'_>) -> Figures {
     for (others, suffix) in [(0, ""), (OTHERS, " of 1000")] {
         let folder = task.folder.join(others.to_string());
         std::fs::create_dir_all(&folder).expect("a folder");
-        let store = task.contender.open(Open { folder: &folder, sessions: 1 + others, ids: Ids::Unused });
+        let store = task.contender.open(Open {
+            folder: &folder,
+            sessions: 1 + others,
+            ids: Ids::Unused,
+        });
         // They follow sessions of their own, until each of these gets its only event.
-        let idle: Vec<_> = (1..=others).map(|other| store.follow(other, Box::new(|| Following::Enough))).collect();
+        let idle: Vec<_> = (1..=others)
+            .map(|other| store.follow(other, Box::new(|| Following::Enough)))
+            .collect();
         let (seen, is_seen) = mpsc::channel();
         let following = store.follow(
             0,
             Box::new(move || {
                 let told = seen.send(Instant::now());
-                if told.is_ok() { Following::On } else { Following::Enough }
+                if told.is_ok() {
+                    Following::On
+                } else {
+                    Following::Enough
+                }
             }),
         );
         let (mut acks, mut deliveries) = (Vec::new(), Vec::new());

@@ -68,7 +68,10 @@ pub enum Wanted {
 
 use Wanted::{AtMost, LessThanFloor, LessThanPeers, MoreThanFloor, MoreThanPeers};
 
-const COSTS: [Bar; 2] = [bar("cpu us/event", LessThanPeers(1.0)), bar("written/byte", LessThanPeers(1.0))];
+const COSTS: [Bar; 2] = [
+    bar("cpu us/event", LessThanPeers(1.0)),
+    bar("written/byte", LessThanPeers(1.0)),
+];
 
 const fn bar(figure: &'static str, wanted: Wanted) -> Bar {
     Bar { figure, wanted }
@@ -96,18 +99,41 @@ impl Workload {
 
     /// Whether its size can be scaled.
     pub fn is_scaled(self) -> bool {
-        matches!(self, Self::Sustained | Self::Sessions | Self::Reads | Self::Reopen | Self::ReopenFew)
+        matches!(
+            self,
+            Self::Sustained | Self::Sessions | Self::Reads | Self::Reopen | Self::ReopenFew
+        )
     }
 
-    /// The figures of the report; the first is the one that stores are sorted by, and the chart shows.
+    /// The figures of the report; the first is the one that stores are sorted by, and the chart
+    /// shows.
     pub fn figures(self) -> &'static [&'static str] {
         match self {
-            Self::Append1 | Self::Append8 | Self::Append64 | Self::Async256 => {
-                &["appends/s", "p50 us", "p99 us", "cpu us/event", "written/byte"]
+            Self::Append1 | Self::Append8 | Self::Append64 | Self::Async256 => &[
+                "appends/s",
+                "p50 us",
+                "p99 us",
+                "cpu us/event",
+                "written/byte",
+            ],
+            Self::Bulk8 | Self::Bulk64 => {
+                &["MB/s", "p50 us", "p99 us", "cpu us/event", "written/byte"]
             }
-            Self::Bulk8 | Self::Bulk64 => &["MB/s", "p50 us", "p99 us", "cpu us/event", "written/byte"],
-            Self::Sustained => &["MB/s", "max ms", "rss MB", "disk/byte", "cpu us/event", "written/byte"],
-            Self::Sessions => &["first/s", "second/s", "rss MB", "cpu us/event", "written/byte"],
+            Self::Sustained => &[
+                "MB/s",
+                "max ms",
+                "rss MB",
+                "disk/byte",
+                "cpu us/event",
+                "written/byte",
+            ],
+            Self::Sessions => &[
+                "first/s",
+                "second/s",
+                "rss MB",
+                "cpu us/event",
+                "written/byte",
+            ],
             Self::Reads => &["warm us", "cold us", "newest us", "find us", "turn us"],
             Self::Live => &["p50 us", "p99 us", "p50 us of 1000", "ack p50 us"],
             Self::Reopen | Self::ReopenFew => &["clean s", "killed s", "rss MB"],
@@ -116,11 +142,20 @@ impl Workload {
 
     pub fn bars(self) -> Vec<Bar> {
         let own: &[Bar] = match self {
-            Self::Append1 => &[bar("p50 us", LessThanPeers(1.0)), bar("p50 us", LessThanFloor("floor p50 us", 1.25))],
+            Self::Append1 => &[
+                bar("p50 us", LessThanPeers(1.0)),
+                bar("p50 us", LessThanFloor("floor p50 us", 1.25)),
+            ],
             Self::Append8 => &[bar("appends/s", MoreThanPeers(1.25))],
-            Self::Append64 => &[bar("appends/s", MoreThanPeers(1.5)), bar("p99 us", LessThanPeers(1.0))],
+            Self::Append64 => &[
+                bar("appends/s", MoreThanPeers(1.5)),
+                bar("p99 us", LessThanPeers(1.0)),
+            ],
             Self::Async256 => &[bar("appends/s", MoreThanPeers(1.5))],
-            Self::Bulk8 => &[bar("MB/s", MoreThanPeers(1.1)), bar("MB/s", MoreThanFloor("floor MB/s", 0.7))],
+            Self::Bulk8 => &[
+                bar("MB/s", MoreThanPeers(1.1)),
+                bar("MB/s", MoreThanFloor("floor MB/s", 0.7)),
+            ],
             Self::Bulk64 => &[bar("MB/s", MoreThanPeers(1.1))],
             Self::Sustained => &[
                 bar("MB/s", MoreThanPeers(1.25)),
@@ -128,7 +163,10 @@ impl Workload {
                 bar("disk/byte", AtMost(1.25)),
                 bar("max ms", AtMost(250.0)),
             ],
-            Self::Sessions => &[bar("first/second", AtMost(1.5)), bar("rss MB", AtMost(1000.0))],
+            Self::Sessions => &[
+                bar("first/second", AtMost(1.5)),
+                bar("rss MB", AtMost(1000.0)),
+            ],
             Self::Reads => &[
                 bar("warm us", LessThanPeers(1.0)),
                 bar("cold us", LessThanPeers(1.0)),
@@ -136,24 +174,50 @@ impl Workload {
                 bar("find us", LessThanPeers(1.0)),
                 bar("turn us", LessThanPeers(1.0)),
             ],
-            Self::Live => &[bar("over ack us", AtMost(50.0)), bar("over ack us of 1000", AtMost(50.0))],
-            Self::Reopen | Self::ReopenFew => {
-                &[bar("clean s", LessThanPeers(1.0)), bar("clean s", AtMost(1.0)), bar("killed s", AtMost(1.0))]
-            }
+            Self::Live => &[
+                bar("over ack us", AtMost(50.0)),
+                bar("over ack us of 1000", AtMost(50.0)),
+            ],
+            Self::Reopen | Self::ReopenFew => &[
+                bar("clean s", LessThanPeers(1.0)),
+                bar("clean s", AtMost(1.0)),
+                bar("killed s", AtMost(1.0)),
+            ],
         };
-        let costs: &[Bar] = if self.figures().contains(&COSTS[0].figure) { &COSTS } else { &[] };
+        let costs: &[Bar] = if self.figures().contains(&COSTS[0].figure) {
+            &COSTS
+        } else {
+            &[]
+        };
         [own, costs].concat()
     }
 
     pub fn run(self, task: Task<'_>) -> Figures {
-        let one = Load { events: 1, bytes: 256 };
+        let one = Load {
+            events: 1,
+            bytes: 256,
+        };
         match self {
             Self::Append1 => appends::blocking(task, 1, one),
             Self::Append8 => appends::blocking(task, 8, one),
             Self::Append64 => appends::blocking(task, 64, one),
             Self::Async256 => appends::asynchronous(task, 256, one),
-            Self::Bulk8 => appends::bursts(task, 8, Load { events: 16, bytes: 4096 }),
-            Self::Bulk64 => appends::bursts(task, 64, Load { events: 16, bytes: 2048 }),
+            Self::Bulk8 => appends::bursts(
+                task,
+                8,
+                Load {
+                    events: 16,
+                    bytes: 4096,
+                },
+            ),
+            Self::Bulk64 => appends::bursts(
+                task,
+                64,
+                Load {
+                    events: 16,
+                    bytes: 2048,
+                },
+            ),
             Self::Sustained => stores::sustained(task),
             Self::Sessions => stores::sessions(task),
             Self::Reads => reads::reads(task),

@@ -1,4 +1,5 @@
-//! Reading from a million events in ten thousand sessions, a hundred each: read before, and with every cache empty.
+//! Reading from a million events in ten thousand sessions, a hundred each: read before, and with
+//! every cache empty.
 
 use std::time::Instant;
 
@@ -10,7 +11,10 @@ use crate::stores::Finds;
 const SESSIONS: u32 = 10_000;
 const WRITERS: u32 = 16;
 const BATCHES: u32 = 10;
-const BATCH: Load = Load { events: 10, bytes: 256 };
+const BATCH: Load = Load {
+    events: 10,
+    bytes: 256,
+};
 const PAGE: usize = 100;
 const NEWEST: usize = 20;
 const READS: u32 = 5_000;
@@ -23,29 +27,54 @@ pub fn reads(task: Task<'_>) -> Figures {
     let sessions = task.scaled(SESSIONS).max(WRITERS);
     // Behind these, one that has a turn for each tenth.
     let turns = sessions.div_ceil(10);
-    let open = Open { folder: task.folder, sessions: sessions + turns, ids: Ids::Found };
+    let open = Open {
+        folder: task.folder,
+        sessions: sessions + turns,
+        ids: Ids::Found,
+    };
     let store = task.contender.open(open);
     fill(&*store, sessions);
     (sessions..sessions + turns).for_each(|session| store.append_turn(session));
     store.settle();
     let nth = |nth: u32| nth * STRIDE % sessions;
     let mut figures = Figures::new();
-    let page = |store: &dyn Store, session: u32| count(PAGE, |see| store.page(session, 0, PAGE, see));
+    let page =
+        |store: &dyn Store, session: u32| count(PAGE, |see| store.page(session, 0, PAGE, see));
     // Some have in memory what they wrote, others read it from the disk the first time.
     (0..sessions).for_each(|session| page(&*store, session));
     figures.insert("warm us".into(), time(READS, |at| page(&*store, nth(at))));
-    figures.insert("newest us".into(), time(READS, |at| count(NEWEST, |see| store.newest(nth(at), NEWEST, see))));
+    figures.insert(
+        "newest us".into(),
+        time(READS, |at| {
+            count(NEWEST, |see| store.newest(nth(at), NEWEST, see))
+        }),
+    );
     if task.contender.finds() == Finds::Ids {
-        let ids: Vec<u128> = (0..sessions.min(1_000)).map(|at| store.id_at(nth(at), 50)).collect();
-        figures.insert("find us".into(), time(READS, |at| count(1, |see| store.find(ids[at as usize % ids.len()], see))));
+        let ids: Vec<u128> = (0..sessions.min(1_000))
+            .map(|at| store.id_at(nth(at), 50))
+            .collect();
+        figures.insert(
+            "find us".into(),
+            time(READS, |at| {
+                count(1, |see| store.find(ids[at as usize % ids.len()], see))
+            }),
+        );
     }
-    figures.insert("turn us".into(), time(READS, |at| count(1, |see| store.turn(sessions + nth(at) % turns, see))));
+    figures.insert(
+        "turn us".into(),
+        time(READS, |at| {
+            count(1, |see| store.turn(sessions + nth(at) % turns, see))
+        }),
+    );
     drop(store);
     if drop_caches() {
         let store = task.contender.open(open);
         store.settle();
         drop_caches();
-        figures.insert("cold us".into(), time(COLD_READS, |at| page(&*store, nth(at))));
+        figures.insert(
+            "cold us".into(),
+            time(COLD_READS, |at| page(&*store, nth(at))),
+        );
     }
     figures
 }
@@ -71,7 +100,10 @@ fn count(expected: usize, read: impl FnOnce(&mut dyn FnMut(&[u8]))) {
         events += 1;
         bytes += data.len();
     });
-    assert!(events == expected && bytes > 0, "{events} events of {expected}, with {bytes} bytes");
+    assert!(
+        events == expected && bytes > 0,
+        "{events} events of {expected}, with {bytes} bytes"
+    );
 }
 
 /// The median, in microseconds.

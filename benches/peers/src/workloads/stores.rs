@@ -9,16 +9,23 @@ use crate::store::{Ids, Load, Open, Store};
 
 const SUSTAINED_SESSIONS: u32 = 10_000;
 const SUSTAINED_WRITERS: u32 = 16;
-const SUSTAINED: Load = Load { events: 4, bytes: 1024 };
+const SUSTAINED: Load = Load {
+    events: 4,
+    bytes: 1024,
+};
 const SUSTAINED_BATCHES: u32 = 1024 * 1024;
 
 const SESSIONS: u32 = 1_000_000;
 const SESSIONS_WRITERS: u32 = 64;
 
-const REOPENED: Load = Load { events: 16, bytes: 1_000 };
+const REOPENED: Load = Load {
+    events: 16,
+    bytes: 1_000,
+};
 const REOPENED_BATCHES: u32 = 625_000;
 
-/// Appends `batches` batches, each writer to sessions of its own in turn; returns how long each took, in microseconds.
+/// Appends `batches` batches, each writer to sessions of its own in turn; returns how long each
+/// took, in microseconds.
 fn spread(store: &dyn Store, sessions: u32, writers: u32, batches: u32, load: Load) -> Vec<f64> {
     let write = |writer: u32| {
         let mut acks = Vec::new();
@@ -27,28 +34,51 @@ fn spread(store: &dyn Store, sessions: u32, writers: u32, batches: u32, load: Lo
             let asked = Instant::now();
             store.append(session, load);
             acks.push(micros(asked.elapsed()));
-            session = if session + writers < sessions { session + writers } else { writer };
+            session = if session + writers < sessions {
+                session + writers
+            } else {
+                writer
+            };
         }
         acks
     };
     std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..writers).map(|writer| scope.spawn(move || write(writer))).collect();
-        writers.into_iter().flat_map(|writer| writer.join().expect("a writer ends")).collect()
+        let writers: Vec<_> = (0..writers)
+            .map(|writer| scope.spawn(move || write(writer)))
+            .collect();
+        writers
+            .into_iter()
+            .flat_map(|writer| writer.join().expect("a writer ends"))
+            .collect()
     })
 }
 
 pub fn sustained(task: Task<'_>) -> Figures {
-    let (sessions, batches) = (task.scaled(SUSTAINED_SESSIONS).max(SUSTAINED_WRITERS), task.scaled(SUSTAINED_BATCHES));
-    let store = task.contender.open(Open { folder: task.folder, sessions, ids: Ids::Unused });
+    let (sessions, batches) = (
+        task.scaled(SUSTAINED_SESSIONS).max(SUSTAINED_WRITERS),
+        task.scaled(SUSTAINED_BATCHES),
+    );
+    let store = task.contender.open(Open {
+        folder: task.folder,
+        sessions,
+        ids: Ids::Unused,
+    });
     let (usage, began) = (Usage::now(), Instant::now());
     let mut acks = spread(&*store, sessions, SUSTAINED_WRITERS, batches, SUSTAINED);
     let appended = began.elapsed();
     let settled = store.settle() - began;
     let mut figures = Figures::new();
     let bytes = f64::from(batches) * (SUSTAINED.events * SUSTAINED.bytes) as f64;
-    usage.add_since(&mut figures, f64::from(batches) * SUSTAINED.events as f64, bytes);
+    usage.add_since(
+        &mut figures,
+        f64::from(batches) * SUSTAINED.events as f64,
+        bytes,
+    );
     figures.insert("MB/s".into(), bytes / 1e6 / settled.as_secs_f64());
-    figures.insert("MB/s of appends alone".into(), bytes / 1e6 / appended.as_secs_f64());
+    figures.insert(
+        "MB/s of appends alone".into(),
+        bytes / 1e6 / appended.as_secs_f64(),
+    );
     figures.insert("max ms".into(), percentile(&mut acks, 1.0) / 1e3);
     figures.insert("rss MB".into(), peak_rss_mb());
     figures.insert("disk/byte".into(), disk_bytes(task.folder) / bytes);
@@ -57,8 +87,15 @@ pub fn sustained(task: Task<'_>) -> Figures {
 
 pub fn sessions(task: Task<'_>) -> Figures {
     let sessions = task.scaled(SESSIONS).max(SESSIONS_WRITERS);
-    let store = task.contender.open(Open { folder: task.folder, sessions, ids: Ids::Unused });
-    let load = Load { events: 1, bytes: 256 };
+    let store = task.contender.open(Open {
+        folder: task.folder,
+        sessions,
+        ids: Ids::Unused,
+    });
+    let load = Load {
+        events: 1,
+        bytes: 256,
+    };
     let usage = Usage::now();
     let mut rates = [0.0; 2];
     for rate in &mut rates {
@@ -78,18 +115,36 @@ pub fn sessions(task: Task<'_>) -> Figures {
 
 /// Filled in a process that is killed, opened, closed, opened.
 pub fn reopen(task: Task<'_>, sessions: u32) -> Figures {
-    let open = Open { folder: task.folder, sessions, ids: Ids::Unused };
+    let open = Open {
+        folder: task.folder,
+        sessions,
+        ids: Ids::Unused,
+    };
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     if std::env::var_os(FILL).is_some() {
         let store = task.contender.open(open);
-        spread(&*store, sessions, SUSTAINED_WRITERS, task.scaled(REOPENED_BATCHES), REOPENED);
+        spread(
+            &*store,
+            sessions,
+            SUSTAINED_WRITERS,
+            task.scaled(REOPENED_BATCHES),
+            REOPENED,
+        );
         // Nothing is closed.
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)
             .expect("a process may kill itself");
     }
     let program = std::env::current_exe().expect("a program");
-    let filled = Command::new(program).args(arguments).env(FILL, "1").stdout(Stdio::null()).status().expect("a process");
-    assert!(filled.code().is_none(), "it was not killed but ended with {filled}");
+    let filled = Command::new(program)
+        .args(arguments)
+        .env(FILL, "1")
+        .stdout(Stdio::null())
+        .status()
+        .expect("a process");
+    assert!(
+        filled.code().is_none(),
+        "it was not killed but ended with {filled}"
+    );
     let mut figures = Figures::new();
     for name in ["killed s", "clean s"] {
         drop_caches();
