@@ -33,62 +33,32 @@
 #[cfg(test)]
 extern crate self as sessionlog;
 
-#[cfg(test)]
-mod campaigns;
 mod codec;
-mod commit;
 mod disk;
 mod engine;
-mod entry;
-mod error;
-mod event;
-#[cfg(test)]
-mod faults;
-mod feed;
-#[cfg(fuzzing)]
-pub mod fuzz;
 #[cfg(feature = "http")]
 pub mod http;
-mod idle;
-mod ids;
 mod index;
 mod journal;
-mod json_text;
-mod lenient;
-mod locate;
 mod log;
+mod maintain;
 mod manifest;
-mod merge;
-mod message;
-mod name;
-mod options;
+mod model;
 mod read;
 mod recent;
-mod recover;
-mod refusals;
-mod runs_cache;
-mod seal;
-mod section;
 mod segment;
-mod session;
-mod stats;
-mod stream;
 mod sync;
-mod ticket;
-mod tool_calls;
-mod turns;
-mod user_message;
-mod watermark;
+#[cfg(any(test, fuzzing))]
+mod testing;
+mod turn;
+mod write;
 
-pub use error::{CursorProblem, Error, Limit, Result};
-pub use event::{Ack, Batch, Event, EventType, Expected, NewEvent, Seq};
-pub use feed::After;
-pub use ids::{EventId, MessageId};
 pub use log::SessionLog;
-pub use message::{Message, MessagePage, MessageStatus};
-pub use options::Options;
-pub use read::{Cursor, EventPage, Page};
-pub use session::{Head, SessionId};
-pub use stats::{Recovery, Stats};
-pub use stream::{AsyncEventStream, EventStream, From, StreamItem};
-pub use user_message::{ContentBlock, UserMessage};
+pub use model::{
+    Ack, Batch, CursorProblem, Error, Event, EventId, EventType, Expected, Head, Limit, MessageId,
+    NewEvent, Options, Recovery, Refusal, Result, Seq, SessionId, Stats,
+};
+pub use read::{After, AsyncEventStream, Cursor, EventPage, EventStream, From, Page, StreamItem};
+#[cfg(fuzzing)]
+pub use testing::fuzz;
+pub use turn::{ContentBlock, Message, MessagePage, MessageStatus, UserMessage};

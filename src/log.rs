@@ -4,30 +4,25 @@ use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::commit::{Appended, Submitted};
 use crate::disk::{Disk, io_error};
 use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::event::{Ack, Batch, Event};
-use crate::feed::After;
 #[cfg(feature = "http")]
-use crate::feed::NewestSessions;
-use crate::ids::{EventId, MessageId};
-use crate::merge::Merger;
-use crate::message::{Fold, Message, MessagePage};
+use crate::engine::open;
 #[cfg(feature = "http")]
-use crate::message::{TurnPage, TurnText};
-use crate::options::Options;
-use crate::read::{EventPage, Page};
-use crate::recover;
-use crate::seal::Sealer;
-use crate::section::IN_FLIGHT_MAX;
+use crate::maintain::Merger;
+use crate::maintain::Sealer;
+use crate::model::{Ack, Batch, Error, Event, Result};
+use crate::model::{EventId, MessageId};
+use crate::model::{Head, Options, SessionId, Stats};
+use crate::read::After;
+use crate::read::NewestSessions;
+use crate::read::{EventPage, EventStream, From, Page};
 use crate::segment::{MergedPlace, merged_folder};
-use crate::session::{Head, SessionId};
-use crate::stats::Stats;
-use crate::stream::{EventStream, From};
 use crate::sync::{JoinHandle, Mutex, spawn};
-use crate::ticket::{Landed, Ticket};
+use crate::turn::{Fold, Message, MessagePage};
+use crate::turn::{TurnPage, TurnText};
+use crate::write::{Appended, Submitted};
+use crate::write::{IN_FLIGHT_MAX, Landed, Ticket};
 
 /// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less
 /// tidily when the last is dropped.
@@ -68,7 +63,7 @@ impl SessionLog {
     }
 
     pub(crate) fn open_on(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Self> {
-        let engine = Arc::new(recover::open(disk, folder, options)?);
+        let engine = Arc::new(open(disk, folder, options)?);
         let threads = Mutex::new(Threads::default());
         let log = Self {
             handle: Arc::new(Handle { engine, threads }),
@@ -499,7 +494,7 @@ impl Drop for Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::NewEvent;
+    use crate::model::NewEvent;
     use crate::sync::yield_now;
 
     /// The race of a retry with the sealing of what it retries.

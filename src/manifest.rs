@@ -10,7 +10,7 @@ use crate::codec::{
     FRAMED_BYTES_MAX, MANIFEST, Salt, StoreId, decode_list, decode_value, encode_value,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, read_device};
-use crate::error::{Error, Result};
+use crate::model::{Error, Result};
 use crate::segment::SegmentInfo;
 
 const SLOTS: [&str; 2] = ["MANIFEST-0", "MANIFEST-1"];

@@ -1,7 +1,7 @@
 //! The fixed headers: of a journal file, a group, a segment, a block and a page.
 
 use crate::codec::{Decoded, FORMAT_VERSION, Fault, Reader, Salt, StoreId, check_version};
-use crate::ids::EventId;
+use crate::model::EventId;
 
 const JOURNAL_MAGIC: [u8; 8] = *b"slogjrnl";
 const SEGMENT_MAGIC: [u8; 8] = *b"slogsegm";

@@ -149,7 +149,7 @@ use std::path::Path;
 
 use bytes::BufMut;
 
-use crate::error::Error;
+use crate::model::Error;
 
 pub(crate) use frame::{
     BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader,

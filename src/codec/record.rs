@@ -13,9 +13,9 @@ use crate::codec::{
     Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag,
     varint_bytes,
 };
-use crate::event::{Batch, Event, EventType, EventView, NewEvent, Seq, Turn};
-use crate::ids::{EventId, Stamp, timestamp};
-use crate::session::SessionId;
+use crate::model::{
+    Batch, Event, EventId, EventType, EventView, NewEvent, Seq, SessionId, Stamp, Turn, timestamp,
+};
 
 const KIND_BATCH: u8 = 1;
 

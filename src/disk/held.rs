@@ -18,7 +18,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::disk::{Hold, io_error};
-use crate::error::{Error, Result};
+use crate::model::{Error, Result};
 use crate::sync::RwLock;
 
 /// What a folder is opened with, to look up names from.

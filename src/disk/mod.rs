@@ -6,17 +6,19 @@
 mod block_buf;
 mod held;
 mod real;
+mod refusals;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::model::{Error, Result};
 use crate::sync::Instant;
 
 pub(crate) use block_buf::BlockBuf;
 pub(crate) use real::RealDisk;
+pub(crate) use refusals::{Refusals, Work};
 
 /// The unit in which the journal is laid out and in which direct I/O is aligned.
 pub(crate) const BLOCK: usize = 4096;

@@ -14,7 +14,7 @@ use crate::disk::held::{
     Folder, HeldFolders, Identity, OWNER_ALONE, Place, errno, is_a_link, through_descriptor,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Hold, Mode, io_error};
-use crate::error::{Error, Result};
+use crate::model::{Error, Result};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// The operating system's file system, in which it keeps to one log's folder.

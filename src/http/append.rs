@@ -18,19 +18,15 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 use utoipa::ToSchema;
 
-use crate::error::{Error, Result};
-use crate::event::{Ack, Batch, Expected, NewEvent};
 use crate::http::budget::Share;
 use crate::http::config::Config;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::SessionParam;
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Appended, EventBody, compact, etag};
-use crate::json_text::{CheckedBlock, CheckedMap, each_item};
-use crate::lenient::{self, LEVELS_MAX};
 use crate::log::SessionLog;
-use crate::session::SessionId;
-use crate::user_message::EVENT_TYPE;
+use crate::model::{Ack, Batch, Error, Expected, NewEvent, Result, SessionId, USER_MESSAGE};
+use crate::turn::{CheckedBlock, CheckedMap, LEVELS_MAX, each_item, lenient};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -176,10 +172,10 @@ async fn batch(
 /// The event that stores a message. An error is the field, and what is wrong with it.
 fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
     let Typed { r#type } = parsed(event, "")?;
-    if r#type != EVENT_TYPE {
+    if r#type != USER_MESSAGE {
         return Err((
             ".type",
-            format!("it is {type:?}, and only {EVENT_TYPE:?} is taken here"),
+            format!("it is {type:?}, and only {USER_MESSAGE:?} is taken here"),
         ));
     }
     let NewMessage {
@@ -194,7 +190,7 @@ fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
     if serde_json::from_str::<CheckedMessage>(&data).is_err() {
         check_repaired(content, metadata, &data)?;
     }
-    Ok(NewEvent::new(EVENT_TYPE, data))
+    Ok(NewEvent::new(USER_MESSAGE, data))
 }
 
 /// Takes what a reader of the turn can show in part alone, such as a string with half an emoji.
@@ -336,7 +332,7 @@ async fn append_where(
     session: &SessionId,
     batch: Batch,
     mut places: Vec<Expected>,
-) -> crate::error::Result<Ack> {
+) -> crate::model::Result<Ack> {
     let mut next = places.pop().unwrap_or_default();
     loop {
         match log

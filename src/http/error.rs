@@ -7,9 +7,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::error::{CursorProblem, Error, Limit};
-use crate::event::Seq;
 use crate::http::wire::etag;
+use crate::model::{CursorProblem, Error, Limit, Seq};
 
 /// The body of every answer that is an error.
 #[derive(Debug, Serialize, ToSchema)]

@@ -6,16 +6,13 @@ use axum::extract::State;
 use axum::http::header::ETAG;
 use axum::response::IntoResponse;
 
-use crate::error::Result;
-use crate::event::Seq;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::{InQuery, Order, PageParams, SessionParam, TypeParams};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Bounds, EventBody, Events, etag};
-use crate::ids::EventId;
 use crate::log::SessionLog;
+use crate::model::{EventId, Result, Seq, SessionId};
 use crate::read::Page;
-use crate::session::SessionId;
 
 /// List the events of a session
 #[utoipa::path(

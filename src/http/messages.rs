@@ -10,16 +10,15 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
 
-use crate::error::Result;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::events::Covered;
 use crate::http::query::{InQuery, PageParams, SessionParam};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{MessageBody, Messages};
-use crate::ids::MessageId;
 use crate::log::SessionLog;
-use crate::message::{Fold, may_end_turn};
-use crate::stream::{AsyncEventStream, From, StreamItem};
+use crate::model::{MessageId, Result};
+use crate::read::{AsyncEventStream, From, StreamItem};
+use crate::turn::{Fold, may_end_turn};
 
 const WAIT_MAX: u64 = 60;
 

@@ -7,9 +7,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::error::Result;
 use crate::http::error::ApiError;
-use crate::ids::{EventId, MessageId};
+use crate::model::{EventId, MessageId, Result};
 use crate::read::{Cursor, Page};
 
 /// The part of a query that `T` knows; the rest is ignored.

@@ -11,14 +11,13 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::error::Result;
 use crate::http::budget::{Budget, Share};
 use crate::http::config::Config;
 use crate::http::error::ApiError;
 use crate::http::figures::Figures;
 use crate::log::SessionLog;
-use crate::session::SessionId;
-use crate::stream::{EventStream, From};
+use crate::model::{Result, SessionId};
+use crate::read::{EventStream, From};
 
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 

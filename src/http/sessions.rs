@@ -8,16 +8,13 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::error::{Error, Result};
-use crate::feed::{After, NewestSessions};
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::{InQuery, present};
 use crate::http::service::Service;
 use crate::http::wire::{SessionBody, Sessions};
-use crate::ids::{time_text, timestamp};
 use crate::log::SessionLog;
-use crate::read::PAGE_EVENTS_DEFAULT;
-use crate::session::SessionId;
+use crate::model::{Error, Result, SessionId, time_text, timestamp};
+use crate::read::{After, NewestSessions, PAGE_EVENTS_DEFAULT};
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

@@ -18,14 +18,12 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::error::Result;
-use crate::event::Event;
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::{InQuery, SessionParam, cursor, present};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{EventBody, compact};
-use crate::read::Cursor;
-use crate::stream::{AsyncEventStream, From, StreamItem};
+use crate::model::{Event, Result};
+use crate::read::{AsyncEventStream, Cursor, From, StreamItem};
 
 const LAST_EVENT_ID: &str = "last-event-id";
 

@@ -10,12 +10,8 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
-use crate::event::{Event, Seq};
-use crate::ids::time_text;
-use crate::json_text::{JsonText, Sent};
-use crate::lenient;
-use crate::message::{MessageStatus, TurnText};
-use crate::user_message::opens_turn;
+use crate::model::{Event, Seq, opens_turn, time_text};
+use crate::turn::{JsonText, MessageStatus, Sent, TurnText, lenient};
 
 /// A stored event.
 #[derive(Debug, Serialize, ToSchema)]

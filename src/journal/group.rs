@@ -5,7 +5,7 @@
 
 use crate::codec::{FileHeader, GROUP_HEADER_BYTES, GroupHeader, Record, Salt, StoreId};
 use crate::disk::{BLOCK, BlockBuf};
-use crate::ids::EventId;
+use crate::model::EventId;
 
 /// Where the records begin: room is left for the header of a file that begins with this group, and
 /// for the group's own.

@@ -16,11 +16,9 @@ use crate::codec::{
     Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, read_device};
-use crate::error::{Error, Result};
-use crate::ids::EventId;
 use crate::journal::{self, GroupPlace, HEADER_BYTES, group_bytes};
 use crate::manifest::{JournalUse, Manifest};
-use crate::options::JOURNAL_FILE_BYTES_CEILING;
+use crate::model::{Error, EventId, JOURNAL_FILE_BYTES_CEILING, Result};
 
 /// What is read of a journal file at once, unless a group is larger. The files of tests are small.
 const WINDOW_BYTES: usize = if cfg!(test) { 2 * BLOCK } else { 1024 * 1024 };

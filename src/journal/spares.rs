@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::{BLOCK, Disk, DiskFile, Mode, write_zeroes};
-use crate::error::{Error, Result};
+use crate::disk::{BLOCK, Disk, DiskFile, Mode, Refusals, Work, write_zeroes};
 use crate::journal;
-use crate::refusals::{Refusals, Work};
+use crate::model::{Error, Result};
 use crate::sync::{Condvar, Deadline, Mutex};
 
 /// How long to wait before asking a disk again that refused.

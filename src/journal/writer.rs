@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
 use crate::disk::DiskFile;
-use crate::error::Result;
-use crate::ids::EventId;
 use crate::journal::group::GroupPlace;
 use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, WITNESS_BYTES, blocks, group_bytes};
 use crate::manifest::JournalUse;
+use crate::model::{EventId, Result};
 
 /// The end of the journal. Whoever holds it decides where the next group goes.
 pub(crate) struct JournalWriter {

@@ -8,7 +8,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::disk::DiskFile;
-use crate::error::Result;
+use crate::model::Result;
 use crate::segment::Span;
 
 /// A typical entry; only an estimate for the size of the cache's own tables.

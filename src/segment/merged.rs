@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use crate::codec::{Salt, StoreId};
 use crate::disk::{BLOCK, Disk, Mode, write_whole};
-use crate::error::{Error, Result};
+use crate::model::{Error, Result};
 use crate::segment::cache::FileKey;
 use crate::segment::filter::{self, FilterBuilder, HEADER_BYTES};
 use crate::segment::parts::Parts;
@@ -281,10 +281,8 @@ mod tests {
     use super::*;
     use crate::codec::EncodedBatch;
     use crate::disk::RealDisk;
-    use crate::event::{Batch, NewEvent};
-    use crate::ids::{EventId, Stamp};
+    use crate::model::{Batch, EventId, NewEvent, SessionId, Stamp};
     use crate::segment::{self, SegmentInfo, SegmentPlan, write_segment};
-    use crate::session::SessionId;
 
     /// Small segments on a disk, each with a session and a key of its own.
     struct Scene {

@@ -19,9 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Decoded, Reader, Salt, StoreId, put_varint};
-use crate::event::Seq;
-use crate::ids::EventId;
-use crate::session::SessionId;
+use crate::model::{EventId, Seq, SessionId};
 
 pub(crate) use cache::BlockCache;
 pub(crate) use filter::FilterPlace;

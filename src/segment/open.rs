@@ -11,9 +11,7 @@ use crate::codec::{
     SegmentHeader, StoreId, TRAILER, decode_value,
 };
 use crate::disk::{BLOCK, Disk, DiskFile};
-use crate::error::{Error, Result};
-use crate::event::Seq;
-use crate::ids::EventId;
+use crate::model::{Error, EventId, Result, Seq, SessionId};
 use crate::segment::cache::FileKey;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::parts::Parts;
@@ -23,7 +21,6 @@ use crate::segment::{
     self, BlockCache, ItemHash, Place, Run, RunEntry, SegmentInfo, filter, run_key, session_hash,
     session_key, split_run_key,
 };
-use crate::session::SessionId;
 
 /// A segment of the store.
 pub(crate) struct Segment {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::codec::{Decoded, Salt};
 use crate::disk::{Disk, DiskFile, Mode};
-use crate::error::{Error, Result};
+use crate::model::{Error, Result};
 use crate::segment::BlockCache;
 use crate::segment::cache::FileKey;
 

@@ -11,11 +11,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
-use crate::event::Seq;
+use crate::model::{Error, Result, Seq, SessionId};
 use crate::segment::set::{FoundRun, SegmentSet};
 use crate::segment::{ItemHash, RunEntry, session_hash};
-use crate::session::SessionId;
 
 /// A search for one run.
 pub(super) struct RunSearch<'a> {
@@ -197,8 +195,7 @@ mod tests {
     use super::*;
     use crate::codec::{EncodedBatch, Record, StoreId};
     use crate::disk::{Disk, Mode, RealDisk};
-    use crate::event::{Batch, NewEvent};
-    use crate::ids::{EventId, Stamp};
+    use crate::model::{Batch, EventId, NewEvent, Stamp};
     use crate::segment::{
         self, BlockCache, MergedFilter, MergedPlace, Segment, SegmentInfo, SegmentPlan, Span,
         write_segment,

@@ -7,15 +7,12 @@ use std::sync::Arc;
 
 use crate::codec::{Record, StoreId};
 use crate::disk::{Disk, Mode};
-use crate::error::{Error, Result};
-use crate::event::Seq;
-use crate::ids::EventId;
+use crate::model::{Error, EventId, Result, Seq, SessionId};
 use crate::segment::open::read_info;
 use crate::segment::search::RunSearch;
 use crate::segment::{
     self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInfo, Span, key_hash, session_hash,
 };
-use crate::session::SessionId;
 
 /// An immutable list of segments, and the filters over many of them; sealing makes a new one.
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Decoded, Fault, PAGE_HEADER_BYTES, Reader, Salt, put_prefixed, put_varint};
-use crate::error::Result;
+use crate::model::Result;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -142,7 +142,7 @@ fn put_starts(page: &mut Vec<u8>) -> Decoded<()> {
 pub(crate) trait Pages {
     fn page(&self, place: PagePlace) -> Result<Bytes>;
     /// The error for a page whose entries do not decode.
-    fn fault(&self, place: PagePlace, fault: Fault) -> crate::error::Error;
+    fn fault(&self, place: PagePlace, fault: Fault) -> crate::model::Error;
 }
 
 /// An entry: its key, its value.
@@ -230,7 +230,7 @@ impl<P: Pages> Iterator for TableIter<'_, P> {
 }
 
 impl<P> TableIter<'_, P> {
-    fn fail(&mut self, error: crate::error::Error) -> crate::error::Error {
+    fn fail(&mut self, error: crate::model::Error) -> crate::model::Error {
         self.failed = true;
         error
     }
@@ -375,7 +375,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::error::Error;
+    use crate::model::Error;
 
     #[derive(Default)]
     struct InMemory(Vec<u8>);

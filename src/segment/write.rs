@@ -9,7 +9,7 @@ use crate::codec::{
     BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
-use crate::error::Result;
+use crate::model::Result;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
 use crate::segment::{
@@ -414,10 +414,8 @@ mod tests {
     use super::*;
     use crate::codec::EncodedBatch;
     use crate::disk::RealDisk;
-    use crate::event::{Batch, NewEvent};
-    use crate::ids::{EventId, Stamp};
+    use crate::model::{Batch, EventId, NewEvent, SessionId, Stamp};
     use crate::segment::{BlockCache, Segment};
-    use crate::session::SessionId;
 
     const DATA_BYTES: usize = 1024;
 

@@ -49,12 +49,13 @@ const MUTANTS: &[Mutant] = &[
         name: "an append is answered before its barrier",
         edits: &[
             (
-                "src/commit.rs",
-                "let durable = self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed));",
-                "let durable = self.wait_for_turn(&placed);",
+                "src/write/commit.rs",
+                "                    .write(&placed, &group.buffer)\n                    \
+                 .and_then(|()| self.wait_for_turn(&placed));",
+                "                    .wait_for_turn(&placed);",
             ),
             (
-                "src/commit.rs",
+                "src/write/commit.rs",
                 "Ok(()) => self.publish(group, &placed),",
                 "Ok(()) => {\nself.publish(group, &placed);\ndrop(self.write(&placed, &group.buffer));\n}",
             ),
@@ -65,9 +66,9 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a group is published before the one it follows",
         edits: &[(
-            "src/commit.rs",
-            "self.write(&placed, &group.buffer).and_then(|()| self.wait_for_turn(&placed))",
-            "self.write(&placed, &group.buffer)",
+            "src/write/commit.rs",
+            "                    .and_then(|()| self.wait_for_turn(&placed));",
+            ";",
         )],
         test: SCHEDULES,
         target: UNIT,
@@ -75,7 +76,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "who waits for the groups in flight is not woken",
         edits: &[(
-            "src/commit.rs",
+            "src/write/commit.rs",
             "        drop(section);\n        self.commit.turn.notify_all();",
             "        drop(section);",
         )],
@@ -85,7 +86,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a waiter forgets that it was woken before it waited",
         edits: &[(
-            "src/watermark.rs",
+            "src/sync/waiter.rs",
             "while !state.woken && deadline",
             "while deadline",
         )],
@@ -95,7 +96,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a group says of itself that it is durable",
         edits: &[(
-            "src/commit.rs",
+            "src/write/commit.rs",
             "journal.place(group, self.durable_lsn())",
             "{\nlet end = journal.end_lsn() + 4096;\njournal.place(group, end)\n}",
         )],
@@ -106,13 +107,13 @@ const MUTANTS: &[Mutant] = &[
         name: "a journal file is used again before its segment is durable",
         edits: &[
             (
-                "src/seal.rs",
+                "src/maintain/seal.rs",
                 "let info = write_segment(",
                 "for (file, bytes) in &files {\nlet _early = self.spares.give(file.number, *bytes);\n}\n\
                  let info = write_segment(",
             ),
             (
-                "src/seal.rs",
+                "src/maintain/seal.rs",
                 "if let Err(refused) = self.spares.give(file.number, *bytes) {",
                 "if let Err(refused) = Result::Ok((file, bytes)) {",
             ),
@@ -123,7 +124,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a next journal file is begun while groups are in flight in the one before",
         edits: &[(
-            "src/commit.rs",
+            "src/write/commit.rs",
             "        self.wait_for_groups_in_flight();\n",
             "",
         )],
@@ -133,7 +134,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "the manifest that was found is not made durable",
         edits: &[(
-            "src/recover.rs",
+            "src/engine/open.rs",
             "manifest.made_durable(disk, self.folder)?",
             "manifest",
         )],
@@ -143,9 +144,9 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "recovery goes on in the file that a crash left",
         edits: &[(
-            "src/recover.rs",
-            "if recovery.clean { self.go_on",
-            "if recovery.clean || true { self.go_on",
+            "src/engine/open.rs",
+            "if recovery.clean {\n            self.go_on",
+            "if recovery.clean || true {\n            self.go_on",
         )],
         test: POWER_CUTS,
         target: UNIT,
@@ -153,7 +154,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "where a session stood is remembered past what it stands at next",
         edits: &[(
-            "src/recent.rs",
+            "src/recent/mod.rs",
             "            idle.put(id, head);",
             "            if idle.get(&id).is_none() {\nidle.put(id, head);\n}",
         )],
@@ -214,8 +215,8 @@ const MUTANTS: &[Mutant] = &[
         name: "the slot of the manifest that counts is written first",
         edits: &[(
             "src/manifest.rs",
-            "if self.slot == 0 { [second, first] }",
-            "if self.slot == 1 { [second, first] }",
+            "if self.slot == 0 {\n            [second, first]",
+            "if self.slot == 1 {\n            [second, first]",
         )],
         test: "a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted",
         target: UNIT,

@@ -1,0 +1,158 @@
+//! What the system refuses the background work: nobody calls that work, so what stops it is told to
+//! those who wait for it, in the log's figures, in its health, and in a line of the program's own
+//! log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::disk::may_pass;
+use crate::model::{Error, Refusal, Result};
+use crate::sync::{AtomicU64, Instant, Mutex, Ordering};
+
+/// A kind of background work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Making journal files and taking them back.
+    JournalFiles,
+    /// Writing segments and naming them in the manifest.
+    Sealing,
+    Indexing,
+    /// Filters over many segments.
+    Filters,
+}
+
+/// What stops which work, and since when.
+#[derive(Default)]
+pub(crate) struct Refusals {
+    standing: Mutex<Vec<Standing>>,
+    /// Refused calls since the log was opened.
+    count: AtomicU64,
+}
+
+struct Standing {
+    work: Work,
+    error: Arc<Error>,
+    since: Instant,
+}
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Work::JournalFiles => "journal files",
+            Work::Sealing => "sealing",
+            Work::Indexing => "index",
+            Work::Filters => "filters",
+        }
+    }
+
+    /// Whether appends end sooner or later without it. The others make reading faster and no more.
+    fn is_needed(self) -> bool {
+        matches!(self, Work::JournalFiles | Work::Sealing)
+    }
+}
+
+impl Refusals {
+    /// Takes note of how an attempt at some work ended. It is logged when that changes.
+    pub(crate) fn note<T>(&self, work: Work, attempt: &Result<T>) {
+        match attempt {
+            Ok(_) => self.has_passed(work),
+            Err(Error::Closed) => {}
+            Err(error) => self.is_refused(work, error),
+        }
+    }
+
+    fn has_passed(&self, work: Work) {
+        let mut standing = self.standing.lock();
+        let before = standing.len();
+        standing.retain(|refusal| refusal.work != work);
+        if standing.len() < before {
+            tracing::info!(target: "sessionlog", work = work.name(), "background work goes on again");
+        }
+    }
+
+    fn is_refused(&self, work: Work, error: &Error) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let mut standing = self.standing.lock();
+        let known = standing.iter_mut().find(|refusal| refusal.work == work);
+        let is_news = known
+            .as_ref()
+            .is_none_or(|known| known.error.with_sources() != error.with_sources());
+        let error = Arc::new(error.clone());
+        if is_news {
+            tracing::warn!(target: "sessionlog", work = work.name(), error = error.with_sources(), "background work is refused");
+        }
+        match known {
+            Some(known) => known.error = error,
+            None => standing.push(Standing {
+                work,
+                error,
+                since: Instant::now(),
+            }),
+        }
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// What is refused at the moment.
+    pub(crate) fn standing(&self) -> Vec<Refusal> {
+        let shown = |refusal: &Standing| Refusal {
+            work: refusal.work.name(),
+            code: refusal.error.code(),
+            error: refusal.error.with_sources(),
+            lasts: refusal.since.elapsed(),
+        };
+        self.standing.lock().iter().map(shown).collect()
+    }
+
+    /// What is said to those who have waited for room in vain.
+    pub(crate) fn of_waiting(&self, waited: Duration) -> Error {
+        self.needed(Duration::ZERO).map_or(
+            Error::Stalled {
+                waited,
+                source: None,
+            },
+            |refused| Self::of(&refused, waited),
+        )
+    }
+
+    /// The refusal of work that appends need, once it has lasted so long.
+    pub(crate) fn check(&self, lasting: Duration) -> Result<()> {
+        self.needed(lasting)
+            .map_or(Ok(()), |refused| Err(Self::of(&refused, lasting)))
+    }
+
+    fn needed(&self, lasting: Duration) -> Option<Arc<Error>> {
+        let standing = self.standing.lock();
+        let needed = standing
+            .iter()
+            .find(|refusal| refusal.work.is_needed() && refusal.since.elapsed() >= lasting);
+        needed.map(|refusal| Arc::clone(&refusal.error))
+    }
+
+    /// A full disk, what may pass by itself, or what somebody has to mend.
+    fn of(refused: &Arc<Error>, waited: Duration) -> Error {
+        match &**refused {
+            Error::Io { path, source, .. } if is_full(source) => Error::NoSpace {
+                path: path.clone(),
+                source: Arc::clone(source),
+            },
+            Error::Io { source, .. } if may_pass(source) => Error::Stalled {
+                waited,
+                source: Some(Arc::clone(refused)),
+            },
+            _ => Error::Refused {
+                source: Arc::clone(refused),
+            },
+        }
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+    )
+}

@@ -1,0 +1,565 @@
+//! The index: which run of which segment holds a session's seq. The only file that names sled.
+//!
+//! One tree, one append-only keyspace per session: `(session, generation, first seq) -> (segment,
+//! run)`. It only accelerates. It is written in the background, behind the segments, by one thread;
+//! what it says is checked against segments by those who ask, and whatever it fails to say is found
+//! in their footers. So nothing here can lose or change anything, and every failure, panics inside
+//! sled included, has one answer: set the folder aside and build it again.
+
+mod locate;
+mod runs_cache;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(crate) use locate::{Locator, SealedReader};
+
+use crate::codec::{StoreId, decode_bare, encode_bare};
+use crate::disk::{Disk, Refusals, Work};
+use crate::model::{Error, Seq, SessionId};
+use crate::segment::{
+    Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key,
+};
+use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
+
+/// Larger than sled's default, so that no value or consolidated node becomes a file of its own in
+/// `blobs/`.
+const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+
+/// Entries written at once. With batches of 1,000 a process that made 10,000 entries a second grew
+/// by 12 MB a second for as long as it ran; the smaller the batches, the less, but the sooner the
+/// index falls behind when sessions are many and small.
+const BATCH_ENTRIES: usize = 128;
+
+/// About what an entry takes in sled's cache.
+const CACHED_ENTRY_BYTES: u64 = 128;
+
+/// How long to leave sled alone after it failed to open, or a segment that could not be read.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A damaged segment is left alone for twice as long each time, so often: what comes before the
+/// damage is put in again.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// sled panics below 256 bytes, and thrashes long before.
+const SLED_CACHE_BYTES_MIN: u64 = 1024 * 1024;
+
+const KIND_RUN: u8 = 1;
+
+/// Why an index is set aside that a reader has found out.
+const UNTRUE: &str = "it said something untrue";
+
+/// Another one than before entries were made small, so that an index of that time is built again.
+/// It was 2.
+const KIND_POSITION: u8 = 3;
+
+/// What an entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IndexEntry {
+    pub segment: u64,
+    pub run: Run,
+}
+
+/// What stands under a run's key. What the key says is not said again, nor what only the segment is
+/// asked for: sled keeps up to 22 bytes without an allocation for each entry.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct IndexValue {
+    segment: u64,
+    events: u32,
+    place: Place,
+}
+
+/// How far the index has got; it stands in the index itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Position {
+    store: StoreId,
+    /// All segments up to this number are in.
+    through: u64,
+}
+
+pub(crate) struct Index {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    store: StoreId,
+    cache_bytes: u64,
+    refusals: Arc<Refusals>,
+    db: RwLock<Option<sled::Db>>,
+    through: AtomicU64,
+    rebuilds: AtomicU64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    distrusted: bool,
+    stopped: bool,
+    /// The newest segment there is.
+    newest: u64,
+}
+
+/// What the index could know when it was asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    /// All segments up to this number are in it.
+    pub through: u64,
+    rebuilds: u64,
+}
+
+/// Why the background thread gave up on what it was doing.
+enum Setback {
+    /// The log is closing.
+    Stopped,
+    /// The folder is of no use any more.
+    Broken(String),
+    /// A segment or the folder could not be read; the index has all before it.
+    Unread(Error),
+    /// A segment is damaged; the index has all before it.
+    Damaged(Error),
+}
+
+impl From<Error> for Setback {
+    fn from(error: Error) -> Self {
+        if matches!(error, Error::Corrupt { .. }) {
+            Setback::Damaged(error)
+        } else {
+            Setback::Unread(error)
+        }
+    }
+}
+
+impl Setback {
+    fn broken(why: impl Into<String>) -> Self {
+        Setback::Broken(why.into())
+    }
+}
+
+impl IndexEntry {
+    /// What a key and its value say; `None` when they were not written so.
+    pub(crate) fn read(key: &[u8], value: &[u8]) -> Option<Self> {
+        let (_kind, key) = key.split_first()?;
+        let (_session, generation, first) = split_run_key(key)?;
+        let IndexValue {
+            segment,
+            events,
+            place,
+        } = decode_bare(value)?;
+        let run = Run {
+            generation,
+            first,
+            events,
+            place,
+        };
+        run.is_possible().then_some(Self { segment, run })
+    }
+}
+
+impl Index {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        log: &Path,
+        store: StoreId,
+        cache_bytes: usize,
+        refusals: Arc<Refusals>,
+    ) -> Self {
+        Self {
+            disk,
+            folder: log.join("index"),
+            store,
+            cache_bytes: (cache_bytes as u64).max(SLED_CACHE_BYTES_MIN),
+            refusals,
+            db: RwLock::new(None),
+            through: AtomicU64::new(0),
+            rebuilds: AtomicU64::new(0),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The entries for the runs of `session` that hold the seqs `from..=to` of `generation`, the
+    /// last first, as far as the index knows them. They may be wrong. Down in one go, since sled
+    /// copies a node for each time that it is asked for neighbours.
+    pub(crate) fn runs_down(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        (from, to): (Seq, Seq),
+    ) -> Vec<IndexEntry> {
+        let db = self.db.read();
+        let (asked, Some(db)) = (self.ask(), db.as_ref()) else {
+            return Vec::new();
+        };
+        let mut above = run_tree_key(session, generation, to);
+        above.push(0);
+        let read = || {
+            let mut entries = Vec::new();
+            // A run has an event at least.
+            let runs_max = usize::try_from(to - from)
+                .unwrap_or(usize::MAX)
+                .saturating_add(1);
+            for found in db
+                .range(tree_key(&session_key(session))..above)
+                .rev()
+                .take(runs_max)
+            {
+                let (key, value) = found.ok()?;
+                let entry = IndexEntry::read(&key, &value)?;
+                entries.push(entry);
+                if entry.run.generation != generation || entry.run.first <= from {
+                    break;
+                }
+            }
+            Some(entries)
+        };
+        guarded(read).flatten().unwrap_or_else(|| {
+            self.distrust(asked);
+            Vec::new()
+        })
+    }
+
+    /// All segments up to this number are in the index.
+    pub(crate) fn through(&self) -> u64 {
+        self.through.load(Ordering::Acquire)
+    }
+
+    /// To be called before the index is asked: what it comes to cover meanwhile it may not have
+    /// said yet.
+    pub(crate) fn ask(&self) -> Asked {
+        // In this order: what an index covered that was set aside is not taken for what the next
+        // one does.
+        Asked {
+            rebuilds: self.rebuilds(),
+            through: self.through(),
+        }
+    }
+
+    /// How often the folder was set aside and built again since the log was opened.
+    pub(crate) fn rebuilds(&self) -> u64 {
+        self.rebuilds.load(Ordering::Acquire)
+    }
+
+    /// Called by whoever finds that the index said something untrue. It is not held against the one
+    /// that is built in its place.
+    pub(crate) fn distrust(&self, asked: Asked) {
+        let mut state = self.state.lock();
+        if asked.rebuilds == self.rebuilds() {
+            state.distrusted = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Tells the background thread that there are segments up to `number`.
+    pub(crate) fn note_segment(&self, number: u64) {
+        let mut state = self.state.lock();
+        state.newest = state.newest.max(number);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn stop(&self) {
+        self.state.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// The work of the background thread: keeps the index up with `segments` until
+    /// [`stop`](Index::stop).
+    pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
+        let mut damaged = 0;
+        while self.wait_for_work() {
+            match self.catch_up(&segments()) {
+                Ok(()) => {
+                    damaged = 0;
+                    self.refusals.note(Work::Indexing, &Ok(()));
+                }
+                Err(Setback::Stopped) => break,
+                Err(Setback::Broken(why)) => self.set_aside(&why),
+                Err(Setback::Unread(error)) => {
+                    self.refusals.note::<()>(Work::Indexing, &Err(error));
+                    self.pause(RETRY_AFTER, |_state| false);
+                }
+                Err(Setback::Damaged(error)) => {
+                    self.refusals.note::<()>(Work::Indexing, &Err(error));
+                    self.pause(RETRY_AFTER * 2_u32.pow(damaged), |state| state.distrusted);
+                    damaged = DOUBLINGS_MAX.min(damaged + 1);
+                }
+            }
+        }
+        self.close();
+    }
+
+    fn wait_for_work(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.stopped && !state.distrusted && state.newest <= self.through() {
+            self.changed.wait(&mut state);
+        }
+        !state.stopped
+    }
+
+    fn catch_up(&self, segments: &SegmentSet) -> Result<(), Setback> {
+        if self.state.lock().distrusted {
+            return Err(Setback::broken(UNTRUE));
+        }
+        let db = self.opened()?;
+        for segment in segments
+            .iter()
+            .filter(|segment| segment.info.number > self.through())
+        {
+            self.insert(&db, segment)?;
+            self.set_position(&db, segment.info.number)?;
+        }
+        Ok(())
+    }
+
+    /// The open database, with `through` set to what it says of itself.
+    fn opened(&self) -> Result<sled::Db, Setback> {
+        if let Some(db) = self.db.read().as_ref() {
+            return Ok(db.clone());
+        }
+        self.remove_unfinished_snapshots()
+            .map_err(|error| Setback::Broken(error.with_sources()))?;
+        let path = self.disk.path_for_others(&self.folder)?;
+        let config = sled::Config::new()
+            .path(path)
+            .cache_capacity(self.cache_bytes)
+            .segment_size(SLED_SEGMENT_BYTES)
+            .flush_every_ms(None);
+        let db = whole(guarded(|| config.open()))?;
+        let position = whole(guarded(|| db.get([KIND_POSITION])))?;
+        let position = match position {
+            Some(bytes) => {
+                decode_bare(&bytes).ok_or_else(|| Setback::broken("its position is damaged"))?
+            }
+            None if db.is_empty() => Position {
+                store: self.store,
+                through: 0,
+            },
+            None => return Err(Setback::broken("it has no position")),
+        };
+        if position.store != self.store || position.through > self.state.lock().newest {
+            return Err(Setback::broken(
+                "it is of another store, or of a later state of this one",
+            ));
+        }
+        // In this order, so that nobody believes in a position whose entries cannot be asked for.
+        *self.db.write() = Some(db.clone());
+        self.through.store(position.through, Ordering::Release);
+        self.read_ahead(&db)?;
+        Ok(db)
+    }
+
+    /// Reads as much as the cache holds, since the first pages of a log that was just opened would
+    /// each wait for the disk; until there is something else to do. Returns how many entries that
+    /// is.
+    fn read_ahead(&self, db: &sled::Db) -> Result<u64, Setback> {
+        let mut entries = db.iter();
+        let mut read_some = || {
+            entries
+                .by_ref()
+                .take(BATCH_ENTRIES)
+                .try_fold(0, |read, entry| entry.map(|_in_cache| read + 1))
+        };
+        let newest = self.state.lock().newest;
+        let has_time =
+            |state: &State| !state.stopped && !state.distrusted && state.newest == newest;
+        let mut read = 0;
+        while read < self.cache_bytes / CACHED_ENTRY_BYTES && has_time(&self.state.lock()) {
+            match whole(guarded(&mut read_some))? {
+                0 => break,
+                more => read += more,
+            }
+        }
+        Ok(read)
+    }
+
+    fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), Setback> {
+        let mut batch = sled::Batch::default();
+        let mut entries = 0;
+        for run in segment.runs()? {
+            let (
+                key,
+                RunEntry {
+                    run: Run { events, place, .. },
+                    ..
+                },
+            ) = run?;
+            let value = IndexValue {
+                segment: segment.info.number,
+                events,
+                place,
+            };
+            batch.insert(tree_key(&key), encode_bare(&value));
+            entries += 1;
+            if entries == BATCH_ENTRIES {
+                self.apply(db, std::mem::take(&mut batch))?;
+                entries = 0;
+            }
+        }
+        self.apply(db, batch)
+    }
+
+    fn apply(&self, db: &sled::Db, batch: sled::Batch) -> Result<(), Setback> {
+        let state = self.state.lock();
+        if state.stopped {
+            return Err(Setback::Stopped);
+        }
+        if state.distrusted {
+            return Err(Setback::broken(UNTRUE));
+        }
+        drop(state);
+        whole(guarded(|| db.apply_batch(batch)))
+    }
+
+    fn set_position(&self, db: &sled::Db, through: u64) -> Result<(), Setback> {
+        let position = Position {
+            store: self.store,
+            through,
+        };
+        whole(guarded(|| {
+            db.insert([KIND_POSITION], encode_bare(&position))
+        }))?;
+        // Not for safety, which the index does not need, but so that less is left to write on
+        // close.
+        whole(guarded(|| db.flush()))?;
+        self.through.store(through, Ordering::Release);
+        Ok(())
+    }
+
+    /// Puts the folder where somebody may look at it, in place of an earlier one, and begins anew.
+    fn set_aside(&self, why: &str) {
+        tracing::warn!(target: "sessionlog", why, "the index is set aside and built again");
+        self.through.store(0, Ordering::Release);
+        self.close();
+        let aside = self.folder.with_extension("set-aside");
+        let moved = self.move_to(&aside);
+        if moved.is_err() {
+            self.refusals.note(Work::Indexing, &moved);
+        } else {
+            let mut state = self.state.lock();
+            self.rebuilds.fetch_add(1, Ordering::Release);
+            state.distrusted = false;
+        }
+        // What broke it may break it again, such as a full disk. The segments answer meanwhile.
+        self.pause(RETRY_AFTER, |_state| false);
+    }
+
+    /// One that is not there need not be moved.
+    fn move_to(&self, aside: &Path) -> crate::model::Result<()> {
+        if !self.disk.exists(&self.folder)? {
+            return Ok(());
+        }
+        if self.disk.exists(aside)? {
+            self.disk.remove_tree(aside)?;
+        }
+        self.disk.rename(&self.folder, aside)
+    }
+
+    /// sled does not open a folder in which it left one of these behind. Nor is one opened that
+    /// cannot be listed, such as a link that leads elsewhere.
+    fn remove_unfinished_snapshots(&self) -> crate::model::Result<()> {
+        if !self.disk.exists(&self.folder)? {
+            return Ok(());
+        }
+        let files = self.disk.list(&self.folder)?;
+        let mut unfinished = files
+            .iter()
+            .filter(|(name, _)| name.starts_with("snap.") && name.ends_with(".generating"));
+        unfinished.try_for_each(|(name, _)| self.disk.remove(&self.folder.join(name)))
+    }
+
+    fn close(&self) {
+        let db = self.db.write().take();
+        // sled writes when it is dropped; a panic in it changes nothing that is believed.
+        let _dropped = guarded(move || drop(db));
+    }
+
+    fn pause(&self, time: Duration, ends: impl Fn(&State) -> bool) {
+        let deadline = Deadline::after(time);
+        let mut state = self.state.lock();
+        while !state.stopped && !ends(&state) && deadline.wait(&self.changed, &mut state) {}
+    }
+}
+
+fn run_tree_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
+    tree_key(&run_key(session, generation, first))
+}
+
+fn tree_key(run_key: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(run_key.len() + 2);
+    key.push(KIND_RUN);
+    key.extend_from_slice(run_key);
+    key
+}
+
+/// Calls into sled, which panics on some kinds of damage.
+fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(call)).ok()
+}
+
+fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, Setback> {
+    match answer {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(error)) => Err(Setback::Broken(error.to_string())),
+        None => Err(Setback::broken("sled panicked")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn what_fits_the_cache_is_read_ahead_unless_the_log_is_closed_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::new(
+            Arc::new(RealDisk::default()),
+            folder.path(),
+            StoreId::default(),
+            0,
+            Arc::default(),
+        );
+        let Ok(db) = index.opened() else {
+            panic!("the index opens")
+        };
+        let mut batch = sled::Batch::default();
+        (0..10_000_u32).for_each(|nth| batch.insert(&nth.to_be_bytes(), vec![0; 40]));
+        db.apply_batch(batch).unwrap();
+        let fitting = SLED_CACHE_BYTES_MIN / CACHED_ENTRY_BYTES;
+        assert!(matches!(index.read_ahead(&db), Ok(read) if read == fitting));
+        index.stop();
+        assert!(matches!(index.read_ahead(&db), Ok(0)));
+    }
+
+    /// A reader that was slow to find a lie finds it when the index that told it is gone.
+    #[test]
+    fn what_an_index_said_is_not_held_against_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = Index::new(
+            Arc::new(RealDisk::default()),
+            folder.path(),
+            StoreId::default(),
+            0,
+            Arc::default(),
+        );
+        // Nothing waits for a disk to be better.
+        index.stop();
+        assert!(index.opened().is_ok());
+        let asked = index.ask();
+        index.distrust(asked);
+        assert!(index.state.lock().distrusted);
+        index.set_aside("a test");
+        index.distrust(asked);
+        assert!(
+            !index.state.lock().distrusted,
+            "the index that is to be built is blamed"
+        );
+        // Nor does it stay distrusted when there is nothing to set aside.
+        index.distrust(index.ask());
+        index.set_aside("a test");
+        assert!(
+            !index.state.lock().distrusted,
+            "an index that is not there stays distrusted"
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! What goes into a log: new events, a batch of them, and what the batch expects of its session.
+
+use std::fmt;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use serde::Serialize;
+
+use crate::model::error::{Error, Limit, Result, check_limit};
+use crate::model::event::EventType;
+use crate::model::ids::{MessageId, Seq};
+use crate::model::options::{BATCH_BYTES_CEILING, Limits};
+
+/// The type of the event that opens a turn.
+pub(crate) const USER_MESSAGE: &str = "user.message";
+
+/// Whether an event of this type opens a turn and has a message ID of its own.
+pub(crate) fn opens_turn(event_type: &(impl PartialEq<str> + ?Sized)) -> bool {
+    *event_type == *USER_MESSAGE
+}
+
+/// An event to append.
+///
+/// `data` is opaque to the log and JSON by convention. An event of type `user.message` opens a turn
+/// and gets a message ID of its own; any other may [name the turn](NewEvent::in_turn) it belongs
+/// to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    pub(crate) event_type: EventType,
+    pub(crate) data: Bytes,
+    pub(crate) turn: Turn,
+}
+
+/// How an event is tied to a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// To none.
+    None,
+    /// It opens one; the message ID is its own.
+    Opens,
+    /// It belongs to the one with this ID.
+    Of(MessageId),
+}
+
+impl NewEvent {
+    /// An event with these bytes as data.
+    #[must_use]
+    pub fn new(event_type: impl Into<EventType>, data: impl Into<Bytes>) -> Self {
+        let event_type = event_type.into();
+        let turn = if opens_turn(&event_type) {
+            Turn::Opens
+        } else {
+            Turn::None
+        };
+        Self {
+            event_type,
+            data: data.into(),
+            turn,
+        }
+    }
+
+    /// An event with `value` as JSON data.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when `value` cannot be written as JSON, for instance a map with keys that
+    /// are not strings.
+    pub fn json(event_type: impl Into<EventType>, value: &impl Serialize) -> Result<Self> {
+        let data = serde_json::to_vec(value)
+            .map_err(|error| Error::invalid("event data", error.to_string()))?;
+        Ok(Self::new(event_type, data))
+    }
+
+    /// The same event as part of the turn that `message` opened. It is not looked up: a reader of
+    /// the turn takes only events of the message's own session. On an event that opens a turn
+    /// itself this changes nothing.
+    #[must_use]
+    pub fn in_turn(mut self, message: MessageId) -> Self {
+        if self.turn != Turn::Opens {
+            self.turn = Turn::Of(message);
+        }
+        self
+    }
+}
+
+/// Events to append together: all are stored, next to each other and in this order, or none.
+///
+/// ```
+/// use sessionlog::{Batch, Expected, NewEvent};
+///
+/// let batch = Batch::new()
+///     .event(NewEvent::new("tool.call_requested", r#"{"call_id":"c1","name":"search"}"#))
+///     .idempotency_key("req-7")
+///     .expected(Expected::Exists);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "a batch does nothing until it is appended"]
+pub struct Batch {
+    pub(crate) events: Vec<NewEvent>,
+    pub(crate) key: Option<ByteString>,
+    pub(crate) expected: Expected,
+    /// Why something that it was given could not be made an event.
+    pub(crate) unfit: Option<String>,
+}
+
+impl Batch {
+    /// An empty batch. Appending it as it is is an error.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an event.
+    pub fn event(mut self, event: NewEvent) -> Self {
+        self.events.push(event);
+        self
+    }
+
+    /// Adds several events in their order.
+    pub fn events(mut self, events: impl IntoIterator<Item = NewEvent>) -> Self {
+        self.events.extend(events);
+        self
+    }
+
+    /// Makes a retry safe: within its session, a key lands once. Appending the same content under
+    /// it again returns the events that were stored the first time; other content is
+    /// [`Error::IdempotencyConflict`]. A key lives as long as its batch.
+    pub fn idempotency_key(mut self, key: impl AsRef<str>) -> Self {
+        self.key = Some(ByteString::from(key.as_ref()));
+        self
+    }
+
+    /// Lands only when the session is where the caller thinks it is. The idempotency key is looked
+    /// at first, so that a retry of what landed is a replay and no mismatch.
+    pub fn expected(mut self, expected: Expected) -> Self {
+        self.expected = expected;
+        self
+    }
+
+    pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
+        if let Some(why) = &self.unfit {
+            return Err(Error::invalid("user message", why));
+        }
+        if self.events.is_empty() {
+            return Err(Error::invalid("batch", "it has no events"));
+        }
+        check_limit(
+            Limit::BatchEvents,
+            self.events.len(),
+            limits.batch_events_max,
+        )?;
+        let (mut data_bytes, mut type_bytes) = (0_usize, 0_usize);
+        for event in &self.events {
+            event.check(limits)?;
+            data_bytes = data_bytes.saturating_add(event.data.len());
+            type_bytes = type_bytes.saturating_add(event.event_type.as_str().len());
+        }
+        check_limit(Limit::BatchBytes, data_bytes, limits.batch_bytes_max)?;
+        check_limit(Limit::BatchBytes, type_bytes, BATCH_BYTES_CEILING)?;
+        let Some(key) = &self.key else { return Ok(()) };
+        if key.is_empty() {
+            return Err(Error::invalid("idempotency key", "it is empty"));
+        }
+        check_limit(
+            Limit::IdempotencyKeyBytes,
+            key.len(),
+            limits.idempotency_key_bytes_max,
+        )
+    }
+}
+
+impl NewEvent {
+    fn check(&self, limits: &Limits) -> Result<()> {
+        let name = self.event_type.as_str();
+        if name.is_empty() {
+            return Err(Error::invalid("event type", "it is empty"));
+        }
+        check_limit(
+            Limit::EventTypeBytes,
+            name.len(),
+            limits.event_type_bytes_max,
+        )?;
+        if name.chars().any(char::is_control) {
+            return Err(Error::invalid("event type", "it holds a control character"));
+        }
+        check_limit(Limit::EventBytes, self.data.len(), limits.event_bytes_max)
+    }
+}
+
+/// Where a session must stand for a batch to land.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// Anywhere.
+    #[default]
+    Any,
+    /// It has no event yet.
+    NoSession,
+    /// It has an event.
+    Exists,
+    /// Its last seq is this. `Seq(0)` is [`NoSession`](Expected::NoSession).
+    Seq(Seq),
+}
+
+impl Expected {
+    /// Whether a session whose last seq is `last` (0 when it has no event) is as expected.
+    pub(crate) fn holds(self, last: Seq) -> bool {
+        match self {
+            Expected::Any => true,
+            Expected::NoSession => last == 0,
+            Expected::Exists => last > 0,
+            Expected::Seq(seq) => last == seq,
+        }
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Expected::Any => f.write_str("any seq"),
+            Expected::NoSession => f.write_str("seq 0 (no events)"),
+            Expected::Exists => f.write_str("seq 1 or later"),
+            Expected::Seq(seq) => write!(f, "seq {seq}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, serde::Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    enum Tagged {
+        Scored { score: f64 },
+    }
+
+    #[test]
+    fn data_reads_as_a_tagged_enum_with_numbers() {
+        let event = NewEvent::json("scored", &Tagged::Scored { score: 0.5 }).unwrap();
+        let read: Tagged = serde_json::from_slice(&event.data).unwrap();
+        assert_eq!(read, Tagged::Scored { score: 0.5 });
+    }
+
+    #[test]
+    fn the_types_of_a_batch_are_bounded_together() {
+        let limits = crate::Options::new()
+            .batch_events_max(10_000)
+            .event_type_bytes_max(1 << 16)
+            .limits;
+        let event = NewEvent::new("x".repeat(1 << 16), "");
+        let batch = |events| Batch::new().events(std::iter::repeat_n(event.clone(), events));
+        batch(1 << 12).check(&limits).unwrap();
+        let refused = batch((1 << 12) + 1).check(&limits);
+        assert!(
+            matches!(
+                refused,
+                Err(Error::TooLarge {
+                    limit: Limit::BatchBytes,
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+    }
+}

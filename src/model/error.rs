@@ -1,0 +1,379 @@
+//! What can go wrong: one error type, each variant a branch a caller can take.
+//!
+//! It never names a type of a crate we use, so an upgrade below cannot break a caller's `match`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::{fmt, io};
+
+use crate::disk::may_pass;
+use crate::model::batch::Expected;
+use crate::model::ids::{EventId, MessageId, Seq};
+use crate::model::session::SessionId;
+
+/// The result of every fallible call in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, and with it what state was left behind.
+///
+/// [`code`](Error::code) is a stable name for logs and wire formats;
+/// [`is_retryable`](Error::is_retryable) says whether the same call may succeed later without
+/// anyone reopening the log.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument breaks a rule that no option changes. Nothing was written.
+    #[error("invalid {what}: {why}")]
+    Invalid {
+        /// The argument, in the words of this API.
+        what: &'static str,
+        /// The rule it breaks.
+        why: String,
+    },
+
+    /// An argument exceeds one of the [limits](crate::Options). Nothing was written.
+    #[error("{limit} is {actual}, and at most {max} is allowed")]
+    TooLarge {
+        /// Which limit.
+        limit: Limit,
+        /// What the caller gave, in the limit's unit.
+        actual: u64,
+        /// The limit in force.
+        max: u64,
+    },
+
+    /// The session has no event, so there is nothing to read. A first append creates it.
+    #[error("session {session} has no events")]
+    UnknownSession {
+        /// The session asked for.
+        session: SessionId,
+    },
+
+    /// No event of this store has this ID.
+    #[error("there is no event {id}")]
+    UnknownEvent {
+        /// The ID asked for.
+        id: EventId,
+    },
+
+    /// No event that opened a turn has this ID.
+    #[error("there is no message {id}")]
+    UnknownMessage {
+        /// The ID asked for.
+        id: MessageId,
+    },
+
+    /// A cursor that does not point at a place in the session being read.
+    #[error("the cursor does not fit session {session}: {problem}")]
+    Cursor {
+        /// The session being read.
+        session: SessionId,
+        /// What is wrong with the cursor.
+        problem: CursorProblem,
+    },
+
+    /// The session was not where [`Expected`] said. Nothing was written.
+    #[error("session {session} is at seq {actual}, not at {expected}")]
+    ExpectedMismatch {
+        /// The session appended to.
+        session: SessionId,
+        /// What the batch asked for.
+        expected: Expected,
+        /// The last seq of the session; 0 when it has no event.
+        actual: Seq,
+    },
+
+    /// The idempotency key was used for a batch of other content. Nothing was written; the first
+    /// batch stays.
+    #[error(
+        "idempotency key {key:?} of session {session} belongs to another batch, at seq {first_seq}"
+    )]
+    IdempotencyConflict {
+        /// The session appended to.
+        session: SessionId,
+        /// The key.
+        key: String,
+        /// The first seq of the batch that the key stands for.
+        first_seq: Seq,
+    },
+
+    /// Another handle, in this process or another, has the folder open.
+    #[error("{} is open elsewhere", path.display())]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+
+    /// The folder, or a file in it, is no longer where the log was opened: somebody moved, removed
+    /// or replaced it. On an append nothing was written. The log is [poisoned](Error::Poisoned)
+    /// until it is opened again. What it acknowledged is in the folder that it was opened in, under
+    /// whatever name that has now, unless it was removed.
+    #[error("{} is not what this log was opened with: {what}", path.display())]
+    Displaced {
+        /// The path that leads elsewhere.
+        path: PathBuf,
+        /// What seems to have happened to it.
+        what: String,
+    },
+
+    /// The log was opened by another process, of which this one is a copy made with `fork`. Nothing
+    /// was written. Only the process that opened a log can use it.
+    #[error("the log was opened by process {opened_by}, and this is another one")]
+    Forked {
+        /// The process that opened the log.
+        opened_by: u32,
+    },
+
+    /// Stored bytes are not what was written. Nothing was changed, skipped or truncated.
+    #[error("{} is damaged at byte {offset}: {what}", file.display())]
+    Corrupt {
+        /// The damaged file.
+        file: PathBuf,
+        /// Where in the file, in bytes from its start.
+        offset: u64,
+        /// What does not hold.
+        what: String,
+    },
+
+    /// The file was written by a version of this crate that this one does not know. Nothing was
+    /// changed.
+    #[error("{} has {what} {found}, and this version reads up to {supported}", file.display())]
+    Unsupported {
+        /// The file.
+        file: PathBuf,
+        /// What is unknown: a format version, a record kind, a required extension.
+        what: &'static str,
+        /// The number found.
+        found: u64,
+        /// The highest number this version of the crate reads.
+        supported: u64,
+    },
+
+    /// What an append had to know first could not be read: where its session stands, or what its
+    /// idempotency key stands for. Nothing was written, and the same call may be repeated.
+    #[error("could not {doing} {}, before anything was written", path.display())]
+    Unread {
+        /// What we were doing.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+
+    /// The operating system refused a call. On an append the batch may or may not be found after
+    /// reopening, and the log is [poisoned](Error::Poisoned) until then; on any other call nothing
+    /// changed.
+    #[error("could not {doing} {}", path.display())]
+    Io {
+        /// What we were doing.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+
+    /// A write to the journal or the manifest failed earlier, so nothing more is accepted until the
+    /// log is reopened. This batch was not written. Reads of what was durable go on.
+    #[error("the log takes no more appends until it is reopened, because a write failed")]
+    Poisoned {
+        /// The failure that poisoned the log.
+        source: Arc<Error>,
+    },
+
+    /// There is no room for another journal file. Nothing was written; appends go on once space is
+    /// freed.
+    #[error("no space for the journal in {}", path.display())]
+    NoSpace {
+        /// The folder that is full.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+
+    /// Background work did not free a journal file, or the group that was filling stayed full, for
+    /// as long as [`stall_wait`](crate::Options::stall_wait). Nothing was written; the same call
+    /// may succeed later.
+    #[error("the log could not take the batch within {waited:?}")]
+    Stalled {
+        /// How long the append waited.
+        waited: std::time::Duration,
+        /// What the system refused the background work, if that is why. It may pass by itself, such
+        /// as a lack of descriptors.
+        source: Option<Arc<Error>>,
+    },
+
+    /// The system refuses a file that the log needs, and will go on to until somebody mends that:
+    /// rights, a limit on the size of files, a disk with errors. Nothing was written. Once it is
+    /// mended, appends go on without reopening.
+    #[error("the log takes no more appends, because the system refuses what it needs for them")]
+    Refused {
+        /// What the system refused.
+        source: Arc<Error>,
+    },
+
+    /// The log was opened [`read_only`](crate::Options::read_only). Nothing was written.
+    #[error("the log is open for reading only")]
+    ReadOnly,
+
+    /// The log was closed, or every handle to it was dropped. Nothing was written.
+    #[error("the log is closed")]
+    Closed,
+}
+
+/// What is wrong with a cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CursorProblem {
+    /// No event has this ID.
+    #[error("there is no event {0}")]
+    Unknown(EventId),
+    /// The event belongs to another session.
+    #[error("event {0} belongs to another session")]
+    OtherSession(EventId),
+    /// The event is older than what is kept.
+    #[error("it is older than the first kept seq {first_kept}")]
+    Trimmed {
+        /// The first seq that is still there.
+        first_kept: Seq,
+    },
+    /// The seq lies beyond the last event.
+    #[error("seq {seq} is beyond the tail, seq {tail}")]
+    BeyondTail {
+        /// The cursor's seq.
+        seq: Seq,
+        /// The session's last seq.
+        tail: Seq,
+    },
+}
+
+/// A limit that was exceeded. Each is an option with a default; see [`Options`](crate::Options).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Limit {
+    /// Bytes of one event's data.
+    EventBytes,
+    /// Bytes of data of all events of a batch, or, with a bound of their own, of their types.
+    BatchBytes,
+    /// Events in a batch.
+    BatchEvents,
+    /// Bytes of an event type.
+    EventTypeBytes,
+    /// Bytes of an idempotency key.
+    IdempotencyKeyBytes,
+    /// Events in a page, or sessions in a listing.
+    PageEvents,
+    /// Bytes of a session ID; fixed at [`SessionId::BYTES_MAX`].
+    SessionIdBytes,
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::EventBytes => "the size in bytes of an event's data",
+            Limit::BatchBytes => "the size in bytes of a batch",
+            Limit::BatchEvents => "the number of events in a batch",
+            Limit::EventTypeBytes => "the length in bytes of an event type",
+            Limit::IdempotencyKeyBytes => "the length in bytes of an idempotency key",
+            Limit::PageEvents => "the size of a page",
+            Limit::SessionIdBytes => "the length in bytes of a session ID",
+        })
+    }
+}
+
+impl Error {
+    /// A stable, lower-case name of the variant, for logs, metrics and wire formats.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Invalid { .. } => "invalid",
+            Error::TooLarge { .. } => "too_large",
+            Error::UnknownSession { .. } => "unknown_session",
+            Error::UnknownEvent { .. } => "unknown_event",
+            Error::UnknownMessage { .. } => "unknown_message",
+            Error::Cursor { problem, .. } => match problem {
+                CursorProblem::Unknown(_) => "cursor_unknown",
+                CursorProblem::OtherSession(_) => "cursor_of_other_session",
+                CursorProblem::Trimmed { .. } => "cursor_trimmed",
+                CursorProblem::BeyondTail { .. } => "cursor_beyond_tail",
+            },
+            Error::ExpectedMismatch { .. } => "expected_mismatch",
+            Error::IdempotencyConflict { .. } => "idempotency_conflict",
+            Error::Locked { .. } => "locked",
+            Error::Displaced { .. } => "displaced",
+            Error::Forked { .. } => "forked",
+            Error::Corrupt { .. } => "corrupt",
+            Error::Unsupported { .. } => "unsupported",
+            Error::Unread { .. } => "unread",
+            Error::Io { .. } => "io",
+            Error::Poisoned { .. } => "poisoned",
+            Error::NoSpace { .. } => "no_space",
+            Error::Stalled { .. } => "stalled",
+            Error::Refused { .. } => "refused",
+            Error::ReadOnly => "read_only",
+            Error::Closed => "closed",
+        }
+    }
+
+    /// Whether a wait may cure it: the same call, on this same handle, may succeed later without
+    /// anybody mending something but a full disk.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::NoSpace { .. } | Error::Stalled { .. } => true,
+            Error::Unread { source, .. } => may_pass(source),
+            _ => false,
+        }
+    }
+
+    /// The error and what caused it, in one line.
+    pub(crate) fn with_sources(&self) -> String {
+        let first: &dyn std::error::Error = self;
+        let causes = std::iter::successors(first.source(), |error| error.source());
+        causes.fold(first.to_string(), |line, cause| format!("{line}: {cause}"))
+    }
+
+    pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
+        Error::Invalid {
+            what,
+            why: why.into(),
+        }
+    }
+
+    /// What an append says of an error while it looks something up.
+    pub(crate) fn before_append(self) -> Self {
+        match self {
+            Error::Io {
+                doing,
+                path,
+                source,
+            } => Error::Unread {
+                doing,
+                path,
+                source,
+            },
+            other => other,
+        }
+    }
+
+    pub(crate) fn corrupt(file: impl Into<PathBuf>, offset: u64, what: impl Into<String>) -> Self {
+        Error::Corrupt {
+            file: file.into(),
+            offset,
+            what: what.into(),
+        }
+    }
+}
+
+/// Refuses `actual` when it exceeds `max`.
+pub(crate) fn check_limit(limit: Limit, actual: usize, max: usize) -> Result<()> {
+    if actual <= max {
+        return Ok(());
+    }
+    Err(Error::TooLarge {
+        limit,
+        actual: actual as u64,
+        max: max as u64,
+    })
+}

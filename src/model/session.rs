@@ -1,0 +1,122 @@
+//! The name of a session and what is known of its end. A name is never used as a file name.
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+use bytes::Bytes;
+
+use crate::model::error::{Error, Limit, Result, check_limit};
+use crate::model::ids::EventId;
+use crate::model::ids::Seq;
+use crate::model::text::Name;
+
+/// The name of a session: the caller's string, 1 to 256 bytes of UTF-8 without control characters.
+///
+/// A session comes into being with its first append. The name is compared byte by byte, means
+/// nothing to the file system, and is cheap to clone.
+///
+/// ```
+/// let session: sessionlog::SessionId = "sess_123".parse()?;
+/// assert_eq!(session.as_str(), "sess_123");
+/// # Ok::<(), sessionlog::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(Name);
+
+impl SessionId {
+    /// The longest name, in bytes.
+    pub const BYTES_MAX: usize = 256;
+
+    /// Takes a name that follows the rules.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when it is empty or holds a control character, [`Error::TooLarge`] when
+    /// it is too long.
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        Self::checked(Name::from(name.as_ref()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// Takes a name that lies in `stored`, which it may share.
+    pub(crate) fn from_stored(name: &[u8], stored: &Bytes) -> Result<Self> {
+        let name = std::str::from_utf8(name)
+            .map_err(|error| Error::invalid("session ID", error.to_string()))?;
+        Self::checked(Name::stored(name, stored))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// The same name where it lies at `at` in `stored`, which it may share.
+    pub(crate) fn stored_at(&self, at: Range<usize>, stored: &Bytes) -> Self {
+        Self(self.0.stored_at(at, stored))
+    }
+
+    /// The same name in memory of its own, so that keeping it does not keep what it was read from.
+    pub(crate) fn detached(&self) -> Self {
+        Self(self.0.detached())
+    }
+
+    fn checked(name: Name) -> Result<Self> {
+        let text = name.as_str();
+        if text.is_empty() {
+            return Err(Error::invalid("session ID", "it is empty"));
+        }
+        check_limit(Limit::SessionIdBytes, text.len(), Self::BYTES_MAX)?;
+        if text.chars().any(char::is_control) {
+            return Err(Error::invalid("session ID", "it holds a control character"));
+        }
+        Ok(Self(name))
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({:?})", self.as_str())
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::new(name)
+    }
+}
+
+impl AsRef<str> for SessionId {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+/// The seq of a session's first event. All events are kept, so it is the first kept one as well.
+pub(crate) const FIRST_SEQ: Seq = 1;
+
+/// Where a session stands, durably.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Head {
+    /// How many times the session was begun anew; 1 until sessions can be deleted.
+    pub generation: u32,
+    /// The first seq that is kept.
+    pub first: Seq,
+    /// The last seq.
+    pub last: Seq,
+    /// The ID of the event at `last`.
+    pub last_id: EventId,
+}

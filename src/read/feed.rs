@@ -1,0 +1,201 @@
+//! All sessions in commit order, and the lists of sessions. They need no index of their own: event
+//! IDs rise in commit order, so the order of files and of the tables in their footers is the order
+//! of the store.
+
+use std::collections::BTreeMap;
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::codec::Record;
+use crate::model::{Event, EventId, Result, SessionId};
+use crate::read::store::{Appetite, Store, check_page_limit};
+use crate::segment::Segment;
+
+/// How many sealed records [`newest_sessions`](Store::newest_sessions) looks at before it is
+/// content with fewer sessions.
+const WALK_BACK_RECORDS: usize = if cfg!(test) { 10 } else { 10_000 };
+
+/// Records looked for in memory at once.
+const RECORDS_AT_ONCE: usize = 256;
+
+/// The place behind something, to go on from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct After<T>(
+    /// What comes before the place.
+    pub T,
+);
+
+impl Store {
+    /// The events committed after `after`, in commit order, as far as the appetite goes; none when
+    /// there are none.
+    pub(crate) fn committed_after(&self, after: EventId, appetite: Appetite) -> Result<Vec<Event>> {
+        let mut takes = Takes {
+            after,
+            appetite,
+            events: Vec::new(),
+        };
+        match self.take_committed(&mut takes) {
+            // What was read before the damage is as good as ever; whoever reads on from there is
+            // told.
+            Err(error) if takes.events.is_empty() => Err(error),
+            _ => Ok(takes.events),
+        }
+    }
+
+    fn take_committed(&self, takes: &mut Takes) -> Result<()> {
+        let from = takes.after.plus(1);
+        // Memory is looked at first: what has left it by then is in the segments looked at next.
+        let recent = self.recent.records_from(from, RECORDS_AT_ONCE);
+        let segments = self.locator.segments();
+        for segment in segments.ending_at_or_after(from) {
+            for record in segment.records_from(from)? {
+                if takes.record(&record?, Some(segment))?.is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        for record in recent {
+            if takes.record(&record, None)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sessions in the order of their IDs.
+    pub(crate) fn sessions_after(
+        &self,
+        after: Option<&SessionId>,
+        limit: usize,
+    ) -> Result<Vec<SessionId>> {
+        check_page_limit(limit, self.options.limits.page_events_max)?;
+        let recent = self.recent.sessions_after(after);
+        let segments = self.locator.segments();
+        let mut next: BTreeMap<SessionId, Vec<&Arc<Segment>>> =
+            recent.into_iter().map(|id| (id, Vec::new())).collect();
+        for segment in segments.iter() {
+            if let Some(session) = segment.session_after(after)? {
+                next.entry(session).or_default().push(segment);
+            }
+        }
+        let mut found = Vec::new();
+        while let Some((session, holders)) = next.pop_first() {
+            for segment in holders {
+                if let Some(later) = segment.session_after(Some(&session))? {
+                    next.entry(later).or_default().push(segment);
+                }
+            }
+            found.push(session);
+            if found.len() == limit {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Sessions by their newest event, newest first.
+    pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
+        check_page_limit(limit, self.options.limits.page_events_max)?;
+        let mut newest = Newest {
+            limit,
+            seen: HashSet::new(),
+            order: Vec::new(),
+        };
+        let walked = self.walk_back(&mut newest)?;
+        Ok(NewestSessions {
+            ids: newest.order,
+            may_go_on: walked.is_break(),
+        })
+    }
+
+    /// Shows the newest records, until it was enough or they were many.
+    fn walk_back(&self, newest: &mut Newest) -> Result<ControlFlow<()>> {
+        let mut oldest = EventId::from_u128(u128::MAX);
+        let in_memory = self.recent.visit_newest(|record| {
+            oldest = record.base;
+            newest.visit(record)
+        });
+        if in_memory.is_break() {
+            return Ok(in_memory);
+        }
+        let segments = self.locator.segments();
+        let mut walked = 0;
+        for segment in segments.iter().rev() {
+            while let Some(record) = segment.record_before(oldest)? {
+                oldest = record.base;
+                walked += 1;
+                if newest.visit(&record).is_break() || walked == WALK_BACK_RECORDS {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// The sessions with the newest events.
+pub(crate) struct NewestSessions {
+    /// The newest first.
+    pub ids: Vec<SessionId>,
+    /// Whether there may be more.
+    #[cfg_attr(
+        not(any(feature = "http", test)),
+        expect(dead_code, reason = "it is said over HTTP")
+    )]
+    pub may_go_on: bool,
+}
+
+/// Collects events in commit order.
+struct Takes {
+    after: EventId,
+    appetite: Appetite,
+    events: Vec<Event>,
+}
+
+impl Takes {
+    fn record(
+        &mut self,
+        record: &Record,
+        segment: Option<&Arc<Segment>>,
+    ) -> Result<ControlFlow<()>> {
+        for frame in record.events() {
+            let frame = frame.map_err(|fault| {
+                segment
+                    .expect("records in memory were checked when they got there")
+                    .fault_in_records(fault)
+            })?;
+            if frame.view.id <= self.after {
+                continue;
+            }
+            self.after = frame.view.id;
+            self.appetite.bytes = self.appetite.bytes.saturating_sub(frame.read_bytes());
+            self.events.push(frame.event());
+            if self.events.len() == self.appetite.events || self.appetite.bytes == 0 {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+struct Newest {
+    limit: usize,
+    seen: HashSet<SessionId>,
+    order: Vec<SessionId>,
+}
+
+impl Newest {
+    fn visit(&mut self, record: &Record) -> ControlFlow<()> {
+        if !self.seen.contains(&record.session) {
+            let session = record.session.detached();
+            self.seen.insert(session.clone());
+            self.order.push(session);
+        }
+        if self.order.len() == self.limit {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! A page that does not end: replay, then live, without a gap and without a duplicate.
+//!
+//! A stream is a cursor. It holds nothing of a writer's, and a writer does nothing for it but wake
+//! it, so a slow reader falls back to storage and costs nobody anything. It reads by seq (or by
+//! event ID, for all sessions), and what it reads is durable.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::model::{Error, Event, EventId, FIRST_SEQ, Result, Seq};
+use crate::read::store::{Appetite, Cursor, Store};
+use crate::recent;
+use crate::sync::{Deadline, Ordering, Waiter};
+
+/// What a stream reads ahead at the most, unless it is told otherwise.
+const APPETITE: Appetite = Appetite {
+    events: 256,
+    bytes: 1024 * 1024,
+};
+
+/// Where a stream begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// At the session's first event.
+    Start,
+    /// Behind a place; the event there is not repeated. `After(Cursor::Seq(0))` is
+    /// [`Creation`](From::Creation).
+    After(Cursor),
+    /// Behind what is there now.
+    Now,
+    /// At the session's first event, which is waited for when there is none yet.
+    Creation,
+}
+
+/// What a stream yields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamItem {
+    /// The next event.
+    Event(Event),
+    /// Everything durable has been yielded. It comes once each time the reader catches up.
+    CaughtUp,
+}
+
+impl StreamItem {
+    /// The event, if it is one.
+    #[must_use]
+    pub fn into_event(self) -> Option<Event> {
+        match self {
+            StreamItem::Event(event) => Some(event),
+            StreamItem::CaughtUp => None,
+        }
+    }
+}
+
+/// A session, or all of them, from some place on: what is there, then what comes.
+///
+/// As an iterator it blocks while there is nothing new. It ends when the log is closed; what it has
+/// not yielded then is read by a stream from the last seq, after reopening. After an error it goes
+/// on where it was, should it be asked to. Dropping it frees all it holds.
+#[must_use = "a stream does nothing until it is read"]
+pub struct EventStream {
+    engine: Arc<Engine>,
+    source: Source,
+    ahead: VecDeque<Event>,
+    waiter: Arc<Waiter>,
+    /// `waiter` is in the source's list.
+    registered: bool,
+    bounded: bool,
+    appetite: Appetite,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Behind,
+    CaughtUp,
+    Ended,
+}
+
+enum Source {
+    Session {
+        entry: recent::Pin,
+        last: Seq,
+        until: Seq,
+    },
+    All {
+        last: EventId,
+        until: EventId,
+    },
+}
+
+/// What became of asking for the next item.
+enum Next {
+    Item(Result<StreamItem>),
+    Wait,
+    End,
+}
+
+impl EventStream {
+    pub(crate) fn of_session(engine: Arc<Engine>, entry: recent::Pin, from: From) -> Result<Self> {
+        let head = entry.lock().head;
+        let tail = head.map_or(0, |head| head.last);
+        let unknown = || Error::UnknownSession {
+            session: entry.id().clone(),
+        };
+        let last = match from {
+            From::Creation | From::After(Cursor::Seq(0)) => 0,
+            From::Start => head.map(|_| FIRST_SEQ - 1).ok_or_else(unknown)?,
+            From::Now => head.map(|head| head.last).ok_or_else(unknown)?,
+            From::After(cursor) => {
+                head.ok_or_else(unknown)?;
+                engine.store.seq_of(entry.id(), cursor)?
+            }
+        };
+        Store::check_cursor(entry.id(), last, tail, tail)?;
+        Ok(Self::new(
+            engine,
+            Source::Session {
+                entry,
+                last,
+                until: tail,
+            },
+        ))
+    }
+
+    pub(crate) fn of_all(engine: Arc<Engine>, after: Option<EventId>) -> Self {
+        let until = engine.store.recent.last_id();
+        Self::new(
+            engine,
+            Source::All {
+                last: after.unwrap_or(EventId::from_u128(0)),
+                until,
+            },
+        )
+    }
+
+    fn new(engine: Arc<Engine>, source: Source) -> Self {
+        engine.counters.streams.fetch_add(1, Ordering::Relaxed);
+        let waiter = Arc::default();
+        Self {
+            engine,
+            source,
+            ahead: VecDeque::new(),
+            waiter,
+            registered: false,
+            bounded: false,
+            appetite: APPETITE,
+            phase: Phase::Behind,
+        }
+    }
+
+    /// Reads ahead up to the event that reaches so many bytes.
+    #[cfg(feature = "http")]
+    pub(crate) fn read_ahead_bytes(mut self, bytes: usize) -> Self {
+        self.appetite.bytes = bytes;
+        self
+    }
+
+    /// Ends the stream behind what was durable when it was opened: a read up to now.
+    pub fn until_tail(mut self) -> Self {
+        self.bounded = true;
+        self
+    }
+
+    /// The events alone, without the markers.
+    pub fn events(self) -> impl Iterator<Item = Result<Event>> + Send {
+        self.filter_map(|item| item.map(StreamItem::into_event).transpose())
+    }
+
+    /// The next item, waiting for it at most `wait`. `None` when none came, and when the stream has
+    /// [ended](Self::is_ended).
+    pub fn next_timeout(&mut self, wait: Duration) -> Option<Result<StreamItem>> {
+        self.next_until(Deadline::after(wait))
+    }
+
+    /// Whether nothing will come any more.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+
+    /// The same stream for async callers. It holds no thread; catching up with what is not in
+    /// memory reads from the disk in `poll_next`, a page at a time.
+    pub fn into_async(self) -> AsyncEventStream {
+        AsyncEventStream { stream: self }
+    }
+
+    fn next_until(&mut self, deadline: Deadline) -> Option<Result<StreamItem>> {
+        loop {
+            match self.advance() {
+                Next::Item(item) => return Some(item),
+                Next::End => return None,
+                Next::Wait => {
+                    if !self.waiter.wait(deadline) {
+                        return None;
+                    }
+                    self.registered = false;
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self) -> Next {
+        if let Some(event) = self.ahead.pop_front() {
+            return Next::Item(Ok(StreamItem::Event(event)));
+        }
+        if self.phase == Phase::Ended || self.engine.is_closed() {
+            return self.end();
+        }
+        if let Err(forked) = self.engine.check_process() {
+            self.phase = Phase::Ended;
+            return Next::Item(Err(forked));
+        }
+        match self.read_ahead() {
+            Err(error) => return Next::Item(Err(error)),
+            Ok(events) => self.ahead.extend(events),
+        }
+        if let Some(event) = self.ahead.pop_front() {
+            self.phase = Phase::Behind;
+            return Next::Item(Ok(StreamItem::Event(event)));
+        }
+        if self.phase == Phase::Behind {
+            self.phase = Phase::CaughtUp;
+            return Next::Item(Ok(StreamItem::CaughtUp));
+        }
+        if self.bounded {
+            self.end()
+        } else {
+            self.register()
+        }
+    }
+
+    fn end(&mut self) -> Next {
+        self.phase = Phase::Ended;
+        Next::End
+    }
+
+    /// Reads what follows the last event that was read, none at the end.
+    fn read_ahead(&mut self) -> Result<Vec<Event>> {
+        let store = &self.engine.store;
+        match &mut self.source {
+            Source::Session { entry, last, until } => {
+                let Some(head) = entry.lock().head else {
+                    return Ok(Vec::new());
+                };
+                let to = if self.bounded {
+                    (*until).max(*last)
+                } else {
+                    head.last
+                };
+                let events = store.events_from(entry.id(), &head, *last + 1..=to, self.appetite)?;
+                *last = events.last().map_or(*last, |event| event.seq);
+                Ok(events)
+            }
+            Source::All { last, until } => {
+                let mut events = store.committed_after(*last, self.appetite)?;
+                if self.bounded {
+                    events.retain(|event| event.id <= *until);
+                }
+                *last = events.last().map_or(*last, |event| event.id);
+                Ok(events)
+            }
+        }
+    }
+
+    /// Asks to be woken by the next event. One that came meanwhile, or the end of the log, is not
+    /// waited for.
+    fn register(&mut self) -> Next {
+        if !self.registered {
+            self.registered = match &self.source {
+                Source::Session { entry, last, .. } => {
+                    let mut state = entry.lock();
+                    let at_the_end = state.head.is_none_or(|head| head.last <= *last);
+                    if at_the_end {
+                        state.waiters.add(&self.waiter);
+                    }
+                    at_the_end
+                }
+                Source::All { last, .. } => {
+                    self.engine.store.recent.wait_for_any(*last, &self.waiter)
+                }
+            };
+            if !self.registered {
+                self.waiter.wake();
+            }
+        }
+        // The log wakes all who are registered after it is marked as closed, so this comes second.
+        if self.engine.is_closed() {
+            self.end()
+        } else {
+            Next::Wait
+        }
+    }
+}
+
+impl Iterator for EventStream {
+    type Item = Result<StreamItem>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_until(Deadline::NEVER)
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        self.engine.counters.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.registered {
+            match &self.source {
+                Source::Session { entry, .. } => entry.lock().waiters.remove(&self.waiter),
+                Source::All { .. } => self.engine.store.recent.forget_feed(&self.waiter),
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("EventStream");
+        match &self.source {
+            Source::Session { entry, last, .. } => {
+                debug.field("session", entry.id()).field("last", last)
+            }
+            Source::All { last, .. } => debug.field("last", last),
+        };
+        debug.field("phase", &self.phase).finish_non_exhaustive()
+    }
+}
+
+/// An [`EventStream`] as a [`Stream`](futures_core::Stream), for any runtime.
+#[derive(Debug)]
+#[must_use = "a stream does nothing until it is polled"]
+pub struct AsyncEventStream {
+    stream: EventStream,
+}
+
+impl futures_core::Stream for AsyncEventStream {
+    type Item = Result<StreamItem>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            match self.stream.advance() {
+                Next::Item(item) => return Poll::Ready(Some(item)),
+                Next::End => return Poll::Ready(None),
+                Next::Wait => {
+                    ready!(self.stream.waiter.poll(context));
+                    self.stream.registered = false;
+                }
+            }
+        }
+    }
+}

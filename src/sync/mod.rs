@@ -1,0 +1,57 @@
+//! The one file that chooses lock, atomic and thread types, so that the schedules of everything
+//! above it can be explored by putting others in their place.
+
+#[cfg(all(test, shuttle))]
+mod explored;
+#[cfg(not(all(test, shuttle)))]
+mod gate;
+mod waiter;
+
+use std::time::Duration;
+
+pub(crate) use waiter::{WaitList, Waiter, wake_task};
+
+#[cfg(all(test, shuttle))]
+pub(crate) use explored::{
+    AtomicBool, AtomicU64, Condvar, Gate, Instant, JoinHandle, Mutex, MutexGuard, Opening,
+    Ordering, RwLock, Tally, Threads, scope, yield_now,
+};
+#[cfg(all(test, not(shuttle)))]
+pub(crate) use std::thread::{scope, yield_now};
+#[cfg(not(all(test, shuttle)))]
+pub(crate) use {
+    gate::{Gate, Opening},
+    parking_lot::{Condvar, Mutex, MutexGuard, RwLock},
+    std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    std::thread::{Builder as Threads, JoinHandle},
+    std::time::Instant,
+};
+
+/// When to stop waiting; never, where the wait is longer than a clock can count.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    pub(crate) const NEVER: Self = Self(None);
+
+    pub(crate) fn after(wait: Duration) -> Self {
+        Self(Instant::now().checked_add(wait))
+    }
+
+    /// Waits to be notified. `false` when the deadline came first.
+    pub(crate) fn wait<T>(self, condition: &Condvar, guard: &mut MutexGuard<'_, T>) -> bool {
+        if let Some(deadline) = self.0 {
+            return !condition.wait_until(guard, deadline).timed_out();
+        }
+        condition.wait(guard);
+        true
+    }
+}
+
+/// Starts a thread that shows up under `name` in debuggers and profilers.
+pub(crate) fn spawn(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    Threads::new().name(name.to_owned()).spawn(run)
+}

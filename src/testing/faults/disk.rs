@@ -1,0 +1,251 @@
+//! A disk that refuses on demand, and counts what it is asked for.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
+use crate::model::{Error, Result};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering};
+
+/// The real disk, with files whose writes fail on demand.
+#[derive(Default)]
+pub(super) struct FaultyDisk {
+    pub real: RealDisk,
+    pub plan: Arc<Plan>,
+}
+
+/// Whether a call to this path is refused.
+type Refused = fn(&str) -> bool;
+
+/// Which calls fail: those to paths that contain a part, after so many more have passed.
+#[derive(Default)]
+pub(super) struct Plan {
+    /// Of writes and barriers.
+    part: Mutex<Option<&'static str>>,
+    passes: AtomicU64,
+    /// How, if not as a disk that is full or broken.
+    kind: Mutex<Option<io::ErrorKind>>,
+    /// Of those that need a descriptor.
+    opened: Mutex<Option<Refused>>,
+    /// Of barriers alone, and how they are refused.
+    synced: Mutex<Option<(&'static str, io::ErrorKind)>>,
+    pub refused: AtomicU64,
+    /// Writes to the journal that were let through.
+    pub passed: AtomicU64,
+    /// Bytes that were read.
+    pub read: AtomicU64,
+    /// Reads.
+    pub reads: AtomicU64,
+    /// Reads that were announced.
+    pub announced: AtomicU64,
+    /// Writes to the journal under way, and the most there were at once.
+    pub under_way: AtomicU64,
+    pub under_way_max: AtomicU64,
+    /// The next write to the journal panics.
+    pub panics: AtomicBool,
+    /// The next write to the journal waits until this is false.
+    held: Mutex<bool>,
+    released: Condvar,
+}
+
+impl Plan {
+    pub(super) fn refuse(&self, part: &'static str, passes: u64) {
+        self.passes.store(passes, Ordering::SeqCst);
+        *self.part.lock() = Some(part);
+    }
+
+    /// As [`refuse`](Self::refuse), with this kind of error.
+    pub(super) fn refuse_as(&self, part: &'static str, kind: io::ErrorKind) {
+        *self.kind.lock() = Some(kind);
+        self.refuse(part, 0);
+    }
+
+    pub(super) fn refuse_to_open(&self, path: Refused) {
+        *self.opened.lock() = Some(path);
+    }
+
+    pub(super) fn refuse_barriers(&self, part: &'static str, kind: io::ErrorKind) {
+        *self.synced.lock() = Some((part, kind));
+    }
+
+    pub(super) fn relent(&self) {
+        *self.part.lock() = None;
+        *self.kind.lock() = None;
+        *self.opened.lock() = None;
+        *self.synced.lock() = None;
+    }
+
+    /// Holds the next write to the journal back.
+    pub(super) fn hold(&self) {
+        *self.held.lock() = true;
+    }
+
+    pub(super) fn release(&self) {
+        *self.held.lock() = false;
+        self.released.notify_all();
+    }
+
+    /// Called around each write to the journal.
+    fn pass_through<T>(&self, write: impl FnOnce() -> T) -> T {
+        let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+        self.under_way_max.fetch_max(now, Ordering::SeqCst);
+        if now == 1 {
+            let mut held = self.held.lock();
+            while *held {
+                self.released.wait(&mut held);
+            }
+        }
+        assert!(
+            !self.panics.swap(false, Ordering::SeqCst),
+            "a panic, as the test wants it"
+        );
+        let written = write();
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.passed.fetch_add(1, Ordering::SeqCst);
+        written
+    }
+
+    fn check(&self, path: &Path, kind: io::ErrorKind) -> Result<()> {
+        let hit = self.part.lock().is_some_and(|part| is_of(path, part));
+        if !hit
+            || self
+                .passes
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok()
+        {
+            return Ok(());
+        }
+        Err(self.refusal("write", path, self.kind.lock().unwrap_or(kind)))
+    }
+
+    fn check_open(&self, path: &Path) -> Result<()> {
+        let hit = self
+            .opened
+            .lock()
+            .is_some_and(|is_refused| is_refused(&path.to_string_lossy()));
+        if hit {
+            Err(self.refusal("open", path, io::ErrorKind::Other))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_sync(&self, path: &Path) -> Result<()> {
+        let hit = self.synced.lock().filter(|(part, _)| is_of(path, part));
+        hit.map_or(Ok(()), |(_, kind)| Err(self.refusal("sync", path, kind)))
+    }
+
+    fn refusal(&self, doing: &'static str, path: &Path, kind: io::ErrorKind) -> Error {
+        self.refused.fetch_add(1, Ordering::SeqCst);
+        io_error(doing, path)(kind.into())
+    }
+}
+
+fn is_of(path: &Path, part: &str) -> bool {
+    path.to_string_lossy().contains(part)
+}
+
+struct FaultyFile {
+    real: Arc<dyn DiskFile>,
+    plan: Arc<Plan>,
+}
+
+impl Disk for FaultyDisk {
+    fn make_dir(&self, path: &Path) -> Result<()> {
+        self.real.make_dir(path)
+    }
+
+    fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>> {
+        self.real.list(dir)
+    }
+
+    fn exists(&self, path: &Path) -> Result<bool> {
+        self.real.exists(path)
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        self.real.remove(path)
+    }
+
+    fn remove_tree(&self, path: &Path) -> Result<()> {
+        self.real.remove_tree(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.real.rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.plan.check_open(dir)?;
+        self.real.sync_dir(dir)
+    }
+
+    fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
+        self.plan.check_open(path)?;
+        Ok(Arc::new(FaultyFile {
+            real: self.real.open(path, mode)?,
+            plan: Arc::clone(&self.plan),
+        }))
+    }
+
+    fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
+        self.real.enter(folder, lock_name, hold)
+    }
+
+    fn path_for_others(&self, path: &Path) -> Result<PathBuf> {
+        self.real.path_for_others(path)
+    }
+}
+
+impl DiskFile for FaultyFile {
+    fn len(&self) -> Result<u64> {
+        self.real.len()
+    }
+
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.plan.reads.fetch_add(1, Ordering::SeqCst);
+        self.plan.read.fetch_add(buf.len() as u64, Ordering::SeqCst);
+        self.real.read_exact_at(buf, offset)
+    }
+
+    fn will_read(&self, offset: u64, bytes: u64) {
+        self.plan.announced.fetch_add(1, Ordering::SeqCst);
+        self.real.will_read(offset, bytes);
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.plan.check(self.path(), io::ErrorKind::Other)?;
+        if self
+            .path()
+            .extension()
+            .is_some_and(|extension| extension == "journal")
+        {
+            return self
+                .plan
+                .pass_through(|| self.real.write_all_at(bytes, offset));
+        }
+        self.real.write_all_at(bytes, offset)
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<()> {
+        self.plan.check(self.path(), io::ErrorKind::StorageFull)?;
+        self.real.allocate(bytes)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.plan.check(self.path(), io::ErrorKind::Other)?;
+        self.plan.check_sync(self.path())?;
+        self.real.sync()
+    }
+
+    fn check_place(&self) -> Result<()> {
+        self.real.check_place()
+    }
+
+    fn path(&self) -> &Path {
+        self.real.path()
+    }
+}

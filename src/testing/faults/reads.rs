@@ -1,0 +1,208 @@
+//! Tests of how much is read where the index does not answer, as on a log that is opened for
+//! reading only. Reads are counted with no cache in between.
+
+use super::*;
+
+/// So many reads find and show one run: of its segment, and of the one before.
+const READS_A_RUN: u64 = 10;
+
+/// Beside the runs' own: for the head, and for where a page begins. Both grow with the logarithm of
+/// the segments.
+const READS_A_PAGE: u64 = 60;
+
+/// A closed log of at least so many segments, each with a turn's event of the scene's session; and
+/// all of these.
+fn fill(segments: u64) -> (Scene, Vec<Event>, u64) {
+    let (scene, log) = Scene::new();
+    log.close().unwrap();
+    let log = scene.open_with(Options::new().recent_bytes_max(0)).unwrap();
+    let mut events = log
+        .append(
+            &scene.session,
+            Batch::new().user_message("a turn that does not end"),
+        )
+        .unwrap()
+        .events;
+    let turn = events[0].message_id.unwrap();
+    while log.stats().segments < segments {
+        let event = NewEvent::new("note", events.len().to_string()).in_turn(turn);
+        events.extend(
+            log.append(&scene.session, Batch::new().event(event))
+                .unwrap()
+                .events,
+        );
+    }
+    let segments = log.stats().segments;
+    let filters = || {
+        RealDisk::default()
+            .list(&scene.folder.path().join("filters"))
+            .unwrap()
+    };
+    let is_filter = |(name, _): &(String, u64)| name.ends_with(".filter");
+    eventually("the merged filters", || {
+        filters().iter().filter(|file| is_filter(file)).count() as u64 >= segments / 16
+    });
+    log.close().unwrap();
+    (scene, events, segments)
+}
+
+/// Opens the log for reading only, and returns what `read` returns and how many reads that took.
+fn counted<T>(scene: &Scene, read: impl FnOnce(&SessionLog) -> T) -> (T, u64) {
+    let log = scene
+        .open_with(Options::new().read_only(true).cache_bytes_max(0))
+        .unwrap();
+    // Where the session stands is found once.
+    log.head(&scene.session).unwrap();
+    scene.plan.reads.store(0, Ordering::SeqCst);
+    let answer = read(&log);
+    (answer, scene.plan.reads.load(Ordering::SeqCst))
+}
+
+/// K8: a session in many segments, read without the index.
+#[test]
+fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segments() {
+    const SEGMENTS: u64 = 96;
+    let (scene, events, segments) = fill(SEGMENTS);
+    let check =
+        |what: &str, runs: u64, read: &dyn Fn(&SessionLog) -> Vec<Event>, expected: Vec<Event>| {
+            let (shown, reads) = counted(&scene, read);
+            assert_eq!(shown, expected, "{what}");
+            let reads_max = READS_A_PAGE + READS_A_RUN * runs;
+            assert!(
+                reads <= reads_max,
+                "{what}: {reads} reads of {segments} segments, and {reads_max} are enough"
+            );
+        };
+    let session = &scene.session;
+    let list = |page: Page| move |log: &SessionLog| log.list(session, page.clone()).unwrap().events;
+    let (all, downwards) = (
+        events.clone(),
+        events.iter().rev().cloned().collect::<Vec<_>>(),
+    );
+    let (middle, half) = (events[events.len() / 2].seq, events.len() / 2);
+    check(
+        "all, oldest first",
+        segments,
+        &list(Page::new().limit(1_000)),
+        all.clone(),
+    );
+    check(
+        "all, newest first",
+        segments,
+        &list(Page::new().limit(1_000).newest_first()),
+        downwards.clone(),
+    );
+    check(
+        "one",
+        1,
+        &list(Page::after(middle).limit(1)),
+        events[half + 1..half + 2].to_vec(),
+    );
+    check(
+        "the oldest",
+        1,
+        &list(Page::new().limit(1)),
+        events[..1].to_vec(),
+    );
+    check(
+        "the newest",
+        1,
+        &list(Page::new().limit(1).newest_first()),
+        downwards[..1].to_vec(),
+    );
+    check(
+        "of a type",
+        segments,
+        &list(Page::new().types([crate::model::USER_MESSAGE])),
+        events[..1].to_vec(),
+    );
+    let stream = |log: &SessionLog| {
+        log.stream(session, From::Start)
+            .unwrap()
+            .until_tail()
+            .events()
+            .map(Result::unwrap)
+            .collect()
+    };
+    check("a stream", segments, &stream, all.clone());
+    let fold = |log: &SessionLog| {
+        let page = log.messages(session, Page::new()).unwrap();
+        assert_eq!(page.messages.len(), 1);
+        all.clone()
+    };
+    // Once for the turns that were opened, and once for what follows them.
+    check("a page of messages", 2 * segments, &fold, all.clone());
+}
+
+/// What lies on either side of it is read, and nothing is shown in its place.
+#[test]
+fn without_the_index_a_damaged_segment_hides_its_own_events_and_no_others() {
+    let (scene, events, segments) = fill(20);
+    let damaged = scene
+        .folder
+        .path()
+        .join(format!("segments/{:016}.segment", segments / 2));
+    let file = RealDisk::default().open(&damaged, Mode::Write).unwrap();
+    file.write_all_at(
+        &vec![0xFF; usize::try_from(file.len().unwrap()).unwrap()],
+        0,
+    )
+    .unwrap();
+    for read_only in [true, false] {
+        let index = scene.folder.path().join("index");
+        if RealDisk::default().exists(&index).unwrap() {
+            RealDisk::default().remove_tree(&index).unwrap();
+        }
+        let log = scene
+            .open_with(Options::new().read_only(read_only))
+            .unwrap();
+        let mut hidden = Vec::new();
+        for event in &events {
+            match log.list(&scene.session, Page::after(event.seq - 1).limit(1)) {
+                Ok(page) => assert_eq!(page.events, std::slice::from_ref(event)),
+                Err(Error::Corrupt { file, .. }) if file == damaged => hidden.push(event.seq),
+                Err(other) => panic!("seq {}: {other:?}", event.seq),
+            }
+        }
+        let (Some(first), Some(last)) = (hidden.first(), hidden.last()) else {
+            panic!("nothing was damaged")
+        };
+        assert!(
+            last - first + 1 == hidden.len() as u64,
+            "{hidden:?} are no stretch"
+        );
+        assert!(
+            hidden.len() < events.len() / 4,
+            "{hidden:?} of {} are hidden",
+            events.len()
+        );
+    }
+}
+
+/// The filters over 16 segments say so, which a log that is open for reading only did not look at.
+#[test]
+fn a_log_for_reading_only_finds_that_a_session_is_nowhere_without_a_look_into_each_segment() {
+    let (scene, _events, segments) = fill(96);
+    let log = scene
+        .open_with(Options::new().read_only(true).cache_bytes_max(0))
+        .unwrap();
+    let reads_of = |session: &str| {
+        scene.plan.reads.store(0, Ordering::SeqCst);
+        let head = log.head(&SessionId::new(session).unwrap());
+        assert!(matches!(head, Err(Error::UnknownSession { .. })));
+        scene.plan.reads.load(Ordering::SeqCst)
+    };
+    // The first pass opens each segment, the second takes in the filters.
+    for passed in ["nowhere", "nor this"] {
+        let reads = reads_of(passed);
+        assert!(
+            reads <= 5 * segments,
+            "{reads} reads of {segments} segments"
+        );
+    }
+    let later = reads_of("this neither");
+    assert!(
+        later <= segments / 16 + 16,
+        "{later} reads of {segments} segments"
+    );
+}

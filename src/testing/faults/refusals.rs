@@ -1,0 +1,246 @@
+//! K4: what the background work is refused is told: to those whose appends fail of it, in the
+//! figures, in the health, and in the program's log.
+
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::model::Error;
+use crate::sync::Mutex;
+use crate::testing::faults::{Scene, eventually};
+
+/// What a kind of refusal makes of an append that needs what is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    NoSpace,
+    Stalled,
+    Refused,
+}
+
+const KINDS: [(ErrorKind, Told); 12] = [
+    (ErrorKind::StorageFull, Told::NoSpace),
+    (ErrorKind::QuotaExceeded, Told::NoSpace),
+    (ErrorKind::OutOfMemory, Told::Stalled),
+    (ErrorKind::ResourceBusy, Told::Stalled),
+    (ErrorKind::TimedOut, Told::Stalled),
+    (ErrorKind::PermissionDenied, Told::Refused),
+    (ErrorKind::FileTooLarge, Told::Refused),
+    (ErrorKind::NotFound, Told::Refused),
+    (ErrorKind::ReadOnlyFilesystem, Told::Refused),
+    (ErrorKind::NotADirectory, Told::Refused),
+    (ErrorKind::InvalidInput, Told::Refused),
+    (ErrorKind::StaleNetworkFileHandle, Told::Refused),
+];
+
+fn check(error: &Error, kind: ErrorKind, told: Told) {
+    let found = match error {
+        Error::NoSpace { .. } => Told::NoSpace,
+        Error::Stalled { .. } => Told::Stalled,
+        Error::Refused { .. } => Told::Refused,
+        other => panic!("{kind:?}: {other:?}"),
+    };
+    assert_eq!(found, told, "{kind:?}: {error:?}");
+    assert_eq!(
+        error.is_retryable(),
+        told != Told::Refused,
+        "{kind:?}: only what a wait can cure is worth another try"
+    );
+    assert_eq!(cause(error), Some(kind), "{error:?}");
+}
+
+/// The kind of the system's error at the end of the chain.
+fn cause(error: &Error) -> Option<ErrorKind> {
+    let first: &dyn std::error::Error = error;
+    let chain = std::iter::successors(Some(first), |error| error.source());
+    chain
+        .filter_map(|error| {
+            error
+                .downcast_ref::<Arc<io::Error>>()
+                .map(|error| error.kind())
+                .or_else(|| error.downcast_ref::<io::Error>().map(io::Error::kind))
+        })
+        .last()
+}
+
+#[test]
+fn an_append_that_finds_no_journal_file_says_why_and_goes_on_once_that_is_mended() {
+    for (kind, told) in KINDS {
+        let (scene, log) = Scene::new();
+        eventually("a spare journal file was made", || {
+            scene.journal().len() == 2
+        });
+        scene.plan.refuse_as(".tmp", kind);
+        let refused = loop {
+            if let Err(error) = scene.append(&log, &vec![7; 300_000]) {
+                break error;
+            }
+        };
+        check(&refused, kind, told);
+        eventually("the health follows", || log.health().is_err());
+        check(&log.health().unwrap_err(), kind, told);
+        let stats = log.stats();
+        let refusal = stats
+            .refused
+            .iter()
+            .find(|refusal| refusal.work == "journal files")
+            .unwrap();
+        assert!(
+            stats.refusals > 0
+                && refusal.lasts >= Duration::from_millis(300)
+                && refusal.code == "io",
+            "{stats:?}"
+        );
+        assert!(refusal.error.contains(".tmp"), "{refusal:?}");
+        scene.plan.relent();
+        eventually("appends go on", || scene.append(&log, b"goes on").is_ok());
+        eventually("nothing is refused", || {
+            log.stats().refused.is_empty() && log.health().is_ok()
+        });
+        log.close().unwrap();
+    }
+}
+
+#[test]
+fn an_append_that_waits_for_a_segment_says_why_there_is_none() {
+    for (kind, told) in KINDS {
+        let (scene, log) = Scene::new();
+        drop(log);
+        let options = crate::Options::new()
+            .journal_file_bytes_max(4 * 1024 * 1024)
+            .recent_bytes_max(3 * 1024 * 1024)
+            .stall_wait(Duration::from_millis(100));
+        let log = scene.open_with(options).unwrap();
+        scene.plan.refuse_as("segments", kind);
+        let refused = loop {
+            if let Err(error) = scene.append(&log, &vec![7; 300_000]) {
+                break error;
+            }
+        };
+        check(&refused, kind, told);
+        assert!(
+            log.stats()
+                .refused
+                .iter()
+                .any(|refusal| refusal.work == "sealing"),
+            "{:?}",
+            log.stats()
+        );
+        scene.plan.relent();
+        eventually("appends go on", || scene.append(&log, b"goes on").is_ok());
+        eventually("nothing is refused", || {
+            log.stats().refused.is_empty() && log.health().is_ok()
+        });
+    }
+}
+
+#[cfg(feature = "http")]
+#[test]
+fn a_lasting_refusal_is_told_over_http_and_only_what_passes_asks_for_another_try() {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    for (kind, told) in KINDS {
+        let (scene, log) = Scene::new();
+        eventually("a spare journal file was made", || {
+            scene.journal().len() == 2
+        });
+        let router = crate::http::router(log.clone(), crate::http::Config::open());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let get = |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            let answer = runtime.block_on(router.clone().oneshot(request)).unwrap();
+            let (status, again) = (
+                answer.status().as_u16(),
+                answer.headers().contains_key("retry-after"),
+            );
+            let body = runtime
+                .block_on(to_bytes(answer.into_body(), usize::MAX))
+                .unwrap();
+            (status, again, String::from_utf8(body.to_vec()).unwrap())
+        };
+        scene.plan.refuse_as(".tmp", kind);
+        while scene.append(&log, &vec![7; 300_000]).is_ok() {}
+        eventually("the health follows", || get("/healthz").0 == 503);
+        let (_status, again, body) = get("/healthz");
+        assert_eq!(again, told != Told::Refused, "{kind:?}: {body}");
+        let metrics = get("/metrics").2;
+        let figure = |name: &str| {
+            metrics
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok())
+        };
+        assert!(
+            figure("sessionlog_background_refusals_total ").is_some_and(|count| count >= 1.0),
+            "{metrics}"
+        );
+        assert!(
+            figure("sessionlog_background_refused_seconds ").is_some_and(|seconds| seconds > 0.0),
+            "{metrics}"
+        );
+        assert_eq!(figure("sessionlog_up "), Some(0.0), "{metrics}");
+    }
+}
+
+/// Lines of the program's own log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_refusal_is_a_line_of_the_log_when_it_begins_when_it_changes_and_when_it_ends() {
+    use crate::disk::{Refusals, Work};
+
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .without_time()
+        .with_writer(move || writer.clone())
+        .finish();
+    let refused = |kind: ErrorKind| {
+        Err::<(), _>(crate::disk::io_error(
+            "write",
+            std::path::Path::new("journal"),
+        )(kind.into()))
+    };
+    tracing::subscriber::with_default(subscriber, || {
+        let refusals = Refusals::default();
+        for kind in [
+            ErrorKind::StorageFull,
+            ErrorKind::StorageFull,
+            ErrorKind::PermissionDenied,
+        ] {
+            refusals.note(Work::JournalFiles, &refused(kind));
+        }
+        refusals.note(Work::Indexing, &refused(ErrorKind::NotFound));
+        for _ in 0..2 {
+            refusals.note(Work::JournalFiles, &Ok(()));
+        }
+        assert_eq!(refusals.count(), 4);
+        refusals.check(Duration::ZERO).unwrap();
+    });
+    let text = String::from_utf8(lines.0.lock().clone()).unwrap();
+    let of_journal = text
+        .lines()
+        .filter(|line| line.contains("journal files"))
+        .count();
+    assert_eq!((text.lines().count(), of_journal), (4, 3), "{text}");
+    assert!(
+        text.contains("no storage space") && text.contains("permission denied"),
+        "{text}"
+    );
+}

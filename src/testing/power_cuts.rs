@@ -1,0 +1,552 @@
+//! Power cuts at every call that the engine makes of a disk.
+//!
+//! A log lives a few lives on a simulated disk: it appends from several threads, rotates, seals,
+//! closes, is killed, fails, recovers. Then the power is cut after each call of that, in all the
+//! ways a disk may have it; the log is opened on what is left and must hold what it acknowledged,
+//! or showed, before. Its recovery is cut in turn.
+
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::crash_image::{Durability, Image, Left, NamesLeft, Step, write_steps};
+use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
+use super::report::{Dice, Report, Runs, TOLD_MAX, is_full, seed, tell};
+use super::simulated::{Fault, Faulty, SimulatedDisk};
+use crate::disk::{Disk, Mode, RealDisk};
+use crate::model::Error;
+use crate::sync::{Instant, Mutex, scope, yield_now};
+use crate::{Options, SessionLog};
+
+const CUTS: Runs = Runs {
+    quick: 10_000,
+    full: 200_000,
+};
+
+/// Made at the same time. As many on every machine, so that a seed means the same.
+const PARTS: u64 = 2;
+
+/// How many of the cuts of a recovery are made for each that was followed.
+const SECOND_CUTS: u64 = 4;
+const ONE_RECOVERY_IN: u64 = 12;
+
+const LIVES: u32 = 4;
+const WRITERS: u32 = 5;
+const APPENDS: u64 = 16;
+/// Whoever looks at an image of an earlier life appends as this one.
+const LAST_LIFE: u32 = 1_000;
+
+/// Batches that make a journal of small files rotate every few dozens, and now and then one that
+/// may be larger than such a file, or be written beside another.
+const BATCHES: &[u64] = &[
+    40, 40, 40, 200, 200, 200, 1_000, 1_000, 1_000, 4_000, 4_000, 12_000, 300_000,
+];
+
+const KIB: usize = 1024;
+const HOUR_MS: u64 = 3_600_000;
+const CLOCK_START_MS: u64 = 1_750_000_000_000;
+
+/// How many states look at the index that a life left behind. The others find one that cannot be
+/// opened, which is faster.
+const ONE_INDEX_IN: u64 = 100;
+const NO_INDEX: &str = "/dev/null/log";
+
+#[test]
+fn campaign_power_cuts_on_a_simulated_disk() {
+    let seed = seed();
+    let mut report = Report::new("power cuts on a simulated disk", seed, CUTS.planned());
+    let mut dice = Dice(seed);
+    let parts: Vec<_> = report
+        .split(PARTS)
+        .into_iter()
+        .map(|part| (part, Dice(dice.roll())))
+        .collect();
+    let ended: Vec<Report> = scope(|scope| {
+        let begin = |(part, dice)| scope.spawn(move || cut_traces(part, dice));
+        let running: Vec<_> = parts.into_iter().map(begin).collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().expect("violations are caught"))
+            .collect()
+    });
+    for part in ended {
+        report.join(part);
+    }
+    // Few runs may happen to meet none of these.
+    if is_full() {
+        for expected in [
+            "second cuts",
+            "cuts with an index",
+            "cuts with two groups in flight",
+        ] {
+            assert!(report.figure(expected) > 0, "no {expected}");
+        }
+    }
+    report.end();
+}
+
+fn cut_traces(mut report: Report, mut dice: Dice) -> Report {
+    while !report.is_done() {
+        let trace = Trace::record(dice.roll());
+        trace.cut(&[], &mut report, &mut dice);
+    }
+    report
+}
+
+/// A campaign that finds nothing is worth as much as it would find: here each kind of barrier is
+/// void in turn.
+#[test]
+fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
+    let seed = seed();
+    let kinds = [
+        "write through",
+        "sync of journal/*.journal",
+        "sync of journal/*.tmp",
+        "sync of segments/*.tmp",
+        "sync of MANIFEST",
+        "sync of folder ./journal",
+        "sync of folder ./segments",
+        "sync of folder ./",
+    ];
+    let mut dice = Dice(seed);
+    let planned = if is_full() { 60_000 } else { 10_000 };
+    for kind in kinds {
+        let mut report = Report::new(format!("without {kind:?}"), seed, planned);
+        while !report.is_done() && report.violations() == 0 {
+            let trace = Trace::record(dice.roll());
+            trace.cut(&[kind], &mut report, &mut dice);
+        }
+        report.told();
+        assert!(
+            report.violations() > 0,
+            "nothing noticed that {kind:?} does nothing, in {} cuts",
+            report.runs()
+        );
+    }
+}
+
+/// A barrier that failed leaves the page cache with what the disk does not have. Whoever opens the
+/// log then must not take a manifest from there as it is: it would give up what the one on the disk
+/// still names. It is read past the cache, and made durable in any case.
+#[test]
+fn a_manifest_whose_barrier_failed_is_not_believed() {
+    check_second_lives(Faulty::ManifestBarrier);
+}
+
+/// A process that is killed before the barrier of a manifest leaves it in the device's cache.
+/// Whoever opens the log then must make it durable before it gives up what only the one before
+/// names.
+#[test]
+fn a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on() {
+    check_second_lives(Faulty::ManifestDeath);
+}
+
+/// A log's second life ends badly, at one or another barrier of a manifest; the power is cut in its
+/// third.
+fn check_second_lives(of: Faulty) {
+    for seed in 0..18 {
+        check_second_life(
+            seed,
+            Fault {
+                of,
+                after: seed % 9,
+            },
+        );
+    }
+}
+
+fn check_second_life(seed: u64, fault: Fault) {
+    let mut dice = Dice(seed);
+    let works = Works {
+        seed,
+        bytes: BATCHES,
+    };
+    let (root, ledger) = (Path::new(NO_INDEX), Mutex::new(Ledger::new(works)));
+    let mut scene = Scene {
+        disk: SimulatedDisk::of(root, &Image::default()),
+        works,
+        ledger,
+    };
+    scene.live_on(root, 1, &mut dice);
+    scene.disk.fail(fault);
+    scene.live_on(root, 2, &mut dice);
+    let from = scene.disk.steps().len();
+    scene.live_on(root, 3, &mut dice);
+    let (steps, folder) = (scene.disk.steps(), tempfile::tempdir().unwrap());
+    let mut report = Report::new(format!("a third life, seed {seed}"), seed, 60);
+    Trace {
+        works,
+        steps,
+        from,
+        folder,
+    }
+    .cut(&[], &mut report, &mut dice);
+    report.end();
+}
+
+/// What a log did in a few lives.
+struct Trace {
+    works: Works,
+    steps: Vec<Step>,
+    /// The power is not cut before this step.
+    from: usize,
+    /// Holds the index as the last life left it.
+    folder: tempfile::TempDir,
+}
+
+/// A log that lives, and what is expected of it.
+struct Scene {
+    disk: SimulatedDisk,
+    works: Works,
+    ledger: Mutex<Ledger>,
+}
+
+impl Trace {
+    fn record(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let folder = tempfile::tempdir().unwrap();
+        let works = Works {
+            seed,
+            bytes: BATCHES,
+        };
+        let disk = SimulatedDisk::of(folder.path(), &Image::default());
+        let mut scene = Scene {
+            disk,
+            works,
+            ledger: Mutex::new(Ledger::new(works)),
+        };
+        for life in 1..=LIVES {
+            scene.live(folder.path(), life, &mut dice);
+        }
+        Self {
+            works,
+            steps: scene.disk.steps(),
+            from: 0,
+            folder,
+        }
+    }
+
+    /// No life may have got so far as to begin one.
+    fn has_index(&self) -> bool {
+        RealDisk::default()
+            .exists(&self.folder.path().join("index"))
+            .unwrap()
+    }
+
+    /// Cuts the power after each step, in some of the ways there are.
+    fn cut(&self, void: &[&str], report: &mut Report, dice: &mut Dice) {
+        let mut durability = Durability::default();
+        durability.void = void.iter().map(ToString::to_string).collect();
+        let mut ledger = Ledger::new(self.works);
+        for (at, step) in self.steps.iter().enumerate() {
+            durability.step(step);
+            if let Step::Said(line) = step {
+                ledger.note(line);
+                continue;
+            }
+            if at < self.from {
+                continue;
+            }
+            // Where nothing is in doubt there is one image, and it was looked at when the last
+            // doubt was settled.
+            let ways = if durability.is_settled() { 1 } else { 3 };
+            for _ in 0..ways {
+                let left = dice.one_of(&Left::ALL);
+                let names = dice.one_of(&NamesLeft::ALL);
+                let image = durability.cut(left, names, dice);
+                let index =
+                    (self.has_index() && dice.one_in(ONE_INDEX_IN)).then_some(self.folder.path());
+                report.count("cuts with an index", u64::from(index.is_some()));
+                report.count(
+                    "cuts with two groups in flight",
+                    u64::from(durability.written_through() > 1),
+                );
+                let (works, life) = (self.works, LAST_LIFE);
+                let state = State {
+                    image,
+                    ledger: ledger.clone(),
+                    index,
+                    life,
+                    works,
+                    seed: dice.roll(),
+                };
+                let what = || {
+                    format!(
+                        "step {at} of {}, {left:?} left, names {names:?}",
+                        self.steps.len()
+                    )
+                };
+                let first = report.run(what, || state.check());
+                let Some(first) = first else {
+                    state.keep(report, &self.steps[..=at]);
+                    continue;
+                };
+                if dice.one_in(ONE_RECOVERY_IN) {
+                    self.cut_recovery(&state, &first, report, dice);
+                }
+                if report.is_done() || (!void.is_empty() && report.violations() > 0) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Cuts the recovery that a first cut made necessary, and what was appended after it.
+    fn cut_recovery(
+        &self,
+        first: &State<'_>,
+        steps: &[Step],
+        report: &mut Report,
+        dice: &mut Dice,
+    ) {
+        for _ in 0..SECOND_CUTS {
+            let end = 1 + dice.index(steps.len());
+            let mut durability = Durability::of(&first.image);
+            let mut ledger = first.ledger.clone();
+            // Whatever the recovery found, one that is made again must find too, also where nobody
+            // was told yet.
+            for line in steps
+                .iter()
+                .filter_map(Step::said)
+                .take_while(|line| line.starts_with("shown"))
+            {
+                ledger.note(line);
+            }
+            for step in &steps[..end] {
+                durability.step(step);
+                if let Step::Said(line) = step {
+                    ledger.note(line);
+                }
+            }
+            let (left, names) = (dice.one_of(&Left::ALL), dice.one_of(&NamesLeft::ALL));
+            let (image, life) = (durability.cut(left, names, dice), LAST_LIFE + 1);
+            let state = State {
+                image,
+                ledger,
+                index: None,
+                life,
+                works: self.works,
+                seed: dice.roll(),
+            };
+            report.count("second cuts", 1);
+            let what = || {
+                format!(
+                    "a recovery cut after step {end} of {}, {left:?} left, names {names:?}",
+                    steps.len()
+                )
+            };
+            if report.run(what, || state.check()).is_none() {
+                state.keep(report, &steps[..end]);
+            }
+        }
+    }
+}
+
+impl Scene {
+    fn say(&self, line: String) {
+        // In this order everywhere: what is said to one is said to both.
+        let mut ledger = self.ledger.lock();
+        ledger.note(&line);
+        self.disk.say(line);
+    }
+
+    fn say_what_is_shown(&self, log: &SessionLog) {
+        let mut ledger = self.ledger.lock();
+        ledger.check(log);
+        for line in ledger.shown() {
+            ledger.note(&line);
+            self.disk.say(line);
+        }
+    }
+
+    fn live(&mut self, folder: &Path, life: u32, dice: &mut Dice) {
+        match dice.below(6) {
+            0 => self.disk.die_after(dice.index(40)),
+            1 => self.disk.die_after(dice.index(300)),
+            2 => self.disk.fail(Fault {
+                of: Faulty::Barrier,
+                after: dice.below(25),
+            }),
+            3 => self.disk.fail(Fault {
+                of: Faulty::WriteThrough,
+                after: dice.below(60),
+            }),
+            4 => self.disk.fail(Fault {
+                of: Faulty::Write,
+                after: dice.below(20),
+            }),
+            _ => {}
+        }
+        self.live_on(folder, life, dice);
+    }
+
+    fn live_on(&mut self, folder: &Path, life: u32, dice: &mut Dice) {
+        let opened = options(life, dice).open_on(self.disk.handle(), folder);
+        if let Ok(log) = &opened {
+            self.ledger.lock().forget_what_was_checked();
+            self.say_what_is_shown(log);
+            scope(|scope| {
+                for writer in 0..WRITERS {
+                    let (this, log) = (&*self, log.clone());
+                    scope.spawn(move || this.write(&log, life, writer));
+                }
+            });
+            if dice.flip() {
+                rest(log);
+            }
+            // Also a log that has failed shows what is durable, and nothing else.
+            self.say_what_is_shown(log);
+            if dice.flip() {
+                // An error is that of a disk that failed.
+                let _closed = log.close();
+            }
+        }
+        drop(opened);
+        self.disk.kill();
+    }
+
+    fn write(&self, log: &SessionLog, life: u32, writer: u32) {
+        for nth in 0..u32::try_from(APPENDS).expect("they are few") {
+            let tag = Tag { life, writer, nth };
+            let work = self.works.of(tag);
+            self.say(tried(tag));
+            match log.append(&work.session, work.batch()) {
+                Ok(ack) => self.say(acknowledged(tag, &work, &ack)),
+                Err(
+                    Error::Io { .. }
+                    | Error::Poisoned { .. }
+                    | Error::Unread { .. }
+                    | Error::Stalled { .. }
+                    | Error::Refused { .. },
+                ) => {}
+                Err(error) => panic!("an append failed with {error:?}"),
+            }
+        }
+    }
+}
+
+/// Until the log has had the time to write a witness, to seal, and to prepare its next file.
+fn rest(log: &SessionLog) {
+    let (began, before) = (Instant::now(), log.stats().segments);
+    while began.elapsed() < Duration::from_millis(250) && log.stats().segments == before {
+        yield_now();
+    }
+}
+
+fn options(life: u32, dice: &mut Dice) -> Options {
+    let start_ms = CLOCK_START_MS + u64::from(life) * 1_000 - if dice.flip() { HOUR_MS } else { 0 };
+    let begun = Instant::now();
+    let mut options = Options::new()
+        .journal_file_bytes_max(256 * KIB)
+        .group_bytes_max(256 * KIB)
+        .recent_bytes_max(1024 * KIB)
+        .stall_wait(Duration::from_millis(500))
+        .clock(move || UNIX_EPOCH + Duration::from_millis(start_ms) + begun.elapsed());
+    options.journal_file_bytes_min = 64 * KIB;
+    options
+}
+
+/// What a cut left, and what must be in it.
+struct State<'a> {
+    image: Image,
+    ledger: Ledger,
+    /// Where an index lies that knows of what came after the cut.
+    index: Option<&'a Path>,
+    /// As whom it appends.
+    life: u32,
+    works: Works,
+    seed: u64,
+}
+
+impl State<'_> {
+    /// Opens the log, reads it, appends to it, and opens it again. Returns what was done on the
+    /// disk up to then.
+    fn check(&self) -> Vec<Step> {
+        let mut dice = Dice(self.seed);
+        let folder = self.index.map(copy_of_index);
+        let path = folder
+            .as_ref()
+            .map_or(Path::new(NO_INDEX), tempfile::TempDir::path);
+        let mut disk = SimulatedDisk::of(path, &self.image);
+        let mut ledger = self.ledger.clone();
+        let log = open(&disk, path, &mut dice);
+        ledger.check(&log);
+        for line in ledger.shown() {
+            ledger.note(&line);
+            disk.say(line);
+        }
+        ledger.retry_what_was_not_acknowledged(&log);
+        for nth in 0..u32::try_from(dice.below(3)).expect("few") {
+            let tag = Tag {
+                life: self.life,
+                writer: 0,
+                nth,
+            };
+            let work = self.works.of(tag);
+            let mut say = |line: String| {
+                ledger.note(&line);
+                disk.say(line);
+            };
+            say(tried(tag));
+            let ack = log
+                .append(&work.session, work.batch())
+                .unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
+            say(acknowledged(tag, &work, &ack));
+        }
+        ledger.check(&log);
+        if dice.flip() {
+            log.close()
+                .unwrap_or_else(|error| panic!("the log does not close: {error:?}"));
+        }
+        drop(log);
+        let steps = disk.steps();
+        disk.kill();
+        ledger.forget_what_was_checked();
+        ledger.check(&open(&disk, path, &mut dice));
+        steps
+    }
+
+    /// Puts the image where it can be looked at, what must be in it, and what was done up to the
+    /// cut.
+    fn keep(&self, report: &Report, steps: &[Step]) {
+        if report.violations() > TOLD_MAX {
+            return;
+        }
+        let folder = std::env::temp_dir()
+            .join("sessionlog-violations")
+            .join(format!("{:016x}", self.seed));
+        let kept = self
+            .image
+            .write_to(&folder)
+            .and_then(|()| self.ledger.write_to(&folder.with_extension("ledger")))
+            .and_then(|()| write_steps(steps, &folder.with_extension("steps")));
+        tell(&format!(
+            "  the image is kept in {}: {kept:?}\n",
+            folder.display()
+        ));
+    }
+}
+
+fn open(disk: &SimulatedDisk, path: &Path, dice: &mut Dice) -> SessionLog {
+    let log =
+        options(u32::try_from(dice.below(8)).expect("few"), dice).open_on(disk.handle(), path);
+    log.unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
+}
+
+/// A folder with a copy of the index in `folder`.
+fn copy_of_index(folder: &Path) -> tempfile::TempDir {
+    let (disk, copy) = (RealDisk::default(), tempfile::tempdir().unwrap());
+    let (from, to) = (folder.join("index"), copy.path().join("index"));
+    disk.make_dir(&to).unwrap();
+    for (name, bytes) in disk.list(&from).unwrap() {
+        let mut contents = vec![0; usize::try_from(bytes).unwrap()];
+        disk.open(&from.join(&name), Mode::Read)
+            .unwrap()
+            .read_exact_at(&mut contents, 0)
+            .unwrap();
+        disk.open(&to.join(&name), Mode::Write)
+            .unwrap()
+            .write_all_at(&contents, 0)
+            .unwrap();
+    }
+    copy
+}

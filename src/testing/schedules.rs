@@ -1,0 +1,337 @@
+//! Orders of events: the same few calls under thousands of schedules, random ones and such that
+//! prefer one thread over another.
+//!
+//! A thread that waits for ever is a deadlock, which ends the run; so a lost wake-up is seen at
+//! once.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::{Config, MaxSteps, Runner};
+
+use super::crash_image::{Durability, Image, Left, NamesLeft, Step};
+use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
+use super::report::{Dice, Report, Runs, seed};
+use super::simulated::{Fault, Faulty, SimulatedDisk};
+use crate::model::Error;
+use crate::recent::tests::{file, recent, record};
+use crate::sync::{Mutex, Tally, scope, spawn};
+use crate::{Batch, EventId, NewEvent, Options, SessionLog};
+
+/// In all, over the scenarios and the kinds of schedules.
+const SCHEDULES: Runs = Runs {
+    quick: 300,
+    full: 10_000,
+};
+const NO_INDEX: &str = "/dev/null/log";
+/// Small ones, and some that two groups in flight can come of.
+const BATCHES: &[u64] = &[40, 40, 270_000];
+const KIB: usize = 1024;
+const PREFERENCES: usize = 4;
+/// The type and the session of the event that ends a run.
+const LAST: &str = "last";
+
+/// What is done under a schedule, for a seed.
+type Scenario = fn(u64);
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Random,
+    /// Threads have priorities, which change a few times.
+    Preferring,
+}
+
+#[test]
+fn campaign_schedules() {
+    let seed = seed();
+    let mut report = Report::new("schedules", seed, SCHEDULES.planned());
+    let scenarios: [(&str, Scenario); 5] = [
+        ("appends and a stream", appends_and_a_stream),
+        ("a barrier that fails", a_write_that_fails),
+        ("async appends", async_appends),
+        ("a close among appends", a_close_among_appends),
+        ("a session found as it begins", a_session_found_as_it_begins),
+    ];
+    let mut dice = Dice(seed);
+    while !report.is_done() {
+        for (name, scenario) in scenarios {
+            for kind in [Kind::Random, Kind::Preferring] {
+                let seed = dice.roll();
+                report.run(
+                    || format!("{name}, {kind:?}, seed {seed}"),
+                    || explore(scenario, seed, kind),
+                );
+                report.count(format!("schedules of {name}"), 1);
+            }
+        }
+    }
+    report.count("schedules with two groups in flight", OVERLAPPED.so_far());
+    assert!(OVERLAPPED.so_far() > 0, "no two groups were in flight");
+    report.end();
+}
+
+/// One run under one schedule, both of which follow from the seed.
+fn explore(scenario: Scenario, seed: u64, kind: Kind) {
+    let mut config = Config::new();
+    config.stack_size = 1024 * KIB;
+    config.max_steps = MaxSteps::FailAfter(2_000_000);
+    let run = move || scenario(seed);
+    match kind {
+        Kind::Random => Runner::new(RandomScheduler::new_from_seed(seed, 1), config).run(run),
+        Kind::Preferring => {
+            Runner::new(PctScheduler::new_from_seed(seed, PREFERENCES, 1), config).run(run)
+        }
+    };
+}
+
+/// Runs in which two groups were in flight.
+static OVERLAPPED: Tally = Tally::new();
+
+fn have_overlapped(steps: &[Step]) -> bool {
+    let mut durability = Durability::default();
+    steps.iter().any(|step| {
+        durability.step(step);
+        durability.written_through() > 1
+    })
+}
+
+struct Scene {
+    disk: SimulatedDisk,
+    works: Works,
+    ledger: Mutex<Ledger>,
+}
+
+impl Scene {
+    fn new(seed: u64) -> Arc<Self> {
+        let works = Works {
+            seed,
+            bytes: BATCHES,
+        };
+        let disk = SimulatedDisk::of(Path::new(NO_INDEX), &Image::default());
+        Arc::new(Self {
+            disk,
+            works,
+            ledger: Mutex::new(Ledger::new(works)),
+        })
+    }
+
+    fn open(&self) -> SessionLog {
+        open(&self.disk)
+    }
+
+    fn say(&self, line: String) {
+        let mut ledger = self.ledger.lock();
+        ledger.note(&line);
+        self.disk.say(line);
+    }
+
+    /// Appends as one of several writers until something goes wrong, which must be one of the
+    /// errors that are `expected`.
+    fn append(&self, log: &SessionLog, writer: u32, appends: u32, expected: fn(&Error) -> bool) {
+        for nth in 0..appends {
+            let tag = Tag {
+                life: 1,
+                writer,
+                nth,
+            };
+            let work = self.works.of(tag);
+            self.say(tried(tag));
+            match log.append(&work.session, work.batch()) {
+                Ok(ack) => self.say(acknowledged(tag, &work, &ack)),
+                Err(Error::Stalled { .. }) => {}
+                Err(error) => {
+                    assert!(expected(&error), "an append failed: {error:?}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whatever was acknowledged is there, also when the power is cut just then.
+    fn check(&self, seed: u64) {
+        let (steps, mut dice) = (self.disk.steps(), Dice(seed));
+        if have_overlapped(&steps) {
+            OVERLAPPED.count();
+        }
+        let end = 1 + dice.index(steps.len());
+        let mut durability = Durability::default();
+        let mut ledger = Ledger::new(self.works);
+        for step in &steps[..end] {
+            durability.step(step);
+            if let Some(line) = Step::said(step) {
+                ledger.note(line);
+            }
+        }
+        let image = durability.cut(Left::Nothing, NamesLeft::Synced, &mut dice);
+        let log = open(&SimulatedDisk::of(Path::new(NO_INDEX), &image));
+        ledger.check(&log);
+    }
+}
+
+fn open(disk: &SimulatedDisk) -> SessionLog {
+    let mut options = Options::new()
+        .journal_file_bytes_max(384 * KIB)
+        .group_bytes_max(384 * KIB)
+        .recent_bytes_max(4096 * KIB)
+        .clock(|| UNIX_EPOCH + Duration::from_secs(1_750_000_000));
+    options.journal_file_bytes_min = 384 * KIB;
+    options
+        .open_on(disk.handle(), Path::new(NO_INDEX))
+        .unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
+}
+
+fn appends_and_a_stream(seed: u64) {
+    let scene = Scene::new(seed);
+    let log = scene.open();
+    let feed = log.feed(None).expect("the feed");
+    let shown: Arc<Mutex<Vec<EventId>>> = Arc::default();
+    let reader = {
+        let shown = Arc::clone(&shown);
+        spawn("reader", move || {
+            // One that misses an event, or is not woken for it, waits for the last one for ever.
+            for event in feed.events() {
+                let event = event.expect("an event");
+                shown.lock().push(event.id);
+                if event.event_type.as_str() == LAST {
+                    return;
+                }
+            }
+        })
+    };
+    scope(|threads| {
+        for writer in 0..3 {
+            let (scene, log) = (&*scene, &log);
+            threads.spawn(move || scene.append(log, writer, 3, |_| false));
+        }
+    });
+    let last = || Batch::new().event(NewEvent::new(LAST, "the last"));
+    while let Err(error) = log.append(&LAST.parse().expect("a name"), last()) {
+        assert!(
+            matches!(error, Error::Stalled { .. }),
+            "an append failed: {error:?}"
+        );
+    }
+    reader.expect("a thread").join().expect("the reader");
+    let stored = log
+        .feed(None)
+        .expect("the feed")
+        .until_tail()
+        .events()
+        .map(|event| event.expect("an event").id);
+    assert_eq!(
+        *shown.lock(),
+        stored.collect::<Vec<_>>(),
+        "a stream has missed an event, or shown one twice"
+    );
+    scene.ledger.lock().check(&log);
+    log.close().expect("close");
+    scene.check(seed);
+}
+
+fn a_write_that_fails(seed: u64) {
+    let scene = Scene::new(seed);
+    let log = scene.open();
+    scene.disk.fail(Fault {
+        of: Faulty::WriteThrough,
+        after: seed % 4,
+    });
+    scope(|threads| {
+        for writer in 0..4 {
+            let (scene, log) = (&*scene, &log);
+            threads.spawn(move || {
+                scene.append(log, writer, 3, |error| {
+                    matches!(error, Error::Io { .. } | Error::Poisoned { .. })
+                })
+            });
+        }
+    });
+    scene.ledger.lock().check(&log);
+    // It says that it is poisoned, if it came to the failure.
+    let _closed = log.close();
+    scene.check(seed);
+}
+
+fn async_appends(seed: u64) {
+    let scene = Scene::new(seed);
+    let log = scene.open();
+    scope(|threads| {
+        for writer in 0..3 {
+            let (scene, log) = (&*scene, &log);
+            threads.spawn(move || {
+                for nth in 0..2 {
+                    let tag = Tag {
+                        life: 1,
+                        writer,
+                        nth,
+                    };
+                    let work = scene.works.of(tag);
+                    scene.say(tried(tag));
+                    match shuttle::future::block_on(log.append_async(&work.session, work.batch())) {
+                        Ok(ack) => scene.say(acknowledged(tag, &work, &ack)),
+                        Err(Error::Stalled { .. }) => {}
+                        Err(error) => panic!("an append failed: {error:?}"),
+                    }
+                }
+            });
+        }
+        threads.spawn(|| scene.append(&log, 3, 2, |_| false));
+    });
+    scene.ledger.lock().check(&log);
+    log.close().expect("close");
+    scene.check(seed);
+}
+
+/// Who finds a session without its entry takes all of it for sealed.
+fn a_session_found_as_it_begins(_seed: u64) {
+    let recent = recent();
+    recent.restore_file(file(1), 4096, 0);
+    scope(|threads| {
+        threads.spawn(|| {
+            recent
+                .restore(vec![record("s", 1)])
+                .expect("the session's first record")
+        });
+        threads.spawn(|| {
+            let (entry, head) = recent
+                .find(&"s".parse().expect("a name"), || Ok(None))
+                .expect("nothing is read");
+            assert!(
+                entry.is_some() || head.is_none(),
+                "what is recent is taken for sealed"
+            );
+        });
+    });
+}
+
+fn a_close_among_appends(seed: u64) {
+    let scene = Scene::new(seed);
+    let log = scene.open();
+    scope(|threads| {
+        for writer in 0..3 {
+            let (scene, log) = (&*scene, &log);
+            threads.spawn(move || {
+                scene.append(log, writer, 3, |error| matches!(error, Error::Closed))
+            });
+        }
+        let log = &log;
+        threads.spawn(move || log.close().expect("close"));
+    });
+    let next = scene.open_next();
+    scene.ledger.lock().check(&next);
+    scene.check(seed);
+}
+
+impl Scene {
+    /// The log as whoever opens it next finds it.
+    fn open_next(&self) -> SessionLog {
+        let steps = self.disk.steps();
+        let mut durability = Durability::default();
+        for step in &steps {
+            durability.step(step);
+        }
+        let image = durability.cut(Left::Everything, NamesLeft::InOrder, &mut Dice(0));
+        open(&SimulatedDisk::of(Path::new(NO_INDEX), &image))
+    }
+}

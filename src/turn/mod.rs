@@ -1,0 +1,17 @@
+//! Turns: what a user sent, and the message that the events of its turn add up to. The typed layer
+//! over events, whose data the rest of the log never looks into.
+
+mod json_text;
+pub(crate) mod lenient;
+mod message;
+mod read;
+mod tool_calls;
+mod user_message;
+
+pub(crate) use json_text::{CheckedBlock, CheckedMap, JsonText, Sent, each_item};
+pub(crate) use lenient::LEVELS_MAX;
+pub(crate) use message::{Fold, TurnPage, TurnText, may_end_turn};
+pub(crate) use read::RememberedTurns;
+
+pub use message::{Message, MessagePage, MessageStatus};
+pub use user_message::{ContentBlock, UserMessage};

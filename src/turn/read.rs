@@ -1,0 +1,285 @@
+//! Reads turns from the store: finds the event that opened one, and folds what follows it.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::codec::EventFrame;
+use crate::model::{Error, Event, Head, MessageId, Result, Seq, SessionId, USER_MESSAGE};
+use crate::read::{EventPage, Page, Store, Visitor};
+use crate::turn::message::{Fold, TurnPage};
+
+/// So many events are read at once on the way to a turn's end. Most turns are shorter.
+const LOOKAHEAD_EVENTS: Seq = 64;
+
+/// A turn without an end that has more events behind it is remembered, so that the next read goes
+/// on from there.
+const REMEMBERED_EVENTS_MIN: Seq = 1_000;
+
+/// The memory for turns that are remembered.
+const REMEMBERED_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// How far turns without an end have been read.
+pub(crate) struct RememberedTurns(quick_cache::sync::Cache<Reading, Arc<Remembered>, KeptBytes>);
+
+/// A turn, read with so many bytes for what it keeps.
+type Reading = (MessageId, usize);
+
+struct Remembered {
+    fold: Fold,
+    /// All of the session's events up to this seq have been applied.
+    through: Seq,
+}
+
+#[derive(Clone)]
+struct KeptBytes;
+
+impl quick_cache::Weighter<Reading, Arc<Remembered>> for KeptBytes {
+    fn weight(&self, _reading: &Reading, remembered: &Arc<Remembered>) -> u64 {
+        (size_of::<Remembered>() + remembered.fold.kept_bytes()) as u64
+    }
+}
+
+impl Default for RememberedTurns {
+    fn default() -> Self {
+        Self(quick_cache::sync::Cache::with_weighter(
+            1_000,
+            REMEMBERED_BYTES_MAX,
+            KeptBytes,
+        ))
+    }
+}
+
+impl Store {
+    /// The turn that a message stands for. The outputs that it keeps take about so much memory.
+    pub(crate) fn turn(&self, id: MessageId, bytes_max: usize) -> Result<Fold> {
+        let fold = self
+            .look_at(id.event_id(), |opening| Fold::open(opening.view))?
+            .ok_or(Error::UnknownMessage { id })??;
+        let mut turns = Turns::new(bytes_max, CutFrom::End);
+        turns.push(fold);
+        self.fold(&mut turns)?;
+        turns.into_folds().pop().ok_or(Error::UnknownMessage { id })
+    }
+
+    /// The turns that were opened in a stretch of a session, until what they keep takes too much
+    /// memory; one at least.
+    pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
+        let (bytes_max, newest_first) = (page.checked_bytes(&self.options), page.is_newest_first());
+        let mut opened = self.list(session, page.types([USER_MESSAGE]))?;
+        let mut turns = Turns::new(
+            bytes_max,
+            if newest_first {
+                CutFrom::Beginning
+            } else {
+                CutFrom::End
+            },
+        );
+        for event in std::mem::take(&mut opened.events) {
+            if turns.cut.is_none() {
+                turns.push(Fold::open(Event::view(&event))?);
+            }
+        }
+        if newest_first {
+            turns.list.reverse();
+        }
+        self.fold(&mut turns)?;
+        let EventPage {
+            mut has_more,
+            mut first,
+            mut last,
+            tail,
+            tail_id,
+            ..
+        } = opened;
+        if let Some(cut) = turns.cut {
+            has_more = true;
+            if newest_first {
+                first = cut + 1
+            } else {
+                last = cut - 1
+            }
+        }
+        let mut folds = turns.into_folds();
+        if newest_first {
+            folds.reverse();
+        }
+        Ok(TurnPage {
+            folds,
+            has_more,
+            first,
+            last,
+            tail,
+            tail_id,
+        })
+    }
+
+    /// Reads on with some turns of a session until all of them are over, or the session ends. One
+    /// pass for all of them: where turns are left without an end, each pass would read the rest of
+    /// the session.
+    fn fold(&self, turns: &mut Turns) -> Result<()> {
+        let Some(Turn { fold, .. }) = turns.list.first() else {
+            return Ok(());
+        };
+        let session = fold.opened_at().0.clone();
+        let head = self.known_head(&session)?;
+        turns
+            .list
+            .iter_mut()
+            .for_each(|turn| self.recall(turn, turns.bytes_max, &head));
+        turns.count_anew();
+        let mut read = 0;
+        while let Some(from) = turns.next_from(read).filter(|from| *from <= head.last) {
+            read = self.visit(&session, &head, from..=head.last, turns)?;
+        }
+        turns
+            .list
+            .iter()
+            .for_each(|turn| self.remember(&turn.fold, turns.bytes_max, head.last));
+        Ok(())
+    }
+
+    /// Goes on with a turn behind what was read of it before, if that is remembered.
+    fn recall(&self, turn: &mut Turn, bytes_max: usize, head: &Head) {
+        let remembered = self.turns.0.get(&(turn.fold.id(), bytes_max));
+        if let Some(remembered) = remembered.filter(|remembered| remembered.through <= head.last) {
+            *turn = Turn {
+                fold: remembered.fold.clone(),
+                from: remembered.through + 1,
+            };
+        }
+    }
+
+    /// Remembers how far a turn was read that has no end yet and much behind it.
+    fn remember(&self, fold: &Fold, bytes_max: usize, through: Seq) {
+        let (_session, opened) = fold.opened_at();
+        if !fold.is_final() && through - opened >= REMEMBERED_EVENTS_MIN {
+            self.turns.0.insert(
+                (fold.id(), bytes_max),
+                Arc::new(Remembered {
+                    fold: fold.clone(),
+                    through,
+                }),
+            );
+        }
+    }
+}
+
+/// Turns of a session, and what they may keep together.
+struct Turns {
+    /// The first to be opened first.
+    list: Vec<Turn>,
+    unfinished: usize,
+    /// What the folds keep.
+    kept: usize,
+    bytes_max: usize,
+    cut_from: CutFrom,
+    /// Where the turn was opened that was left out last, if any.
+    cut: Option<Seq>,
+}
+
+/// A turn, and where the events are that were not read for it.
+struct Turn {
+    fold: Fold,
+    from: Seq,
+}
+
+/// Which turns are left out when they keep too much: those at the end of the page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CutFrom {
+    Beginning,
+    End,
+}
+
+impl Turns {
+    fn new(bytes_max: usize, cut_from: CutFrom) -> Self {
+        Self {
+            list: Vec::new(),
+            unfinished: 0,
+            kept: 0,
+            bytes_max,
+            cut_from,
+            cut: None,
+        }
+    }
+
+    /// Adds the next turn of the page, unless that is too much.
+    fn push(&mut self, fold: Fold) {
+        self.kept += fold.kept_bytes();
+        let opened = fold.opened_at().1;
+        if self.kept > self.bytes_max && !self.list.is_empty() {
+            self.cut = Some(opened);
+        } else {
+            self.list.push(Turn {
+                fold,
+                from: opened + 1,
+            });
+        }
+    }
+
+    fn count_anew(&mut self) {
+        self.unfinished = self.list.len();
+        self.kept = self.list.iter().map(|turn| turn.fold.kept_bytes()).sum();
+        self.cut_excess();
+    }
+
+    /// Where to go on when all is read up to `read` for those turns that need it: what one that is
+    /// remembered has read, nobody reads again.
+    fn next_from(&self, read: Seq) -> Option<Seq> {
+        let unfinished = self.list.iter().filter(|turn| !turn.fold.is_final());
+        unfinished.map(|turn| turn.from.max(read + 1)).min()
+    }
+
+    /// Leaves out turns at the end of the page, and outputs of the last that is left, until what is
+    /// kept is little enough.
+    fn cut_excess(&mut self) {
+        while self.kept > self.bytes_max && self.list.len() > 1 {
+            let at = if self.cut_from == CutFrom::Beginning {
+                0
+            } else {
+                self.list.len() - 1
+            };
+            let Turn { fold, .. } = self.list.remove(at);
+            self.cut = Some(fold.opened_at().1);
+            self.kept -= fold.kept_bytes();
+            self.unfinished -= usize::from(!fold.is_final());
+        }
+        if let (true, [Turn { fold, .. }]) = (self.kept > self.bytes_max, &mut *self.list) {
+            fold.omit_outputs(self.bytes_max);
+            self.kept = fold.kept_bytes();
+        }
+    }
+
+    fn into_folds(self) -> Vec<Fold> {
+        self.list.into_iter().map(|turn| turn.fold).collect()
+    }
+}
+
+impl Visitor for Turns {
+    fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
+        let seq = frame.view.seq;
+        let place = frame.view.message_id.and_then(|id| {
+            self.list
+                .binary_search_by_key(&id, |turn| turn.fold.id())
+                .ok()
+        });
+        let Some(Turn { fold, .. }) = place.and_then(|place| self.list.get_mut(place)) else {
+            return ControlFlow::Continue(());
+        };
+        let (was_unfinished, kept) = (self.unfinished, fold.kept_bytes());
+        let was_final = fold.is_final();
+        fold.apply(frame.view);
+        self.unfinished -= usize::from(fold.is_final() && !was_final);
+        self.kept = self.kept - kept + fold.kept_bytes();
+        self.cut_excess();
+        let goes_on = self.unfinished == was_unfinished || self.next_from(seq) == Some(seq + 1);
+        if goes_on {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    }
+
+    fn lookahead(&self) -> Seq {
+        LOOKAHEAD_EVENTS - 1
+    }
+}

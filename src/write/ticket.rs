@@ -1,0 +1,101 @@
+//! The answer to an append on its way back: the commit section owes it, the caller waits for it, as
+//! a thread or as a task.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use crate::codec::Record;
+use crate::model::{Error, Result};
+use crate::sync::{Gate, Mutex, Opening, wake_task};
+
+/// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread
+/// panicked, that is the answer.
+pub(crate) struct Answer(Option<Arc<Ticket>>);
+
+impl Answer {
+    pub(crate) fn owed_to(ticket: &Arc<Ticket>) -> Self {
+        Self(Some(Arc::clone(ticket)))
+    }
+
+    pub(crate) fn give(mut self, answer: Result<Landed>) {
+        if let Some(ticket) = self.0.take() {
+            ticket.complete(answer);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.0.take() {
+            ticket.complete(Err(lost()));
+        }
+    }
+}
+
+/// What an append came to: the record, and whether it had been there.
+#[derive(Debug, Clone)]
+pub(crate) struct Landed {
+    pub record: Arc<Record>,
+    pub replayed: bool,
+}
+
+/// Where the caller finds the answer.
+#[derive(Default)]
+pub(crate) struct Ticket {
+    given: Mutex<Given>,
+}
+
+#[derive(Default)]
+struct Given {
+    answer: Option<Result<Landed>>,
+    /// The task that waits for it. Threads wait at the [gate](Joined) of their group.
+    waker: Option<Waker>,
+}
+
+/// A place in a group.
+pub(crate) struct Joined {
+    /// Opens when all of the group are answered.
+    pub gate: Arc<Gate>,
+    pub opening: Opening,
+}
+
+impl Ticket {
+    /// Waits for the answer, for a thread.
+    pub(crate) fn wait(&self, joined: &Joined) -> Result<Landed> {
+        loop {
+            if let Some(answer) = self.given.lock().answer.take() {
+                return answer;
+            }
+            joined.gate.wait(joined.opening);
+        }
+    }
+
+    /// Waits for the answer, for a task.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
+        let mut given = self.given.lock();
+        if let Some(answer) = given.answer.take() {
+            return Poll::Ready(answer);
+        }
+        let before = given.waker.replace(context.waker().clone());
+        // What it keeps alive may want the lock when it goes.
+        drop(given);
+        drop(before);
+        Poll::Pending
+    }
+
+    fn complete(&self, answer: Result<Landed>) {
+        let mut given = self.given.lock();
+        given.answer = Some(answer);
+        let waker = given.waker.take();
+        drop(given);
+        if let Some(waker) = waker {
+            wake_task(waker);
+        }
+    }
+}
+
+/// What is said of a batch whose leader panicked.
+pub(crate) fn lost() -> Error {
+    let source = std::io::Error::other("the thread that wrote it panicked");
+    crate::disk::io_error("commit a batch to", "the journal".as_ref())(source)
+}
