@@ -155,10 +155,11 @@ fn paths_of_a_log(seed: u64) -> BTreeSet<PathBuf> {
     let mut paths = BTreeSet::from([PathBuf::new()]);
     for step in steps {
         match step {
-            Step::Begin(Call::MakeDir(path) | Call::Create { path, .. }) => {
-                drop(paths.insert(path))
+            Step::Begin(
+                Call::MakeDir(path) | Call::Create { path, .. } | Call::Rename { to: path, .. },
+            ) => {
+                paths.insert(path);
             }
-            Step::Begin(Call::Rename { to, .. }) => drop(paths.insert(to)),
             _ => {}
         }
     }
