@@ -4,25 +4,19 @@ use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::disk::{Disk, io_error};
-use crate::engine::Engine;
+use crate::disk::{Disk, RealDisk, io_error};
+use crate::engine::{Engine, open};
+use crate::maintain::Threads;
+use crate::model::{
+    Ack, Batch, Error, Event, EventId, Head, MessageId, Options, Result, SessionId, Stats,
+};
 #[cfg(feature = "http")]
-use crate::engine::open;
+use crate::read::{After, EventPage, EventStream, From, NewestSessions, Page, Store};
+use crate::sync::Mutex;
+use crate::turn::{Fold, Message, MessagePage, TurnReader};
 #[cfg(feature = "http")]
-use crate::maintain::Merger;
-use crate::maintain::Sealer;
-use crate::model::{Ack, Batch, Error, Event, Result};
-use crate::model::{EventId, MessageId};
-use crate::model::{Head, Options, SessionId, Stats};
-use crate::read::After;
-use crate::read::NewestSessions;
-use crate::read::{EventPage, EventStream, From, Page};
-use crate::segment::{MergedPlace, merged_folder};
-use crate::sync::{JoinHandle, Mutex, spawn};
-use crate::turn::{Fold, Message, MessagePage};
 use crate::turn::{TurnPage, TurnText};
-use crate::write::{Appended, Submitted};
-use crate::write::{IN_FLIGHT_MAX, Landed, Ticket};
+use crate::write::{Landed, Submitted, Ticket};
 
 /// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less
 /// tidily when the last is dropped.
@@ -39,10 +33,32 @@ struct Handle {
     threads: Mutex<Threads>,
 }
 
-#[derive(Default)]
-struct Threads {
-    commit: Vec<JoinHandle<()>>,
-    background: Vec<JoinHandle<()>>,
+impl Options {
+    /// Opens the log in `folder`, which is made if it is missing. See [`SessionLog::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other, or the
+    /// path is empty.
+    pub fn open(self, folder: impl AsRef<Path>) -> Result<SessionLog> {
+        let folder = folder.as_ref();
+        if folder.as_os_str().is_empty() {
+            return Err(Error::invalid("folder", "its path is empty"));
+        }
+        // A relative path means another folder when the process changes its working directory.
+        let absolute = std::path::absolute(folder).map_err(io_error("find", folder))?;
+        self.open_on(Arc::new(RealDisk::default()), &absolute)
+    }
+
+    /// As [`open`](Options::open), on a disk that a test may own.
+    pub(crate) fn open_on(self, disk: Arc<dyn Disk>, folder: &Path) -> Result<SessionLog> {
+        self.check()?;
+        let engine = Arc::new(open(disk, folder, self)?);
+        let threads = Mutex::new(Threads::default());
+        let handle = Arc::new(Handle { engine, threads });
+        handle.threads.lock().start(&handle.engine)?;
+        Ok(SessionLog { handle })
+    }
 }
 
 impl SessionLog {
@@ -60,16 +76,6 @@ impl SessionLog {
     /// version wrote them: nothing is changed then. [`Error::Io`]: opening again is safe.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(folder)
-    }
-
-    pub(crate) fn open_on(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Result<Self> {
-        let engine = Arc::new(open(disk, folder, options)?);
-        let threads = Mutex::new(Threads::default());
-        let log = Self {
-            handle: Arc::new(Handle { engine, threads }),
-        };
-        log.handle.start()?;
-        Ok(log)
     }
 
     /// Appends `batch` to `session` and returns the stored events.
@@ -92,15 +98,9 @@ impl SessionLog {
     pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
         let engine = &self.handle.engine;
         let ticket: Arc<Ticket> = Arc::default();
-        let mut request = engine.request(session, batch, &ticket)?;
-        loop {
-            match engine.writer()?.commit.append(request)? {
-                Appended::Joined(joined) => {
-                    return ticket.wait(&joined).map(|landed| to_ack(&landed));
-                }
-                Appended::Stale(stale) => request = engine.look_up_key(stale)?,
-            }
-        }
+        let request = engine.request(session, batch, &ticket)?;
+        let joined = engine.writer()?.commit.append(request)?;
+        ticket.wait(&joined).map(|landed| to_ack(&landed))
     }
 
     /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at
@@ -128,15 +128,9 @@ impl SessionLog {
             let commit = &engine.writer()?.commit;
             let ticket = Arc::default();
             let mut request = engine.request(&session, batch, &ticket)?;
-            loop {
-                request = match commit.submit(request)? {
-                    Submitted::Joined => break,
-                    Submitted::Stale(stale) => engine.look_up_key(stale)?,
-                    Submitted::NoRoom(request, room) => {
-                        poll_fn(|context| room.poll(context)).await;
-                        request
-                    }
-                };
+            while let Submitted::NoRoom(full, room) = commit.submit(request)? {
+                poll_fn(|context| room.poll(context)).await;
+                request = full;
             }
             poll_fn(|context| ticket.poll(context))
                 .await
@@ -151,7 +145,7 @@ impl SessionLog {
     /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for
     /// the page's limit; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
     pub fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
-        self.handle.engine.open_store()?.list(session, page)
+        self.store()?.list(session, page)
     }
 
     /// Streams a session from a place on: what is there, then what comes, without a gap or a
@@ -162,10 +156,9 @@ impl SessionLog {
     /// [`Error::UnknownSession`], unless it is to be [waited for](From::Creation);
     /// [`Error::Cursor`].
     pub fn stream(&self, session: &SessionId, from: From) -> Result<EventStream> {
-        let engine = &self.handle.engine;
-        let store = engine.open_store()?;
+        let store = self.store()?;
         let entry = store.recent.pin(session, || store.locator.head(session))?;
-        EventStream::of_session(Arc::clone(engine), entry, from)
+        EventStream::of_session(Arc::clone(store), entry, from)
     }
 
     /// Streams every session in commit order: what comes after an event, or with `None` everything
@@ -189,14 +182,14 @@ impl SessionLog {
     /// older copy: it cannot tell what came after. [`Error::Corrupt`] and [`Error::Io`] when what
     /// is stored there cannot be read. [`Error::Closed`].
     pub fn feed(&self, from: impl Into<Option<After<EventId>>>) -> Result<EventStream> {
-        let store = self.handle.engine.open_store()?;
+        let store = self.store()?;
         let after = from.into().map(|After(id)| id);
         if let Some(id) = after {
             store
                 .look_at(id, |_event| ())?
                 .ok_or(Error::UnknownEvent { id })?;
         }
-        Ok(EventStream::of_all(Arc::clone(&self.handle.engine), after))
+        Ok(EventStream::of_all(Arc::clone(store), after))
     }
 
     /// Reads the event with this ID.
@@ -206,11 +199,7 @@ impl SessionLog {
     /// [`Error::UnknownEvent`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be
     /// read.
     pub fn event(&self, id: EventId) -> Result<Event> {
-        self.handle
-            .engine
-            .open_store()?
-            .event(id)?
-            .ok_or(Error::UnknownEvent { id })
+        self.store()?.event(id)?.ok_or(Error::UnknownEvent { id })
     }
 
     /// Reads a turn as one message: a fold over the events from the one that opened it to its first
@@ -221,9 +210,9 @@ impl SessionLog {
     /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot
     /// be read.
     pub fn message(&self, id: MessageId) -> Result<Message> {
-        let store = self.handle.engine.open_store()?;
-        store
-            .turn(id, store.options.scan_bytes_max)
+        let bytes_max = self.store()?.options.scan_bytes_max;
+        self.turn_reader()?
+            .turn(id, bytes_max)
             .map(Fold::into_message)
     }
 
@@ -231,17 +220,13 @@ impl SessionLog {
     /// so many bytes of memory.
     #[cfg(feature = "http")]
     pub(crate) fn turn_within(&self, id: MessageId, bytes_max: usize) -> Result<TurnText> {
-        self.handle
-            .engine
-            .open_store()?
-            .turn(id, bytes_max)
-            .map(Fold::into_text)
+        self.turn_reader()?.turn(id, bytes_max).map(Fold::into_text)
     }
 
     /// As [`messages`](Self::messages), as text.
     #[cfg(feature = "http")]
     pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
-        self.handle.engine.open_store()?.turns(session, page)
+        self.turn_reader()?.page(session, page)
     }
 
     /// Reads a page of a session's messages. The page counts messages; its cursors are places in
@@ -251,10 +236,8 @@ impl SessionLog {
     ///
     /// Those of [`list`](Self::list).
     pub fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
-        self.handle
-            .engine
-            .open_store()?
-            .turns(session, page)
+        self.turn_reader()?
+            .page(session, page)
             .map(MessagePage::from)
     }
 
@@ -264,7 +247,7 @@ impl SessionLog {
     ///
     /// [`Error::UnknownSession`] when it has no event.
     pub fn head(&self, session: &SessionId) -> Result<Head> {
-        self.handle.engine.open_store()?.known_head(session)
+        self.store()?.known_head(session)
     }
 
     /// At most `limit` sessions in the byte order of their IDs, from the first or from a place on.
@@ -279,9 +262,7 @@ impl SessionLog {
         from: impl Into<Option<After<&'a SessionId>>>,
         limit: usize,
     ) -> Result<Vec<SessionId>> {
-        self.handle
-            .engine
-            .open_store()?
+        self.store()?
             .sessions_after(from.into().map(|After(session)| session), limit)
     }
 
@@ -293,9 +274,7 @@ impl SessionLog {
     ///
     /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
     pub fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
-        self.handle
-            .engine
-            .open_store()?
+        self.store()?
             .newest_sessions(limit)
             .map(|newest| newest.ids)
     }
@@ -303,7 +282,7 @@ impl SessionLog {
     /// As [`recent_sessions`](Self::recent_sessions), with whether there may be more.
     #[cfg(feature = "http")]
     pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
-        self.handle.engine.open_store()?.newest_sessions(limit)
+        self.store()?.newest_sessions(limit)
     }
 
     #[cfg(feature = "http")]
@@ -328,11 +307,11 @@ impl SessionLog {
     /// is left is used up.
     pub fn health(&self) -> Result<()> {
         let engine = &self.handle.engine;
-        let options = &engine.open_store()?.options;
+        let options = &self.store()?.options;
         let Some(writer) = &engine.writer else {
             return Ok(());
         };
-        writer.commit.check_poison()?;
+        writer.shared.state.check_poison()?;
         engine.refusals.check(options.stall_wait)
     }
 
@@ -351,12 +330,23 @@ impl SessionLog {
     pub fn close(&self) -> Result<()> {
         self.handle.stop(Stop::Clean)
     }
+
+    /// What reads from the log, while it is open.
+    fn store(&self) -> Result<&Arc<Store>> {
+        let store = &self.handle.engine.store;
+        store.check_open().map(|()| store)
+    }
+
+    fn turn_reader(&self) -> Result<&TurnReader> {
+        let engine = &self.handle.engine;
+        engine.store.check_open().map(|()| &engine.turns)
+    }
 }
 
 impl std::fmt::Debug for SessionLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionLog")
-            .field("closed", &self.handle.engine.is_closed())
+            .field("closed", &self.handle.engine.store.is_closed())
             .finish_non_exhaustive()
     }
 }
@@ -383,105 +373,24 @@ enum Stop {
 }
 
 impl Handle {
-    fn start(&self) -> Result<()> {
-        let Some(writer) = &self.engine.writer else {
-            return Ok(());
-        };
-        let sealer = Sealer {
-            disk: Arc::clone(&writer.disk),
-            folder: writer.folder.clone(),
-            store: writer.store_id,
-            signal: Arc::clone(&writer.seal),
-            recent: Arc::clone(&self.engine.store.recent),
-            commit: Arc::clone(&writer.commit),
-            manifest: Arc::clone(&writer.manifest),
-            locator: Arc::clone(&self.engine.store.locator),
-            cache: Arc::clone(&self.engine.store.cache),
-            spares: Arc::clone(&writer.spares),
-            refusals: Arc::clone(&self.engine.refusals),
-        };
-        let place = MergedPlace {
-            disk: Arc::clone(&writer.disk),
-            folder: merged_folder(&writer.folder),
-            store: writer.store_id,
-            cache: Arc::clone(&self.engine.store.cache),
-        };
-        let (locator, refusals) = (
-            Arc::clone(&self.engine.store.locator),
-            Arc::clone(&self.engine.refusals),
-        );
-        let merger = Merger {
-            place,
-            locator,
-            refusals,
-        };
-        let spares = Arc::clone(&writer.spares);
-        let (index, locator) = (
-            Arc::clone(&self.engine.index),
-            Arc::clone(&self.engine.store.locator),
-        );
-        let started = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            spawn(name, run).map_err(io_error("start a thread for", &writer.folder))
-        };
-        let mut threads = self.threads.lock();
-        for _ in 0..IN_FLIGHT_MAX {
-            let commit = Arc::clone(&writer.commit);
-            threads
-                .commit
-                .push(started("log-commit", Box::new(move || commit.run()))?);
-        }
-        threads
-            .background
-            .push(started("log-spares", Box::new(move || spares.run()))?);
-        threads
-            .background
-            .push(started("log-seal", Box::new(move || sealer.run()))?);
-        threads.background.push(started(
-            "log-index",
-            Box::new(move || index.run(|| locator.segments())),
-        )?);
-        threads
-            .background
-            .push(started("log-merge", Box::new(move || merger.run()))?);
-        Ok(())
-    }
-
     /// Stops everything; a second call waits for the first and does nothing.
     fn stop(&self, how: Stop) -> Result<()> {
         let engine = &self.engine;
-        engine.check_process()?;
+        engine.store.check_process()?;
         let mut threads = self.threads.lock();
-        let is_first = engine.close();
         let mut result = Ok(());
-        if let (Some(writer), true) = (&engine.writer, is_first) {
-            writer.commit.stop();
-            threads.commit.drain(..).for_each(join);
-            writer.seal.stop();
-            writer.spares.stop();
-            engine.index.stop();
-            engine.store.locator.merge.stop();
-            threads.background.drain(..).for_each(join);
-            if how == Stop::Clean {
+        if engine.store.close() {
+            threads.stop(engine);
+            if let (Some(writer), Stop::Clean) = (&engine.writer, how) {
                 result = writer
-                    .record_clean_stop(&engine.store)
-                    .and_then(|()| writer.spares.trim());
+                    .record_clean_stop()
+                    .and_then(|()| writer.shared.spares.trim());
             }
         }
-        engine
-            .store
-            .recent
-            .all_waiters()
-            .iter()
-            .for_each(|waiter| waiter.wake());
-        drop(engine.lock.lock().take());
+        engine.store.recent.wake_all();
+        engine.unlock();
         result
     }
-}
-
-/// A thread that panicked has said so on stderr already; what it worked on is checked on the next
-/// open.
-fn join(thread: JoinHandle<()>) {
-    drop(thread.join());
 }
 
 impl Drop for Handle {
@@ -515,22 +424,19 @@ mod tests {
         let _held = engine.store.recent.pin(&session, || Ok(None)).unwrap();
         log.append(&session, Batch::new().event(NewEvent::new("note", "first")))
             .unwrap();
-        let late = engine.request(&session, keyed(), &Arc::default()).unwrap();
+        let ticket = Arc::default();
+        let late = engine.request(&session, keyed(), &ticket).unwrap();
         let first = log.append(&session, keyed()).unwrap();
         while log.stats().segments < 2 {
             log.append(&session, Batch::new().event(NewEvent::new("note", "more")))
                 .unwrap();
             yield_now();
         }
-        let Appended::Stale(stale) = engine.writer().unwrap().commit.append(late).unwrap() else {
-            panic!("the key has to be looked up again")
-        };
-        let found = engine
-            .look_up_key(stale)
-            .unwrap()
-            .sealed
-            .record
-            .expect("it is in a segment");
+        assert!(late.is_stale(), "the key has to be looked up again");
+        let joined = engine.writer().unwrap().commit.append(late).unwrap();
+        let found = ticket.wait(&joined).unwrap();
+        assert!(found.replayed);
+        let found = found.record;
         assert_eq!((found.first, found.last()), (first.first, first.last));
         assert!(log.append(&session, keyed()).unwrap().replayed);
     }

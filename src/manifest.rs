@@ -9,11 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{
     FRAMED_BYTES_MAX, MANIFEST, Salt, StoreId, decode_list, decode_value, encode_value,
 };
-use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, read_device};
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Layout, Mode, read_device};
 use crate::model::{Error, Result};
 use crate::segment::SegmentInfo;
-
-const SLOTS: [&str; 2] = ["MANIFEST-0", "MANIFEST-1"];
 
 /// What the store consists of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -34,12 +32,17 @@ pub(crate) struct Manifest {
     pub incarnation: u64,
     /// Whether the log was closed and `durable_lsn` is its very end.
     pub clean: bool,
-    /// The slot that holds it.
-    #[serde(skip)]
+}
+
+/// The manifest and the two slots on the disk that hold it.
+pub(crate) struct ManifestFile {
+    pub value: Manifest,
+    /// The slot that counts.
     slot: usize,
-    /// Whether the other one held the same when this was loaded or made.
-    #[serde(skip)]
-    pub is_in_both: bool,
+    /// Whether the other one held the same when this was loaded or stored.
+    is_in_both: bool,
+    disk: Arc<dyn Disk>,
+    layout: Layout,
 }
 
 /// The slots that the next manifest goes to, in that order.
@@ -53,18 +56,15 @@ pub(crate) struct JournalUse {
 }
 
 impl Manifest {
-    pub(crate) fn new(store: StoreId) -> Self {
-        let (segments, journal) = (Vec::new(), Vec::new());
+    fn new(store: StoreId) -> Self {
         Self {
             sequence: 0,
             store,
-            segments,
-            journal,
+            segments: Vec::new(),
+            journal: Vec::new(),
             durable_lsn: 0,
             incarnation: 0,
             clean: false,
-            slot: 1,
-            is_in_both: false,
         }
     }
 
@@ -78,129 +78,9 @@ impl Manifest {
         self.segments.last().map_or(0, |segment| segment.end_lsn)
     }
 
-    /// The manifest of the log in `folder`; `None` where neither slot exists, and where the first
-    /// was begun and the second does not exist: then the log itself was being begun, or has lost
-    /// its manifest, which the caller tells apart.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Corrupt`] when both slots exist and none is valid, [`Error::Unsupported`] when one
-    /// is of a later version.
-    pub(crate) fn load(disk: &dyn Disk, folder: &Path) -> Result<Option<Self>> {
-        let mut found = Vec::new();
-        let mut refused = Vec::new();
-        for (slot, path) in slots(folder).into_iter().enumerate() {
-            if !disk.exists(&path)? {
-                continue;
-            }
-            match Self::read(disk, &path) {
-                Ok(manifest) => found.push(Self { slot, ..manifest }),
-                // Nothing is given up before both slots name what takes its place, so the other
-                // will do.
-                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => refused.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        found.sort_unstable_by_key(|manifest| manifest.sequence);
-        if let (None, [_, error]) = (found.last(), &*refused) {
-            return Err(error.clone());
-        }
-        let Some(newest) = found.pop() else {
-            return Ok(None);
-        };
-        let same = found.pop().map(|other| Self {
-            sequence: newest.sequence,
-            ..other
-        });
-        let is_in_both =
-            same.is_some_and(|same| same.image().as_slice() == newest.image().as_slice());
-        Ok(Some(Self {
-            is_in_both,
-            ..newest
-        }))
-    }
-
-    /// Makes this the manifest: when it returns both slots are on stable storage. The slot that
-    /// counts so far is written last, so that a crash leaves either it or the other.
-    pub(crate) fn store(&mut self, disk: &dyn Disk, folder: &Path) -> Result<()> {
-        self.slots_to_write(folder)
-            .iter()
-            .try_for_each(|slot| self.write_next(disk, folder, slot))?;
-        self.is_in_both = true;
-        Ok(())
-    }
-
-    /// The slots of a manifest that was stored before, open and with room for this one with a
-    /// segment and some files more, so that [`store_in`](Self::store_in) fails only if the disk
-    /// does, or wants room to write over what is there. A failure changes nothing.
-    pub(crate) fn reserve(&self, disk: &dyn Disk, folder: &Path) -> Result<Reserved> {
-        let image_bytes = self.image().len() as u64;
-        let open = |path: PathBuf| {
-            let slot = disk.open(&path, Mode::WriteBlocks)?;
-            slot.check_place()?;
-            slot.allocate(image_bytes + BLOCK as u64)?;
-            Ok(slot)
-        };
-        let [next, counts] = self.slots_to_write(folder);
-        Ok(Reserved([open(next)?, open(counts)?]))
-    }
-
-    /// As [`store`](Self::store).
-    pub(crate) fn store_in(&mut self, slots: &Reserved) -> Result<()> {
-        slots.0.iter().try_for_each(|slot| {
-            self.sequence += 1;
-            self.write(&**slot)
-        })
-    }
-
-    /// Takes away, durably, what there is of a manifest that does not count.
-    pub(crate) fn remove(disk: &dyn Disk, folder: &Path) -> Result<()> {
-        for path in slots(folder) {
-            if disk.exists(&path)? {
-                disk.remove(&path)?;
-            }
-        }
-        disk.sync_dir(folder)
-    }
-
-    /// Makes the slot that was loaded durable: its writer may have been killed before its barrier.
-    /// To be called before the other is written. The bytes are the same, so a torn write changes
-    /// nothing.
-    pub(crate) fn made_durable(self, disk: &dyn Disk, folder: &Path) -> Result<Self> {
-        let [_other, counts] = self.slots_to_write(folder);
-        self.write(&*disk.open(&counts, Mode::WriteBlocks)?)?;
-        Ok(self)
-    }
-
-    /// Makes the other slot say what the one that counts says: their writer may have been killed
-    /// between the two. To be called before anything is given up that only the other names.
-    pub(crate) fn put_in_both(&mut self, disk: &dyn Disk, folder: &Path) -> Result<()> {
-        if !self.is_in_both {
-            let [other, _counts] = self.slots_to_write(folder);
-            self.write_next(disk, folder, &other)?;
-            (self.slot, self.is_in_both) = (1 - self.slot, true);
-        }
-        Ok(())
-    }
-
-    fn write_next(&mut self, disk: &dyn Disk, folder: &Path, slot: &Path) -> Result<()> {
-        self.sequence += 1;
-        let is_new = !disk.exists(slot)?;
-        self.write(&*disk.open(slot, Mode::WriteBlocks)?)?;
-        if is_new {
-            disk.sync_dir(folder)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn slots_to_write(&self, folder: &Path) -> [PathBuf; 2] {
-        let [first, second] = slots(folder);
-        if self.slot == 0 {
-            [second, first]
-        } else {
-            [first, second]
-        }
+    /// Says so if this is the manifest of a log that was closed at `end_lsn`, its very end.
+    pub(crate) fn is_clean_at(&self, end_lsn: u64) -> bool {
+        self.clean && self.durable_lsn == end_lsn
     }
 
     fn image(&self) -> BlockBuf {
@@ -210,30 +90,175 @@ impl Manifest {
         image
     }
 
-    fn write(&self, slot: &dyn DiskFile) -> Result<()> {
-        slot.write_all_at(self.image().as_slice(), 0)?;
-        slot.sync()
-    }
-
     /// What the device holds in a slot: should its barrier have failed, the page cache may hold
     /// what is not durable, and writing the other slot would then give up the last one that is.
-    fn read(disk: &dyn Disk, path: &Path) -> Result<Self> {
-        let length = disk.open(path, Mode::Read)?.len()?;
+    fn read(disk: &dyn Disk, slot: &Path) -> Result<Self> {
+        let length = disk.open(slot, Mode::Read)?.len()?;
         // What lies behind the longest manifest is none.
         let length = usize::try_from(length)
             .unwrap_or(usize::MAX)
             .min(FRAMED_BYTES_MAX.next_multiple_of(BLOCK));
-        let bytes = read_device(disk, path, length)?;
-        decode_value(MANIFEST, salt(), bytes.as_slice()).map_err(|fault| fault.at(path, 0))
+        let bytes = read_device(disk, slot, length)?;
+        decode_value(MANIFEST, salt(), bytes.as_slice()).map_err(|fault| fault.at(slot, 0))
+    }
+}
+
+impl ManifestFile {
+    /// The manifest of a store that is about to be made; nothing of it is stored yet.
+    pub(crate) fn new(disk: &Arc<dyn Disk>, layout: &Layout, store: StoreId) -> Self {
+        Self {
+            value: Manifest::new(store),
+            slot: 1,
+            is_in_both: false,
+            disk: Arc::clone(disk),
+            layout: layout.clone(),
+        }
+    }
+
+    /// The manifest of a log; `None` where neither slot exists, and where the first was begun and
+    /// the second does not exist: then the log itself was being begun, or has lost its manifest,
+    /// which the caller tells apart.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] when both slots exist and none is valid, [`Error::Unsupported`] when one
+    /// is of a later version.
+    pub(crate) fn load(disk: &Arc<dyn Disk>, layout: &Layout) -> Result<Option<Self>> {
+        let mut found = Vec::new();
+        let mut refused = Vec::new();
+        for (slot, path) in layout.manifest_slots().iter().enumerate() {
+            if !disk.exists(path)? {
+                continue;
+            }
+            match Manifest::read(&**disk, path) {
+                Ok(value) => found.push((slot, value)),
+                // Nothing is given up before both slots name what takes its place, so the other
+                // will do.
+                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => refused.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_unstable_by_key(|(_slot, value)| value.sequence);
+        if let (None, [_, error]) = (found.last(), &*refused) {
+            return Err(error.clone());
+        }
+        let Some((slot, value)) = found.pop() else {
+            return Ok(None);
+        };
+        let is_in_both = found.pop().is_some_and(|(_slot, other)| {
+            let other = Manifest {
+                sequence: value.sequence,
+                ..other
+            };
+            other.image().as_slice() == value.image().as_slice()
+        });
+        Ok(Some(Self {
+            value,
+            slot,
+            is_in_both,
+            disk: Arc::clone(disk),
+            layout: layout.clone(),
+        }))
+    }
+
+    /// Makes the value the manifest: when this returns both slots are on stable storage. The slot
+    /// that counts so far is written last, so that a crash leaves either it or the other.
+    pub(crate) fn store(&mut self) -> Result<()> {
+        for slot in self.slots_to_write() {
+            self.write_next(slot)?;
+        }
+        self.is_in_both = true;
+        Ok(())
+    }
+
+    /// The slots of a manifest that was stored before, open and with room for this one with a
+    /// segment and some files more, so that [`store_in`](Self::store_in) fails only if the disk
+    /// does, or wants room to write over what is there. A failure changes nothing.
+    pub(crate) fn reserve(&self) -> Result<Reserved> {
+        let image_bytes = self.value.image().len() as u64;
+        let open = |slot: usize| {
+            let slot = self.open(slot)?;
+            slot.check_place()?;
+            slot.allocate(image_bytes + BLOCK as u64)?;
+            Ok(slot)
+        };
+        let [next, counts] = self.slots_to_write();
+        Ok(Reserved([open(next)?, open(counts)?]))
+    }
+
+    /// As [`store`](Self::store).
+    pub(crate) fn store_in(&mut self, slots: &Reserved) -> Result<()> {
+        slots.0.iter().try_for_each(|slot| {
+            self.value.sequence += 1;
+            self.write(&**slot)
+        })
+    }
+
+    /// Takes away, durably, what there is of a manifest that does not count.
+    pub(crate) fn remove(disk: &dyn Disk, layout: &Layout) -> Result<()> {
+        for slot in layout.manifest_slots() {
+            if disk.exists(&slot)? {
+                disk.remove(&slot)?;
+            }
+        }
+        disk.sync_dir(&layout.root)
+    }
+
+    /// Makes the slot that was loaded durable: its writer may have been killed before its barrier.
+    /// To be called before the other is written. The bytes are the same, so a torn write changes
+    /// nothing.
+    pub(crate) fn make_durable(&self) -> Result<()> {
+        self.write(&*self.open(self.slot)?)
+    }
+
+    /// Makes the other slot say what the one that counts says: their writer may have been killed
+    /// between the two. To be called before anything is given up that only the other names.
+    pub(crate) fn put_in_both(&mut self) -> Result<()> {
+        if !self.is_in_both {
+            let [other, _counts] = self.slots_to_write();
+            self.write_next(other)?;
+            (self.slot, self.is_in_both) = (other, true);
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_in_both(&self) -> bool {
+        self.is_in_both
+    }
+
+    fn write_next(&mut self, slot: usize) -> Result<()> {
+        self.value.sequence += 1;
+        let is_new = !self.disk.exists(&self.path(slot))?;
+        self.write(&*self.open(slot)?)?;
+        if is_new {
+            self.disk.sync_dir(&self.layout.root)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn slots_to_write(&self) -> [usize; 2] {
+        [1 - self.slot, self.slot]
+    }
+
+    fn path(&self, slot: usize) -> PathBuf {
+        let [first, second] = self.layout.manifest_slots();
+        if slot == 0 { first } else { second }
+    }
+
+    fn open(&self, slot: usize) -> Result<Arc<dyn DiskFile>> {
+        self.disk.open(&self.path(slot), Mode::WriteBlocks)
+    }
+
+    fn write(&self, slot: &dyn DiskFile) -> Result<()> {
+        slot.write_all_at(self.value.image().as_slice(), 0)?;
+        slot.sync()
     }
 }
 
 fn salt() -> Salt {
     Salt::new(StoreId::default(), *b"mani", 0)
-}
-
-fn slots(folder: &Path) -> [PathBuf; 2] {
-    SLOTS.map(|name| folder.join(name))
 }
 
 #[cfg(test)]
@@ -243,26 +268,29 @@ mod tests {
 
     #[test]
     fn a_manifest_that_got_to_one_slot_alone_is_put_in_both() {
-        let (folder, disk) = (tempfile::tempdir().unwrap(), RealDisk::default());
-        let load = || Manifest::load(&disk, folder.path()).unwrap().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::of(folder.path());
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
+        let load = || ManifestFile::load(&disk, &layout).unwrap().unwrap();
         let damage =
-            |slot: usize| std::fs::write(&slots(folder.path())[slot], "no manifest").unwrap();
-        let mut manifest = Manifest::new(StoreId::default());
-        manifest.store(&disk, folder.path()).unwrap();
+            |slot: usize| std::fs::write(&layout.manifest_slots()[slot], "no manifest").unwrap();
+        let mut manifest = ManifestFile::new(&disk, &layout, StoreId::default());
+        manifest.store().unwrap();
         for durable_lsn in [4096, 8192] {
             // Killed between the two slots.
             let mut cut_short = load();
             assert!(cut_short.is_in_both);
-            cut_short.durable_lsn = durable_lsn;
-            let [first, _second] = cut_short.slots_to_write(folder.path());
-            cut_short.write_next(&disk, folder.path(), &first).unwrap();
+            cut_short.value.durable_lsn = durable_lsn;
+            let [first, _second] = cut_short.slots_to_write();
+            cut_short.write_next(first).unwrap();
             let mut found = load();
             assert!(!found.is_in_both);
-            found.put_in_both(&disk, folder.path()).unwrap();
+            found.put_in_both().unwrap();
             assert!(load().is_in_both);
             damage(load().slot);
-            assert_eq!(load().durable_lsn, durable_lsn, "the other slot has it too");
-            load().put_in_both(&disk, folder.path()).unwrap();
+            let kept = load().value.durable_lsn;
+            assert_eq!(kept, durable_lsn, "the other slot has it too");
+            load().put_in_both().unwrap();
         }
     }
 }

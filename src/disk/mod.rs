@@ -5,6 +5,7 @@
 
 mod block_buf;
 mod held;
+mod layout;
 mod real;
 mod refusals;
 
@@ -17,8 +18,9 @@ use crate::model::{Error, Result};
 use crate::sync::Instant;
 
 pub(crate) use block_buf::BlockBuf;
+pub(crate) use layout::{Layout, TEMPORARY};
 pub(crate) use real::RealDisk;
-pub(crate) use refusals::{Refusals, Work};
+pub(crate) use refusals::{Halt, Refusals, Work};
 
 /// The unit in which the journal is laid out and in which direct I/O is aligned.
 pub(crate) const BLOCK: usize = 4096;
@@ -110,12 +112,12 @@ pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result
 
 /// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at
 /// all. Between writes `pause` is told how long the last one took; its error ends it.
-pub(crate) fn write_zeroes(
+pub(crate) fn write_zeroes<E: From<Error>>(
     disk: &dyn Disk,
     path: &Path,
     bytes: u64,
-    pause: impl Fn(Duration) -> Result<()>,
-) -> Result<()> {
+    pause: impl Fn(Duration) -> Result<(), E>,
+) -> Result<(), E> {
     write_whole(disk, path, |unfinished| {
         fill_with_zeroes(disk, unfinished, bytes, pause)
     })
@@ -123,11 +125,11 @@ pub(crate) fn write_zeroes(
 
 /// Gives the file that `write` writes and syncs its name, durably: it appears whole or not at all.
 /// After a failure nothing is left of it.
-pub(crate) fn write_whole<T>(
+pub(crate) fn write_whole<T, E: From<Error>>(
     disk: &dyn Disk,
     path: &Path,
-    write: impl FnOnce(&Path) -> Result<T>,
-) -> Result<T> {
+    write: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, E> {
     let unfinished = path.with_extension(TEMPORARY);
     let mut left = unfinished.as_path();
     let written = write(&unfinished).and_then(|written| {
@@ -144,12 +146,12 @@ pub(crate) fn write_whole<T>(
     written
 }
 
-fn fill_with_zeroes(
+fn fill_with_zeroes<E: From<Error>>(
     disk: &dyn Disk,
     path: &Path,
     bytes: u64,
-    pause: impl Fn(Duration) -> Result<()>,
-) -> Result<()> {
+    pause: impl Fn(Duration) -> Result<(), E>,
+) -> Result<(), E> {
     let file = disk.open(path, Mode::WriteBlocks)?;
     file.allocate(bytes)?;
     let zeroes = BlockBuf::zeroed(usize::try_from(bytes).unwrap_or(ZEROES).min(ZEROES));
@@ -169,33 +171,7 @@ fn fill_with_zeroes(
             pause(began.elapsed())?;
         }
     }
-    file.sync()
-}
-
-/// The extension of a file that is not finished; nothing in it counts.
-pub(crate) const TEMPORARY: &str = "tmp";
-
-/// Whether the same call may succeed later without anybody mending something: the process or the
-/// system is short of something for a while.
-pub(crate) fn may_pass(error: &io::Error) -> bool {
-    use io::ErrorKind::{
-        Interrupted, Other, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, TimedOut,
-        WouldBlock,
-    };
-    use rustix::io::Errno;
-    let passes = [
-        Interrupted,
-        Other,
-        OutOfMemory,
-        QuotaExceeded,
-        ResourceBusy,
-        StorageFull,
-        TimedOut,
-        WouldBlock,
-    ];
-    let is_short_of_files = Errno::from_io_error(error)
-        .is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE);
-    is_short_of_files || passes.contains(&error.kind())
+    Ok(file.sync()?)
 }
 
 /// Gives an error of the system its place.

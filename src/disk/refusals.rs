@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::may_pass;
-use crate::model::{Error, Refusal, Result};
-use crate::sync::{AtomicU64, Instant, Mutex, Ordering};
+use crate::model::{Error, Refusal, Result, may_pass};
+use crate::sync::{AtomicU64, Instant, Mutex, Ordering, Stopped};
 
 /// A kind of background work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +18,26 @@ pub(crate) enum Work {
     Indexing,
     /// Filters over many segments.
     Filters,
+}
+
+/// Why background work ended before it was done.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The log is closing.
+    Stopped,
+    Failed(Error),
+}
+
+impl From<Stopped> for Halt {
+    fn from(_stopped: Stopped) -> Self {
+        Halt::Stopped
+    }
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Halt::Failed(error)
+    }
 }
 
 /// What stops which work, and since when.
@@ -53,11 +72,10 @@ impl Work {
 
 impl Refusals {
     /// Takes note of how an attempt at some work ended. It is logged when that changes.
-    pub(crate) fn note<T>(&self, work: Work, attempt: &Result<T>) {
-        match attempt {
-            Ok(_) => self.has_passed(work),
-            Err(Error::Closed) => {}
-            Err(error) => self.is_refused(work, error),
+    pub(crate) fn note(&self, work: Work, error: Option<&Error>) {
+        match error {
+            None => self.has_passed(work),
+            Some(error) => self.is_refused(work, error),
         }
     }
 

@@ -1,103 +1,150 @@
-//! What the handles of a log, its streams and its background threads share: everything that is
-//! open, and the checks that each call begins with.
+//! What the handles of a log and its background threads share: all parts of an open log, wired
+//! together here and nowhere else.
 
+mod folder;
 mod open;
+
+use std::sync::Arc;
+
+use crate::disk::{Disk, Layout, Refusals};
+use crate::index::{Index, Locator};
+use crate::journal::{JournalWriter, Spares};
+use crate::manifest::ManifestFile;
+use crate::model::{
+    Batch, Counters, Error, IdClock, Options, Recovery, Result, SessionId, Stats, clock_skew,
+};
+use crate::read::Store;
+use crate::recent::Recent;
+use crate::segment::{BlockCache, FilterDir, Segment, SegmentInfo, SegmentSet};
+use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
+use crate::turn::TurnReader;
+use crate::write::{Commit, LogState, Request, SealSignal, Shared, Ticket};
 
 pub(crate) use open::open;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+/// One in so many bytes that the index may keep in memory is for what it said lately, and the rest
+/// is sled's.
+const RUNS_SHARE: usize = 4;
 
-use crate::codec::{EncodedBatch, StoreId};
-use crate::disk::{Disk, Refusals};
-use crate::index::Index;
-use crate::journal::Spares;
-use crate::maintain::SealSignal;
-use crate::manifest::Manifest;
-use crate::model::{
-    Batch, Counters, Error, Recovery, Result, SessionId, Stats, clock_skew, now_ms,
-};
-use crate::read::Store;
-use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
-use crate::write::{Answer, Commit, Request, SealedKey, Ticket};
-
-/// What handles, streams and background threads share.
+/// An open log.
 pub(crate) struct Engine {
-    pub store: Store,
-    pub counters: Arc<Counters>,
+    pub store: Arc<Store>,
+    pub turns: TurnReader,
     pub writer: Option<Writer>,
     pub index: Arc<Index>,
-    pub recovery: Recovery,
     pub refusals: Arc<Refusals>,
+    /// The merged filters' folder. With its disk, store and cache segments are opened too.
+    pub filter_dir: FilterDir,
+    pub layout: Layout,
+    counters: Arc<Counters>,
+    recovery: Recovery,
     /// Given back on close.
-    pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
-    closed: AtomicBool,
-    /// The process that opened it. In a copy of it, made with `fork`, the log's threads are
-    /// missing, and what they held stays locked.
-    opened_by: u32,
+    lock: Mutex<Option<FolderLock>>,
 }
+
+/// Holds the log's folder for as long as it lives.
+pub(crate) type FolderLock = Box<dyn Send + Sync>;
 
 /// What only a log that is not read-only has.
 pub(crate) struct Writer {
+    pub commit: Commit,
+    pub shared: Arc<Shared>,
+    pub manifest: Mutex<ManifestFile>,
+    /// Whether there is a segment that the merging of filters has not seen.
+    pub new_segment: Mailbox<bool>,
+}
+
+/// What opening a log found and made, to be [assembled](Engine::assemble).
+pub(crate) struct Parts {
     pub disk: Arc<dyn Disk>,
-    pub folder: PathBuf,
-    pub store_id: StoreId,
-    pub commit: Arc<Commit>,
-    pub spares: Arc<Spares>,
-    pub seal: Arc<SealSignal>,
-    pub manifest: Arc<Mutex<Manifest>>,
+    pub layout: Layout,
+    pub options: Options,
+    pub refusals: Arc<Refusals>,
+    pub manifest: ManifestFile,
+    pub recent: Arc<Recent>,
+    pub recovery: Recovery,
+    pub lock: FolderLock,
+    /// Of a log that is not read-only.
+    pub writer: Option<WriterParts>,
+}
+
+pub(crate) struct WriterParts {
+    pub journal: JournalWriter,
+    pub clock: IdClock,
+    pub spares: Spares,
 }
 
 impl Engine {
-    pub(crate) fn new(
-        store: Store,
-        index: Arc<Index>,
-        counters: Arc<Counters>,
-        writer: Option<Writer>,
-        recovery: Recovery,
-        refusals: Arc<Refusals>,
-    ) -> Self {
-        let (lock, closed, opened_by) =
-            (Mutex::new(None), AtomicBool::new(false), std::process::id());
+    /// Wires the parts of a log together.
+    pub(crate) fn assemble(parts: Parts) -> Self {
+        let Parts {
+            disk,
+            layout,
+            options,
+            refusals,
+            manifest,
+            recent,
+            recovery,
+            lock,
+            writer,
+        } = parts;
+        let counters: Arc<Counters> = Arc::default();
+        let filter_dir = FilterDir {
+            disk,
+            folder: layout.filters.clone(),
+            store: manifest.value.store,
+            cache: Arc::new(BlockCache::new(options.cache_bytes_max)),
+        };
+        let segments = manifest.value.segments.iter().map(|info| {
+            let segment = segment(&filter_dir, &layout, info.clone());
+            Arc::new(segment)
+        });
+        let segments = SegmentSet::new(segments.collect());
+        let runs_bytes_max = options.index_cache_bytes_max / RUNS_SHARE;
+        let index = Arc::new(Index::new(
+            Arc::clone(&filter_dir.disk),
+            layout.index.clone(),
+            filter_dir.store,
+            options.index_cache_bytes_max - runs_bytes_max,
+            Arc::clone(&refusals),
+        ));
+        index.note_segment(segments.newest_number());
+        let locator = Arc::new(Locator::new(segments, Arc::clone(&index), runs_bytes_max));
+        if writer.is_none() {
+            locator.adopt_later(filter_dir.clone());
+        }
+        let writer = writer.map(|parts| {
+            let shared = Arc::new(Shared {
+                state: LogState::new(parts.journal.end_lsn()),
+                recent: Arc::clone(&recent),
+                locator: Arc::clone(&locator),
+                spares: parts.spares,
+                seal: SealSignal::default(),
+                counters: Arc::clone(&counters),
+                refusals: Arc::clone(&refusals),
+            });
+            // Full journal files that were found need not wait for the first append.
+            shared.seal.notify_idle();
+            let commit = Commit::new(parts.journal, parts.clock, Arc::clone(&shared), &options);
+            Writer {
+                commit,
+                shared,
+                manifest: Mutex::new(manifest),
+                new_segment: Mailbox::default(),
+            }
+        });
+        let store = Arc::new(Store::new(recent, locator, Arc::clone(&counters), options));
         Self {
+            turns: TurnReader::new(Arc::clone(&store)),
             store,
-            counters,
             writer,
             index,
-            recovery,
             refusals,
-            lock,
-            closed,
-            opened_by,
-        }
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
-    }
-
-    /// Marks it as closed; says whether it was open.
-    pub(crate) fn close(&self) -> bool {
-        !self.closed.swap(true, Ordering::SeqCst)
-    }
-
-    /// Refuses to work in a copy of the process that opened the log.
-    pub(crate) fn check_process(&self) -> Result<()> {
-        if std::process::id() == self.opened_by {
-            Ok(())
-        } else {
-            Err(Error::Forked {
-                opened_by: self.opened_by,
-            })
-        }
-    }
-
-    pub(crate) fn open_store(&self) -> Result<&Store> {
-        self.check_process()?;
-        if self.is_closed() {
-            Err(Error::Closed)
-        } else {
-            Ok(&self.store)
+            filter_dir,
+            layout,
+            counters,
+            recovery,
+            lock: Mutex::new(Some(lock)),
         }
     }
 
@@ -112,51 +159,14 @@ impl Engine {
         batch: Batch,
         ticket: &Arc<Ticket>,
     ) -> Result<Request> {
-        self.writer()?;
-        let store = self.open_store()?;
-        batch.check(&store.options.limits)?;
-        let expected = batch.expected;
-        let batch = EncodedBatch::new(session, batch);
-        let entry = store
-            .recent
-            .pin(session, || store.locator.head(session))
-            .map_err(Error::before_append)?;
-        self.look_up_key(Request {
-            batch,
-            expected,
-            created_ms: now_ms(&store.options.clock),
-            session: entry,
-            sealed: SealedKey::default(),
-            answer: Answer::owed_to(ticket),
-        })
+        let shared = &self.writer()?.shared;
+        self.store.check_open()?;
+        Request::new(shared, &self.store.options, session, batch, ticket)
     }
 
-    /// Asks the segments for the batch's key, if it has one that memory does not know.
-    pub(crate) fn look_up_key(&self, mut request: Request) -> Result<Request> {
-        let Some(key) = request.batch.key() else {
-            return Ok(request);
-        };
-        let state = request.session.lock();
-        let (head, is_recent, as_of) = (
-            state.head,
-            state.record_of_key(&key.text).is_some(),
-            state.keys_released,
-        );
-        drop(state);
-        let session = request.session.id();
-        let record = match head {
-            Some(head) if !is_recent => self
-                .store
-                .locator
-                .record_of_key(session, head.generation, &key.text)
-                .map_err(Error::before_append)?,
-            _ => None,
-        };
-        request.sealed = SealedKey {
-            record: record.map(Arc::new),
-            as_of,
-        };
-        Ok(request)
+    /// A segment of this log.
+    pub(crate) fn segment(&self, info: SegmentInfo) -> Segment {
+        segment(&self.filter_dir, &self.layout, info)
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -189,16 +199,27 @@ impl Engine {
             recovery: self.recovery.clone(),
         }
     }
+
+    /// Gives the log's folder back.
+    pub(crate) fn unlock(&self) {
+        drop(self.lock.lock().take());
+    }
 }
 
 impl Writer {
-    pub(crate) fn record_clean_stop(&self, store: &Store) -> Result<()> {
+    /// Records in the manifest that the log ends here. Nothing may be appended any more.
+    pub(crate) fn record_clean_stop(&self) -> Result<()> {
         self.commit.check_place()?;
         let durable_lsn = self.commit.write_witness()?;
         let mut manifest = self.manifest.lock();
-        manifest.journal = store.recent.files_in_use(0);
-        manifest.durable_lsn = durable_lsn;
-        manifest.clean = true;
-        manifest.store(&*self.disk, &self.folder)
+        manifest.value.journal = self.shared.recent.files_in_use(0);
+        manifest.value.durable_lsn = durable_lsn;
+        manifest.value.clean = true;
+        manifest.store()
     }
+}
+
+fn segment(dir: &FilterDir, layout: &Layout, info: SegmentInfo) -> Segment {
+    let (disk, cache) = (Arc::clone(&dir.disk), Arc::clone(&dir.cache));
+    Segment::new(info, dir.store, &layout.segments, disk, cache)
 }

@@ -21,7 +21,7 @@
 //! | `GET /v1/sessions/{session_id}/messages` | a page of turns, each as one message |
 //! | `GET /v1/messages/{message_id}` | one turn as a message; with `wait` when it is over |
 //! | `GET /v1/sessions` | the sessions, newest activity first or by ID |
-//! | `GET /openapi.json`, `/healthz`, `/metrics`, `/` | the document of these calls, whether the log is in service, figures, a page for people |
+//! | `GET /openapi.json`, `/healthz`, `/metrics`, `/` | the document of these calls, whether the log is in service, metrics, a page for people |
 //!
 //! Calls below `/v1` need a bearer token, unless the [`Config`] says otherwise. Errors are JSON:
 //! `{"error": {"type", "code", "message"}}`, with the codes of [`Error::code`](crate::Error::code)
@@ -32,6 +32,7 @@
 //! that is not in memory, or with an idempotency key that is not, looks it up where it is polled,
 //! and a stream that is behind reads on there, 64 KiB at a time.
 
+mod admin;
 mod append;
 mod auth;
 mod budget;
@@ -39,9 +40,8 @@ mod config;
 mod drain;
 mod error;
 mod events;
-mod figures;
 mod messages;
-mod operate;
+mod metrics;
 mod pace;
 mod query;
 mod serve;
@@ -77,14 +77,14 @@ pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
     let (guarded, document) = guarded(&service).split_for_parts();
     let (open, of_open) = OpenApiRouter::new()
-        .routes(routes!(operate::healthz))
-        .routes(routes!(operate::metrics))
+        .routes(routes!(admin::healthz))
+        .routes(routes!(admin::metrics))
         .split_for_parts();
-    let document = operate::document(document.merge_from(of_open));
+    let document = admin::document(document.merge_from(of_open));
     guarded
         .merge(open)
         .route("/openapi.json", get(move || async move { document }))
-        .route("/", get(operate::page))
+        .route("/", get(admin::page))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(from_fn_with_state(
@@ -92,13 +92,16 @@ pub fn router(log: SessionLog, config: Config) -> Router {
             service::check_head,
         ))
         .layer(from_fn(drain::drain_refused))
-        .layer(from_fn_with_state(Arc::clone(&service), figures::observe))
+        .layer(from_fn_with_state(
+            Arc::clone(&service.metrics),
+            metrics::observe,
+        ))
         .with_state(service)
 }
 
 /// What needs a token.
 fn guarded(service: &Arc<Service>) -> OpenApiRouter<Arc<Service>> {
-    OpenApiRouter::with_openapi(operate::Document::openapi())
+    OpenApiRouter::with_openapi(admin::Document::openapi())
         .routes(routes!(append::append, events::list))
         .routes(routes!(stream::stream))
         .routes(routes!(messages::list))

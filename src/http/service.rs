@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::http::budget::{Budget, Share};
 use crate::http::config::Config;
 use crate::http::error::ApiError;
-use crate::http::figures::Figures;
+use crate::http::metrics::Metrics;
 use crate::log::SessionLog;
 use crate::model::{Result, SessionId};
 use crate::read::{EventStream, From};
@@ -24,7 +24,7 @@ const READ_AHEAD_BYTES: usize = 64 * 1024;
 pub(super) struct Service {
     pub log: SessionLog,
     pub config: Config,
-    pub figures: Figures,
+    pub metrics: Arc<Metrics>,
     pub budget: Budget,
     streams: Arc<Semaphore>,
 }
@@ -36,7 +36,7 @@ impl Service {
         ));
         let budget = Budget::new(config.memory_bytes_max);
         Self {
-            figures: Figures::new(log.clone()),
+            metrics: Arc::new(Metrics::new(log.clone())),
             log,
             config,
             budget,

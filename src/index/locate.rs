@@ -10,9 +10,8 @@ use std::sync::Arc;
 use crate::codec::Record;
 use crate::index::runs_cache::{IndexedRuns, RunsCache};
 use crate::index::{Asked, Index, IndexEntry};
-use crate::maintain::MergeSignal;
 use crate::model::{Error, FIRST_SEQ, Head, Result, Seq, SessionId};
-use crate::segment::{MergedFilter, MergedPlace, RunEntry, Segment, SegmentSet};
+use crate::segment::{FilterDir, MergedFilter, RunEntry, Segment, SegmentSet};
 use crate::sync::{Mutex, RwLock};
 
 /// For so many seqs the index is asked at once.
@@ -26,14 +25,12 @@ pub(crate) struct Locator {
     segments: RwLock<Arc<SegmentSet>>,
     index: Arc<Index>,
     runs: RunsCache,
-    untaken: Mutex<Option<Untaken>>,
-    /// Tells who merges filters of another segment.
-    pub merge: MergeSignal,
+    unadopted: Mutex<Option<Unadopted>>,
 }
 
-/// Merged filters that no background work takes in.
-struct Untaken {
-    place: MergedPlace,
+/// Merged filters that no background work adopts.
+struct Unadopted {
+    dir: FilterDir,
     /// How many segments lookups have passed.
     passed: u64,
 }
@@ -64,15 +61,13 @@ impl Locator {
             segments,
             index,
             runs,
-            untaken: Mutex::default(),
-            merge: MergeSignal::default(),
+            unadopted: Mutex::default(),
         }
     }
 
-    /// Has the filters in this place taken in by those who look sessions up, once they are worth
-    /// it.
-    pub(crate) fn take_in_later(&self, place: MergedPlace) {
-        *self.untaken.lock() = Some(Untaken { place, passed: 0 });
+    /// Has lookups adopt the filters of this folder, once they are worth it.
+    pub(crate) fn adopt_later(&self, dir: FilterDir) {
+        *self.unadopted.lock() = Some(Unadopted { dir, passed: 0 });
     }
 
     /// The segments as they are now.
@@ -87,7 +82,6 @@ impl Locator {
         *segments = Arc::new(segments.with(Arc::new(segment)));
         drop(segments);
         self.index.note_segment(number);
-        self.merge.notify();
     }
 
     /// Lets readers use filters over many segments.
@@ -112,22 +106,21 @@ impl Locator {
         }))
     }
 
-    /// Takes in the merged filters once lookups have passed as many segments as there are: that
+    /// Adopts the merged filters once lookups have passed as many segments as there are: that
     /// reads a little of each.
     fn note_passed(&self, passed: u64, segments: &SegmentSet) {
-        let mut untaken = self.untaken.lock();
-        let Some(waiting) = untaken.as_mut() else {
+        let mut unadopted = self.unadopted.lock();
+        let Some(waiting) = unadopted.as_mut() else {
             return;
         };
         waiting.passed += passed;
         let is_time = waiting.passed > segments.newest_number();
-        let taken = if is_time { untaken.take() } else { None };
-        drop(untaken);
-        if let Some(Untaken { place, .. }) = taken {
+        let taken = if is_time { unadopted.take() } else { None };
+        drop(unadopted);
+        if let Some(Unadopted { dir, .. }) = taken {
+            let filters = MergedFilter::list::<Error>(&dir, segments, || Ok(()));
             // Where they cannot be listed, each segment is asked.
-            self.publish_merged(
-                MergedFilter::list(&place, segments, || Ok(())).unwrap_or_default(),
-            );
+            self.publish_merged(filters.unwrap_or_default());
         }
     }
 

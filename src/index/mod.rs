@@ -18,11 +18,11 @@ pub(crate) use locate::{Locator, SealedReader};
 
 use crate::codec::{StoreId, decode_bare, encode_bare};
 use crate::disk::{Disk, Refusals, Work};
-use crate::model::{Error, Seq, SessionId};
+use crate::model::{Error, Result, Seq, SessionId};
 use crate::segment::{
     Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key,
 };
-use crate::sync::{AtomicU64, Condvar, Deadline, Mutex, Ordering, RwLock};
+use crate::sync::{AtomicU64, Mailbox, Ordering, RwLock, Stopped};
 
 /// Larger than sled's default, so that no value or consolidated node becomes a file of its own in
 /// `blobs/`.
@@ -88,14 +88,12 @@ pub(crate) struct Index {
     db: RwLock<Option<sled::Db>>,
     through: AtomicU64,
     rebuilds: AtomicU64,
-    state: Mutex<State>,
-    changed: Condvar,
+    mailbox: Mailbox<Orders>,
 }
 
 #[derive(Default)]
-struct State {
+struct Orders {
     distrusted: bool,
-    stopped: bool,
     /// The newest segment there is.
     newest: u64,
 }
@@ -109,7 +107,7 @@ pub(crate) struct Asked {
 }
 
 /// Why the background thread gave up on what it was doing.
-enum Setback {
+enum IndexFailure {
     /// The log is closing.
     Stopped,
     /// The folder is of no use any more.
@@ -120,19 +118,25 @@ enum Setback {
     Damaged(Error),
 }
 
-impl From<Error> for Setback {
+impl From<Stopped> for IndexFailure {
+    fn from(_stopped: Stopped) -> Self {
+        IndexFailure::Stopped
+    }
+}
+
+impl From<Error> for IndexFailure {
     fn from(error: Error) -> Self {
         if matches!(error, Error::Corrupt { .. }) {
-            Setback::Damaged(error)
+            IndexFailure::Damaged(error)
         } else {
-            Setback::Unread(error)
+            IndexFailure::Unread(error)
         }
     }
 }
 
-impl Setback {
+impl IndexFailure {
     fn broken(why: impl Into<String>) -> Self {
-        Setback::Broken(why.into())
+        IndexFailure::Broken(why.into())
     }
 }
 
@@ -159,22 +163,21 @@ impl IndexEntry {
 impl Index {
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
-        log: &Path,
+        folder: PathBuf,
         store: StoreId,
         cache_bytes: usize,
         refusals: Arc<Refusals>,
     ) -> Self {
         Self {
             disk,
-            folder: log.join("index"),
+            folder,
             store,
             cache_bytes: (cache_bytes as u64).max(SLED_CACHE_BYTES_MIN),
             refusals,
             db: RwLock::new(None),
             through: AtomicU64::new(0),
             rebuilds: AtomicU64::new(0),
-            state: Mutex::default(),
-            changed: Condvar::new(),
+            mailbox: Mailbox::default(),
         }
     }
 
@@ -243,44 +246,41 @@ impl Index {
     /// Called by whoever finds that the index said something untrue. It is not held against the one
     /// that is built in its place.
     pub(crate) fn distrust(&self, asked: Asked) {
-        let mut state = self.state.lock();
-        if asked.rebuilds == self.rebuilds() {
-            state.distrusted = true;
-            self.changed.notify_all();
-        }
+        self.mailbox.update(|orders| {
+            // Under the lock, as the count is raised.
+            orders.distrusted |= asked.rebuilds == self.rebuilds();
+        });
     }
 
     /// Tells the background thread that there are segments up to `number`.
     pub(crate) fn note_segment(&self, number: u64) {
-        let mut state = self.state.lock();
-        state.newest = state.newest.max(number);
-        self.changed.notify_all();
+        self.mailbox
+            .update(|orders| orders.newest = orders.newest.max(number));
     }
 
     pub(crate) fn stop(&self) {
-        self.state.lock().stopped = true;
-        self.changed.notify_all();
+        self.mailbox.stop();
     }
 
     /// The work of the background thread: keeps the index up with `segments` until
     /// [`stop`](Index::stop).
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
         let mut damaged = 0;
-        while self.wait_for_work() {
+        while self.wait_for_work().is_ok() {
             match self.catch_up(&segments()) {
                 Ok(()) => {
                     damaged = 0;
-                    self.refusals.note(Work::Indexing, &Ok(()));
+                    self.refusals.note(Work::Indexing, None);
                 }
-                Err(Setback::Stopped) => break,
-                Err(Setback::Broken(why)) => self.set_aside(&why),
-                Err(Setback::Unread(error)) => {
-                    self.refusals.note::<()>(Work::Indexing, &Err(error));
-                    self.pause(RETRY_AFTER, |_state| false);
+                Err(IndexFailure::Stopped) => break,
+                Err(IndexFailure::Broken(why)) => self.set_aside(&why),
+                Err(IndexFailure::Unread(error)) => {
+                    self.refusals.note(Work::Indexing, Some(&error));
+                    self.pause(RETRY_AFTER, |_orders| false);
                 }
-                Err(Setback::Damaged(error)) => {
-                    self.refusals.note::<()>(Work::Indexing, &Err(error));
-                    self.pause(RETRY_AFTER * 2_u32.pow(damaged), |state| state.distrusted);
+                Err(IndexFailure::Damaged(error)) => {
+                    self.refusals.note(Work::Indexing, Some(&error));
+                    self.pause(RETRY_AFTER * 2_u32.pow(damaged), |orders| orders.distrusted);
                     damaged = DOUBLINGS_MAX.min(damaged + 1);
                 }
             }
@@ -288,18 +288,13 @@ impl Index {
         self.close();
     }
 
-    fn wait_for_work(&self) -> bool {
-        let mut state = self.state.lock();
-        while !state.stopped && !state.distrusted && state.newest <= self.through() {
-            self.changed.wait(&mut state);
-        }
-        !state.stopped
+    fn wait_for_work(&self) -> Result<(), Stopped> {
+        self.mailbox
+            .wait_for(|orders| (orders.distrusted || orders.newest > self.through()).then_some(()))
     }
 
-    fn catch_up(&self, segments: &SegmentSet) -> Result<(), Setback> {
-        if self.state.lock().distrusted {
-            return Err(Setback::broken(UNTRUE));
-        }
+    fn catch_up(&self, segments: &SegmentSet) -> Result<(), IndexFailure> {
+        self.check_trust()?;
         let db = self.opened()?;
         for segment in segments
             .iter()
@@ -312,12 +307,12 @@ impl Index {
     }
 
     /// The open database, with `through` set to what it says of itself.
-    fn opened(&self) -> Result<sled::Db, Setback> {
+    fn opened(&self) -> Result<sled::Db, IndexFailure> {
         if let Some(db) = self.db.read().as_ref() {
             return Ok(db.clone());
         }
         self.remove_unfinished_snapshots()
-            .map_err(|error| Setback::Broken(error.with_sources()))?;
+            .map_err(|error| IndexFailure::Broken(error.with_sources()))?;
         let path = self.disk.path_for_others(&self.folder)?;
         let config = sled::Config::new()
             .path(path)
@@ -327,17 +322,16 @@ impl Index {
         let db = whole(guarded(|| config.open()))?;
         let position = whole(guarded(|| db.get([KIND_POSITION])))?;
         let position = match position {
-            Some(bytes) => {
-                decode_bare(&bytes).ok_or_else(|| Setback::broken("its position is damaged"))?
-            }
+            Some(bytes) => decode_bare(&bytes)
+                .ok_or_else(|| IndexFailure::broken("its position is damaged"))?,
             None if db.is_empty() => Position {
                 store: self.store,
                 through: 0,
             },
-            None => return Err(Setback::broken("it has no position")),
+            None => return Err(IndexFailure::broken("it has no position")),
         };
-        if position.store != self.store || position.through > self.state.lock().newest {
-            return Err(Setback::broken(
+        if position.store != self.store || position.through > self.newest() {
+            return Err(IndexFailure::broken(
                 "it is of another store, or of a later state of this one",
             ));
         }
@@ -351,7 +345,7 @@ impl Index {
     /// Reads as much as the cache holds, since the first pages of a log that was just opened would
     /// each wait for the disk; until there is something else to do. Returns how many entries that
     /// is.
-    fn read_ahead(&self, db: &sled::Db) -> Result<u64, Setback> {
+    fn read_ahead(&self, db: &sled::Db) -> Result<u64, IndexFailure> {
         let mut entries = db.iter();
         let mut read_some = || {
             entries
@@ -359,11 +353,10 @@ impl Index {
                 .take(BATCH_ENTRIES)
                 .try_fold(0, |read, entry| entry.map(|_in_cache| read + 1))
         };
-        let newest = self.state.lock().newest;
-        let has_time =
-            |state: &State| !state.stopped && !state.distrusted && state.newest == newest;
+        let newest = self.newest();
+        let has_time = || self.check_trust().is_ok() && self.newest() == newest;
         let mut read = 0;
-        while read < self.cache_bytes / CACHED_ENTRY_BYTES && has_time(&self.state.lock()) {
+        while read < self.cache_bytes / CACHED_ENTRY_BYTES && has_time() {
             match whole(guarded(&mut read_some))? {
                 0 => break,
                 more => read += more,
@@ -372,7 +365,21 @@ impl Index {
         Ok(read)
     }
 
-    fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), Setback> {
+    fn newest(&self) -> u64 {
+        self.mailbox.with(|orders| orders.newest)
+    }
+
+    /// Whether the index may be written on: the log is open, and no reader has found it out.
+    fn check_trust(&self) -> Result<(), IndexFailure> {
+        self.mailbox.check_stop()?;
+        if self.mailbox.with(|orders| orders.distrusted) {
+            Err(IndexFailure::broken(UNTRUE))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), IndexFailure> {
         let mut batch = sled::Batch::default();
         let mut entries = 0;
         for run in segment.runs()? {
@@ -398,19 +405,12 @@ impl Index {
         self.apply(db, batch)
     }
 
-    fn apply(&self, db: &sled::Db, batch: sled::Batch) -> Result<(), Setback> {
-        let state = self.state.lock();
-        if state.stopped {
-            return Err(Setback::Stopped);
-        }
-        if state.distrusted {
-            return Err(Setback::broken(UNTRUE));
-        }
-        drop(state);
+    fn apply(&self, db: &sled::Db, batch: sled::Batch) -> Result<(), IndexFailure> {
+        self.check_trust()?;
         whole(guarded(|| db.apply_batch(batch)))
     }
 
-    fn set_position(&self, db: &sled::Db, through: u64) -> Result<(), Setback> {
+    fn set_position(&self, db: &sled::Db, through: u64) -> Result<(), IndexFailure> {
         let position = Position {
             store: self.store,
             through,
@@ -431,20 +431,19 @@ impl Index {
         self.through.store(0, Ordering::Release);
         self.close();
         let aside = self.folder.with_extension("set-aside");
-        let moved = self.move_to(&aside);
-        if moved.is_err() {
-            self.refusals.note(Work::Indexing, &moved);
-        } else {
-            let mut state = self.state.lock();
-            self.rebuilds.fetch_add(1, Ordering::Release);
-            state.distrusted = false;
+        match self.move_to(&aside) {
+            Err(refused) => self.refusals.note(Work::Indexing, Some(&refused)),
+            Ok(()) => self.mailbox.with(|orders| {
+                self.rebuilds.fetch_add(1, Ordering::Release);
+                orders.distrusted = false;
+            }),
         }
         // What broke it may break it again, such as a full disk. The segments answer meanwhile.
-        self.pause(RETRY_AFTER, |_state| false);
+        self.pause(RETRY_AFTER, |_orders| false);
     }
 
     /// One that is not there need not be moved.
-    fn move_to(&self, aside: &Path) -> crate::model::Result<()> {
+    fn move_to(&self, aside: &Path) -> Result<()> {
         if !self.disk.exists(&self.folder)? {
             return Ok(());
         }
@@ -456,7 +455,7 @@ impl Index {
 
     /// sled does not open a folder in which it left one of these behind. Nor is one opened that
     /// cannot be listed, such as a link that leads elsewhere.
-    fn remove_unfinished_snapshots(&self) -> crate::model::Result<()> {
+    fn remove_unfinished_snapshots(&self) -> Result<()> {
         if !self.disk.exists(&self.folder)? {
             return Ok(());
         }
@@ -473,10 +472,9 @@ impl Index {
         let _dropped = guarded(move || drop(db));
     }
 
-    fn pause(&self, time: Duration, ends: impl Fn(&State) -> bool) {
-        let deadline = Deadline::after(time);
-        let mut state = self.state.lock();
-        while !state.stopped && !ends(&state) && deadline.wait(&self.changed, &mut state) {}
+    /// Whether it is time to stop is seen at the next wait for work.
+    fn pause(&self, time: Duration, ends: impl Fn(&Orders) -> bool) {
+        let _stopped = self.mailbox.pause(time, ends);
     }
 }
 
@@ -496,11 +494,11 @@ fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
-fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, Setback> {
+fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, IndexFailure> {
     match answer {
         Some(Ok(value)) => Ok(value),
-        Some(Err(error)) => Err(Setback::Broken(error.to_string())),
-        None => Err(Setback::broken("sled panicked")),
+        Some(Err(error)) => Err(IndexFailure::Broken(error.to_string())),
+        None => Err(IndexFailure::broken("sled panicked")),
     }
 }
 
@@ -514,7 +512,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let index = Index::new(
             Arc::new(RealDisk::default()),
-            folder.path(),
+            folder.path().join("index"),
             StoreId::default(),
             0,
             Arc::default(),
@@ -537,7 +535,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let index = Index::new(
             Arc::new(RealDisk::default()),
-            folder.path(),
+            folder.path().join("index"),
             StoreId::default(),
             0,
             Arc::default(),
@@ -547,18 +545,18 @@ mod tests {
         assert!(index.opened().is_ok());
         let asked = index.ask();
         index.distrust(asked);
-        assert!(index.state.lock().distrusted);
+        assert!(index.mailbox.with(|orders| orders.distrusted));
         index.set_aside("a test");
         index.distrust(asked);
         assert!(
-            !index.state.lock().distrusted,
+            !index.mailbox.with(|orders| orders.distrusted),
             "the index that is to be built is blamed"
         );
         // Nor does it stay distrusted when there is nothing to set aside.
         index.distrust(index.ask());
         index.set_aside("a test");
         assert!(
-            !index.state.lock().distrusted,
+            !index.mailbox.with(|orders| orders.distrusted),
             "an index that is not there stays distrusted"
         );
     }

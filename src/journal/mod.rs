@@ -17,9 +17,9 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub(crate) use group::{GroupBuffer, GroupPlace, group_bytes};
-pub(crate) use replay::{Replayed, ReplayedFile, ReplayedGroup, holds_group, replay};
+pub(crate) use replay::{Replayed, ReplayedFile, holds_group, replay};
 pub(crate) use spares::{Spare, Spares};
-pub(crate) use writer::{ActiveFile, JournalWriter, Placed};
+pub(crate) use writer::{ActiveFile, JournalWriter, Placed, write_image};
 
 /// What a journal file gives to its header; LSNs count from behind it.
 pub(crate) const HEADER_BYTES: u64 = crate::disk::BLOCK as u64;
@@ -37,11 +37,6 @@ pub(crate) fn file_bytes_for(record_bytes: usize) -> u64 {
 /// The length of a file of `bytes`, as its header has it.
 pub(crate) fn blocks(bytes: u64) -> u32 {
     u32::try_from(bytes / crate::disk::BLOCK as u64).expect("a journal file is smaller than 16 TiB")
-}
-
-/// The folder of the journal files.
-pub(crate) fn folder(log: &Path) -> PathBuf {
-    log.join("journal")
 }
 
 pub(crate) fn path(folder: &Path, number: u32) -> PathBuf {

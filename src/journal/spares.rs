@@ -1,15 +1,16 @@
 //! Journal files that are ready to be used: prepared and recycled in the background, so that going
 //! on in the next file seldom waits for zeroes to be written.
 
+use std::cmp::Reverse;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::{BLOCK, Disk, DiskFile, Mode, Refusals, Work, write_zeroes};
+use crate::disk::{BLOCK, Disk, DiskFile, Halt, Mode, Refusals, Work, write_zeroes};
 use crate::journal;
 use crate::model::{Error, Result};
-use crate::sync::{Condvar, Deadline, Mutex};
+use crate::sync::{Deadline, Mailbox, Stopped};
 
 /// How long to wait before asking a disk again that refused.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -37,18 +38,17 @@ pub(crate) struct Spares {
     folder: PathBuf,
     bytes_max: u64,
     refusals: Arc<Refusals>,
-    state: Mutex<State>,
-    changed: Condvar,
+    mailbox: Mailbox<Stock>,
 }
 
-struct State {
+/// What is there and what is asked for.
+struct Stock {
     ready: Vec<Spare>,
     next_number: u32,
     /// How large the next file should be, and how large it must be for the batch that waits.
     wanted: u64,
     /// How many wait for a file.
     waiting: usize,
-    stopped: bool,
 }
 
 impl Spares {
@@ -59,93 +59,79 @@ impl Spares {
         next_number: u32,
         refusals: Arc<Refusals>,
     ) -> Self {
-        let state = State {
+        let stock = Stock {
             ready: Vec::new(),
             next_number,
             wanted: 0,
             waiting: 0,
-            stopped: false,
         };
         Self {
             disk,
             folder,
             bytes_max,
             refusals,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
+            mailbox: Mailbox::new(stock),
         }
-    }
-
-    /// What the system refuses the background work of this log.
-    pub(crate) fn refusals(&self) -> &Refusals {
-        &self.refusals
     }
 
     /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to
     /// the cap.
     pub(crate) fn prepare_next(&self, active_bytes: u64) {
-        let mut state = self.state.lock();
-        state.wanted = active_bytes.saturating_mul(2).min(self.bytes_max);
-        self.changed.notify_all();
+        let wanted = active_bytes.saturating_mul(2).min(self.bytes_max);
+        self.mailbox.update(|stock| stock.wanted = wanted);
     }
 
-    /// The largest spare file, once there is one of at least `bytes_min`.
-    ///
-    /// # Errors
-    ///
-    /// After `wait`, what the system refuses, if anything: see [`Refusals::of_waiting`].
-    pub(crate) fn take(&self, bytes_min: u64, wait: Duration) -> Result<Spare> {
-        let deadline = Deadline::after(wait);
-        let mut state = self.state.lock();
-        loop {
-            let fitting = state
-                .ready
-                .iter()
-                .enumerate()
-                .filter(|(_, spare)| spare.bytes >= bytes_min);
-            if let Some((place, _)) = fitting.max_by_key(|(_, spare)| spare.bytes) {
-                return Ok(state.ready.swap_remove(place));
-            }
-            if state.stopped {
-                return Err(Error::Closed);
-            }
-            state.wanted = state.wanted.max(bytes_min.next_power_of_two());
-            self.changed.notify_all();
-            state.waiting += 1;
-            let is_late = !deadline.wait(&self.changed, &mut state);
-            state.waiting -= 1;
-            if is_late {
-                return Err(self.refusals.of_waiting(wait));
-            }
+    /// The largest spare file, once there is one of at least `bytes_min`; `None` when there is none
+    /// at the deadline.
+    pub(crate) fn take(
+        &self,
+        bytes_min: u64,
+        deadline: Deadline,
+    ) -> Result<Option<Spare>, Stopped> {
+        let largest = |stock: &mut Stock| {
+            stock.take(
+                |spare| spare.bytes >= bytes_min,
+                |spare| Reverse(spare.bytes),
+            )
+        };
+        if let Some(spare) = self.mailbox.with(largest) {
+            return Ok(Some(spare));
         }
+        self.mailbox.update(|stock| {
+            stock.wanted = stock.wanted.max(bytes_min.next_power_of_two());
+            stock.waiting += 1;
+        });
+        let taken = self.mailbox.wait_until(deadline, largest);
+        self.mailbox.with(|stock| stock.waiting -= 1);
+        taken
     }
 
     /// Takes back a file whose contents no longer count.
     pub(crate) fn give(&self, number: u32, bytes: u64) -> Result<()> {
-        let mut state = self.state.lock();
-        let outgrown = bytes < state.wanted && !state.ready.is_empty();
-        if !outgrown {
-            state.ready.push(Spare {
-                number,
-                bytes,
-                file: self.open(number)?,
-            });
-            self.changed.notify_all();
-            return Ok(());
+        let is_outgrown = |stock: &mut Stock| bytes < stock.wanted && !stock.ready.is_empty();
+        if self.mailbox.with(is_outgrown) {
+            return self.disk.remove(&journal::path(&self.folder, number));
         }
-        drop(state);
-        self.disk.remove(&journal::path(&self.folder, number))
+        let file = self.open(number)?;
+        let spare = Spare {
+            number,
+            bytes,
+            file,
+        };
+        self.mailbox.update(|stock| stock.ready.push(spare));
+        Ok(())
     }
 
     /// Gives back to the file system what an idle log does not need, the smallest files first.
     pub(crate) fn trim(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        state
-            .ready
-            .sort_unstable_by_key(|spare| std::cmp::Reverse(spare.bytes));
-        let kept = state.ready.len().min(IDLE_SPARES_MAX);
-        let surplus = state.ready.split_off(kept);
-        drop(state);
+        let surplus = self.mailbox.with(|stock| {
+            stock
+                .ready
+                .sort_unstable_by_key(|spare| Reverse(spare.bytes));
+            stock
+                .ready
+                .split_off(stock.ready.len().min(IDLE_SPARES_MAX))
+        });
         surplus
             .iter()
             .try_for_each(|spare| self.disk.remove(&journal::path(&self.folder, spare.number)))
@@ -154,27 +140,29 @@ impl Spares {
     /// The work of the background thread: keeps one file of the wanted size ready until
     /// [`stop`](Spares::stop).
     pub(crate) fn run(&self) {
-        let mut state = self.state.lock();
-        while !state.stopped {
-            if state.ready.iter().any(|spare| spare.bytes >= state.wanted) {
-                self.refusals.note(Work::JournalFiles, &Ok(()));
-                self.changed.wait(&mut state);
-                continue;
-            }
-            let bytes = state.wanted;
-            drop(state);
-            let made = self.make(bytes, |took| self.pause(took.min(WRITE_MAX) * PAUSES));
-            self.refusals.note(Work::JournalFiles, &made);
-            state = self.state.lock();
-            match made {
-                Ok(spare) => {
-                    state.ready.push(spare);
-                    self.changed.notify_all();
+        while let Ok(bytes) = self.next_wanted() {
+            let pause = |took: Duration| self.pause(took.min(WRITE_MAX) * PAUSES);
+            match self.make(bytes, pause) {
+                Ok(spare) => self.mailbox.update(|stock| stock.ready.push(spare)),
+                Err(Halt::Failed(refused)) => {
+                    self.refusals.note(Work::JournalFiles, Some(&refused));
+                    // Whether it is time to stop is seen next.
+                    let _stopped = self.mailbox.pause(RETRY_AFTER, |_stock| false);
                 }
-                Err(_) if state.stopped => return,
-                Err(_refused) => drop(self.changed.wait_for(&mut state, RETRY_AFTER)),
+                Err(Halt::Stopped) => return,
             }
         }
+    }
+
+    /// Waits until no ready file is of the wanted size.
+    fn next_wanted(&self) -> Result<u64, Stopped> {
+        self.mailbox.wait_for(|stock| {
+            let is_ready = stock.ready.iter().any(|spare| spare.bytes >= stock.wanted);
+            if is_ready {
+                self.refusals.note(Work::JournalFiles, None);
+            }
+            (!is_ready).then_some(stock.wanted)
+        })
     }
 
     /// A spare file of just `bytes`, made here and now if there is none, for a log that is being
@@ -191,14 +179,8 @@ impl Spares {
 
     /// The smallest ready file of a size in the range.
     fn take_ready(&self, bytes: RangeInclusive<u64>) -> Option<Spare> {
-        let mut state = self.state.lock();
-        let fitting = state
-            .ready
-            .iter()
-            .enumerate()
-            .filter(|(_, spare)| bytes.contains(&spare.bytes));
-        let (place, _) = fitting.min_by_key(|(_, spare)| spare.bytes)?;
-        Some(state.ready.swap_remove(place))
+        self.mailbox
+            .with(|stock| stock.take(|spare| bytes.contains(&spare.bytes), |spare| spare.bytes))
     }
 
     /// Makes a file here and now.
@@ -207,14 +189,17 @@ impl Spares {
     }
 
     pub(crate) fn stop(&self) {
-        self.state.lock().stopped = true;
-        self.changed.notify_all();
+        self.mailbox.stop();
     }
 
     /// One thread makes files, so the number is its own; it is used up when there is a file of that
     /// number.
-    fn make(&self, bytes: u64, pause: impl Fn(Duration) -> Result<()>) -> Result<Spare> {
-        let number = self.state.lock().next_number;
+    fn make<E: From<Error>>(
+        &self,
+        bytes: u64,
+        pause: impl Fn(Duration) -> Result<(), E>,
+    ) -> Result<Spare, E> {
+        let number = self.mailbox.with(|stock| stock.next_number);
         let bytes = bytes.next_multiple_of(BLOCK as u64);
         write_zeroes(
             &*self.disk,
@@ -223,7 +208,7 @@ impl Spares {
             pause,
         )?;
         let file = self.open(number)?;
-        self.state.lock().next_number = number + 1;
+        self.mailbox.with(|stock| stock.next_number = number + 1);
         Ok(Spare {
             number,
             bytes,
@@ -242,16 +227,26 @@ impl Spares {
             })
     }
 
-    /// Leaves the disk to others. Says [`Error::Closed`] when it is time to stop.
-    fn pause(&self, time: Duration) -> Result<()> {
-        let deadline = Deadline::after(time);
-        let mut state = self.state.lock();
-        while state.waiting == 0 && !state.stopped && deadline.wait(&self.changed, &mut state) {}
-        if state.stopped {
-            Err(Error::Closed)
-        } else {
-            Ok(())
-        }
+    /// Leaves the disk to commits, unless somebody waits for the file.
+    fn pause(&self, time: Duration) -> Result<(), Halt> {
+        Ok(self.mailbox.pause(time, |stock| stock.waiting > 0)?)
+    }
+}
+
+impl Stock {
+    /// Takes the first ready file, in the order of `key`, for which `fits` holds.
+    fn take<K: Ord>(
+        &mut self,
+        fits: impl Fn(&Spare) -> bool,
+        key: impl Fn(&Spare) -> K,
+    ) -> Option<Spare> {
+        let fitting = self
+            .ready
+            .iter()
+            .enumerate()
+            .filter(|(_, spare)| fits(spare));
+        let (at, _) = fitting.min_by_key(|(_, spare)| key(spare))?;
+        Some(self.ready.swap_remove(at))
     }
 }
 
@@ -283,10 +278,18 @@ mod tests {
         give_back(&used).unwrap();
         let again: Vec<_> = used
             .iter()
-            .map(|_| spares.take(BYTES / 2, Duration::ZERO).unwrap())
+            .map(|_| {
+                spares
+                    .take(BYTES / 2, Deadline::after(Duration::ZERO))
+                    .unwrap()
+                    .unwrap()
+            })
             .collect();
         assert!(
-            spares.take(BYTES / 2, Duration::ZERO).is_err(),
+            spares
+                .take(BYTES / 2, Deadline::after(Duration::ZERO))
+                .unwrap()
+                .is_none(),
             "that was all"
         );
         give_back(&again).unwrap();

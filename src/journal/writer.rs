@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
-use crate::disk::DiskFile;
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode};
 use crate::journal::group::GroupPlace;
+use crate::journal::replay::ReplayedGroup;
 use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, WITNESS_BYTES, blocks, group_bytes};
 use crate::manifest::JournalUse;
 use crate::model::{EventId, Result};
@@ -157,4 +158,29 @@ impl Placed {
         file.write_all_at(blocks, *offset)?;
         Ok(blocks.len())
     }
+}
+
+/// Writes a whole journal file, header and groups, and makes it durable; returns the chain value of
+/// its end.
+pub(crate) fn write_image(
+    disk: &dyn Disk,
+    spare: &Spare,
+    header: &FileHeader,
+    groups: &[ReplayedGroup],
+) -> Result<u32> {
+    let mut image = BlockBuf::with_capacity(2 * BLOCK);
+    image.extend(&header.encode());
+    image.pad_to_block();
+    let mut chain = header.chain;
+    let mut buffer = GroupBuffer::default();
+    for group in groups {
+        buffer.clear();
+        group.records.iter().for_each(|record| buffer.put(record));
+        chain = buffer.complete(header.store, group.place_in(header.incarnation, chain));
+        image.extend(buffer.blocks());
+    }
+    let file = disk.open(spare.file.path(), Mode::WriteBlocks)?;
+    file.write_all_at(image.as_slice(), 0)?;
+    file.sync()?;
+    Ok(chain)
 }

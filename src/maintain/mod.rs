@@ -3,6 +3,6 @@
 
 mod filters;
 mod seal;
+mod threads;
 
-pub(crate) use filters::{MergeSignal, Merger};
-pub(crate) use seal::{SealSignal, Sealer, Timing};
+pub(crate) use threads::Threads;

@@ -1,172 +1,82 @@
-//! Sealing: the journal's records, in session order, into a segment; then the journal files are
-//! free again. In the background.
+//! Sealing: writes the journal's records, in session order, into a segment, and frees the journal
+//! files.
 //!
-//! A burst is left the disk to itself: sealing waits until the log is idle, or until half a file
-//! more has been written. Who writes faster than that can be sealed is held back step by step, as
-//! the segment grows, and not for all of a segment at once.
+//! A burst of appends has the disk to itself: sealing waits until the log is idle, or until half a
+//! file more has been written. Writers that outrun sealing are throttled as the segment grows
+//! rather than stopped until it is done.
 //!
 //! Invariant: a journal file is given back only after its segment, the segment's directory entry
 //! and both manifest slots that name it are durable. A failed segment write is done again from the
 //! records in memory, and one that the manifest has no room for is not begun; a failed manifest
 //! write poisons the log.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::codec::StoreId;
-use crate::disk::{Disk, Refusals, Work};
-use crate::index::Locator;
-use crate::journal::Spares;
-use crate::manifest::{Manifest, Reserved};
+use crate::disk::{Halt, Work};
+use crate::engine::{Engine, Writer};
+use crate::manifest::{ManifestFile, Reserved};
 use crate::model::{Error, Result};
-use crate::recent::{Recent, Sealable};
-use crate::segment::{self, BlockCache, Segment, SegmentInfo, SegmentPlan, write_segment};
-use crate::sync::{AtomicBool, Condvar, Deadline, Mutex, Ordering};
-use crate::write::Commit;
+use crate::recent::{Sealable, Timing};
+use crate::segment::{SegmentInfo, SegmentPlan, write_segment};
 
 /// How long to wait before a segment is written again after a failure.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// Between those who fill the journal and the one who empties it.
-#[derive(Default)]
-pub(crate) struct SealSignal {
-    state: Mutex<SignalState>,
-    changed: Condvar,
-    stop: AtomicBool,
-}
-
-#[derive(Default)]
-struct SignalState {
-    work: Option<Timing>,
-}
-
-/// How soon full journal files are to be sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Timing {
-    /// When room is needed. Until then the disk is left to those who append.
-    Needed,
-    /// Now: nobody appends, or it was time before and failed.
-    Now,
-}
-
-impl SealSignal {
-    /// A journal file is full, or what is recent has become much.
-    pub(crate) fn notify(&self) {
-        self.ask(Timing::Needed);
-    }
-
-    /// Nobody has appended for a while.
-    pub(crate) fn notify_idle(&self) {
-        self.ask(Timing::Now);
-    }
-
-    fn ask(&self, timing: Timing) {
-        let mut state = self.state.lock();
-        state.work = state.work.max(Some(timing));
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.notify();
-    }
-
-    /// Waits until `condition` holds, looking again whenever a segment has grown. `false` when it
-    /// did not within `wait`.
-    pub(crate) fn wait_until(&self, wait: Duration, condition: impl Fn() -> bool) -> bool {
-        if condition() {
-            return true;
-        }
-        self.notify();
-        let deadline = Deadline::after(wait);
-        let mut state = self.state.lock();
-        while !condition() {
-            if !deadline.wait(&self.changed, &mut state) {
-                return condition();
-            }
-        }
-        true
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Waits for work, or for `retry` to pass. `None` when it is time to stop.
-    fn wait_for_work(&self, retry: Option<Duration>) -> Option<Timing> {
-        let mut state = self.state.lock();
-        if let Some(retry) = retry {
-            let deadline = Deadline::after(retry);
-            while !self.is_stopped() && deadline.wait(&self.changed, &mut state) {}
-            state.work = Some(Timing::Now);
-        }
-        while state.work.is_none() && !self.is_stopped() {
-            self.changed.wait(&mut state);
-        }
-        state.work.take().filter(|_| !self.is_stopped())
-    }
-
-    fn progressed(&self) {
-        // Under the lock, so that nobody checks the condition before and waits after.
-        let _state = self.state.lock();
-        self.changed.notify_all();
-    }
-}
-
 /// What sealing works on.
-pub(crate) struct Sealer {
-    pub disk: Arc<dyn Disk>,
-    pub folder: PathBuf,
-    pub store: StoreId,
-    pub signal: Arc<SealSignal>,
-    pub recent: Arc<Recent>,
-    pub commit: Arc<Commit>,
-    pub manifest: Arc<Mutex<Manifest>>,
-    pub locator: Arc<Locator>,
-    pub cache: Arc<BlockCache>,
-    pub spares: Arc<Spares>,
-    pub refusals: Arc<Refusals>,
+struct Sealer<'a> {
+    engine: &'a Engine,
+    writer: &'a Writer,
 }
 
-impl Sealer {
-    /// The work of the background thread, until the signal stops.
-    pub(crate) fn run(&self) {
-        let mut retry = None;
-        while let Some(timing) = self.signal.wait_for_work(retry) {
-            let sealed = self.seal_all(timing);
-            retry = match sealed {
-                Ok(()) => None,
-                // Either the log is poisoned or closing, which ends the work, or the disk refused
-                // for now.
-                Err(_) if self.commit.check_poison().is_ok() => Some(RETRY_AFTER),
-                Err(_for_good) => return,
-            };
-            self.refusals.note(Work::Sealing, &sealed);
-        }
+/// The work of the background thread, until the log stops.
+pub(crate) fn run(engine: &Engine) {
+    let Some(writer) = &engine.writer else {
+        return;
+    };
+    let sealer = Sealer { engine, writer };
+    let mut retry = None;
+    while let Ok(timing) = writer.shared.seal.wait_for_work(retry) {
+        retry = match sealer.seal_all(timing) {
+            Ok(()) => {
+                engine.refusals.note(Work::Sealing, None);
+                None
+            }
+            // A poisoned log seals no more; anything else the disk refuses for now.
+            Err(Halt::Failed(refused)) if writer.shared.state.check_poison().is_ok() => {
+                engine.refusals.note(Work::Sealing, Some(&refused));
+                Some(RETRY_AFTER)
+            }
+            Err(_for_good) => return,
+        };
     }
+}
 
-    fn seal_all(&self, timing: Timing) -> Result<()> {
-        let sealed = self.name_new_files().and_then(|()| self.seal_ready(timing));
+impl Sealer<'_> {
+    fn seal_all(&self, timing: Timing) -> Result<(), Halt> {
+        let sealed = self
+            .name_new_files()
+            .map_err(Halt::from)
+            .and_then(|()| self.seal_ready(timing));
         let trimmed = if timing == Timing::Now {
-            self.spares.trim()
+            self.writer.shared.spares.trim()
         } else {
             Ok(())
         };
-        sealed.and(trimmed)
+        sealed.and(trimmed.map_err(Halt::from))
     }
 
-    fn seal_ready(&self, timing: Timing) -> Result<()> {
-        while let Some(sealable) = self.recent.sealable(timing) {
+    fn seal_ready(&self, timing: Timing) -> Result<(), Halt> {
+        let recent = &self.writer.shared.recent;
+        while let Some(sealable) = recent.sealable(timing) {
             let sealed = self.seal(sealable);
-            self.recent.note_written(0);
-            self.signal.progressed();
+            recent.note_written(0);
+            self.writer.shared.seal.note_progress();
             sealed?;
         }
         Ok(())
     }
 
-    fn seal(&self, sealable: Sealable) -> Result<()> {
+    fn seal(&self, sealable: Sealable) -> Result<(), Halt> {
         let Sealable {
             records,
             memory,
@@ -174,63 +84,62 @@ impl Sealer {
             end_lsn,
             files,
         } = sealable;
-        let manifest = self.manifest.lock();
-        let number = manifest.segments.last().map_or(0, |newest| newest.number) + 1;
+        let Engine {
+            store,
+            filter_dir,
+            layout,
+            refusals,
+            ..
+        } = self.engine;
+        let manifest = self.writer.manifest.lock();
+        let segments = &manifest.value.segments;
+        let number = segments.last().map_or(0, |newest| newest.number) + 1;
         // First, so that no segment is written that cannot be named.
         let slots = self.reserve(&manifest)?;
         drop(manifest);
         let plan = SegmentPlan {
-            store: self.store,
+            store: filter_dir.store,
             number,
             start_lsn,
             end_lsn,
             records,
         };
         let record_memory = memory / plan.records.len() as u64;
-        let folder = segment::folder(&self.folder);
-        let info = write_segment(&*self.disk, &folder, &plan, |written| {
-            self.go_on(record_memory * written as u64)
+        let info = write_segment(&*filter_dir.disk, &layout.segments, &plan, |written| {
+            self.on_progress(record_memory * written as u64)
         })?;
-        self.store_manifest(
-            &mut self.manifest.lock(),
-            &slots,
-            files.len(),
-            Some(info.clone()),
-        )?;
-        self.locator.publish(Segment::new(
-            info,
-            self.store,
-            &folder,
-            Arc::clone(&self.disk),
-            Arc::clone(&self.cache),
-        ));
-        self.recent.release_sealed(files.len(), plan.records);
+        let mut manifest = self.writer.manifest.lock();
+        self.store_manifest(&mut manifest, &slots, files.len(), Some(info.clone()))?;
+        drop(manifest);
+        store.locator.publish(self.engine.segment(info));
+        self.writer.new_segment.update(|is_new| *is_new = true);
+        self.writer
+            .shared
+            .recent
+            .release_sealed(files.len(), plan.records);
         for (file, bytes) in &files {
             // One that cannot be opened is removed, and one that cannot be removed is found by the
             // next open.
-            if let Err(refused) = self.spares.give(file.number, *bytes) {
-                self.refusals.note::<()>(Work::JournalFiles, &Err(refused));
+            if let Err(refused) = self.writer.shared.spares.give(file.number, *bytes) {
+                refusals.note(Work::JournalFiles, Some(&refused));
             }
         }
         Ok(())
     }
 
-    /// Lets writers go on as far as the segment has grown. Says [`Error::Closed`] when it is time
-    /// to stop.
-    fn go_on(&self, memory_written: u64) -> Result<()> {
-        if self.signal.is_stopped() {
-            return Err(Error::Closed);
-        }
-        self.recent.note_written(memory_written);
-        self.signal.progressed();
+    /// Admits writers as far as the segment has grown.
+    fn on_progress(&self, memory_written: u64) -> Result<(), Halt> {
+        self.writer.shared.seal.check_stop()?;
+        self.writer.shared.recent.note_written(memory_written);
+        self.writer.shared.seal.note_progress();
         Ok(())
     }
 
     /// Names the journal files that were begun since the manifest was written. Replay would find
     /// them without; one that is gone is missed only if it was named.
     fn name_new_files(&self) -> Result<()> {
-        let mut manifest = self.manifest.lock();
-        if manifest.journal == self.recent.files_in_use(0) {
+        let mut manifest = self.writer.manifest.lock();
+        if manifest.value.journal == self.writer.shared.recent.files_in_use(0) {
             return Ok(());
         }
         let slots = self.reserve(&manifest)?;
@@ -238,14 +147,10 @@ impl Sealer {
     }
 
     /// The slots of the next manifest. A log that is no longer where it was opened is poisoned.
-    fn reserve(&self, manifest: &Manifest) -> Result<Reserved> {
-        let reserved = manifest.reserve(&*self.disk, &self.folder);
-        reserved.map_err(|error| {
-            if matches!(error, Error::Displaced { .. }) {
-                self.commit.poison(error)
-            } else {
-                error
-            }
+    fn reserve(&self, manifest: &ManifestFile) -> Result<Reserved> {
+        manifest.reserve().map_err(|error| match error {
+            Error::Displaced { .. } => self.writer.shared.state.poison(error),
+            other => other,
         })
     }
 
@@ -253,20 +158,21 @@ impl Sealer {
     /// `sealed`. A failure poisons the log.
     fn store_manifest(
         &self,
-        manifest: &mut Manifest,
+        manifest: &mut ManifestFile,
         slots: &Reserved,
         sealed: usize,
         new: Option<SegmentInfo>,
     ) -> Result<()> {
-        manifest.segments.extend(new);
-        manifest.journal = self.recent.files_in_use(sealed);
-        manifest.durable_lsn = self.commit.durable_lsn();
-        manifest.incarnation = manifest
-            .journal
-            .last()
-            .map_or(manifest.incarnation, |newest| newest.incarnation);
+        let state = &self.writer.shared.state;
+        let value = &mut manifest.value;
+        value.segments.extend(new);
+        value.journal = self.writer.shared.recent.files_in_use(sealed);
+        value.durable_lsn = state.durable_lsn();
+        if let Some(newest) = value.journal.last() {
+            value.incarnation = newest.incarnation;
+        }
         manifest
             .store_in(slots)
-            .map_err(|error| self.commit.poison(error))
+            .map_err(|error| state.poison(error))
     }
 }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::{fmt, io};
 
-use crate::disk::may_pass;
 use crate::model::batch::Expected;
 use crate::model::ids::{EventId, MessageId, Seq};
 use crate::model::session::SessionId;
@@ -376,4 +375,27 @@ pub(crate) fn check_limit(limit: Limit, actual: usize, max: usize) -> Result<()>
         actual: actual as u64,
         max: max as u64,
     })
+}
+
+/// Whether the same call may succeed later without anybody mending something: the process or the
+/// system is short of something for a while.
+pub(crate) fn may_pass(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    use std::io::ErrorKind::{
+        Interrupted, Other, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, TimedOut,
+        WouldBlock,
+    };
+    let passes = [
+        Interrupted,
+        Other,
+        OutOfMemory,
+        QuotaExceeded,
+        ResourceBusy,
+        StorageFull,
+        TimedOut,
+        WouldBlock,
+    ];
+    let is_short_of_files = Errno::from_io_error(error)
+        .is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE);
+    is_short_of_files || passes.contains(&error.kind())
 }

@@ -11,7 +11,7 @@ mod stats;
 mod text;
 
 pub(crate) use batch::{Turn, USER_MESSAGE, opens_turn};
-pub(crate) use error::check_limit;
+pub(crate) use error::{check_limit, may_pass};
 pub(crate) use event::EventView;
 pub(crate) use ids::{
     IdClock, Stamp, clock_skew, fresh_store_number, now_ms, time_text, timestamp,

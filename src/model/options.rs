@@ -1,12 +1,9 @@
 //! Every knob with its default, checked once when a log is opened.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::disk::{Disk, RealDisk, io_error};
-use crate::log::SessionLog;
 use crate::model::error::{Error, Result};
 use crate::model::ids::{WallClock, system_clock};
 
@@ -91,28 +88,6 @@ impl Options {
     /// The defaults.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    /// Opens the log in `folder`, which is made if it is missing. See [`SessionLog::open`].
-    ///
-    /// # Errors
-    ///
-    /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other, or the
-    /// path is empty.
-    pub fn open(self, folder: impl AsRef<Path>) -> Result<SessionLog> {
-        let folder = folder.as_ref();
-        if folder.as_os_str().is_empty() {
-            return Err(Error::invalid("folder", "its path is empty"));
-        }
-        // A relative path means another folder when the process changes its working directory.
-        let absolute = std::path::absolute(folder).map_err(io_error("find", folder))?;
-        self.open_on(Arc::new(RealDisk::default()), &absolute)
-    }
-
-    /// As [`open`](Options::open), on a disk that a test may own.
-    pub(crate) fn open_on(self, disk: Arc<dyn Disk>, folder: &Path) -> Result<SessionLog> {
-        self.check()?;
-        SessionLog::open_on(disk, folder, self)
     }
 
     /// Opens without writing a byte, also on a full disk or a file system mounted for reading only;
@@ -240,7 +215,7 @@ impl Options {
         self
     }
 
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let limits = &self.limits;
         let within = |what, value: usize, min: usize, max: usize| {
             let why = || format!("{value} is not between {min} and {max}");

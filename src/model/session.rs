@@ -7,8 +7,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 
 use crate::model::error::{Error, Limit, Result, check_limit};
-use crate::model::ids::EventId;
-use crate::model::ids::Seq;
+use crate::model::ids::{EventId, Seq};
 use crate::model::text::Name;
 
 /// The name of a session: the caller's string, 1 to 256 bytes of UTF-8 without control characters.

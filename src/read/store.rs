@@ -9,12 +9,12 @@ use std::sync::Arc;
 use crate::codec::{EventFrame, Fault, Record};
 use crate::index::{Locator, SealedReader};
 use crate::model::{
-    CursorProblem, Error, Event, EventId, EventType, FIRST_SEQ, Head, Limit, Options, Result, Seq,
-    SessionId, check_limit,
+    Counters, CursorProblem, Error, Event, EventId, EventType, FIRST_SEQ, Head, Limit, Options,
+    Result, Seq, SessionId, check_limit,
 };
 use crate::recent::{Pin, Recent};
-use crate::segment::{BlockCache, Segment};
-use crate::turn::RememberedTurns;
+use crate::segment::Segment;
+use crate::sync::{AtomicBool, Ordering};
 
 /// The limit of a page that names none.
 pub(crate) const PAGE_EVENTS_DEFAULT: usize = 100;
@@ -174,13 +174,16 @@ pub struct EventPage {
     pub tail_id: EventId,
 }
 
-/// All that reading needs.
+/// All that reading needs, and whether the log may still be used.
 pub(crate) struct Store {
     pub recent: Arc<Recent>,
     pub locator: Arc<Locator>,
-    pub cache: Arc<BlockCache>,
-    pub turns: RememberedTurns,
     pub options: Options,
+    pub counters: Arc<Counters>,
+    closed: AtomicBool,
+    /// The process that opened it. In a copy of it, made with `fork`, the log's threads are
+    /// missing, and what they held stays locked.
+    opened_by: u32,
 }
 
 /// How much to read at once.
@@ -217,6 +220,51 @@ impl Stretch {
 }
 
 impl Store {
+    pub(crate) fn new(
+        recent: Arc<Recent>,
+        locator: Arc<Locator>,
+        counters: Arc<Counters>,
+        options: Options,
+    ) -> Self {
+        Self {
+            recent,
+            locator,
+            options,
+            counters,
+            closed: AtomicBool::new(false),
+            opened_by: std::process::id(),
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Marks it as closed; says whether it was open.
+    pub(crate) fn close(&self) -> bool {
+        !self.closed.swap(true, Ordering::SeqCst)
+    }
+
+    /// Refuses to work in a copy of the process that opened the log.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        if std::process::id() == self.opened_by {
+            Ok(())
+        } else {
+            Err(Error::Forked {
+                opened_by: self.opened_by,
+            })
+        }
+    }
+
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.check_process()?;
+        if self.is_closed() {
+            Err(Error::Closed)
+        } else {
+            Ok(())
+        }
+    }
+
     pub(crate) fn known_head(&self, session: &SessionId) -> Result<Head> {
         Ok(self.find(session)?.1)
     }

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use crate::engine::Engine;
 use crate::model::{Error, Event, EventId, FIRST_SEQ, Result, Seq};
 use crate::read::store::{Appetite, Cursor, Store};
 use crate::recent;
@@ -63,7 +62,7 @@ impl StreamItem {
 /// on where it was, should it be asked to. Dropping it frees all it holds.
 #[must_use = "a stream does nothing until it is read"]
 pub struct EventStream {
-    engine: Arc<Engine>,
+    store: Arc<Store>,
     source: Source,
     ahead: VecDeque<Event>,
     waiter: Arc<Waiter>,
@@ -101,7 +100,7 @@ enum Next {
 }
 
 impl EventStream {
-    pub(crate) fn of_session(engine: Arc<Engine>, entry: recent::Pin, from: From) -> Result<Self> {
+    pub(crate) fn of_session(store: Arc<Store>, entry: recent::Pin, from: From) -> Result<Self> {
         let head = entry.lock().head;
         let tail = head.map_or(0, |head| head.last);
         let unknown = || Error::UnknownSession {
@@ -113,12 +112,12 @@ impl EventStream {
             From::Now => head.map(|head| head.last).ok_or_else(unknown)?,
             From::After(cursor) => {
                 head.ok_or_else(unknown)?;
-                engine.store.seq_of(entry.id(), cursor)?
+                store.seq_of(entry.id(), cursor)?
             }
         };
         Store::check_cursor(entry.id(), last, tail, tail)?;
         Ok(Self::new(
-            engine,
+            store,
             Source::Session {
                 entry,
                 last,
@@ -127,10 +126,10 @@ impl EventStream {
         ))
     }
 
-    pub(crate) fn of_all(engine: Arc<Engine>, after: Option<EventId>) -> Self {
-        let until = engine.store.recent.last_id();
+    pub(crate) fn of_all(store: Arc<Store>, after: Option<EventId>) -> Self {
+        let until = store.recent.last_id();
         Self::new(
-            engine,
+            store,
             Source::All {
                 last: after.unwrap_or(EventId::from_u128(0)),
                 until,
@@ -138,11 +137,11 @@ impl EventStream {
         )
     }
 
-    fn new(engine: Arc<Engine>, source: Source) -> Self {
-        engine.counters.streams.fetch_add(1, Ordering::Relaxed);
+    fn new(store: Arc<Store>, source: Source) -> Self {
+        store.counters.streams.fetch_add(1, Ordering::Relaxed);
         let waiter = Arc::default();
         Self {
-            engine,
+            store,
             source,
             ahead: VecDeque::new(),
             waiter,
@@ -208,10 +207,10 @@ impl EventStream {
         if let Some(event) = self.ahead.pop_front() {
             return Next::Item(Ok(StreamItem::Event(event)));
         }
-        if self.phase == Phase::Ended || self.engine.is_closed() {
+        if self.phase == Phase::Ended || self.store.is_closed() {
             return self.end();
         }
-        if let Err(forked) = self.engine.check_process() {
+        if let Err(forked) = self.store.check_process() {
             self.phase = Phase::Ended;
             return Next::Item(Err(forked));
         }
@@ -241,7 +240,7 @@ impl EventStream {
 
     /// Reads what follows the last event that was read, none at the end.
     fn read_ahead(&mut self) -> Result<Vec<Event>> {
-        let store = &self.engine.store;
+        let store = &self.store;
         match &mut self.source {
             Source::Session { entry, last, until } => {
                 let Some(head) = entry.lock().head else {
@@ -280,16 +279,14 @@ impl EventStream {
                     }
                     at_the_end
                 }
-                Source::All { last, .. } => {
-                    self.engine.store.recent.wait_for_any(*last, &self.waiter)
-                }
+                Source::All { last, .. } => self.store.recent.wait_for_any(*last, &self.waiter),
             };
             if !self.registered {
                 self.waiter.wake();
             }
         }
         // The log wakes all who are registered after it is marked as closed, so this comes second.
-        if self.engine.is_closed() {
+        if self.store.is_closed() {
             self.end()
         } else {
             Next::Wait
@@ -307,11 +304,11 @@ impl Iterator for EventStream {
 
 impl Drop for EventStream {
     fn drop(&mut self) {
-        self.engine.counters.streams.fetch_sub(1, Ordering::Relaxed);
+        self.store.counters.streams.fetch_sub(1, Ordering::Relaxed);
         if self.registered {
             match &self.source {
                 Source::Session { entry, .. } => entry.lock().waiters.remove(&self.waiter),
-                Source::All { .. } => self.engine.store.recent.forget_feed(&self.waiter),
+                Source::All { .. } => self.store.recent.forget_feed(&self.waiter),
             }
         }
     }

@@ -26,7 +26,6 @@ use quick_cache::DefaultHashBuilder;
 pub(crate) use entry::EntryState;
 
 use crate::codec::Record;
-use crate::maintain::Timing;
 use crate::manifest::JournalUse;
 use crate::model::{EventId, Head, Options, Result, SessionId};
 use crate::recent::entry::Entry;
@@ -118,6 +117,15 @@ impl Bounds {
             idle_bytes_max: options.head_cache_bytes_max,
         }
     }
+}
+
+/// How soon full journal files are to be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timing {
+    /// When room is needed. Until then the disk is left to those who append.
+    Needed,
+    /// Now: nobody appends, or it was time before and failed.
+    Now,
 }
 
 /// What is ready to be sealed: the oldest of the full journal files.
@@ -501,8 +509,8 @@ impl Recent {
         self.feeds.lock().remove(waiter);
     }
 
-    /// Everybody who waits for an event.
-    pub(crate) fn all_waiters(&self) -> Vec<Arc<Waiter>> {
+    /// Wakes everybody who waits for an event.
+    pub(crate) fn wake_all(&self) {
         let mut waiters = self.feeds.lock().take();
         for shard in &self.shards {
             shard
@@ -511,7 +519,7 @@ impl Recent {
                 .values()
                 .for_each(|entry| waiters.append(&mut entry.lock().waiters.take()));
         }
-        waiters
+        waiters.iter().for_each(|waiter| waiter.wake());
     }
 
     /// Whether sealing has become due.

@@ -47,11 +47,6 @@ const _: () = assert!(PAGE_BYTES as usize == BLOCK, "pages are written as blocks
 
 const EXTENSION: &str = "filter";
 
-/// The folder of the merged filters.
-pub(crate) fn merged_folder(log: &Path) -> PathBuf {
-    log.join("filters")
-}
-
 /// The segments that a merged filter is over: `FANOUT` to the power of the level, up to the last,
 /// whose number is a multiple of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -115,8 +110,9 @@ pub(crate) struct MergedFilter {
     broken: AtomicBool,
 }
 
-/// Where a store's merged filters are.
-pub(crate) struct MergedPlace {
+/// The folder of a store's merged filters, and what reading them takes.
+#[derive(Clone)]
+pub(crate) struct FilterDir {
     pub disk: Arc<dyn Disk>,
     pub folder: PathBuf,
     pub store: StoreId,
@@ -125,22 +121,22 @@ pub(crate) struct MergedPlace {
 
 impl MergedFilter {
     /// Those in the folder that are over segments of the set. Only what their segments are is read
-    /// yet. Now and then `go_on` may end it.
-    pub(crate) fn list(
-        place: &MergedPlace,
+    /// yet. `check_stop` is called before each, and may end it.
+    pub(crate) fn list<E: From<Error>>(
+        dir: &FilterDir,
         set: &SegmentSet,
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Vec<Self>> {
+        check_stop: impl Fn() -> Result<(), E>,
+    ) -> Result<Vec<Self>, E> {
         let mut filters = Vec::new();
-        for (name, bytes) in place.disk.list(&place.folder)? {
+        for (name, bytes) in dir.disk.list(&dir.folder)? {
             let of_segments =
                 Span::of_name(&name).and_then(|span| Some((span, set.of_span(span)?)));
             let Some((span, segments)) = of_segments else {
                 continue;
             };
-            go_on()?;
+            check_stop()?;
             // Where a segment cannot be read, its own filter cannot either.
-            filters.extend(Self::new(place, span, segments, bytes).ok().flatten());
+            filters.extend(Self::new(dir, span, segments, bytes).ok().flatten());
         }
         Ok(filters)
     }
@@ -148,7 +144,7 @@ impl MergedFilter {
     /// The filter in a file of so many bytes, over these segments; `None` when no filter is as
     /// long.
     fn new(
-        place: &MergedPlace,
+        dir: &FilterDir,
         span: Span,
         segments: &[Arc<Segment>],
         file_bytes: u64,
@@ -158,14 +154,14 @@ impl MergedFilter {
         {
             return Ok(None);
         }
-        let salt = salt(place.store, span, segments, file_bytes)?;
+        let salt = salt(dir.store, span, segments, file_bytes)?;
         let parts = Parts {
             key: FileKey::Merged(span, file_bytes),
-            path: span.path(&place.folder),
+            path: span.path(&dir.folder),
             file_bytes,
             salt,
-            disk: Arc::clone(&place.disk),
-            cache: Arc::clone(&place.cache),
+            disk: Arc::clone(&dir.disk),
+            cache: Arc::clone(&dir.cache),
         };
         Ok(Some(Self {
             span,
@@ -175,20 +171,21 @@ impl MergedFilter {
         }))
     }
 
-    /// Makes the filter over these segments and writes it; `None` when it would be too large. Now
-    /// and then `go_on` may end it. A failure leaves no filter and may be tried again.
-    pub(crate) fn make(
-        place: &MergedPlace,
+    /// Makes the filter over these segments and writes it; `None` when it would be too large.
+    /// `check_stop` is called now and then, and may end it. A failure leaves no filter and may be
+    /// tried again.
+    pub(crate) fn make<E: From<Error>>(
+        dir: &FilterDir,
         span: Span,
         segments: &[Arc<Segment>],
-        go_on: impl Fn() -> Result<()>,
-    ) -> Result<Option<Self>> {
+        check_stop: impl Fn() -> Result<(), E>,
+    ) -> Result<Option<Self>, E> {
         let items = segments
             .iter()
             .map(|segment| segment.filter_items())
             .sum::<u64>();
         let pages = items.div_ceil(PAGE_ITEMS).max(1);
-        let Some(filter) = Self::new(place, span, segments, pages * u64::from(PAGE_BYTES))? else {
+        let Some(filter) = Self::new(dir, span, segments, pages * u64::from(PAGE_BYTES))? else {
             return Ok(None);
         };
         let mut builders: Vec<_> = (0..pages)
@@ -196,7 +193,7 @@ impl MergedFilter {
             .collect();
         let mut visited = 0;
         for segment in segments {
-            go_on()?;
+            check_stop()?;
             segment.for_each_item(|item| {
                 visited += 1;
                 builders
@@ -204,7 +201,7 @@ impl MergedFilter {
                     .expect("an item's page is below their number")
                     .insert(item);
                 if visited % PAGE_ITEMS == 0 {
-                    go_on()
+                    check_stop()
                 } else {
                     Ok(())
                 }
@@ -280,7 +277,7 @@ fn salt(store: StoreId, span: Span, segments: &[Arc<Segment>], file_bytes: u64) 
 mod tests {
     use super::*;
     use crate::codec::EncodedBatch;
-    use crate::disk::RealDisk;
+    use crate::disk::{Layout, RealDisk};
     use crate::model::{Batch, EventId, NewEvent, SessionId, Stamp};
     use crate::segment::{self, SegmentInfo, SegmentPlan, write_segment};
 
@@ -310,7 +307,10 @@ mod tests {
     impl Scene {
         fn new(store: StoreId, segments: u64) -> Self {
             let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(RealDisk::default()));
-            for folder in [segment::folder(folder.path()), merged_folder(folder.path())] {
+            for folder in [
+                Layout::of(folder.path()).segments,
+                Layout::of(folder.path()).filters,
+            ] {
                 disk.make_dir(&folder).unwrap();
             }
             let mut scene = Self {
@@ -340,14 +340,15 @@ mod tests {
                 end_lsn: number,
                 records,
             };
-            let folder = segment::folder(self.folder.path());
-            self.infos
-                .push(write_segment(&*self.disk, &folder, &plan, |_written| Ok(())).unwrap());
+            let folder = Layout::of(self.folder.path()).segments;
+            self.infos.push(
+                write_segment::<Error>(&*self.disk, &folder, &plan, |_written| Ok(())).unwrap(),
+            );
         }
 
         fn opened(&self) -> Opened<'_> {
             let cache = Arc::new(BlockCache::new(1 << 24));
-            let folder = segment::folder(self.folder.path());
+            let folder = Layout::of(self.folder.path()).segments;
             let segment = |info: &SegmentInfo| {
                 let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&cache));
                 Arc::new(Segment::new(info.clone(), self.store, &folder, disk, cache))
@@ -374,7 +375,7 @@ mod tests {
         fn make(&self, span: Span) -> MergedFilter {
             let segments = self.set.of_span(span).unwrap();
             self.in_place(|place| {
-                MergedFilter::make(place, span, segments, || Ok(()))
+                MergedFilter::make::<Error>(place, span, segments, || Ok(()))
                     .unwrap()
                     .unwrap()
             })
@@ -391,10 +392,10 @@ mod tests {
         }
 
         fn path(&self, span: Span) -> PathBuf {
-            span.path(&merged_folder(self.scene.folder.path()))
+            span.path(&Layout::of(self.scene.folder.path()).filters)
         }
 
-        fn in_place<T>(&self, work: impl FnOnce(&MergedPlace) -> T) -> T {
+        fn in_place<T>(&self, work: impl FnOnce(&FilterDir) -> T) -> T {
             let Scene {
                 folder,
                 disk,
@@ -404,9 +405,9 @@ mod tests {
             let (disk, cache, folder) = (
                 Arc::clone(disk),
                 Arc::clone(&self.cache),
-                merged_folder(folder.path()),
+                Layout::of(folder.path()).filters,
             );
-            work(&MergedPlace {
+            work(&FilterDir {
                 disk,
                 folder,
                 store: *store,
@@ -424,7 +425,7 @@ mod tests {
             [(2, 256), (1, 272)].map(|(level, last)| opened.there(Span { level, last })),
         );
         for info in &scene.infos[..272] {
-            let path = segment::path(&segment::folder(scene.folder.path()), info.number);
+            let path = segment::path(&Layout::of(scene.folder.path()).segments, info.number);
             std::fs::write(path, vec![0xFF; usize::try_from(info.file_bytes).unwrap()]).unwrap();
         }
         for number in 1_000..1_200 {
@@ -566,8 +567,8 @@ mod tests {
         // One segment's own filter comes from elsewhere.
         let mut other = Scene::new(StoreId(1), 0);
         other.write_segment(1, &SessionId::new("session-x").unwrap());
-        let [own, others] =
-            [&scene, &other].map(|scene| segment::path(&segment::folder(scene.folder.path()), 1));
+        let [own, others] = [&scene, &other]
+            .map(|scene| segment::path(&Layout::of(scene.folder.path()).segments, 1));
         let (opened, kept) = (scene.opened(), std::fs::read(&own).unwrap());
         std::fs::write(&own, std::fs::read(others).unwrap()).unwrap();
         assert!(
@@ -588,7 +589,7 @@ mod tests {
         assert!(
             scene
                 .disk
-                .list(&merged_folder(scene.folder.path()))
+                .list(&Layout::of(scene.folder.path()).filters)
                 .unwrap()
                 .is_empty()
         );

@@ -23,18 +23,13 @@ use crate::model::{EventId, Seq, SessionId};
 
 pub(crate) use cache::BlockCache;
 pub(crate) use filter::FilterPlace;
-pub(crate) use merged::{MergedFilter, MergedPlace, Span, merged_folder};
+pub(crate) use merged::{FilterDir, MergedFilter, Span};
 pub(crate) use open::Segment;
 pub(crate) use set::{SegmentSet, adopt, check_files};
 pub(crate) use table::TableRoot;
 pub(crate) use write::{SegmentPlan, write_segment};
 
 const EXTENSION: &str = "segment";
-
-/// The folder of the segments.
-pub(crate) fn folder(log: &Path) -> PathBuf {
-    log.join("segments")
-}
 
 fn path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{number:016}.{EXTENSION}"))

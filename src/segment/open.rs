@@ -115,10 +115,10 @@ impl Segment {
 
     /// Shows everything that the filter is over. Where the tables hold anything else, that is
     /// damage.
-    pub(super) fn for_each_item(
+    pub(super) fn for_each_item<E: From<Error>>(
         &self,
-        mut visit: impl FnMut(ItemHash) -> Result<()>,
-    ) -> Result<()> {
+        mut visit: impl FnMut(ItemHash) -> Result<(), E>,
+    ) -> Result<(), E> {
         let filter = self.filter()?;
         let mut again = FilterBuilder::as_large_as(&filter);
         for item in self.items()? {
@@ -130,7 +130,7 @@ impl Segment {
         if is_same {
             Ok(())
         } else {
-            Err(self.impossible("filter"))
+            Err(self.impossible("filter").into())
         }
     }
 

@@ -43,6 +43,24 @@ enum Next {
     Middle,
 }
 
+impl SegmentSet {
+    /// The run that holds `seq`. The search begins at the segment with the number `near`, where the
+    /// caller found a run beside it, or at the newest.
+    ///
+    /// # Errors
+    ///
+    /// Those of segments that may hold the run and cannot be read.
+    pub(crate) fn run_at(
+        &self,
+        session: &SessionId,
+        (generation, seq): (u32, Seq),
+        near: Option<u64>,
+    ) -> Result<Option<FoundRun>> {
+        let near = near.and_then(|number| self.position(number));
+        RunSearch::new(self, session, generation, seq).run(near)
+    }
+}
+
 impl<'a> RunSearch<'a> {
     pub(super) fn new(
         set: &'a SegmentSet,
@@ -194,10 +212,10 @@ mod tests {
 
     use super::*;
     use crate::codec::{EncodedBatch, Record, StoreId};
-    use crate::disk::{Disk, Mode, RealDisk};
+    use crate::disk::{Disk, Layout, Mode, RealDisk};
     use crate::model::{Batch, EventId, NewEvent, Stamp};
     use crate::segment::{
-        self, BlockCache, MergedFilter, MergedPlace, Segment, SegmentInfo, SegmentPlan, Span,
+        self, BlockCache, FilterDir, MergedFilter, Segment, SegmentInfo, SegmentPlan, Span,
         write_segment,
     };
 
@@ -254,19 +272,21 @@ mod tests {
                     records: records.collect(),
                 };
                 scene.infos.push(
-                    write_segment(&*scene.disk, &scene.segments(), &plan, |_written| Ok(()))
-                        .unwrap(),
+                    write_segment::<Error>(&*scene.disk, &scene.segments(), &plan, |_written| {
+                        Ok(())
+                    })
+                    .unwrap(),
                 );
             }
             scene
         }
 
         fn segments(&self) -> std::path::PathBuf {
-            segment::folder(self.folder.path())
+            Layout::of(self.folder.path()).segments
         }
 
         fn filters(&self) -> std::path::PathBuf {
-            segment::merged_folder(self.folder.path())
+            Layout::of(self.folder.path()).filters
         }
 
         fn set(&self) -> SegmentSet {
@@ -285,7 +305,7 @@ mod tests {
 
         fn merged(&self, set: &SegmentSet) -> Vec<MergedFilter> {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&self.cache));
-            let place = MergedPlace {
+            let place = FilterDir {
                 disk,
                 folder: self.filters(),
                 store: STORE,
@@ -295,7 +315,7 @@ mod tests {
                 .filter_map(|span| Some((span, set.of_span(span)?)));
             spans
                 .map(|(span, segments)| {
-                    MergedFilter::make(&place, span, segments, || Ok(()))
+                    MergedFilter::make::<Error>(&place, span, segments, || Ok(()))
                         .unwrap()
                         .unwrap()
                 })

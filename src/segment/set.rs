@@ -9,7 +9,6 @@ use crate::codec::{Record, StoreId};
 use crate::disk::{Disk, Mode};
 use crate::model::{Error, EventId, Result, Seq, SessionId};
 use crate::segment::open::read_info;
-use crate::segment::search::RunSearch;
 use crate::segment::{
     self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInfo, Span, key_hash, session_hash,
 };
@@ -79,7 +78,7 @@ impl SegmentSet {
         self.segments.get(self.position(number)?)
     }
 
-    fn position(&self, number: u64) -> Option<usize> {
+    pub(super) fn position(&self, number: u64) -> Option<usize> {
         self.segments
             .binary_search_by_key(&number, |segment| segment.info.number)
             .ok()
@@ -89,22 +88,6 @@ impl SegmentSet {
         self.segments
             .last()
             .map_or(0, |segment| segment.info.number)
-    }
-
-    /// The run that holds `seq`. The search begins at the segment with the number `near`, where the
-    /// caller found a run beside it, or at the newest.
-    ///
-    /// # Errors
-    ///
-    /// Those of segments that may hold the run and cannot be read.
-    pub(crate) fn run_at(
-        &self,
-        session: &SessionId,
-        (generation, seq): (u32, Seq),
-        near: Option<u64>,
-    ) -> Result<Option<FoundRun>> {
-        let near = near.and_then(|number| self.position(number));
-        RunSearch::new(self, session, generation, seq).run(near)
     }
 
     /// The last run of a session.

@@ -9,7 +9,7 @@ use crate::codec::{
     BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
-use crate::model::Result;
+use crate::model::{Error, Result};
 use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
 use crate::segment::{
@@ -36,20 +36,21 @@ pub(crate) struct SegmentPlan {
     pub records: Vec<Arc<Record>>,
 }
 
-/// Writes the segment and makes it durable. As it grows `go_on` is told how many records are
-/// written, and may end it. A failure leaves no segment and may be tried again.
-pub(crate) fn write_segment(
+/// Writes the segment and makes it durable. As it grows `on_progress` is given the number of
+/// records written, and may end it. A failure leaves no segment and may be tried again.
+pub(crate) fn write_segment<E: From<Error>>(
     disk: &dyn Disk,
     folder: &Path,
     plan: &SegmentPlan,
-    go_on: impl Fn(usize) -> Result<()>,
-) -> Result<SegmentInfo> {
+    on_progress: impl Fn(usize) -> Result<(), E>,
+) -> Result<SegmentInfo, E> {
     write_whole(disk, &segment::path(folder, plan.number), |unfinished| {
-        Writer::new(disk.open(unfinished, Mode::WriteBlocks)?, plan)?.write(plan, go_on)
+        let file = disk.open(unfinished, Mode::WriteBlocks)?;
+        SegmentWriter::new(file, plan)?.write(plan, on_progress)
     })
 }
 
-struct Writer {
+struct SegmentWriter {
     sink: BlockSink,
     salt: Salt,
     runs: Vec<(usize, RunEntry)>,
@@ -57,7 +58,7 @@ struct Writer {
     places: Vec<Place>,
 }
 
-impl Writer {
+impl SegmentWriter {
     fn new(file: Arc<dyn DiskFile>, plan: &SegmentPlan) -> Result<Self> {
         let mut sink = BlockSink::new(file);
         let SegmentPlan {
@@ -91,12 +92,12 @@ impl Writer {
         })
     }
 
-    fn write(
+    fn write<E: From<Error>>(
         mut self,
         plan: &SegmentPlan,
-        go_on: impl Fn(usize) -> Result<()>,
-    ) -> Result<SegmentInfo> {
-        self.write_blocks(&plan.records, go_on)?;
+        on_progress: impl Fn(usize) -> Result<(), E>,
+    ) -> Result<SegmentInfo, E> {
+        self.write_blocks(&plan.records, on_progress)?;
         let records = &plan.records;
         let mut hashes: Vec<_> = (0..)
             .zip(records)
@@ -155,27 +156,27 @@ impl Writer {
     }
 
     /// Writes the records in session order, noting where each went.
-    fn write_blocks(
+    fn write_blocks<E: From<Error>>(
         &mut self,
         records: &[Arc<Record>],
-        go_on: impl Fn(usize) -> Result<()>,
-    ) -> Result<()> {
+        on_progress: impl Fn(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut block = Block::default();
         let mut head = Vec::new();
-        let mut told = 0;
+        let mut reported = 0;
         for (written, at) in in_session_order(records).flatten().enumerate() {
             let record = record_at(records, at);
             record.put_head(&mut head);
             if block.is_full_before(record, head.len(), records) {
                 self.write_block(&mut block, records)?;
-                if self.sink.written > told {
-                    told = self.sink.written;
-                    go_on(written)?;
+                if self.sink.written > reported {
+                    reported = self.sink.written;
+                    on_progress(written)?;
                 }
             }
             block.put(at, &head, record.body().len());
         }
-        self.write_block(&mut block, records)
+        Ok(self.write_block(&mut block, records)?)
     }
 
     fn write_block(&mut self, block: &mut Block, records: &[Arc<Record>]) -> Result<()> {
@@ -445,7 +446,7 @@ mod tests {
             end_lsn: 1,
             records,
         };
-        let info = write_segment(&*disk, folder.path(), &plan, |_written| Ok(())).unwrap();
+        let info = write_segment::<Error>(&*disk, folder.path(), &plan, |_written| Ok(())).unwrap();
         let segment = Segment::new(
             info,
             store,

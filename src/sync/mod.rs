@@ -5,10 +5,12 @@
 mod explored;
 #[cfg(not(all(test, shuttle)))]
 mod gate;
+mod mailbox;
 mod waiter;
 
 use std::time::Duration;
 
+pub(crate) use mailbox::{Mailbox, Stopped};
 pub(crate) use waiter::{WaitList, Waiter, wake_task};
 
 #[cfg(all(test, shuttle))]

@@ -11,7 +11,7 @@ mod user_message;
 pub(crate) use json_text::{CheckedBlock, CheckedMap, JsonText, Sent, each_item};
 pub(crate) use lenient::LEVELS_MAX;
 pub(crate) use message::{Fold, TurnPage, TurnText, may_end_turn};
-pub(crate) use read::RememberedTurns;
+pub(crate) use read::TurnReader;
 
 pub use message::{Message, MessagePage, MessageStatus};
 pub use user_message::{ContentBlock, UserMessage};

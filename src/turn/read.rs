@@ -18,8 +18,12 @@ const REMEMBERED_EVENTS_MIN: Seq = 1_000;
 /// The memory for turns that are remembered.
 const REMEMBERED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// How far turns without an end have been read.
-pub(crate) struct RememberedTurns(quick_cache::sync::Cache<Reading, Arc<Remembered>, KeptBytes>);
+/// Reads the turns of a store.
+pub(crate) struct TurnReader {
+    store: Arc<Store>,
+    /// How far turns without an end have been read.
+    remembered: quick_cache::sync::Cache<Reading, Arc<Remembered>, KeptBytes>,
+}
 
 /// A turn, read with so many bytes for what it keeps.
 type Reading = (MessageId, usize);
@@ -39,20 +43,17 @@ impl quick_cache::Weighter<Reading, Arc<Remembered>> for KeptBytes {
     }
 }
 
-impl Default for RememberedTurns {
-    fn default() -> Self {
-        Self(quick_cache::sync::Cache::with_weighter(
-            1_000,
-            REMEMBERED_BYTES_MAX,
-            KeptBytes,
-        ))
+impl TurnReader {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        let remembered =
+            quick_cache::sync::Cache::with_weighter(1_000, REMEMBERED_BYTES_MAX, KeptBytes);
+        Self { store, remembered }
     }
-}
 
-impl Store {
     /// The turn that a message stands for. The outputs that it keeps take about so much memory.
     pub(crate) fn turn(&self, id: MessageId, bytes_max: usize) -> Result<Fold> {
         let fold = self
+            .store
             .look_at(id.event_id(), |opening| Fold::open(opening.view))?
             .ok_or(Error::UnknownMessage { id })??;
         let mut turns = Turns::new(bytes_max, CutFrom::End);
@@ -63,9 +64,12 @@ impl Store {
 
     /// The turns that were opened in a stretch of a session, until what they keep takes too much
     /// memory; one at least.
-    pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
-        let (bytes_max, newest_first) = (page.checked_bytes(&self.options), page.is_newest_first());
-        let mut opened = self.list(session, page.types([USER_MESSAGE]))?;
+    pub(crate) fn page(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
+        let (bytes_max, newest_first) = (
+            page.checked_bytes(&self.store.options),
+            page.is_newest_first(),
+        );
+        let mut opened = self.store.list(session, page.types([USER_MESSAGE]))?;
         let mut turns = Turns::new(
             bytes_max,
             if newest_first {
@@ -121,7 +125,7 @@ impl Store {
             return Ok(());
         };
         let session = fold.opened_at().0.clone();
-        let head = self.known_head(&session)?;
+        let head = self.store.known_head(&session)?;
         turns
             .list
             .iter_mut()
@@ -129,7 +133,7 @@ impl Store {
         turns.count_anew();
         let mut read = 0;
         while let Some(from) = turns.next_from(read).filter(|from| *from <= head.last) {
-            read = self.visit(&session, &head, from..=head.last, turns)?;
+            read = self.store.visit(&session, &head, from..=head.last, turns)?;
         }
         turns
             .list
@@ -140,7 +144,7 @@ impl Store {
 
     /// Goes on with a turn behind what was read of it before, if that is remembered.
     fn recall(&self, turn: &mut Turn, bytes_max: usize, head: &Head) {
-        let remembered = self.turns.0.get(&(turn.fold.id(), bytes_max));
+        let remembered = self.remembered.get(&(turn.fold.id(), bytes_max));
         if let Some(remembered) = remembered.filter(|remembered| remembered.through <= head.last) {
             *turn = Turn {
                 fold: remembered.fold.clone(),
@@ -153,7 +157,7 @@ impl Store {
     fn remember(&self, fold: &Fold, bytes_max: usize, through: Seq) {
         let (_session, opened) = fold.opened_at();
         if !fold.is_final() && through - opened >= REMEMBERED_EVENTS_MIN {
-            self.turns.0.insert(
+            self.remembered.insert(
                 (fold.id(), bytes_max),
                 Arc::new(Remembered {
                     fold: fold.clone(),

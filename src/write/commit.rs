@@ -27,12 +27,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::journal::{GroupBuffer, JournalWriter, Placed, Spares, file_bytes_for};
-use crate::maintain::SealSignal;
-use crate::model::{Counters, Error, IdClock, Options, Result};
-use crate::recent::Recent;
+use crate::journal::{GroupBuffer, JournalWriter, Placed, file_bytes_for};
+use crate::model::{Error, IdClock, Options, Result};
 use crate::sync::{Condvar, Deadline, Instant, Mutex, MutexGuard, Waiter};
-use crate::write::section::{Decided, Group, Outcome, Request, Section};
+use crate::write::request::Request;
+use crate::write::section::{Decided, Group, Outcome, Section};
+use crate::write::shared::Shared;
 use crate::write::ticket::{Joined, lost};
 
 /// How long the log is without appends before the durable LSN is recorded in a witness.
@@ -48,19 +48,9 @@ pub(crate) struct Commit {
     /// For leaders: a group before theirs has its outcome.
     turn: Condvar,
     journal: Mutex<JournalWriter>,
-    recent: Arc<Recent>,
-    spares: Arc<Spares>,
-    seal: Arc<SealSignal>,
-    counters: Arc<Counters>,
+    shared: Arc<Shared>,
     group_bytes_max: usize,
     stall_wait: Duration,
-}
-
-/// What became of a request that was appended.
-pub(crate) enum Appended {
-    Joined(Joined),
-    /// It comes back, since its key must be looked up again.
-    Stale(Request),
 }
 
 /// What became of a request that was submitted.
@@ -68,51 +58,38 @@ pub(crate) enum Submitted {
     Joined,
     /// It comes back, to be submitted again once the waiter is woken.
     NoRoom(Request, Arc<Waiter>),
-    /// It comes back, since its key must be looked up again.
-    Stale(Request),
 }
 
 impl Commit {
     pub(crate) fn new(
         journal: JournalWriter,
         clock: IdClock,
-        recent: Arc<Recent>,
-        spares: Arc<Spares>,
-        seal: Arc<SealSignal>,
-        counters: Arc<Counters>,
+        shared: Arc<Shared>,
         options: &Options,
     ) -> Self {
         Self {
-            section: Mutex::new(Section::new(clock, journal.end_lsn())),
+            section: Mutex::new(Section::new(clock)),
             work: Condvar::new(),
             room: Condvar::new(),
             turn: Condvar::new(),
             journal: Mutex::new(journal),
-            recent,
-            spares,
-            seal,
-            counters,
+            shared,
             group_bytes_max: options.group_bytes_max,
             stall_wait: options.stall_wait,
         }
     }
 
     /// Puts the request into the open group, waiting for room, and writes that here and now if
-    /// nobody else is about to. It comes back when its key must be looked up again.
-    pub(crate) fn append(&self, request: Request) -> Result<Appended> {
-        let deadline = Deadline::after(self.stall_wait);
+    /// nobody else is about to.
+    pub(crate) fn append(&self, mut request: Request) -> Result<Joined> {
         let mut section = self.section.lock();
-        section.check_open()?;
-        while section.open.is_full_for(&request, self.group_bytes_max) {
-            if !deadline.wait(&self.room, &mut section)
-                && section.open.is_full_for(&request, self.group_bytes_max)
-            {
-                return Err(self.spares.refusals().of_waiting(self.stall_wait));
+        let mut in_time = true;
+        while let Some(full) = self.join(&mut section, request)? {
+            if !in_time {
+                return Err(self.no_room());
             }
-            section.check_open()?;
-        }
-        if let Some(stale) = section.join(request) {
-            return Ok(Appended::Stale(stale));
+            in_time = full.deadline.wait(&self.room, &mut section);
+            request = full;
         }
         let joined = section.open.joined();
         if section.wants_leader() {
@@ -124,25 +101,46 @@ impl Commit {
                 self.work.notify_one();
             }
         }
-        Ok(Appended::Joined(joined))
+        Ok(joined)
     }
 
     /// Puts the request into the open group and leaves the writing to a commit thread.
-    pub(crate) fn submit(&self, request: Request) -> Result<Submitted> {
+    pub(crate) fn submit(&self, mut request: Request) -> Result<Submitted> {
+        // A task waits for room in a group without a limit, so the wait begins here.
+        request.deadline = Deadline::after(self.stall_wait);
         let mut section = self.section.lock();
-        section.check_open()?;
-        if section.open.is_full_for(&request, self.group_bytes_max) {
+        if let Some(request) = self.join(&mut section, request)? {
             let waiter = Arc::default();
             section.room_waiters.push(Arc::clone(&waiter));
             return Ok(Submitted::NoRoom(request, waiter));
-        }
-        if let Some(stale) = section.join(request) {
-            return Ok(Submitted::Stale(stale));
         }
         if section.wants_leader() {
             self.work.notify_one();
         }
         Ok(Submitted::Joined)
+    }
+
+    /// Gives the request its place in the open group. It comes back when that has no room for it.
+    fn join(
+        &self,
+        section: &mut MutexGuard<'_, Section>,
+        mut request: Request,
+    ) -> Result<Option<Request>> {
+        loop {
+            self.check_open(section)?;
+            if section.open.is_full_for(&request, self.group_bytes_max) {
+                return Ok(Some(request));
+            }
+            let Some(stale) = section.join(request) else {
+                return Ok(None);
+            };
+            let look_up = || stale.with_key_looked_up(&self.shared.locator);
+            request = MutexGuard::unlocked(section, look_up)?;
+        }
+    }
+
+    fn no_room(&self) -> Error {
+        self.shared.refusals.of_waiting(self.stall_wait)
     }
 
     /// The work of each commit thread, until [`stop`](Commit::stop).
@@ -171,7 +169,7 @@ impl Commit {
                 self.lead(&mut section, &mut Group::default(), |_lead, _group| {
                     drop(self.write_witness())
                 });
-                self.seal.notify_idle();
+                self.shared.seal.notify_idle();
             } else {
                 self.work.wait(&mut section);
             }
@@ -191,10 +189,9 @@ impl Commit {
     /// Records the durable LSN in the journal, unless that was done since the last group; returns
     /// it. Nobody else may be leading. Errors poison the log.
     pub(crate) fn write_witness(&self) -> Result<u64> {
-        let mut section = self.section.lock();
-        let (durable_lsn, is_due) = (section.durable_lsn, section.unwitnessed.take().is_some());
-        section.check_poison()?;
-        drop(section);
+        let is_due = self.section.lock().unwitnessed.take().is_some();
+        self.shared.state.check_poison()?;
+        let durable_lsn = self.shared.state.durable_lsn();
         if !is_due {
             return Ok(durable_lsn);
         }
@@ -202,34 +199,32 @@ impl Commit {
         let mut buffer = GroupBuffer::default();
         let placed = self.journal.lock().place(&mut buffer, durable_lsn);
         placed.write(&buffer).map_err(|error| self.poison(error))?;
-        self.section.lock().durable_lsn = placed.end_lsn;
+        self.shared.state.set_durable_lsn(placed.end_lsn);
         Ok(placed.end_lsn)
     }
 
     /// Poisons the log when it is no longer where it was opened. Nobody may be leading.
     pub(crate) fn check_place(&self) -> Result<()> {
-        self.check_poison()?;
+        self.shared.state.check_poison()?;
         let placed = self.journal.lock().check_place();
         placed.map_err(|error| self.poison(error))
     }
 
-    /// Everything before this is on stable storage.
-    pub(crate) fn durable_lsn(&self) -> u64 {
-        self.section.lock().durable_lsn
-    }
-
     /// Lets nothing more be written, because a write failed. Returns the error.
-    pub(crate) fn poison(&self, error: Error) -> Error {
-        self.section.lock().poison.get_or_insert_with(|| {
-            tracing::error!(target: "sessionlog", error = error.with_sources(), "the log takes no more appends until it is opened again");
-            Arc::new(error.clone())
-        });
+    fn poison(&self, error: Error) -> Error {
+        let error = self.shared.state.poison(error);
+        // Under the lock, so that no leader looks for a failure before and waits after.
+        drop(self.section.lock());
         self.turn.notify_all();
         error
     }
 
-    pub(crate) fn check_poison(&self) -> Result<()> {
-        self.section.lock().check_poison()
+    fn check_open(&self, section: &Section) -> Result<()> {
+        if section.closing {
+            Err(Error::Closed)
+        } else {
+            self.shared.state.check_poison()
+        }
     }
 
     /// Takes the open group through its place, its write, its turn and its answers, while the next
@@ -283,7 +278,7 @@ impl Commit {
     }
 
     fn commit(&self, lead: &mut Lead<'_>, group: &mut Group) {
-        match self.place(lead, &mut group.buffer) {
+        match self.place(lead, group) {
             Ok(placed) => {
                 let durable = self
                     .write(&placed, &group.buffer)
@@ -299,45 +294,51 @@ impl Commit {
 
     /// Gives the group its place in the journal, once there is room, and lets the next leader do
     /// the same.
-    fn place(&self, lead: &mut Lead<'_>, group: &mut GroupBuffer) -> Result<Placed> {
-        self.check_poison()?;
+    fn place(&self, lead: &mut Lead<'_>, group: &mut Group) -> Result<Placed> {
+        let state = &self.shared.state;
+        state.check_poison()?;
         let mut journal = self.journal.lock();
-        let placed = if group.records() == 0 {
+        let placed = if group.buffer.records() == 0 {
             journal.place_nothing()
         } else {
             self.make_room(&mut journal, group)?;
-            journal.place(group, self.durable_lsn())
+            journal.place(&mut group.buffer, state.durable_lsn())
         };
         drop(journal);
-        lead.go_on_with_place()?;
+        lead.hand_over()?;
         Ok(placed)
     }
 
     /// Sees to it that the group fits the active journal file and that memory for its records is
     /// left.
-    fn make_room(&self, journal: &mut JournalWriter, group: &GroupBuffer) -> Result<()> {
-        if !self
-            .seal
-            .wait_until(self.stall_wait, || self.recent.has_room())
-        {
-            return Err(self.spares.refusals().of_waiting(self.stall_wait));
+    fn make_room(&self, journal: &mut JournalWriter, group: &Group) -> Result<()> {
+        let Shared {
+            seal,
+            recent,
+            spares,
+            ..
+        } = &*self.shared;
+        if !seal.wait_for_room(group.deadline, || recent.has_room()) {
+            return Err(self.no_room());
         }
-        let is_large = self.recent.active_is_large() && !journal.active_is_empty();
+        let (deadline, group) = (group.deadline, &group.buffer);
+        let is_large = recent.active_is_large() && !journal.active_is_empty();
         if journal.fits(group.record_bytes()) && !is_large {
             return Ok(());
         }
-        let spare = self
-            .spares
-            .take(file_bytes_for(group.record_bytes()), self.stall_wait)?;
+        let spare = spares
+            .take(file_bytes_for(group.record_bytes()), deadline)
+            .map_err(|_stopped| Error::Closed)?
+            .ok_or_else(|| self.no_room())?;
         // The header of a file says that all before it is durable.
         self.wait_for_groups_in_flight();
         journal.rotate(spare);
-        self.recent.begin_file(
+        recent.begin_file(
             journal.active_use(),
             journal.active_bytes(),
             journal.end_lsn(),
         );
-        self.spares.prepare_next(journal.active_bytes());
+        spares.prepare_next(journal.active_bytes());
         Ok(())
     }
 
@@ -352,7 +353,8 @@ impl Commit {
         let began = Instant::now();
         let bytes = placed.write(group).map_err(|error| self.poison(error))?;
         if group.records() > 0 {
-            self.counters
+            self.shared
+                .counters
                 .note_group(group.records(), bytes, began.elapsed());
         }
         Ok(())
@@ -361,9 +363,9 @@ impl Commit {
     /// Waits until all groups before this one are published.
     fn wait_for_turn(&self, placed: &Placed) -> Result<()> {
         let mut section = self.section.lock();
-        while section.durable_lsn < placed.lsn {
-            if let Some(failure) = &section.poison {
-                return Err(Error::clone(failure));
+        while self.shared.state.durable_lsn() < placed.lsn {
+            if let Some(failure) = self.shared.state.failure() {
+                return Err(failure.clone());
             }
             self.turn.wait(&mut section);
         }
@@ -379,13 +381,24 @@ impl Commit {
                 Outcome::Append(record) => Some((&*member.session, record)),
                 Outcome::Tell(_) => None,
             });
-        let published = self.recent.publish(appended);
-        self.section.lock().reach(placed.end_lsn);
+        let published = self.shared.recent.publish(appended);
+        self.reach(placed.end_lsn);
         self.turn.notify_all();
         group.answer(Decided::answer);
         wake_all(published.to_wake);
         if published.seal_due {
-            self.seal.notify();
+            self.shared.seal.notify();
+        }
+    }
+
+    /// Counts everything before `lsn` as durable, of which no witness tells yet. A group that
+    /// writes nothing changes nothing, also when it comes late.
+    fn reach(&self, lsn: u64) {
+        // Under the lock, so that no leader looks at the position before and waits after.
+        let mut section = self.section.lock();
+        if lsn > self.shared.state.durable_lsn() {
+            self.shared.state.set_durable_lsn(lsn);
+            section.unwitnessed = Some(Instant::now());
         }
     }
 
@@ -446,9 +459,9 @@ struct Lead<'a> {
 
 impl Lead<'_> {
     /// Leaves the end of the journal to the next leader. A failed write before forbids it.
-    fn go_on_with_place(&mut self) -> Result<()> {
+    fn hand_over(&mut self) -> Result<()> {
         let mut section = self.commit.section.lock();
-        section.check_poison()?;
+        self.commit.shared.state.check_poison()?;
         section.placing = false;
         section.in_flight += 1;
         self.has_place = true;

@@ -2,9 +2,17 @@
 //! its answer when the group is on stable storage.
 
 mod commit;
+mod request;
 mod section;
+mod shared;
+mod signal;
+mod state;
 mod ticket;
 
-pub(crate) use commit::{Appended, Commit, Submitted};
-pub(crate) use section::{IN_FLIGHT_MAX, Request, SealedKey};
-pub(crate) use ticket::{Answer, Landed, Ticket};
+pub(crate) use commit::{Commit, Submitted};
+pub(crate) use request::Request;
+pub(crate) use section::IN_FLIGHT_MAX;
+pub(crate) use shared::Shared;
+pub(crate) use signal::SealSignal;
+pub(crate) use state::LogState;
+pub(crate) use ticket::{Landed, Ticket};

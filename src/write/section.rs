@@ -7,11 +7,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::codec::{EncodedBatch, Record};
+use crate::codec::Record;
 use crate::journal::GroupBuffer;
-use crate::model::{Error, Expected, IdClock, Result};
-use crate::recent::{EntryState, Pin};
-use crate::sync::{Gate, Instant, Waiter};
+use crate::model::{Error, IdClock, Result};
+use crate::recent::Pin;
+use crate::sync::{Deadline, Gate, Instant, Waiter};
+use crate::write::request::Request;
 use crate::write::ticket::{Answer, Joined, Landed};
 
 /// How many groups are written at once. A second keeps the disk busy; more would only make groups
@@ -21,27 +22,6 @@ pub(crate) const IN_FLIGHT_MAX: usize = 2;
 /// A group with so many bytes of records is written beside the one before. Below, the barrier costs
 /// more than the bytes, so that waiting for company is the better use of the time.
 const OVERLAP_BYTES: usize = 128 * 1024;
-
-/// A batch on its way.
-pub(crate) struct Request {
-    pub batch: EncodedBatch,
-    pub expected: Expected,
-    /// When it came, by the wall clock.
-    pub created_ms: u64,
-    pub session: Pin,
-    /// For a keyed batch, what the segments say of the key.
-    pub sealed: SealedKey,
-    pub answer: Answer,
-}
-
-/// The answer of the segments for an idempotency key.
-#[derive(Default)]
-pub(crate) struct SealedKey {
-    /// The record that landed under it.
-    pub record: Option<Arc<Record>>,
-    /// The entry's [`keys_released`](EntryState::keys_released) before they were asked.
-    pub as_of: u64,
-}
 
 /// What the lock protects. All of a log's appends are decided here.
 pub(crate) struct Section {
@@ -55,19 +35,17 @@ pub(crate) struct Section {
     pub placing: bool,
     /// Groups that have their place and are not answered.
     pub in_flight: usize,
-    /// Everything before this is on stable storage and published.
-    pub durable_lsn: u64,
     /// When the last group was committed, until a witness is written after it.
     pub unwitnessed: Option<Instant>,
     pub closing: bool,
-    pub poison: Option<Arc<Error>>,
 }
 
 /// Requests that share a write and a barrier.
-#[derive(Default)]
 pub(crate) struct Group {
     pub members: VecDeque<Decided>,
     pub buffer: GroupBuffer,
+    /// How long it may wait for room: as long as the batch that has waited longest.
+    pub deadline: Deadline,
     /// Where the members wait that are threads.
     gate: Arc<Gate>,
 }
@@ -87,8 +65,7 @@ pub(crate) enum Outcome {
 }
 
 impl Section {
-    /// A section for a log that ends at `durable_lsn`.
-    pub(crate) fn new(clock: IdClock, durable_lsn: u64) -> Self {
+    pub(crate) fn new(clock: IdClock) -> Self {
         Self {
             clock,
             open: Group::default(),
@@ -96,10 +73,8 @@ impl Section {
             room_waiters: Vec::new(),
             placing: false,
             in_flight: 0,
-            durable_lsn,
             unwitnessed: None,
             closing: false,
-            poison: None,
         }
     }
 
@@ -109,32 +84,30 @@ impl Section {
         if request.is_stale() {
             return Some(request);
         }
-        let Request {
-            batch,
-            expected,
-            created_ms,
-            session,
-            sealed,
-            answer: owed,
-        } = request;
-        let mut state = session.lock();
-        let outcome = if let Some(answer) = replay(&session, &batch, sealed.record, &state) {
+        let mut state = request.session.lock();
+        let outcome = if let Some(answer) = request.replay(&state) {
             Outcome::Tell(answer)
-        } else if expected.holds(state.assigned) {
-            let stamp = self.clock.stamp(batch.count(), created_ms);
-            let record = batch.stamped(state.generation(), state.assigned + 1, stamp);
-            self.open.buffer.put(&record);
+        } else if request.expected.holds(state.assigned) {
+            let stamp = self.clock.stamp(request.batch.count(), request.created_ms);
+            let record = request
+                .batch
+                .stamped(state.generation(), state.assigned + 1, stamp);
+            self.open.put(&record, request.deadline);
             state.assign(&record);
             Outcome::Append(record)
         } else {
-            let (session, actual) = (session.id().clone(), state.assigned);
             Outcome::Tell(Err(Error::ExpectedMismatch {
-                session,
-                expected,
-                actual,
+                session: request.session.id().clone(),
+                expected: request.expected,
+                actual: state.assigned,
             }))
         };
         drop(state);
+        let Request {
+            session,
+            answer: owed,
+            ..
+        } = request;
         self.open.members.push_back(Decided {
             session,
             owed,
@@ -155,49 +128,31 @@ impl Section {
         std::mem::replace(&mut self.open, next)
     }
 
-    /// Counts everything before `lsn` as durable, of which no witness tells yet. A group that
-    /// writes nothing changes nothing, also when it comes late.
-    pub(crate) fn reach(&mut self, lsn: u64) {
-        if lsn > self.durable_lsn {
-            self.durable_lsn = lsn;
-            self.unwitnessed = Some(Instant::now());
-        }
-    }
-
     /// Whether anybody leads.
     pub(crate) fn is_led(&self) -> bool {
         self.placing || self.in_flight > 0
     }
-
-    pub(crate) fn check_open(&self) -> Result<()> {
-        if self.closing {
-            Err(Error::Closed)
-        } else {
-            self.check_poison()
-        }
-    }
-
-    pub(crate) fn check_poison(&self) -> Result<()> {
-        self.poison.as_ref().map_or(Ok(()), |source| {
-            Err(Error::Poisoned {
-                source: Arc::clone(source),
-            })
-        })
-    }
 }
 
-impl Request {
-    /// Whether the key's record may have left memory for a segment since the segments were asked.
-    fn is_stale(&self) -> bool {
-        let Some(key) = self.batch.key() else {
-            return false;
-        };
-        let state = self.session.lock();
-        state.record_of_key(&key.text).is_none() && state.keys_released != self.sealed.as_of
+impl Default for Group {
+    fn default() -> Self {
+        Self {
+            members: VecDeque::new(),
+            buffer: GroupBuffer::default(),
+            deadline: Deadline::NEVER,
+            gate: Arc::default(),
+        }
     }
 }
 
 impl Group {
+    fn put(&mut self, record: &Record, deadline: Deadline) {
+        if self.buffer.records() == 0 {
+            self.deadline = deadline;
+        }
+        self.buffer.put(record);
+    }
+
     /// Gives each member its answer, and lets the threads among them go on.
     pub(crate) fn answer(&mut self, mut give: impl FnMut(Decided)) {
         while let Some(member) = self.members.pop_front() {
@@ -259,36 +214,6 @@ impl Decided {
             self.session.lock().take_back(record);
         }
     }
-}
-
-/// The answer for a key that was used before.
-fn replay(
-    session: &Pin,
-    batch: &EncodedBatch,
-    sealed: Option<Arc<Record>>,
-    state: &EntryState,
-) -> Option<Result<Landed>> {
-    let key = batch.key()?;
-    let record = match state.record_of_key(&key.text) {
-        Some(recent) => Arc::clone(recent),
-        None => sealed?,
-    };
-    if record
-        .key
-        .as_ref()
-        .is_some_and(|stored| stored.fingerprint == key.fingerprint)
-    {
-        return Some(Ok(Landed {
-            record,
-            replayed: true,
-        }));
-    }
-    let (session, key) = (session.id().clone(), key.text.to_string());
-    Some(Err(Error::IdempotencyConflict {
-        session,
-        key,
-        first_seq: record.first,
-    }))
 }
 
 /// Answers a request. The session is let go first, so that a caller who has its answer leaves

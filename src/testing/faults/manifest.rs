@@ -1,9 +1,11 @@
 //! What becomes of a log whose manifest cannot be written, or got to one of its slots alone.
 
+use std::sync::Arc;
+
 use super::disk::Plan;
 use super::{MIB, Scene, eventually, read};
-use crate::disk::{Disk, RealDisk};
-use crate::manifest::Manifest;
+use crate::disk::{Disk, Layout, RealDisk};
+use crate::manifest::ManifestFile;
 use crate::model::Error;
 use crate::sync::{Ordering, yield_now};
 
@@ -75,10 +77,9 @@ fn a_manifest_that_cannot_be_opened_or_has_no_room_is_written_later_and_appends_
 fn a_manifest_that_got_to_one_slot_alone_is_put_in_both_before_the_journal_is_written() {
     let (scene, log) = Scene::new();
     let is_in_both = || {
-        Manifest::load(&RealDisk::default(), scene.folder.path())
-            .unwrap()
-            .unwrap()
-            .is_in_both
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
+        let found = ManifestFile::load(&disk, &Layout::of(scene.folder.path()));
+        found.unwrap().unwrap().is_in_both()
     };
     assert!(is_in_both());
     // Room is made in both slots, and one is written.

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::disk::{Disk, Mode, RealDisk};
-use crate::journal::{self, Spares};
+use crate::disk::{Disk, Layout, Mode, RealDisk};
+use crate::journal::Spares;
 use crate::model::{Error, Result};
 use crate::sync::{Instant, Ordering, scope, yield_now};
 use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
@@ -554,7 +554,7 @@ fn spare_files_that_cannot_be_named_or_opened_do_not_fill_the_disk() {
     ] {
         let (scene, log) = Scene::new();
         log.close().unwrap();
-        let (before, folder) = (scene.journal(), journal::folder(scene.folder.path()));
+        let (before, folder) = (scene.journal(), Layout::of(scene.folder.path()).journal);
         let disk = FaultyDisk {
             real: RealDisk::default(),
             plan: Arc::clone(&scene.plan),

@@ -212,10 +212,7 @@ fn a_refusal_is_a_line_of_the_log_when_it_begins_when_it_changes_and_when_it_end
         .with_writer(move || writer.clone())
         .finish();
     let refused = |kind: ErrorKind| {
-        Err::<(), _>(crate::disk::io_error(
-            "write",
-            std::path::Path::new("journal"),
-        )(kind.into()))
+        crate::disk::io_error("write", std::path::Path::new("journal"))(kind.into())
     };
     tracing::subscriber::with_default(subscriber, || {
         let refusals = Refusals::default();
@@ -224,11 +221,11 @@ fn a_refusal_is_a_line_of_the_log_when_it_begins_when_it_changes_and_when_it_end
             ErrorKind::StorageFull,
             ErrorKind::PermissionDenied,
         ] {
-            refusals.note(Work::JournalFiles, &refused(kind));
+            refusals.note(Work::JournalFiles, Some(&refused(kind)));
         }
-        refusals.note(Work::Indexing, &refused(ErrorKind::NotFound));
+        refusals.note(Work::Indexing, Some(&refused(ErrorKind::NotFound)));
         for _ in 0..2 {
-            refusals.note(Work::JournalFiles, &Ok(()));
+            refusals.note(Work::JournalFiles, None);
         }
         assert_eq!(refusals.count(), 4);
         refusals.check(Duration::ZERO).unwrap();

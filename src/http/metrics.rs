@@ -17,7 +17,6 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::http::service::Service;
 use crate::log::SessionLog;
 
 /// Seconds until a request is answered, from a tenth of a millisecond to ten seconds.
@@ -28,7 +27,7 @@ const SECONDS: [f64; 12] = [
 const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
     HeaderName::from_static("cross-origin-resource-policy");
 
-pub(super) struct Figures {
+pub(super) struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     seconds: Histogram,
@@ -42,7 +41,7 @@ struct RequestLabels {
     status: u16,
 }
 
-impl Figures {
+impl Metrics {
     pub(super) fn new(log: SessionLog) -> Self {
         let mut registry = Registry::with_prefix("sessionlog");
         let (requests, seconds) = (Family::default(), Histogram::new(SECONDS));
@@ -96,12 +95,12 @@ impl Figures {
 /// Around every request: counts it, and writes a line of log. Headers are not in it, and so no
 /// token.
 pub(super) async fn observe(
-    State(service): State<Arc<Service>>,
+    State(metrics): State<Arc<Metrics>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let mut line = Line {
-        service,
+    let mut line = AccessLogGuard {
+        metrics,
         began: Instant::now(),
         method: request.method().clone(),
         uri: request.uri().clone(),
@@ -128,8 +127,8 @@ pub(super) async fn observe(
 const CLIENT_LEFT: u16 = 499;
 
 /// A request, told when it is over, also when that is because its client left.
-struct Line {
-    service: Arc<Service>,
+struct AccessLogGuard {
+    metrics: Arc<Metrics>,
     began: Instant,
     method: Method,
     uri: Uri,
@@ -137,10 +136,10 @@ struct Line {
     status: u16,
 }
 
-impl Drop for Line {
+impl Drop for AccessLogGuard {
     fn drop(&mut self) {
         let Self {
-            service,
+            metrics,
             began,
             method,
             uri,
@@ -148,13 +147,13 @@ impl Drop for Line {
             status,
         } = self;
         let took = began.elapsed();
-        service.figures.note(method, route.as_ref(), *status, took);
+        metrics.note(method, route.as_ref(), *status, took);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         tracing::info!(target: "sessionlog::access", %method, path = uri.path(), status, micros, "request");
     }
 }
 
-/// The log's own figures, read when they are asked for.
+/// The log's own metrics, read when they are asked for.
 #[derive(Debug)]
 struct OfLog(SessionLog);
 

@@ -101,7 +101,7 @@ pub(super) async fn healthz(State(service): State<Arc<Service>>) -> Result<Json<
 pub(super) async fn metrics(
     State(service): State<Arc<Service>>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let text = service.figures.encode();
+    let text = service.metrics.encode();
     let text = text.map_err(|_error| {
         ApiError::new(
             StatusCode::INTERNAL_SERVER_ERROR,

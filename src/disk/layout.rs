@@ -1,0 +1,39 @@
+//! The names of a log's files and folders: the only place that spells them.
+
+use std::path::{Path, PathBuf};
+
+/// The extension of a file that is not finished; nothing in it counts.
+pub(crate) const TEMPORARY: &str = "tmp";
+
+/// Where the parts of a log lie.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    /// The log's own folder.
+    pub root: PathBuf,
+    pub journal: PathBuf,
+    pub segments: PathBuf,
+    /// Merged filters, which can be made again from the segments.
+    pub filters: PathBuf,
+    /// The index, which can be made again from the segments.
+    pub index: PathBuf,
+}
+
+impl Layout {
+    /// The name of the lock file.
+    pub(crate) const LOCK: &str = "LOCK";
+
+    pub(crate) fn of(root: &Path) -> Self {
+        Self {
+            root: root.to_path_buf(),
+            journal: root.join("journal"),
+            segments: root.join("segments"),
+            filters: root.join("filters"),
+            index: root.join("index"),
+        }
+    }
+
+    /// The two slots of the manifest.
+    pub(crate) fn manifest_slots(&self) -> [PathBuf; 2] {
+        ["MANIFEST-0", "MANIFEST-1"].map(|slot| self.root.join(slot))
+    }
+}

@@ -1,0 +1,172 @@
+//! The files and folders of a log that is being opened: makes what is missing, removes what was not
+//! finished, and refuses a folder that has lost something.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::codec::{FileHeader, StoreId};
+use crate::disk::{TEMPORARY, Work};
+use crate::engine::open::Opening;
+use crate::journal::{self, HEADER_BYTES, Spares, write_image};
+use crate::manifest::{JournalUse, Manifest, ManifestFile};
+use crate::model::{Error, EventId, Recovery, Result, fresh_store_number};
+use crate::segment;
+
+impl Opening {
+    /// Removes what was not finished when the log stopped. To be called once the log was found to be
+    /// sound: a failed open changes nothing.
+    pub(super) fn remove_unfinished(&self) -> Result<()> {
+        self.remove_unfinished_in(&self.layout.journal)?;
+        self.remove_unfinished_in(&self.layout.segments)?;
+        let removed = self.remove_unfinished_in(&self.layout.filters);
+        self.refusals.note(Work::Filters, removed.as_ref().err());
+        Ok(())
+    }
+
+    fn remove_unfinished_in(&self, folder: &Path) -> Result<()> {
+        for (name, _) in self.disk.list(folder)? {
+            let path = folder.join(name);
+            if path
+                .extension()
+                .is_some_and(|extension| extension == TEMPORARY)
+            {
+                self.disk.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the log's folder where there is none, and what is missing above it, each name durable.
+    pub(super) fn make_root(&self) -> Result<()> {
+        let root = &self.layout.root;
+        let mut missing = Vec::new();
+        for folder in root
+            .ancestors()
+            .take_while(|folder| !folder.as_os_str().is_empty())
+        {
+            if self.disk.exists(folder)? {
+                break;
+            }
+            missing.push(folder);
+        }
+        self.disk.make_dir(root)?;
+        missing
+            .into_iter()
+            .try_for_each(|folder| self.disk.sync_dir(parent(folder)))
+    }
+
+    /// Makes the folders in the log's, durably, and with them every name in them: a crash may have
+    /// come between a file's rename and the barrier for its folder, and what is found now will be
+    /// relied on.
+    pub(super) fn make_folders(&self) -> Result<()> {
+        for folder in [&self.layout.journal, &self.layout.segments] {
+            self.disk.make_dir(folder)?;
+            self.disk.sync_dir(folder)?;
+        }
+        // What is in this one may be lost, and so may the folder.
+        let made = self.disk.make_dir(&self.layout.filters);
+        self.refusals.note(Work::Filters, made.as_ref().err());
+        self.disk.sync_dir(&self.layout.root)?;
+        self.disk.sync_dir(parent(&self.layout.root))
+    }
+
+    /// Where there is no manifest there was no log, or it was lost: then something else of it is
+    /// there.
+    pub(super) fn check_that_nothing_is_lost(&self) -> Result<()> {
+        let (journal, segments) = (&self.layout.journal, &self.layout.segments);
+        for (name, _) in self.disk.list(segments)? {
+            let path = segments.join(name);
+            if path
+                .extension()
+                .is_none_or(|extension| extension != TEMPORARY)
+            {
+                return Err(Error::corrupt(path, 0, "a segment without a manifest"));
+            }
+        }
+        for (name, bytes) in self.disk.list(journal)? {
+            let path = journal.join(&name);
+            if journal::number(&name).is_some()
+                && bytes > HEADER_BYTES
+                && journal::holds_group(&*self.disk, &path)?
+            {
+                return Err(Error::corrupt(
+                    path,
+                    HEADER_BYTES,
+                    "a group of a log without a manifest",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a log where there is none. An earlier attempt may have left a journal file without
+    /// groups.
+    pub(super) fn create(&self) -> Result<ManifestFile> {
+        self.check_that_nothing_is_lost()?;
+        // What was begun of a manifest may still be on its way to the disk, and would then stand
+        // beside files of another store.
+        ManifestFile::remove(&*self.disk, &self.layout)?;
+        let journal = &self.layout.journal;
+        let files = self.disk.list(journal)?;
+        for (name, _) in files
+            .iter()
+            .filter(|(name, _)| journal::number(name).is_some())
+        {
+            // It was just found to hold no group; its header, if it has one, is of a store that
+            // never came to be.
+            self.disk.remove(&journal.join(name))?;
+        }
+        let next_number = 1;
+        let store = StoreId(fresh_store_number());
+        let mut manifest = ManifestFile::new(&self.disk, &self.layout, store);
+        let bytes = self.options.journal_file_bytes_min as u64;
+        let spares = Spares::new(
+            Arc::clone(&self.disk),
+            journal.clone(),
+            bytes,
+            next_number,
+            Arc::clone(&self.refusals),
+        );
+        let first = spares.make_now(bytes)?;
+        let header = FileHeader {
+            store,
+            incarnation: 1,
+            start_lsn: 0,
+            chain: 0,
+            blocks: journal::blocks(first.bytes),
+            last_id: EventId::from_u128(0),
+        };
+        write_image(&*self.disk, &first, &header, &[])?;
+        manifest.value.journal.push(JournalUse {
+            number: first.number,
+            incarnation: header.incarnation,
+        });
+        manifest.value.incarnation = header.incarnation;
+        manifest.value.clean = true;
+        manifest.store()?;
+        Ok(manifest)
+    }
+
+    /// Checks the segments, and adds to the manifest those that a crash kept out of it.
+    pub(super) fn adopt_segments(
+        &self,
+        manifest: &mut Manifest,
+        recovery: &mut Recovery,
+    ) -> Result<()> {
+        let folder = &self.layout.segments;
+        let files = self.disk.list(folder)?;
+        segment::check_files(folder, &manifest.segments, &files)?;
+        let (store, known) = (manifest.store, &manifest.segments);
+        let adopted = segment::adopt(&*self.disk, folder, store, known, &files)?;
+        recovery.adopted_segments = adopted.len() as u64;
+        manifest.segments.extend(adopted);
+        Ok(())
+    }
+}
+
+fn parent(folder: &Path) -> &Path {
+    folder
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}

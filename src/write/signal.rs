@@ -1,0 +1,61 @@
+//! Between the writers that fill the journal and the sealing thread that empties it.
+
+use std::time::Duration;
+
+use crate::recent::Timing;
+use crate::sync::{Deadline, Mailbox, Stopped};
+
+/// The sealing thread's mailbox: how soon it is to seal.
+#[derive(Default)]
+pub(crate) struct SealSignal(Mailbox<Option<Timing>>);
+
+impl SealSignal {
+    /// A journal file is full, or the records in memory have become many.
+    pub(crate) fn notify(&self) {
+        self.post(Timing::Needed);
+    }
+
+    /// No append has come for a while.
+    pub(crate) fn notify_idle(&self) {
+        self.post(Timing::Now);
+    }
+
+    fn post(&self, timing: Timing) {
+        self.0.update(|work| *work = (*work).max(Some(timing)));
+    }
+
+    /// Waits until `has_room` holds, and looks again whenever sealing has progressed. `false` when
+    /// it does not hold at the deadline.
+    pub(crate) fn wait_for_room(&self, deadline: Deadline, has_room: impl Fn() -> bool) -> bool {
+        if has_room() {
+            return true;
+        }
+        self.notify();
+        let waited = self
+            .0
+            .wait_until(deadline, |_work| has_room().then_some(()));
+        waited.unwrap_or_default().is_some()
+    }
+
+    /// Waits for work. With `retry`, waits that long first and then seals in any case.
+    pub(crate) fn wait_for_work(&self, retry: Option<Duration>) -> Result<Timing, Stopped> {
+        if let Some(retry) = retry {
+            self.0.pause(retry, |_work| false)?;
+            self.notify_idle();
+        }
+        self.0.wait_for(Option::take)
+    }
+
+    /// Has waiting writers look for room again.
+    pub(crate) fn note_progress(&self) {
+        self.0.update(|_work| ());
+    }
+
+    pub(crate) fn check_stop(&self) -> Result<(), Stopped> {
+        self.0.check_stop()
+    }
+
+    pub(crate) fn stop(&self) {
+        self.0.stop();
+    }
+}

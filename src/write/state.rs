@@ -1,0 +1,61 @@
+//! What all parts of a log ask of its write path: how much is durable, and whether it still writes.
+//!
+//! Readers of this state take no lock.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::model::{Error, Result};
+use crate::sync::{AtomicU64, Ordering};
+
+/// The durable position of a log and the failure that ended its writing, if any.
+pub(crate) struct LogState {
+    durable_lsn: AtomicU64,
+    poison: OnceLock<Arc<Error>>,
+}
+
+impl LogState {
+    /// The state of a log that ends at `durable_lsn`.
+    pub(crate) fn new(durable_lsn: u64) -> Self {
+        Self {
+            durable_lsn: AtomicU64::new(durable_lsn),
+            poison: OnceLock::new(),
+        }
+    }
+
+    /// Everything before this LSN is on stable storage.
+    pub(crate) fn durable_lsn(&self) -> u64 {
+        self.durable_lsn.load(Ordering::Acquire)
+    }
+
+    /// Only the thread that got the barrier for everything before `lsn` may say so.
+    pub(crate) fn set_durable_lsn(&self, lsn: u64) {
+        self.durable_lsn.store(lsn, Ordering::Release);
+    }
+
+    /// Lets nothing more be written, because a write failed. Returns the error. The first one
+    /// stays.
+    pub(crate) fn poison(&self, error: Error) -> Error {
+        self.poison.get_or_init(|| {
+            tracing::error!(
+                target: "sessionlog",
+                error = error.with_sources(),
+                "the log takes no more appends until it is opened again"
+            );
+            Arc::new(error.clone())
+        });
+        error
+    }
+
+    /// The failure that poisoned the log.
+    pub(crate) fn failure(&self) -> Option<&Error> {
+        self.poison.get().map(|failure| &**failure)
+    }
+
+    pub(crate) fn check_poison(&self) -> Result<()> {
+        self.poison.get().map_or(Ok(()), |source| {
+            Err(Error::Poisoned {
+                source: Arc::clone(source),
+            })
+        })
+    }
+}
