@@ -5,8 +5,11 @@ mod feed;
 mod store;
 mod stream;
 
+#[cfg(feature = "http")]
 pub(crate) use feed::NewestSessions;
-pub(crate) use store::{PAGE_EVENTS_DEFAULT, Store, Visitor};
+#[cfg(feature = "http")]
+pub(crate) use store::PAGE_EVENTS_DEFAULT;
+pub(crate) use store::{Store, Visitor};
 
 pub use feed::After;
 pub use store::{Cursor, EventPage, Page};

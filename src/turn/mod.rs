@@ -8,9 +8,13 @@ mod read;
 mod tool_calls;
 mod user_message;
 
+#[cfg(feature = "http")]
 pub(crate) use json_text::{CheckedBlock, CheckedMap, JsonText, Sent, each_item};
+#[cfg(feature = "http")]
 pub(crate) use lenient::LEVELS_MAX;
-pub(crate) use message::{Fold, TurnPage, TurnText, may_end_turn};
+pub(crate) use message::Fold;
+#[cfg(feature = "http")]
+pub(crate) use message::{TurnPage, TurnText, may_end_turn};
 pub(crate) use read::TurnReader;
 
 pub use message::{Message, MessagePage, MessageStatus};
