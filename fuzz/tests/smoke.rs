@@ -1,6 +1,6 @@
 //! The fuzz targets without a fuzzer: every file of the corpus, and mutations of them.
 
-#[path = "../../tests/campaigns/report.rs"]
+#[path = "../../tests/support/report.rs"]
 #[allow(dead_code, reason = "the campaigns use the rest")]
 mod report;
 

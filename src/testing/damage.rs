@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::crash_image::{Durability, Image, Left, NamesLeft, Node};
-use super::ledger::{Tag, Works};
-use super::report::{Dice, Report, Runs, is_full, seed};
 use super::simulated::SimulatedDisk;
+use super::support::crash_image::{self, Durability, Image, Left, NamesLeft, Node};
+use super::support::ledger::{Tag, Works};
+use super::support::report::{Dice, Report, Runs, is_full, seed};
 use crate::model::{Error, Result};
 use crate::sync::{Instant, yield_now};
 use crate::{Event, Options, Page, SessionId, SessionLog};
@@ -320,7 +320,7 @@ impl Damage {
                 content.write(*at, &[byte[0] ^ (1 << bit)]);
             }
             Self::Truncate { file, len } => {
-                image.files[number(&image.names, file)].resize(*len, super::crash_image::Cut::Yes);
+                image.files[number(&image.names, file)].resize(*len, crash_image::Cut::Yes);
             }
             Self::Fill {
                 file,
@@ -349,7 +349,7 @@ impl Damage {
                 .swap(number(&image.names, one), number(&image.names, other)),
             Self::Foreign { file, bytes } => {
                 let content = &mut image.files[number(&image.names, file)];
-                content.resize(0, super::crash_image::Cut::Yes);
+                content.resize(0, crash_image::Cut::Yes);
                 content.write(0, bytes);
             }
             Self::Copy { file, from, to } => {
@@ -376,7 +376,7 @@ impl Store {
     }
 }
 
-fn number(names: &super::crash_image::Names, file: &Path) -> usize {
+fn number(names: &crash_image::Names, file: &Path) -> usize {
     match names.get(file) {
         Some(Node::File(number)) => *number,
         _ => panic!("{} is no file", file.display()),

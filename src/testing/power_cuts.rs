@@ -8,10 +8,10 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::crash_image::{Durability, Image, Left, NamesLeft, Step, write_steps};
-use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
-use super::report::{Dice, Report, Runs, TOLD_MAX, is_full, seed, tell};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
+use super::support::crash_image::{Durability, Image, Left, NamesLeft, Step, write_steps};
+use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
+use super::support::report::{Dice, Report, Runs, TOLD_MAX, is_full, seed, tell};
 use crate::disk::{Disk, Mode, RealDisk};
 use crate::model::Error;
 use crate::sync::{Instant, Mutex, scope, yield_now};

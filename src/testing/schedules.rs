@@ -11,10 +11,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, MaxSteps, Runner};
 
-use super::crash_image::{Durability, Image, Left, NamesLeft, Step};
-use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
-use super::report::{Dice, Report, Runs, seed};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
+use super::support::crash_image::{Durability, Image, Left, NamesLeft, Step};
+use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
+use super::support::report::{Dice, Report, Runs, seed};
 use crate::model::Error;
 use crate::recent::tests::{file, recent, record};
 use crate::sync::{Mutex, Tally, scope, spawn};

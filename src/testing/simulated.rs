@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::crash_image::{
+use super::support::crash_image::{
     Call, Content, Cut, Durability, Image, Names, Node, Step, Through, change_names,
 };
 use crate::disk::{Disk, DiskFile, Hold, Mode, io_error};

@@ -19,11 +19,13 @@ use fuser::{
 };
 use parking_lot::Mutex;
 
-use super::crash_image::{Call, Content, Durability, Image, Left, NamesLeft, Node, Step, Through};
-use super::ledger::Ledger;
 use super::mounts::{self, Loop, make_file_system, obstacle_to};
 use super::process::{End, Role, Writing, works};
-use super::report::{Dice, Report, Runs, is_full, seed};
+use super::support::crash_image::{
+    Call, Content, Durability, Image, Left, NamesLeft, Node, Step, Through,
+};
+use super::support::ledger::Ledger;
+use super::support::report::{Dice, Report, Runs, is_full, seed};
 use super::trace::told_no_violation;
 
 const CUTS: Runs = Runs {

@@ -19,7 +19,7 @@ use sessionlog::{Batch, NewEvent, Page, SessionId, SessionLog};
 
 use super::mounts;
 use super::process::{Role, Teller, small_files};
-use super::report::{Dice, Report, Runs, seed};
+use super::support::report::{Dice, Report, Runs, seed};
 
 const ROUNDS: Runs = Runs {
     quick: 16,

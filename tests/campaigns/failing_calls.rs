@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::crash_image::{Call, Image, Step};
-use super::ledger::{Ledger, Tag, acknowledged, tried};
 use super::process::{Enduring, Reads, Role, first_life, open, works};
-use super::report::{Dice, Report, Runs, is_full, seed};
+use super::support::crash_image::{Call, Image, Step};
+use super::support::ledger::{Ledger, Tag, acknowledged, tried};
+use super::support::report::{Dice, Report, Runs, is_full, seed};
 use super::system_calls::{read, under_strace};
 
 const RUNS: Runs = Runs {

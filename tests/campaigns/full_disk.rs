@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use sessionlog::{Error, SessionLog};
 
-use super::ledger::{Ledger, Tag, acknowledged, tried};
 use super::mounts::{Loop, Mount, make_file_system};
 use super::process::{first_life, small_files, works};
-use super::report::{Dice, Report, Runs, seed};
+use super::support::ledger::{Ledger, Tag, acknowledged, tried};
+use super::support::report::{Dice, Report, Runs, seed};
 
 const RUNS: Runs = Runs {
     quick: 4,

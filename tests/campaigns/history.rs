@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use sessionlog::{Batch, Error, EventId, NewEvent, Page, SessionId, SessionLog};
 
 use super::process::small_files;
-use super::report::{Dice, Report, Runs, seed};
+use super::support::report::{Dice, Report, Runs, seed};
 
 const HISTORIES: Runs = Runs {
     quick: 2,

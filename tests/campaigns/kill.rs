@@ -10,9 +10,9 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::ledger::Ledger;
 use super::process::{End, Role, Writing, first_life, open, works};
-use super::report::{Dice, Report, Runs, seed};
+use super::support::ledger::Ledger;
+use super::support::report::{Dice, Report, Runs, seed};
 
 const KILLS: Runs = Runs {
     quick: 100,

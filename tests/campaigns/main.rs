@@ -1,5 +1,5 @@
 //! Campaigns that look for a way to break the promises, each in its own way. What they have in
-//! common is the [ledger](ledger::Ledger): what was acknowledged must be there.
+//! common is the [ledger](support::ledger::Ledger): what was acknowledged must be there.
 //!
 //! `cargo test` runs a quick tier of each; with `SESSION_LOG_CAMPAIGN=full` all their runs are
 //! made. Each tells its runs, violations, what it skipped and why, and its seed. A campaign that
@@ -14,27 +14,28 @@
 )]
 
 mod block_device;
-#[allow(dead_code, reason = "campaigns from inside use the rest")]
-mod crash_image;
 mod displaced;
 mod failing_calls;
 mod full_disk;
 mod history;
 mod kill;
-#[allow(dead_code, reason = "campaigns from inside use the rest")]
-mod ledger;
 mod mounts;
 mod mutants;
 mod nested;
 mod openers;
 mod process;
-#[allow(dead_code, reason = "campaigns from inside use the rest")]
-mod report;
 mod soak;
+#[allow(dead_code, reason = "campaigns from inside use the rest")]
+#[path = "../support/mod.rs"]
+mod support;
 mod system_calls;
 mod trace;
 
+use std::path::{Path, PathBuf};
+
 use libtest_mimic::{Arguments, Trial};
+
+use support::report;
 
 /// A campaign, and why it cannot be run here, if so.
 struct Campaign {
@@ -107,6 +108,11 @@ fn full_tier_only() -> Option<String> {
 
 fn never() -> Option<String> {
     None
+}
+
+/// The folder of the log's own package, around which the workspace is.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 impl Campaign {

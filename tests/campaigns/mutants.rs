@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::nested;
-use super::report::{Report, tell};
+use super::support::report::{Report, tell};
+use super::{nested, root};
 
 /// A change of the source, and the test that must notice.
 struct Mutant {
@@ -242,12 +242,12 @@ pub(crate) fn campaign_of_edits() {
 fn on_each(campaign: &str, look: impl Fn(&Mutant, &Path)) {
     let mut report = Report::new(campaign, 0, MUTANTS.len() as u64);
     let copy = tempfile::tempdir().expect("a folder");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = root();
     for mutant in MUTANTS {
         report.run(
             || format!("the mutant in which {}", mutant.name),
             || {
-                copy_source(source, copy.path());
+                copy_source(&source, copy.path());
                 mutant.apply(copy.path());
                 look(mutant, copy.path());
             },
@@ -266,6 +266,7 @@ fn copy_source(from: &Path, to: &Path) {
         "tests",
         "benches",
         "examples",
+        "server",
     ] {
         let copied = Command::new("cp")
             .arg("-r")

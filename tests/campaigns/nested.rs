@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::root;
+
 const FUZZ: &str = "fuzz";
 
 /// Why the decoders cannot be reached, if so: a packaged crate has no fuzz package beside it.
@@ -12,32 +14,19 @@ pub(crate) fn no_fuzz_package() -> Option<String> {
 }
 
 /// The schedules of the commit path, explored with other locks and threads in place of the real
-/// ones. Of the crate alone, so that all it depends on need not be built again.
+/// ones.
 pub(crate) fn schedules() {
-    run(Command::new(unit_tests_for_schedules(Path::new(env!(
-        "CARGO_MANIFEST_DIR"
-    ))))
-    .arg("campaign_schedules"));
+    run(Command::new(unit_tests_for_schedules(&root())).arg("campaign_schedules"));
 }
 
 /// Builds the unit tests of the package in `folder`, as schedules are explored with them. Returns
 /// the program.
 pub(crate) fn unit_tests_for_schedules(folder: &Path) -> PathBuf {
     let mut cargo = cargo(folder);
-    cargo.args([
-        "rustc",
-        "--quiet",
-        "--lib",
-        "--profile",
-        "test",
-        "--message-format",
-        "json",
-    ]);
-    if cfg!(feature = "http") {
-        cargo.args(["--features", "http"]);
-    }
     let built = cargo
-        .args(["--", "--cfg", "shuttle"])
+        .args(["test", "--quiet", "--package", "sessionlog", "--lib"])
+        .args(["--no-run", "--message-format", "json"])
+        .env("RUSTFLAGS", "--cfg shuttle")
         .stderr(Stdio::inherit())
         .output()
         .expect("cargo");
@@ -56,7 +45,7 @@ pub(crate) fn hostile_bytes() {
 }
 
 fn folder(name: impl AsRef<Path>) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    root().join(name)
 }
 
 fn cargo(within: &Path) -> Command {

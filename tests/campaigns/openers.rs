@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use sessionlog::Error;
 
 use super::process::{Role, small_files};
-use super::report::{Dice, Report, Runs, seed};
+use super::support::report::{Dice, Report, Runs, seed};
 
 const ROUNDS: Runs = Runs { quick: 4, full: 50 };
 const PROCESSES: usize = 8;

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use sessionlog::{Batch, Error, NewEvent, Options, Page, SessionId, SessionLog};
 
 use super::displaced::Staying;
-use super::ledger::{LARGE_BATCHES, Ledger, Tag, Works, acknowledged, tried};
 use super::openers::THREADS;
-use super::report::Dice;
 use super::soak::Soaking;
+use super::support::ledger::{LARGE_BATCHES, Ledger, Tag, Works, acknowledged, tried};
+use super::support::report::Dice;
 
 const CHILD: &str = "--child";
 const WRITERS: u32 = 3;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sessionlog::{Batch, MessageStatus, NewEvent, Page, SessionId, SessionLog, StreamItem};
 
-use super::ledger::{Ledger, Tag, Works, acknowledged, tried};
 use super::process::{Role, Teller, first_life, open};
-use super::report::{Dice, Report, Runs, is_full, seed, tell};
+use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
+use super::support::report::{Dice, Report, Runs, is_full, seed, tell};
 
 /// Kills.
 const ROUNDS: Runs = Runs { quick: 1, full: 20 };

@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use super::crash_image::{Call, Cut, Names, Node, Step, Through, change_names};
+use super::support::crash_image::{Call, Cut, Names, Node, Step, Through, change_names};
 
 /// The calls that matter: those that change files and names, make them durable, and those that tell
 /// which descriptor is what.

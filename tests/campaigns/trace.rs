@@ -9,10 +9,10 @@
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use super::crash_image::{Durability, Image, Left, NamesLeft, Step};
-use super::ledger::Ledger;
 use super::process::{End, Role, Writing, works};
-use super::report::{Dice, Report, Runs, seed};
+use super::support::crash_image::{Durability, Image, Left, NamesLeft, Step};
+use super::support::ledger::Ledger;
+use super::support::report::{Dice, Report, Runs, seed};
 use super::system_calls::{read, under_strace};
 
 const IMAGES: Runs = Runs {

@@ -278,6 +278,7 @@ static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
         "tests",
         "benches",
         "examples",
+        "server",
         "fuzz/src",
         "fuzz/fuzz_targets",
         "fuzz/tests",

@@ -140,11 +140,13 @@ fn a_failed_write_of_a_group_poisons_the_log_until_it_is_opened_again() {
 fn a_poisoned_log_is_said_to_be_out_of_service_and_is_still_read() {
     use axum::body::Body;
     use axum::http::Request;
-    use tower::ServiceExt;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
 
     let (scene, log) = Scene::new();
     scene.append(&log, b"1").unwrap();
     let router = crate::http::router(log.clone(), crate::http::Config::open());
+    let service = TowerToHyperService::new(router);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -154,9 +156,7 @@ fn a_poisoned_log_is_said_to_be_out_of_service_and_is_still_read() {
             .method(method)
             .uri(path)
             .header("content-type", "application/json");
-        let answer = router
-            .clone()
-            .oneshot(request.body(Body::from(body)).unwrap());
+        let answer = service.call(request.body(Body::from(body)).unwrap());
         runtime.block_on(answer).unwrap().status().as_u16()
     };
     assert_eq!(status("GET", "/healthz", String::new()), 200);

@@ -1,7 +1,7 @@
 //! What HTTP costs: the same appends through the library and as requests, in turns; and what idle
 //! streams cost a server.
 //!
-//! `cargo bench --features http --bench http [-- append SECONDS ROUNDS | idle STREAMS SECONDS]`
+//! `cargo bench -p sessionlog-server [-- append SECONDS ROUNDS | idle STREAMS SECONDS]`
 //!
 //! Library and server run in a process of their own, which this one starts, calls and watches.
 #![expect(
@@ -13,6 +13,7 @@
     reason = "a benchmark prints its figures, and stops where something is wrong"
 )]
 
+#[path = "../../benches/support/mod.rs"]
 mod support;
 
 use std::io::{BufRead, BufReader, Write};
@@ -28,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-/// As the example server has it.
+/// As the server has it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,44 +1,14 @@
-//! The example server as a process, and plain calls to it over a socket.
+//! The server as a process, and plain calls to it over a socket.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::support::KEY;
-
-/// Built here, since nothing else sees to it that it is there and of this source.
-static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let mut build = Command::new(env!("CARGO"));
-    build
-        .args([
-            "build",
-            "--quiet",
-            "--features",
-            "http",
-            "--example",
-            "server",
-        ])
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
-    let profile = std::env::current_exe()
-        .unwrap()
-        .ancestors()
-        .nth(2)
-        .unwrap()
-        .to_path_buf();
-    if profile.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(
-        build.status().unwrap().success(),
-        "the server does not build"
-    );
-    profile.join("examples").join("server")
-});
 
 /// A process that ends with this.
 pub(crate) struct Ending(pub(crate) Child);
@@ -57,7 +27,7 @@ pub(crate) struct Server {
 
 /// A server that has not been started.
 pub(crate) fn command(data: &Path, listen: &str) -> Command {
-    let mut command = Command::new(&*SERVER);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sessionlog-server"));
     command
         .args(["--listen", listen, "--data"])
         .arg(data)

@@ -202,7 +202,7 @@ fn check_client(program: &str, file: &str) {
     let mut server = Some(Server::start(folder.path(), &address));
     let url = format!("http://{address}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples/clients")
+        .join("../examples/clients")
         .join(file);
     let args = [path.to_str().unwrap(), &url, "a b/c", "hello"];
     let mut command = Command::new(program);

@@ -1,5 +1,5 @@
-//! The HTTP contract as a server: `cargo run --release --features http --example server -- --data
-//! ./data --listen 127.0.0.1:8080`
+//! The HTTP contract as a server: `cargo run --release -p sessionlog-server -- --data ./data
+//! --listen 127.0.0.1:8080`
 //!
 //! It takes the key that clients have to send from the environment variable `SESSIONLOG_API_KEY`.
 

@@ -158,7 +158,7 @@ const CLIENTS: [(&str, &str); 2] = [("python3", "tail.py"), ("node", "tail.mjs")
 /// nothing to run it with.
 fn start_client(program: &str, file: &str, url: &str) -> Option<(Ending, Seen)> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples/clients")
+        .join("../examples/clients")
         .join(file);
     let mut command = Command::new(program);
     command
