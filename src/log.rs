@@ -157,7 +157,10 @@ impl SessionLog {
     /// [`Error::Cursor`].
     pub fn stream(&self, session: &SessionId, from: From) -> Result<EventStream> {
         let store = self.store()?;
-        let entry = store.recent.pin(session, || store.locator.head(session))?;
+        let entry = store
+            .recent
+            .sessions
+            .pin(session, || store.locator.head(session))?;
         EventStream::of_session(Arc::clone(store), entry, from)
     }
 
@@ -421,7 +424,12 @@ mod tests {
                 .idempotency_key("key")
         };
         let engine = &log.handle.engine;
-        let _held = engine.store.recent.pin(&session, || Ok(None)).unwrap();
+        let _held = engine
+            .store
+            .recent
+            .sessions
+            .pin(&session, || Ok(None))
+            .unwrap();
         log.append(&session, Batch::new().event(NewEvent::new("note", "first")))
             .unwrap();
         let ticket = Arc::default();
@@ -463,9 +471,9 @@ mod tests {
         append("cold");
         append("hot");
         let both = newest();
-        assert_eq!((both.ids.len(), both.may_go_on), (2, false));
+        assert_eq!((both.ids.len(), both.truncated), (2, false));
         until_sealed(30);
         let one = newest();
-        assert_eq!((one.ids.len(), one.may_go_on), (1, true));
+        assert_eq!((one.ids.len(), one.truncated), (1, true));
     }
 }

@@ -1,6 +1,6 @@
 //! The fixed headers: of a journal file, a group, a segment, a block and a page.
 
-use crate::codec::{Decoded, FORMAT_VERSION, Fault, Reader, Salt, StoreId, check_version};
+use crate::codec::{ByteReader, Decoded, FORMAT_VERSION, Fault, Salt, StoreId, check_version};
 use crate::model::EventId;
 
 const JOURNAL_MAGIC: [u8; 8] = *b"slogjrnl";
@@ -49,7 +49,7 @@ impl FileHeader {
             return Ok(None);
         }
         let (checksum, checked) = open_file_header(JOURNAL_MAGIC, JOURNAL_HEADER_BYTES, bytes)?;
-        let mut reader = Reader::new(checked);
+        let mut reader = ByteReader::new(checked);
         let store = StoreId(reader.u128()?);
         if Salt::new(store, *b"jfil", 0).checksum(checked) != checksum {
             return Err(Fault::Damaged {
@@ -95,7 +95,7 @@ impl SegmentHeader {
 
     pub(crate) fn decode(bytes: &[u8]) -> Decoded<Self> {
         let (checksum, checked) = open_file_header(SEGMENT_MAGIC, SEGMENT_HEADER_BYTES, bytes)?;
-        let mut reader = Reader::new(checked);
+        let mut reader = ByteReader::new(checked);
         let store = StoreId(reader.u128()?);
         let header = Self {
             store,
@@ -123,7 +123,7 @@ fn file_header(magic: [u8; 8], salt: Salt, checked: &[u8]) -> Vec<u8> {
 }
 
 fn open_file_header(magic: [u8; 8], length: usize, bytes: &[u8]) -> Decoded<(u32, &[u8])> {
-    let mut reader = Reader::new(bytes);
+    let mut reader = ByteReader::new(bytes);
     if reader.array()? != magic {
         return Err(Fault::Damaged {
             at: 0,
@@ -183,13 +183,13 @@ impl GroupHeader {
     /// Reads a header of the store, whatever the incarnation; with it, its checksum. `None` when
     /// the bytes are no header.
     pub(crate) fn decode(store: StoreId, bytes: &[u8]) -> Option<(Self, u32)> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = ByteReader::new(bytes);
         if reader.array().ok()? != GROUP_MAGIC {
             return None;
         }
         let checksum = reader.u32().ok()?;
         let checked = reader.take(GROUP_HEADER_BYTES - 8).ok()?;
-        let header = Self::decode_fields(Reader::new(checked)).ok()?;
+        let header = Self::decode_fields(ByteReader::new(checked)).ok()?;
         (Self::salt(store, header.incarnation).checksum(checked) == checksum)
             .then_some((header, checksum))
     }
@@ -199,7 +199,7 @@ impl GroupHeader {
         bytes.starts_with(&GROUP_MAGIC)
     }
 
-    fn decode_fields(mut reader: Reader<'_>) -> Decoded<Self> {
+    fn decode_fields(mut reader: ByteReader<'_>) -> Decoded<Self> {
         Ok(Self {
             incarnation: reader.u64()?,
             lsn: reader.u64()?,
@@ -247,7 +247,7 @@ impl BlockHeader {
 
     /// Checks a whole block, header and records.
     pub(crate) fn decode(salt: Salt, block: &[u8]) -> Decoded<Self> {
-        let mut reader = Reader::new(block);
+        let mut reader = ByteReader::new(block);
         let record_bytes = reader.u32()?;
         let checksum = reader.u32()?;
         let (count, flags) = (reader.array::<4>()?, reader.array::<4>()?);

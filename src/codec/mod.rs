@@ -18,7 +18,7 @@
 //! | `MANIFEST-0`, `MANIFEST-1` | the two manifest slots, written one after the other; the valid one with the higher sequence counts |
 //! | `journal/<8 digits, or as many as it takes>.journal` | a journal file, pre-written with zeroes and used again and again |
 //! | `segments/<16 digits>.segment` | a segment: immutable, numbered in commit order |
-//! | `filters/<16 digits>-<level>.filter` | a merged filter, which can be deleted at any time; named by the last segment it is over |
+//! | `filters/<16 digits>-<level>.filter` | a span filter, which can be deleted at any time; named by the last segment it is over |
 //! | `index/` | the index, which can be deleted at any time while the log is closed |
 //! | `index.set-aside/` | the last index that was found to be wrong; nothing reads it |
 //! | `*.tmp` | not finished; removed on open |
@@ -117,7 +117,7 @@
 //! The filter is 16 bytes (number of 64-bit words (4), checksum (4), probes per item (4), reserved
 //! (4)), then the words.
 //!
-//! ## Merged filter
+//! ## Span filter
 //!
 //! A filter of level *l* is over the items of 16 to the power of *l* segments, the last of which
 //! has a number that is a multiple of that. It is a file of pages of 4096 bytes, each such a filter
@@ -140,6 +140,7 @@
 //! |---|---|---|
 //! | 1 | 0.1.0 | the first |
 
+mod batch;
 mod chunk;
 mod frame;
 mod record;
@@ -151,11 +152,12 @@ use bytes::BufMut;
 
 use crate::model::Error;
 
+pub(crate) use batch::EncodedBatch;
 pub(crate) use frame::{
     BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader,
     PAGE_HEADER_BYTES, SegmentHeader,
 };
-pub(crate) use record::{EncodedBatch, EventFrame, RawRecord, Record, RecordFrame};
+pub(crate) use record::{EventFrame, RawRecord, Record, RecordFrame};
 pub(crate) use value::{
     FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare,
     encode_value,
@@ -239,12 +241,12 @@ impl Salt {
 
 /// Reads front to back and never past the end.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Reader<'a> {
+pub(crate) struct ByteReader<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ByteReader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
@@ -342,7 +344,7 @@ impl<'a> Reader<'a> {
 
     /// Passes over an extension area, refusing what a reader must know and does not.
     pub(crate) fn extensions(&mut self) -> Decoded<()> {
-        let mut area = Reader::new(self.prefixed()?);
+        let mut area = ByteReader::new(self.prefixed()?);
         while area.left() > 0 {
             let tag = area.varint()?;
             area.prefixed()?;
@@ -416,7 +418,7 @@ mod tests {
             let mut out = Vec::new();
             put_varint(&mut out, value);
             put_zigzag(&mut out, signed);
-            let mut reader = Reader::new(&out);
+            let mut reader = ByteReader::new(&out);
             prop_assert_eq!(reader.varint(), Ok(value));
             prop_assert_eq!(reader.zigzag(), Ok(signed));
             prop_assert_eq!(reader.left(), 0);
@@ -427,7 +429,7 @@ mod tests {
 
         #[test]
         fn a_reader_never_passes_the_end(bytes: Vec<u8>) {
-            let mut reader = Reader::new(&bytes);
+            let mut reader = ByteReader::new(&bytes);
             while reader.left() > 0 && reader.prefixed().is_ok() {}
             prop_assert!(reader.position() <= bytes.len());
         }
@@ -435,13 +437,13 @@ mod tests {
 
     #[test]
     fn a_varint_of_more_than_64_bits_is_damage() {
-        assert!(Reader::new(&[0xFF; 11]).varint().is_err());
+        assert!(ByteReader::new(&[0xFF; 11]).varint().is_err());
         assert_eq!(
-            Reader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01]).varint(),
+            ByteReader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x01]).varint(),
             Ok(u64::MAX)
         );
         assert!(
-            Reader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x02])
+            ByteReader::new(&[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x02])
                 .varint()
                 .is_err()
         );
@@ -449,13 +451,13 @@ mod tests {
 
     #[test]
     fn an_unknown_extension_passes_when_even_and_is_refused_when_odd() {
-        assert_eq!(Reader::new(&[4, 2, 2, 9, 9]).extensions(), Ok(()));
+        assert_eq!(ByteReader::new(&[4, 2, 2, 9, 9]).extensions(), Ok(()));
         assert!(matches!(
-            Reader::new(&[2, 3, 0]).extensions(),
+            ByteReader::new(&[2, 3, 0]).extensions(),
             Err(Fault::Unknown { found: 3, .. })
         ));
         assert!(matches!(
-            Reader::new(&[2, 2, 9]).extensions(),
+            ByteReader::new(&[2, 2, 9]).extensions(),
             Err(Fault::Damaged { .. })
         ));
     }

@@ -2,52 +2,40 @@
 //! unchanged from there to the journal, to the segment and to the events handed out.
 
 use std::ops::{Range, RangeInclusive};
-use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use bytestring::ByteString;
 use jiff::Timestamp;
 
-use crate::codec::chunk::room_for;
-use crate::codec::{
-    Decoded, Fault, Reader, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag,
-    varint_bytes,
-};
-use crate::model::{
-    Batch, Event, EventId, EventType, EventView, NewEvent, Seq, SessionId, Stamp, Turn, timestamp,
-};
+use crate::codec::{ByteReader, Decoded, Fault, Salt, put_varint, put_zigzag};
+use crate::model::{Event, EventId, EventType, EventView, Seq, SessionId, timestamp};
 
 const KIND_BATCH: u8 = 1;
 
-const HEAD_EXTENDED: u8 = 1;
-const HEAD_FLAGS: u8 = HEAD_EXTENDED;
+pub(super) const HEAD_EXTENDED: u8 = 1;
+pub(super) const HEAD_FLAGS: u8 = HEAD_EXTENDED;
 
-const BODY_KEYED: u8 = 1;
-const BODY_EXTENDED: u8 = 2;
-const BODY_FLAGS: u8 = BODY_KEYED | BODY_EXTENDED;
+pub(super) const BODY_KEYED: u8 = 1;
+pub(super) const BODY_EXTENDED: u8 = 2;
+pub(super) const BODY_FLAGS: u8 = BODY_KEYED | BODY_EXTENDED;
 
-const EVENT_OPENS: u8 = 1;
-const EVENT_IN_TURN: u8 = 2;
-const EVENT_EXTENDED: u8 = 4;
-const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED;
+pub(super) const EVENT_OPENS: u8 = 1;
+pub(super) const EVENT_IN_TURN: u8 = 2;
+pub(super) const EVENT_EXTENDED: u8 = 4;
+pub(super) const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED;
 
 /// No encoded event is shorter: flags and two lengths.
-const EVENT_BYTES_MIN: usize = 3;
-const FINGERPRINT_BYTES: usize = 32;
+pub(super) const EVENT_BYTES_MIN: usize = 3;
+pub(super) const FINGERPRINT_BYTES: usize = 32;
 
 /// What an event takes where it is stored, beside its type and data, at the least.
-const EVENT_OVERHEAD: usize = 16;
+pub(super) const EVENT_OVERHEAD: usize = 16;
 
 /// Where a head says how long it is.
-const HEAD_LENGTH_AT: usize = 8;
+pub(super) const HEAD_LENGTH_AT: usize = 8;
 
 /// The longest head this version writes: fixed part, 32-bit varint, two 64-bit varints.
 pub(crate) const HEAD_BYTES_MAX: usize = 27 + 5 + 10 + 10;
-
-/// A batch as it will be stored, before it has a place in its session. It is a record already, so
-/// that the commit section has nothing to make.
-#[derive(Debug)]
-pub(crate) struct EncodedBatch(Arc<Record>);
 
 /// A key and what it stands for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,116 +56,10 @@ pub(crate) struct Record {
     pub created_ms: u64,
     pub key: Option<Box<IdempotencyKey>>,
     /// The head's extension area as it was found, to be passed on.
-    extensions: Option<Box<[u8]>>,
-    body: Bytes,
-    body_checksum: u32,
-    events_at: usize,
-}
-
-impl EncodedBatch {
-    /// Encodes a batch that was checked against the limits.
-    pub(crate) fn new(session: &SessionId, batch: Batch) -> Self {
-        let length = body_bytes(session, &batch);
-        let mut body = room_for(length);
-        body.put_u8(if batch.key.is_some() { BODY_KEYED } else { 0 });
-        put_prefixed(&mut body, session.as_bytes());
-        let session_end = body.len();
-        let mut fingerprint_at = 0;
-        if let Some(key) = &batch.key {
-            put_prefixed(&mut body, key.as_bytes());
-            fingerprint_at = body.len();
-            body.extend_from_slice(&[0; FINGERPRINT_BYTES]);
-        }
-        let events_at = body.len();
-        let count =
-            u32::try_from(batch.events.len()).expect("the cap on events in a batch fits 32 bits");
-        put_varint(&mut body, count.into());
-        for event in &batch.events {
-            put_event(&mut body, event);
-        }
-        let key = batch.key.map(|key| {
-            let (before, events) = body.split_at_mut(events_at);
-            let fingerprint = *blake3::hash(events).as_bytes();
-            let place = before
-                .get_mut(fingerprint_at..)
-                .expect("the fingerprint lies before the events");
-            place.copy_from_slice(&fingerprint);
-            Box::new(IdempotencyKey {
-                text: key,
-                fingerprint,
-            })
-        });
-        debug_assert_eq!(body.len(), length, "the length was known beforehand");
-        let body = body.freeze();
-        let session = session.stored_at(session_end - session.as_bytes().len()..session_end, &body);
-        Self(Arc::new(Record {
-            session,
-            generation: 0,
-            first: 0,
-            count,
-            base: EventId::from_u128(0),
-            created_ms: 0,
-            key,
-            extensions: None,
-            body_checksum: Salt::NONE.checksum(&body),
-            body,
-            events_at,
-        }))
-    }
-
-    pub(crate) fn count(&self) -> u32 {
-        self.0.count
-    }
-
-    pub(crate) fn key(&self) -> Option<&IdempotencyKey> {
-        self.0.key.as_deref()
-    }
-
-    /// The record that this becomes at a place in its session.
-    pub(crate) fn stamped(mut self, generation: u32, first: Seq, stamp: Stamp) -> Arc<Record> {
-        let record = Arc::get_mut(&mut self.0).expect("nobody was given it");
-        (record.generation, record.first) = (generation, first);
-        (record.base, record.created_ms) = (stamp.base, stamp.created_ms);
-        self.0
-    }
-
-    /// At least as many bytes as the record takes when it is stored.
-    pub(crate) fn stored_bytes_max(&self) -> usize {
-        HEAD_BYTES_MAX + self.0.body.len()
-    }
-}
-
-/// The length of a batch's body, to the byte: a body stays in memory until it is sealed, and with
-/// it what it was given too much.
-fn body_bytes(session: &SessionId, batch: &Batch) -> usize {
-    let key = batch
-        .key
-        .as_ref()
-        .map_or(0, |key| prefixed_bytes(key.len()) + FINGERPRINT_BYTES);
-    let events = batch.events.iter().map(event_bytes).sum::<usize>();
-    1 + prefixed_bytes(session.as_bytes().len()) + key + varint_bytes(batch.events.len()) + events
-}
-
-fn event_bytes(event: &NewEvent) -> usize {
-    let turn = if matches!(event.turn, Turn::Of(_)) {
-        size_of::<u128>()
-    } else {
-        0
-    };
-    1 + turn + prefixed_bytes(event.event_type.as_bytes().len()) + prefixed_bytes(event.data.len())
-}
-
-fn put_event(out: &mut impl BufMut, event: &NewEvent) {
-    match event.turn {
-        Turn::None => out.put_u8(0),
-        Turn::Opens => out.put_u8(EVENT_OPENS),
-        Turn::Of(message) => {
-            out.put_u8(EVENT_IN_TURN);
-            out.put_slice(&message.event_id().to_u128().to_le_bytes());
-        }
-    }
-    put_prefixed(out, event.event_type.as_bytes());
-    put_prefixed(out, &event.data);
+    pub(super) extensions: Option<Box<[u8]>>,
+    pub(super) body: Bytes,
+    pub(super) body_checksum: u32,
+    pub(super) events_at: usize,
 }
 
 impl Record {
@@ -260,7 +142,7 @@ impl Record {
     /// The events with seqs in the range, in order.
     pub(crate) fn events_in(&self, range: &RangeInclusive<Seq>) -> EventFrames<'_> {
         let mut frames =
-            Reader::from(&self.body, self.events_at).expect("the events lie within the body");
+            ByteReader::from(&self.body, self.events_at).expect("the events lie within the body");
         frames.varint().expect("the count was read before");
         let nth = |seq: Seq| {
             u32::try_from(seq.saturating_sub(self.first))
@@ -303,9 +185,9 @@ pub(crate) struct RawRecord<'a> {
 impl<'a> RawRecord<'a> {
     /// The record at `at`.
     pub(crate) fn split(bytes: &'a [u8], at: usize) -> Decoded<Self> {
-        let mut reader = Reader::from(bytes, at)?;
+        let mut reader = ByteReader::from(bytes, at)?;
         let (body_bytes, body_checksum, head_bytes) = (reader.u32()?, reader.u32()?, reader.u8()?);
-        let mut reader = Reader::from(bytes, at)?;
+        let mut reader = ByteReader::from(bytes, at)?;
         let (head, body) = (
             reader.take(head_bytes.into())?,
             reader.take(body_bytes as usize)?,
@@ -340,7 +222,7 @@ struct RecordHead<'a> {
 }
 
 impl<'a> RecordHead<'a> {
-    fn decode(mut reader: Reader<'a>) -> Decoded<Self> {
+    fn decode(mut reader: ByteReader<'a>) -> Decoded<Self> {
         let (_body_bytes, body_checksum, _head_bytes) =
             (reader.u32()?, reader.u32()?, reader.u8()?);
         let kind = reader.u8()?;
@@ -394,13 +276,14 @@ impl<'a> RecordFrame<'a> {
     /// Reads the record at `at`. The body's checksum is not looked at.
     pub(crate) fn decode(bytes: &'a [u8], at: usize) -> Decoded<Self> {
         let raw = RawRecord::split(bytes, at)?;
-        let head = RecordHead::decode(Reader::new(raw.head)).map_err(|fault| fault.moved(at))?;
+        let head =
+            RecordHead::decode(ByteReader::new(raw.head)).map_err(|fault| fault.moved(at))?;
         let body = raw.end - raw.body.len()..raw.end;
         Self::with_body(head, raw.body, body.clone()).map_err(|fault| fault.moved(body.start))
     }
 
     fn with_body(head: RecordHead<'a>, bytes: &'a [u8], body: Range<usize>) -> Decoded<Self> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = ByteReader::new(bytes);
         let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
         let session = reader.prefixed()?;
         let key = if flags & BODY_KEYED == 0 {
@@ -486,7 +369,7 @@ impl<'a> RecordFrame<'a> {
 pub(crate) struct EventFrames<'a> {
     record: &'a Record,
     created_at: Timestamp,
-    frames: Reader<'a>,
+    frames: ByteReader<'a>,
     next: u32,
     /// The positions in the record of those that are asked for.
     wanted: Range<u32>,
@@ -604,6 +487,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use std::sync::Arc;
+
+    use crate::codec::EncodedBatch;
+    use crate::model::{Batch, NewEvent, Stamp, Turn};
 
     fn stored(record: &Record) -> Bytes {
         let mut bytes = Vec::new();

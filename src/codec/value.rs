@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::codec::{Decoded, FORMAT_VERSION, Fault, Reader, Salt, check_version};
+use crate::codec::{ByteReader, Decoded, FORMAT_VERSION, Fault, Salt, check_version};
 
 /// What a framed value is: its magic bytes.
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +62,7 @@ pub(crate) fn decode_value<T: DeserializeOwned>(
     salt: Salt,
     bytes: &[u8],
 ) -> Decoded<T> {
-    let mut reader = Reader::new(bytes);
+    let mut reader = ByteReader::new(bytes);
     if reader.array()? != kind.magic {
         return Err(Fault::Damaged {
             at: 0,

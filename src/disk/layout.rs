@@ -12,7 +12,7 @@ pub(crate) struct Layout {
     pub root: PathBuf,
     pub journal: PathBuf,
     pub segments: PathBuf,
-    /// Merged filters, which can be made again from the segments.
+    /// Span filters, which can be made again from the segments.
     pub filters: PathBuf,
     /// The index, which can be made again from the segments.
     pub index: PathBuf,

@@ -33,7 +33,7 @@ pub(crate) struct Engine {
     pub writer: Option<Writer>,
     pub index: Arc<Index>,
     pub refusals: Arc<Refusals>,
-    /// The merged filters' folder. With its disk, store and cache segments are opened too.
+    /// The span filters' folder. With its disk, store and cache segments are opened too.
     pub filter_dir: FilterDir,
     pub layout: Layout,
     counters: Arc<Counters>,

@@ -71,15 +71,15 @@ pub(super) async fn get(
     if wait > 0 && !turn.message.status.is_final() {
         // Nothing is held while it waits.
         drop(share);
-        let _place = service.place_in_streams()?;
+        let _place = service.stream_permit()?;
         let session = turn.message.session_id.clone();
         let mut news = service.stream(session, From::Now).await?.into_async();
         // Once more, for what came before the stream was there.
         (turn, share) = service.read_page(read).await?;
-        let (mut goes_on, stopper) = (true, service.config.stopper());
-        while goes_on && !turn.message.status.is_final() {
+        let (mut may_change, stopper) = (true, service.config.stopper());
+        while may_change && !turn.message.status.is_final() {
             drop((turn, share));
-            goes_on = tokio::select! {
+            may_change = tokio::select! {
                 comes = timeout_at(deadline, next_status(&mut news, id)) => comes.unwrap_or(Ok(false))?,
                 () = stopper.stopped() => false,
             };

@@ -88,7 +88,7 @@ impl Service {
     }
 
     /// The place of one more who waits for events.
-    pub(super) fn place_in_streams(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+    pub(super) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.streams)
             .try_acquire_owned()
             .map_err(|_full| {

@@ -78,8 +78,8 @@ pub(super) async fn list(
         let limit = limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(log.page_events_max()));
         let (ids, has_more) = match order {
             SessionOrder::Recent => {
-                let NewestSessions { ids, may_go_on } = log.newest_sessions(limit)?;
-                (ids, may_go_on)
+                let NewestSessions { ids, truncated } = log.newest_sessions(limit)?;
+                (ids, truncated)
             }
             SessionOrder::Id => {
                 let ids = log.sessions(after.as_ref().map(After), limit)?;

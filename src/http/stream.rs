@@ -98,8 +98,8 @@ pub(super) async fn stream(
     InQuery(params): InQuery<StreamParams>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
-    let from = place(&headers, params.after.as_deref())?.map_or(From::Start, From::After);
-    let place = service.place_in_streams()?;
+    let from = cursor_of(&headers, params.after.as_deref())?.map_or(From::Start, From::After);
+    let place = service.stream_permit()?;
     let events = service.stream(session, from).await?;
     let events = if params.follow {
         events
@@ -127,7 +127,7 @@ pub(super) async fn stream(
 }
 
 /// Where the client is, by what it says.
-fn place(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
+fn cursor_of(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
     let after = after.map(cursor).transpose()?;
     // Empty, it says that nothing was seen yet.
     let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) else {

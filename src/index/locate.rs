@@ -11,7 +11,7 @@ use crate::codec::Record;
 use crate::index::runs_cache::{IndexedRuns, RunsCache};
 use crate::index::{Asked, Index, IndexEntry};
 use crate::model::{Error, FIRST_SEQ, Head, Result, Seq, SessionId};
-use crate::segment::{FilterDir, MergedFilter, RunEntry, Segment, SegmentSet};
+use crate::segment::{FilterDir, RunEntry, Segment, SegmentSet, SpanFilter};
 use crate::sync::{Mutex, RwLock};
 
 /// For so many seqs the index is asked at once.
@@ -28,7 +28,7 @@ pub(crate) struct Locator {
     unadopted: Mutex<Option<Unadopted>>,
 }
 
-/// Merged filters that no background work adopts.
+/// Span filters that no background work adopts.
 struct Unadopted {
     dir: FilterDir,
     /// How many segments lookups have passed.
@@ -85,9 +85,9 @@ impl Locator {
     }
 
     /// Lets readers use filters over many segments.
-    pub(crate) fn publish_merged(&self, filters: impl IntoIterator<Item = MergedFilter>) {
+    pub(crate) fn publish_filters(&self, filters: impl IntoIterator<Item = SpanFilter>) {
         let mut segments = self.segments.write();
-        *segments = Arc::new(segments.with_merged(filters));
+        *segments = Arc::new(segments.with_filters(filters));
     }
 
     /// Where a session ends in the segments. Found through the filters alone, as a
@@ -106,7 +106,7 @@ impl Locator {
         }))
     }
 
-    /// Adopts the merged filters once lookups have passed as many segments as there are: that
+    /// Adopts the span filters once lookups have passed as many segments as there are: that
     /// reads a little of each.
     fn note_passed(&self, passed: u64, segments: &SegmentSet) {
         let mut unadopted = self.unadopted.lock();
@@ -118,9 +118,9 @@ impl Locator {
         let taken = if is_time { unadopted.take() } else { None };
         drop(unadopted);
         if let Some(Unadopted { dir, .. }) = taken {
-            let filters = MergedFilter::list::<Error>(&dir, segments, || Ok(()));
+            let filters = SpanFilter::list::<Error>(&dir, segments, || Ok(()));
             // Where they cannot be listed, each segment is asked.
-            self.publish_merged(filters.unwrap_or_default());
+            self.publish_filters(filters.unwrap_or_default());
         }
     }
 
@@ -218,7 +218,7 @@ impl SealedReader<'_> {
         };
         let mut bytes = 0;
         let fetch = |entry: &IndexEntry| {
-            bytes += u64::from(entry.run.place.block_bytes);
+            bytes += u64::from(entry.run.address.block_bytes);
             if let Some(segment) = segments
                 .by_number(entry.segment)
                 .filter(|_| bytes <= PREFETCHED_BYTES_MAX)

@@ -6,6 +6,7 @@
 //! in their footers. So nothing here can lose or change anything, and every failure, panics inside
 //! sled included, has one answer: set the folder aside and build it again.
 
+mod entry;
 mod locate;
 mod runs_cache;
 
@@ -14,14 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use entry::IndexEntry;
 pub(crate) use locate::{Locator, SealedReader};
 
 use crate::codec::{StoreId, decode_bare, encode_bare};
 use crate::disk::{Disk, Refusals, Work};
+use crate::index::entry::{IndexValue, KIND_POSITION, Position, run_tree_key, tree_key};
 use crate::model::{Error, Result, Seq, SessionId};
-use crate::segment::{
-    Place, Run, RunEntry, Segment, SegmentSet, run_key, session_key, split_run_key,
-};
+use crate::segment::{Run, RunEntry, Segment, SegmentSet, session_key};
 use crate::sync::{AtomicU64, Mailbox, Ordering, RwLock, Stopped};
 
 /// Larger than sled's default, so that no value or consolidated node becomes a file of its own in
@@ -46,38 +47,8 @@ const DOUBLINGS_MAX: u32 = 6;
 /// sled panics below 256 bytes, and thrashes long before.
 const SLED_CACHE_BYTES_MIN: u64 = 1024 * 1024;
 
-const KIND_RUN: u8 = 1;
-
 /// Why an index is set aside that a reader has found out.
 const UNTRUE: &str = "it said something untrue";
-
-/// Another one than before entries were made small, so that an index of that time is built again.
-/// It was 2.
-const KIND_POSITION: u8 = 3;
-
-/// What an entry says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct IndexEntry {
-    pub segment: u64,
-    pub run: Run,
-}
-
-/// What stands under a run's key. What the key says is not said again, nor what only the segment is
-/// asked for: sled keeps up to 22 bytes without an allocation for each entry.
-#[derive(serde::Serialize, serde::Deserialize)]
-struct IndexValue {
-    segment: u64,
-    events: u32,
-    place: Place,
-}
-
-/// How far the index has got; it stands in the index itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-struct Position {
-    store: StoreId,
-    /// All segments up to this number are in.
-    through: u64,
-}
 
 pub(crate) struct Index {
     disk: Arc<dyn Disk>,
@@ -137,26 +108,6 @@ impl From<Error> for IndexFailure {
 impl IndexFailure {
     fn broken(why: impl Into<String>) -> Self {
         IndexFailure::Broken(why.into())
-    }
-}
-
-impl IndexEntry {
-    /// What a key and its value say; `None` when they were not written so.
-    pub(crate) fn read(key: &[u8], value: &[u8]) -> Option<Self> {
-        let (_kind, key) = key.split_first()?;
-        let (_session, generation, first) = split_run_key(key)?;
-        let IndexValue {
-            segment,
-            events,
-            place,
-        } = decode_bare(value)?;
-        let run = Run {
-            generation,
-            first,
-            events,
-            place,
-        };
-        run.is_possible().then_some(Self { segment, run })
     }
 }
 
@@ -244,7 +195,7 @@ impl Index {
     }
 
     /// Called by whoever finds that the index said something untrue. It is not held against the one
-    /// that is built in its place.
+    /// that is built in its address.
     pub(crate) fn distrust(&self, asked: Asked) {
         self.mailbox.update(|orders| {
             // Under the lock, as the count is raised.
@@ -386,14 +337,16 @@ impl Index {
             let (
                 key,
                 RunEntry {
-                    run: Run { events, place, .. },
+                    run: Run {
+                        events, address, ..
+                    },
                     ..
                 },
             ) = run?;
             let value = IndexValue {
                 segment: segment.info.number,
                 events,
-                place,
+                address,
             };
             batch.insert(tree_key(&key), encode_bare(&value));
             entries += 1;
@@ -476,17 +429,6 @@ impl Index {
     fn pause(&self, time: Duration, ends: impl Fn(&Orders) -> bool) {
         let _stopped = self.mailbox.pause(time, ends);
     }
-}
-
-fn run_tree_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
-    tree_key(&run_key(session, generation, first))
-}
-
-fn tree_key(run_key: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(run_key.len() + 2);
-    key.push(KIND_RUN);
-    key.extend_from_slice(run_key);
-    key
 }
 
 /// Calls into sled, which panics on some kinds of damage.

@@ -34,7 +34,7 @@ pub(crate) struct GroupBuffer {
 
 /// Where a group goes, and what follows from that.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct GroupPlace {
+pub(crate) struct GroupSlot {
     pub incarnation: u64,
     pub lsn: u64,
     pub durable_lsn: u64,
@@ -95,7 +95,7 @@ impl GroupBuffer {
 
     /// Completes the group at its place. Returns its header's checksum, which the next group is
     /// chained to.
-    pub(crate) fn complete(&mut self, store: StoreId, place: GroupPlace) -> u32 {
+    pub(crate) fn complete(&mut self, store: StoreId, place: GroupSlot) -> u32 {
         let header = GroupHeader {
             incarnation: place.incarnation,
             lsn: place.lsn,

@@ -12,11 +12,12 @@
 mod group;
 mod replay;
 mod spares;
+mod window;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use group::{GroupBuffer, GroupPlace, group_bytes};
+pub(crate) use group::{GroupBuffer, GroupSlot, group_bytes};
 pub(crate) use replay::{Replayed, ReplayedFile, holds_group, replay};
 pub(crate) use spares::{Spare, Spares};
 pub(crate) use writer::{ActiveFile, JournalWriter, Placed, write_image};

@@ -6,22 +6,14 @@
 //! records a durable LSN above it: then acknowledged bytes are damaged, and the answer is an error.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use bytes::Bytes;
-
-use crate::codec::{
-    Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId,
-};
-use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, read_device};
-use crate::journal::{self, GroupPlace, HEADER_BYTES, group_bytes};
+use crate::codec::{Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, StoreId};
+use crate::disk::{BLOCK, Disk, read_device};
+use crate::journal::window::{End, ReplayedGroup, Window, group_at};
+use crate::journal::{self, HEADER_BYTES, group_bytes};
 use crate::manifest::{JournalUse, Manifest};
 use crate::model::{Error, EventId, JOURNAL_FILE_BYTES_CEILING, Result};
-
-/// What is read of a journal file at once, unless a group is larger. The files of tests are small.
-const WINDOW_BYTES: usize = if cfg!(test) { 2 * BLOCK } else { 1024 * 1024 };
 
 /// No journal file is made longer: this takes a group as large as the largest file that can be
 /// asked for.
@@ -57,30 +49,6 @@ impl ReplayedFile {
         JournalUse {
             number: self.number,
             incarnation: self.header.incarnation,
-        }
-    }
-}
-
-pub(crate) struct ReplayedGroup {
-    pub header: GroupHeader,
-    pub records: Vec<Record>,
-}
-
-impl ReplayedGroup {
-    /// The same place in another incarnation of the file.
-    pub(crate) fn place_in(&self, incarnation: u64, chain: u32) -> GroupPlace {
-        let GroupHeader {
-            lsn,
-            durable_lsn,
-            last_id,
-            ..
-        } = self.header;
-        GroupPlace {
-            incarnation,
-            lsn,
-            durable_lsn,
-            chain,
-            last_id,
         }
     }
 }
@@ -138,27 +106,6 @@ pub(crate) fn holds_group(disk: &dyn Disk, path: &Path) -> Result<bool> {
         .as_slice()
         .get(BLOCK..)
         .is_some_and(GroupHeader::is_begun))
-}
-
-/// Where the chain has got to.
-#[derive(Debug, Clone, Copy)]
-struct End {
-    lsn: u64,
-    chain: u32,
-    incarnation: u64,
-    last_id: EventId,
-}
-
-impl End {
-    fn is_continued_by(&self, header: &FileHeader) -> bool {
-        header.incarnation > self.incarnation
-            && header.start_lsn == self.lsn
-            && header.chain == self.chain
-    }
-
-    fn is_continued_by_group(&self, header: &GroupHeader) -> bool {
-        (header.incarnation, header.lsn, header.chain) == (self.incarnation, self.lsn, self.chain)
-    }
 }
 
 struct Candidate {
@@ -256,7 +203,7 @@ struct Chain {
     durable_lsn: u64,
     /// Whether a header behind it says that it goes on, with a group that is not whole as far as
     /// the file was read.
-    goes_on: bool,
+    continues: bool,
 }
 
 struct Walk<'a> {
@@ -283,7 +230,7 @@ impl Walk<'_> {
         let whole = to_length(&file.path, file.bytes)?;
         let used = self.length_used(&file, whole);
         let mut chain = self.chain_in(&file, used)?;
-        if used < whole && (chain.goes_on || !self.is_closed_at(&chain.end)) {
+        if used < whole && (chain.continues || !self.is_closed_at(&chain.end)) {
             chain = self.chain_in(&file, whole)?;
         }
         let Chain {
@@ -362,12 +309,12 @@ impl Walk<'_> {
             groups.push(group);
         }
         let next = GroupHeader::decode(self.store, window.from(at, GROUP_HEADER_BYTES)?);
-        let goes_on = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
+        let continues = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
         Ok(Chain {
             groups,
             end,
             durable_lsn: durable_lsn.max(durable_lsn_from(self.store, &mut window, at)?),
-            goes_on,
+            continues,
         })
     }
 
@@ -423,131 +370,6 @@ impl Walk<'_> {
         );
         Error::corrupt(path, HEADER_BYTES + end.lsn - start_lsn, what)
     }
-}
-
-/// A journal file as the device holds it, read from front to back, as little at once as groups
-/// allow: what was read is then decoded from the processor's cache, and never took new memory.
-struct Window {
-    file: Arc<dyn DiskFile>,
-    /// So much of the file is looked at.
-    length: usize,
-    buf: BlockBuf,
-    /// Which bytes of the file the buffer begins with.
-    held: Range<usize>,
-}
-
-impl Window {
-    /// Looks at the first `length` bytes of a file, rounded down to whole blocks.
-    fn open(disk: &dyn Disk, path: &Path, length: usize) -> Result<Self> {
-        let file = disk.open(path, Mode::ReadDevice)?;
-        Ok(Self {
-            file,
-            length: length - length % BLOCK,
-            buf: BlockBuf::zeroed(0),
-            held: 0..0,
-        })
-    }
-
-    /// The bytes from `at` on, `count` at least unless they end before. An `at` may not be less
-    /// than one before it.
-    fn from(&mut self, at: usize, count: usize) -> Result<&[u8]> {
-        let end = at.saturating_add(count).min(self.length);
-        if at < end && end > self.held.end {
-            self.go_on(at - at % BLOCK, end)?;
-        }
-        let held = self
-            .buf
-            .as_slice()
-            .get(..self.held.len())
-            .unwrap_or_default();
-        Ok(held.get(at - self.held.start..).unwrap_or_default())
-    }
-
-    /// Lets go of what comes before `start`, and reads up to `end` at least.
-    fn go_on(&mut self, start: usize, end: usize) -> Result<()> {
-        let end = end
-            .max(start + WINDOW_BYTES)
-            .next_multiple_of(BLOCK)
-            .min(self.length);
-        let (bytes, kept) = (end - start, self.held.end.saturating_sub(start));
-        if self.buf.len() < bytes {
-            self.buf.pad(bytes - self.buf.len());
-        }
-        let buf = self.buf.as_mut_slice();
-        buf.copy_within(self.held.len() - kept..self.held.len(), 0);
-        self.held = start..start + kept;
-        let unread = buf.get_mut(kept..bytes).expect("it has room for all");
-        self.file.read_exact_at(unread, self.held.end as u64)?;
-        self.held.end = end;
-        Ok(())
-    }
-}
-
-/// The group at `at`, if it is whole and continues the chain, with its checksum.
-fn group_at(
-    store: StoreId,
-    window: &mut Window,
-    at: usize,
-    end: &End,
-) -> Result<Option<(ReplayedGroup, u32)>> {
-    let Some((header, checksum)) = GroupHeader::decode(store, window.from(at, GROUP_HEADER_BYTES)?)
-    else {
-        return Ok(None);
-    };
-    if !end.is_continued_by_group(&header) {
-        return Ok(None);
-    }
-    let record_bytes = header.record_bytes as usize;
-    let records = window.from(at + GROUP_HEADER_BYTES, record_bytes)?;
-    let Some(records) = records.get(..record_bytes) else {
-        return Ok(None);
-    };
-    if !is_whole(&header, records) {
-        return Ok(None);
-    }
-    let records =
-        decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
-    let records = records.map_err(|fault| fault.at(window.file.path(), at as u64))?;
-    Ok(Some((ReplayedGroup { header, records }, checksum)))
-}
-
-fn is_whole(header: &GroupHeader, bytes: &[u8]) -> bool {
-    let mut heads = Salt::NONE;
-    let mut at = 0;
-    for _ in 0..header.records {
-        let Ok(record) = RawRecord::split(bytes, at) else {
-            return false;
-        };
-        if !record.body_matches() {
-            return false;
-        }
-        heads = heads.over(record.head);
-        at = record.end;
-    }
-    at == bytes.len() && heads.value() == header.heads_checksum
-}
-
-/// Decodes records whose checksums were found to match, each into memory of its own.
-fn decode_records(bytes: &[u8], mut last_id: EventId) -> Decoded<Vec<Record>> {
-    let mut records = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let end = RawRecord::split(bytes, at)?.end;
-        let stored =
-            Bytes::copy_from_slice(bytes.get(at..end).expect("a record lies within its group"));
-        let record = Record::decode(&stored, 0).map_err(|fault| fault.moved(at))?;
-        record.check_events().map_err(|fault| fault.moved(at))?;
-        if record.base <= last_id {
-            return Err(Fault::Damaged {
-                at,
-                what: "an event ID that does not rise",
-            });
-        }
-        last_id = record.last_id();
-        records.push(record);
-        at = end;
-    }
-    Ok(records)
 }
 
 /// The highest durable LSN recorded by a group header on any block boundary from `at` on.

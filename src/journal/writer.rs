@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode};
-use crate::journal::group::GroupPlace;
-use crate::journal::replay::ReplayedGroup;
+use crate::journal::group::GroupSlot;
+use crate::journal::window::ReplayedGroup;
 use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, WITNESS_BYTES, blocks, group_bytes};
 use crate::manifest::JournalUse;
 use crate::model::{EventId, Result};
@@ -111,7 +111,7 @@ impl JournalWriter {
     pub(crate) fn place(&mut self, group: &mut GroupBuffer, durable_lsn: u64) -> Placed {
         let header = self.active.header;
         let (lsn, last_id) = (self.end_lsn, group.last_id().unwrap_or(self.last_id));
-        let place = GroupPlace {
+        let place = GroupSlot {
             incarnation: header.incarnation,
             lsn,
             durable_lsn,
@@ -176,7 +176,7 @@ pub(crate) fn write_image(
     for group in groups {
         buffer.clear();
         group.records.iter().for_each(|record| buffer.put(record));
-        chain = buffer.complete(header.store, group.place_in(header.incarnation, chain));
+        chain = buffer.complete(header.store, group.slot_in(header.incarnation, chain));
         image.extend(buffer.blocks());
     }
     let file = disk.open(spare.file.path(), Mode::WriteBlocks)?;

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use crate::disk::{Halt, Work};
 use crate::engine::{Engine, Writer};
 use crate::model::Result;
-use crate::segment::{MergedFilter, Span};
+use crate::segment::{Span, SpanFilter};
 
 /// The work of the background thread, until the log stops.
 pub(crate) fn run(engine: &Engine) {
@@ -33,8 +33,8 @@ pub(crate) fn run(engine: &Engine) {
 fn adopt(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
     let locator = &engine.store.locator;
     let check_stop = || Result::<_, Halt>::Ok(writer.new_segment.check_stop()?);
-    let filters = MergedFilter::list(&engine.filter_dir, &locator.segments(), check_stop)?;
-    locator.publish_merged(filters);
+    let filters = SpanFilter::list(&engine.filter_dir, &locator.segments(), check_stop)?;
+    locator.publish_filters(filters);
     Ok(())
 }
 
@@ -48,16 +48,16 @@ fn make_missing(
     let locator = &engine.store.locator;
     let segments = locator.segments();
     let newest = segments.newest_number();
-    let missing = Span::up_to(newest).filter(|span| !segments.is_merged(*span));
+    let missing = Span::up_to(newest).filter(|span| !segments.has_filter(*span));
     for (span, of_span) in missing.filter_map(|span| Some((span, segments.of_span(span)?))) {
         let is_too_soon = |at: &u64| newest < at + span.segments();
         if failed.get(&span).is_some_and(is_too_soon) {
             continue;
         }
         let check_stop = || Ok(writer.new_segment.check_stop()?);
-        match MergedFilter::make(&engine.filter_dir, span, of_span, check_stop) {
+        match SpanFilter::make(&engine.filter_dir, span, of_span, check_stop) {
             Ok(filter) => {
-                locator.publish_merged(filter);
+                locator.publish_filters(filter);
                 engine.refusals.note(Work::Filters, None);
             }
             Err(Halt::Stopped) => return Err(Halt::Stopped),

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use crate::codec::Record;
 use crate::model::{Event, EventId, Result, SessionId};
-use crate::read::store::{Appetite, Store, check_page_limit};
+use crate::read::page::check_page_limit;
+use crate::read::scan::ReadLimit;
+use crate::read::store::Store;
 use crate::segment::Segment;
 
 /// How many sealed records [`newest_sessions`](Store::newest_sessions) looks at before it is
@@ -27,36 +29,40 @@ pub struct After<T>(
 );
 
 impl Store {
-    /// The events committed after `after`, in commit order, as far as the appetite goes; none when
+    /// The events committed after `after`, in commit order, as far as the read_limit goes; none when
     /// there are none.
-    pub(crate) fn committed_after(&self, after: EventId, appetite: Appetite) -> Result<Vec<Event>> {
-        let mut takes = Takes {
+    pub(crate) fn committed_after(
+        &self,
+        after: EventId,
+        read_limit: ReadLimit,
+    ) -> Result<Vec<Event>> {
+        let mut collector = FeedCollector {
             after,
-            appetite,
+            read_limit,
             events: Vec::new(),
         };
-        match self.take_committed(&mut takes) {
+        match self.collect_committed(&mut collector) {
             // What was read before the damage is as good as ever; whoever reads on from there is
             // told.
-            Err(error) if takes.events.is_empty() => Err(error),
-            _ => Ok(takes.events),
+            Err(error) if collector.events.is_empty() => Err(error),
+            _ => Ok(collector.events),
         }
     }
 
-    fn take_committed(&self, takes: &mut Takes) -> Result<()> {
-        let from = takes.after.plus(1);
+    fn collect_committed(&self, collector: &mut FeedCollector) -> Result<()> {
+        let from = collector.after.plus(1);
         // Memory is looked at first: what has left it by then is in the segments looked at next.
         let recent = self.recent.records_from(from, RECORDS_AT_ONCE);
         let segments = self.locator.segments();
         for segment in segments.ending_at_or_after(from) {
             for record in segment.records_from(from)? {
-                if takes.record(&record?, Some(segment))?.is_break() {
+                if collector.record(&record?, Some(segment))?.is_break() {
                     return Ok(());
                 }
             }
         }
         for record in recent {
-            if takes.record(&record, None)?.is_break() {
+            if collector.record(&record, None)?.is_break() {
                 break;
             }
         }
@@ -70,7 +76,7 @@ impl Store {
         limit: usize,
     ) -> Result<Vec<SessionId>> {
         check_page_limit(limit, self.options.limits.page_events_max)?;
-        let recent = self.recent.sessions_after(after);
+        let recent = self.recent.sessions.sessions_after(after);
         let segments = self.locator.segments();
         let mut next: BTreeMap<SessionId, Vec<&Arc<Segment>>> =
             recent.into_iter().map(|id| (id, Vec::new())).collect();
@@ -105,7 +111,7 @@ impl Store {
         let walked = self.walk_back(&mut newest)?;
         Ok(NewestSessions {
             ids: newest.order,
-            may_go_on: walked.is_break(),
+            truncated: walked.is_break(),
         })
     }
 
@@ -143,17 +149,17 @@ pub(crate) struct NewestSessions {
         not(any(feature = "http", test)),
         expect(dead_code, reason = "it is said over HTTP")
     )]
-    pub may_go_on: bool,
+    pub truncated: bool,
 }
 
 /// Collects events in commit order.
-struct Takes {
+struct FeedCollector {
     after: EventId,
-    appetite: Appetite,
+    read_limit: ReadLimit,
     events: Vec<Event>,
 }
 
-impl Takes {
+impl FeedCollector {
     fn record(
         &mut self,
         record: &Record,
@@ -169,9 +175,9 @@ impl Takes {
                 continue;
             }
             self.after = frame.view.id;
-            self.appetite.bytes = self.appetite.bytes.saturating_sub(frame.read_bytes());
+            self.read_limit.bytes = self.read_limit.bytes.saturating_sub(frame.read_bytes());
             self.events.push(frame.event());
-            if self.events.len() == self.appetite.events || self.appetite.bytes == 0 {
+            if self.events.len() == self.read_limit.events || self.read_limit.bytes == 0 {
                 return Ok(ControlFlow::Break(()));
             }
         }

@@ -2,15 +2,18 @@
 //! segments. A reader never waits for a writer.
 
 mod feed;
+mod page;
+mod scan;
 mod store;
 mod stream;
 
 #[cfg(feature = "http")]
 pub(crate) use feed::NewestSessions;
 #[cfg(feature = "http")]
-pub(crate) use store::PAGE_EVENTS_DEFAULT;
-pub(crate) use store::{Store, Visitor};
+pub(crate) use page::PAGE_EVENTS_DEFAULT;
+pub(crate) use scan::Visitor;
+pub(crate) use store::Store;
 
 pub use feed::After;
-pub use store::{Cursor, EventPage, Page};
+pub use page::{Cursor, EventPage, Page};
 pub use stream::{AsyncEventStream, EventStream, From, StreamItem};

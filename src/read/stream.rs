@@ -11,12 +11,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::model::{Error, Event, EventId, FIRST_SEQ, Result, Seq};
-use crate::read::store::{Appetite, Cursor, Store};
-use crate::recent;
+use crate::read::page::Cursor;
+use crate::read::scan::ReadLimit;
+use crate::read::store::Store;
+use crate::recent::SessionPin;
 use crate::sync::{Deadline, Ordering, Waiter};
 
 /// What a stream reads ahead at the most, unless it is told otherwise.
-const APPETITE: Appetite = Appetite {
+const READ_LIMIT: ReadLimit = ReadLimit {
     events: 256,
     bytes: 1024 * 1024,
 };
@@ -69,7 +71,7 @@ pub struct EventStream {
     /// `waiter` is in the source's list.
     registered: bool,
     bounded: bool,
-    appetite: Appetite,
+    read_limit: ReadLimit,
     phase: Phase,
 }
 
@@ -82,7 +84,7 @@ enum Phase {
 
 enum Source {
     Session {
-        entry: recent::Pin,
+        entry: SessionPin,
         last: Seq,
         until: Seq,
     },
@@ -100,7 +102,7 @@ enum Next {
 }
 
 impl EventStream {
-    pub(crate) fn of_session(store: Arc<Store>, entry: recent::Pin, from: From) -> Result<Self> {
+    pub(crate) fn of_session(store: Arc<Store>, entry: SessionPin, from: From) -> Result<Self> {
         let head = entry.lock().head;
         let tail = head.map_or(0, |head| head.last);
         let unknown = || Error::UnknownSession {
@@ -147,7 +149,7 @@ impl EventStream {
             waiter,
             registered: false,
             bounded: false,
-            appetite: APPETITE,
+            read_limit: READ_LIMIT,
             phase: Phase::Behind,
         }
     }
@@ -155,7 +157,7 @@ impl EventStream {
     /// Reads ahead up to the event that reaches so many bytes.
     #[cfg(feature = "http")]
     pub(crate) fn read_ahead_bytes(mut self, bytes: usize) -> Self {
-        self.appetite.bytes = bytes;
+        self.read_limit.bytes = bytes;
         self
     }
 
@@ -251,12 +253,13 @@ impl EventStream {
                 } else {
                     head.last
                 };
-                let events = store.events_from(entry.id(), &head, *last + 1..=to, self.appetite)?;
+                let events =
+                    store.events_from(entry.id(), &head, *last + 1..=to, self.read_limit)?;
                 *last = events.last().map_or(*last, |event| event.seq);
                 Ok(events)
             }
             Source::All { last, until } => {
-                let mut events = store.committed_after(*last, self.appetite)?;
+                let mut events = store.committed_after(*last, self.read_limit)?;
                 if self.bounded {
                     events.retain(|event| event.id <= *until);
                 }

@@ -20,19 +20,19 @@ const RECORD_OVERHEAD: usize = size_of::<Record>() + 64;
 const KEY_OVERHEAD: usize = 192;
 
 /// Memory for the entry of a session.
-const ENTRY_OVERHEAD: usize = size_of::<Entry>() + 160;
+const ENTRY_OVERHEAD: usize = size_of::<SessionEntry>() + 160;
 
 /// A session that is in use or has recent records.
-pub(crate) struct Entry {
+pub(crate) struct SessionEntry {
     id: SessionId,
     /// Whether `state` says where the session stands; set once, under `loading`.
     loaded: AtomicBool,
     loading: Mutex<()>,
-    state: Mutex<EntryState>,
+    state: Mutex<SessionState>,
 }
 
 #[derive(Default)]
-pub(crate) struct EntryState {
+pub(crate) struct SessionState {
     /// Where the session stands for readers.
     pub head: Option<Head>,
     /// The last seq given out. Ahead of `head` only while a group is in flight.
@@ -53,10 +53,10 @@ pub(crate) struct EntryState {
     pub pins: usize,
 }
 
-impl Entry {
+impl SessionEntry {
     /// The entry of a session that stands at `known`. Without, it does not know yet where that is.
     pub(crate) fn new(id: SessionId, known: Option<Head>) -> Self {
-        let mut state = EntryState::default();
+        let mut state = SessionState::default();
         state.stand_at(known);
         Self {
             id,
@@ -101,12 +101,12 @@ impl Entry {
         Some(state.publish(Arc::clone(record)))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, EntryState> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, SessionState> {
         self.state.lock()
     }
 }
 
-impl EntryState {
+impl SessionState {
     /// Begins where the session stands, durably.
     fn stand_at(&mut self, head: Option<Head>) {
         self.assigned = head.map_or(0, |head| head.last);

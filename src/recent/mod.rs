@@ -13,34 +13,28 @@
 //!   number of sessions. It leaves its head among the [idle ones](crate::recent::idle), under the lock that
 //!   the next entry of the session is made with.
 
+mod backlog;
 mod entry;
 mod idle;
+mod sessions;
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasher;
-use std::ops::{ControlFlow, Deref};
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-
-use quick_cache::DefaultHashBuilder;
-
-pub(crate) use entry::EntryState;
 
 use crate::codec::Record;
 use crate::manifest::JournalUse;
-use crate::model::{EventId, Head, Options, Result, SessionId};
-use crate::recent::entry::Entry;
-use crate::recent::idle::IdleHeads;
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering, RwLock, WaitList, Waiter};
+use crate::model::EventId;
+use crate::recent::entry::SessionEntry;
+use crate::recent::sessions::Sessions;
+use crate::sync::{AtomicU64, Mutex, Ordering, RwLock, WaitList, Waiter};
 
-/// Locks that sessions are spread over.
-const SHARDS: usize = 64;
-
-/// So many records are released before others get a session's lock, which every append to it takes.
-const RELEASED_AT_ONCE: usize = 256;
+pub(crate) use backlog::{Bounds, Sealable, Timing};
+pub(crate) use entry::SessionState;
+pub(crate) use sessions::SessionPin;
 
 pub(crate) struct Recent {
-    shards: Vec<Mutex<Shard>>,
-    hasher: DefaultHashBuilder,
+    pub sessions: Arc<Sessions>,
     commits: RwLock<Commits>,
     bounds: Bounds,
     /// All of `commits`, by estimate.
@@ -48,13 +42,6 @@ pub(crate) struct Recent {
     /// Of that, what the segment being written holds already.
     written: AtomicU64,
     feeds: Mutex<WaitList>,
-}
-
-/// Some of the sessions.
-struct Shard {
-    entries: HashMap<SessionId, Arc<Entry>, DefaultHashBuilder>,
-    /// What entries left behind. It counts for sessions that have none.
-    idle: IdleHeads,
 }
 
 /// The records in commit order, by journal file.
@@ -74,70 +61,12 @@ struct RecentFile {
     start_lsn: u64,
     /// The file's header is on stable storage, so that the manifest may name it.
     begun: bool,
-    groups: Vec<Group>,
+    groups: Vec<GroupRecords>,
     bytes: u64,
 }
 
 /// The records of a commit group. Shared, so that who walks over many holds no lock meanwhile.
-type Group = Arc<[Arc<Record>]>;
-
-/// How much may be recent, in bytes of memory unless said otherwise, and what follows before it is
-/// that much.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Bounds {
-    /// Nobody appends while there is more.
-    bytes_max: u64,
-    /// Nor while there is more that the segment being written does not hold yet. It leaves room for
-    /// that segment, so that writers are held back as it grows, and not until it is done.
-    unsealed_bytes_max: u64,
-    /// A full journal file is left alone while there is less, unless the log is idle.
-    seal_from_bytes: u64,
-    /// Full journal files are worth a segment once they take this much on the disk, so that a young
-    /// log does not leave many small ones,
-    worth_file_bytes: u64,
-    /// or this much in memory. An active file that takes more is ended, and a segment takes in no
-    /// further file then.
-    worth_bytes: u64,
-    /// For where sessions stand of which nothing is recent.
-    idle_bytes_max: usize,
-}
-
-impl Bounds {
-    pub(crate) fn of(options: &Options) -> Self {
-        let (bytes_max, file_bytes) = (
-            options.recent_bytes_max as u64,
-            options.journal_file_bytes_max as u64,
-        );
-        Self {
-            bytes_max,
-            unsealed_bytes_max: bytes_max / 3 * 2,
-            seal_from_bytes: (bytes_max / 2).min(file_bytes + file_bytes / 2),
-            worth_file_bytes: file_bytes,
-            worth_bytes: bytes_max / 3,
-            idle_bytes_max: options.head_cache_bytes_max,
-        }
-    }
-}
-
-/// How soon full journal files are to be sealed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Timing {
-    /// When room is needed. Until then the disk is left to those who append.
-    Needed,
-    /// Now: nobody appends, or it was time before and failed.
-    Now,
-}
-
-/// What is ready to be sealed: the oldest of the full journal files.
-pub(crate) struct Sealable {
-    pub records: Vec<Arc<Record>>,
-    /// What they take.
-    pub memory: u64,
-    pub start_lsn: u64,
-    pub end_lsn: u64,
-    /// The journal files and their sizes.
-    pub files: Vec<(JournalUse, u64)>,
-}
+type GroupRecords = Arc<[Arc<Record>]>;
 
 /// What follows from publishing a group.
 pub(crate) struct Published {
@@ -151,13 +80,8 @@ pub(crate) struct Published {
 impl Recent {
     /// Nothing, in a store with so many sealed events, whose newest durable event is `last_id`.
     pub(crate) fn new(sealed_events: u64, last_id: EventId, bounds: Bounds) -> Self {
-        let shard = |_| Shard {
-            entries: HashMap::default(),
-            idle: IdleHeads::new(bounds.idle_bytes_max / SHARDS),
-        };
         Self {
-            shards: (0..SHARDS).map(shard).map(Mutex::new).collect(),
-            hasher: DefaultHashBuilder::default(),
+            sessions: Arc::new(Sessions::new(bounds.idle_bytes_max)),
             commits: RwLock::new(Commits {
                 files: VecDeque::new(),
                 events: sealed_events,
@@ -168,61 +92,6 @@ impl Recent {
             written: AtomicU64::new(0),
             feeds: Mutex::default(),
         }
-    }
-
-    /// Keeps the session's entry in memory for as long as the pin lives. `load` finds out where a
-    /// session stands that has no entry yet; it may read from the disk, and no lock that a commit
-    /// takes is held meanwhile.
-    pub(crate) fn pin(
-        self: &Arc<Self>,
-        id: &SessionId,
-        load: impl FnOnce() -> Result<Option<Head>>,
-    ) -> Result<Pin> {
-        let pin = self.pin_unloaded(id);
-        pin.load(load)?;
-        Ok(pin)
-    }
-
-    /// The session's entry if there is one that knows where the session stands. Where there is
-    /// none, the segments have all of it.
-    pub(crate) fn look(self: &Arc<Self>, id: &SessionId) -> Option<Pin> {
-        let shard = self.shard(id).lock();
-        let entry = shard.entries.get(id).filter(|entry| entry.is_loaded())?;
-        Some(Pin::new(self, entry))
-    }
-
-    /// Where a session stands. Without an entry, the segments have all of it; `load` finds out what
-    /// is not known, as for [`pin`](Self::pin).
-    pub(crate) fn find(
-        self: &Arc<Self>,
-        id: &SessionId,
-        load: impl FnOnce() -> Result<Option<Head>>,
-    ) -> Result<(Option<Pin>, Option<Head>)> {
-        let shard = self.shard(id).lock();
-        let idle = if shard.entries.contains_key(id) {
-            None
-        } else {
-            shard.idle.get(id)
-        };
-        drop(shard);
-        if idle.is_some() {
-            return Ok((None, idle));
-        }
-        // By way of an entry, so that nobody appends between the finding and the remembering. It is
-        // kept for what has come meanwhile.
-        let pin = self.pin(id, load)?;
-        let head = pin.lock().head;
-        Ok((Some(pin), head))
-    }
-
-    fn pin_unloaded(self: &Arc<Self>, id: &SessionId) -> Pin {
-        let mut shard = self.shard(id).lock();
-        if let Some(entry) = shard.entries.get(id) {
-            return Pin::new(self, entry);
-        }
-        let entry = Arc::new(Entry::new(id.detached(), shard.idle.get(id)));
-        shard.entries.insert(entry.id().clone(), Arc::clone(&entry));
-        Pin::new(self, &entry)
     }
 
     /// Begins the file that the next groups belong to. Its header will be durable with the first of
@@ -255,7 +124,7 @@ impl Recent {
     /// Lets readers see a group that is on stable storage. Returns what follows from it.
     pub(crate) fn publish<'a>(
         &self,
-        appended: impl Iterator<Item = (&'a Entry, &'a Arc<Record>)>,
+        appended: impl Iterator<Item = (&'a SessionEntry, &'a Arc<Record>)>,
     ) -> Published {
         let mut to_wake = Vec::new();
         let mut bytes = 0;
@@ -281,12 +150,12 @@ impl Recent {
     /// # Errors
     ///
     /// The position in the group of a record that does not follow the one before it in its session.
-    pub(crate) fn restore(self: &Arc<Self>, records: Vec<Record>) -> Result<(), usize> {
+    pub(crate) fn restore(&self, records: Vec<Record>) -> Result<(), usize> {
         let mut bytes = 0;
         let mut group = Vec::with_capacity(records.len());
         for (at, record) in records.into_iter().enumerate() {
             let record = Arc::new(record);
-            let pin = self.pin_unloaded(&record.session);
+            let pin = self.sessions.pin_unloaded(&record.session);
             bytes += pin.restore(&record).ok_or(at)?;
             group.push(record);
         }
@@ -297,43 +166,6 @@ impl Recent {
     /// Memory for what is here, by estimate.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Whether another group may come. Without a full journal file nothing can be sealed, and
-    /// waiting would help nobody.
-    pub(crate) fn has_room(&self) -> bool {
-        let (bytes, unsealed) = (self.bytes(), self.unsealed_bytes());
-        (bytes <= self.bounds.bytes_max && unsealed <= self.bounds.unsealed_bytes_max)
-            || !self.has_full_file()
-    }
-
-    /// Whether the active file takes so much that it should be ended.
-    pub(crate) fn active_is_large(&self) -> bool {
-        self.commits
-            .read()
-            .files
-            .back()
-            .is_some_and(|file| file.bytes > self.bounds.worth_bytes)
-    }
-
-    /// How much of what is recent the segment being written holds.
-    pub(crate) fn note_written(&self, bytes: u64) {
-        self.written.store(bytes, Ordering::Relaxed);
-    }
-
-    fn unsealed_bytes(&self) -> u64 {
-        self.bytes()
-            .saturating_sub(self.written.load(Ordering::Relaxed))
-    }
-
-    fn has_full_file(&self) -> bool {
-        let commits = self.commits.read();
-        commits
-            .files
-            .iter()
-            .rev()
-            .skip(1)
-            .any(|file| !file.groups.is_empty())
     }
 
     /// All durable events of the store. It never goes down, and counts an event before its append
@@ -354,71 +186,13 @@ impl Recent {
             .collect()
     }
 
-    /// The oldest full journal files, once they are worth a segment and it is time for one. That
-    /// waits for the file behind them to be begun, since the manifest must name a file that the
-    /// next records are in.
-    pub(crate) fn sealable(&self, timing: Timing) -> Option<Sealable> {
-        let Bounds {
-            worth_file_bytes,
-            worth_bytes,
-            seal_from_bytes,
-            unsealed_bytes_max,
-            ..
-        } = self.bounds;
-        let commits = self.commits.read();
-        let active = commits.files.back().filter(|file| file.begun)?;
-        let full = commits.files.range(..commits.files.len() - 1);
-        let (file_bytes, memory) = full.clone().fold((0, 0), |(disk, memory), file| {
-            (disk + file.file_bytes, memory + file.bytes)
-        });
-        let is_worth_it = file_bytes >= worth_file_bytes || memory >= worth_bytes;
-        let is_time = timing == Timing::Now || self.bytes() > seal_from_bytes;
-        if !(is_worth_it && is_time) && self.unsealed_bytes() <= unsealed_bytes_max {
-            return None;
-        }
-        let mut memory = 0;
-        let taken: Vec<_> = full
-            .take_while(|file| {
-                let is_first = memory == 0;
-                memory += file.bytes;
-                is_first || memory <= worth_bytes
-            })
-            .collect();
-        let groups: Vec<Group> = taken
-            .iter()
-            .flat_map(|file| &file.groups)
-            .map(Arc::clone)
-            .collect();
-        let mut sealable = Sealable {
-            records: Vec::new(),
-            memory: taken.iter().map(|file| file.bytes).sum(),
-            start_lsn: commits.files.front().unwrap_or(active).start_lsn,
-            end_lsn: commits.files.get(taken.len()).unwrap_or(active).start_lsn,
-            files: taken
-                .iter()
-                .map(|file| (file.file, file.file_bytes))
-                .collect(),
-        };
-        drop(commits);
-        sealable.records = groups
-            .iter()
-            .flat_map(|group| group.iter().map(Arc::clone))
-            .collect();
-        (!sealable.records.is_empty()).then_some(sealable)
-    }
-
     /// Lets go of the records that were sealed, those of so many journal files. The segment is
     /// visible to readers by now. IDs rise in commit order, so that they are what each session has
     /// up to the last one's.
     pub(crate) fn release_sealed(&self, files: usize, records: Vec<Arc<Record>>) {
         let through = records.last().expect("something was sealed").last_id();
         let files: Vec<_> = self.commits.write().files.drain(..files).collect();
-        for shard in &self.shards {
-            let entries: Vec<_> = shard.lock().entries.values().map(Arc::clone).collect();
-            for entry in entries {
-                while self.release_some(&entry, through) == RELEASED_AT_ONCE {}
-            }
-        }
+        self.sessions.release(through);
         let bytes = files.iter().map(|file| file.bytes).sum();
         // Freed here, with no lock held, and in the order in which it was allocated: session by
         // session the memory would come back in pieces, and appends pay for that.
@@ -455,7 +229,7 @@ impl Recent {
         mut visit: impl FnMut(&Record) -> ControlFlow<()>,
     ) -> ControlFlow<()> {
         let commits = self.commits.read();
-        let groups: Vec<Group> = commits
+        let groups: Vec<GroupRecords> = commits
             .files
             .iter()
             .rev()
@@ -466,24 +240,6 @@ impl Recent {
             .iter()
             .flat_map(|group| group.iter().rev())
             .try_for_each(|record| visit(record))
-    }
-
-    /// The sessions with recent records whose IDs come after `after`, in no order.
-    pub(crate) fn sessions_after(&self, after: Option<&SessionId>) -> Vec<SessionId> {
-        let mut found = Vec::new();
-        for shard in &self.shards {
-            let shard = shard.lock();
-            let later = shard
-                .entries
-                .values()
-                .filter(|entry| after.is_none_or(|after| entry.id() > after));
-            found.extend(
-                later
-                    .filter(|entry| entry.lock().head.is_some())
-                    .map(|entry| entry.id().clone()),
-            );
-        }
-        found
     }
 
     /// The newest durable event of the store; a nil ID before the first.
@@ -512,13 +268,7 @@ impl Recent {
     /// Wakes everybody who waits for an event.
     pub(crate) fn wake_all(&self) {
         let mut waiters = self.feeds.lock().take();
-        for shard in &self.shards {
-            shard
-                .lock()
-                .entries
-                .values()
-                .for_each(|entry| waiters.append(&mut entry.lock().waiters.take()));
-        }
+        waiters.append(&mut self.sessions.take_waiters());
         waiters.iter().for_each(|waiter| waiter.wake());
     }
 
@@ -544,93 +294,17 @@ impl Recent {
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
         began_file || (before..before + bytes).contains(&self.bounds.seal_from_bytes)
     }
-
-    /// Releases so many of an entry's records at the most.
-    fn release_some(&self, entry: &Entry, through: EventId) -> usize {
-        let mut state = entry.lock();
-        let released = state.release(through, RELEASED_AT_ONCE);
-        self.unlock(entry, state);
-        released
-    }
-
-    fn unpin(&self, entry: &Entry) {
-        let mut state = entry.lock();
-        state.pins -= 1;
-        self.unlock(entry, state);
-    }
-
-    /// Gives an entry's lock back, and drops the entry if nobody needs it any more.
-    fn unlock(&self, entry: &Entry, state: MutexGuard<'_, EntryState>) {
-        let may_be_unused = state.is_unused();
-        drop(state);
-        if !may_be_unused {
-            return;
-        }
-        let mut shard = self.shard(entry.id()).lock();
-        let Shard { entries, idle } = &mut *shard;
-        // Pins are made under this lock. Another entry may have taken the place of this one by now;
-        // the same holds for it.
-        let state = entries.get(entry.id()).map(|entry| entry.lock());
-        let Some(head) = state
-            .filter(|state| state.is_unused())
-            .map(|state| state.head)
-        else {
-            return;
-        };
-        if let (Some((id, _entry)), Some(head)) = (entries.remove_entry(entry.id()), head) {
-            idle.put(id, head);
-        }
-    }
-
-    fn shard(&self, id: &SessionId) -> &Mutex<Shard> {
-        let hash = self.hasher.hash_one(id);
-        let at = usize::try_from(hash % SHARDS as u64).expect("a shard's number is small");
-        self.shards
-            .get(at)
-            .expect("the remainder is below the number of shards")
-    }
 }
 
 impl Commits {
     /// The groups from the one that may hold `id` on.
-    fn groups_from(&self, id: EventId) -> impl Iterator<Item = &Group> {
+    fn groups_from(&self, id: EventId) -> impl Iterator<Item = &GroupRecords> {
         let ends_before =
-            move |group: &Group| group.last().is_some_and(|record| record.last_id() < id);
+            move |group: &GroupRecords| group.last().is_some_and(|record| record.last_id() < id);
         self.files.iter().flat_map(move |file| {
             let before = file.groups.partition_point(ends_before);
             file.groups.get(before..).unwrap_or_default()
         })
-    }
-}
-
-/// Holds a session's entry in memory.
-pub(crate) struct Pin {
-    recent: Arc<Recent>,
-    entry: Arc<Entry>,
-}
-
-impl Pin {
-    /// Called with the shard's lock held, so that nobody drops the entry meanwhile.
-    fn new(recent: &Arc<Recent>, entry: &Arc<Entry>) -> Self {
-        entry.lock().pins += 1;
-        Self {
-            recent: Arc::clone(recent),
-            entry: Arc::clone(entry),
-        }
-    }
-}
-
-impl Deref for Pin {
-    type Target = Entry;
-
-    fn deref(&self) -> &Entry {
-        &self.entry
-    }
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        self.recent.unpin(&self.entry);
     }
 }
 
@@ -639,7 +313,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::Batch;
     use crate::codec::EncodedBatch;
-    use crate::model::{NewEvent, Stamp};
+    use crate::model::{NewEvent, Options, SessionId, Stamp};
 
     /// A record as it would stand in the journal.
     pub(crate) fn record(session: &str, seq: u64) -> Record {
@@ -673,6 +347,7 @@ pub(crate) mod tests {
     fn a_sealed_key_leaves_memory_also_while_somebody_holds_the_session() {
         let recent = recent();
         let pin = recent
+            .sessions
             .pin(&SessionId::new("s").unwrap(), || Ok(None))
             .unwrap();
         recent.restore_file(file(1), 4096, 0);
@@ -694,21 +369,24 @@ pub(crate) mod tests {
         let recent = recent();
         let id = SessionId::new("s").unwrap();
         let not_again = || panic!("it was looked up again");
-        assert_eq!(recent.find(&id, || Ok(None)).unwrap().1, None);
+        assert_eq!(recent.sessions.find(&id, || Ok(None)).unwrap().1, None);
         for seq in 1..4 {
             recent.restore_file(file(1), 4096, 0);
             recent.restore(vec![record("s", seq)]).unwrap();
             recent.restore_file(file(2), 4096, 4096);
-            assert!(recent.look(&id).is_some(), "it is not idle");
+            assert!(recent.sessions.look(&id).is_some(), "it is not idle");
             let sealable = recent.sealable(Timing::Now).unwrap();
             recent.release_sealed(sealable.files.len(), sealable.records);
-            assert!(recent.look(&id).is_none(), "the session is not let go");
-            let (entry, head) = recent.find(&id, not_again).unwrap();
+            assert!(
+                recent.sessions.look(&id).is_none(),
+                "the session is not let go"
+            );
+            let (entry, head) = recent.sessions.find(&id, not_again).unwrap();
             assert_eq!(
                 (entry.is_none(), head.map(|head| head.last)),
                 (true, Some(seq))
             );
-            let pin = recent.pin(&id, not_again).unwrap();
+            let pin = recent.sessions.pin(&id, not_again).unwrap();
             let state = pin.lock();
             assert_eq!(
                 (state.head.map(|head| head.last), state.assigned),

@@ -1,4 +1,4 @@
-//! The bounded cache of what was read from segments and merged filters and found whole: blocks,
+//! The bounded cache of what was read from segments and span filters and found whole: blocks,
 //! pages, filters. And the open files.
 
 use std::sync::Arc;
@@ -25,10 +25,10 @@ const FILES_MAX: usize = 256;
 pub(crate) enum FileKey {
     Segment(u64),
     /// With its length, which says what is on which page.
-    Merged(Span, u64),
+    SpanFilter(Span, u64),
 }
 
-/// Shared by all segments and merged filters of a log. What comes out was checked when it went in.
+/// Shared by all segments and span filters of a log. What comes out was checked when it went in.
 pub(crate) struct BlockCache {
     parts: Cache<(FileKey, u64), Bytes, ByBytes>,
     files: Cache<FileKey, Arc<dyn DiskFile>>,

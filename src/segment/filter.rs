@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Decoded, Fault, Reader, Salt};
+use crate::codec::{ByteReader, Decoded, Fault, Salt};
 
 /// About one answer in 2,000 is a false "maybe" at 16 bits and 6 probes an item.
 const BITS_PER_ITEM: u64 = 16;
@@ -16,7 +16,7 @@ pub(super) const HEADER_BYTES: usize = 16;
 
 /// Where a segment's filter lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct FilterPlace {
+pub(crate) struct FilterRoot {
     pub offset: u64,
     pub bytes: u32,
 }
@@ -73,7 +73,7 @@ impl FilterBuilder {
 
 /// Checks a filter's bytes, once, when they are read.
 pub(crate) fn check(salt: Salt, bytes: &[u8]) -> Decoded<()> {
-    let mut reader = Reader::new(bytes);
+    let mut reader = ByteReader::new(bytes);
     let (count, checksum) = (reader.array::<4>()?, reader.u32()?);
     let rest = reader.take(reader.left())?;
     let words = u32::from_le_bytes(count) as usize;
@@ -86,7 +86,7 @@ pub(crate) fn check(salt: Salt, bytes: &[u8]) -> Decoded<()> {
             what: "a checksum that does not match",
         });
     }
-    match Reader::from(bytes, 8)?.u32()? {
+    match ByteReader::from(bytes, 8)?.u32()? {
         PROBES => Ok(()),
         found => Err(Fault::Unknown {
             what: "number of filter probes",

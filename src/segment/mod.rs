@@ -6,11 +6,11 @@
 
 mod cache;
 mod filter;
-mod merged;
 mod open;
 mod parts;
 mod search;
 mod set;
+mod span_filter;
 mod table;
 mod write;
 
@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Decoded, Reader, Salt, StoreId, put_varint};
+use crate::codec::{ByteReader, Decoded, Salt, StoreId, put_varint};
 use crate::model::{EventId, Seq, SessionId};
 
 pub(crate) use cache::BlockCache;
-pub(crate) use filter::FilterPlace;
-pub(crate) use merged::{FilterDir, MergedFilter, Span};
+pub(crate) use filter::FilterRoot;
 pub(crate) use open::Segment;
 pub(crate) use set::{SegmentSet, adopt, check_files};
+pub(crate) use span_filter::{FilterDir, Span, SpanFilter};
 pub(crate) use table::TableRoot;
 pub(crate) use write::{SegmentPlan, write_segment};
 
@@ -62,7 +62,7 @@ pub(crate) struct SegmentInfo {
     runs: TableRoot,
     ids: TableRoot,
     keys: Option<TableRoot>,
-    filter: FilterPlace,
+    filter: FilterRoot,
 }
 
 impl SegmentInfo {
@@ -73,7 +73,7 @@ impl SegmentInfo {
 
 /// Where a record lies: its block, and the offset within the block's records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct Address {
     pub block_offset: u64,
     pub block_bytes: u32,
     pub at: u32,
@@ -85,7 +85,7 @@ pub(crate) struct Run {
     pub generation: u32,
     pub first: Seq,
     pub events: u32,
-    pub place: Place,
+    pub address: Address,
 }
 
 /// A run, as the run table tells of it.
@@ -112,19 +112,19 @@ impl Run {
 
 impl RunEntry {
     fn put(&self, out: &mut Vec<u8>) {
-        self.run.place.put(out);
+        self.run.address.put(out);
         put_varint(out, self.run.events.into());
         out.extend_from_slice(&self.last_id.to_u128().to_le_bytes());
     }
 
     fn read(generation: u32, first: Seq, value: &[u8]) -> Decoded<Self> {
-        let mut reader = Reader::new(value);
-        let place = Place::read(&mut reader)?;
+        let mut reader = ByteReader::new(value);
+        let address = Address::read(&mut reader)?;
         let run = Run {
             generation,
             first,
             events: reader.varint_u32()?,
-            place,
+            address,
         };
         let last_id = EventId::from_u128(reader.u128()?);
         if run.is_possible() {
@@ -135,14 +135,14 @@ impl RunEntry {
     }
 }
 
-impl Place {
+impl Address {
     fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.block_offset);
         put_varint(out, self.block_bytes.into());
         put_varint(out, self.at.into());
     }
 
-    fn read(reader: &mut Reader<'_>) -> Decoded<Self> {
+    fn read(reader: &mut ByteReader<'_>) -> Decoded<Self> {
         Ok(Self {
             block_offset: reader.varint()?,
             block_bytes: reader.varint_u32()?,

@@ -7,18 +7,18 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::codec::{
-    BLOCK_HEADER_BYTES, BlockHeader, Decoded, Fault, RawRecord, Reader, Record, RecordFrame, Salt,
-    SegmentHeader, StoreId, TRAILER, decode_value,
+    BLOCK_HEADER_BYTES, BlockHeader, ByteReader, Decoded, Fault, RawRecord, Record, RecordFrame,
+    Salt, SegmentHeader, StoreId, TRAILER, decode_value,
 };
 use crate::disk::{BLOCK, Disk, DiskFile};
 use crate::model::{Error, EventId, Result, Seq, SessionId};
 use crate::segment::cache::FileKey;
 use crate::segment::filter::FilterBuilder;
 use crate::segment::parts::Parts;
-use crate::segment::table::{PagePlace, Pages, TableIter, admit_page};
+use crate::segment::table::{PageAddress, Pages, TableIter, admit_page};
 use crate::segment::write::trailer_salt;
 use crate::segment::{
-    self, BlockCache, ItemHash, Place, Run, RunEntry, SegmentInfo, filter, run_key, session_hash,
+    self, Address, BlockCache, ItemHash, Run, RunEntry, SegmentInfo, filter, run_key, session_hash,
     session_key, split_run_key,
 };
 
@@ -161,10 +161,10 @@ impl Segment {
 
     /// The record that holds the event with this ID.
     pub(crate) fn record_of(&self, id: EventId) -> Result<Option<Record>> {
-        let Some((_, place)) = self.info.ids.floor(self, &id.to_u128().to_be_bytes())? else {
+        let Some((_, address)) = self.info.ids.floor(self, &id.to_u128().to_be_bytes())? else {
             return Ok(None);
         };
-        let record = self.record_at(self.place(&place)?)?;
+        let record = self.record_at(self.address(&address)?)?;
         Ok(record.seq_of(id).is_some().then_some(record))
     }
 
@@ -180,11 +180,11 @@ impl Segment {
             return Ok(None);
         };
         for entry in keys.iter_from(self, &hash)? {
-            let (found, place) = entry?;
+            let (found, address) = entry?;
             if !found.starts_with(&hash) {
                 break;
             }
-            let record = self.record_at(self.place(&place)?)?;
+            let record = self.record_at(self.address(&address)?)?;
             let same_key = record.key.as_ref().is_some_and(|stored| stored.text == key);
             if same_key && record.session == *session && record.generation == generation {
                 record
@@ -205,7 +205,7 @@ impl Segment {
             .map(|(key, _)| key)
             .unwrap_or_default();
         let ids = self.info.ids.iter_from(self, &from)?;
-        Ok(ids.map(|entry| entry.and_then(|(_, place)| self.record_at(self.place(&place)?))))
+        Ok(ids.map(|entry| entry.and_then(|(_, address)| self.record_at(self.address(&address)?))))
     }
 
     /// The last record in commit order that begins before `id`.
@@ -215,7 +215,7 @@ impl Segment {
         };
         let found = self.info.ids.floor(self, &below.to_be_bytes())?;
         found
-            .map(|(_, place)| self.record_at(self.place(&place)?))
+            .map(|(_, address)| self.record_at(self.address(&address)?))
             .transpose()
     }
 
@@ -261,8 +261,8 @@ impl Segment {
         seqs: &RangeInclusive<Seq>,
         before_read: impl FnOnce(),
     ) -> Result<RunRecords<'a>> {
-        let block = self.block(run.place, before_read)?;
-        let at = BLOCK_HEADER_BYTES + run.place.at as usize;
+        let block = self.block(run.address, before_read)?;
+        let at = BLOCK_HEADER_BYTES + run.address.at as usize;
         let (from, to) = (*seqs.start(), run.last().min(*seqs.end()));
         Ok(RunRecords {
             segment: self,
@@ -278,11 +278,11 @@ impl Segment {
 
     /// Lets the disk fetch what may be a run's records, which will be read soon.
     pub(crate) fn prefetch(&self, run: &Run) {
-        let Place {
+        let Address {
             block_offset,
             block_bytes,
             ..
-        } = run.place;
+        } = run.address;
         if self.parts.has(block_offset, block_bytes)
             && !self.parts.is_cached(block_offset)
             // What cannot be opened is told to who reads it.
@@ -292,20 +292,20 @@ impl Segment {
         }
     }
 
-    fn record_at(&self, place: Place) -> Result<Record> {
-        let block = self.block(place, || {})?;
-        let at = BLOCK_HEADER_BYTES + place.at as usize;
-        Record::decode(&block, at).map_err(|fault| fault.at(self.path(), place.block_offset))
+    fn record_at(&self, address: Address) -> Result<Record> {
+        let block = self.block(address, || {})?;
+        let at = BLOCK_HEADER_BYTES + address.at as usize;
+        Record::decode(&block, at).map_err(|fault| fault.at(self.path(), address.block_offset))
     }
 
-    fn place(&self, value: &[u8]) -> Result<Place> {
-        Place::read(&mut Reader::new(value)).map_err(|fault| fault.at(self.path(), 0))
+    fn address(&self, value: &[u8]) -> Result<Address> {
+        Address::read(&mut ByteReader::new(value)).map_err(|fault| fault.at(self.path(), 0))
     }
 
-    fn block(&self, place: Place, before_read: impl FnOnce()) -> Result<Bytes> {
+    fn block(&self, address: Address, before_read: impl FnOnce()) -> Result<Bytes> {
         self.part(
-            place.block_offset,
-            place.block_bytes,
+            address.block_offset,
+            address.block_bytes,
             before_read,
             |salt, bytes| {
                 let header = BlockHeader::decode(salt, bytes)?;
@@ -359,12 +359,12 @@ impl Segment {
 }
 
 impl Pages for Segment {
-    fn page(&self, place: PagePlace) -> Result<Bytes> {
-        self.part(place.offset, place.bytes, || {}, admit_page)
+    fn page(&self, address: PageAddress) -> Result<Bytes> {
+        self.part(address.offset, address.bytes, || {}, admit_page)
     }
 
-    fn fault(&self, place: PagePlace, fault: Fault) -> Error {
-        fault.at(self.path(), place.offset)
+    fn fault(&self, address: PageAddress, fault: Fault) -> Error {
+        fault.at(self.path(), address.offset)
     }
 }
 
@@ -407,7 +407,7 @@ pub(crate) struct RunRecords<'a> {
 
 impl RunRecords<'_> {
     fn fault(&self, fault: Fault) -> Error {
-        fault.at(self.segment.path(), self.run.place.block_offset)
+        fault.at(self.segment.path(), self.run.address.block_offset)
     }
 
     /// The next record, unless it is passed over.

@@ -215,7 +215,7 @@ mod tests {
     use crate::disk::{Disk, Layout, Mode, RealDisk};
     use crate::model::{Batch, EventId, NewEvent, Stamp};
     use crate::segment::{
-        self, BlockCache, FilterDir, MergedFilter, Segment, SegmentInfo, SegmentPlan, Span,
+        self, BlockCache, FilterDir, Segment, SegmentInfo, SegmentPlan, Span, SpanFilter,
         write_segment,
     };
 
@@ -303,9 +303,9 @@ mod tests {
             SegmentSet::new(self.infos.iter().map(segment).collect())
         }
 
-        fn merged(&self, set: &SegmentSet) -> Vec<MergedFilter> {
+        fn merged(&self, set: &SegmentSet) -> Vec<SpanFilter> {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&self.cache));
-            let place = FilterDir {
+            let dir = FilterDir {
                 disk,
                 folder: self.filters(),
                 store: STORE,
@@ -315,7 +315,7 @@ mod tests {
                 .filter_map(|span| Some((span, set.of_span(span)?)));
             spans
                 .map(|(span, segments)| {
-                    MergedFilter::make::<Error>(&place, span, segments, || Ok(()))
+                    SpanFilter::make::<Error>(&dir, span, segments, || Ok(()))
                         .unwrap()
                         .unwrap()
                 })
@@ -405,7 +405,7 @@ mod tests {
             let scene = Scene::new(&segments);
             let set = scene.set();
             scene.check(&set, &BTreeSet::new());
-            let merged = set.with_merged(scene.merged(&set));
+            let merged = set.with_filters(scene.merged(&set));
             scene.check(&merged, &BTreeSet::new());
             let damaged: BTreeSet<u64> = damaged.into_iter().filter(|number| *number <= set.newest_number()).collect();
             for number in &damaged {

@@ -10,14 +10,14 @@ use crate::disk::{Disk, Mode};
 use crate::model::{Error, EventId, Result, Seq, SessionId};
 use crate::segment::open::read_info;
 use crate::segment::{
-    self, ItemHash, MergedFilter, RunEntry, Segment, SegmentInfo, Span, key_hash, session_hash,
+    self, ItemHash, RunEntry, Segment, SegmentInfo, Span, SpanFilter, key_hash, session_hash,
 };
 
 /// An immutable list of segments, and the filters over many of them; sealing makes a new one.
 #[derive(Clone)]
 pub(crate) struct SegmentSet {
     pub(super) segments: Vec<Arc<Segment>>,
-    merged: HashMap<Span, Arc<MergedFilter>>,
+    merged: HashMap<Span, Arc<SpanFilter>>,
 }
 
 /// A run's entry and the segment it lies in.
@@ -39,7 +39,7 @@ impl SegmentSet {
     }
 
     /// With filters over many, in the place of those over the same.
-    pub(crate) fn with_merged(&self, filters: impl IntoIterator<Item = MergedFilter>) -> Self {
+    pub(crate) fn with_filters(&self, filters: impl IntoIterator<Item = SpanFilter>) -> Self {
         let mut set = self.clone();
         set.merged.extend(
             filters
@@ -50,7 +50,7 @@ impl SegmentSet {
     }
 
     /// Whether there is a filter over this span that is of use.
-    pub(crate) fn is_merged(&self, span: Span) -> bool {
+    pub(crate) fn has_filter(&self, span: Span) -> bool {
         self.merged
             .get(&span)
             .is_some_and(|filter| !filter.is_broken())
@@ -128,7 +128,7 @@ impl SegmentSet {
                         .and_then(|kept| usize::try_from(kept).ok());
                     left = kept
                         .and_then(|kept| left.get(..kept))
-                        .expect("a merged filter is over segments that are there");
+                        .expect("a span filter is over segments that are there");
                     continue;
                 }
                 left = older;

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Decoded, Fault, PAGE_HEADER_BYTES, Reader, Salt, put_prefixed, put_varint};
+use crate::codec::{ByteReader, Decoded, Fault, PAGE_HEADER_BYTES, Salt, put_prefixed, put_varint};
 use crate::model::Result;
 
 const PAGE_BYTES: usize = 4096;
@@ -16,11 +16,11 @@ type StartBytes = [u8; size_of::<Start>()];
 /// Where a table's uppermost page lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TableRoot {
-    page: PagePlace,
+    page: PageAddress,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PagePlace {
+pub(crate) struct PageAddress {
     pub offset: u64,
     pub bytes: u32,
 }
@@ -56,13 +56,13 @@ pub(crate) fn write_table<S: Sink>(
     Ok(TableRoot { page })
 }
 
-/// Writes the pages of one level; returns each page's first key and place.
+/// Writes the pages of one level; returns each page's first key and address.
 fn write_level<S: Sink>(
     sink: &mut S,
     salt: Salt,
     level: u8,
     entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
-) -> Result<Vec<(Vec<u8>, PagePlace)>> {
+) -> Result<Vec<(Vec<u8>, PageAddress)>> {
     let mut pages = Vec::new();
     let mut page = Vec::with_capacity(PAGE_BYTES);
     let mut first_key = None;
@@ -86,7 +86,7 @@ fn write_level<S: Sink>(
     Ok(pages)
 }
 
-fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> Result<PagePlace> {
+fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> Result<PageAddress> {
     let offset = sink.offset();
     let length = u32::try_from(entries.len()).expect("a page holds a few entries with short keys");
     let checksum = salt
@@ -100,7 +100,7 @@ fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> R
     page.push(level);
     page.extend_from_slice(entries);
     sink.put(&page)?;
-    Ok(PagePlace {
+    Ok(PageAddress {
         offset,
         bytes: u32::try_from(page.len()).expect("a page holds a few entries with short keys"),
     })
@@ -109,7 +109,7 @@ fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> R
 /// Checks a page's bytes, once, when they are read, and puts behind them where each entry begins,
 /// so that an entry is found by halving.
 pub(crate) fn admit_page(salt: Salt, page: &mut Vec<u8>) -> Decoded<()> {
-    let mut reader = Reader::new(page);
+    let mut reader = ByteReader::new(page);
     let (length, checksum, level) = (reader.array::<4>()?, reader.u32()?, reader.u8()?);
     let entries = reader.take(reader.left())?;
     let matches = salt.over(&length).over(&[level]).checksum(entries) == checksum;
@@ -124,7 +124,7 @@ pub(crate) fn admit_page(salt: Salt, page: &mut Vec<u8>) -> Decoded<()> {
 
 fn put_starts(page: &mut Vec<u8>) -> Decoded<()> {
     let mut starts = Vec::new();
-    let mut entries = Reader::from(page, PAGE_HEADER_BYTES)?;
+    let mut entries = ByteReader::from(page, PAGE_HEADER_BYTES)?;
     while entries.left() > 0 {
         let start = Start::try_from(entries.position())
             .map_err(|_too_large| entries.damaged("a page that is too large"))?;
@@ -140,25 +140,27 @@ fn put_starts(page: &mut Vec<u8>) -> Decoded<()> {
 
 /// Reads pages, as [`admit_page`] leaves them.
 pub(crate) trait Pages {
-    fn page(&self, place: PagePlace) -> Result<Bytes>;
+    fn page(&self, address: PageAddress) -> Result<Bytes>;
     /// The error for a page whose entries do not decode.
-    fn fault(&self, place: PagePlace, fault: Fault) -> crate::model::Error;
+    fn fault(&self, address: PageAddress, fault: Fault) -> crate::model::Error;
 }
 
 /// An entry: its key, its value.
-pub(crate) type Entry = (Bytes, Bytes);
+pub(crate) type TableEntry = (Bytes, Bytes);
 
 impl TableRoot {
     /// The last entry whose key is at most `key`.
-    pub(crate) fn floor(&self, pages: &impl Pages, key: &[u8]) -> Result<Option<Entry>> {
-        let mut place = self.page;
+    pub(crate) fn floor(&self, pages: &impl Pages, key: &[u8]) -> Result<Option<TableEntry>> {
+        let mut address = self.page;
         loop {
-            let mut page = OpenPage::read(pages, place)?;
-            let found = page.floor(key).map_err(|fault| pages.fault(place, fault))?;
+            let mut page = OpenPage::read(pages, address)?;
+            let found = page
+                .floor(key)
+                .map_err(|fault| pages.fault(address, fault))?;
             let (Some((_, value)), false) = (&found, page.is_leaf()) else {
                 return Ok(found);
             };
-            place = child(value).map_err(|fault| pages.fault(place, fault))?;
+            address = child(value).map_err(|fault| pages.fault(address, fault))?;
         }
     }
 
@@ -173,18 +175,20 @@ impl TableRoot {
             path: Vec::new(),
             failed: false,
         };
-        let mut place = self.page;
+        let mut address = self.page;
         loop {
-            let mut page = OpenPage::read(pages, place)?;
-            let below = page.seek(key).map_err(|fault| pages.fault(place, fault))?;
+            let mut page = OpenPage::read(pages, address)?;
+            let below = page
+                .seek(key)
+                .map_err(|fault| pages.fault(address, fault))?;
             let is_leaf = page.is_leaf();
             iter.path.push(page);
             if is_leaf {
                 return Ok(iter);
             }
-            place = below.ok_or_else(|| {
+            address = below.ok_or_else(|| {
                 pages.fault(
-                    place,
+                    address,
                     Fault::Damaged {
                         at: 0,
                         what: "an empty page",
@@ -204,16 +208,16 @@ pub(crate) struct TableIter<'a, P> {
 }
 
 impl<P: Pages> Iterator for TableIter<'_, P> {
-    type Item = Result<Entry>;
+    type Item = Result<TableEntry>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.failed {
             let page = self.path.last_mut()?;
-            let (place, is_leaf) = (page.place, page.is_leaf());
+            let (address, is_leaf) = (page.address, page.is_leaf());
             match page.next() {
                 Ok(Some(entry)) if is_leaf => return Some(Ok(entry)),
                 Ok(Some((_, value))) => {
-                    let below = child(&value).map_err(|fault| self.pages.fault(place, fault));
+                    let below = child(&value).map_err(|fault| self.pages.fault(address, fault));
                     match below.and_then(|below| OpenPage::read(self.pages, below)) {
                         Ok(below) => self.path.push(below),
                         Err(error) => return Some(Err(self.fail(error))),
@@ -222,7 +226,7 @@ impl<P: Pages> Iterator for TableIter<'_, P> {
                 Ok(None) => {
                     self.path.pop();
                 }
-                Err(fault) => return Some(Err(self.fail(self.pages.fault(place, fault)))),
+                Err(fault) => return Some(Err(self.fail(self.pages.fault(address, fault)))),
             }
         }
         None
@@ -236,27 +240,27 @@ impl<P> TableIter<'_, P> {
     }
 }
 
-fn child(value: &[u8]) -> Decoded<PagePlace> {
-    let mut reader = Reader::new(value);
-    Ok(PagePlace {
+fn child(value: &[u8]) -> Decoded<PageAddress> {
+    let mut reader = ByteReader::new(value);
+    Ok(PageAddress {
         offset: reader.varint()?,
         bytes: reader.varint_u32()?,
     })
 }
 
-/// A page and a place in it.
+/// A page and an address in it.
 struct OpenPage {
-    place: PagePlace,
+    address: PageAddress,
     bytes: Bytes,
     /// The entry that is next.
     nth: usize,
 }
 
 impl OpenPage {
-    fn read(pages: &impl Pages, place: PagePlace) -> Result<Self> {
+    fn read(pages: &impl Pages, address: PageAddress) -> Result<Self> {
         Ok(Self {
-            place,
-            bytes: pages.page(place)?,
+            address,
+            bytes: pages.page(address)?,
             nth: 0,
         })
     }
@@ -265,7 +269,7 @@ impl OpenPage {
         self.bytes.get(PAGE_HEADER_BYTES - 1) == Some(&0)
     }
 
-    fn next(&mut self) -> Decoded<Option<Entry>> {
+    fn next(&mut self) -> Decoded<Option<TableEntry>> {
         let Some(start) = self.starts().get(self.nth) else {
             return Ok(None);
         };
@@ -282,7 +286,7 @@ impl OpenPage {
     }
 
     /// The last entry whose key is at most `key`.
-    fn floor(&mut self, key: &[u8]) -> Decoded<Option<Entry>> {
+    fn floor(&mut self, key: &[u8]) -> Decoded<Option<TableEntry>> {
         let above = self.partition_point(|found| found <= key)?;
         let Some(floor) = above.checked_sub(1) else {
             return Ok(None);
@@ -293,7 +297,7 @@ impl OpenPage {
 
     /// In a leaf, goes to the first entry whose key is at least `key`. Above, goes behind the entry
     /// under which `key` belongs and returns the page below it.
-    fn seek(&mut self, key: &[u8]) -> Decoded<Option<PagePlace>> {
+    fn seek(&mut self, key: &[u8]) -> Decoded<Option<PageAddress>> {
         if self.is_leaf() {
             self.nth = self.partition_point(|found| found < key)?;
             return Ok(None);
@@ -322,8 +326,8 @@ impl OpenPage {
         }
     }
 
-    fn entry(&self, start: StartBytes) -> Decoded<Reader<'_>> {
-        Reader::from(&self.bytes, Start::from_le_bytes(start).into())
+    fn entry(&self, start: StartBytes) -> Decoded<ByteReader<'_>> {
+        ByteReader::from(&self.bytes, Start::from_le_bytes(start).into())
     }
 
     /// What lies behind the page as it was written, which says itself how long it is.
@@ -343,9 +347,9 @@ impl OpenPage {
 /// Walks a page that nobody checked.
 #[cfg(fuzzing)]
 pub(crate) fn decode_page(bytes: &[u8]) {
-    let (mut page, place) = (
+    let (mut page, address) = (
         bytes.to_vec(),
-        PagePlace {
+        PageAddress {
             offset: 0,
             bytes: 0,
         },
@@ -361,7 +365,7 @@ pub(crate) fn decode_page(bytes: &[u8]) {
         return;
     }
     let mut page = OpenPage {
-        place,
+        address,
         bytes: page.into(),
         nth: 0,
     };
@@ -392,16 +396,16 @@ mod tests {
     }
 
     impl Pages for InMemory {
-        fn page(&self, place: PagePlace) -> Result<Bytes> {
-            let from = usize::try_from(place.offset).unwrap();
-            let mut page = self.0[from..from + place.bytes as usize].to_vec();
-            admit_page(Salt::NONE.at(place.offset), &mut page)
-                .map_err(|fault| self.fault(place, fault))?;
+        fn page(&self, address: PageAddress) -> Result<Bytes> {
+            let from = usize::try_from(address.offset).unwrap();
+            let mut page = self.0[from..from + address.bytes as usize].to_vec();
+            admit_page(Salt::NONE.at(address.offset), &mut page)
+                .map_err(|fault| self.fault(address, fault))?;
             Ok(page.into())
         }
 
-        fn fault(&self, place: PagePlace, fault: Fault) -> Error {
-            fault.at("table".as_ref(), place.offset)
+        fn fault(&self, address: PageAddress, fault: Fault) -> Error {
+            fault.at("table".as_ref(), address.offset)
         }
     }
 

@@ -13,7 +13,7 @@ use crate::model::{Error, Result};
 use crate::segment::filter::FilterBuilder;
 use crate::segment::table::{Sink, write_table};
 use crate::segment::{
-    self, FilterPlace, Place, Run, RunEntry, SegmentInfo, key_hash, run_key, session_hash,
+    self, Address, FilterRoot, Run, RunEntry, SegmentInfo, key_hash, run_key, session_hash,
 };
 
 /// A block is closed when it holds this much,
@@ -55,7 +55,7 @@ struct SegmentWriter {
     salt: Salt,
     runs: Vec<(usize, RunEntry)>,
     /// By position in the plan.
-    places: Vec<Place>,
+    addresses: Vec<Address>,
 }
 
 impl SegmentWriter {
@@ -78,17 +78,17 @@ impl SegmentWriter {
             .encode(),
         )?;
         sink.buf.pad_to_block();
-        let nowhere = Place {
+        let nowhere = Address {
             block_offset: 0,
             block_bytes: 0,
             at: 0,
         };
-        let places = vec![nowhere; plan.records.len()];
+        let addresses = vec![nowhere; plan.records.len()];
         Ok(Self {
             sink,
             salt: segment::salt(store, number),
             runs: Vec::new(),
-            places,
+            addresses,
         })
     }
 
@@ -105,7 +105,7 @@ impl SegmentWriter {
             .collect();
         hashes.sort_unstable();
         let filter = self.write_filter(records, &hashes)?;
-        let (sink, salt, places) = (&mut self.sink, self.salt, &self.places);
+        let (sink, salt, addresses) = (&mut self.sink, self.salt, &self.addresses);
         let runs = self.runs.iter().map(|(at, entry)| {
             let record = record_at(records, *at);
             (
@@ -114,14 +114,20 @@ impl SegmentWriter {
             )
         });
         let runs = write_table(sink, salt, runs)?;
-        let place =
-            |at: usize| encoded(|out| places.get(at).expect("every record got a place").put(out));
+        let address = |at: usize| {
+            encoded(|out| {
+                addresses
+                    .get(at)
+                    .expect("every record got an address")
+                    .put(out)
+            })
+        };
         let ids = records
             .iter()
             .enumerate()
-            .map(|(at, record)| (record.base.to_u128().to_be_bytes().to_vec(), place(at)));
+            .map(|(at, record)| (record.base.to_u128().to_be_bytes().to_vec(), address(at)));
         let ids = write_table(sink, salt, ids)?;
-        let keys = hashes.iter().map(|(key, at)| (key.to_vec(), place(*at)));
+        let keys = hashes.iter().map(|(key, at)| (key.to_vec(), address(*at)));
         let keys = if hashes.is_empty() {
             None
         } else {
@@ -189,16 +195,16 @@ impl SegmentWriter {
         let block_bytes =
             record_bytes + u32::try_from(BLOCK_HEADER_BYTES).expect("a small constant");
         for &Member { record, at, .. } in &block.members {
-            let place = Place {
+            let address = Address {
                 block_offset,
                 block_bytes,
                 at,
             };
             *self
-                .places
+                .addresses
                 .get_mut(record)
-                .expect("every record has a place") = place;
-            self.note_run(records, record, place);
+                .expect("every record has an address") = address;
+            self.note_run(records, record, address);
         }
         self.sink
             .put(&header.encode(self.salt.at(block_offset), block.parts(records)))?;
@@ -210,7 +216,7 @@ impl SegmentWriter {
     }
 
     /// Makes the record part of the run before it, or begins one.
-    fn note_run(&mut self, records: &[Arc<Record>], member: usize, place: Place) {
+    fn note_run(&mut self, records: &[Arc<Record>], member: usize, address: Address) {
         let record = record_at(records, member);
         let last_id = record.last_id();
         if let Some((
@@ -221,7 +227,7 @@ impl SegmentWriter {
             },
         )) = self.runs.last_mut()
         {
-            let same_block = run.place.block_offset == place.block_offset;
+            let same_block = run.address.block_offset == address.block_offset;
             let continues = run.generation == record.generation && run.last() + 1 == record.first;
             if same_block && continues && record_at(records, *at).session == record.session {
                 run.events += record.count;
@@ -233,7 +239,7 @@ impl SegmentWriter {
             generation: record.generation,
             first: record.first,
             events: record.count,
-            place,
+            address,
         };
         self.runs.push((member, RunEntry { run, last_id }));
     }
@@ -242,7 +248,7 @@ impl SegmentWriter {
         &mut self,
         records: &[Arc<Record>],
         keys: &[([u8; 32], usize)],
-    ) -> Result<FilterPlace> {
+    ) -> Result<FilterRoot> {
         let mut builder = FilterBuilder::new((self.runs.len() + keys.len()) as u64);
         for (at, _) in &self.runs {
             builder.insert(session_hash(record_at(records, *at).session.as_bytes()));
@@ -253,7 +259,7 @@ impl SegmentWriter {
         let offset = self.sink.offset();
         let bytes = builder.encode(self.salt.at(offset));
         self.sink.put(&bytes)?;
-        Ok(FilterPlace {
+        Ok(FilterRoot {
             offset,
             bytes: u32::try_from(bytes.len()).expect("a filter of 4 GiB is out of reach"),
         })
@@ -468,7 +474,7 @@ mod tests {
         let most = BLOCK_OF_SESSIONS_BYTES + 3 * (DATA_BYTES + 100);
         assert!(
             runs.iter()
-                .all(|run| (run.place.block_bytes as usize) < most),
+                .all(|run| (run.address.block_bytes as usize) < most),
             "{runs:?}"
         );
     }
@@ -479,7 +485,7 @@ mod tests {
         let most = BLOCK_RECORDS_BYTES + DATA_BYTES;
         assert!(
             runs.iter()
-                .all(|run| (run.place.block_bytes as usize) < most),
+                .all(|run| (run.address.block_bytes as usize) < most),
             "{runs:?}"
         );
         assert_eq!(runs.len(), 8, "200 records of 1 KiB take four blocks");

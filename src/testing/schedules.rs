@@ -295,6 +295,7 @@ fn a_session_found_as_it_begins(_seed: u64) {
         });
         threads.spawn(|| {
             let (entry, head) = recent
+                .sessions
                 .find(&"s".parse().expect("a name"), || Ok(None))
                 .expect("nothing is read");
             assert!(

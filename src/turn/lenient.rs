@@ -125,7 +125,7 @@ struct Repair<'a> {
 impl Repair<'_> {
     fn document(mut self) -> Option<Repaired> {
         self.value()?;
-        while self.goes_on()? {
+        while self.has_more()? {
             self.value()?;
         }
         self.peek().is_none().then_some(Repaired {
@@ -152,7 +152,7 @@ impl Repair<'_> {
     }
 
     /// Closes what ends behind a value. Whether another value follows.
-    fn goes_on(&mut self) -> Option<bool> {
+    fn has_more(&mut self) -> Option<bool> {
         while let Some(end) = self.ends.last().copied() {
             match self.peek()? {
                 b',' => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::codec::EventFrame;
 use crate::model::{Error, Event, Head, MessageId, Result, Seq, SessionId, USER_MESSAGE};
 use crate::read::{EventPage, Page, Store, Visitor};
-use crate::turn::message::{Fold, TurnPage};
+use crate::turn::fold::{Fold, TurnPage};
 
 /// So many events are read at once on the way to a turn's end. Most turns are shorter.
 const LOOKAHEAD_EVENTS: Seq = 64;
@@ -275,8 +275,8 @@ impl Visitor for Turns {
         self.unfinished -= usize::from(fold.is_final() && !was_final);
         self.kept = self.kept - kept + fold.kept_bytes();
         self.cut_excess();
-        let goes_on = self.unfinished == was_unfinished || self.next_from(seq) == Some(seq + 1);
-        if goes_on {
+        let reads_on = self.unfinished == was_unfinished || self.next_from(seq) == Some(seq + 1);
+        if reads_on {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::codec::{EncodedBatch, Record};
 use crate::index::Locator;
 use crate::model::{Batch, Error, Expected, Options, Result, SessionId, now_ms};
-use crate::recent::{EntryState, Pin};
+use crate::recent::{SessionPin, SessionState};
 use crate::sync::Deadline;
 use crate::write::shared::Shared;
 use crate::write::ticket::{Answer, Landed, Ticket};
@@ -24,7 +24,7 @@ pub(crate) struct Request {
     pub expected: Expected,
     /// When it came, by the wall clock.
     pub created_ms: u64,
-    pub session: Pin,
+    pub session: SessionPin,
     /// How long it may wait for room.
     pub deadline: Deadline,
     pub answer: Answer,
@@ -36,7 +36,7 @@ pub(crate) struct Request {
 pub(crate) struct SealedKey {
     /// The record that landed under it.
     record: Option<Arc<Record>>,
-    /// The entry's [`keys_released`](EntryState::keys_released) before they were asked.
+    /// The entry's [`keys_released`](SessionState::keys_released) before they were asked.
     as_of: u64,
 }
 
@@ -56,6 +56,7 @@ impl Request {
         let batch = EncodedBatch::new(session, batch);
         let entry = shared
             .recent
+            .sessions
             .pin(session, || shared.locator.head(session))
             .map_err(Error::before_append)?;
         let request = Self {
@@ -107,7 +108,7 @@ impl Request {
     }
 
     /// The answer for a key that was used before.
-    pub(crate) fn replay(&self, state: &EntryState) -> Option<Result<Landed>> {
+    pub(crate) fn replay(&self, state: &SessionState) -> Option<Result<Landed>> {
         let key = self.batch.key()?;
         let record = state
             .record_of_key(&key.text)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::codec::Record;
 use crate::journal::GroupBuffer;
 use crate::model::{Error, IdClock, Result};
-use crate::recent::Pin;
+use crate::recent::SessionPin;
 use crate::sync::{Deadline, Gate, Instant, Waiter};
 use crate::write::request::Request;
 use crate::write::ticket::{Answer, Joined, Landed};
@@ -52,7 +52,7 @@ pub(crate) struct Group {
 
 /// A request whose place in its group is known.
 pub(crate) struct Decided {
-    pub session: Pin,
+    pub session: SessionPin,
     owed: Answer,
     pub outcome: Outcome,
 }
@@ -218,7 +218,7 @@ impl Decided {
 
 /// Answers a request. The session is let go first, so that a caller who has its answer leaves
 /// nothing behind.
-fn finish(session: Pin, owed: Answer, answer: Result<Landed>) {
+fn finish(session: SessionPin, owed: Answer, answer: Result<Landed>) {
     drop(session);
     owed.give(answer);
 }

@@ -39,7 +39,7 @@ fn fill(segments: u64) -> (Scene, Vec<Event>, u64) {
             .unwrap()
     };
     let is_filter = |(name, _): &(String, u64)| name.ends_with(".filter");
-    eventually("the merged filters", || {
+    eventually("the span filters", || {
         filters().iter().filter(|file| is_filter(file)).count() as u64 >= segments / 16
     });
     log.close().unwrap();

@@ -1,4 +1,4 @@
-//! Merged filters: one filter over sixteen segments, one over sixteen times sixteen, and so on, as
+//! Span filters: one filter over sixteen segments, one over sixteen times sixteen, and so on, as
 //! long as they fit memory, so that a session or an idempotency key that is nowhere is found to be
 //! nowhere without asking each segment.
 //!
@@ -47,7 +47,7 @@ const _: () = assert!(PAGE_BYTES as usize == BLOCK, "pages are written as blocks
 
 const EXTENSION: &str = "filter";
 
-/// The segments that a merged filter is over: `FANOUT` to the power of the level, up to the last,
+/// The segments that a span filter is over: `FANOUT` to the power of the level, up to the last,
 /// whose number is a multiple of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Span {
@@ -102,7 +102,7 @@ impl Span {
 }
 
 /// A filter over a span of segments.
-pub(crate) struct MergedFilter {
+pub(crate) struct SpanFilter {
     pub span: Span,
     pages: u64,
     parts: Parts,
@@ -110,7 +110,7 @@ pub(crate) struct MergedFilter {
     broken: AtomicBool,
 }
 
-/// The folder of a store's merged filters, and what reading them takes.
+/// The folder of a store's span filters, and what reading them takes.
 #[derive(Clone)]
 pub(crate) struct FilterDir {
     pub disk: Arc<dyn Disk>,
@@ -119,7 +119,7 @@ pub(crate) struct FilterDir {
     pub cache: Arc<BlockCache>,
 }
 
-impl MergedFilter {
+impl SpanFilter {
     /// Those in the folder that are over segments of the set. Only what their segments are is read
     /// yet. `check_stop` is called before each, and may end it.
     pub(crate) fn list<E: From<Error>>(
@@ -156,7 +156,7 @@ impl MergedFilter {
         }
         let salt = salt(dir.store, span, segments, file_bytes)?;
         let parts = Parts {
-            key: FileKey::Merged(span, file_bytes),
+            key: FileKey::SpanFilter(span, file_bytes),
             path: span.path(&dir.folder),
             file_bytes,
             salt,
@@ -372,20 +372,20 @@ mod tests {
     }
 
     impl Opened<'_> {
-        fn make(&self, span: Span) -> MergedFilter {
+        fn make(&self, span: Span) -> SpanFilter {
             let segments = self.set.of_span(span).unwrap();
-            self.in_place(|place| {
-                MergedFilter::make::<Error>(place, span, segments, || Ok(()))
+            self.in_dir(|dir| {
+                SpanFilter::make::<Error>(dir, span, segments, || Ok(()))
                     .unwrap()
                     .unwrap()
             })
         }
 
-        fn there(&self, span: Span) -> MergedFilter {
+        fn there(&self, span: Span) -> SpanFilter {
             let segments = self.set.of_span(span).unwrap();
             let file = self.scene.disk.open(&self.path(span), Mode::Read).unwrap();
-            self.in_place(|place| {
-                MergedFilter::new(place, span, segments, file.len().unwrap())
+            self.in_dir(|dir| {
+                SpanFilter::new(dir, span, segments, file.len().unwrap())
                     .unwrap()
                     .unwrap()
             })
@@ -395,7 +395,7 @@ mod tests {
             span.path(&Layout::of(self.scene.folder.path()).filters)
         }
 
-        fn in_place<T>(&self, work: impl FnOnce(&FilterDir) -> T) -> T {
+        fn in_dir<T>(&self, work: impl FnOnce(&FilterDir) -> T) -> T {
             let Scene {
                 folder,
                 disk,
@@ -421,7 +421,7 @@ mod tests {
         let scene = Scene::new(StoreId(1), 16 * 16 + 16 + 3);
         scene.make_all();
         let opened = scene.opened();
-        let set = opened.set.with_merged(
+        let set = opened.set.with_filters(
             [(2, 256), (1, 272)].map(|(level, last)| opened.there(Span { level, last })),
         );
         for info in &scene.infos[..272] {
@@ -458,7 +458,7 @@ mod tests {
         let opened = scene.opened();
         let set = opened
             .set
-            .with_merged(Span::up_to(scene.newest()).map(|span| opened.there(span)));
+            .with_filters(Span::up_to(scene.newest()).map(|span| opened.there(span)));
         for number in 1..=scene.newest() {
             let (found, entry) = set.last_run(&session(number)).unwrap().unwrap();
             assert_eq!((found.info.number, entry.run.last()), (number, 1));
@@ -547,8 +547,7 @@ mod tests {
             (0, false),
             (100, false),
         ] {
-            let filter =
-                opened.in_place(|place| MergedFilter::new(place, span, segments, bytes).unwrap());
+            let filter = opened.in_dir(|dir| SpanFilter::new(dir, span, segments, bytes).unwrap());
             assert_eq!(filter.is_some(), is_possible, "{bytes} bytes");
         }
     }
@@ -556,9 +555,9 @@ mod tests {
     #[test]
     fn a_filter_that_is_not_finished_or_not_over_all_that_is_there_is_not_made() {
         let (span, scene) = (Span { level: 1, last: 16 }, Scene::new(StoreId(1), 16));
-        let made = |opened: &Opened<'_>, go_on: &dyn Fn() -> Result<()>| {
+        let made = |opened: &Opened<'_>, check_stop: &dyn Fn() -> Result<()>| {
             let segments = opened.set.of_span(span).unwrap();
-            opened.in_place(|place| MergedFilter::make(place, span, segments, go_on))
+            opened.in_dir(|dir| SpanFilter::make(dir, span, segments, check_stop))
         };
         assert!(matches!(
             made(&scene.opened(), &|| Err(Error::Closed)),
@@ -607,14 +606,14 @@ mod tests {
             .unwrap()
             .write_all_at(&[1], 100)
             .unwrap();
-        let broken = opened.set.with_merged([opened.there(span)]);
-        assert!(broken.is_merged(span), "it is not known yet");
+        let broken = opened.set.with_filters([opened.there(span)]);
+        assert!(broken.has_filter(span), "it is not known yet");
         assert!(broken.last_run(&session(99)).unwrap().is_none());
-        assert!(!broken.is_merged(span));
-        let mended = broken.with_merged([opened.make(span)]);
+        assert!(!broken.has_filter(span));
+        let mended = broken.with_filters([opened.make(span)]);
         assert!(mended.last_run(&session(99)).unwrap().is_none());
         assert!(
-            mended.is_merged(span),
+            mended.has_filter(span),
             "what was written in its place is not what is read"
         );
     }

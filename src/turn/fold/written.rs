@@ -8,13 +8,13 @@ use proptest::sample::select;
 use serde_json::json;
 
 use crate::model::Event;
-use crate::turn::lenient;
-use crate::turn::lenient::tests::{any_field, any_json};
-use crate::turn::message::tests::{OPENING_SEQ, event, opening};
-use crate::turn::message::{
+use crate::turn::fold::tests::{OPENING_SEQ, event, opening};
+use crate::turn::fold::{
     ASSISTANT_COMPLETED, Fold, MessageStatus, STATUS_CHANGED, TOOL_COMPLETED, TOOL_FAILED,
     TOOL_REQUESTED,
 };
+use crate::turn::lenient;
+use crate::turn::lenient::tests::{any_field, any_json};
 use crate::turn::tool_calls::Calls;
 
 /// What an event says of its turn.
@@ -461,7 +461,7 @@ proptest! {
         let mut fold = Fold::open(opening().view()).unwrap();
         let ended = Event { seq: OPENING_SEQ + 1, ..event(STATUS_CHANGED, data) };
         #[cfg(feature = "http")]
-        prop_assert!(crate::turn::message::may_end_turn(ended.view()));
+        prop_assert!(crate::turn::fold::may_end_turn(ended.view()));
         fold.apply(ended.view());
         let message = fold.into_message();
         prop_assert_eq!(message.status, MessageStatus::Failed);

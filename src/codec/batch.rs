@@ -1,0 +1,125 @@
+//! Encodes a batch, once, on the caller's thread: checksummed and fingerprinted, as it will lie in
+//! the journal and in a segment.
+
+use std::sync::Arc;
+
+use bytes::BufMut;
+
+use crate::codec::chunk::room_for;
+use crate::codec::record::{
+    BODY_KEYED, EVENT_IN_TURN, EVENT_OPENS, FINGERPRINT_BYTES, HEAD_BYTES_MAX, IdempotencyKey,
+    Record,
+};
+use crate::codec::{Salt, prefixed_bytes, put_prefixed, put_varint, varint_bytes};
+use crate::model::{Batch, EventId, NewEvent, Seq, SessionId, Stamp, Turn};
+
+/// A batch as it will be stored, before it has a place in its session. It is a record already, so
+/// that the commit section has nothing to make.
+#[derive(Debug)]
+pub(crate) struct EncodedBatch(Arc<Record>);
+
+impl EncodedBatch {
+    /// Encodes a batch that was checked against the limits.
+    pub(crate) fn new(session: &SessionId, batch: Batch) -> Self {
+        let length = body_bytes(session, &batch);
+        let mut body = room_for(length);
+        body.put_u8(if batch.key.is_some() { BODY_KEYED } else { 0 });
+        put_prefixed(&mut body, session.as_bytes());
+        let session_end = body.len();
+        let mut fingerprint_at = 0;
+        if let Some(key) = &batch.key {
+            put_prefixed(&mut body, key.as_bytes());
+            fingerprint_at = body.len();
+            body.extend_from_slice(&[0; FINGERPRINT_BYTES]);
+        }
+        let events_at = body.len();
+        let count =
+            u32::try_from(batch.events.len()).expect("the cap on events in a batch fits 32 bits");
+        put_varint(&mut body, count.into());
+        for event in &batch.events {
+            put_event(&mut body, event);
+        }
+        let key = batch.key.map(|key| {
+            let (before, events) = body.split_at_mut(events_at);
+            let fingerprint = *blake3::hash(events).as_bytes();
+            let place = before
+                .get_mut(fingerprint_at..)
+                .expect("the fingerprint lies before the events");
+            place.copy_from_slice(&fingerprint);
+            Box::new(IdempotencyKey {
+                text: key,
+                fingerprint,
+            })
+        });
+        debug_assert_eq!(body.len(), length, "the length was known beforehand");
+        let body = body.freeze();
+        let session = session.stored_at(session_end - session.as_bytes().len()..session_end, &body);
+        Self(Arc::new(Record {
+            session,
+            generation: 0,
+            first: 0,
+            count,
+            base: EventId::from_u128(0),
+            created_ms: 0,
+            key,
+            extensions: None,
+            body_checksum: Salt::NONE.checksum(&body),
+            body,
+            events_at,
+        }))
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.0.count
+    }
+
+    pub(crate) fn key(&self) -> Option<&IdempotencyKey> {
+        self.0.key.as_deref()
+    }
+
+    /// The record that this becomes at a place in its session.
+    pub(crate) fn stamped(mut self, generation: u32, first: Seq, stamp: Stamp) -> Arc<Record> {
+        let record = Arc::get_mut(&mut self.0).expect("nobody was given it");
+        (record.generation, record.first) = (generation, first);
+        (record.base, record.created_ms) = (stamp.base, stamp.created_ms);
+        self.0
+    }
+
+    /// At least as many bytes as the record takes when it is stored.
+    pub(crate) fn stored_bytes_max(&self) -> usize {
+        HEAD_BYTES_MAX + self.0.body().len()
+    }
+}
+
+/// The length of a batch's body, to the byte: a body stays in memory until it is sealed, and with
+/// it what it was given too much.
+fn body_bytes(session: &SessionId, batch: &Batch) -> usize {
+    let key = batch
+        .key
+        .as_ref()
+        .map_or(0, |key| prefixed_bytes(key.len()) + FINGERPRINT_BYTES);
+    let events = batch.events.iter().map(event_bytes).sum::<usize>();
+    1 + prefixed_bytes(session.as_bytes().len()) + key + varint_bytes(batch.events.len()) + events
+}
+
+fn event_bytes(event: &NewEvent) -> usize {
+    let turn = if matches!(event.turn, Turn::Of(_)) {
+        size_of::<u128>()
+    } else {
+        0
+    };
+    1 + turn + prefixed_bytes(event.event_type.as_bytes().len()) + prefixed_bytes(event.data.len())
+}
+
+fn put_event(out: &mut impl BufMut, event: &NewEvent) {
+    match event.turn {
+        Turn::None => out.put_u8(0),
+        Turn::Opens => out.put_u8(EVENT_OPENS),
+        Turn::Of(message) => {
+            out.put_u8(EVENT_IN_TURN);
+            out.put_slice(&message.event_id().to_u128().to_le_bytes());
+        }
+    }
+    put_prefixed(out, event.event_type.as_bytes());
+    put_prefixed(out, &event.data);
+}

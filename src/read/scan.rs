@@ -1,0 +1,201 @@
+//! Reads a session's records in either direction, from memory and from the segments, and shows
+//! their events to a visitor.
+
+use std::ops::{ControlFlow, RangeInclusive};
+use std::sync::Arc;
+
+use crate::codec::{EventFrame, Fault, Record};
+use crate::index::SealedReader;
+use crate::model::{Error, Event, EventType, Result, Seq};
+use crate::recent::SessionPin;
+use crate::segment::Segment;
+
+/// A filtered page reads at least so many events at once, since few of them may match.
+const FILTERED_EVENTS_MIN: usize = 1_000;
+
+/// How much to read at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadLimit {
+    pub events: usize,
+    /// Reading stops behind the event that reaches this.
+    pub bytes: usize,
+}
+
+/// A part of a session's records, at least one.
+pub(super) enum RecordSlice {
+    Recent(Vec<Arc<Record>>),
+    Sealed(Arc<Segment>, Vec<Record>),
+}
+
+impl RecordSlice {
+    pub(super) fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
+        let (recent, sealed): (&[Arc<Record>], &[Record]) = match self {
+            RecordSlice::Recent(records) => (records, &[]),
+            RecordSlice::Sealed(_, records) => (&[], records),
+        };
+        recent.iter().map(|record| &**record).chain(sealed)
+    }
+
+    pub(super) fn fault(&self, fault: Fault) -> Error {
+        match self {
+            RecordSlice::Recent(_) => {
+                unreachable!("records in memory were checked when they got there")
+            }
+            RecordSlice::Sealed(segment, _) => segment.fault_in_records(fault),
+        }
+    }
+}
+
+/// Reads a session's records, from memory and from the segments, in either direction.
+pub(super) struct SessionReader<'a> {
+    /// Where there is none, all is sealed.
+    pub(super) entry: Option<SessionPin>,
+    pub(super) sealed: SealedReader<'a>,
+    /// What comes before was seen to have left memory, where it never comes back to.
+    pub(super) sealed_below: Seq,
+}
+
+impl SessionReader<'_> {
+    /// Shows the events upwards; returns the last seq that was shown.
+    pub(super) fn scan_up(
+        &mut self,
+        range: RangeInclusive<Seq>,
+        visitor: &mut impl Visitor,
+    ) -> Result<Seq> {
+        let (mut next, to) = range.into_inner();
+        while next <= to {
+            let wanted = next..=to.min(next.saturating_add(visitor.lookahead()));
+            let slice = self.slice(next, &wanted)?;
+            for record in slice.records() {
+                for frame in record.events_in(&wanted) {
+                    let frame = frame.map_err(|fault| slice.fault(fault))?;
+                    next = frame.view.seq + 1;
+                    if visitor.visit(&frame).is_break() {
+                        return Ok(next - 1);
+                    }
+                }
+            }
+        }
+        Ok(next - 1)
+    }
+
+    /// Shows the events downwards; returns the last seq that was shown.
+    pub(super) fn scan_down(
+        &mut self,
+        range: RangeInclusive<Seq>,
+        visitor: &mut impl Visitor,
+    ) -> Result<Seq> {
+        let (from, mut to) = range.into_inner();
+        let mut seen = to + 1;
+        while to >= from && seen > from {
+            let wanted = from.max(to.saturating_sub(visitor.lookahead()))..=to;
+            let slice = self.slice(to, &wanted)?;
+            let mut frames = Vec::new();
+            for record in slice.records().rev() {
+                let events = record.events_in(&wanted);
+                frames.reserve(events.count_max());
+                for frame in events {
+                    frames.push(frame.map_err(|fault| slice.fault(fault))?);
+                }
+                for frame in frames.drain(..).rev() {
+                    seen = frame.view.seq;
+                    if visitor.visit(&frame).is_break() {
+                        return Ok(seen);
+                    }
+                }
+            }
+            to = seen.saturating_sub(1);
+        }
+        Ok(seen)
+    }
+
+    /// The records around `seq`, which is not behind the head, that overlap the range and lie
+    /// together, in memory or in one run of a segment.
+    fn slice(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<RecordSlice> {
+        if let Some(entry) = self.entry.as_ref().filter(|_| seq >= self.sealed_below) {
+            let state = entry.lock();
+            let oldest = state
+                .records
+                .front()
+                .map_or(Seq::MAX, |record| record.first);
+            if oldest <= seq {
+                return Ok(RecordSlice::Recent(
+                    state.overlapping(*range.start(), *range.end()),
+                ));
+            }
+            self.sealed_below = oldest;
+        }
+        let (segment, records) = self.sealed.records(seq, range)?;
+        Ok(RecordSlice::Sealed(segment, records))
+    }
+}
+
+/// Is shown events one by one, until it has enough.
+pub(crate) trait Visitor {
+    fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()>;
+
+    /// How many events behind the next one are worth reading with it.
+    fn lookahead(&self) -> Seq;
+}
+
+/// Takes the events of a page.
+pub(super) struct Scan {
+    pub(super) types: Option<Vec<EventType>>,
+    pub(super) limit: usize,
+    pub(super) bytes_left: usize,
+    pub(super) events: Vec<Event>,
+}
+
+impl Scan {
+    pub(super) fn new(
+        types: Option<Vec<EventType>>,
+        range: &RangeInclusive<Seq>,
+        read_limit: ReadLimit,
+    ) -> Self {
+        let ReadLimit {
+            events: limit,
+            bytes: bytes_left,
+        } = read_limit;
+        let in_range = usize::try_from(range.end() + 1 - range.start()).unwrap_or(usize::MAX);
+        // Of a type there may be few.
+        let likely = if types.is_some() {
+            0
+        } else {
+            limit.min(in_range)
+        };
+        Self {
+            types,
+            limit,
+            bytes_left,
+            events: Vec::with_capacity(likely),
+        }
+    }
+}
+
+impl Visitor for Scan {
+    fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()> {
+        self.bytes_left = self.bytes_left.saturating_sub(frame.read_bytes());
+        if self
+            .types
+            .as_ref()
+            .is_none_or(|types| types.iter().any(|wanted| wanted == frame.view.event_type))
+        {
+            self.events.push(frame.event());
+        }
+        if self.events.len() == self.limit || self.bytes_left == 0 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn lookahead(&self) -> Seq {
+        let wanted = self.limit - self.events.len();
+        let read = if self.types.is_some() {
+            wanted.max(FILTERED_EVENTS_MIN)
+        } else {
+            wanted
+        };
+        read.saturating_sub(1) as Seq
+    }
+}

@@ -1,0 +1,159 @@
+//! How much may be in memory, and when the oldest of it is to be sealed.
+
+use std::sync::Arc;
+
+use crate::codec::Record;
+use crate::manifest::JournalUse;
+use crate::model::Options;
+use crate::recent::{GroupRecords, Recent};
+use crate::sync::Ordering;
+
+/// How much may be recent, in bytes of memory unless said otherwise, and what follows before it is
+/// that much.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Nobody appends while there is more.
+    bytes_max: u64,
+    /// Nor while there is more that the segment being written does not hold yet. It leaves room for
+    /// that segment, so that writers are held back as it grows, and not until it is done.
+    unsealed_bytes_max: u64,
+    /// A full journal file is left alone while there is less, unless the log is idle.
+    pub(super) seal_from_bytes: u64,
+    /// Full journal files are worth a segment once they take this much on the disk, so that a young
+    /// log does not leave many small ones,
+    worth_file_bytes: u64,
+    /// or this much in memory. An active file that takes more is ended, and a segment takes in no
+    /// further file then.
+    worth_bytes: u64,
+    /// For where sessions stand of which nothing is recent.
+    pub(super) idle_bytes_max: usize,
+}
+
+impl Bounds {
+    pub(crate) fn of(options: &Options) -> Self {
+        let (bytes_max, file_bytes) = (
+            options.recent_bytes_max as u64,
+            options.journal_file_bytes_max as u64,
+        );
+        Self {
+            bytes_max,
+            unsealed_bytes_max: bytes_max / 3 * 2,
+            seal_from_bytes: (bytes_max / 2).min(file_bytes + file_bytes / 2),
+            worth_file_bytes: file_bytes,
+            worth_bytes: bytes_max / 3,
+            idle_bytes_max: options.head_cache_bytes_max,
+        }
+    }
+}
+
+/// How soon full journal files are to be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timing {
+    /// When room is needed. Until then the disk is left to those who append.
+    Needed,
+    /// Now: nobody appends, or it was time before and failed.
+    Now,
+}
+
+/// What is ready to be sealed: the oldest of the full journal files.
+pub(crate) struct Sealable {
+    pub records: Vec<Arc<Record>>,
+    /// What they take.
+    pub memory: u64,
+    pub start_lsn: u64,
+    pub end_lsn: u64,
+    /// The journal files and their sizes.
+    pub files: Vec<(JournalUse, u64)>,
+}
+
+impl Recent {
+    /// Whether another group may come. Without a full journal file nothing can be sealed, and
+    /// waiting would help nobody.
+    pub(crate) fn has_room(&self) -> bool {
+        let (bytes, unsealed) = (self.bytes(), self.unsealed_bytes());
+        (bytes <= self.bounds.bytes_max && unsealed <= self.bounds.unsealed_bytes_max)
+            || !self.has_full_file()
+    }
+
+    /// Whether the active file takes so much that it should be ended.
+    pub(crate) fn active_is_large(&self) -> bool {
+        self.commits
+            .read()
+            .files
+            .back()
+            .is_some_and(|file| file.bytes > self.bounds.worth_bytes)
+    }
+
+    /// How much of what is recent the segment being written holds.
+    pub(crate) fn note_written(&self, bytes: u64) {
+        self.written.store(bytes, Ordering::Relaxed);
+    }
+
+    fn unsealed_bytes(&self) -> u64 {
+        self.bytes()
+            .saturating_sub(self.written.load(Ordering::Relaxed))
+    }
+
+    fn has_full_file(&self) -> bool {
+        let commits = self.commits.read();
+        commits
+            .files
+            .iter()
+            .rev()
+            .skip(1)
+            .any(|file| !file.groups.is_empty())
+    }
+
+    /// The oldest full journal files, once they are worth a segment and it is time for one. That
+    /// waits for the file behind them to be begun, since the manifest must name a file that the
+    /// next records are in.
+    pub(crate) fn sealable(&self, timing: Timing) -> Option<Sealable> {
+        let Bounds {
+            worth_file_bytes,
+            worth_bytes,
+            seal_from_bytes,
+            unsealed_bytes_max,
+            ..
+        } = self.bounds;
+        let commits = self.commits.read();
+        let active = commits.files.back().filter(|file| file.begun)?;
+        let full = commits.files.range(..commits.files.len() - 1);
+        let (file_bytes, memory) = full.clone().fold((0, 0), |(disk, memory), file| {
+            (disk + file.file_bytes, memory + file.bytes)
+        });
+        let is_worth_it = file_bytes >= worth_file_bytes || memory >= worth_bytes;
+        let is_time = timing == Timing::Now || self.bytes() > seal_from_bytes;
+        if !(is_worth_it && is_time) && self.unsealed_bytes() <= unsealed_bytes_max {
+            return None;
+        }
+        let mut memory = 0;
+        let taken: Vec<_> = full
+            .take_while(|file| {
+                let is_first = memory == 0;
+                memory += file.bytes;
+                is_first || memory <= worth_bytes
+            })
+            .collect();
+        let groups: Vec<GroupRecords> = taken
+            .iter()
+            .flat_map(|file| &file.groups)
+            .map(Arc::clone)
+            .collect();
+        let mut sealable = Sealable {
+            records: Vec::new(),
+            memory: taken.iter().map(|file| file.bytes).sum(),
+            start_lsn: commits.files.front().unwrap_or(active).start_lsn,
+            end_lsn: commits.files.get(taken.len()).unwrap_or(active).start_lsn,
+            files: taken
+                .iter()
+                .map(|file| (file.file, file.file_bytes))
+                .collect(),
+        };
+        drop(commits);
+        sealable.records = groups
+            .iter()
+            .flat_map(|group| group.iter().map(Arc::clone))
+            .collect();
+        (!sealable.records.is_empty()).then_some(sealable)
+    }
+}
