@@ -4,9 +4,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use serde_json::Value;
 use sessionlog::http::{self, Config};
 use sessionlog::{Batch, NewEvent, SessionLog};
 
-use crate::process::{Ending, Server, command, eventually, free_address, post};
+use crate::process::{Server, command, eventually, free_address, post};
 use crate::support::KEY;
 
 #[test]
@@ -180,80 +179,6 @@ fn killed_again_and_again_it_answers_retries_with_what_it_had_stored() {
         .map(|(_, event)| event["id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(Server::start(folder.path(), &address).ids("s"), ids);
-}
-
-/// The clients in `examples/clients`, each the program that runs it and the file.
-const CLIENTS: [(&str, &str); 2] = [("python3", "tail.py"), ("node", "tail.mjs")];
-
-#[test]
-fn the_example_clients_come_back_without_gap_or_duplicate() {
-    for (program, file) in CLIENTS {
-        if Command::new(program).arg("--version").output().is_err() {
-            println!("skipped: there is no {program} to run {file}");
-            continue;
-        }
-        check_client(program, file);
-    }
-}
-
-fn check_client(program: &str, file: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let address = free_address();
-    let mut server = Some(Server::start(folder.path(), &address));
-    let url = format!("http://{address}");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples/clients")
-        .join(file);
-    let args = [path.to_str().unwrap(), &url, "a b/c", "hello"];
-    let mut command = Command::new(program);
-    command
-        .args(args)
-        .env("SESSIONLOG_API_KEY", KEY)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let mut client = Ending(command.spawn().unwrap());
-    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
-    let lines = BufReader::new(client.0.stdout.take().unwrap()).lines();
-    let reader = thread::spawn({
-        let seen = Arc::clone(&seen);
-        move || {
-            for line in lines.map_while(Result::ok) {
-                let event: Value = serde_json::from_str(&line).unwrap();
-                seen.lock()
-                    .unwrap()
-                    .push(event["id"].as_str().unwrap().to_owned());
-            }
-        }
-    });
-    eventually("the message it sent came back", || {
-        !seen.lock().unwrap().is_empty()
-    });
-    for round in 0..3 {
-        for n in 0..30 {
-            // What some take for the end of a line is none.
-            server
-                .as_ref()
-                .unwrap()
-                .post("a%20b%2Fc", &format!("{round}/{n}"), "x\n\u{2028}\u{85}y")
-                .unwrap();
-        }
-        let mut ended = server.take().unwrap();
-        if round == 1 {
-            ended.ask_to_stop();
-            assert!(ended.wait().success());
-        } else {
-            ended.kill();
-        }
-        server = Some(Server::start(folder.path(), &address));
-    }
-    let server = server.unwrap();
-    let all = server.ids("a%20b%2Fc");
-    eventually("it has them all", || {
-        seen.lock().unwrap().len() >= all.len()
-    });
-    drop(client);
-    reader.join().unwrap();
-    assert_eq!(*seen.lock().unwrap(), all, "{file}");
 }
 
 /// The bytes of a stream behind its head.

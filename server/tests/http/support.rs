@@ -12,7 +12,7 @@ use sessionlog::http::Config;
 use sessionlog::{Batch, NewEvent, Options, SessionLog};
 use tower::ServiceExt;
 
-pub(crate) const KEY: &str = "the key";
+pub(crate) use crate::process::KEY;
 
 pub(crate) struct Scene {
     pub(crate) log: SessionLog,

@@ -1,22 +1,22 @@
 //! K3: the calls through a real nginx, as people put it before a server: with its defaults, with
 //! compression, without buffering.
 //!
-//! Needs nginx; skipped with a message where it is not.
+//! Needs nginx.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::find;
+use crate::followers::{Follower, has, id_of_frame, take_in, told};
 use crate::page::Browser;
-use crate::process::{Ending, Server, command, eventually, free_address, post};
-use crate::support::KEY;
+use crate::process::{Ending, KEY, Server, command, eventually, free_address, post};
 
 /// What stands in a location behind `proxy_pass`.
 const VARIANTS: [(&str, &str); 4] = [
@@ -38,25 +38,8 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// `None` where there is none.
-    fn program() -> Option<PathBuf> {
-        let found = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "nginx"].map(PathBuf::from);
-        let works = |program: &PathBuf| {
-            Command::new(program)
-                .arg("-v")
-                .stderr(Stdio::null())
-                .status()
-                .is_ok()
-        };
-        let program = found.into_iter().find(works);
-        if program.is_none() {
-            println!("skipped: there is no nginx");
-        }
-        program
-    }
-
     /// Before the server at `upstream`, and reachable at `listen`.
-    fn start(program: &Path, folder: &Path, listen: &str, upstream: &str, settings: &str) -> Self {
+    fn start(folder: &Path, listen: &str, upstream: &str, settings: &str) -> Self {
         let folder = folder.to_str().unwrap();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|of| format!("{of}_temp_path {folder}/{of};"))
@@ -71,7 +54,7 @@ impl Nginx {
         );
         let path = format!("{folder}/nginx.conf");
         fs::write(&path, config).unwrap();
-        let mut command = Command::new(program);
+        let mut command = Command::new(find("nginx").expect("nginx is there"));
         command
             .args(["-p", folder, "-c", &path])
             .stdout(Stdio::null())
@@ -89,27 +72,20 @@ impl Nginx {
 
 /// A server, and a place for what is before it.
 struct Behind {
-    program: PathBuf,
     folder: tempfile::TempDir,
     address: String,
     server: Option<Server>,
 }
 
 impl Behind {
-    fn new() -> Option<Self> {
-        let (program, folder, address) = (
-            Nginx::program()?,
-            tempfile::tempdir().unwrap(),
-            free_address(),
-        );
+    fn new() -> Self {
         let mut behind = Self {
-            program,
-            folder,
-            address,
+            folder: tempfile::tempdir().unwrap(),
+            address: free_address(),
             server: None,
         };
         behind.start();
-        Some(behind)
+        behind
     }
 
     fn start(&mut self) {
@@ -122,7 +98,7 @@ impl Behind {
     fn nginx(&self, listen: &str, settings: &str) -> Nginx {
         let folder = self.folder.path().join("nginx");
         fs::create_dir_all(&folder).unwrap();
-        Nginx::start(&self.program, &folder, listen, &self.address, settings)
+        Nginx::start(&folder, listen, &self.address, settings)
     }
 
     fn server(&self) -> &Server {
@@ -130,63 +106,8 @@ impl Behind {
     }
 }
 
-/// The IDs that a client has told so far.
-type Seen = Arc<Mutex<Vec<String>>>;
-
-/// Takes in what `lines` give, by what `id` finds in a line.
-fn take_in(
-    lines: impl Read + Send + 'static,
-    id: impl Fn(&str) -> Option<String> + Send + 'static,
-) -> Seen {
-    let seen = Seen::default();
-    let told = Arc::clone(&seen);
-    thread::spawn(move || {
-        for line in BufReader::new(lines).lines().map_while(Result::ok) {
-            told.lock().unwrap().extend(id(&line));
-        }
-    });
-    seen
-}
-
-fn id_of_frame(line: &str) -> Option<String> {
-    line.strip_prefix("id: ").map(str::to_owned)
-}
-
-const CLIENTS: [(&str, &str); 2] = [("python3", "tail.py"), ("node", "tail.mjs")];
-
-/// An example client that follows session `s`, and the IDs that it shows. `None` where there is
-/// nothing to run it with.
-fn start_client(program: &str, file: &str, url: &str) -> Option<(Ending, Seen)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../examples/clients")
-        .join(file);
-    let mut command = Command::new(program);
-    command
-        .arg(path)
-        .args([url, "s"])
-        .env("SESSIONLOG_API_KEY", KEY)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
-    let Ok(mut client) = command.spawn() else {
-        println!("skipped: there is no {program} to run {file}");
-        return None;
-    };
-    let id = |line: &str| {
-        serde_json::from_str::<Value>(line).ok()?["id"]
-            .as_str()
-            .map(str::to_owned)
-    };
-    let seen = take_in(client.stdout.take().unwrap(), id);
-    Some((Ending(client), seen))
-}
-
-fn has(seen: &Seen, count: usize) -> bool {
-    seen.lock().unwrap().len() >= count
-}
-
-#[test]
-fn a_stream_comes_through_a_proxy_at_once_and_is_resumed_there() {
-    let Some(behind) = Behind::new() else { return };
+pub(crate) fn a_stream_comes_through_a_proxy_at_once_and_is_resumed_there() {
+    let behind = Behind::new();
     for (name, settings) in VARIANTS {
         let nginx = behind.nginx(&free_address(), settings);
         let session = name.replace(' ', "-");
@@ -236,9 +157,8 @@ fn a_stream_comes_through_a_proxy_at_once_and_is_resumed_there() {
     }
 }
 
-#[test]
-fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
-    let Some(behind) = Behind::new() else { return };
+pub(crate) fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
+    let behind = Behind::new();
     for (name, settings) in VARIANTS {
         let nginx = behind.nginx(&free_address(), settings);
         let url = format!(
@@ -321,22 +241,16 @@ fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
     }
 }
 
-#[test]
-fn clients_follow_through_a_proxy_that_stops_and_a_server_that_does() {
-    let Some(mut behind) = Behind::new() else {
-        return;
-    };
+pub(crate) fn a_client_follows_through_a_proxy_that_stops_and_a_server_that_does(
+    follower: &Follower,
+) {
+    let mut behind = Behind::new();
     let listen = free_address();
     let mut nginx = Some(behind.nginx(&listen, ""));
-    let mut running = Vec::new();
     behind.server().post("s", "first", "hello").unwrap();
-    for (program, file) in CLIENTS {
-        let Some((client, seen)) = start_client(program, file, &format!("http://{listen}")) else {
-            continue;
-        };
-        eventually(&format!("{file} shows what is stored"), || has(&seen, 1));
-        running.push((file, client, seen));
-    }
+    let url = format!("http://{listen}");
+    let (client, seen) = follower.start(&[&url, "s"]);
+    eventually("it shows what is stored", || has(&seen, 1));
     for round in 0..4 {
         for n in 0..10 {
             behind
@@ -353,53 +267,42 @@ fn clients_follow_through_a_proxy_that_stops_and_a_server_that_does() {
         }
     }
     let all = behind.server().ids("s");
-    for (file, client, seen) in running {
-        eventually(&format!("{file} has them all"), || has(&seen, all.len()));
-        drop(client);
-        assert_eq!(*seen.lock().unwrap(), all, "{file}");
-    }
-    check_curl(&listen, &all);
+    eventually("it has them all", || has(&seen, all.len()));
+    assert_eq!(told(client, &seen), all);
     drop(nginx);
 }
 
-fn check_curl(listen: &str, all: &[String]) {
-    let mut command = Command::new("curl");
-    command.args([
-        "-sN",
-        "-H",
-        &format!("Authorization: Bearer {KEY}"),
-        &format!("http://{listen}/v1/sessions/s/stream"),
-    ]);
-    let Ok(curl) = command.stdout(Stdio::piped()).spawn() else {
-        return println!("skipped: there is no curl");
-    };
-    let mut curl = Ending(curl);
+pub(crate) fn curl_shows_a_stream_through_a_proxy() {
+    let behind = Behind::new();
+    let nginx = behind.nginx(&free_address(), "");
+    for n in 0..10 {
+        behind.server().post("s", &n.to_string(), "x").unwrap();
+    }
+    let mut curl = Command::new("curl");
+    curl.args(["-sN", "-H", &format!("Authorization: Bearer {KEY}")])
+        .arg(format!("{}/v1/sessions/s/stream", nginx.url))
+        .stdout(Stdio::piped());
+    let mut curl = Ending(curl.spawn().unwrap());
     let seen = take_in(curl.0.stdout.take().unwrap(), id_of_frame);
-    eventually("curl shows all that is stored", || has(&seen, all.len()));
-    assert_eq!(*seen.lock().unwrap(), all);
+    eventually("curl shows all that is stored", || has(&seen, 10));
+    assert_eq!(*seen.lock().unwrap(), behind.server().ids("s"));
 }
 
 /// An answer that the server did not finish ends like any other, since nginx asks for it in
 /// HTTP/1.0.
-#[test]
-fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole() {
-    let Some(program) = Nginx::program() else {
-        return;
-    };
+pub(crate) fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole(
+    follower: &Follower,
+) {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, folder) = (
         upstream.local_addr().unwrap().to_string(),
         tempfile::tempdir().unwrap(),
     );
     thread::spawn(move || cut_off_first(&upstream));
-    let nginx = Nginx::start(&program, folder.path(), &free_address(), &address, "");
-    for (program, file) in CLIENTS {
-        let Some((_client, seen)) = start_client(program, file, &nginx.url) else {
-            continue;
-        };
-        eventually(&format!("{file} has both"), || has(&seen, 2));
-        assert_eq!(*seen.lock().unwrap(), ["1", "2"], "{file}");
-    }
+    let nginx = Nginx::start(folder.path(), &free_address(), &address, "");
+    let (_client, seen) = follower.start(&[&nginx.url, "s"]);
+    eventually("it has both", || has(&seen, 2));
+    assert_eq!(*seen.lock().unwrap(), ["1", "2"]);
 }
 
 /// Ends each stream in the middle of its second event, which it sends whole to a client that comes
@@ -427,18 +330,12 @@ fn cut_off_first(upstream: &TcpListener) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_page_works_behind_a_proxy() {
-    let Some(program) = Nginx::program() else {
-        return;
-    };
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn the_page_works_behind_a_proxy() {
+    let browser = Browser::start().await;
     let (folder, address) = (tempfile::tempdir().unwrap(), free_address());
     let server = Server::of(command(&folder.path().join("data"), &address).arg("--open"));
     let settings = "proxy_set_header Host localhost; gzip on; gzip_types *; gzip_min_length 1;";
-    let nginx = Nginx::start(&program, folder.path(), &free_address(), &address, settings);
+    let nginx = Nginx::start(folder.path(), &free_address(), &address, settings);
     post(&server.url, "s", "1", "stored").unwrap();
     browser
         .client

@@ -1,4 +1,4 @@
-//! The server as a process, and plain calls to it over a socket.
+//! What the tests share: the server as a process, and plain calls to it over a socket.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::KEY;
+pub(crate) const KEY: &str = "the key";
 
 /// A process that ends with this.
 pub(crate) struct Ending(pub(crate) Child);

@@ -1,7 +1,7 @@
 //! The page at `/` in a browser: what is sent arrives, a server that comes back is found again,
 //! keys do what a mouse does, and every event that the log can hold is shown.
 //!
-//! Needs Chromium and its driver; skipped with a message where they are not.
+//! Needs Chromium and its driver.
 
 use std::collections::HashSet;
 use std::net::TcpListener;
@@ -16,8 +16,7 @@ use sessionlog::NewEvent;
 
 use crate::in_process::{InProcess, Wire, in_url};
 use crate::odd::{Odd, odd_events};
-use crate::process::{Ending, Server, command, free_address, post};
-use crate::support::KEY;
+use crate::process::{Ending, KEY, Server, command, free_address, post};
 
 pub(crate) struct Browser {
     pub(crate) client: Client,
@@ -25,8 +24,7 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// `None` where there is none.
-    pub(crate) async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Self {
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -37,11 +35,7 @@ impl Browser {
             .arg(format!("--port={port}"))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let has_chromium = Command::new("chromium").arg("--version").output().is_ok();
-        let Some(driver) = driver.spawn().ok().filter(|_| has_chromium).map(Ending) else {
-            println!("skipped: there is no chromium, or no chromedriver");
-            return None;
-        };
+        let driver = Ending(driver.spawn().unwrap());
         let arguments = [
             "--headless=new",
             "--no-sandbox",
@@ -58,7 +52,7 @@ impl Browser {
         builder.capabilities(options);
         for _ in 0..200 {
             match builder.connect(&format!("http://127.0.0.1:{port}")).await {
-                Ok(client) => return Some(Self { client, driver }),
+                Ok(client) => return Self { client, driver },
                 Err(_not_yet) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
@@ -187,11 +181,8 @@ impl Browser {
 const ENTER: char = '\u{e007}';
 const DOWN: char = '\u{e015}';
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_arrives_and_a_server_that_comes_back_is_found_again() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn what_is_sent_arrives_and_a_server_that_comes_back_is_found_again() {
+    let browser = Browser::start().await;
     let folder = tempfile::tempdir().unwrap();
     let address = free_address();
     let url = format!("http://{address}");
@@ -283,11 +274,8 @@ async fn what_is_sent_arrives_and_a_server_that_comes_back_is_found_again() {
     browser.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_long_session_is_read_backwards_and_sessions_are_chosen_by_keyboard() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn a_long_session_is_read_backwards_and_sessions_are_chosen_by_keyboard() {
+    let browser = Browser::start().await;
     let folder = tempfile::tempdir().unwrap();
     let server = Server::of(command(folder.path(), "127.0.0.1:0").arg("--open"));
     for n in 0..180 {
@@ -367,11 +355,8 @@ async fn a_long_session_is_read_backwards_and_sessions_are_chosen_by_keyboard() 
     browser.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_with_a_key_is_asked_for_with_it() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn a_server_with_a_key_is_asked_for_with_it() {
+    let browser = Browser::start().await;
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), "127.0.0.1:0");
     server.post("s", "0", "x").unwrap();
@@ -406,11 +391,8 @@ async fn a_server_with_a_key_is_asked_for_with_it() {
     browser.end().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_odd_event_is_shown_and_hides_no_other() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn an_odd_event_is_shown_and_hides_no_other() {
+    let browser = Browser::start().await;
     let server = InProcess::start().await;
     let plain = || (0..80).map(|n| NewEvent::new("note", n.to_string()));
     // K6 as it was reported: 50 of 161 events were shown.
@@ -453,11 +435,8 @@ async fn an_odd_event_is_shown_and_hides_no_other() {
 }
 
 /// K6, with whatever else there may be.
-#[tokio::test(flavor = "multi_thread")]
-async fn any_event_is_shown_and_its_raw_text_is_that_of_the_wire() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn any_event_is_shown_and_its_raw_text_is_that_of_the_wire() {
+    let browser = Browser::start().await;
     let server = InProcess::start().await;
     let mut odd = Odd::new();
     let session = "100% / .. ?#\"<b>\u{202e}";
@@ -485,11 +464,8 @@ async fn any_event_is_shown_and_its_raw_text_is_that_of_the_wire() {
 }
 
 /// K6: nothing is swallowed.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_shown_as_text() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_shown_as_text() {
+    let browser = Browser::start().await;
     let server = InProcess::start().await;
     server.append("s", (0..60).map(|n| NewEvent::new("note", n.to_string())));
     browser.open(&server, "s").await;
@@ -603,11 +579,8 @@ async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_shown_as_text
 }
 
 /// K6: sessions, too, are called what they are called.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_of_any_name_is_listed_and_opens() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn a_session_of_any_name_is_listed_and_opens() {
+    let browser = Browser::start().await;
     let server = InProcess::start().await;
     let longest = "\u{1f980}".repeat(64);
     let names = [
@@ -686,11 +659,8 @@ async fn a_session_of_any_name_is_listed_and_opens() {
 }
 
 /// K8: the walk to the recent sessions is bounded.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_list_of_recent_sessions_that_was_cut_short_says_so_and_leads_to_all() {
-    let Some(browser) = Browser::start().await else {
-        return;
-    };
+pub(crate) async fn a_list_of_recent_sessions_that_was_cut_short_says_so_and_leads_to_all() {
+    let browser = Browser::start().await;
     let server = InProcess::start().await;
     let append = |range: std::ops::Range<u32>| {
         for n in range {

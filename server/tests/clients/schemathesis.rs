@@ -4,38 +4,32 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::Server;
-use crate::support::KEY;
+use crate::process::{KEY, Server};
 
 const SECONDS: &str = "300";
 
-#[test]
-fn campaign_schemathesis_finds_nothing() {
-    if std::env::var("SESSION_LOG_CAMPAIGN").is_ok_and(|tier| tier == "full") {
-        let folder = tempfile::tempdir().unwrap();
-        let server = Server::start(folder.path(), "127.0.0.1:0");
-        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/http/schemathesis.toml");
-        let mut run = Command::new(schemathesis());
-        run.current_dir(folder.path())
-            .arg("--config-file")
-            .arg(config)
-            .arg("run")
-            .arg(format!("{}/openapi.json", server.url));
-        run.args([
-            "--checks",
-            "all",
-            "--max-time",
-            SECONDS,
-            "--header",
-            &format!("Authorization: Bearer {KEY}"),
-        ]);
-        assert!(
-            run.status().unwrap().success(),
-            "it says above what it found"
-        );
-    } else {
-        println!("SKIPPED: it runs with SESSION_LOG_CAMPAIGN=full alone");
-    }
+pub(crate) fn campaign() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), "127.0.0.1:0");
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/schemathesis.toml");
+    let mut run = Command::new(schemathesis());
+    run.current_dir(folder.path())
+        .arg("--config-file")
+        .arg(config)
+        .arg("run")
+        .arg(format!("{}/openapi.json", server.url));
+    run.args([
+        "--checks",
+        "all",
+        "--max-time",
+        SECONDS,
+        "--header",
+        &format!("Authorization: Bearer {KEY}"),
+    ]);
+    assert!(
+        run.status().unwrap().success(),
+        "it says above what it found"
+    );
 }
 
 /// The program, in an environment of its own below the target folder.
