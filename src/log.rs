@@ -11,7 +11,8 @@ use crate::model::{
     Ack, Batch, Error, Event, EventId, Head, MessageId, Options, Result, SessionId, Stats,
 };
 #[cfg(feature = "http")]
-use crate::read::{After, EventPage, EventStream, From, NewestSessions, Page, Store};
+use crate::read::NewestSessions;
+use crate::read::{After, EventPage, EventStream, From, Page, Store};
 use crate::sync::Mutex;
 use crate::turn::{Fold, Message, MessagePage, TurnReader};
 #[cfg(feature = "http")]
