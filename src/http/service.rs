@@ -221,7 +221,9 @@ fn check_framing(headers: &HeaderMap) -> Result<(), ApiError> {
 /// The one parameter of a path, percent-decoded once.
 pub(super) struct InPath<T>(pub T);
 
-impl<T: std::str::FromStr<Err = crate::Error>, S: Send + Sync> FromRequestParts<S> for InPath<T> {
+impl<T: std::str::FromStr<Err = crate::model::Error>, S: Send + Sync> FromRequestParts<S>
+    for InPath<T>
+{
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {

@@ -377,10 +377,13 @@ pub(crate) fn check_limit(limit: Limit, actual: usize, max: usize) -> Result<()>
     })
 }
 
+/// `EMFILE` and `ENFILE`, which have no `ErrorKind`: the process or the system has too many files
+/// open. Unix systems agree on the numbers.
+const TOO_MANY_FILES: [i32; 2] = [24, 23];
+
 /// Whether the same call may succeed later without anybody mending something: the process or the
 /// system is short of something for a while.
 pub(crate) fn may_pass(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
     use std::io::ErrorKind::{
         Interrupted, Other, OutOfMemory, QuotaExceeded, ResourceBusy, StorageFull, TimedOut,
         WouldBlock,
@@ -395,7 +398,8 @@ pub(crate) fn may_pass(error: &std::io::Error) -> bool {
         TimedOut,
         WouldBlock,
     ];
-    let is_short_of_files = Errno::from_io_error(error)
-        .is_some_and(|errno| errno == Errno::MFILE || errno == Errno::NFILE);
+    let is_short_of_files = error
+        .raw_os_error()
+        .is_some_and(|code| cfg!(unix) && TOO_MANY_FILES.contains(&code));
     is_short_of_files || passes.contains(&error.kind())
 }

@@ -38,7 +38,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "the checksums of a group's records are not checked",
         edits: &[(
-            "src/journal/replay.rs",
+            "src/journal/window.rs",
             "if !is_whole(&header, records) {",
             "if false && !is_whole(&header, records) {",
         )],
@@ -97,8 +97,8 @@ const MUTANTS: &[Mutant] = &[
         name: "a group says of itself that it is durable",
         edits: &[(
             "src/write/commit.rs",
-            "journal.place(group, self.durable_lsn())",
-            "{\nlet end = journal.end_lsn() + 4096;\njournal.place(group, end)\n}",
+            "journal.place(&mut group.buffer, state.durable_lsn())",
+            "{\nlet end = journal.end_lsn() + 4096;\njournal.place(&mut group.buffer, end)\n}",
         )],
         test: POWER_CUTS,
         target: UNIT,
@@ -109,12 +109,12 @@ const MUTANTS: &[Mutant] = &[
             (
                 "src/maintain/seal.rs",
                 "let info = write_segment(",
-                "for (file, bytes) in &files {\nlet _early = self.spares.give(file.number, *bytes);\n}\n\
+                "for (file, bytes) in &files {\nlet _early = self.writer.shared.spares.give(file.number, *bytes);\n}\n\
                  let info = write_segment(",
             ),
             (
                 "src/maintain/seal.rs",
-                "if let Err(refused) = self.spares.give(file.number, *bytes) {",
+                "if let Err(refused) = self.writer.shared.spares.give(file.number, *bytes) {",
                 "if let Err(refused) = Result::Ok((file, bytes)) {",
             ),
         ],
@@ -135,8 +135,8 @@ const MUTANTS: &[Mutant] = &[
         name: "the manifest that was found is not made durable",
         edits: &[(
             "src/engine/open.rs",
-            "manifest.made_durable(disk, self.folder)?",
-            "manifest",
+            "                manifest.make_durable()?;\n",
+            "",
         )],
         test: "a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on",
         target: UNIT,
@@ -145,8 +145,8 @@ const MUTANTS: &[Mutant] = &[
         name: "recovery goes on in the file that a crash left",
         edits: &[(
             "src/engine/open.rs",
-            "if recovery.clean {\n            self.go_on",
-            "if recovery.clean || true {\n            self.go_on",
+            "if recovery.clean {\n            self.resume",
+            "if recovery.clean || true {\n            self.resume",
         )],
         test: POWER_CUTS,
         target: UNIT,
@@ -154,7 +154,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "where a session stood is remembered past what it stands at next",
         edits: &[(
-            "src/recent/mod.rs",
+            "src/recent/sessions.rs",
             "            idle.put(id, head);",
             "            if idle.get(&id).is_none() {\nidle.put(id, head);\n}",
         )],
@@ -174,7 +174,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a merged filter is believed whichever segments it is over",
         edits: &[(
-            "src/segment/merged.rs",
+            "src/segment/span_filter.rs",
             "segments.iter().try_fold(salt,",
             "segments.iter().take(0).try_fold(salt,",
         )],
@@ -215,8 +215,8 @@ const MUTANTS: &[Mutant] = &[
         name: "the slot of the manifest that counts is written first",
         edits: &[(
             "src/manifest.rs",
-            "if self.slot == 0 {\n            [second, first]",
-            "if self.slot == 1 {\n            [second, first]",
+            "[1 - self.slot, self.slot]",
+            "[self.slot, 1 - self.slot]",
         )],
         test: "a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted",
         target: UNIT,

@@ -4,6 +4,7 @@
 //! A wall is about code: comments are blanked out first, and what stands in a `#[cfg(test)]` module
 //! at the end of a file may name whatever its tests need.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -96,6 +97,15 @@ const WALLS: &[Wall] = &[
     },
 ];
 
+/// The parts of the product, each a folder or a file under `src`, in the order of the data's way. A
+/// part imports only from parts to its left.
+const LAYERS: &str = "sync model codec disk segment manifest journal index recent read write \
+                      turn engine maintain log http";
+
+/// The one part whose files may import each other in a circle: a value names its error, and the
+/// error the value.
+const MAY_BE_CIRCULAR: &str = "model";
+
 #[test]
 fn every_file_says_first_what_it_is() {
     check(
@@ -130,6 +140,103 @@ fn the_walls_between_modules_stand() {
 }
 
 #[test]
+fn each_part_imports_only_from_parts_before_it() {
+    check(
+        "a part imports only from parts before it",
+        layered(),
+        lines_against_the_layers,
+    );
+}
+
+#[test]
+fn no_files_of_a_part_import_each_other_in_a_circle() {
+    let files: Vec<&Source> = layered()
+        .filter(|source| source.part() != MAY_BE_CIRCULAR)
+        .collect();
+    assert_eq!(circle(&files), None);
+}
+
+/// The files that [`LAYERS`] speaks of: all but the list of exports and the tests from inside.
+fn layered() -> impl Iterator<Item = &'static Source> {
+    sources().filter(|source| source.part() != "lib" && source.part() != "testing")
+}
+
+/// The lines that import from a part that is not before the file's own.
+fn lines_against_the_layers(source: &Source) -> Vec<usize> {
+    let rank = |part: &str| LAYERS.split_whitespace().position(|layer| layer == part);
+    let own = rank(source.part());
+    let is_wrong = |path: &[String]| match path.first() {
+        Some(part) if part == source.part() => false,
+        Some(part) => rank(part).is_none() || own.is_none() || rank(part) > own,
+        None => true,
+    };
+    let paths = source.paths_in_crate();
+    let wrong = paths.iter().filter(|(_, path)| is_wrong(path));
+    let lines: BTreeSet<usize> = wrong.map(|(line, _)| *line).collect();
+    lines.into_iter().collect()
+}
+
+/// Files that import each other in a circle, if there are any.
+fn circle(files: &[&Source]) -> Option<Vec<String>> {
+    let imports: BTreeMap<&str, BTreeSet<&str>> = files
+        .iter()
+        .map(|source| (source.name.as_str(), source.imported_files(files)))
+        .collect();
+    // What imports nothing that is left, or is imported by nothing that is left, is in no circle.
+    let mut left: BTreeSet<&str> = imports.keys().copied().collect();
+    loop {
+        let is_needed = |name: &&str| {
+            imports[name].iter().any(|other| left.contains(other))
+                && left.iter().any(|other| imports[other].contains(name))
+        };
+        let still: BTreeSet<&str> = left.iter().copied().filter(is_needed).collect();
+        if still.is_empty() {
+            return None;
+        }
+        if still.len() == left.len() {
+            return Some(still.into_iter().map(str::to_owned).collect());
+        }
+        left = still;
+    }
+}
+
+#[test]
+fn the_checks_of_imports_see_what_they_look_for() {
+    let source = |name: &str, text: &str| Source::new(name, text);
+    let up = "use crate::model::{Seq, ids};\nuse crate::write::Commit;\nfn f() { crate::log::g() }";
+    assert_eq!(
+        lines_against_the_layers(&source("src/read/x.rs", up)),
+        [2, 3]
+    );
+    assert_eq!(
+        lines_against_the_layers(&source("src/http/x.rs", up)),
+        [] as [usize; 0]
+    );
+    assert_eq!(
+        lines_against_the_layers(&source("src/new.rs", up)),
+        [1, 2, 3]
+    );
+    let (face, one, two) = (
+        source(
+            "src/read/mod.rs",
+            "mod one;\nmod two;\npub(crate) use one::One;\nstruct Face;",
+        ),
+        source(
+            "src/read/one.rs",
+            "use crate::read::two::Two;\nuse crate::read::Face;",
+        ),
+        source("src/read/two.rs", "use crate::model::Seq;"),
+    );
+    let back = source("src/read/two.rs", "fn f() -> crate::read::one::One {}");
+    assert_eq!(circle(&[&face, &one, &two]), None);
+    let found = circle(&[&face, &one, &back]);
+    assert_eq!(
+        found.as_deref(),
+        Some(["src/read/one.rs".to_owned(), back.name].as_slice())
+    );
+}
+
+#[test]
 fn nothing_is_left_undone() {
     for marker in [
         concat!("TO", "DO"),
@@ -149,7 +256,7 @@ fn nothing_is_left_undone() {
 fn a_file_under_src_is_short_enough_to_read() {
     check(
         &format!("at most {CODE_LINES_MAX} lines outside the tests"),
-        sources(),
+        sources().filter(|source| source.part() != "testing"),
         |source| {
             let lines = source.code.lines().count();
             if lines <= CODE_LINES_MAX {
@@ -340,6 +447,60 @@ impl Source {
             text: text.to_owned(),
             code,
         }
+    }
+
+    /// The folder or file under `src` that it is, or lies in.
+    fn part(&self) -> &str {
+        let below = self.name.strip_prefix("src/").unwrap_or_default();
+        let part = below.split('/').next().unwrap_or_default();
+        part.strip_suffix(".rs").unwrap_or(part)
+    }
+
+    /// What its code names in its own crate, without `crate`, and the line.
+    fn paths_in_crate(&self) -> Vec<(usize, Vec<String>)> {
+        let imported = imports(&self.code);
+        let spelled = self.code.lines().zip(1..).flat_map(|(line, number)| {
+            let is_use = line
+                .trim_start()
+                .trim_start_matches("pub(crate) ")
+                .starts_with("use ");
+            let found = line.match_indices("crate::").filter(move |_| !is_use);
+            found.map(move |(at, _)| {
+                let rest = &line[at..];
+                let end = rest.find(|c| !is_word(c) && c != ':').unwrap_or(rest.len());
+                (number, rest[..end].to_owned())
+            })
+        });
+        let all = imported.into_iter().chain(spelled);
+        all.filter_map(|(line, path)| {
+            let path = path.strip_prefix("crate::")?;
+            Some((line, path.split("::").map(str::to_owned).collect()))
+        })
+        .collect()
+    }
+
+    /// Those of `files` that it imports from, of its own part. What is named without a file is in
+    /// the part's `mod.rs`, or passed on there.
+    fn imported_files<'a>(&self, files: &[&'a Source]) -> BTreeSet<&'a str> {
+        let part = self.part();
+        let within = |path: &Vec<String>| path.first().is_some_and(|first| first == part);
+        let paths = self.paths_in_crate();
+        let named = paths
+            .iter()
+            .filter(|(_, path)| within(path))
+            .map(|(_, path)| {
+                let file = path
+                    .get(1)
+                    .map_or_else(String::new, |file| format!("src/{part}/{file}.rs"));
+                let found = files.iter().find(|source| source.name == file);
+                let face = || {
+                    files
+                        .iter()
+                        .find(|source| source.name == format!("src/{part}/mod.rs"))
+                };
+                found.or_else(face).map(|source| source.name.as_str())
+            });
+        named.flatten().filter(|name| *name != self.name).collect()
     }
 
     fn is(&self, allowed: &str) -> bool {
