@@ -9,7 +9,7 @@
 mod support;
 
 use criterion::{Criterion, Throughput};
-use sessionlog::{EventId, MessageId, NewEvent, Page, SessionId, SessionLog};
+use sessionlog::{EventId, MessageId, NewEvent, PageRequest, SessionId, SessionLog};
 use support::{batch, is_test, session};
 
 const EVENT_BYTES: usize = 256;
@@ -42,13 +42,13 @@ fn main() {
                 .log
                 .list(
                     &sample.sessions[next(sample.sessions.len())],
-                    Page::after(next(1) as u64),
+                    PageRequest::new().after(next(1) as u64),
                 )
                 .unwrap()
         });
     });
     group.bench_function("the newest 20", |bencher| {
-        let page = || Page::new().newest_first().limit(20);
+        let page = || PageRequest::new().newest_first().limit(20);
         bencher.iter(|| {
             sample
                 .log
@@ -57,7 +57,12 @@ fn main() {
         });
     });
     group.bench_function("a page of 100 of one session, again and again", |bencher| {
-        bencher.iter(|| sample.log.list(&sample.sessions[7], Page::new()).unwrap());
+        bencher.iter(|| {
+            sample
+                .log
+                .list(&sample.sessions[7], PageRequest::new())
+                .unwrap()
+        });
     });
     group.finish();
     let mut group = criterion.benchmark_group("look up");
@@ -111,9 +116,9 @@ fn fill(folder: &std::path::Path) -> Sample {
     });
     for session in sessions.iter().step_by(10) {
         ids.extend(
-            log.list(session, Page::new().limit(1))
+            log.list(session, PageRequest::new().limit(1))
                 .unwrap()
-                .events
+                .items
                 .iter()
                 .map(|event| event.id),
         );

@@ -27,7 +27,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use sessionlog::{Page, SessionLog};
+use sessionlog::{PageRequest, SessionLog};
 use support::{Floor, batch, is_test, micros, percentile, session};
 
 const WRITERS: usize = 64;
@@ -94,9 +94,9 @@ fn sessions(folder: &Path, count: usize) {
         .map(|at| {
             let began = Instant::now();
             assert_eq!(
-                log.list(&session(at * 7_919 % count), Page::new())
+                log.list(&session(at * 7_919 % count), PageRequest::new())
                     .unwrap()
-                    .events
+                    .items
                     .len(),
                 2
             );
@@ -110,7 +110,7 @@ fn sessions(folder: &Path, count: usize) {
     );
     let began = Instant::now();
     let events = log
-        .feed(None)
+        .feed()
         .unwrap()
         .until_tail()
         .events()
@@ -185,10 +185,12 @@ fn open(path: &Path, how: &str) {
     let began = Instant::now();
     let log = SessionLog::open(path).unwrap();
     let opened = began.elapsed();
-    let page = log.list(&session(3), Page::new().newest_first()).unwrap();
+    let page = log
+        .list(&session(3), PageRequest::new().newest_first())
+        .unwrap();
     println!(
         "open, {how}: {opened:?}; with a page of {} events: {:?}; {:?}",
-        page.events.len(),
+        page.items.len(),
         began.elapsed(),
         log.stats().recovery
     );

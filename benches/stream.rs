@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
-use sessionlog::{From, SessionLog, StreamItem};
+use sessionlog::{SessionLog, StartAt, StreamItem};
 use support::{Table, batch, micros, percentile, session};
 
 fn main() {
@@ -27,7 +27,7 @@ fn main() {
         let data = tempfile::tempdir_in(folder.path()).unwrap();
         let log = SessionLog::open(data.path()).unwrap();
         let streams: Vec<_> = (1..=idle)
-            .map(|other| log.stream(&session(other), From::Creation).unwrap())
+            .map(|other| log.stream(&session(other), StartAt::Creation).unwrap())
             .collect();
         let (mut acks, mut deliveries) = (Vec::new(), Vec::new());
         criterion.bench_function(
@@ -64,9 +64,9 @@ fn deliver(log: &SessionLog, events: usize) -> (Duration, Vec<Duration>, Vec<Dur
         .stream(
             &followed,
             if log.head(&followed).is_ok() {
-                From::Now
+                StartAt::Now
             } else {
-                From::Creation
+                StartAt::Creation
             },
         )
         .unwrap();
@@ -77,7 +77,7 @@ fn deliver(log: &SessionLog, events: usize) -> (Duration, Vec<Duration>, Vec<Dur
             while seen.len() < events {
                 match stream.next().unwrap().unwrap() {
                     StreamItem::Event(_) => seen.push(Instant::now()),
-                    StreamItem::CaughtUp => ready.send(()).unwrap_or_default(),
+                    _ => ready.send(()).unwrap_or_default(),
                 }
             }
             seen

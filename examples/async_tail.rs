@@ -14,7 +14,9 @@ use std::pin::Pin;
 
 use futures_core::Stream;
 use serde_json::json;
-use sessionlog::{AsyncEventStream, Batch, From, NewEvent, Seq, SessionId, SessionLog, StreamItem};
+use sessionlog::{
+    AsyncEventStream, Batch, NewEvent, Seq, SessionId, SessionLog, StartAt, StreamItem,
+};
 use tokio::sync::watch;
 use tokio::task::{self, JoinSet};
 
@@ -31,7 +33,7 @@ async fn main() -> Result<()> {
 
     // The session has no event yet, so the stream waits for the first one.
     let (seen, mut reached) = watch::channel(0);
-    let stream = log.stream(&session, From::Creation)?.into_async();
+    let stream = log.stream(&session, StartAt::Creation)?.into_async();
     let tail = task::spawn(tail(stream, seen));
 
     let mut workers = JoinSet::new();
@@ -86,6 +88,7 @@ async fn tail(mut stream: AsyncEventStream, seen: watch::Sender<Seq>) -> Result<
                 seen.send_replace(event.seq);
             }
             StreamItem::CaughtUp => println!("      caught up"),
+            _ => {}
         }
     }
     Ok(events)

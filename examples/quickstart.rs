@@ -29,8 +29,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use sessionlog::{
-    Batch, ContentBlock, Error, Event, EventStream, From, MessageId, NewEvent, Page, Seq,
-    SessionId, SessionLog, StreamItem,
+    Batch, ContentBlock, Error, Event, EventStream, MessageId, NewEvent, PageRequest, RecvTimeout,
+    Seq, SessionId, SessionLog, StartAt, StreamItem,
 };
 
 const HELP: &str = "\
@@ -443,9 +443,9 @@ impl Follower {
     fn start(log: &SessionLog, session: &SessionId) -> Result<Self, Error> {
         let last = last_seq(log, session)?;
         let from = if last == 0 {
-            From::Creation
+            StartAt::Creation
         } else {
-            From::After(last.into())
+            StartAt::After(last.into())
         };
         Ok(Self {
             session: session.clone(),
@@ -459,28 +459,22 @@ impl Follower {
     /// Reads on until `tail` is known and reached.
     fn run(mut self, tail: &OnceLock<Seq>) -> Result<Self, Cause> {
         while tail.get().is_none_or(|tail| self.last < *tail) {
-            match self
-                .stream
-                .next_timeout(Duration::from_millis(20))
-                .transpose()?
-            {
-                Some(StreamItem::Event(event)) if event.seq != self.last + 1 => {
+            match self.stream.next_timeout(Duration::from_millis(20)) {
+                Ok(StreamItem::Event(event)) if event.seq != self.last + 1 => {
                     return Err(
                         format!("the stream went from seq {} to {}", self.last, event.seq).into(),
                     );
                 }
-                Some(StreamItem::Event(event)) => {
+                Ok(StreamItem::Event(event)) => {
                     self.last = event.seq;
                     self.events += 1;
                     if self.events <= SHOWN {
                         print_event("live", &event);
                     }
                 }
-                Some(StreamItem::CaughtUp) => self.caught_up += 1,
-                None if self.stream.is_ended() => {
-                    return Err("the stream ended before the log was closed".into());
-                }
-                None => {}
+                Ok(StreamItem::CaughtUp) => self.caught_up += 1,
+                Ok(_) | Err(RecvTimeout::Elapsed) => {}
+                Err(ended_or_failed) => return Err(ended_or_failed.into()),
             }
         }
         Ok(self)
@@ -489,16 +483,16 @@ impl Follower {
 
 fn print_pages(log: &SessionLog, session: &SessionId) -> Result<(), Error> {
     for (name, page) in [
-        ("forwards", Page::new()),
-        ("backwards", Page::new().newest_first()),
+        ("forwards", PageRequest::new()),
+        ("backwards", PageRequest::new().newest_first()),
     ] {
         let page = log.list(session, page.limit(SHOWN))?;
         println!(
             "\n{session}, {} of {} events, {name}:",
-            page.events.len(),
+            page.items.len(),
             page.tail
         );
-        page.events
+        page.items
             .iter()
             .for_each(|event| print_event("    ", event));
     }
@@ -548,7 +542,7 @@ fn print_event(prefix: &str, event: &Event) {
 fn verify(log: &SessionLog, session: &SessionId, expected: &Session) -> Result<(), Cause> {
     let mut found = Session::starting_after(expected.before);
     for event in log
-        .stream(session, From::After(expected.before.into()))?
+        .stream(session, StartAt::After(expected.before.into()))?
         .until_tail()
         .events()
     {

@@ -58,7 +58,10 @@ pub use model::{
     Ack, Batch, CursorProblem, Error, Event, EventId, EventType, Expected, Head, Limit, MessageId,
     NewEvent, Options, Recovery, Refusal, Result, Seq, SessionId, Stats,
 };
-pub use read::{After, AsyncEventStream, Cursor, EventPage, EventStream, From, Page, StreamItem};
+pub use read::{
+    AsyncEventStream, Cursor, EventStream, Page, PageRequest, RecvTimeout, SessionQuery, StartAt,
+    StreamItem,
+};
 #[cfg(fuzzing)]
 pub use testing::fuzz;
-pub use turn::{ContentBlock, Message, MessagePage, MessageStatus, UserMessage};
+pub use turn::{ContentBlock, Message, MessageStatus, UserMessage};

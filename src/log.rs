@@ -12,11 +12,11 @@ use crate::model::{
 };
 #[cfg(feature = "http")]
 use crate::read::NewestSessions;
-use crate::read::{After, EventPage, EventStream, From, Page, Store};
+use crate::read::{EventStream, Page, PageRequest, SessionQuery, StartAt, Store};
 use crate::sync::Mutex;
-use crate::turn::{Fold, Message, MessagePage, TurnReader};
 #[cfg(feature = "http")]
-use crate::turn::{TurnPage, TurnText};
+use crate::turn::TurnText;
+use crate::turn::{Fold, Message, TurnReader};
 use crate::write::{Landed, Submitted, Ticket};
 
 /// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less
@@ -49,6 +49,20 @@ impl Options {
         // A relative path means another folder when the process changes its working directory.
         let absolute = std::path::absolute(folder).map_err(io_error("find", folder))?;
         self.open_on(Arc::new(RealDisk::default()), &absolute)
+    }
+
+    /// Opens the log in `folder` for reading, without writing a byte. Appends are
+    /// [`Error::ReadOnly`].
+    ///
+    /// Works on a full disk and on a read-only mount, but not on a file system that the kernel
+    /// remounted read-only after an error: what it holds may not be durable.
+    ///
+    /// # Errors
+    ///
+    /// As [`SessionLog::open`]. [`Error::Locked`] while a writer has the folder open.
+    pub fn open_read_only(mut self, folder: impl AsRef<Path>) -> Result<SessionLog> {
+        self.read_only = true;
+        self.open(folder)
     }
 
     /// As [`open`](Options::open), on a disk that a test may own.
@@ -96,10 +110,10 @@ impl SessionLog {
     /// [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
     /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is
     /// poisoned until then.
-    pub fn append(&self, session: &SessionId, batch: Batch) -> Result<Ack> {
+    pub fn append(&self, session: &SessionId, batch: impl Into<Batch>) -> Result<Ack> {
         let engine = &self.handle.engine;
         let ticket: Arc<Ticket> = Arc::default();
-        let request = engine.request(session, batch, &ticket)?;
+        let request = engine.request(session, batch.into(), &ticket)?;
         let joined = engine.writer()?.commit.append(request)?;
         ticket.wait(&joined).map(|landed| to_ack(&landed))
     }
@@ -145,7 +159,7 @@ impl SessionLog {
     ///
     /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for
     /// the page's limit; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
-    pub fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
+    pub fn list(&self, session: &SessionId, page: PageRequest) -> Result<Page<Event>> {
         self.store()?.list(session, page)
     }
 
@@ -154,9 +168,9 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSession`], unless it is to be [waited for](From::Creation);
+    /// [`Error::UnknownSession`], unless it is to be [waited for](StartAt::Creation);
     /// [`Error::Cursor`].
-    pub fn stream(&self, session: &SessionId, from: From) -> Result<EventStream> {
+    pub fn stream(&self, session: &SessionId, from: StartAt) -> Result<EventStream> {
         let store = self.store()?;
         let entry = store
             .recent
@@ -165,35 +179,40 @@ impl SessionLog {
         EventStream::of_session(Arc::clone(store), entry, from)
     }
 
-    /// Streams every session in commit order: what comes after an event, or with `None` everything
-    /// from the first on.
+    /// Streams all sessions in commit order: the events that are stored, then new ones.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
     /// # let log = sessionlog::SessionLog::open(dir.path())?;
-    /// use sessionlog::{After, Batch};
+    /// use sessionlog::Batch;
     ///
     /// let ack = log.append(&"a".parse()?, Batch::new().user_message("hello"))?;
     /// log.append(&"b".parse()?, Batch::new().user_message("hello"))?;
-    /// assert_eq!(log.feed(None)?.until_tail().events().count(), 2);
-    /// assert_eq!(log.feed(After(ack.events[0].id))?.until_tail().events().count(), 1);
+    /// assert_eq!(log.feed()?.until_tail().events().count(), 2);
+    /// assert_eq!(log.feed_after(ack.events[0].id)?.until_tail().events().count(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownEvent`] when the store has no event with this ID, as after a restore from an
-    /// older copy: it cannot tell what came after. [`Error::Corrupt`] and [`Error::Io`] when what
-    /// is stored there cannot be read. [`Error::Closed`].
-    pub fn feed(&self, from: impl Into<Option<After<EventId>>>) -> Result<EventStream> {
+    /// [`Error::Closed`]. The stream yields [`Error::Corrupt`] and [`Error::Io`] when what is stored
+    /// cannot be read.
+    pub fn feed(&self) -> Result<EventStream> {
+        Ok(EventStream::of_all(Arc::clone(self.store()?), None))
+    }
+
+    /// As [`feed`](Self::feed), from the event after this one on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`feed`](Self::feed). [`Error::UnknownEvent`] when the store has no event with this
+    /// ID, as after a restore from an older copy: it cannot tell what came after.
+    pub fn feed_after(&self, id: EventId) -> Result<EventStream> {
         let store = self.store()?;
-        let after = from.into().map(|After(id)| id);
-        if let Some(id) = after {
-            store
-                .look_at(id, |_event| ())?
-                .ok_or(Error::UnknownEvent { id })?;
-        }
-        Ok(EventStream::of_all(Arc::clone(store), after))
+        store
+            .look_at(id, |_event| ())?
+            .ok_or(Error::UnknownEvent { id })?;
+        Ok(EventStream::of_all(Arc::clone(store), Some(id)))
     }
 
     /// Reads the event with this ID.
@@ -229,7 +248,7 @@ impl SessionLog {
 
     /// As [`messages`](Self::messages), as text.
     #[cfg(feature = "http")]
-    pub(crate) fn turns(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
+    pub(crate) fn turns(&self, session: &SessionId, page: PageRequest) -> Result<Page<Fold>> {
         self.turn_reader()?.page(session, page)
     }
 
@@ -239,10 +258,10 @@ impl SessionLog {
     /// # Errors
     ///
     /// Those of [`list`](Self::list).
-    pub fn messages(&self, session: &SessionId, page: Page) -> Result<MessagePage> {
+    pub fn messages(&self, session: &SessionId, page: PageRequest) -> Result<Page<Message>> {
         self.turn_reader()?
             .page(session, page)
-            .map(MessagePage::from)
+            .map(|page| page.map(Fold::into_message))
     }
 
     /// Where a session stands.
@@ -254,20 +273,14 @@ impl SessionLog {
         self.store()?.known_head(session)
     }
 
-    /// At most `limit` sessions in the byte order of their IDs, from the first or from a place on.
-    /// Any ID names a place in that order, whether or not a session has it: the list begins with
-    /// the session that follows.
+    /// Lists sessions in the byte order of their IDs.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
-    pub fn sessions<'a>(
-        &self,
-        from: impl Into<Option<After<&'a SessionId>>>,
-        limit: usize,
-    ) -> Result<Vec<SessionId>> {
-        self.store()?
-            .sessions_after(from.into().map(|After(session)| session), limit)
+    /// [`Error::Invalid`] and [`Error::TooLarge`] for the query's limit; [`Error::Corrupt`] and
+    /// [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
+    pub fn sessions(&self, query: SessionQuery) -> Result<Vec<SessionId>> {
+        self.store()?.sessions(&query)
     }
 
     /// At most `limit` sessions, those with the newest events first. It walks back from the newest

@@ -12,7 +12,7 @@ use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{Bounds, EventBody, Events, etag};
 use crate::log::SessionLog;
 use crate::model::{EventId, Result, Seq, SessionId};
-use crate::read::Page;
+use crate::read::PageRequest;
 
 /// List the events of a session
 #[utoipa::path(
@@ -47,7 +47,7 @@ pub(super) async fn list(
     }
     let read = move |log: &SessionLog| {
         let page = log.list(&session, page)?;
-        let events: Vec<EventBody> = page.events.iter().map(EventBody::from).collect();
+        let events: Vec<EventBody> = page.items.iter().map(EventBody::from).collect();
         let shown = events
             .first()
             .zip(events.last())
@@ -113,6 +113,6 @@ impl Covered {
 }
 
 fn id_at(log: &SessionLog, session: &SessionId, seq: Seq) -> Result<Option<String>> {
-    let page = log.list(session, Page::after(seq - 1).limit(1))?;
-    Ok(page.events.first().map(|event| event.id.to_string()))
+    let page = log.list(session, PageRequest::new().after(seq - 1).limit(1))?;
+    Ok(page.items.first().map(|event| event.id.to_string()))
 }

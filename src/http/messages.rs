@@ -17,7 +17,7 @@ use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{MessageBody, Messages};
 use crate::log::SessionLog;
 use crate::model::{MessageId, Result};
-use crate::read::{AsyncEventStream, From, StreamItem};
+use crate::read::{AsyncEventStream, StartAt, StreamItem};
 use crate::turn::{Fold, may_end_turn};
 
 const WAIT_MAX: u64 = 60;
@@ -73,7 +73,7 @@ pub(super) async fn get(
         drop(share);
         let _place = service.stream_permit()?;
         let session = turn.message.session_id.clone();
-        let mut news = service.stream(session, From::Now).await?.into_async();
+        let mut news = service.stream(session, StartAt::Now).await?.into_async();
         // Once more, for what came before the stream was there.
         (turn, share) = service.read_page(read).await?;
         let (mut may_change, stopper) = (true, service.config.stopper());
@@ -134,7 +134,7 @@ pub(super) async fn list(
     let read = move |log: &SessionLog| {
         let page = log.turns(&session, page)?;
         let id = |fold: Option<&Fold>| fold.map(|fold| fold.id().to_string());
-        let shown = id(page.folds.first()).zip(id(page.folds.last()));
+        let shown = id(page.items.first()).zip(id(page.items.last()));
         let covered = Covered {
             seqs: (page.first, page.last),
             has_more: page.has_more,
@@ -142,7 +142,7 @@ pub(super) async fn list(
         };
         let bounds = covered.bounds(log, &session, order, shown)?;
         let messages = page
-            .folds
+            .items
             .into_iter()
             .map(|fold| MessageBody::from(fold.into_text()))
             .collect();

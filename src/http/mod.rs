@@ -6,7 +6,7 @@
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let log = SessionLog::open("data")?;
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:8080").await?;
-//! let until = async { drop(tokio::signal::ctrl_c().await) };
+//! let until = std::future::pending(); // or a signal
 //! http::serve(listener, log.clone(), http::Config::with_api_key("a secret"), until).await?;
 //! log.close()?;
 //! # Ok(())
@@ -66,16 +66,47 @@ pub use serve::serve;
 
 use service::Service;
 
-/// The routes of the contract, answered from `log`. To be mounted at the root: the page at `/` and
-/// the document name the paths so. It answers for unknown paths too; an application that has an
-/// answer of its own sets its fallback behind merging this.
+/// All calls and the [page](ui) for people, answered from `log`: what [`serve`](serve()) serves.
 ///
-/// Streams end when the log is closed or [`Config::stopper`] says so. What a router cannot see is
-/// up to the server it is mounted in: how long a request's head may take, and how many connections
-/// there are. [`serve`](serve()) sees to both.
+/// It answers for unknown paths too. An application with routes of its own mounts [`api`] instead.
+///
+/// Streams end when the log is closed or [`Config::stopper`] says so. A router cannot limit how long
+/// a request's head may take, nor the number of connections. The server it is mounted in has to:
+/// [`serve`](serve()) does both.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
-    let (guarded, document) = guarded(&service).split_for_parts();
+    let routes = routes(&service).merge(ui()).fallback(error::not_found);
+    around(routes, service)
+}
+
+/// All calls, without the page and without an answer for other paths: to nest or to merge in an
+/// application's own router.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let log = sessionlog::SessionLog::open(dir.path())?;
+/// use sessionlog::http::{self, Config};
+///
+/// let app = axum::Router::new()
+///     .route("/", axum::routing::get(|| async { "an application of its own" }))
+///     .nest("/agents", http::api(log, Config::with_api_key("a secret")));
+/// # drop::<axum::Router>(app);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn api(log: SessionLog, config: Config) -> Router {
+    let service = Arc::new(Service::new(log, config));
+    let routes = routes(&service);
+    around(routes, service)
+}
+
+/// The page for people, at `/`. It calls the API at the root of the same server.
+pub fn ui<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    Router::new().route("/", get(admin::page))
+}
+
+/// The calls with their document.
+fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
+    let (guarded, document) = guarded(service).split_for_parts();
     let (open, of_open) = OpenApiRouter::new()
         .routes(routes!(admin::healthz))
         .routes(routes!(admin::metrics))
@@ -84,18 +115,17 @@ pub fn router(log: SessionLog, config: Config) -> Router {
     guarded
         .merge(open)
         .route("/openapi.json", get(move || async move { document }))
-        .route("/", get(admin::page))
-        .fallback(error::not_found)
+}
+
+/// What is done to every request, before a route sees it and after.
+fn around(routes: Router<Arc<Service>>, service: Arc<Service>) -> Router {
+    let check_head = from_fn_with_state(Arc::clone(&service), service::check_head);
+    let observe = from_fn_with_state(Arc::clone(&service.metrics), metrics::observe);
+    routes
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(from_fn_with_state(
-            Arc::clone(&service),
-            service::check_head,
-        ))
+        .layer(check_head)
         .layer(from_fn(drain::drain_refused))
-        .layer(from_fn_with_state(
-            Arc::clone(&service.metrics),
-            metrics::observe,
-        ))
+        .layer(observe)
         .with_state(service)
 }
 

@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::http::error::ApiError;
 use crate::model::{EventId, MessageId, Result};
-use crate::read::{Cursor, Page};
+use crate::read::{Cursor, PageRequest};
 
 /// The part of a query that `T` knows; the rest is ignored.
 pub(super) struct InQuery<T>(pub T);
@@ -82,16 +82,16 @@ pub(super) enum Order {
 }
 
 impl PageParams {
-    pub(super) fn page(&self) -> Result<Page, ApiError> {
+    pub(super) fn page(&self) -> Result<PageRequest, ApiError> {
         let mut page = match (&self.after, &self.before) {
             (Some(_), Some(_)) => {
                 return Err(ApiError::invalid(
                     "after and before are both given, and only one may be",
                 ));
             }
-            (Some(after), None) => Page::after(cursor(after)?),
-            (None, Some(before)) => Page::before(cursor(before)?),
-            (None, None) => Page::new(),
+            (Some(after), None) => PageRequest::new().after(cursor(after)?),
+            (None, Some(before)) => PageRequest::new().before(cursor(before)?),
+            (None, None) => PageRequest::new(),
         };
         if let Some(limit) = self.limit {
             page = page.limit(limit);

@@ -17,7 +17,7 @@ use crate::http::error::ApiError;
 use crate::http::metrics::Metrics;
 use crate::log::SessionLog;
 use crate::model::{Result, SessionId};
-use crate::read::{EventStream, From};
+use crate::read::{EventStream, StartAt};
 
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
@@ -80,7 +80,7 @@ impl Service {
     pub(super) async fn stream(
         &self,
         session: SessionId,
-        from: From,
+        from: StartAt,
     ) -> Result<EventStream, ApiError> {
         self.read(move |log| log.stream(&session, from))
             .await

@@ -14,7 +14,7 @@ use crate::http::service::Service;
 use crate::http::wire::{SessionBody, Sessions};
 use crate::log::SessionLog;
 use crate::model::{Error, Result, SessionId, time_text, timestamp};
-use crate::read::{After, NewestSessions, PAGE_EVENTS_DEFAULT};
+use crate::read::{NewestSessions, PAGE_EVENTS_DEFAULT, SessionQuery};
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -82,10 +82,15 @@ pub(super) async fn list(
                 (ids, truncated)
             }
             SessionOrder::Id => {
-                let ids = log.sessions(after.as_ref().map(After), limit)?;
+                let mut query = SessionQuery::new().limit(limit);
+                if let Some(after) = &after {
+                    query = query.after(after);
+                }
+                let ids = log.sessions(query)?;
                 let last = ids.last().filter(|_| ids.len() == limit);
                 let has_more = last.map_or(Ok(false), |last| {
-                    log.sessions(After(last), 1).map(|next| !next.is_empty())
+                    log.sessions(SessionQuery::new().after(last).limit(1))
+                        .map(|next| !next.is_empty())
                 })?;
                 (ids, has_more)
             }

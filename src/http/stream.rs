@@ -23,7 +23,7 @@ use crate::http::query::{InQuery, SessionParam, cursor, present};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{EventBody, compact};
 use crate::model::{Event, Result};
-use crate::read::{AsyncEventStream, Cursor, From, StreamItem};
+use crate::read::{AsyncEventStream, Cursor, StartAt, StreamItem};
 
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -98,7 +98,8 @@ pub(super) async fn stream(
     InQuery(params): InQuery<StreamParams>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
-    let from = cursor_of(&headers, params.after.as_deref())?.map_or(From::Start, From::After);
+    let from =
+        cursor_of(&headers, params.after.as_deref())?.map_or(StartAt::Beginning, StartAt::After);
     let place = service.stream_permit()?;
     let events = service.stream(session, from).await?;
     let events = if params.follow {

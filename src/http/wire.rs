@@ -229,7 +229,7 @@ impl From<TurnText> for MessageBody {
         Self {
             id: message.id.to_string(),
             session_id: message.session_id.to_string(),
-            sequence_number: message.sequence_number,
+            sequence_number: message.seq,
             status: message.status,
             content,
             metadata,

@@ -43,10 +43,11 @@ pub(crate) enum Turn {
 }
 
 impl NewEvent {
-    /// An event with these bytes as data.
+    /// An event with these bytes as data. Its type is checked when it is appended: see
+    /// [`EventType`].
     #[must_use]
-    pub fn new(event_type: impl Into<EventType>, data: impl Into<Bytes>) -> Self {
-        let event_type = event_type.into();
+    pub fn new(event_type: impl AsRef<str>, data: impl Into<Bytes>) -> Self {
+        let event_type = EventType::unchecked(event_type);
         let turn = if opens_turn(&event_type) {
             Turn::Opens
         } else {
@@ -65,7 +66,7 @@ impl NewEvent {
     ///
     /// [`Error::Invalid`] when `value` cannot be written as JSON, for instance a map with keys that
     /// are not strings.
-    pub fn json(event_type: impl Into<EventType>, value: &impl Serialize) -> Result<Self> {
+    pub fn json(event_type: impl AsRef<str>, value: &impl Serialize) -> Result<Self> {
         let data = serde_json::to_vec(value)
             .map_err(|error| Error::invalid("event data", error.to_string()))?;
         Ok(Self::new(event_type, data))
@@ -170,24 +171,32 @@ impl Batch {
 
 impl NewEvent {
     fn check(&self, limits: &Limits) -> Result<()> {
-        let name = self.event_type.as_str();
-        if name.is_empty() {
-            return Err(Error::invalid("event type", "it is empty"));
-        }
-        check_limit(
-            Limit::EventTypeBytes,
-            name.len(),
-            limits.event_type_bytes_max,
-        )?;
-        if name.chars().any(char::is_control) {
-            return Err(Error::invalid("event type", "it holds a control character"));
-        }
+        self.event_type.check(limits.event_type_bytes_max)?;
         check_limit(Limit::EventBytes, self.data.len(), limits.event_bytes_max)
+    }
+}
+
+impl From<NewEvent> for Batch {
+    fn from(event: NewEvent) -> Self {
+        Self::new().event(event)
+    }
+}
+
+impl FromIterator<NewEvent> for Batch {
+    fn from_iter<I: IntoIterator<Item = NewEvent>>(events: I) -> Self {
+        Self::new().events(events)
+    }
+}
+
+impl Extend<NewEvent> for Batch {
+    fn extend<I: IntoIterator<Item = NewEvent>>(&mut self, events: I) {
+        self.events.extend(events);
     }
 }
 
 /// Where a session must stand for a batch to land.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Expected {
     /// Anywhere.
     #[default]

@@ -4,20 +4,59 @@ use std::fmt;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
-use crate::model::error::{Error, Result};
+use crate::model::error::{Error, Limit, Result, check_limit};
 use crate::model::ids::{EventId, MessageId, Seq};
+use crate::model::options::NAME_BYTES_CEILING;
 use crate::model::session::SessionId;
-use crate::model::text::Name;
+use crate::model::text::{Name, text_conversions};
 
-/// The type of an event, such as `user.message`: 1 to 128 bytes of UTF-8 without control
-/// characters.
+/// The type of an event, such as `user.message`: text without control characters, not empty.
 ///
-/// The set is open: a type that this crate knows nothing of is stored and read back like any other.
+/// The set of types is open: the log stores a type that it does not know like any other. How long a
+/// type may be is decided by [`event_type_bytes_max`](crate::Options::event_type_bytes_max).
+///
+/// ```
+/// use sessionlog::EventType;
+///
+/// assert_eq!(EventType::new("tool.call_requested")?, "tool.call_requested");
+/// assert!(EventType::new("two\nlines").is_err());
+/// # Ok::<(), sessionlog::Error>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventType(Name);
 
 impl EventType {
+    /// Takes a name that follows the rules.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when it is empty or holds a control character, [`Error::TooLarge`] when
+    /// no log takes so long a type.
+    pub fn new(name: impl AsRef<str>) -> Result<Self> {
+        let event_type = Self::unchecked(name);
+        event_type.check(NAME_BYTES_CEILING)?;
+        Ok(event_type)
+    }
+
+    /// Takes any name. What appends it has to [check](Self::check) it.
+    pub(crate) fn unchecked(name: impl AsRef<str>) -> Self {
+        Self(Name::from(name.as_ref()))
+    }
+
+    pub(crate) fn check(&self, bytes_max: usize) -> Result<()> {
+        let name = self.as_str();
+        if name.is_empty() {
+            return Err(Error::invalid("event type", "it is empty"));
+        }
+        check_limit(Limit::EventTypeBytes, name.len(), bytes_max)?;
+        if name.chars().any(char::is_control) {
+            return Err(Error::invalid("event type", "it holds a control character"));
+        }
+        Ok(())
+    }
+
     /// The type's name.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -46,17 +85,7 @@ impl fmt::Display for EventType {
     }
 }
 
-impl<T: AsRef<str> + ?Sized> From<&T> for EventType {
-    fn from(name: &T) -> Self {
-        Self(Name::from(name.as_ref()))
-    }
-}
-
-impl From<String> for EventType {
-    fn from(name: String) -> Self {
-        Self(Name::from(name.as_str()))
-    }
-}
+text_conversions!(EventType);
 
 impl PartialEq<str> for EventType {
     fn eq(&self, other: &str) -> bool {
@@ -73,7 +102,7 @@ impl PartialEq<&str> for EventType {
 /// A stored event. Its data, and a long type or session ID, share the memory that they were read
 /// into or appended with, about 64 KiB at most unless the batch was larger; copy them out to keep
 /// one event for long.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Event {
     /// Unique in the store, and greater than those of all events committed before.
@@ -132,7 +161,7 @@ impl Event {
 }
 
 /// The answer to an append: its events are on stable storage.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Ack {
     /// The batch's events as stored, in order.

@@ -55,7 +55,7 @@ const JOURNAL_FILE_BYTES_MIN: usize = 4 * MIB;
 /// What an option may be raised to, so that every length in the format has room.
 pub(crate) const BATCH_BYTES_CEILING: usize = 256 * MIB;
 const BATCH_EVENTS_CEILING: usize = 1_000_000;
-const NAME_BYTES_CEILING: usize = 64 * KIB;
+pub(crate) const NAME_BYTES_CEILING: usize = 64 * KIB;
 pub(crate) const JOURNAL_FILE_BYTES_CEILING: usize = 4096 * MIB;
 
 impl Default for Options {
@@ -90,16 +90,10 @@ impl Options {
         Self::default()
     }
 
-    /// Opens without writing a byte, also on a full disk or a file system mounted for reading only;
-    /// not on one that became so by a fault, which cannot say what of it is durable. Appends are
-    /// [`Error::ReadOnly`]. While a writer has the folder open this is [`Error::Locked`]. Off by
-    /// default.
-    #[expect(
-        clippy::fn_params_excessive_bools,
-        reason = "it reads as `read_only(true)`, and a caller's own flag can be passed on"
-    )]
-    pub fn read_only(mut self, read_only: bool) -> Self {
-        self.read_only = read_only;
+    /// As for [`open_read_only`](Self::open_read_only), on a disk of a test's own.
+    #[cfg(test)]
+    pub(crate) fn read_only(mut self) -> Self {
+        self.read_only = true;
         self
     }
 

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::str::FromStr;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::model::error::{Error, Limit, Result, check_limit};
 use crate::model::ids::{EventId, Seq};
-use crate::model::text::Name;
+use crate::model::text::{Name, text_conversions};
 
 /// The name of a session: the caller's string, 1 to 256 bytes of UTF-8 without control characters.
 ///
@@ -89,25 +89,13 @@ impl fmt::Display for SessionId {
     }
 }
 
-impl FromStr for SessionId {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::new(name)
-    }
-}
-
-impl AsRef<str> for SessionId {
-    fn as_ref(&self) -> &str {
-        self.as_str()
-    }
-}
+text_conversions!(SessionId);
 
 /// The seq of a session's first event. All events are kept, so it is the first kept one as well.
 pub(crate) const FIRST_SEQ: Seq = 1;
 
 /// Where a session stands, durably.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Head {
     /// How many times the session was begun anew; 1 until sessions can be deleted.

@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::sync::{AtomicU64, Ordering};
 
 /// A log's figures at one moment. Counters of groups count from when the log was opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// Durable events in the store. It never goes down; an event is in it before its append is
@@ -63,7 +65,7 @@ impl Stats {
 
 /// Background work that does not go on, because the system refuses it something. It is tried again
 /// and again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Refusal {
     /// `journal files` or `sealing`, without which appends will fail; `index` or `filters`, without
@@ -78,7 +80,7 @@ pub struct Refusal {
 }
 
 /// What was found, and done, when a log was opened.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Recovery {
     /// The log had been closed, so nothing had to be recovered.

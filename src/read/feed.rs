@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::codec::Record;
 use crate::model::{Event, EventId, Result, SessionId};
-use crate::read::page::check_page_limit;
+use crate::read::page::checked_limit;
 use crate::read::scan::ReadLimit;
 use crate::read::store::Store;
 use crate::segment::Segment;
@@ -21,12 +21,41 @@ const WALK_BACK_RECORDS: usize = if cfg!(test) { 10 } else { 10_000 };
 /// Records looked for in memory at once.
 const RECORDS_AT_ONCE: usize = 256;
 
-/// The place behind something, to go on from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct After<T>(
-    /// What comes before the place.
-    pub T,
-);
+/// Which sessions to list: by default the first 100, in the byte order of their IDs.
+///
+/// ```
+/// use sessionlog::{SessionId, SessionQuery};
+///
+/// let last: SessionId = "sess_123".parse()?;
+/// let next = SessionQuery::new().after(&last).limit(20);
+/// # Ok::<(), sessionlog::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "a query does nothing until it is passed to `sessions`"]
+pub struct SessionQuery {
+    after: Option<SessionId>,
+    limit: Option<usize>,
+}
+
+impl SessionQuery {
+    /// The first 100 sessions.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only sessions whose IDs come after this one, whether or not there is such a session.
+    pub fn after(mut self, session: &SessionId) -> Self {
+        self.after = Some(session.clone());
+        self
+    }
+
+    /// The largest number of sessions. Default: 100. Maximum:
+    /// [`page_events_max`](crate::Options::page_events_max).
+    pub fn limit(mut self, sessions: usize) -> Self {
+        self.limit = Some(sessions);
+        self
+    }
+}
 
 impl Store {
     /// The events committed after `after`, in commit order, as far as the read_limit goes; none when
@@ -70,12 +99,9 @@ impl Store {
     }
 
     /// Sessions in the order of their IDs.
-    pub(crate) fn sessions_after(
-        &self,
-        after: Option<&SessionId>,
-        limit: usize,
-    ) -> Result<Vec<SessionId>> {
-        check_page_limit(limit, self.options.limits.page_events_max)?;
+    pub(crate) fn sessions(&self, query: &SessionQuery) -> Result<Vec<SessionId>> {
+        let limit = checked_limit(query.limit, self.options.limits.page_events_max)?;
+        let after = query.after.as_ref();
         let recent = self.recent.sessions.sessions_after(after);
         let segments = self.locator.segments();
         let mut next: BTreeMap<SessionId, Vec<&Arc<Segment>>> =
@@ -102,7 +128,7 @@ impl Store {
 
     /// Sessions by their newest event, newest first.
     pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
-        check_page_limit(limit, self.options.limits.page_events_max)?;
+        let limit = checked_limit(Some(limit), self.options.limits.page_events_max)?;
         let mut newest = Newest {
             limit,
             seen: HashSet::new(),

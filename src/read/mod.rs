@@ -14,6 +14,6 @@ pub(crate) use page::PAGE_EVENTS_DEFAULT;
 pub(crate) use scan::Visitor;
 pub(crate) use store::Store;
 
-pub use feed::After;
-pub use page::{Cursor, EventPage, Page};
-pub use stream::{AsyncEventStream, EventStream, From, StreamItem};
+pub use feed::SessionQuery;
+pub use page::{Cursor, Page, PageRequest};
+pub use stream::{AsyncEventStream, EventStream, RecvTimeout, StartAt, StreamItem};

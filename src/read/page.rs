@@ -1,14 +1,16 @@
 //! What to read of a session, and what was read: a page request, and a page.
 
-use crate::model::{Error, Event, EventId, EventType, Limit, Options, Result, Seq, check_limit};
+use serde::Serialize;
+
+use crate::model::{Error, EventId, EventType, Limit, Options, Result, Seq, check_limit};
 
 /// The limit of a page that names none.
 pub(crate) const PAGE_EVENTS_DEFAULT: usize = 100;
 
-/// A place in a session: a seq, or the event at it. It means the same whatever filter a page has.
+/// A position in a session: a seq, or the event at it. It means the same with and without a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cursor {
-    /// The event at this seq; 0 is the place before the first event.
+    /// The event at this seq. 0 is the position before the first event.
     Seq(Seq),
     /// The event with this ID, which must be of the session.
     Event(EventId),
@@ -26,19 +28,19 @@ impl From<EventId> for Cursor {
     }
 }
 
-/// Which events of a session to read.
+/// Which events or messages of a session to read: by default the first 100.
 ///
 /// ```
-/// use sessionlog::Page;
+/// use sessionlog::PageRequest;
 ///
-/// let first = Page::new().limit(20);
-/// let next = Page::after(20).limit(20);
-/// let newest = Page::new().newest_first().limit(20);
-/// let some = Page::after(100).and_before(200).types(["user.message"]);
+/// let first = PageRequest::new().limit(20);
+/// let next = PageRequest::new().after(20).limit(20);
+/// let newest = PageRequest::new().newest_first().limit(20);
+/// let some = PageRequest::new().after(100).before(200).types(["user.message"]);
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[must_use = "a page does nothing until it is listed"]
-pub struct Page {
+#[must_use = "a request does nothing until it is listed"]
+pub struct PageRequest {
     pub(super) after: Option<Cursor>,
     pub(super) before: Option<Cursor>,
     pub(super) limit: Option<usize>,
@@ -54,52 +56,46 @@ pub(super) enum Order {
     NewestFirst,
 }
 
-impl Page {
+impl PageRequest {
     /// The first 100 events of a session.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The events that come after a place, the event there not included.
-    pub fn after(cursor: impl Into<Cursor>) -> Self {
-        Self::new().and_after(cursor)
-    }
-
-    /// The events that come before a place, the event there not included.
-    pub fn before(cursor: impl Into<Cursor>) -> Self {
-        Self::new().and_before(cursor)
-    }
-
-    /// As [`after`](Page::after), on a page that is bounded already.
-    pub fn and_after(mut self, cursor: impl Into<Cursor>) -> Self {
+    /// Only what comes after a position. The event there is not included.
+    pub fn after(mut self, cursor: impl Into<Cursor>) -> Self {
         self.after = Some(cursor.into());
         self
     }
 
-    /// As [`before`](Page::before), on a page that is bounded already.
-    pub fn and_before(mut self, cursor: impl Into<Cursor>) -> Self {
+    /// Only what comes before a position. The event there is not included.
+    pub fn before(mut self, cursor: impl Into<Cursor>) -> Self {
         self.before = Some(cursor.into());
         self
     }
 
-    /// At most so many events: 100 unless said otherwise, and at most
-    /// [`page_events_max`](Options::page_events_max). There may be fewer, with
-    /// [`has_more`](EventPage::has_more), where they are large: see
+    /// The largest number of items on the page. Default: 100. Maximum:
+    /// [`page_events_max`](Options::page_events_max).
+    ///
+    /// A page of large events may hold fewer and say that there are more: see
     /// [`scan_bytes_max`](Options::scan_bytes_max).
-    pub fn limit(mut self, events: usize) -> Self {
-        self.limit = Some(events);
+    pub fn limit(mut self, items: usize) -> Self {
+        self.limit = Some(items);
         self
     }
 
-    /// From the end of the range backwards.
+    /// Reads from the end of the range backwards.
     pub fn newest_first(mut self) -> Self {
         self.order = Order::NewestFirst;
         self
     }
 
-    /// Only events of these types. Cursors mean what they mean without.
-    pub fn types<T: Into<EventType>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
-        self.types = Some(types.into_iter().map(Into::into).collect());
+    /// Only events of these types. A page of messages ignores it.
+    ///
+    /// A filter leaves seqs and cursors as they are.
+    pub fn types<T: AsRef<str>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
+        let types = types.into_iter().map(EventType::unchecked);
+        self.types = Some(types.collect());
         self
     }
 
@@ -123,13 +119,13 @@ impl Page {
     }
 
     pub(super) fn checked_limit(&self, options: &Options) -> Result<usize> {
-        let max = options.limits.page_events_max;
-        let limit = self.limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(max));
-        check_page_limit(limit, max)
+        checked_limit(self.limit, options.limits.page_events_max)
     }
 }
 
-pub(crate) fn check_page_limit(limit: usize, max: usize) -> Result<usize> {
+/// The limit of a page or a list that asks for `limit` items.
+pub(super) fn checked_limit(limit: Option<usize>, max: usize) -> Result<usize> {
+    let limit = limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(max));
     if limit == 0 {
         return Err(Error::invalid("page limit", "it is 0"));
     }
@@ -137,22 +133,79 @@ pub(crate) fn check_page_limit(limit: usize, max: usize) -> Result<usize> {
     Ok(limit)
 }
 
-/// A page of a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A page of a session: events, or messages.
+///
+/// It covers the seqs `first..=last`. With a filter, and for messages, a page covers more seqs than
+/// it has items. A page that covers nothing has `first == last + 1`.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let log = sessionlog::SessionLog::open(dir.path())?;
+/// use sessionlog::{Batch, NewEvent, PageRequest, SessionId};
+///
+/// let session: SessionId = "s".parse()?;
+/// let batch: Batch = (0..5).map(|n| NewEvent::new("note", n.to_string())).collect();
+/// log.append(&session, batch)?;
+///
+/// let mut seqs = Vec::new();
+/// let mut next = Some(PageRequest::new().limit(2));
+/// while let Some(request) = next {
+///     let page = log.list(&session, request)?;
+///     seqs.extend(page.items.iter().map(|event| event.seq));
+///     next = page.next_page();
+/// }
+/// assert_eq!(seqs, [1, 2, 3, 4, 5]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct EventPage {
-    /// The events, in the page's order.
-    pub events: Vec<Event>,
-    /// Whether the range goes on behind this page.
+pub struct Page<T> {
+    /// The events or messages, in the order that was requested.
+    pub items: Vec<T>,
+    /// Whether there may be more in the requested range.
     pub has_more: bool,
-    /// The lowest seq that the page covers. Reading newest first, go on [`before`](Page::before)
-    /// it.
+    /// The lowest seq that the page covers.
     pub first: Seq,
-    /// The highest seq that the page covers. Go on [`after`](Page::after) it. A page that covers
-    /// nothing has `first == last + 1`. With a filter a page covers more events than it holds.
+    /// The highest seq that the page covers.
     pub last: Seq,
-    /// The session's last seq.
+    /// The last seq of the session when the page was read.
     pub tail: Seq,
     /// The ID of the event there.
     pub tail_id: EventId,
+    #[serde(skip)]
+    pub(crate) request: PageRequest,
+}
+
+impl<T> Page<T> {
+    /// The request for the page after this one, in the same order and with the same limit and
+    /// filter. `None` when there is no more.
+    pub fn next_page(&self) -> Option<PageRequest> {
+        let request = self.has_more.then(|| self.request.clone())?;
+        Some(match request.order {
+            Order::OldestFirst => request.after(self.last),
+            Order::NewestFirst => request.before(self.first),
+        })
+    }
+
+    /// The same page with other items.
+    pub(crate) fn map<U>(self, each: impl FnMut(T) -> U) -> Page<U> {
+        let Self {
+            items,
+            has_more,
+            first,
+            last,
+            tail,
+            tail_id,
+            request,
+        } = self;
+        Page {
+            items: items.into_iter().map(each).collect(),
+            has_more,
+            first,
+            last,
+            tail,
+            tail_id,
+            request,
+        }
+    }
 }

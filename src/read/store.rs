@@ -12,7 +12,7 @@ use crate::model::{
     Counters, CursorProblem, Error, Event, EventId, FIRST_SEQ, Head, Options, Result, Seq,
     SessionId,
 };
-use crate::read::page::{Cursor, EventPage, Order, Page};
+use crate::read::page::{Cursor, Order, Page, PageRequest};
 use crate::read::scan::{ReadLimit, RecordSlice, Scan, SessionReader, Visitor};
 use crate::recent::{Recent, SessionPin};
 use crate::sync::{AtomicBool, Ordering};
@@ -88,17 +88,17 @@ impl Store {
         Ok((entry, head.ok_or_else(|| unknown(session))?))
     }
 
-    pub(crate) fn list(&self, session: &SessionId, page: Page) -> Result<EventPage> {
-        let limit = page.checked_limit(&self.options)?;
+    pub(crate) fn list(&self, session: &SessionId, request: PageRequest) -> Result<Page<Event>> {
+        let limit = request.checked_limit(&self.options)?;
         let (entry, head) = self.find(session)?;
-        let range = self.range(session, &head, &page)?;
+        let range = self.range(session, &head, &request)?;
         let mut reader = self.reader(session, entry, &head);
-        let order = page.order;
+        let order = request.order;
         let read_limit = ReadLimit {
             events: limit,
-            bytes: page.checked_bytes(&self.options),
+            bytes: request.checked_bytes(&self.options),
         };
-        let mut scan = Scan::new(page.types, &range, read_limit);
+        let mut scan = Scan::new(request.types.clone(), &range, read_limit);
         let (from, to) = (*range.start(), *range.end());
         let (first, last) = match order {
             Order::OldestFirst => (from, reader.scan_up(range, &mut scan)?),
@@ -109,13 +109,14 @@ impl Store {
         } else {
             first > from
         };
-        Ok(EventPage {
-            events: scan.events,
+        Ok(Page {
+            items: scan.events,
             has_more,
             first,
             last,
             tail: head.last,
             tail_id: head.last_id,
+            request,
         })
     }
 
@@ -210,7 +211,12 @@ impl Store {
     }
 
     /// The seqs between the page's cursors; `from` is `to` + 1 where there are none.
-    fn range(&self, session: &SessionId, head: &Head, page: &Page) -> Result<RangeInclusive<Seq>> {
+    fn range(
+        &self,
+        session: &SessionId,
+        head: &Head,
+        page: &PageRequest,
+    ) -> Result<RangeInclusive<Seq>> {
         let (mut from, mut to) = (FIRST_SEQ, head.last);
         if let Some(after) = page.after {
             let after = self.seq_of(session, after)?;

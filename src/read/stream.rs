@@ -24,21 +24,33 @@ const READ_LIMIT: ReadLimit = ReadLimit {
 };
 
 /// Where a stream begins.
+///
+/// Only [`Creation`](Self::Creation) waits for a session that does not exist yet. With any other
+/// start an unknown session is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
+#[non_exhaustive]
+pub enum StartAt {
     /// At the session's first event.
-    Start,
-    /// Behind a place; the event there is not repeated. `After(Cursor::Seq(0))` is
-    /// [`Creation`](From::Creation).
+    Beginning,
+    /// After a position. The event there is not repeated.
     After(Cursor),
-    /// Behind what is there now.
+    /// After the session's last event.
     Now,
-    /// At the session's first event, which is waited for when there is none yet.
+    /// At the session's first event, once there is one.
     Creation,
+}
+
+impl StartAt {
+    /// After a seq, or after the event with an ID.
+    #[must_use]
+    pub fn after(cursor: impl Into<Cursor>) -> Self {
+        Self::After(cursor.into())
+    }
 }
 
 /// What a stream yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StreamItem {
     /// The next event.
     Event(Event),
@@ -55,6 +67,21 @@ impl StreamItem {
             StreamItem::CaughtUp => None,
         }
     }
+}
+
+/// Why [`EventStream::next_timeout`] returned no item.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvTimeout {
+    /// No item came in time.
+    #[error("no item came in time")]
+    Elapsed,
+    /// The stream has ended.
+    #[error("the stream has ended")]
+    Ended,
+    /// What the stream was about to yield could not be read.
+    #[error("cannot read on in the stream")]
+    Failed(#[from] Error),
 }
 
 /// A session, or all of them, from some place on: what is there, then what comes.
@@ -102,20 +129,17 @@ enum Next {
 }
 
 impl EventStream {
-    pub(crate) fn of_session(store: Arc<Store>, entry: SessionPin, from: From) -> Result<Self> {
+    pub(crate) fn of_session(store: Arc<Store>, entry: SessionPin, from: StartAt) -> Result<Self> {
         let head = entry.lock().head;
         let tail = head.map_or(0, |head| head.last);
-        let unknown = || Error::UnknownSession {
-            session: entry.id().clone(),
-        };
+        if from != StartAt::Creation && head.is_none() {
+            let session = entry.id().clone();
+            return Err(Error::UnknownSession { session });
+        }
         let last = match from {
-            From::Creation | From::After(Cursor::Seq(0)) => 0,
-            From::Start => head.map(|_| FIRST_SEQ - 1).ok_or_else(unknown)?,
-            From::Now => head.map(|head| head.last).ok_or_else(unknown)?,
-            From::After(cursor) => {
-                head.ok_or_else(unknown)?;
-                store.seq_of(entry.id(), cursor)?
-            }
+            StartAt::Creation | StartAt::Beginning => FIRST_SEQ - 1,
+            StartAt::Now => tail,
+            StartAt::After(cursor) => store.seq_of(entry.id(), cursor)?,
         };
         Store::check_cursor(entry.id(), last, tail, tail)?;
         Ok(Self::new(
@@ -172,10 +196,19 @@ impl EventStream {
         self.filter_map(|item| item.map(StreamItem::into_event).transpose())
     }
 
-    /// The next item, waiting for it at most `wait`. `None` when none came, and when the stream has
-    /// [ended](Self::is_ended).
-    pub fn next_timeout(&mut self, wait: Duration) -> Option<Result<StreamItem>> {
-        self.next_until(Deadline::after(wait))
+    /// Waits at most `wait` for the next item.
+    ///
+    /// # Errors
+    ///
+    /// [`RecvTimeout::Elapsed`] when no item came in time, [`RecvTimeout::Ended`] when none will
+    /// come, [`RecvTimeout::Failed`] when reading failed. After [`Elapsed`](RecvTimeout::Elapsed)
+    /// and [`Failed`](RecvTimeout::Failed) the stream may be read on from where it was.
+    pub fn next_timeout(&mut self, wait: Duration) -> Result<StreamItem, RecvTimeout> {
+        match self.next_until(Deadline::after(wait)) {
+            Some(item) => Ok(item?),
+            None if self.is_ended() => Err(RecvTimeout::Ended),
+            None => Err(RecvTimeout::Elapsed),
+        }
     }
 
     /// Whether nothing will come any more.

@@ -11,7 +11,7 @@ use super::support::ledger::{Tag, Works};
 use super::support::report::{Dice, Report, Runs, is_full, seed};
 use crate::model::{Error, Result};
 use crate::sync::{Instant, yield_now};
-use crate::{Event, Options, Page, SessionId, SessionLog};
+use crate::{Event, Options, PageRequest, SessionId, SessionLog, SessionQuery};
 
 const RUNS: Runs = Runs {
     quick: 2_000,
@@ -232,17 +232,17 @@ impl Store {
 impl Contents {
     fn of(log: &SessionLog) -> Result<Self> {
         let feed = log
-            .feed(None)?
+            .feed()?
             .until_tail()
             .events()
             .collect::<Result<Vec<Event>>>()?;
         let mut sessions = BTreeMap::new();
-        for session in log.sessions(None, 1_000)? {
-            let mut page = log.list(&session, Page::new().limit(1_000))?;
-            let mut events = page.events;
+        for session in log.sessions(SessionQuery::new().limit(1_000))? {
+            let mut page = log.list(&session, PageRequest::new().limit(1_000))?;
+            let mut events = page.items;
             while page.has_more {
-                page = log.list(&session, Page::after(page.last).limit(1_000))?;
-                events.append(&mut page.events);
+                page = log.list(&session, PageRequest::new().after(page.last).limit(1_000))?;
+                events.append(&mut page.items);
             }
             sessions.insert(session, events);
         }

@@ -185,7 +185,7 @@ fn open(disk: &SimulatedDisk) -> SessionLog {
 fn appends_and_a_stream(seed: u64) {
     let scene = Scene::new(seed);
     let log = scene.open();
-    let feed = log.feed(None).expect("the feed");
+    let feed = log.feed().expect("the feed");
     let shown: Arc<Mutex<Vec<EventId>>> = Arc::default();
     let reader = {
         let shown = Arc::clone(&shown);
@@ -215,7 +215,7 @@ fn appends_and_a_stream(seed: u64) {
     }
     reader.expect("a thread").join().expect("the reader");
     let stored = log
-        .feed(None)
+        .feed()
         .expect("the feed")
         .until_tail()
         .events()

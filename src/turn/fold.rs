@@ -45,10 +45,10 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Map;
 use serde_json::value::RawValue;
 
-use crate::model::{Error, EventId, EventView, MessageId, Result, Seq, SessionId, opens_turn};
+use crate::model::{Error, EventView, MessageId, Result, Seq, SessionId, opens_turn};
 use crate::turn::json_text::JsonText;
 use crate::turn::lenient;
-use crate::turn::message::{Message, MessagePage, MessageStatus};
+use crate::turn::message::{Message, MessageStatus};
 use crate::turn::tool_calls::{Calls, ToolEvent};
 use crate::turn::user_message::UserMessage;
 
@@ -85,39 +85,6 @@ pub(crate) struct Fold {
     said_bytes: usize,
 }
 
-/// A page of turns, before messages are made of them.
-#[derive(Debug)]
-pub(crate) struct TurnPage {
-    /// The turns, in the order asked for.
-    pub folds: Vec<Fold>,
-    pub has_more: bool,
-    pub first: Seq,
-    pub last: Seq,
-    pub tail: Seq,
-    pub tail_id: EventId,
-}
-
-impl From<TurnPage> for MessagePage {
-    fn from(page: TurnPage) -> Self {
-        let TurnPage {
-            folds,
-            has_more,
-            first,
-            last,
-            tail,
-            tail_id,
-        } = page;
-        Self {
-            messages: folds.into_iter().map(Fold::into_message).collect(),
-            has_more,
-            first,
-            last,
-            tail,
-            tail_id,
-        }
-    }
-}
-
 /// A turn as one message, with all that somebody else chose as text. As values it could take a
 /// hundred times as much.
 #[derive(Debug)]
@@ -148,7 +115,7 @@ impl Fold {
             // A message may be kept for long, and must not keep the block that its first event was
             // read from.
             session_id: opening.session_id.detached(),
-            sequence_number: opening.seq,
+            seq: opening.seq,
             status: MessageStatus::Queued,
             content: Vec::new(),
             metadata: Map::new(),
@@ -212,7 +179,7 @@ impl Fold {
 
     /// Where the turn was opened.
     pub(crate) fn opened_at(&self) -> (&SessionId, Seq) {
-        (&self.message.session_id, self.message.sequence_number)
+        (&self.message.session_id, self.message.seq)
     }
 
     /// Whether no later event can change the message.
@@ -471,7 +438,7 @@ mod tests {
             id: EventId::from_u128(1_000),
             session_id: "sess_123".parse().unwrap(),
             seq: OPENING_SEQ,
-            event_type: EventType::from(event_type),
+            event_type: EventType::unchecked(event_type),
             data: bytes::Bytes::copy_from_slice(data.as_ref()),
             message_id: Some(EventId::from_u128(1_000).into()),
             created_at: Timestamp::from_second(1_774_982_400).unwrap(),
@@ -588,7 +555,7 @@ mod tests {
         assert_eq!(message.content, [ContentBlock::text("Summarize.")]);
         assert_eq!(message.metadata["ticket_id"], "T-1042");
         assert_eq!(
-            (message.sequence_number, message.status, message.attempt),
+            (message.seq, message.status, message.attempt),
             (OPENING_SEQ, Queued, 1)
         );
     }
@@ -604,7 +571,7 @@ mod tests {
             ..opening()
         };
         let other_type = Event {
-            event_type: "assistant.message_completed".into(),
+            event_type: EventType::unchecked("assistant.message_completed"),
             ..opening()
         };
         for not_opening in [other_turn, no_turn, other_type] {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::model::{EventId, MessageId, Seq, SessionId, time_text};
+use crate::model::{MessageId, Seq, SessionId, time_text};
 use crate::turn::user_message::ContentBlock;
 
 /// A turn as one value: what the user sent, how far the work on it is, and what came of it.
@@ -24,11 +24,11 @@ pub struct Message {
     /// The ID of the message: that of the event that opened the turn.
     pub id: MessageId,
     /// The session it belongs to.
-    #[serde(serialize_with = "as_text")]
     pub session_id: SessionId,
     /// The seq of the event that opened the turn, so messages of a session are in order but not
     /// dense.
-    pub sequence_number: Seq,
+    #[serde(rename = "sequence_number")]
+    pub seq: Seq,
     /// How far the work on the turn is.
     pub status: MessageStatus,
     /// What the user sent. Blocks that are no [`ContentBlock`] are left out.
@@ -98,33 +98,6 @@ impl Display for MessageStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
-}
-
-/// A stretch of a session's messages.
-///
-/// `first..=last` is the stretch of seqs that the page covers, with every turn that was opened in
-/// it; an empty stretch has `first == last + 1`. Go on with `after(last)`, or newest first with
-/// `before(first)`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct MessagePage {
-    /// The messages, in the order asked for.
-    pub messages: Vec<Message>,
-    /// Whether there may be more messages beyond the page, in the direction read and within the
-    /// range asked for.
-    pub has_more: bool,
-    /// The first seq covered.
-    pub first: Seq,
-    /// The last seq covered.
-    pub last: Seq,
-    /// The last seq of the session when the page was read.
-    pub tail: Seq,
-    /// The ID of the event there.
-    pub tail_id: EventId,
-}
-
-fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
 }
 
 fn as_time<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {

@@ -11,12 +11,12 @@ mod user_message;
 
 pub(crate) use fold::Fold;
 #[cfg(feature = "http")]
-pub(crate) use fold::{TurnPage, TurnText, may_end_turn};
+pub(crate) use fold::{TurnText, may_end_turn};
 #[cfg(feature = "http")]
 pub(crate) use json_text::{CheckedBlock, CheckedMap, JsonText, Sent, each_item};
 #[cfg(feature = "http")]
 pub(crate) use lenient::LEVELS_MAX;
 pub(crate) use read::TurnReader;
 
-pub use message::{Message, MessagePage, MessageStatus};
+pub use message::{Message, MessageStatus};
 pub use user_message::{ContentBlock, UserMessage};

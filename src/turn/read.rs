@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::codec::EventFrame;
 use crate::model::{Error, Event, Head, MessageId, Result, Seq, SessionId, USER_MESSAGE};
-use crate::read::{EventPage, Page, Store, Visitor};
-use crate::turn::fold::{Fold, TurnPage};
+use crate::read::{Page, PageRequest, Store, Visitor};
+use crate::turn::fold::Fold;
 
 /// So many events are read at once on the way to a turn's end. Most turns are shorter.
 const LOOKAHEAD_EVENTS: Seq = 64;
@@ -64,21 +64,18 @@ impl TurnReader {
 
     /// The turns that were opened in a stretch of a session, until what they keep takes too much
     /// memory; one at least.
-    pub(crate) fn page(&self, session: &SessionId, page: Page) -> Result<TurnPage> {
-        let (bytes_max, newest_first) = (
-            page.checked_bytes(&self.store.options),
-            page.is_newest_first(),
-        );
-        let mut opened = self.store.list(session, page.types([USER_MESSAGE]))?;
-        let mut turns = Turns::new(
-            bytes_max,
-            if newest_first {
-                CutFrom::Beginning
-            } else {
-                CutFrom::End
-            },
-        );
-        for event in std::mem::take(&mut opened.events) {
+    pub(crate) fn page(&self, session: &SessionId, request: PageRequest) -> Result<Page<Fold>> {
+        let options = &self.store.options;
+        let (bytes_max, newest_first) = (request.checked_bytes(options), request.is_newest_first());
+        let openings = request.clone().types([USER_MESSAGE]);
+        let mut opened = self.store.list(session, openings)?;
+        let cut_from = if newest_first {
+            CutFrom::Beginning
+        } else {
+            CutFrom::End
+        };
+        let mut turns = Turns::new(bytes_max, cut_from);
+        for event in std::mem::take(&mut opened.items) {
             if turns.cut.is_none() {
                 turns.push(Fold::open(Event::view(&event))?);
             }
@@ -87,7 +84,7 @@ impl TurnReader {
             turns.list.reverse();
         }
         self.fold(&mut turns)?;
-        let EventPage {
+        let Page {
             mut has_more,
             mut first,
             mut last,
@@ -103,17 +100,18 @@ impl TurnReader {
                 last = cut - 1
             }
         }
-        let mut folds = turns.into_folds();
+        let mut items = turns.into_folds();
         if newest_first {
-            folds.reverse();
+            items.reverse();
         }
-        Ok(TurnPage {
-            folds,
+        Ok(Page {
+            items,
             has_more,
             first,
             last,
             tail,
             tail_id,
+            request,
         })
     }
 

@@ -302,7 +302,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::model::{EventId, Turn};
+    use crate::model::{EventId, EventType, Turn};
 
     fn stored(event_type: &str, data: impl AsRef<[u8]>) -> Event {
         let id = EventId::from_u128(7);
@@ -310,7 +310,7 @@ mod tests {
             id,
             session_id: "s".parse().unwrap(),
             seq: 1,
-            event_type: event_type.into(),
+            event_type: EventType::unchecked(event_type),
             data: bytes::Bytes::copy_from_slice(data.as_ref()),
             message_id: Some(id.into()),
             created_at: Timestamp::UNIX_EPOCH,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
-use sessionlog::{Batch, NewEvent, Page, SessionId, SessionLog};
+use sessionlog::{Batch, NewEvent, PageRequest, SessionId, SessionLog, SessionQuery};
 
 use super::mounts;
 use super::process::{Role, Teller, small_files};
@@ -507,11 +507,16 @@ fn append(log: &SessionLog, name: &str, nth: u64, bytes: u64) -> sessionlog::Res
 
 /// The sessions of a log, and how many events of each are what was appended.
 fn contents(log: &SessionLog) -> Vec<(String, u64)> {
-    let sessions = log.sessions(None, 1_000).expect("the sessions");
+    let sessions = log
+        .sessions(SessionQuery::new().limit(1_000))
+        .expect("the sessions");
     let count = |session: &SessionId| {
-        let (mut nth, mut page) = (0_u64, log.list(session, Page::new()).expect("a page"));
+        let (mut nth, mut page) = (
+            0_u64,
+            log.list(session, PageRequest::new()).expect("a page"),
+        );
         loop {
-            for event in &page.events {
+            for event in &page.items {
                 assert_eq!(
                     event.data[..8],
                     nth.to_le_bytes(),
@@ -522,7 +527,9 @@ fn contents(log: &SessionLog) -> Vec<(String, u64)> {
             if !page.has_more {
                 return nth;
             }
-            page = log.list(session, Page::after(page.last)).expect("a page");
+            page = log
+                .list(session, PageRequest::new().after(page.last))
+                .expect("a page");
         }
     };
     sessions

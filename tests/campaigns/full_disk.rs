@@ -215,7 +215,7 @@ impl Filling<'_> {
 
     fn read_only(&mut self) {
         self.met.push("full disks read without a write");
-        let log = small_files().read_only(true).open(&self.folder);
+        let log = small_files().open_read_only(&self.folder);
         let log = log.unwrap_or_else(|error| {
             panic!("a log on a full disk does not open for reading: {error:?}")
         });

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use parking_lot::Mutex;
-use sessionlog::{Batch, Error, EventId, NewEvent, Page, SessionId, SessionLog};
+use sessionlog::{Batch, Error, EventId, NewEvent, PageRequest, SessionId, SessionLog};
 
 use super::process::small_files;
 use super::support::report::{Dice, Report, Runs, seed};
@@ -212,8 +212,8 @@ fn look(log: &SessionLog, session: &SessionId, dice: &mut Dice) -> u64 {
     let seen = if dice.flip() {
         log.head(session).map(|head| head.last)
     } else {
-        log.list(session, Page::new().newest_first().limit(10))
-            .map(|page| page.events.first().map_or(0, |event| event.seq))
+        log.list(session, PageRequest::new().newest_first().limit(10))
+            .map(|page| page.items.first().map_or(0, |event| event.seq))
     };
     match seen {
         Ok(tail) => tail,

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
-use sessionlog::Error;
+use sessionlog::{Error, SessionQuery};
 
 use super::process::{Role, small_files};
 use super::support::report::{Dice, Report, Runs, seed};
@@ -104,7 +104,9 @@ fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
     let log = small_files()
         .open(&paths[1])
         .unwrap_or_else(|error| panic!("the next open fails: {error:?}"));
-    let known = log.sessions(None, 1_000).expect("the sessions");
+    let known = log
+        .sessions(SessionQuery::new().limit(1_000))
+        .expect("the sessions");
     assert_eq!(known.len(), *sessions, "each holder's append is there");
     drop(log);
     for mut opener in openers {

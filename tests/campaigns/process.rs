@@ -12,7 +12,9 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use std::{env, thread};
 
 use serde::{Deserialize, Serialize};
-use sessionlog::{Batch, Error, NewEvent, Options, Page, SessionId, SessionLog};
+use sessionlog::{
+    Batch, Error, NewEvent, Options, PageRequest, SessionId, SessionLog, SessionQuery,
+};
 
 use super::displaced::Staying;
 use super::openers::THREADS;
@@ -234,9 +236,11 @@ impl Enduring {
         // Sealing begins when a log is idle.
         thread::park_timeout(Duration::from_millis(150));
         if self.reads == Reads::Succeed {
-            let sessions = log.sessions(None, 100).expect("sessions are listed");
+            let sessions = log
+                .sessions(SessionQuery::new().limit(100))
+                .expect("sessions are listed");
             for session in sessions {
-                log.list(&session, Page::new())
+                log.list(&session, PageRequest::new())
                     .expect("what is durable can be read");
             }
         }

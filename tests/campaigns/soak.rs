@@ -9,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sessionlog::{Batch, MessageStatus, NewEvent, Page, SessionId, SessionLog, StreamItem};
+use sessionlog::{
+    Batch, MessageStatus, NewEvent, PageRequest, SessionId, SessionLog, SessionQuery, StreamItem,
+};
 
 use super::process::{Role, Teller, first_life, open};
 use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
@@ -240,13 +242,19 @@ impl Soaking {
 
 fn list(log: &SessionLog, mut dice: Dice) {
     loop {
-        for session in log.sessions(None, 100).expect("the sessions") {
+        for session in log
+            .sessions(SessionQuery::new().limit(100))
+            .expect("the sessions")
+        {
             let tail = log.head(&session).expect("a session has a head").last;
             let page = log
-                .list(&session, Page::after(dice.below(tail)).limit(50))
+                .list(
+                    &session,
+                    PageRequest::new().after(dice.below(tail)).limit(50),
+                )
                 .expect("a page");
             assert!(
-                page.events
+                page.items
                     .windows(2)
                     .all(|two| two[0].seq + 1 == two[1].seq),
                 "a page has a gap"
@@ -259,7 +267,7 @@ fn list(log: &SessionLog, mut dice: Dice) {
 /// A live stream of everything: ever rising.
 fn follow(log: &SessionLog) {
     let mut last = None;
-    for item in log.feed(None).expect("the feed") {
+    for item in log.feed().expect("the feed") {
         if let StreamItem::Event(event) = item.expect("an event") {
             assert!(last < Some(event.id), "the feed goes back");
             last = Some(event.id);

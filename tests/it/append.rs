@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-use sessionlog::{Batch, Error, EventId, Expected, MessageId, NewEvent, Options, Page, Seq};
+use sessionlog::{
+    Batch, Error, EventId, Expected, MessageId, NewEvent, Options, PageRequest, Seq, SessionQuery,
+};
 
 use crate::support::{
     append_notes, assert_ack_fits, assert_dense, assert_error, assert_rising, block_on, folder,
@@ -38,7 +40,10 @@ fn an_ack_holds_the_events_as_every_reader_will_see_them() {
             .collect::<Vec<_>>(),
         [None, Some(turn)]
     );
-    assert_eq!(log.list(&id, Page::after(2)).unwrap().events, ack.events);
+    assert_eq!(
+        log.list(&id, PageRequest::new().after(2)).unwrap().items,
+        ack.events
+    );
     for event in &ack.events {
         assert_eq!(log.event(event.id).unwrap(), *event);
     }
@@ -248,7 +253,10 @@ fn a_refused_batch_leaves_nothing_behind() {
     let check = |log: &sessionlog::SessionLog| {
         assert_eq!(read_all(log, &kept), first.events);
         assert_error!(log.head(&fresh), Error::UnknownSession { .. });
-        assert_eq!(log.sessions(None, 10).unwrap(), std::slice::from_ref(&kept));
+        assert_eq!(
+            log.sessions(SessionQuery::new().limit(10)).unwrap(),
+            std::slice::from_ref(&kept)
+        );
         assert_eq!(log.stats().events, 1);
     };
     check(&log);
@@ -392,9 +400,9 @@ fn batches_stay_whole_and_next_to_each_other_under_concurrent_writers() {
         let reader = scope.spawn(|| {
             let mut seen = 0;
             while !done.load(Ordering::Relaxed) {
-                if let Ok(page) = log.list(&id, Page::new().newest_first().limit(1)) {
+                if let Ok(page) = log.list(&id, PageRequest::new().newest_first().limit(1)) {
                     assert_eq!(page.tail % 7, 0, "a reader saw part of a batch");
-                    assert_eq!(page.events[0].seq, page.tail);
+                    assert_eq!(page.items[0].seq, page.tail);
                     assert!(
                         page.tail >= seen,
                         "the tail went back from {seen} to {}",

@@ -7,7 +7,8 @@ use std::task::Poll;
 use std::thread;
 
 use sessionlog::{
-    Ack, Error, Event, EventId, From, NewEvent, Options, Page, Result, Seq, SessionId, SessionLog,
+    Ack, Error, Event, EventId, NewEvent, Options, PageRequest, Result, Seq, SessionId, SessionLog,
+    SessionQuery, StartAt,
 };
 
 use crate::support::{
@@ -46,12 +47,20 @@ impl Acked {
 fn check_readable(log: &SessionLog, ack: &Ack) {
     let id = &ack.events[0].session_id;
     assert!(log.head(id).unwrap().last >= ack.last);
-    let page = Page::after(ack.first - 1).limit(ack.events.len());
-    assert_eq!(log.list(id, page).unwrap().events, ack.events);
+    let page = PageRequest::new()
+        .after(ack.first - 1)
+        .limit(ack.events.len());
+    assert_eq!(log.list(id, page).unwrap().items, ack.events);
     assert_eq!(log.event(ack.events[0].id).unwrap(), ack.events[0]);
-    let mut stream = log.stream(id, From::After((ack.first - 1).into())).unwrap();
+    let mut stream = log
+        .stream(id, StartAt::After((ack.first - 1).into()))
+        .unwrap();
     assert_eq!(take_events(&mut stream, ack.events.len()), ack.events);
-    assert!(log.sessions(None, 1_000).unwrap().contains(id));
+    assert!(
+        log.sessions(SessionQuery::new().limit(1_000))
+            .unwrap()
+            .contains(id)
+    );
 }
 
 /// Fails unless acks, pages, streams and the feed tell the same story.
@@ -67,7 +76,7 @@ fn check_one_story(log: &SessionLog, sessions: &[SessionId], acks: &[Ack]) {
         assert_dense(&acked, 1..=acked.len() as Seq);
         assert_eq!(read_all(log, id), acked);
         assert_eq!(
-            drain(&mut log.stream(id, From::Start).unwrap().until_tail()),
+            drain(&mut log.stream(id, StartAt::Beginning).unwrap().until_tail()),
             acked
         );
         assert_eq!(of_session(&feed, id), acked);
@@ -87,12 +96,12 @@ fn check_crowd(options: Options) {
     let acks = thread::scope(|scope| {
         let (log, sessions, acked) = (&log, &sessions, &acked);
         let streams: Vec<_> = (0..WRITERS / 2)
-            .map(|n| log.stream(&sessions[n % 4], From::Creation).unwrap())
+            .map(|n| log.stream(&sessions[n % 4], StartAt::Creation).unwrap())
             .map(|mut stream| {
                 scope.spawn(move || take_events(&mut stream, WRITERS / 4 * BATCHES * 3))
             })
             .collect();
-        let mut feed = log.feed(None).unwrap();
+        let mut feed = log.feed().unwrap();
         let feed = scope.spawn(move || take_events(&mut feed, WRITERS * BATCHES * 3));
         for writer in 0..WRITERS {
             let tell = tell.clone();
@@ -210,7 +219,7 @@ fn an_event_that_a_reader_has_is_found_by_its_id_at_once() {
     let ids: Vec<SessionId> = (0..8).map(|n| session(&n.to_string())).collect();
     thread::scope(|scope| {
         for id in &ids {
-            let (log, mut stream) = (&log, log.stream(id, From::Creation).unwrap());
+            let (log, mut stream) = (&log, log.stream(id, StartAt::Creation).unwrap());
             scope.spawn(move || {
                 (0..300).for_each(|n| drop(log.append(id, notes(&n.to_string(), 3)).unwrap()))
             });

@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::open_as;
 use sessionlog::{
-    Ack, Batch, Error, Event, EventId, Expected, From, NewEvent, Options, Page, SessionId,
-    SessionLog,
+    Ack, Batch, Error, Event, EventId, Expected, NewEvent, Options, PageRequest, SessionId,
+    SessionLog, SessionQuery, StartAt,
 };
 
 /// Every header has its format version here: journal file, segment, and framed value.
@@ -132,7 +133,7 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
         Scene::new(Past::Short, End::Close),
     ] {
         for name in SLOTS.map(Path::new).into_iter().chain([&*scene.journal]) {
-            for options in [options().read_only(true), options()] {
+            for read_only in [true, false] {
                 let folder = lay_out(&scene.image);
                 // Images have no folders without files.
                 fs::create_dir_all(folder.path().join("segments")).expect("make a folder");
@@ -141,8 +142,7 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
                     .open(folder.path().join(name))
                     .expect("open a file");
                 file.set_len(1 << 40).expect("a file system with holes");
-                let log = options
-                    .open(folder.path())
+                let log = open_as(options(), read_only, folder.path())
                     .unwrap_or_else(|error| panic!("{}: {error:?}", name.display()));
                 assert!(
                     contents(&log).expect("read") == scene.whole,
@@ -321,16 +321,19 @@ fn a_stream_yields_all_that_lies_before_damage() {
         bytes_of(image, &segment)[BLOCK + 1_000] ^= 1
     });
     let folder = lay_out(&damaged);
-    let log = options().read_only(true).open(folder.path()).expect("open");
+    let log = options().open_read_only(folder.path()).expect("open");
     let readable = (1..=n)
-        .take_while(|seq| log.list(&session, Page::after(seq - 1).limit(1)).is_ok())
+        .take_while(|seq| {
+            log.list(&session, PageRequest::new().after(seq - 1).limit(1))
+                .is_ok()
+        })
         .count();
     assert!(
         readable > 0 && readable < usize::try_from(n).expect("a few"),
         "{readable} of {n}"
     );
     let mut stream = log
-        .stream(&session, From::Start)
+        .stream(&session, StartAt::Beginning)
         .expect("a stream")
         .until_tail()
         .events();
@@ -662,8 +665,7 @@ impl Scene {
         );
         drop(log);
         let reopened = options()
-            .read_only(true)
-            .open(folder.path())
+            .open_read_only(folder.path())
             .and_then(|log| contents(&log));
         assert!(
             reopened.expect("reopen") == grown,
@@ -730,11 +732,9 @@ fn check_refused(
 }
 
 fn assert_refused(folder: &Path, image: &Image, how: &str, expected: impl Fn(&Error) -> bool) {
-    for (kind, options) in [
-        ("", options()),
-        ("reading only, ", options().read_only(true)),
-    ] {
-        let error = options.open(folder).map(drop).expect_err(how);
+    for (kind, read_only) in [("", false), ("reading only, ", true)] {
+        let opened = open_as(options(), read_only, folder);
+        let error = opened.map(drop).expect_err(how);
         assert!(expected(&error), "{kind}{how}: {error:?}");
     }
     let after = read_image(folder);
@@ -839,7 +839,7 @@ impl Sealed {
         let mut damaged = Image::from([(self.segment.clone(), self.image[&self.segment].clone())]);
         bytes_of(&mut damaged, &self.segment)[at] ^= 0x04;
         put_byte(folder, &damaged, &self.segment, at);
-        let noticed = self.check_damaged(&segment, options().read_only(true).open(folder), at);
+        let noticed = self.check_damaged(&segment, options().open_read_only(folder), at);
         if at.is_multiple_of(96) {
             self.check_damaged(&segment, options().open(folder), at);
             self.check_replay(&segment, options().open(folder), at);
@@ -1022,12 +1022,12 @@ fn recent_of(feed: &[Event]) -> Vec<SessionId> {
 /// Reads everything in every way there is; the ways must agree.
 fn contents(log: &SessionLog) -> Result<Contents, Error> {
     let feed = log
-        .feed(None)?
+        .feed()?
         .until_tail()
         .events()
         .collect::<Result<Vec<_>, _>>()?;
     let mut sessions = Vec::new();
-    for session in log.sessions(None, PAGE)? {
+    for session in log.sessions(SessionQuery::new().limit(PAGE))? {
         let events = all_pages(log, &session)?;
         let head = log.head(&session)?;
         assert_eq!(
@@ -1046,7 +1046,9 @@ fn contents(log: &SessionLog) -> Result<Contents, Error> {
             .filter(|event| event.event_type == "user.message")
             .map(|event| event.id)
             .collect();
-        let messages = log.messages(&session, Page::new().limit(PAGE))?.messages;
+        let messages = log
+            .messages(&session, PageRequest::new().limit(PAGE))?
+            .items;
         assert!(
             messages
                 .iter()
@@ -1077,15 +1079,18 @@ fn contents(log: &SessionLog) -> Result<Contents, Error> {
 fn all_pages(log: &SessionLog, session: &SessionId) -> Result<Vec<Event>, Error> {
     let mut events = Vec::new();
     loop {
-        let page = log.list(session, Page::after(events.len() as u64).limit(PAGE))?;
-        events.extend(page.events);
+        let page = log.list(
+            session,
+            PageRequest::new().after(events.len() as u64).limit(PAGE),
+        )?;
+        events.extend(page.items);
         if !page.has_more {
             break;
         }
     }
     let newest = log
-        .list(session, Page::new().newest_first().limit(PAGE))?
-        .events;
+        .list(session, PageRequest::new().newest_first().limit(PAGE))?
+        .items;
     // It may hold fewer, where events are large.
     assert!(
         !newest.is_empty() && newest.iter().eq(events.iter().rev().take(newest.len())),

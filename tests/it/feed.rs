@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use sessionlog::{After, Error, Event, EventId, From, Page, SessionLog, StreamItem};
+use sessionlog::{Error, Event, EventId, PageRequest, SessionLog, StartAt, StreamItem};
 
 use crate::support::{
     DEADLINE, append_notes, assert_dense, assert_error, assert_rising, copy_folder, drain,
@@ -27,7 +27,7 @@ fn the_feed_gives_every_session_in_commit_order_from_any_event() {
         assert_rising(all);
         assert_eq!(feed_all(log), all);
         for n in (0..all.len()).step_by(7).chain([all.len() - 1]) {
-            let mut rest = log.feed(After(all[n].id)).unwrap().until_tail();
+            let mut rest = log.feed_after(all[n].id).unwrap().until_tail();
             assert_eq!(drain(&mut rest), all[n + 1..]);
         }
         for id in &sessions {
@@ -44,7 +44,7 @@ fn the_feed_gives_every_session_in_commit_order_from_any_event() {
     log.close().unwrap();
     let log = small_files().open(dir.path()).unwrap();
     check(&log, &all);
-    let mut live = log.feed(After(all.last().unwrap().id)).unwrap();
+    let mut live = log.feed_after(all.last().unwrap().id).unwrap();
     let at = all.len();
     append(&log, &mut all);
     assert_eq!(take_events(&mut live, all.len() - at), all[at..]);
@@ -54,7 +54,7 @@ fn the_feed_gives_every_session_in_commit_order_from_any_event() {
 fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
     let dir = folder();
     let log = open(&dir);
-    let mut feed = log.feed(None).unwrap();
+    let mut feed = log.feed().unwrap();
     thread::scope(|scope| {
         for writer in 0..4 {
             let log = &log;
@@ -73,10 +73,7 @@ fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
             assert_dense(&of_session(&events, &id), 1..=100);
         }
     });
-    assert_eq!(
-        feed.next_timeout(DEADLINE).unwrap().unwrap(),
-        StreamItem::CaughtUp
-    );
+    assert_eq!(feed.next_timeout(DEADLINE).unwrap(), StreamItem::CaughtUp);
 }
 
 /// K8: a place that the store does not know, such as one that was seen before a restore.
@@ -85,7 +82,7 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     let nil = EventId::from_u128(0);
-    assert_error!(log.feed(After(nil)), Error::UnknownEvent { id } if *id == nil);
+    assert_error!(log.feed_after(nil), Error::UnknownEvent { id } if *id == nil);
     let mut all = log.append(&session("a"), notes("n", 5)).unwrap().events;
     check_places(&log, &all);
     all.extend(seal_once(&dir, &log, &session("b")));
@@ -93,10 +90,7 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     check_places(&log, &all);
     log.close().unwrap();
     check_places(&small_files().open(dir.path()).unwrap(), &all);
-    check_places(
-        &small_files().read_only(true).open(dir.path()).unwrap(),
-        &all,
-    );
+    check_places(&small_files().open_read_only(dir.path()).unwrap(), &all);
 }
 
 /// Reads on behind every event, in the middle of a batch and at the end of the store too, and
@@ -104,7 +98,7 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
 fn check_places(log: &SessionLog, all: &[Event]) {
     for (nth, event) in all.iter().enumerate() {
         assert_eq!(
-            drain(&mut log.feed(After(event.id)).unwrap().until_tail()),
+            drain(&mut log.feed_after(event.id).unwrap().until_tail()),
             all[nth + 1..],
             "after {}",
             event.id
@@ -116,7 +110,7 @@ fn check_places(log: &SessionLog, all: &[Event]) {
         .map(EventId::from_u128);
     let unknown = beside.filter(|id| all.iter().all(|event| event.id != *id));
     for place in unknown.chain([0, u128::MAX].map(EventId::from_u128)) {
-        assert_error!(log.feed(After(place)), Error::UnknownEvent { id } if *id == place);
+        assert_error!(log.feed_after(place), Error::UnknownEvent { id } if *id == place);
     }
 }
 
@@ -131,18 +125,18 @@ fn after_a_restore_from_an_older_copy_every_reader_that_saw_more_is_refused() {
     let seen = append_notes(&open(&dir), &id, "lost", 3).pop().unwrap();
     let restored = open(&copy);
     let other = append_notes(&restored, &id, "other", 3);
-    assert_error!(restored.feed(After(seen.id)), Error::UnknownEvent { id } if *id == seen.id);
+    assert_error!(restored.feed_after(seen.id), Error::UnknownEvent { id } if *id == seen.id);
     assert_error!(
-        restored.list(&id, Page::after(seen.id)),
+        restored.list(&id, PageRequest::new().after(seen.id)),
         Error::Cursor { .. }
     );
     assert_error!(
-        restored.stream(&id, From::After(seen.id.into())),
+        restored.stream(&id, StartAt::After(seen.id.into())),
         Error::Cursor { .. }
     );
     let place = kept.last().unwrap().id;
     assert_eq!(
-        drain(&mut restored.feed(After(place)).unwrap().until_tail()),
+        drain(&mut restored.feed_after(place).unwrap().until_tail()),
         other
     );
 }

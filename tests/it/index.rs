@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use sessionlog::{Event, Expected, Page, SessionId};
+use sessionlog::{Event, Expected, PageRequest, SessionId};
 
 use crate::list::check_walk;
 use crate::support::{
@@ -93,9 +93,9 @@ fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
         }
         // The index is asked for the end first, and so says nothing of what lies before.
         assert_eq!(
-            log.list(&read, Page::new().newest_first().limit(3))
+            log.list(&read, PageRequest::new().newest_first().limit(3))
                 .unwrap()
-                .events
+                .items
                 .last(),
             events.iter().rev().nth(2)
         );

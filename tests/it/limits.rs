@@ -3,7 +3,8 @@
 
 use serde_json::json;
 use sessionlog::{
-    Batch, Error, Limit, NewEvent, Options, Page, Result, SessionId, SessionLog, UserMessage,
+    Batch, Error, Limit, NewEvent, Options, PageRequest, Result, SessionId, SessionLog,
+    SessionQuery, UserMessage,
 };
 
 use crate::support::{
@@ -242,10 +243,10 @@ fn check_pages(options: Options, max: usize) {
     log.append(&id, notes("n", 2).user_message("m")).unwrap();
     let above = max as u64 + 1;
     for page in [
-        Page::new(),
-        Page::after(1),
-        Page::before(2).newest_first(),
-        Page::new().types(["note"]),
+        PageRequest::new(),
+        PageRequest::new().after(1),
+        PageRequest::new().before(2).newest_first(),
+        PageRequest::new().types(["note"]),
     ] {
         log.list(&id, page.clone().limit(max)).unwrap();
         log.messages(&id, page.clone().limit(max)).unwrap();
@@ -270,10 +271,10 @@ fn check_pages(options: Options, max: usize) {
         assert_error!(log.list(&id, page.clone().limit(0)), Error::Invalid { .. });
         assert_error!(log.messages(&id, page.limit(0)), Error::Invalid { .. });
     }
-    log.sessions(None, max).unwrap();
+    log.sessions(SessionQuery::new().limit(max)).unwrap();
     log.recent_sessions(max).unwrap();
     check_refused(
-        log.sessions(None, max + 1),
+        log.sessions(SessionQuery::new().limit(max + 1)),
         Limit::PageEvents,
         above,
         max as u64,
@@ -284,7 +285,10 @@ fn check_pages(options: Options, max: usize) {
         above,
         max as u64,
     );
-    assert_error!(log.sessions(None, 0), Error::Invalid { .. });
+    assert_error!(
+        log.sessions(SessionQuery::new().limit(0)),
+        Error::Invalid { .. }
+    );
     assert_error!(log.recent_sessions(0), Error::Invalid { .. });
 }
 
@@ -301,9 +305,9 @@ fn a_page_holds_a_hundred_events_unless_told() {
     let log = open(&dir);
     let id = session("s");
     log.append(&id, notes("n", 101)).unwrap();
-    let page = log.list(&id, Page::new()).unwrap();
+    let page = log.list(&id, PageRequest::new()).unwrap();
     assert_eq!(
-        (page.events.len(), page.has_more, page.last),
+        (page.items.len(), page.has_more, page.last),
         (100, true, 100)
     );
 }

@@ -1,8 +1,8 @@
 //! Every form of a page against a model that is a slice, wherever the events lie.
 
 use sessionlog::{
-    Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, From, NewEvent, Options, Page,
-    Seq, SessionId, SessionLog,
+    Batch, Cursor, CursorProblem, Error, Event, EventId, NewEvent, Options, Page, PageRequest, Seq,
+    SessionId, SessionLog, StartAt,
 };
 
 use crate::support::{
@@ -24,17 +24,17 @@ type ToCursor<'a> = &'a dyn Fn(Seq) -> Option<Cursor>;
 
 impl Form {
     /// The page that asks for this, if its bounds can be given as such cursors.
-    fn page(self, to_cursor: ToCursor<'_>) -> Option<Page> {
+    fn page(self, to_cursor: ToCursor<'_>) -> Option<PageRequest> {
         let page = match (self.after, self.before) {
-            (None, None) => Page::new(),
-            (Some(after), None) => Page::after(to_cursor(after)?),
-            (None, Some(before)) => Page::before(to_cursor(before)?),
-            (Some(after), Some(before)) if after % 2 == 0 => {
-                Page::after(to_cursor(after)?).and_before(to_cursor(before)?)
-            }
-            (Some(after), Some(before)) => {
-                Page::before(to_cursor(before)?).and_after(to_cursor(after)?)
-            }
+            (None, None) => PageRequest::new(),
+            (Some(after), None) => PageRequest::new().after(to_cursor(after)?),
+            (None, Some(before)) => PageRequest::new().before(to_cursor(before)?),
+            (Some(after), Some(before)) if after % 2 == 0 => PageRequest::new()
+                .after(to_cursor(after)?)
+                .before(to_cursor(before)?),
+            (Some(after), Some(before)) => PageRequest::new()
+                .before(to_cursor(before)?)
+                .after(to_cursor(after)?),
         };
         let page = page.limit(self.limit);
         Some(if self.newest_first {
@@ -95,11 +95,11 @@ fn forms(places: &[Seq], tail: Seq, limits: &[usize]) -> Vec<Form> {
     forms
 }
 
-fn check_page(page: &EventPage, form: Form, all: &[Event]) {
+fn check_page(page: &Page<Event>, form: Form, all: &[Event]) {
     let range = form.range(all);
     let expected = &range[..form.limit.min(range.len())];
-    assert_eq!(seqs(&page.events), seqs(expected), "{form:?}");
-    assert_eq!(page.events, expected, "{form:?}");
+    assert_eq!(seqs(&page.items), seqs(expected), "{form:?}");
+    assert_eq!(page.items, expected, "{form:?}");
     assert_eq!(page.has_more, range.len() > form.limit, "{form:?}");
     assert_eq!(page.tail, all.len() as Seq, "{form:?}");
     assert_eq!(
@@ -139,8 +139,8 @@ pub(crate) fn check_walk(
     limit: usize,
 ) {
     let start = || match types {
-        Some(types) => Page::new().types(types).limit(limit),
-        None => Page::new().limit(limit),
+        Some(types) => PageRequest::new().types(types).limit(limit),
+        None => PageRequest::new().limit(limit),
     };
     let mut wanted: Vec<_> = all
         .iter()
@@ -154,15 +154,15 @@ pub(crate) fn check_walk(
             covered + 1,
             "a page begins where the one before it ended"
         );
-        assert!(page.events.len() <= limit);
+        assert!(page.items.len() <= limit);
         assert!(
-            page.events
+            page.items
                 .iter()
                 .all(|event| (page.first..=page.last).contains(&event.seq)),
             "{page:?}"
         );
         covered = page.last;
-        walked.extend(page.events);
+        walked.extend(page.items);
         if !page.has_more {
             break;
         }
@@ -170,7 +170,7 @@ pub(crate) fn check_walk(
             page.last >= page.first,
             "a page that says there is more must move on"
         );
-        page = log.list(session, start().and_after(page.last)).unwrap();
+        page = log.list(session, start().after(page.last)).unwrap();
     }
     assert_eq!(covered, all.len() as Seq);
     assert_eq!(
@@ -189,18 +189,18 @@ pub(crate) fn check_walk(
             "a page ends where the one before it began"
         );
         assert!(
-            page.events
+            page.items
                 .iter()
                 .all(|event| (page.first..=page.last).contains(&event.seq)),
             "{page:?}"
         );
         covered = page.first;
-        walked.extend(page.events);
+        walked.extend(page.items);
         if !page.has_more {
             break;
         }
         page = log
-            .list(session, start().newest_first().and_before(covered))
+            .list(session, start().newest_first().before(covered))
             .unwrap();
     }
     assert_eq!(covered, 1);
@@ -352,12 +352,14 @@ fn a_filtered_page_scans_no_further_than_told_and_says_where_to_go_on() {
         let all: Vec<_> = (0..40)
             .flat_map(|round| log.append(&id, mixed(round, 5, 500)).unwrap().events)
             .collect();
-        let page = log.list(&id, Page::new().types(["missing"])).unwrap();
+        let page = log
+            .list(&id, PageRequest::new().types(["missing"]))
+            .unwrap();
         assert!(
             page.has_more,
             "100,000 bytes were scanned where {scan_bytes} are allowed: {page:?}"
         );
-        assert_eq!((page.events.len(), page.first, page.tail), (0, 1, 200));
+        assert_eq!((page.items.len(), page.first, page.tail), (0, 1, 200));
         for types in [&["missing"][..], &["rare"], &["b"]] {
             check_walk(&log, &id, &all, Some(types), 10);
         }
@@ -379,9 +381,9 @@ fn a_filtered_page_counts_events_without_data() {
         )
         .unwrap();
     }
-    let page = log.list(&id, Page::new().types(["other"])).unwrap();
+    let page = log.list(&id, PageRequest::new().types(["other"])).unwrap();
     assert!(
-        page.events.is_empty() && page.has_more && page.last < 1_000,
+        page.items.is_empty() && page.has_more && page.last < 1_000,
         "{} of 4,000 were read",
         page.last
     );
@@ -395,10 +397,14 @@ fn a_cursor_holds_when_the_filter_changes() {
     let all: Vec<_> = (0..10)
         .flat_map(|round| log.append(&id, mixed(round, 6, 10)).unwrap().events)
         .collect();
-    let rare = log.list(&id, Page::new().types(["rare"])).unwrap().events[0].clone();
+    let rare = log
+        .list(&id, PageRequest::new().types(["rare"]))
+        .unwrap()
+        .items[0]
+        .clone();
     for cursor in [Cursor::from(rare.seq), Cursor::from(rare.id)] {
         let page = log
-            .list(&id, Page::after(cursor).types(["b"]).limit(2))
+            .list(&id, PageRequest::new().after(cursor).types(["b"]).limit(2))
             .unwrap();
         let wanted: Vec<_> = all
             .iter()
@@ -406,11 +412,14 @@ fn a_cursor_holds_when_the_filter_changes() {
             .take(2)
             .cloned()
             .collect();
-        assert_eq!(page.events, wanted);
+        assert_eq!(page.items, wanted);
         let page = log
-            .list(&id, Page::before(cursor).newest_first().limit(2))
+            .list(
+                &id,
+                PageRequest::new().before(cursor).newest_first().limit(2),
+            )
             .unwrap();
-        assert_eq!(seqs(&page.events), [rare.seq - 1, rare.seq - 2]);
+        assert_eq!(seqs(&page.items), [rare.seq - 1, rare.seq - 2]);
     }
 }
 
@@ -420,10 +429,10 @@ fn a_page_after_the_tail_is_empty_and_finds_what_comes_next() {
     let log = open(&dir);
     let id = session("s");
     append_notes(&log, &id, "n", 3);
-    let page = log.list(&id, Page::after(3)).unwrap();
+    let page = log.list(&id, PageRequest::new().after(3)).unwrap();
     assert_eq!(
         (
-            page.events.len(),
+            page.items.len(),
             page.has_more,
             page.first,
             page.last,
@@ -432,22 +441,27 @@ fn a_page_after_the_tail_is_empty_and_finds_what_comes_next() {
         (0, false, 4, 3, 3)
     );
     let next = append_notes(&log, &id, "next", 2);
-    assert_eq!(log.list(&id, Page::after(page.last)).unwrap().events, next);
+    assert_eq!(
+        log.list(&id, PageRequest::new().after(page.last))
+            .unwrap()
+            .items,
+        next
+    );
 }
 
 /// Reads in every call that takes an exclusive lower bound, none of which may accept this one.
 fn check_bad_after(log: &SessionLog, session: &SessionId, cursor: Cursor, expected: CursorProblem) {
-    let after = Page::after(cursor);
+    let after = PageRequest::new().after(cursor);
     for page in [
         after.clone(),
         after.clone().newest_first(),
         after.types(["note"]),
-        Page::before(1).and_after(cursor),
+        PageRequest::new().before(1).after(cursor),
     ] {
         check_refused(log, session, page, expected);
     }
     assert_error!(
-        log.stream(session, From::After(cursor)),
+        log.stream(session, StartAt::After(cursor)),
         Error::Cursor { session: of, problem } if of == session && *problem == expected
     );
 }
@@ -459,18 +473,23 @@ fn check_bad_before(
     cursor: Cursor,
     expected: CursorProblem,
 ) {
-    let before = Page::before(cursor);
+    let before = PageRequest::new().before(cursor);
     for page in [
         before.clone(),
         before.clone().newest_first(),
         before.types(["note"]),
-        Page::after(1).and_before(cursor),
+        PageRequest::new().after(1).before(cursor),
     ] {
         check_refused(log, session, page, expected);
     }
 }
 
-fn check_refused(log: &SessionLog, session: &SessionId, page: Page, expected: CursorProblem) {
+fn check_refused(
+    log: &SessionLog,
+    session: &SessionId,
+    page: PageRequest,
+    expected: CursorProblem,
+) {
     assert_error!(
         log.list(session, page.clone()),
         Error::Cursor { session: of, problem } if of == session && *problem == expected
@@ -487,9 +506,9 @@ fn a_cursor_that_does_not_fit_is_named() {
     let theirs = append_notes(&log, &other, "n", 2);
     let check = |log: &SessionLog| {
         let last = log
-            .list(&id, Page::new().newest_first().limit(1))
+            .list(&id, PageRequest::new().newest_first().limit(1))
             .unwrap()
-            .events[0]
+            .items[0]
             .clone();
         for beyond in [last.seq + 2, last.seq + 3, Seq::MAX - 1, Seq::MAX] {
             let problem = CursorProblem::BeyondTail {
@@ -548,14 +567,16 @@ fn pages_under_a_growing_session_are_gapless() {
         let (mut at, mut seen) = (0, Vec::new());
         while at < 301 {
             let finished = writer.is_finished();
-            let page = log.list(&id, Page::after(at).limit(5)).unwrap();
+            let page = log
+                .list(&id, PageRequest::new().after(at).limit(5))
+                .unwrap();
             assert!(
-                !finished || !page.events.is_empty(),
+                !finished || !page.items.is_empty(),
                 "the walk stopped at {at}: {page:?}"
             );
             assert!(page.tail >= page.last, "{page:?}");
             at = page.last;
-            seen.extend(page.events);
+            seen.extend(page.items);
         }
         assert_dense(&seen, 1..=301);
     });

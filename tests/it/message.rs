@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sessionlog::{
     Batch, ContentBlock, Error, Event, EventId, Message, MessageId, MessageStatus, NewEvent,
-    Options, Page, Seq, SessionId, SessionLog, UserMessage,
+    Options, PageRequest, Seq, SessionId, SessionLog, UserMessage,
 };
 
 use crate::support::{
@@ -59,7 +59,7 @@ fn a_message_can_be_read_as_soon_as_its_append_returned() {
             (MessageId::from(ack.events[0].id), &id)
         );
         assert_eq!(
-            (message.sequence_number, message.created_at),
+            (message.seq, message.created_at),
             (3 + n, ack.events[0].created_at)
         );
         assert_eq!(
@@ -265,7 +265,7 @@ fn a_message_whose_content_cannot_be_read_is_still_a_message() {
             .remove(0);
         let message = log.message(event.id.into()).unwrap();
         assert_eq!(
-            (message.status, message.content, message.sequence_number),
+            (message.status, message.content, message.seq),
             (Queued, vec![], event.seq)
         );
     }
@@ -315,7 +315,10 @@ fn a_turn_over_several_segments_reads_back_whole() {
     assert_eq!((done.status, &done.output), (Completed, &said));
     seal_once(&dir, &log, &filler);
     assert_eq!(log.message(turn).unwrap(), done);
-    assert_eq!(log.messages(&id, Page::new()).unwrap().messages.len(), 4);
+    assert_eq!(
+        log.messages(&id, PageRequest::new()).unwrap().items.len(),
+        4
+    );
 }
 
 #[test]
@@ -346,23 +349,25 @@ fn a_turn_longer_than_any_page_reads_back_whole() {
 fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: Seq) {
     for limit in [1, 2, 3, all.len().max(1), 1_000] {
         let mut walked: Vec<Message> = Vec::new();
-        let mut page = log.messages(session, Page::new().limit(limit)).unwrap();
+        let mut page = log
+            .messages(session, PageRequest::new().limit(limit))
+            .unwrap();
         assert_eq!(page.first, 1);
         loop {
             assert_eq!(page.tail, tail);
-            assert!(page.messages.len() <= limit);
+            assert!(page.items.len() <= limit);
             assert!(
-                page.messages
+                page.items
                     .iter()
-                    .all(|message| (page.first..=page.last).contains(&message.sequence_number)),
+                    .all(|message| (page.first..=page.last).contains(&message.seq)),
                 "{page:?}"
             );
-            walked.append(&mut page.messages);
+            walked.append(&mut page.items);
             if !page.has_more {
                 break;
             }
             let next = log
-                .messages(session, Page::after(page.last).limit(limit))
+                .messages(session, PageRequest::new().after(page.last).limit(limit))
                 .unwrap();
             assert_eq!(next.first, page.last + 1);
             page = next;
@@ -372,19 +377,22 @@ fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: 
 
         walked.clear();
         page = log
-            .messages(session, Page::new().newest_first().limit(limit))
+            .messages(session, PageRequest::new().newest_first().limit(limit))
             .unwrap();
         assert_eq!(page.last, tail);
         loop {
-            assert!(page.messages.len() <= limit);
-            walked.append(&mut page.messages);
+            assert!(page.items.len() <= limit);
+            walked.append(&mut page.items);
             if !page.has_more {
                 break;
             }
             let next = log
                 .messages(
                     session,
-                    Page::before(page.first).newest_first().limit(limit),
+                    PageRequest::new()
+                        .before(page.first)
+                        .newest_first()
+                        .limit(limit),
                 )
                 .unwrap();
             assert_eq!(next.last + 1, page.first);
@@ -419,11 +427,11 @@ fn turns_that_never_end_are_listed_as_each_is_read() {
         .iter()
         .map(|turn| log.message(*turn).unwrap())
         .collect();
-    assert_eq!(log.messages(&id, Page::new()).unwrap().messages, each);
+    assert_eq!(log.messages(&id, PageRequest::new()).unwrap().items, each);
     let newest_first = log
-        .messages(&id, Page::new().newest_first().limit(7))
+        .messages(&id, PageRequest::new().newest_first().limit(7))
         .unwrap()
-        .messages;
+        .items;
     assert_eq!(
         newest_first,
         each.iter().rev().take(7).cloned().collect::<Vec<_>>()
@@ -439,15 +447,15 @@ fn check_range(
 ) {
     let wanted: Vec<_> = all
         .iter()
-        .filter(|message| (after.seq + 1..before.seq).contains(&message.sequence_number))
+        .filter(|message| (after.seq + 1..before.seq).contains(&message.seq))
         .cloned()
         .collect();
     for page in [
-        Page::after(after.seq).and_before(before.seq),
-        Page::before(before.id).and_after(after.id),
+        PageRequest::new().after(after.seq).before(before.seq),
+        PageRequest::new().before(before.id).after(after.id),
     ] {
         let page = log.messages(session, page.limit(1_000)).unwrap();
-        assert_eq!((&page.messages, page.has_more), (&wanted, false));
+        assert_eq!((&page.items, page.has_more), (&wanted, false));
         assert_eq!((page.first, page.last), (after.seq + 1, before.seq - 1));
     }
 }
@@ -688,8 +696,8 @@ fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
             message.output.len(),
             usize::try_from(message.output_omitted).unwrap(),
         );
-        assert_eq!(kept + omitted, outputs, "{}", message.sequence_number);
-        assert_eq!(omitted > 0, outputs == 30, "{}", message.sequence_number);
+        assert_eq!(kept + omitted, outputs, "{}", message.seq);
+        assert_eq!(omitted > 0, outputs == 30, "{}", message.seq);
         let said: Vec<_> = message
             .output
             .iter()
@@ -701,8 +709,8 @@ fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
             "the latest are there, the last among them"
         );
     }
-    let largest = log.messages(&id, Page::new()).unwrap();
-    assert!(largest.has_more && largest.messages.len() < all.len());
+    let largest = log.messages(&id, PageRequest::new()).unwrap();
+    assert!(largest.has_more && largest.items.len() < all.len());
     check_messages(&log, &id, &all, log.head(&id).unwrap().last);
     // An attempt that drops what was put out drops what was left out too.
     tell_status(
@@ -744,7 +752,7 @@ fn outputs_that_are_large_as_values_are_left_out_as_if_they_were_long() {
         );
         assert_eq!(message.output[0][0], 3, "the last is there: {part}");
     }
-    for page in [Page::new(), Page::new().newest_first()] {
-        assert_eq!(log.messages(&id, page).unwrap().messages.len(), 1);
+    for page in [PageRequest::new(), PageRequest::new().newest_first()] {
+        assert_eq!(log.messages(&id, page).unwrap().items.len(), 1);
     }
 }

@@ -15,8 +15,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use std::{fs, thread};
 
 use sessionlog::{
-    Ack, After, Batch, Cursor, CursorProblem, Error, Event, EventId, EventPage, EventStream,
-    Expected, From, Limit, MessageId, NewEvent, Options, Page, SessionId, SessionLog,
+    Ack, Batch, Cursor, CursorProblem, Error, Event, EventId, EventStream, Expected, Limit,
+    MessageId, NewEvent, Options, Page, PageRequest, RecvTimeout, SessionId, SessionLog,
+    SessionQuery, StartAt,
 };
 
 /// Something done to the log, or asked of it.
@@ -42,7 +43,7 @@ pub(crate) enum Op {
         limit: u8,
         types: u8,
     },
-    /// Page after page to the end.
+    /// PageRequest after page to the end.
     Walk {
         session: u8,
         order: Order,
@@ -796,6 +797,7 @@ impl Model {
             Expected::NoSession => actual == 0,
             Expected::Exists => actual > 0,
             Expected::Seq(seq) => actual == seq,
+            other => panic!("the model does not know {other:?}"),
         };
         if holds {
             Answer::Lands
@@ -930,7 +932,7 @@ impl World {
                 .unwrap_or_else(|errors| panic!("a page went on where none is: {errors:?}"));
             let page = must("list", self.log().list(session, listing.page(&self.model)));
             self.model.assert_page(&listing, range, &page);
-            seen.extend(page.events.iter().map(|event| event.seq));
+            seen.extend(page.items.iter().map(|event| event.seq));
             if !page.has_more {
                 break;
             }
@@ -966,16 +968,14 @@ impl World {
         };
         let range = self.model.range(&listing);
         let from = match from {
-            Begin::Start => From::Start,
-            Begin::Creation => From::Creation,
-            Begin::Now => From::Now,
-            Begin::After(at) => From::After(self.model.cursor(session, at)),
+            Begin::Start => StartAt::Beginning,
+            Begin::Creation => StartAt::Creation,
+            Begin::Now => StartAt::Now,
+            Begin::After(at) => StartAt::After(self.model.cursor(session, at)),
         };
         // A session that is not there yet is waited for, and up to its tail it has nothing.
         let predicted = match (from, range) {
-            (From::Creation | From::After(Cursor::Seq(0)), Err(_)) | (From::Now, Ok(_)) => {
-                Ok(NOTHING)
-            }
+            (StartAt::Creation, Err(_)) | (StartAt::Now, Ok(_)) => Ok(NOTHING),
             (_, range) => range,
         };
         let got = self.log().stream(session, from);
@@ -1009,7 +1009,7 @@ impl World {
             Some(opened) if opened.given.opens_turn() => {
                 let message = must("message", got);
                 assert_eq!(
-                    (message.id, &message.session_id, message.sequence_number),
+                    (message.id, &message.session_id, message.seq),
                     (id, &opened.session, opened.seq)
                 );
                 assert_eq!(
@@ -1018,7 +1018,7 @@ impl World {
                 );
             }
             _ => assert_error(
-                got.map(|message| message.sequence_number),
+                got.map(|message| message.seq),
                 &[Error::UnknownMessage { id }],
             ),
         }
@@ -1049,11 +1049,11 @@ impl World {
             .keys()
             .filter(|session| after.is_none_or(|after| *session > after))
             .collect();
-        assert_sessions(
-            limit,
-            &expected,
-            self.log().sessions(after.map(After), limit),
-        );
+        let mut query = SessionQuery::new().limit(limit);
+        if let Some(after) = after {
+            query = query.after(after);
+        }
+        assert_sessions(limit, &expected, self.log().sessions(query));
     }
 
     fn recent_sessions(&self, limit: usize) {
@@ -1070,7 +1070,10 @@ impl World {
 
     fn feed(&self, after: Option<Point>) {
         let after = after.map(|point| self.model.id(point));
-        let got = self.log().feed(after.map(After));
+        let got = match after {
+            Some(id) => self.log().feed_after(id),
+            None => self.log().feed(),
+        };
         if let Some(id) = after.filter(|id| !self.model.ids.contains_key(id)) {
             return assert_error(got, &[Error::UnknownEvent { id }]);
         }
@@ -1112,13 +1115,15 @@ impl Listing {
         self.types.is_empty() || self.types.contains(&event.given.event_type.as_str())
     }
 
-    fn page(&self, model: &Model) -> Page {
+    fn page(&self, model: &Model) -> PageRequest {
         let cursor = |at| model.cursor(&self.session, at);
         let mut page = match (self.after, self.before) {
-            (None, None) => Page::new(),
-            (Some(after), None) => Page::after(cursor(after)),
-            (None, Some(before)) => Page::before(cursor(before)),
-            (Some(after), Some(before)) => Page::after(cursor(after)).and_before(cursor(before)),
+            (None, None) => PageRequest::new(),
+            (Some(after), None) => PageRequest::new().after(cursor(after)),
+            (None, Some(before)) => PageRequest::new().before(cursor(before)),
+            (Some(after), Some(before)) => PageRequest::new()
+                .after(cursor(after))
+                .before(cursor(before)),
         };
         if self.order == Order::NewestFirst {
             page = page.newest_first();
@@ -1194,7 +1199,7 @@ impl Model {
         })
     }
 
-    fn assert_page(&self, listing: &Listing, range: RangeInclusive<u64>, page: &EventPage) {
+    fn assert_page(&self, listing: &Listing, range: RangeInclusive<u64>, page: &Page<Event>) {
         let session = &listing.session;
         let newest_first = listing.order == Order::NewestFirst;
         assert_eq!(
@@ -1210,11 +1215,11 @@ impl Model {
         if newest_first {
             events.reverse();
         }
-        assert_same(&page.events, events);
+        assert_same(&page.items, events);
         assert!(
-            page.events.len() <= listing.limit,
+            page.items.len() <= listing.limit,
             "{} events in a page of {}",
-            page.events.len(),
+            page.items.len(),
             listing.limit
         );
         if range.is_empty() {
@@ -1241,13 +1246,13 @@ impl Model {
 
     /// A page tells of more exactly if there is more, save that one that stopped to scan cannot
     /// know.
-    fn assert_more(&self, listing: &Listing, range: &RangeInclusive<u64>, page: &EventPage) {
+    fn assert_more(&self, listing: &Listing, range: &RangeInclusive<u64>, page: &Page<Event>) {
         let covered = page.first..=page.last;
         let left = range.clone().filter(|seq| !covered.contains(seq)).count();
         let matches_left = self
             .of_session(&listing.session, range.clone())
             .any(|e| !covered.contains(&e.seq) && listing.takes(e));
-        let full = page.events.len() == listing.limit;
+        let full = page.items.len() == listing.limit;
         if page.has_more {
             let scanned: usize = self
                 .of_session(&listing.session, covered.clone())
@@ -1364,13 +1369,14 @@ impl World {
         while has_more {
             let page = must(
                 "messages",
-                self.log().messages(session, Page::after(after).limit(3)),
+                self.log()
+                    .messages(session, PageRequest::new().after(after).limit(3)),
             );
             assert!(
-                page.messages.len() <= 3 && (page.last > after || !page.has_more),
+                page.items.len() <= 3 && (page.last > after || !page.has_more),
                 "a page of messages gets nowhere"
             );
-            seen.extend(page.messages.into_iter().map(|message| message.id));
+            seen.extend(page.items.into_iter().map(|message| message.id));
             (after, has_more) = (page.last, page.has_more);
         }
         let opened = self
@@ -1437,12 +1443,9 @@ fn drain(stream: EventStream) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
         match stream.next_timeout(DEADLINE) {
-            Some(item) => events.extend(must("stream", item).into_event()),
-            None if stream.is_ended() => return events,
-            None => panic!(
-                "a stream up to the tail did not end within {DEADLINE:?}, after {} events",
-                events.len()
-            ),
+            Ok(item) => events.extend(item.into_event()),
+            Err(RecvTimeout::Ended) => return events,
+            Err(other) => panic!("a stream up to the tail after {}: {other:?}", events.len()),
         }
     }
 }

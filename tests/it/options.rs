@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sessionlog::{Error, Event, Options, Page, SessionLog};
+use sessionlog::{Error, Event, Options, PageRequest, SessionLog};
 use tempfile::TempDir;
 
 use crate::support::{
@@ -139,18 +139,21 @@ fn lower_limits_hide_nothing_that_is_stored() {
     let mut walked: Vec<Event> = Vec::new();
     while walked.len() < all.len() {
         let page = log
-            .list(&id, Page::after(walked.len() as u64).limit(7))
+            .list(&id, PageRequest::new().after(walked.len() as u64).limit(7))
             .unwrap();
-        assert!(!page.events.is_empty(), "{page:?}");
-        walked.extend(page.events);
+        assert!(!page.items.is_empty(), "{page:?}");
+        walked.extend(page.items);
     }
     assert_eq!(walked, all);
     assert_eq!(feed_all(&log), all);
     assert_eq!(
-        seqs(&log.list(&id, Page::new()).unwrap().events),
+        seqs(&log.list(&id, PageRequest::new()).unwrap().items),
         [1, 2, 3, 4, 5, 6, 7]
     );
-    assert_eq!(log.messages(&id, Page::new()).unwrap().messages.len(), 1);
+    assert_eq!(
+        log.messages(&id, PageRequest::new()).unwrap().items.len(),
+        1
+    );
     assert_error!(log.append(&id, notes("n", 2)), Error::TooLarge { .. });
     assert_eq!(
         log.append(&id, notes("n", 1)).unwrap().first,

@@ -11,7 +11,7 @@ use sessionlog::{Batch, Error, Options, SessionLog};
 use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_error, eventually, folder, in_time, note, notes, open, read_all,
+    append_notes, assert_error, eventually, folder, in_time, note, notes, open, open_as, read_all,
     seal_once, session, small_files,
 };
 
@@ -280,7 +280,7 @@ fn a_log_whose_lock_file_is_removed_is_still_locked() {
         fs::remove_file(folder.path().join("LOCK")).unwrap();
         assert_error!(SessionLog::open(folder.path()), Error::Locked { .. });
         assert_error!(
-            Options::new().read_only(true).open(folder.path()),
+            Options::new().open_read_only(folder.path()),
             Error::Locked { .. }
         );
         append_notes(&log, &session("s"), "after", 1);
@@ -309,10 +309,8 @@ fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
             if read_only && name == "MANIFEST-0" {
                 continue;
             }
-            let error = Options::new()
-                .read_only(read_only)
-                .open(place.at("data"))
-                .unwrap_err();
+            let data = place.at("data");
+            let error = open_as(Options::new(), read_only, &data).unwrap_err();
             let Error::Io { path, source, .. } = &error else {
                 panic!("{name}: {error:?}")
             };
@@ -371,7 +369,7 @@ fn an_empty_path_is_invalid_and_nothing_is_made_for_it() {
     let before = fs::read_dir(".").unwrap().count();
     assert_error!(SessionLog::open(""), Error::Invalid { what: "folder", .. });
     assert_error!(
-        Options::new().read_only(true).open(""),
+        Options::new().open_read_only(""),
         Error::Invalid { what: "folder", .. }
     );
     assert_eq!(fs::read_dir(".").unwrap().count(), before);
@@ -389,10 +387,7 @@ fn filters_and_index_that_cannot_be_read_keep_no_log_from_opening() {
         assert_eq!(read_all(&log, &session("early")).len(), 1);
         append_notes(&log, &session("s"), "more", 1);
         log.close().unwrap();
-        Options::new()
-            .read_only(true)
-            .open(place.at("data"))
-            .unwrap();
+        Options::new().open_read_only(place.at("data")).unwrap();
     }
 }
 
@@ -403,13 +398,14 @@ fn a_forked_copy_of_the_process_is_refused_and_gives_nothing_away() {
     let folder = folder();
     let log = open(&folder);
     let kept = append_notes(&log, &session("s"), "kept", 2);
-    let mut stream = log.stream(&session("s"), sessionlog::From::Now).unwrap();
+    let mut stream = log.stream(&session("s"), sessionlog::StartAt::Now).unwrap();
     let said = folder.path().join("said");
     match fork::fork().unwrap() {
         fork::Fork::Child => {
             let codes = [
                 log.append(&session("s"), notes("child", 1)).map(drop),
-                log.list(&session("s"), sessionlog::Page::new()).map(drop),
+                log.list(&session("s"), sessionlog::PageRequest::new())
+                    .map(drop),
                 stream.next().map_or(Ok(()), |item| item.map(drop)),
                 log.health(),
                 log.close(),

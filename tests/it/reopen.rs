@@ -8,8 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use std::{env, fs, thread};
 
 use sessionlog::{
-    Batch, Error, Event, EventId, From, Head, Message, MessageId, Options, Page, SessionId,
-    SessionLog,
+    Batch, Error, Event, EventId, Head, Message, MessageId, Options, PageRequest, SessionId,
+    SessionLog, SessionQuery, StartAt,
 };
 use tempfile::TempDir;
 
@@ -28,26 +28,30 @@ struct Seen {
 }
 
 fn seen(log: &SessionLog) -> Seen {
-    let sessions = log.sessions(None, 1_000).unwrap().into_iter().map(|id| {
-        let (head, events) = (log.head(&id).unwrap(), read_all(log, &id));
-        assert_dense(&events, head.first..=head.last);
-        assert_eq!(
-            drain(&mut log.stream(&id, From::Start).unwrap().until_tail()),
-            events
-        );
-        assert!(
-            events
-                .iter()
-                .all(|event| log.event(event.id).unwrap() == *event)
-        );
-        let messages = log.messages(&id, Page::new()).unwrap().messages;
-        assert!(
-            messages
-                .iter()
-                .all(|message| log.message(message.id).unwrap() == *message)
-        );
-        (id, head, events, messages)
-    });
+    let sessions = log
+        .sessions(SessionQuery::new().limit(1_000))
+        .unwrap()
+        .into_iter()
+        .map(|id| {
+            let (head, events) = (log.head(&id).unwrap(), read_all(log, &id));
+            assert_dense(&events, head.first..=head.last);
+            assert_eq!(
+                drain(&mut log.stream(&id, StartAt::Beginning).unwrap().until_tail()),
+                events
+            );
+            assert!(
+                events
+                    .iter()
+                    .all(|event| log.event(event.id).unwrap() == *event)
+            );
+            let messages = log.messages(&id, PageRequest::new()).unwrap().items;
+            assert!(
+                messages
+                    .iter()
+                    .all(|message| log.message(message.id).unwrap() == *message)
+            );
+            (id, head, events, messages)
+        });
     let sessions = sessions.collect();
     Seen {
         sessions,
@@ -245,10 +249,7 @@ fn a_second_opener_is_refused_until_the_first_lets_go() {
     ];
     for path in &spellings {
         assert_error!(SessionLog::open(path), Error::Locked { .. });
-        assert_error!(
-            Options::new().read_only(true).open(path),
-            Error::Locked { .. }
-        );
+        assert_error!(Options::new().open_read_only(path), Error::Locked { .. });
     }
     assert_error!(SessionLog::open(dir.path()), Error::Locked { path } if path == dir.path());
     append_notes(&log, &session("s"), "n", 1);
@@ -315,7 +316,7 @@ fn the_folder_is_free_as_soon_as_the_log_closed_or_was_dropped() {
     for round in 0..8 {
         let log = open(&dir);
         append_notes(&log, &id, "n", 1);
-        let (clone, stream) = (log.clone(), log.stream(&id, From::Now).unwrap());
+        let (clone, stream) = (log.clone(), log.stream(&id, StartAt::Now).unwrap());
         if round % 2 == 0 {
             log.close().unwrap();
             assert_eq!(open(&dir).head(&id).unwrap().last, round + 1);
@@ -398,7 +399,7 @@ fn a_second_process_is_refused_until_the_first_lets_go() {
 /// byte alone.
 fn check_read_only(folder: &Path, expected: &Seen) {
     let before = listing(folder);
-    let log = Options::new().read_only(true).open(folder).unwrap();
+    let log = Options::new().open_read_only(folder).unwrap();
     assert_eq!(seen(&log), *expected);
     let id = session("a");
     assert_error!(log.append(&id, notes("n", 1)), Error::ReadOnly);
@@ -407,14 +408,14 @@ fn check_read_only(folder: &Path, expected: &Seen) {
         Error::ReadOnly
     );
     assert_error!(
-        log.list(&session("nobody"), Page::new()),
+        log.list(&session("nobody"), PageRequest::new()),
         Error::UnknownSession { .. }
     );
     assert_error!(log.head(&session("nobody")), Error::UnknownSession { .. });
     assert_eq!(seen(&log), *expected);
     log.close().unwrap();
     assert_eq!(listing(folder), before);
-    drop(Options::new().read_only(true).open(folder).unwrap());
+    drop(Options::new().open_read_only(folder).unwrap());
     assert_eq!(listing(folder), before);
 }
 
@@ -464,7 +465,7 @@ fn readers_share_a_folder_and_keep_writers_out() {
     append_some(&log, "one");
     let expected = seen(&log);
     log.close().unwrap();
-    let read_only = || Options::new().read_only(true).open(dir.path());
+    let read_only = || Options::new().open_read_only(dir.path());
     let readers = [read_only().unwrap(), read_only().unwrap()];
     for reader in readers {
         assert_error!(SessionLog::open(dir.path()), Error::Locked { .. });
@@ -515,19 +516,16 @@ fn files_of_others_are_left_alone() {
 fn reading_only_makes_no_log_where_there_is_none() {
     let dir = folder();
     let missing = dir.path().join("missing");
-    assert_error!(
-        Options::new().read_only(true).open(&missing),
-        Error::Io { .. }
-    );
+    assert_error!(Options::new().open_read_only(&missing), Error::Io { .. });
     assert!(!missing.exists());
     let file = dir.path().join("file");
     fs::write(&file, "not a folder").unwrap();
-    assert_error!(Options::new().read_only(true).open(&file), Error::Io { .. });
+    assert_error!(Options::new().open_read_only(&file), Error::Io { .. });
     assert_error!(SessionLog::open(&file), Error::Io { .. });
     assert_eq!(fs::read(&file).unwrap(), b"not a folder");
 
     let empty = folder();
-    if let Ok(log) = Options::new().read_only(true).open(empty.path()) {
+    if let Ok(log) = Options::new().open_read_only(empty.path()) {
         assert_eq!(
             seen(&log),
             Seen {
@@ -561,12 +559,12 @@ fn a_closed_log_refuses_every_call_and_may_be_closed_again() {
             block_on(log.append_async(&id, notes("n", 1))),
             Error::Closed
         );
-        assert_error!(log.list(&id, Page::new()), Error::Closed);
+        assert_error!(log.list(&id, PageRequest::new()), Error::Closed);
         assert_error!(log.head(&id), Error::Closed);
         assert_error!(log.event(event.id), Error::Closed);
         assert_error!(log.message(event.id.into()), Error::Closed);
-        assert_error!(log.messages(&id, Page::new()), Error::Closed);
-        assert_error!(log.sessions(None, 1), Error::Closed);
+        assert_error!(log.messages(&id, PageRequest::new()), Error::Closed);
+        assert_error!(log.sessions(SessionQuery::new().limit(1)), Error::Closed);
         assert_error!(log.recent_sessions(1), Error::Closed);
         // Whether a second close is refused is not promised; that it comes back and leaves the
         // folder alone is.

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use sessionlog::{After, Batch, Error, From, Limit, Page, Seq, SessionId, SessionLog};
+use sessionlog::{
+    Batch, Error, Limit, PageRequest, Seq, SessionId, SessionLog, SessionQuery, StartAt,
+};
 
 use crate::support::{
     append_notes, assert_dense, assert_error, drain, feed_all, folder, note, of_session, open,
@@ -99,7 +101,7 @@ fn check_apart(log: &SessionLog, sessions: &[SessionId], each: usize) {
             assert_eq!(log.event(event.id).unwrap(), *event);
         }
         assert_eq!(
-            drain(&mut log.stream(id, From::Start).unwrap().until_tail()),
+            drain(&mut log.stream(id, StartAt::Beginning).unwrap().until_tail()),
             events
         );
         let head = log.head(id).unwrap();
@@ -110,7 +112,10 @@ fn check_apart(log: &SessionLog, sessions: &[SessionId], each: usize) {
     }
     let mut sorted = sessions.to_vec();
     sorted.sort_by(|a, b| a.as_str().as_bytes().cmp(b.as_str().as_bytes()));
-    assert_eq!(log.sessions(None, 1_000).unwrap(), sorted);
+    assert_eq!(
+        log.sessions(SessionQuery::new().limit(1_000)).unwrap(),
+        sorted
+    );
 }
 
 #[test]
@@ -136,7 +141,12 @@ fn sessions_with_awkward_names_never_meet() {
             .collect();
         assert_eq!(data, [1, 2, 3].map(|seq| data_of(id, seq)), "{id:?}");
     }
-    assert_eq!(log.sessions(None, 1_000).unwrap().len(), sessions.len() + 1);
+    assert_eq!(
+        log.sessions(SessionQuery::new().limit(1_000))
+            .unwrap()
+            .len(),
+        sessions.len() + 1
+    );
 }
 
 #[test]
@@ -232,8 +242,10 @@ fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
         let mut walked: Vec<SessionId> = Vec::new();
         loop {
             let page = match walked.last() {
-                Some(last) => log.sessions(After(last), limit).unwrap(),
-                None => log.sessions(None, limit).unwrap(),
+                Some(last) => log
+                    .sessions(SessionQuery::new().after(last).limit(limit))
+                    .unwrap(),
+                None => log.sessions(SessionQuery::new().limit(limit)).unwrap(),
             };
             assert_eq!(page.len(), limit.min(sorted.len() - walked.len()));
             if page.is_empty() {
@@ -252,7 +264,8 @@ fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
             .cloned()
             .collect();
         assert_eq!(
-            log.sessions(After(&cursor), 1_000).unwrap(),
+            log.sessions(SessionQuery::new().after(&cursor).limit(1_000))
+                .unwrap(),
             expected,
             "after {name:?}"
         );
@@ -270,7 +283,7 @@ fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
     sorted.push(session("filler"));
     sorted.push(session("later"));
     sorted.sort();
-    assert_eq!(log.sessions(None, 10).unwrap(), []);
+    assert_eq!(log.sessions(SessionQuery::new().limit(10)).unwrap(), []);
     let (early, late) = names.split_at(6);
     for name in early {
         append_notes(&log, &session(name), "early", 2);
@@ -326,26 +339,29 @@ fn a_session_without_events_is_unknown_until_its_first() {
     let id = session("s");
     append_notes(&log, &session("other"), "n", 1);
     let check_unknown = |log: &SessionLog| {
-        assert_error!(log.list(&id, Page::new()), Error::UnknownSession { session } if *session == id);
+        assert_error!(log.list(&id, PageRequest::new()), Error::UnknownSession { session } if *session == id);
         assert_error!(
-            log.list(&id, Page::new().newest_first()),
+            log.list(&id, PageRequest::new().newest_first()),
             Error::UnknownSession { .. }
         );
-        assert_error!(log.list(&id, Page::after(0)), Error::UnknownSession { .. });
-        assert_error!(log.messages(&id, Page::new()), Error::UnknownSession { session } if *session == id);
+        assert_error!(
+            log.list(&id, PageRequest::new().after(0)),
+            Error::UnknownSession { .. }
+        );
+        assert_error!(log.messages(&id, PageRequest::new()), Error::UnknownSession { session } if *session == id);
         assert_error!(log.head(&id), Error::UnknownSession { session } if *session == id);
-        assert_error!(log.stream(&id, From::Start), Error::UnknownSession { session } if *session == id);
-        assert_error!(log.stream(&id, From::Now), Error::UnknownSession { .. });
+        assert_error!(log.stream(&id, StartAt::Beginning), Error::UnknownSession { session } if *session == id);
+        assert_error!(log.stream(&id, StartAt::Now), Error::UnknownSession { .. });
     };
     check_unknown(&log);
-    let mut waiting = log.stream(&id, From::Creation).unwrap();
+    let mut waiting = log.stream(&id, StartAt::Creation).unwrap();
     check_unknown(&log);
     log.close().unwrap();
     assert_eq!(drain(&mut waiting), []);
 
     let log = open(&dir);
     check_unknown(&log);
-    let mut waiting = log.stream(&id, From::Creation).unwrap();
+    let mut waiting = log.stream(&id, StartAt::Creation).unwrap();
     let events = append_notes(&log, &id, "n", 2);
     assert_eq!(take_events(&mut waiting, 2), events);
     assert_eq!(read_all(&log, &id), events);

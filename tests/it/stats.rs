@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-use sessionlog::{From, Options, SessionLog};
+use sessionlog::{Options, SessionLog, StartAt};
 
 use crate::support::{
-    append_notes, copy_folder, eventually, folder, notes, open, paths_below, seal_once, segments,
-    session, small_files, take_events,
+    append_notes, copy_folder, eventually, folder, notes, open, open_as, paths_below, seal_once,
+    segments, session, small_files, take_events,
 };
 
 #[test]
@@ -102,9 +102,7 @@ fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_app
     log.close().unwrap();
     for read_only in [true, false] {
         assert_eq!(
-            Options::new()
-                .read_only(read_only)
-                .open(dir.path())
+            open_as(Options::new(), read_only, dir.path())
                 .unwrap()
                 .stats()
                 .events,
@@ -120,9 +118,9 @@ fn a_dropped_stream_is_gone() {
     let id = session("s");
     append_notes(&log, &id, "n", 1);
     let mut streams: Vec<_> = (0..10)
-        .map(|_| log.stream(&id, From::Start).unwrap())
+        .map(|_| log.stream(&id, StartAt::Beginning).unwrap())
         .collect();
-    streams.push(log.feed(None).unwrap());
+    streams.push(log.feed().unwrap());
     for stream in &mut streams {
         take_events(stream, 1);
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures_core::Stream;
 use sessionlog::{
-    AsyncEventStream, Cursor, Error, Event, EventStream, From, Seq, SessionId, SessionLog,
-    StreamItem,
+    AsyncEventStream, Cursor, Error, Event, EventStream, RecvTimeout, Seq, SessionId, SessionLog,
+    StartAt, StreamItem,
 };
 
 use crate::support::{
@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 fn next(stream: &mut EventStream) -> StreamItem {
-    stream.next_timeout(DEADLINE).expect("an item").unwrap()
+    stream.next_timeout(DEADLINE).expect("an item")
 }
 
 /// Fails unless the stream says once that it has caught up, and then nothing.
@@ -30,10 +30,10 @@ fn check_caught_up(stream: &mut EventStream) {
 }
 
 fn check_silent(stream: &mut EventStream) {
-    if let Some(item) = stream.next_timeout(SILENCE) {
-        panic!("the stream gave {item:?}");
+    match stream.next_timeout(SILENCE) {
+        Err(RecvTimeout::Elapsed) => assert!(!stream.is_ended()),
+        other => panic!("the stream gave {other:?}"),
     }
-    assert!(!stream.is_ended());
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn a_stream_replays_says_that_it_caught_up_and_goes_on_live() {
     let log = open(&dir);
     let id = session("s");
     let before = append_notes(&log, &id, "before", 10);
-    let mut stream = log.stream(&id, From::Start).unwrap();
+    let mut stream = log.stream(&id, StartAt::Beginning).unwrap();
     for event in &before {
         assert_eq!(next(&mut stream), StreamItem::Event(event.clone()));
     }
@@ -63,7 +63,7 @@ fn a_stream_replays_says_that_it_caught_up_and_goes_on_live() {
 
 /// Fails unless a stream from here gives the events after `after` that are there, and then the next
 /// one.
-fn check_from(log: &SessionLog, session: &SessionId, from: From, after: Seq) {
+fn check_from(log: &SessionLog, session: &SessionId, from: StartAt, after: Seq) {
     let mut stream = log.stream(session, from).unwrap();
     let tail = log.head(session).unwrap().last;
     let next = append_notes(log, session, "next", 1);
@@ -78,17 +78,22 @@ fn a_stream_begins_where_it_was_asked_to() {
     let log = open(&dir);
     let id = session("s");
     let events = append_notes(&log, &id, "before", 5);
-    check_from(&log, &id, From::Start, 0);
-    check_from(&log, &id, From::Creation, 0);
+    check_from(&log, &id, StartAt::Beginning, 0);
+    check_from(&log, &id, StartAt::Creation, 0);
     for after in [0, 1, 4, 5] {
-        check_from(&log, &id, From::After(Cursor::Seq(after)), after);
+        check_from(&log, &id, StartAt::After(Cursor::Seq(after)), after);
     }
     for event in &events {
-        check_from(&log, &id, From::After(Cursor::Event(event.id)), event.seq);
+        check_from(
+            &log,
+            &id,
+            StartAt::After(Cursor::Event(event.id)),
+            event.seq,
+        );
     }
     let tail = log.head(&id).unwrap();
-    check_from(&log, &id, From::After(tail.last_id.into()), tail.last);
-    check_from(&log, &id, From::Now, tail.last + 1);
+    check_from(&log, &id, StartAt::After(tail.last_id.into()), tail.last);
+    check_from(&log, &id, StartAt::Now, tail.last + 1);
 }
 
 #[test]
@@ -96,9 +101,9 @@ fn a_stream_from_creation_waits_for_the_first_append() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    assert_error!(log.stream(&id, From::Start), Error::UnknownSession { session } if *session == id);
+    assert_error!(log.stream(&id, StartAt::Beginning), Error::UnknownSession { session } if *session == id);
     let mut streams: Vec<_> = (0..3)
-        .map(|_| log.stream(&id, From::Creation).unwrap())
+        .map(|_| log.stream(&id, StartAt::Creation).unwrap())
         .collect();
     append_notes(&log, &session("other"), "elsewhere", 1);
     let events = log.append(&id, notes("n", 2)).unwrap().events;
@@ -114,10 +119,10 @@ fn a_stream_until_the_tail_ends_there() {
     let id = session("s");
     let before = append_notes(&log, &id, "before", 5);
     let starts = [
-        (From::Start, 0),
-        (From::After(Cursor::Seq(3)), 3),
-        (From::After(Cursor::Seq(5)), 5),
-        (From::Now, 5),
+        (StartAt::Beginning, 0),
+        (StartAt::After(Cursor::Seq(3)), 3),
+        (StartAt::After(Cursor::Seq(5)), 5),
+        (StartAt::Now, 5),
     ];
     for (from, after) in starts {
         let mut stream = log.stream(&id, from).unwrap().until_tail();
@@ -125,8 +130,8 @@ fn a_stream_until_the_tail_ends_there() {
         assert_eq!(drain(&mut stream), before[after..]);
         assert!(stream.next().is_none());
     }
-    let stream = log.stream(&id, From::Start).unwrap().until_tail();
-    let mut late = log.stream(&id, From::Start).unwrap();
+    let stream = log.stream(&id, StartAt::Beginning).unwrap().until_tail();
+    let mut late = log.stream(&id, StartAt::Beginning).unwrap();
     let after = append_notes(&log, &id, "after", 1);
     assert_eq!(take_events(&mut late, 6).last(), after.last());
     assert!(
@@ -138,7 +143,7 @@ fn a_stream_until_the_tail_ends_there() {
     assert_eq!(
         drain(
             &mut log
-                .stream(&id, From::After(Cursor::Seq(5)))
+                .stream(&id, StartAt::After(Cursor::Seq(5)))
                 .unwrap()
                 .until_tail()
         ),
@@ -155,7 +160,7 @@ fn streams_are_gapless_under_concurrent_writers() {
     let id = session("s");
     append_notes(&log, &id, "first", 1);
     let tail = (1 + WRITERS * BATCHES * 2) as Seq;
-    let read_to_tail = |from: From| {
+    let read_to_tail = |from: StartAt| {
         let mut stream = log.stream(&id, from).unwrap();
         let mut events: Vec<Event> = Vec::new();
         while events.last().is_none_or(|event| event.seq < tail) {
@@ -172,17 +177,17 @@ fn streams_are_gapless_under_concurrent_writers() {
             });
         }
         let readers: Vec<_> = [
-            From::Start,
-            From::Creation,
-            From::After(Cursor::Seq(1)),
-            From::Start,
+            StartAt::Beginning,
+            StartAt::Creation,
+            StartAt::After(Cursor::Seq(1)),
+            StartAt::Beginning,
         ]
         .map(|from| scope.spawn(move || read_to_tail(from)))
         .into_iter()
         .collect();
         let late: Vec<_> = (0..20)
             .map(|_| log.head(&id).unwrap().last.min(tail - 1))
-            .map(|after| (after, read_to_tail(From::After(Cursor::Seq(after)))))
+            .map(|after| (after, read_to_tail(StartAt::After(Cursor::Seq(after)))))
             .collect();
         for reader in readers {
             let events = reader.join().unwrap();
@@ -193,7 +198,7 @@ fn streams_are_gapless_under_concurrent_writers() {
             assert_dense(&events, after + 1..=tail);
         }
     });
-    assert_eq!(read_to_tail(From::Start), read_all(&log, &id));
+    assert_eq!(read_to_tail(StartAt::Beginning), read_all(&log, &id));
 }
 
 #[test]
@@ -205,7 +210,7 @@ fn a_stream_from_now_gives_every_append_that_began_after_it() {
     thread::scope(|scope| {
         scope.spawn(|| append_notes(&log, &id, "meanwhile", 200));
         for round in 0..20 {
-            let mut stream = log.stream(&id, From::Now).unwrap();
+            let mut stream = log.stream(&id, StartAt::Now).unwrap();
             let wanted = log
                 .append(&id, notes(&format!("mine{round}"), 1))
                 .unwrap()
@@ -231,9 +236,9 @@ fn a_stream_that_lags_behind_sealing_misses_nothing() {
     let log = small_files().open(dir.path()).unwrap();
     let (id, filler) = (session("s"), session("filler"));
     let mut all = append_notes(&log, &id, "before", 5);
-    let mut by_one = log.stream(&id, From::Start).unwrap();
-    let mut untouched = log.stream(&id, From::Start).unwrap();
-    let mut feed = log.feed(None).unwrap();
+    let mut by_one = log.stream(&id, StartAt::Beginning).unwrap();
+    let mut untouched = log.stream(&id, StartAt::Beginning).unwrap();
+    let mut feed = log.feed().unwrap();
     assert_eq!(take_events(&mut by_one, 1), all[..1]);
     assert_eq!(take_events(&mut feed, 1), all[..1]);
     for round in 0..3 {
@@ -263,9 +268,9 @@ fn a_reader_that_stops_reading_stops_no_writer() {
     let id = session("s");
     let mut all = append_notes(&log, &id, "first", 1);
     let mut stalled: Vec<_> = (0..8)
-        .map(|_| log.stream(&id, From::Start).unwrap())
+        .map(|_| log.stream(&id, StartAt::Beginning).unwrap())
         .collect();
-    let mut feed = log.feed(None).unwrap();
+    let mut feed = log.feed().unwrap();
     for stream in stalled.iter_mut().step_by(2) {
         assert_eq!(next(stream), StreamItem::Event(all[0].clone()));
     }
@@ -287,17 +292,17 @@ fn check_ends(end: impl FnOnce(SessionLog) + Send + 'static) {
     let id = session("s");
     append_notes(&log, &id, "n", 3);
     let streams = [
-        log.stream(&id, From::Start).unwrap(),
-        log.stream(&id, From::Now).unwrap(),
-        log.stream(&session("not yet"), From::Creation).unwrap(),
-        log.feed(None).unwrap(),
+        log.stream(&id, StartAt::Beginning).unwrap(),
+        log.stream(&id, StartAt::Now).unwrap(),
+        log.stream(&session("not yet"), StartAt::Creation).unwrap(),
+        log.feed().unwrap(),
     ];
     let blocked: Vec<_> = streams
         .map(|stream| thread::spawn(move || stream.map(Result::unwrap).count()))
         .into_iter()
         .collect();
-    let mut unread = log.stream(&id, From::Now).unwrap();
-    let mut caught_up = log.stream(&id, From::Start).unwrap();
+    let mut unread = log.stream(&id, StartAt::Now).unwrap();
+    let mut caught_up = log.stream(&id, StartAt::Beginning).unwrap();
     take_events(&mut caught_up, 3);
     check_caught_up(&mut caught_up);
     end(log);
@@ -329,7 +334,7 @@ fn a_clone_of_the_handle_keeps_streams_alive() {
     let log = open(&dir);
     let id = session("s");
     append_notes(&log, &id, "n", 1);
-    let mut stream = log.stream(&id, From::Now).unwrap();
+    let mut stream = log.stream(&id, StartAt::Now).unwrap();
     let clone = log.clone();
     drop(log);
     let events = append_notes(&clone, &id, "m", 1);
@@ -344,14 +349,14 @@ fn a_closed_log_gives_no_stream() {
     append_notes(&log, &id, "n", 1);
     log.close().unwrap();
     for from in [
-        From::Start,
-        From::Now,
-        From::Creation,
-        From::After(Cursor::Seq(1)),
+        StartAt::Beginning,
+        StartAt::Now,
+        StartAt::Creation,
+        StartAt::After(Cursor::Seq(1)),
     ] {
         assert_error!(log.stream(&id, from), Error::Closed);
     }
-    assert_error!(log.feed(None), Error::Closed);
+    assert_error!(log.feed(), Error::Closed);
 }
 
 #[test]
@@ -362,7 +367,7 @@ fn thousands_of_idle_streams_hold_no_thread_and_all_wake() {
     let log = open(&dir);
     let sessions: Vec<_> = (0..SESSIONS).map(|n| session(&format!("s{n}"))).collect();
     let before = threads();
-    let stream = |id: &SessionId| log.stream(id, From::Creation).unwrap();
+    let stream = |id: &SessionId| log.stream(id, StartAt::Creation).unwrap();
     let mut blocking: Vec<_> = (0..SESSIONS * EACH / 2)
         .map(|n| stream(&sessions[n % SESSIONS]))
         .collect();
@@ -402,7 +407,7 @@ fn an_async_stream_replays_wakes_for_what_comes_and_ends() {
     let id = session("s");
     let before = append_notes(&log, &id, "before", 3);
     let (log, mut after) = on_tokio(async move {
-        let mut stream = log.stream(&id, From::Start).unwrap().into_async();
+        let mut stream = log.stream(&id, StartAt::Beginning).unwrap().into_async();
         assert_eq!(take_events_async(&mut stream, 3).await, before);
         assert!(matches!(
             next_item(&mut stream).await,
@@ -468,7 +473,7 @@ fn a_waiting_async_stream_is_woken_by_its_own_events_and_by_nothing_else() {
             Arc::new(Wakes::default()),
         )
     };
-    let mut streams = [stream(From::Start), stream(From::Now)];
+    let mut streams = [stream(StartAt::Beginning), stream(StartAt::Now)];
     for (stream, wakes) in &mut streams {
         poll_until_pending(stream, wakes);
     }
@@ -502,7 +507,7 @@ fn a_stream_that_changes_its_task_wakes_the_new_one() {
     let log = open(&dir);
     let id = session("s");
     append_notes(&log, &id, "before", 1);
-    let mut stream = log.stream(&id, From::Now).unwrap().into_async();
+    let mut stream = log.stream(&id, StartAt::Now).unwrap().into_async();
     let (old, new) = (Arc::default(), Arc::default());
     poll_until_pending(&mut stream, &old);
     poll_until_pending(&mut stream, &new);
@@ -517,10 +522,8 @@ fn a_stream_that_waits_for_no_time_gives_what_is_there() {
     let log = open(&dir);
     let id = session("s");
     let events = append_notes(&log, &id, "n", 3);
-    let mut stream = log.stream(&id, From::Start).unwrap();
-    let items: Vec<_> = std::iter::from_fn(|| stream.next_timeout(Duration::ZERO))
-        .map(Result::unwrap)
-        .collect();
+    let mut stream = log.stream(&id, StartAt::Beginning).unwrap();
+    let items: Vec<_> = std::iter::from_fn(|| stream.next_timeout(Duration::ZERO).ok()).collect();
     let expected: Vec<_> = events
         .into_iter()
         .map(StreamItem::Event)
@@ -536,14 +539,14 @@ fn a_stream_goes_on_as_async_where_it_was_as_an_iterator() {
     let log = open(&dir);
     let id = session("s");
     let events = append_notes(&log, &id, "n", 10);
-    let mut stream = log.stream(&id, From::Start).unwrap();
+    let mut stream = log.stream(&id, StartAt::Beginning).unwrap();
     assert_eq!(take_events(&mut stream, 4), events[..4]);
     assert_eq!(
         block_on(take_events_async(&mut stream.into_async(), 6)),
         events[4..]
     );
 
-    let mut waiting = log.stream(&id, From::Now).unwrap();
+    let mut waiting = log.stream(&id, StartAt::Now).unwrap();
     check_caught_up(&mut waiting);
     let mut waiting = waiting.into_async();
     let wakes = Arc::default();

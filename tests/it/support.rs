@@ -14,7 +14,7 @@ use std::{fs, io};
 
 use futures_core::Stream;
 use sessionlog::{
-    Ack, AsyncEventStream, Batch, Event, EventStream, NewEvent, Options, Page, Result, Seq,
+    Ack, AsyncEventStream, Batch, Event, EventStream, NewEvent, Options, PageRequest, Result, Seq,
     SessionId, SessionLog, StreamItem,
 };
 use tempfile::TempDir;
@@ -144,13 +144,13 @@ pub(crate) fn in_time<T: Send + 'static>(
 
 /// Every event of the session, page by page.
 pub(crate) fn read_all(log: &SessionLog, session: &SessionId) -> Vec<Event> {
-    let mut page = log.list(session, Page::new().limit(1_000)).unwrap();
-    let mut events = std::mem::take(&mut page.events);
+    let mut page = log.list(session, PageRequest::new().limit(1_000)).unwrap();
+    let mut events = std::mem::take(&mut page.items);
     while page.has_more {
         page = log
-            .list(session, Page::after(page.last).limit(1_000))
+            .list(session, PageRequest::new().after(page.last).limit(1_000))
             .unwrap();
-        events.append(&mut page.events);
+        events.append(&mut page.items);
     }
     events
 }
@@ -160,12 +160,8 @@ pub(crate) fn take_events(stream: &mut EventStream, count: usize) -> Vec<Event> 
     let mut events = Vec::with_capacity(count);
     while events.len() < count {
         match stream.next_timeout(DEADLINE) {
-            Some(item) => events.extend(item.unwrap().into_event()),
-            None => panic!(
-                "{} of {count} events came, ended: {}",
-                events.len(),
-                stream.is_ended()
-            ),
+            Ok(item) => events.extend(item.into_event()),
+            Err(why) => panic!("{} of {count} events came: {why:?}", events.len()),
         }
     }
     events
@@ -174,8 +170,8 @@ pub(crate) fn take_events(stream: &mut EventStream, count: usize) -> Vec<Event> 
 /// Every event up to the end of the stream, which must come.
 pub(crate) fn drain(stream: &mut EventStream) -> Vec<Event> {
     let mut events = Vec::new();
-    while let Some(item) = stream.next_timeout(DEADLINE) {
-        events.extend(item.unwrap().into_event());
+    while let Ok(item) = stream.next_timeout(DEADLINE) {
+        events.extend(item.into_event());
     }
     assert!(
         stream.is_ended(),
@@ -187,7 +183,7 @@ pub(crate) fn drain(stream: &mut EventStream) -> Vec<Event> {
 
 /// Every event committed so far, of all sessions.
 pub(crate) fn feed_all(log: &SessionLog) -> Vec<Event> {
-    drain(&mut log.feed(None).unwrap().until_tail())
+    drain(&mut log.feed().unwrap().until_tail())
 }
 
 /// The next item of an async stream.
@@ -355,5 +351,14 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => panic!("{}: {error}", entry.path().display()),
         }
+    }
+}
+
+/// Opens a log for reading only, or for writing too.
+pub(crate) fn open_as(options: Options, read_only: bool, folder: &Path) -> Result<SessionLog> {
+    if read_only {
+        options.open_read_only(folder)
+    } else {
+        options.open(folder)
     }
 }

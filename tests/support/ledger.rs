@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use sessionlog::{Ack, After, Batch, Error, Event, EventId, NewEvent, Page, SessionId, SessionLog};
+use sessionlog::{Ack, Batch, Error, Event, EventId, NewEvent, PageRequest, SessionId, SessionLog};
 
 use super::report::Dice;
 
@@ -322,7 +322,7 @@ impl Ledger {
     fn check_session(&mut self, log: &SessionLog, session: &SessionId) {
         let mut seq = self.checked.get(session).copied().unwrap_or(0);
         loop {
-            let page = match log.list(session, Page::after(seq).limit(PAGE)) {
+            let page = match log.list(session, PageRequest::new().after(seq).limit(PAGE)) {
                 Err(Error::UnknownSession { .. }) if seq == 0 => return,
                 got => got.unwrap_or_else(|error| {
                     panic!("{session} cannot be read after {seq}: {error:?}")
@@ -330,7 +330,7 @@ impl Ledger {
             };
             // A batch may end on the next page: what of it lies on this one is read again with the
             // rest.
-            let mut events = &page.events[..];
+            let mut events = &page.items[..];
             while let Some((batch, rest)) = split_batch(events)
                 && !(rest.is_empty() && page.has_more)
             {
@@ -389,10 +389,11 @@ impl Ledger {
     }
 
     fn check_feed(&mut self, log: &SessionLog) {
-        let feed = log
-            .feed(self.fed.map(After))
-            .expect("the feed")
-            .until_tail();
+        let feed = match self.fed {
+            Some(seen) => log.feed_after(seen),
+            None => log.feed(),
+        };
+        let feed = feed.expect("the feed").until_tail();
         for event in feed.events() {
             let event = event.expect("an event of the feed");
             if !event.session_id.as_str().starts_with(SESSION) {

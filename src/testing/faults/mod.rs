@@ -17,7 +17,7 @@ use crate::disk::{Disk, Layout, Mode, RealDisk};
 use crate::journal::Spares;
 use crate::model::{Error, Result};
 use crate::sync::{Instant, Ordering, scope, yield_now};
-use crate::{Batch, Event, From, NewEvent, Options, Page, SessionId, SessionLog};
+use crate::{Batch, Event, NewEvent, Options, PageRequest, SessionId, SessionLog, StartAt};
 use disk::{FaultyDisk, Plan};
 
 const MIB: usize = 1024 * 1024;
@@ -80,21 +80,23 @@ impl Scene {
 
     fn events(&self, log: &SessionLog) -> Vec<Event> {
         let events: Result<Vec<Event>> = log
-            .stream(&self.session, From::Start)
+            .stream(&self.session, StartAt::Beginning)
             .unwrap()
             .until_tail()
             .events()
             .collect();
         let events = events.unwrap();
-        let page = log.list(&self.session, Page::new().limit(1_000)).unwrap();
+        let page = log
+            .list(&self.session, PageRequest::new().limit(1_000))
+            .unwrap();
         // A page ends early where events are large.
         assert_eq!(
-            page.events,
-            events[..page.events.len()],
+            page.items,
+            events[..page.items.len()],
             "a list and a stream differ"
         );
         assert!(
-            page.has_more || page.events.len() == events.len(),
+            page.has_more || page.items.len() == events.len(),
             "a list ends before a stream does"
         );
         events
@@ -501,7 +503,7 @@ fn a_page_that_lies_in_several_segments_is_fetched_from_all_of_them_at_once() {
     eventually("the index knows all segments", || {
         log.stats().index_lag == 0
     });
-    let page = || log.list(&scene.session, Page::new()).unwrap().events;
+    let page = || log.list(&scene.session, PageRequest::new()).unwrap().items;
     assert_eq!(page(), events);
     let announced = scene.plan.announced.swap(0, Ordering::SeqCst);
     assert!(
@@ -609,7 +611,7 @@ fn a_log_on_a_file_system_that_cannot_be_written_is_read() {
     let (scene, log) = Scene::new();
     let events = scene.append(&log, b"kept").unwrap();
     log.close().unwrap();
-    let read = || scene.open_with(Options::new().read_only(true));
+    let read = || scene.open_with(Options::new().read_only());
     scene
         .plan
         .refuse_barriers(".journal", ErrorKind::InvalidInput);

@@ -49,7 +49,7 @@ fn fill(segments: u64) -> (Scene, Vec<Event>, u64) {
 /// Opens the log for reading only, and returns what `read` returns and how many reads that took.
 fn counted<T>(scene: &Scene, read: impl FnOnce(&SessionLog) -> T) -> (T, u64) {
     let log = scene
-        .open_with(Options::new().read_only(true).cache_bytes_max(0))
+        .open_with(Options::new().read_only().cache_bytes_max(0))
         .unwrap();
     // Where the session stands is found once.
     log.head(&scene.session).unwrap();
@@ -74,7 +74,8 @@ fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segment
             );
         };
     let session = &scene.session;
-    let list = |page: Page| move |log: &SessionLog| log.list(session, page.clone()).unwrap().events;
+    let list =
+        |page: PageRequest| move |log: &SessionLog| log.list(session, page.clone()).unwrap().items;
     let (all, downwards) = (
         events.clone(),
         events.iter().rev().cloned().collect::<Vec<_>>(),
@@ -83,41 +84,41 @@ fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segment
     check(
         "all, oldest first",
         segments,
-        &list(Page::new().limit(1_000)),
+        &list(PageRequest::new().limit(1_000)),
         all.clone(),
     );
     check(
         "all, newest first",
         segments,
-        &list(Page::new().limit(1_000).newest_first()),
+        &list(PageRequest::new().limit(1_000).newest_first()),
         downwards.clone(),
     );
     check(
         "one",
         1,
-        &list(Page::after(middle).limit(1)),
+        &list(PageRequest::new().after(middle).limit(1)),
         events[half + 1..half + 2].to_vec(),
     );
     check(
         "the oldest",
         1,
-        &list(Page::new().limit(1)),
+        &list(PageRequest::new().limit(1)),
         events[..1].to_vec(),
     );
     check(
         "the newest",
         1,
-        &list(Page::new().limit(1).newest_first()),
+        &list(PageRequest::new().limit(1).newest_first()),
         downwards[..1].to_vec(),
     );
     check(
         "of a type",
         segments,
-        &list(Page::new().types([crate::model::USER_MESSAGE])),
+        &list(PageRequest::new().types([crate::model::USER_MESSAGE])),
         events[..1].to_vec(),
     );
     let stream = |log: &SessionLog| {
-        log.stream(session, From::Start)
+        log.stream(session, StartAt::Beginning)
             .unwrap()
             .until_tail()
             .events()
@@ -126,8 +127,8 @@ fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segment
     };
     check("a stream", segments, &stream, all.clone());
     let fold = |log: &SessionLog| {
-        let page = log.messages(session, Page::new()).unwrap();
-        assert_eq!(page.messages.len(), 1);
+        let page = log.messages(session, PageRequest::new()).unwrap();
+        assert_eq!(page.items.len(), 1);
         all.clone()
     };
     // Once for the turns that were opened, and once for what follows them.
@@ -148,18 +149,19 @@ fn without_the_index_a_damaged_segment_hides_its_own_events_and_no_others() {
         0,
     )
     .unwrap();
-    for read_only in [true, false] {
+    for options in [Options::new().read_only(), Options::new()] {
         let index = scene.folder.path().join("index");
         if RealDisk::default().exists(&index).unwrap() {
             RealDisk::default().remove_tree(&index).unwrap();
         }
-        let log = scene
-            .open_with(Options::new().read_only(read_only))
-            .unwrap();
+        let log = scene.open_with(options).unwrap();
         let mut hidden = Vec::new();
         for event in &events {
-            match log.list(&scene.session, Page::after(event.seq - 1).limit(1)) {
-                Ok(page) => assert_eq!(page.events, std::slice::from_ref(event)),
+            match log.list(
+                &scene.session,
+                PageRequest::new().after(event.seq - 1).limit(1),
+            ) {
+                Ok(page) => assert_eq!(page.items, std::slice::from_ref(event)),
                 Err(Error::Corrupt { file, .. }) if file == damaged => hidden.push(event.seq),
                 Err(other) => panic!("seq {}: {other:?}", event.seq),
             }
@@ -184,7 +186,7 @@ fn without_the_index_a_damaged_segment_hides_its_own_events_and_no_others() {
 fn a_log_for_reading_only_finds_that_a_session_is_nowhere_without_a_look_into_each_segment() {
     let (scene, _events, segments) = fill(96);
     let log = scene
-        .open_with(Options::new().read_only(true).cache_bytes_max(0))
+        .open_with(Options::new().read_only().cache_bytes_max(0))
         .unwrap();
     let reads_of = |session: &str| {
         scene.plan.reads.store(0, Ordering::SeqCst);

@@ -9,7 +9,7 @@ use futures_core::Stream;
 use super::{Scene, eventually};
 use crate::model::Error;
 use crate::sync::{AtomicBool, Mutex, Ordering, scope};
-use crate::{Batch, From, NewEvent, SessionId, SessionLog};
+use crate::{Batch, NewEvent, SessionId, SessionLog, StartAt};
 
 /// What a task does that is woken by a failure: it tries again at once.
 struct Retry {
@@ -91,7 +91,10 @@ fn an_executor_that_panics_keeps_nobody_else_from_an_answer() {
     let (scene, log) = Scene::new();
     scene.append(&log, b"first").unwrap();
     let woken = Arc::new(Woken::default());
-    let mut stream = log.stream(&scene.session, From::Now).unwrap().into_async();
+    let mut stream = log
+        .stream(&scene.session, StartAt::Now)
+        .unwrap()
+        .into_async();
     let mut next = || {
         Pin::new(&mut stream).poll_next(&mut Context::from_waker(&Waker::from(Arc::clone(&woken))))
     };

@@ -84,15 +84,15 @@ fn a_turn_without_an_end_is_read_once_and_then_goes_on() {
     };
     // Its page begins behind what is over, or with it; a page of both reads what they have and not
     // what lies behind them.
-    let on_page = |page: Page| {
+    let on_page = |page: PageRequest| {
         log.messages(&scene.session, page)
             .unwrap()
-            .messages
+            .items
             .pop()
             .unwrap()
     };
-    let alone = || on_page(Page::after(1).and_before(4).limit(1));
-    let with_other = || on_page(Page::new().and_before(4).limit(2));
+    let alone = || on_page(PageRequest::new().after(1).before(4).limit(1));
+    let with_other = || on_page(PageRequest::new().before(4).limit(2));
     assert_eq!(goes_on("again", &message), first);
     assert_eq!(goes_on("on a page", &alone), first);
     assert_eq!(

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sessionlog::{
-    Batch, EventId, From, MessageId, NewEvent, Options, Page, SessionId, SessionLog, StreamItem,
+    Batch, EventId, StartAt, MessageId, NewEvent, Options, PageRequest, SessionId, SessionLog, StreamItem,
 };
 
 use crate::measure::pause;
@@ -84,7 +84,7 @@ impl Store for Ours {
     fn page(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
         let page = self
             .log
-            .list(self.session(session), Page::after(seq).limit(limit))
+            .list(self.session(session), PageRequest::new().after(seq).limit(limit))
             .expect("the page is there");
         for event in &page.events {
             see(&event.data);
@@ -96,7 +96,7 @@ impl Store for Ours {
             .log
             .list(
                 self.session(session),
-                Page::new().newest_first().limit(limit),
+                PageRequest::new().newest_first().limit(limit),
             )
             .expect("the page is there");
         for event in &page.events {
@@ -107,7 +107,7 @@ impl Store for Ours {
     fn id_at(&self, session: u32, seq: u64) -> u128 {
         let page = self
             .log
-            .list(self.session(session), Page::after(seq - 1).limit(1))
+            .list(self.session(session), PageRequest::new().after(seq - 1).limit(1))
             .expect("the event is there");
         page.events[0].id.to_u128()
     }
@@ -165,7 +165,7 @@ impl Store for Ours {
     fn follow(&self, session: u32, mut seen: Seen) -> JoinHandle<()> {
         let mut stream = self
             .log
-            .stream(self.session(session), From::Creation)
+            .stream(self.session(session), StartAt::Creation)
             .expect("the stream opens");
         std::thread::spawn(move || {
             for item in stream.by_ref() {
