@@ -4,8 +4,8 @@
 //! cargo run --example async_tail
 //! ```
 //!
-//! The log itself starts no runtime and needs none: `append_async` is a plain future and the stream
-//! a `futures_core::Stream`, so any executor will do. A waiting task holds no thread.
+//! The log starts no runtime and needs none. `append_async` is a plain future and the stream is a
+//! `futures_core::Stream`, so any executor runs them. A waiting task holds no thread.
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
 use std::error::Error;
@@ -31,7 +31,7 @@ async fn main() -> Result<()> {
     let log = SessionLog::open(folder.path())?;
     let session = SessionId::new("sess_tail")?;
 
-    // The session has no event yet, so the stream waits for the first one.
+    // The session has no event yet, so the stream waits for its first.
     let (seen, mut reached) = watch::channel(0);
     let stream = log.stream(&session, StartAt::Creation)?.into_async();
     let tail = task::spawn(tail(stream, seen));
@@ -41,21 +41,20 @@ async fn main() -> Result<()> {
         workers.spawn(work(log.clone(), session.clone(), worker));
     }
     while let Some(done) = workers.join_next().await {
-        println!("      a worker is done, its last event is seq {}", done??);
+        println!("      a worker finished with seq {}", done??);
     }
 
-    // All of it is durable now. The stream delivers it and then waits for more, until the log
-    // closes.
+    // All events are durable now. The stream delivers them, then waits until the log closes.
     reached.wait_for(|seq| *seq == WORKERS * STEPS).await?;
     task::spawn_blocking(move || log.close()).await??;
     println!(
-        "      the log is closed, and the tail saw {} events",
+        "      the log is closed, the tail received {} events",
         tail.await??
     );
     Ok(())
 }
 
-/// Appends a few events, one batch after the other, and returns the last seq.
+/// Appends a few batches of one event, one after the other, and returns the last seq.
 async fn work(log: SessionLog, session: SessionId, worker: u64) -> Result<Seq> {
     let mut last = 0;
     for step in 1..=STEPS {
@@ -71,8 +70,7 @@ async fn work(log: SessionLog, session: SessionId, worker: u64) -> Result<Seq> {
     Ok(last)
 }
 
-/// Prints what comes, tells how far it got, and returns the number of events once the log is
-/// closed.
+/// Prints every event, reports its seq, and returns the number of events when the log closes.
 async fn tail(mut stream: AsyncEventStream, seen: watch::Sender<Seq>) -> Result<u64> {
     let mut events = 0;
     while let Some(item) = poll_fn(|context| Pin::new(&mut stream).poll_next(context)).await {

@@ -1,12 +1,12 @@
-//! Replays a file of agent events into a log, reads it back in several ways, and checks it after
-//! reopening.
+//! Appends a file of agent events to a log, reads them back in several ways, and verifies them
+//! after reopening.
 //!
 //! ```text
 //! cargo run --release --example quickstart -- [--data DIR] [--events FILE]
 //! ```
 //!
-//! One thread reads the file, four append, one streams a session live. Memory does not grow with
-//! the file: of a session that is written, only a digest is kept.
+//! One thread reads the file, four append, and one streams a session live. Memory does not grow
+//! with the size of the file: the program keeps a digest per session.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -34,19 +34,20 @@ use sessionlog::{
 };
 
 const HELP: &str = "\
-Replays a JSON-lines file of events into a session log and checks that all of it is there.
+Appends a file of JSON lines to a session log and verifies it after reopening.
 
-    --data DIR      where the log lives; by default a new temporary folder, which is kept
-    --events FILE   lines of {\"session_id\": .., \"type\": .., \"data\": {..}}; by default the file shipped with the crate
-    --help          this text";
+    --data DIR      folder of the log (default: a new temporary folder, which is kept)
+    --events FILE   lines of {\"session_id\": .., \"type\": .., \"data\": {..}}
+                    (default: the file that comes with the crate)
+    --help          print this text";
 
 const WRITERS: usize = 4;
-/// Lines on their way to one writer.
+/// Lines queued for one writer.
 const QUEUE_LINES: usize = 16;
-/// The longest line. One that holds an event within the default limits is shorter.
+/// The longest line. A line with an event within the default limits is shorter.
 const LINE_BYTES_MAX: u64 = 2 << 20;
 const BATCH_EVENTS: usize = 8;
-/// What a writer holds back to make batches of it.
+/// Data that a writer holds to form batches.
 const HELD_BYTES_MAX: usize = 1 << 20;
 /// How much of a page or a live session is printed.
 const SHOWN: usize = 5;
@@ -145,7 +146,7 @@ fn run(args: &Args) -> Result<(), Cause> {
     }
     log.close()?;
     println!(
-        "\nreopened: all {} events of {} sessions are there, in order",
+        "\nreopened: all {} events of {} sessions are present and in order",
         written.events,
         written.sessions.len()
     );
@@ -153,7 +154,7 @@ fn run(args: &Args) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Appends all lines, while one more thread follows the session of the first.
+/// Appends all lines, while another thread streams the session of the first line.
 fn replay(log: &SessionLog, lines: Lines) -> Result<(Written, Option<Follower>), Cause> {
     let mut lines = lines.peekable();
     let follower = match lines.peek() {
@@ -176,8 +177,8 @@ fn replay(log: &SessionLog, lines: Lines) -> Result<(Written, Option<Follower>),
     })
 }
 
-/// Deals the lines out to writers, until the file ends, a line is bad or a writer gave up; then
-/// lets them finish.
+/// Distributes the lines over the writers until the file ends, a line is bad or a writer stops.
+/// Then waits for the writers.
 fn write(log: &SessionLog, lines: impl Iterator<Item = Result<Line, BadLine>>) -> Written {
     thread::scope(|scope| {
         let start = |_| {
@@ -197,7 +198,7 @@ fn write(log: &SessionLog, lines: impl Iterator<Item = Result<Line, BadLine>>) -
     })
 }
 
-/// A session always goes to the same writer, so its events stay in order.
+/// All lines of a session go to the same writer, so its events stay in order.
 fn deal(
     lines: impl Iterator<Item = Result<Line, BadLine>>,
     senders: &[SyncSender<Line>],
@@ -215,7 +216,7 @@ fn deal(
     Ok(())
 }
 
-/// Makes batches of its sessions' lines and appends them.
+/// Forms batches of the lines of its sessions and appends them.
 struct Writer<'a> {
     log: &'a SessionLog,
     held: BTreeMap<SessionId, Vec<Line>>,
@@ -224,8 +225,7 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Takes lines until there are no more or one fails; what was taken of other sessions is
-    /// appended all the same.
+    /// Takes lines until there are no more or one fails, then appends what it holds.
     fn run(log: &'a SessionLog, lines: Receiver<Line>) -> Written {
         let mut writer = Self {
             log,
@@ -241,8 +241,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A `user.message` ends its batch, because the events after it carry the message ID that its
-    /// ack brings.
+    /// A `user.message` ends its batch, because later events carry the message ID from its ack.
     fn take(&mut self, line: Line) -> Result<(), BadLine> {
         if self.held_bytes + line.data.len() > HELD_BYTES_MAX {
             self.append_held()?;
@@ -260,7 +259,7 @@ impl<'a> Writer<'a> {
         self.append(&session, &lines)
     }
 
-    /// Tries every session, and returns the first failure.
+    /// Appends what is held of every session, and returns the first failure.
     fn append_held(&mut self) -> Result<(), BadLine> {
         self.held_bytes = 0;
         let mut outcome = Ok(());
@@ -270,7 +269,7 @@ impl<'a> Writer<'a> {
         outcome
     }
 
-    /// When the log refuses a batch, its events go in one by one up to the one to blame.
+    /// Appends a batch. If the log rejects it, appends its events one by one up to the bad one.
     fn append(&mut self, session: &SessionId, lines: &[Line]) -> Result<(), BadLine> {
         let Some(first) = lines.first() else {
             return Ok(());
@@ -304,7 +303,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// What this run put into one session.
+/// What this run appended to one session.
 #[derive(Clone, Copy)]
 struct Session {
     before: Seq,
@@ -328,7 +327,7 @@ impl Session {
         self.before + self.events
     }
 
-    /// Chains the digests, so that they depend on every byte and on the order of the events.
+    /// Chains the digests, so that the result depends on every byte and on the order of events.
     fn add(&mut self, event_type: &str, data: &[u8]) {
         let mut hasher = blake3::Hasher::new();
         hasher
@@ -340,13 +339,13 @@ impl Session {
     }
 }
 
-/// What was acknowledged, and the first line that was not.
+/// The acknowledged events, and the first line that failed.
 #[derive(Default)]
 struct Written {
     sessions: BTreeMap<SessionId, Session>,
     events: usize,
     bytes: usize,
-    /// How many batches took so many microseconds.
+    /// Number of batches by microseconds until the ack.
     acks: BTreeMap<u128, u64>,
     failure: Option<BadLine>,
 }
@@ -405,19 +404,19 @@ impl Written {
             );
         }
         if self.sessions.len() > 4 * SHOWN {
-            println!("  and {} sessions more", self.sessions.len() - 4 * SHOWN);
+            println!("  and {} more sessions", self.sessions.len() - 4 * SHOWN);
         }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    #[expect(clippy::cast_precision_loss, reason = "an approximate rate")]
     fn print_figures(&self, groups: u64, elapsed: Duration) {
         let rate = self.events as f64 / elapsed.as_secs_f64();
         println!(
-            "\n  events   {:>10}   {rate:.0} a second, reading the file included",
+            "\n  events   {:>10}   {rate:.0} per second, including reading the file",
             self.events
         );
         println!(
-            "  batches  {:>10}   in {groups} commit groups, each with one barrier",
+            "  batches  {:>10}   in {groups} commit groups with one barrier each",
             self.batches()
         );
         println!("  bytes    {:>10}   of data", self.bytes);
@@ -429,7 +428,7 @@ impl Written {
     }
 }
 
-/// A session read as it grows.
+/// Streams a session while it grows.
 struct Follower {
     session: SessionId,
     stream: EventStream,
@@ -439,7 +438,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// From the next event on, also when the session does not exist yet.
+    /// Starts with the next event, also if the session does not exist yet.
     fn start(log: &SessionLog, session: &SessionId) -> Result<Self, Error> {
         let last = last_seq(log, session)?;
         let from = if last == 0 {
@@ -456,7 +455,7 @@ impl Follower {
         })
     }
 
-    /// Reads on until `tail` is known and reached.
+    /// Reads until `tail` is known and reached.
     fn run(mut self, tail: &OnceLock<Seq>) -> Result<Self, Cause> {
         while tail.get().is_none_or(|tail| self.last < *tail) {
             match self.stream.next_timeout(Duration::from_millis(20)) {
@@ -537,8 +536,8 @@ fn print_event(prefix: &str, event: &Event) {
     );
 }
 
-/// Checks that the session holds what was acknowledged, byte for byte, right after what it held
-/// before.
+/// Checks that the session holds the acknowledged events, byte for byte, directly after the events
+/// that it had before.
 fn verify(log: &SessionLog, session: &SessionId, expected: &Session) -> Result<(), Cause> {
     let mut found = Session::starting_after(expected.before);
     for event in log
@@ -572,7 +571,7 @@ fn last_seq(log: &SessionLog, session: &SessionId) -> Result<Seq, Error> {
     }
 }
 
-/// The events of a file, read as they are asked for. Empty lines are skipped.
+/// The lines of a file, read one by one. Empty lines are skipped.
 struct Lines {
     reader: BufReader<File>,
     number: u64,
@@ -584,7 +583,7 @@ struct BadLine {
     cause: Cause,
 }
 
-/// One event of the file. Its data is stored as the very bytes that stand there.
+/// One event of the file. Its data is stored byte for byte.
 struct Line {
     number: u64,
     session: SessionId,
@@ -592,7 +591,7 @@ struct Line {
     data: Bytes,
 }
 
-/// A line as the file spells it.
+/// A line in the form that the file has.
 #[derive(Deserialize)]
 struct RawLine {
     session_id: String,

@@ -1,14 +1,15 @@
-// Follows a session of a sessionlog server, and takes up where it was when the connection is lost.
+// Follows a session of a sessionlog server, and resumes when the connection is lost.
 //
 //     SESSIONLOG_API_KEY=secret node tail.mjs http://127.0.0.1:8080 sess_123 ["a message to send first"]
 //
-// Needs Node 18 and nothing else; `follow` and `send` ask for nothing but `fetch`, so they work in browsers that iterate over streams too.
+// Needs Node 18 and nothing else. `follow` and `send` use only `fetch`, so they also run in browsers
+// that can iterate over streams.
 
-const SILENCE = 25_000; // the server says every ten seconds that it is alive
+const SILENCE = 25_000; // milliseconds; the server sends a comment every ten seconds
 
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
-/** Calls until it is answered. What the server refuses for good is thrown. */
+/** Repeats a call until it is answered. Throws what the server refuses for good. */
 async function answered(url, key, options = {}) {
   for (let wait = 500; ; wait = Math.min(wait * 2, 8000)) {
     try {
@@ -23,7 +24,7 @@ async function answered(url, key, options = {}) {
   }
 }
 
-/** Sends a message once: a retry with the same key is answered with what the first one stored. */
+/** Sends a message once: a retry with the same key gets the answer of the first. */
 export async function send(session, key, text) {
   const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID() };
   const body = JSON.stringify({ events: [{ type: "user.message", content: [{ type: "text", text }] }] });
@@ -31,7 +32,7 @@ export async function send(session, key, text) {
   return (await answer.json()).events[0];
 }
 
-/** Yields each event once and in order, for ever, or from after `last` on. */
+/** Yields each event once and in order, without an end, starting after `last` if it is given. */
 export async function* follow(session, key, last) {
   for (;;) {
     const stop = new AbortController();

@@ -1,8 +1,8 @@
-"""Follows a session of a sessionlog server, and takes up where it was when the connection is lost.
+"""Follows a session of a sessionlog server, and resumes when the connection is lost.
 
     SESSIONLOG_API_KEY=secret python3 tail.py http://127.0.0.1:8080 sess_123 ["a message to send first"]
 
-Needs Python 3.9 and nothing else. Each event is printed as a line of JSON.
+Needs Python 3.9 and nothing else. Prints each event as a line of JSON.
 """
 
 import http.client
@@ -15,8 +15,8 @@ import urllib.parse
 import urllib.request
 import uuid
 
-SILENCE = 25  # seconds; the server says every ten that it is alive
-LOST = (OSError, http.client.HTTPException)  # how a connection ends that should not
+SILENCE = 25  # seconds; the server sends a comment every ten
+LOST = (OSError, http.client.HTTPException)  # a lost connection
 
 
 def request(url, headers=None, body=None):
@@ -26,7 +26,7 @@ def request(url, headers=None, body=None):
 
 
 def tried_again(call):
-    """Calls until it is answered. What the server refuses for good is raised."""
+    """Repeats a call until it is answered. Exits with what the server refuses for good."""
     wait = 0.5
     while True:
         try:
@@ -35,13 +35,13 @@ def tried_again(call):
             if error.code < 500 and error.code != 429:
                 raise SystemExit(f"{error.code}: {error.read().decode()}") from error
         except LOST as error:
-            print(f"{error}, trying again in {wait} s", file=sys.stderr)
+            print(f"{error}, retrying in {wait} s", file=sys.stderr)
         time.sleep(wait)
         wait = min(wait * 2, 8)
 
 
 def send(session, text):
-    """Sends a message once: a retry with the same key is answered with what the first one stored."""
+    """Sends a message once: a retry with the same key gets the answer of the first."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
     event = {"type": "user.message", "content": [{"type": "text", "text": text}]}
 
@@ -53,7 +53,7 @@ def send(session, text):
 
 
 def follow(session):
-    """Yields each event once and in order, for ever."""
+    """Yields each event once and in order, without an end."""
     last = None
     while True:
         answer = tried_again(lambda: request(f"{session}/stream", {"Last-Event-ID": last} if last else {}))
@@ -61,17 +61,17 @@ def follow(session):
             event = None
             for line in answer:
                 if not line.endswith(b"\n"):
-                    break  # A proxy may end an answer in the middle of a line as it would at its end.
+                    break  # A proxy can end an answer in the middle of a line.
                 name, _, value = line.decode().rstrip("\n").partition(": ")
                 if name == "id":
                     event = value
                 elif name == "data" and event:
-                    # Remembered only when the event is here whole.
+                    # Remember the ID only when the whole event has arrived.
                     whole = json.loads(value)
                     last, event = event, None
                     yield whole
         except LOST as error:
-            print(f"{error}, coming back after {last}", file=sys.stderr)
+            print(f"{error}, resuming after {last}", file=sys.stderr)
         finally:
             answer.close()
         time.sleep(0.5)

@@ -1,12 +1,15 @@
-//! The HTTP contract as a server: `cargo run --release -p sessionlog-server -- --data ./data
-//! --listen 127.0.0.1:8080`
+//! Serves a session log over HTTP.
 //!
-//! It takes the key that clients have to send from the environment variable `SESSIONLOG_API_KEY`.
+//! ```text
+//! SESSIONLOG_API_KEY=secret cargo run --release -p sessionlog-server -- --data ./data
+//! ```
+//!
+//! Clients send the key as a bearer token.
 
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "who starts it learns here where it listens, or why not"
+    reason = "the address, or why it did not start, is for the terminal"
 )]
 
 use std::env;
@@ -30,25 +33,25 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves a session log over HTTP.
 ///
-/// Clients send the key in the environment variable `SESSIONLOG_API_KEY` as bearer token. The
-/// folder is made if it is not there, and is its owner's then. `RUST_LOG` says what is logged, such
-/// as `info,sessionlog::access=off`. SIGTERM stops it, and nothing is lost.
+/// The environment variable `SESSIONLOG_API_KEY` holds the key that clients send as bearer token.
+/// A missing folder is created, with access for its owner. `RUST_LOG` filters the log, for example
+/// `info,sessionlog::access=off`. SIGTERM stops the server without losing anything.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// The folder of the log
+    /// Folder of the log
     #[arg(long, default_value = "data")]
     data: PathBuf,
 
-    /// Where to listen
+    /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
 
-    /// Lets everybody in, without a key; only on a loopback address
+    /// Admit every caller without a key; only on a loopback address
     #[arg(long)]
     open: bool,
 
-    /// The form of the log lines; JSON unless they go to a terminal
+    /// Form of the log lines; by default text on a terminal, and JSON elsewhere
     #[arg(long, value_enum)]
     log: Option<LogForm>,
 }
@@ -82,7 +85,12 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let log = SessionLog::open(&args.data)?;
     warn_if_others_may_enter(&args.data);
     let recovery = log.stats().recovery;
-    tracing::info!(clean = recovery.clean, replayed_events = recovery.replayed_events, took = ?recovery.took, "the log is open");
+    tracing::info!(
+        clean = recovery.clean,
+        replayed_events = recovery.replayed_events,
+        took = ?recovery.took,
+        "the log is open"
+    );
     println!("listening on http://{}", listener.local_addr()?);
     http::serve(listener, log.clone(), config, until).await?;
     log.close()?;
@@ -95,20 +103,20 @@ fn config(args: &Args) -> Result<http::Config, String> {
         .ok()
         .filter(|key| !key.is_empty())
     {
-        Some(_) if args.open => Err("--open and SESSIONLOG_API_KEY exclude each other".into()),
+        Some(_) if args.open => Err("use either --open or SESSIONLOG_API_KEY".into()),
         Some(key) => Ok(http::Config::with_api_key(key)),
-        None if !args.open => Err(
-            "SESSIONLOG_API_KEY is not set; --open lets everybody in, on a loopback address".into(),
-        ),
+        None if !args.open => {
+            Err("SESSIONLOG_API_KEY is not set; on loopback, --open admits every caller".into())
+        }
         None if !args.listen.ip().is_loopback() => Err(format!(
-            "--open is for loopback addresses, and {} is none",
+            "--open needs a loopback address, and {} is not one",
             args.listen.ip()
         )),
         None => Ok(http::Config::open().hosts(["localhost", "127.0.0.1", "[::1]"])),
     }
 }
 
-/// As many descriptors as the system lets it have: each connection takes one.
+/// Raises the limit of open files as far as the system allows: each connection takes one.
 fn allow_many_connections() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(
@@ -122,15 +130,19 @@ fn allow_many_connections() {
     }
 }
 
-/// A folder that the log makes is its owner's. One that was there before is as somebody wanted it.
+/// Warns about an existing folder that other users may enter. Its permissions are left alone.
 fn warn_if_others_may_enter(folder: &Path) {
     let mode = fs::metadata(folder).map_or(0, |metadata| metadata.permissions().mode() & 0o7777);
     if mode & 0o077 != 0 {
-        tracing::warn!(folder = %folder.display(), mode = format!("{mode:o}"), "others than its owner may enter the folder of the log");
+        tracing::warn!(
+            folder = %folder.display(),
+            mode = format!("{mode:o}"),
+            "other users may enter the folder of the log"
+        );
     }
 }
 
-/// An error and what caused it.
+/// An error and its causes, in one line.
 fn with_sources(error: &dyn Error) -> String {
     let (mut line, mut next) = (error.to_string(), error.source());
     while let Some(cause) = next {

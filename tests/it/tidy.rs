@@ -1,5 +1,5 @@
-//! What clippy cannot hold: the walls between modules, a module doc first, no loose ends. It reads
-//! the source files and runs nothing.
+//! What clippy cannot hold: the walls between modules, a module doc first, the width of lines,
+//! links in the documentation that lead somewhere, no loose ends. It reads files and runs nothing.
 //!
 //! A wall is about code: comments are blanked out first, and what stands in a `#[cfg(test)]` module
 //! at the end of a file may name whatever its tests need.
@@ -10,6 +10,20 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 const CODE_LINES_MAX: usize = 500;
+const COLUMNS_MAX: usize = 100;
+const README_LINES_MAX: usize = 150;
+const README_WORDS_MAX: usize = 900;
+
+/// Files with macros that rustfmt leaves as they are. Their comments are still checked.
+const UNFORMATTED: &[&str] = &[
+    "src/codec/record.rs",
+    "src/http/messages.rs",
+    "src/segment/search.rs",
+    "src/segment/table.rs",
+    "src/turn/",
+    "tests/http/",
+    "tests/it/",
+];
 
 /// A path, a word or a text that only some files under `src` may name.
 struct Wall {
@@ -269,6 +283,69 @@ fn a_file_under_src_is_short_enough_to_read() {
 }
 
 #[test]
+fn no_line_is_wider_than_a_page() {
+    let rule = format!("at most {COLUMNS_MAX} columns, strings and tables in docs aside");
+    check(&rule, SOURCES.iter(), |source| {
+        let is_unformatted = UNFORMATTED.iter().any(|allowed| source.is(allowed));
+        lines_with(&with_short_strings(&source.text), |line| {
+            line.chars().count() > COLUMNS_MAX
+                && match line.trim_start().strip_prefix("//") {
+                    Some(comment) => !is_unbreakable(comment),
+                    None => !is_unformatted,
+                }
+        })
+    });
+}
+
+#[test]
+fn every_link_in_the_documentation_leads_somewhere() {
+    let pages: Vec<Source> = texts().filter(|text| text.name.ends_with(".md")).collect();
+    check(
+        "a link leads to a file or a heading",
+        pages.iter(),
+        |page| {
+            let folder = Path::new(&page.name).parent().unwrap_or(Path::new(""));
+            links(&page.text)
+                .into_iter()
+                .filter(|(_line, link)| !leads_somewhere(folder, &page.text, link))
+                .map(|(line, _link)| line)
+                .collect()
+        },
+    );
+}
+
+#[test]
+fn the_readme_is_read_in_two_minutes() {
+    let readme = Source::read("README.md").expect("there is a README");
+    let (lines, words) = (
+        readme.text.lines().count(),
+        readme.text.split_whitespace().count(),
+    );
+    assert!(lines <= README_LINES_MAX, "README.md has {lines} lines");
+    assert!(words <= README_WORDS_MAX, "README.md has {words} words");
+}
+
+/// A figure stands once, but for the summary in the README.
+#[test]
+fn the_readme_shows_the_results_of_the_comparison() {
+    let read = |name| Source::read(name).expect("there is such a page").text;
+    let (readme, comparison) = (read("README.md"), read("docs/comparison.md"));
+    let header = "| workload | unit |";
+    let rows = |text: &str| -> Vec<String> {
+        let table = text.lines().skip_while(|line| !line.starts_with(header));
+        table
+            .take_while(|line| line.starts_with('|'))
+            .map(str::to_owned)
+            .collect()
+    };
+    let (shown, all) = (rows(&readme), rows(&comparison));
+    assert!(shown.len() > 2, "README.md has no table of results");
+    for row in shown {
+        assert!(all.contains(&row), "docs/comparison.md has no row {row}");
+    }
+}
+
+#[test]
 fn no_file_knows_the_machine_it_was_written_on() {
     let homes = [
         concat!("/wo", "rk/"),
@@ -276,16 +353,7 @@ fn no_file_knows_the_machine_it_was_written_on() {
         concat!("/ro", "ot/"),
         concat!("/Us", "ers/"),
     ];
-    let texts: Vec<Source> = [
-        "README.md",
-        "CHANGELOG.md",
-        "Cargo.toml",
-        "clippy.toml",
-        ".ci/run",
-    ]
-    .into_iter()
-    .filter_map(Source::read)
-    .collect();
+    let texts: Vec<Source> = texts().collect();
     for home in homes {
         check(
             &format!("no path below {home}"),
@@ -326,7 +394,35 @@ fn the_checks_above_see_what_they_look_for() {
         15,
         "the tests at the end are not code"
     );
+    let short = with_short_strings(SAMPLE);
+    assert_eq!(short.lines().count(), SAMPLE.lines().count());
+    assert!(short.contains("// std::thread, sled::Db") && !short.contains("user.message"));
+    assert_eq!(
+        links(PAGE),
+        [(1, "a.md"), (1, "#b"), (6, "c.svg")],
+        "what stands in code is no link"
+    );
+    for (link, leads) in [
+        ("https://example.org/", true),
+        ("README.md", true),
+        ("README.md#license", true),
+        ("README.md#no-such-heading", false),
+        ("no-such-file.md", false),
+        ("#one-heading", true),
+        ("#other", false),
+    ] {
+        assert_eq!(leads_somewhere(Path::new(""), PAGE, link), leads, "{link}");
+    }
 }
+
+const PAGE: &str = "\
+A [link](a.md) and [another](#b), `[code](no)`.
+```sh
+[code](no)
+```
+# One `heading`
+![picture](c.svg)
+";
 
 const SAMPLE: &str = r##"//! Uses sled.
 
@@ -398,6 +494,28 @@ static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
         .filter_map(|path| Source::read(path.strip_prefix(root()).ok()?.to_str()?))
         .collect()
 });
+
+/// The pages of the documentation, and other texts that are no source files.
+fn texts() -> impl Iterator<Item = Source> {
+    let named = [
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Cargo.toml",
+        "clippy.toml",
+        ".ci/run",
+    ];
+    let pages = fs::read_dir(root().join("docs")).into_iter().flatten();
+    let pages = pages.filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        name.ends_with(".md").then(|| format!("docs/{name}"))
+    });
+    named
+        .into_iter()
+        .map(str::to_owned)
+        .chain(pages)
+        .filter_map(|name| Source::read(&name))
+}
 
 /// The files whose code the product is.
 fn sources() -> impl Iterator<Item = &'static Source> {
@@ -641,6 +759,79 @@ fn split_at_commas(list: &str) -> Vec<&str> {
     }
     parts.push(list[from..].trim());
     parts
+}
+
+/// Whether a comment is a row of a table, or holds an address: neither can be broken.
+fn is_unbreakable(comment: &str) -> bool {
+    let text = comment.trim_start_matches(['/', '!']).trim_start();
+    text.starts_with('|') || text.contains("://")
+}
+
+/// The targets of the links in a page of Markdown, with their lines. Code has none.
+fn links(page: &str) -> Vec<(usize, &str)> {
+    let mut links = Vec::new();
+    let mut in_code = false;
+    for (line, number) in page.lines().zip(1..) {
+        if line.starts_with("```") {
+            in_code = !in_code;
+        } else if !in_code {
+            let prose = line.split('`').step_by(2);
+            let targets = prose.flat_map(|prose| prose.split("](").skip(1));
+            links.extend(targets.filter_map(|rest| Some((number, rest.split_once(')')?.0))));
+        }
+    }
+    links
+}
+
+/// Whether a link in `page`, which lies in `folder`, leads to a file or a heading that is there.
+fn leads_somewhere(folder: &Path, page: &str, link: &str) -> bool {
+    if link.contains("://") {
+        return true;
+    }
+    let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+    let path = root().join(folder).join(file);
+    // A published package has no raw results.
+    let peers = root().join("benches/peers");
+    if file.contains("benches/peers/") && !peers.exists() {
+        return true;
+    }
+    let text = if file.is_empty() {
+        Some(page.to_owned())
+    } else {
+        fs::read_to_string(&path).ok()
+    };
+    if heading.is_empty() {
+        path.exists()
+    } else {
+        text.is_some_and(|text| has_heading(&text, heading))
+    }
+}
+
+/// Whether a page has a heading that is linked to under this name.
+fn has_heading(page: &str, name: &str) -> bool {
+    let mut headings = page.lines().filter(|line| line.starts_with('#'));
+    headings.any(|line| {
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading.chars().filter(|c| is_word(*c) || "- ".contains(*c));
+        kept.collect::<String>().replace(' ', "-") == name
+    })
+}
+
+/// `text` with nothing in its strings but the ends of their lines.
+fn with_short_strings(text: &str) -> String {
+    let mut short = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let (len, keep) = match token(rest, &short) {
+            Token::Comment(len) => (len, true),
+            Token::Literal(len) => (len, false),
+            Token::Other => (first.len_utf8(), true),
+        };
+        let (token, behind) = rest.split_at(len);
+        short.extend(token.chars().filter(|c| keep || *c == '\n'));
+        rest = behind;
+    }
+    short
 }
 
 /// `text` with its comments blanked out. Strings stay, and what looks like a comment in them too.

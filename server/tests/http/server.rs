@@ -34,12 +34,15 @@ fn it_starts_only_with_a_key_or_open_on_loopback() {
         command(&data, "127.0.0.1:0").env("SESSIONLOG_API_KEY", ""),
         "SESSIONLOG_API_KEY is not set",
     );
-    refused(command(&data, "0.0.0.0:0").arg("--open"), "0.0.0.0 is none");
+    refused(
+        command(&data, "0.0.0.0:0").arg("--open"),
+        "0.0.0.0 is not one",
+    );
     refused(
         command(&data, "127.0.0.1:0")
             .arg("--open")
             .env("SESSIONLOG_API_KEY", KEY),
-        "exclude each other",
+        "use either",
     );
     drop(Server::of(command(&data, "[::1]:0").arg("--open")));
     assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
