@@ -1,4 +1,4 @@
-//! The handle: wiring only. What each call does is in the module it hands on to.
+//! The handle of an open log. Each call is one line here: what it does is in the part it calls.
 
 use std::future::{Future, poll_fn};
 use std::path::Path;
@@ -19,10 +19,12 @@ use crate::turn::TurnText;
 use crate::turn::{Fold, Message, TurnReader};
 use crate::write::{Landed, Submitted, Ticket};
 
-/// An open log. Clones are handles to the same log; it is closed by [`close`](Self::close), or less
-/// tidily when the last is dropped.
+/// An open log.
 ///
-/// All methods may be called from any thread. Those that read do not wait for those that append.
+/// Clones are handles to the same log. [`close`](Self::close) closes it for all of them. When the
+/// last handle is dropped without that, the next open recovers the log as after a crash.
+///
+/// All methods may be called from any thread. Reads do not wait for appends.
 #[derive(Clone)]
 pub struct SessionLog {
     handle: Arc<Handle>,
@@ -35,12 +37,14 @@ struct Handle {
 }
 
 impl Options {
-    /// Opens the log in `folder`, which is made if it is missing. See [`SessionLog::open`].
+    /// Opens the log in `folder` with these options. Makes the folder if it is missing.
+    ///
+    /// See [`SessionLog::open`] for what is true when it returns.
     ///
     /// # Errors
     ///
-    /// As [`SessionLog::open`], and [`Error::Invalid`] when options contradict each other, or the
-    /// path is empty.
+    /// Those of [`SessionLog::open`]. [`Error::Invalid`] when options contradict each other, or
+    /// when the path is empty.
     pub fn open(self, folder: impl AsRef<Path>) -> Result<SessionLog> {
         let folder = folder.as_ref();
         if folder.as_os_str().is_empty() {
@@ -51,15 +55,27 @@ impl Options {
         self.open_on(Arc::new(RealDisk::default()), &absolute)
     }
 
-    /// Opens the log in `folder` for reading, without writing a byte. Appends are
-    /// [`Error::ReadOnly`].
+    /// Opens the log in `folder` for reading, without writing a byte.
     ///
-    /// Works on a full disk and on a read-only mount, but not on a file system that the kernel
-    /// remounted read-only after an error: what it holds may not be durable.
+    /// Appends return [`Error::ReadOnly`]. Several readers may have the folder open at once.
+    ///
+    /// This works on a full disk and on a read-only mount. It does not work on a file system that
+    /// the kernel remounted read-only after an error: what it holds may not be durable.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # sessionlog::SessionLog::open(dir.path())?.close()?;
+    /// use sessionlog::{Batch, Error, Options};
+    ///
+    /// let log = Options::new().open_read_only(dir.path())?;
+    /// let refused = log.append(&"s".parse()?, Batch::new().user_message("hello"));
+    /// assert!(matches!(refused, Err(Error::ReadOnly)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// As [`SessionLog::open`]. [`Error::Locked`] while a writer has the folder open.
+    /// Those of [`SessionLog::open`]. [`Error::Locked`] while a writer has the folder open.
     pub fn open_read_only(mut self, folder: impl AsRef<Path>) -> Result<SessionLog> {
         self.read_only = true;
         self.open(folder)
@@ -77,18 +93,27 @@ impl Options {
 }
 
 impl SessionLog {
-    /// Opens the log in `folder` with the default [`Options`], making both if they are not there.
+    /// Opens the log in `folder` with the default [`Options`]. Makes the folder if it is missing.
     ///
-    /// When this returns, everything that was ever acknowledged can be read, and whatever else can
-    /// be read is durable too. Whatever the size of the store, it takes as long as reading what is
-    /// in the journal alone: after a clean stop milliseconds to a tenth of a second, after a crash,
-    /// when all of the journal is looked at and some of it written again, up to half a second.
+    /// When this returns, every acknowledged batch is readable, and everything readable is durable.
+    /// The time depends on the journal and not on the size of the store: up to 0.1 s after a clean
+    /// close, up to 0.5 s after a crash.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// use sessionlog::SessionLog;
+    ///
+    /// let log = SessionLog::open(dir.path().join("log"))?;
+    /// assert_eq!(log.stats().events, 0);
+    /// log.close()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] while another handle, here or in another process, has the folder open.
-    /// [`Error::Corrupt`] when acknowledged bytes are damaged, [`Error::Unsupported`] when a later
-    /// version wrote them: nothing is changed then. [`Error::Io`]: opening again is safe.
+    /// [`Error::Locked`] while another handle has the folder open, in this process or in another.
+    /// [`Error::Corrupt`] when acknowledged bytes are damaged, and [`Error::Unsupported`] when a
+    /// later version wrote them: nothing was changed. [`Error::Io`]: opening again is safe.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(folder)
     }
@@ -96,20 +121,36 @@ impl SessionLog {
     /// Appends `batch` to `session` and returns the stored events.
     ///
     /// When this returns `Ok`, the batch is on stable storage, every reader sees it, and its IDs
-    /// are greater than all returned before. It blocks until its group is durable; callers that
-    /// append together share one write and one barrier. It waits for room up to
-    /// [`stall_wait`](Options::stall_wait).
+    /// are greater than all IDs returned before. It blocks until its commit group is durable.
+    /// Callers that append together share one write and one barrier. An append waits for room until
+    /// [`stall_wait`](Options::stall_wait) has passed since the call.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{Batch, NewEvent, SessionId};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// let batch = Batch::new()
+    ///     .user_message("Summarize this ticket.")
+    ///     .event(NewEvent::new("note", r#"{"source":"mail"}"#));
+    /// let ack = log.append(&session, batch)?;
+    /// assert_eq!((ack.first, ack.last), (1, 2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`],
+    /// Nothing was written: [`Error::Invalid`], [`Error::TooLarge`], [`Error::ExpectedMismatch`],
     /// [`Error::IdempotencyConflict`], [`Error::ReadOnly`], [`Error::Closed`], [`Error::Poisoned`],
-    /// [`Error::Forked`]: nothing was written. [`Error::NoSpace`], [`Error::Stalled`]: nothing was
-    /// written, and the call may be repeated; so it is with [`Error::Refused`] once its cause is
-    /// mended. [`Error::Displaced`]: nothing was written, and the log is poisoned.
-    /// [`Error::Unread`], [`Error::Corrupt`]: what the session holds could not be read; nothing was
-    /// written. [`Error::Io`]: the batch may or may not be found after reopening, and the log is
-    /// poisoned until then.
+    /// [`Error::Forked`], and [`Error::LookupFailed`] and [`Error::Corrupt`], where what the
+    /// session holds could not be read.
+    ///
+    /// Nothing was written, and the call may be repeated: [`Error::NoSpace`], [`Error::Stalled`],
+    /// and [`Error::Refused`] once its cause is mended.
+    ///
+    /// The log is poisoned until it is opened again: [`Error::Displaced`], where nothing was
+    /// written, and [`Error::Io`], where the batch may or may not be found after reopening.
     pub fn append(&self, session: &SessionId, batch: impl Into<Batch>) -> Result<Ack> {
         let engine = &self.handle.engine;
         let ticket: Arc<Ticket> = Arc::default();
@@ -118,27 +159,42 @@ impl SessionLog {
         ticket.wait(&joined).map(|landed| to_ack(&landed))
     }
 
-    /// As [`append`](Self::append), for async callers on any runtime. The batch joins a group at
-    /// the first poll, with those of blocking callers; no thread is held. A session that is not in
-    /// memory is looked up in that poll, and so is an idempotency key, which may read from the
-    /// disk.
+    /// Appends `batch` to `session` without blocking a thread, on any runtime.
     ///
-    /// Its waker is called by a thread of the log, so it must not run the task in place, as no
-    /// runtime in use does: a task that then closes the log, or appends and blocks, would wait for
-    /// itself.
+    /// The batch joins a commit group at the first poll, together with those of blocking callers.
+    /// That poll may read from the disk: it looks up a session, or an idempotency key, that is not
+    /// in memory.
     ///
-    /// A future that is dropped before it was polled appends nothing; one that is dropped later may
-    /// still land. Where the group is full it waits without a limit.
+    /// A future that is dropped before its first poll appends nothing. One that is dropped later
+    /// may still land. While its group is full, it waits for room without a limit.
+    ///
+    /// The waker is called on a thread of the log. An executor that runs the task inside `wake`
+    /// (none in common use does) would deadlock if the task closes the log or blocks on an append.
+    ///
+    /// ```
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{NewEvent, SessionId};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// let ack = log.append_async(&session, NewEvent::new("note", "{}")).await?;
+    /// assert_eq!(ack.events[0].seq, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// Those of [`append`](Self::append).
-    pub fn append_async(
+    pub fn append_async<B: Into<Batch>>(
         &self,
         session: &SessionId,
-        batch: Batch,
-    ) -> impl Future<Output = Result<Ack>> + Send + use<> {
+        batch: B,
+    ) -> impl Future<Output = Result<Ack>> + Send + use<B> {
         let (engine, session) = (Arc::clone(&self.handle.engine), session.clone());
+        let batch = batch.into();
         async move {
             let commit = &engine.writer()?.commit;
             let ticket = Arc::default();
@@ -153,23 +209,57 @@ impl SessionLog {
         }
     }
 
-    /// Reads a page of a session, as far as it is durable.
+    /// Reads a page of a session's durable events.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{Batch, NewEvent, PageRequest, SessionId};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// log.append(&session, Batch::new().user_message("hello"))?;
+    /// log.append(&session, NewEvent::new("note", "{}"))?;
+    ///
+    /// let newest = log.list(&session, PageRequest::new().newest_first().limit(1))?;
+    /// assert_eq!(newest.items[0].event_type, "note");
+    /// assert!(newest.has_more);
+    /// let rest = log.list(&session, newest.next_page().expect("there is more"))?;
+    /// assert_eq!(rest.items[0].event_type, "user.message");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSession`], [`Error::Cursor`], [`Error::Invalid`] and [`Error::TooLarge`] for
-    /// the page's limit; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read.
+    /// [`Error::UnknownSession`]; [`Error::Cursor`] for a cursor that is not in the session;
+    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit; [`Error::Corrupt`] and
+    /// [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
     pub fn list(&self, session: &SessionId, page: PageRequest) -> Result<Page<Event>> {
         self.store()?.list(session, page)
     }
 
-    /// Streams a session from a place on: what is there, then what comes, without a gap or a
-    /// duplicate.
+    /// Streams a session: the events that are stored, then new ones, without a gap or a duplicate.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{NewEvent, SessionId, StartAt};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// for step in ["1", "2", "3"] {
+    ///     log.append(&session, NewEvent::new("step", step))?;
+    /// }
+    /// // After a restart: continue after the last event that was processed.
+    /// let missed = log.stream(&session, StartAt::after(1))?.until_tail();
+    /// let missed = missed.events().collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!((missed[0].seq, missed[1].seq), (2, 3));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSession`], unless it is to be [waited for](StartAt::Creation);
-    /// [`Error::Cursor`].
+    /// [`Error::UnknownSession`], except with [`StartAt::Creation`]; [`Error::Cursor`] for a cursor
+    /// that is not in the session; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot
+    /// be read; [`Error::Closed`].
     pub fn stream(&self, session: &SessionId, from: StartAt) -> Result<EventStream> {
         let store = self.store()?;
         let entry = store
@@ -195,18 +285,18 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`]. The stream yields [`Error::Corrupt`] and [`Error::Io`] when what is stored
-    /// cannot be read.
+    /// [`Error::Closed`]. The stream yields [`Error::Corrupt`] and [`Error::Io`] when what is
+    /// stored cannot be read.
     pub fn feed(&self) -> Result<EventStream> {
         Ok(EventStream::of_all(Arc::clone(self.store()?), None))
     }
 
-    /// As [`feed`](Self::feed), from the event after this one on.
+    /// Streams all sessions in commit order, from the first event after this one.
     ///
     /// # Errors
     ///
     /// Those of [`feed`](Self::feed). [`Error::UnknownEvent`] when the store has no event with this
-    /// ID, as after a restore from an older copy: it cannot tell what came after.
+    /// ID, as after a restore from an older copy: the store cannot tell what came after it.
     pub fn feed_after(&self, id: EventId) -> Result<EventStream> {
         let store = self.store()?;
         store
@@ -217,21 +307,51 @@ impl SessionLog {
 
     /// Reads the event with this ID.
     ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::NewEvent;
+    ///
+    /// let ack = log.append(&"sess_123".parse()?, NewEvent::new("note", "{}"))?;
+    /// assert_eq!(log.event(ack.events[0].id)?, ack.events[0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::UnknownEvent`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be
-    /// read.
+    /// read; [`Error::Closed`].
     pub fn event(&self, id: EventId) -> Result<Event> {
         self.store()?.event(id)?.ok_or(Error::UnknownEvent { id })
     }
 
-    /// Reads a turn as one message: a fold over the events from the one that opened it to its first
-    /// final status.
+    /// Reads a turn as one message.
+    ///
+    /// The message is a fold over the turn's events, from the one that opened it to the first final
+    /// status. It is computed at each call.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{Batch, MessageStatus, NewEvent, SessionId};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// let opened = log.append(&session, Batch::new().user_message("What is 6 x 7?"))?;
+    /// let turn = opened.events[0].message_id.expect("a user message opens a turn");
+    /// let answer = NewEvent::new("assistant.message_completed", r#"{"text":"42"}"#);
+    /// let done = NewEvent::new("message.status_changed", r#"{"status":"completed"}"#);
+    /// log.append(&session, Batch::new().events([answer.in_turn(turn), done.in_turn(turn)]))?;
+    ///
+    /// let message = log.message(turn)?;
+    /// assert_eq!(message.status, MessageStatus::Completed);
+    /// assert_eq!(message.output[0]["text"], "42");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
     /// [`Error::UnknownMessage`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot
-    /// be read.
+    /// be read; [`Error::Closed`].
     pub fn message(&self, id: MessageId) -> Result<Message> {
         let bytes_max = self.store()?.options.scan_bytes_max;
         self.turn_reader()?
@@ -252,8 +372,23 @@ impl SessionLog {
         self.turn_reader()?.page(session, page)
     }
 
-    /// Reads a page of a session's messages. The page counts messages; its cursors are places in
-    /// the session, as for [`list`](Self::list).
+    /// Reads a page of a session's messages.
+    ///
+    /// The request's limit counts messages. Its cursors are positions in the session, as for
+    /// [`list`](Self::list).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{Batch, PageRequest, SessionId};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// log.append(&session, Batch::new().user_message("first"))?;
+    /// log.append(&session, Batch::new().user_message("second"))?;
+    /// let page = log.messages(&session, PageRequest::new().newest_first().limit(1))?;
+    /// assert_eq!(page.items[0].content[0].as_text(), Some("second"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -264,16 +399,43 @@ impl SessionLog {
             .map(|page| page.map(Fold::into_message))
     }
 
-    /// Where a session stands.
+    /// Returns the head of a session: its generation and its first and last event.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{Error, NewEvent, SessionId};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// assert!(matches!(log.head(&session), Err(Error::UnknownSession { .. })));
+    /// log.append(&session, NewEvent::new("note", "{}"))?;
+    /// assert_eq!(log.head(&session)?.last, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSession`] when it has no event.
+    /// [`Error::UnknownSession`] when it has no event; [`Error::Corrupt`] and [`Error::Io`] when
+    /// what is stored cannot be read; [`Error::Closed`].
     pub fn head(&self, session: &SessionId) -> Result<Head> {
         self.store()?.known_head(session)
     }
 
     /// Lists sessions in the byte order of their IDs.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{NewEvent, SessionQuery};
+    ///
+    /// for session in ["a", "b", "c"] {
+    ///     log.append(&session.parse()?, NewEvent::new("note", "{}"))?;
+    /// }
+    /// let first = log.sessions(SessionQuery::new().limit(2))?;
+    /// let rest = log.sessions(SessionQuery::new().after(&first[1]).limit(2))?;
+    /// assert_eq!(rest[0].as_str(), "c");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -283,13 +445,15 @@ impl SessionLog {
         self.store()?.sessions(&query)
     }
 
-    /// At most `limit` sessions, those with the newest events first. It walks back from the newest
-    /// event over what is in memory and 10,000 batches behind that, so it may find fewer sessions
-    /// than there are.
+    /// Lists at most `limit` sessions, those with the newest events first.
+    ///
+    /// The list is found by walking back from the newest event: over all records in memory, and
+    /// over 10,000 batches in segments. It may hold fewer sessions than the store.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's.
+    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's;
+    /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
     pub fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
         self.store()?
             .newest_sessions(limit)
@@ -307,21 +471,32 @@ impl SessionLog {
         self.handle.engine.store.options.limits.page_events_max
     }
 
-    /// The log's figures.
+    /// Returns the log's metrics.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.handle.engine.stats()
     }
 
-    /// Whether the log is in service: open, no write has failed, and the system does not refuse
-    /// what appends will need. Costs a lock that commits take.
+    /// Checks that the log is in service.
+    ///
+    /// It is when it is open, no write has failed, and the system does not refuse what appends
+    /// need.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// log.health()?;
+    /// log.close()?;
+    /// assert!(log.health().is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`]; [`Error::Poisoned`], while reads go on. [`Error::NoSpace`],
-    /// [`Error::Stalled`] and [`Error::Refused`] when background work has been refused something
-    /// for as long as [`stall_wait`](Options::stall_wait): appends fail, or will when the room that
-    /// is left is used up.
+    /// [`Error::Closed`]. [`Error::Poisoned`], while reads still work. [`Error::NoSpace`],
+    /// [`Error::Stalled`] and [`Error::Refused`] when background work has been refused for longer
+    /// than [`stall_wait`](Options::stall_wait): appends fail, or will when the remaining room is
+    /// used up.
     pub fn health(&self) -> Result<()> {
         let engine = &self.handle.engine;
         let options = &self.store()?.options;
@@ -332,18 +507,31 @@ impl SessionLog {
         engine.refusals.check(options.stall_wait)
     }
 
-    /// Closes the log, for all handles. Appends that have joined a group are answered first;
-    /// streams end; the clean stop is recorded, so that the next open has nothing to recover.
-    /// Nothing is sealed for it, so it takes milliseconds, and some more for each journal file that
-    /// is removed after a burst; but an append that is waiting for room is waited for too. Closing
-    /// again does nothing.
+    /// Closes the log, for all handles. Closing again does nothing.
+    ///
+    /// Appends that have joined a group are answered first, and streams end. The clean stop is
+    /// recorded, so the next open has nothing to recover.
+    ///
+    /// Takes milliseconds, plus the removal of surplus journal files after a burst. It waits for
+    /// appends that are blocked on space, at most [`stall_wait`](Options::stall_wait).
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// use sessionlog::{NewEvent, SessionLog};
+    ///
+    /// let log = SessionLog::open(dir.path())?;
+    /// log.append(&"sess_123".parse()?, NewEvent::new("note", "{}"))?;
+    /// log.close()?;
+    /// assert!(SessionLog::open(dir.path())?.stats().recovery.clean);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Poisoned`] when a write had failed before, [`Error::Displaced`] when the folder is
-    /// no longer where it was, [`Error::Io`] when the clean stop could not be recorded, or a
-    /// journal file that is no longer needed not removed. The log is closed all the same, and
-    /// everything acknowledged is there on the next open.
+    /// The log is closed in any case, and every acknowledged batch is found by the next open.
+    /// [`Error::Poisoned`] when a write had failed before. [`Error::Displaced`] when the folder is
+    /// no longer where it was. [`Error::Io`] when the clean stop could not be recorded, or when a
+    /// surplus journal file could not be removed.
     pub fn close(&self) -> Result<()> {
         self.handle.stop(Stop::Clean)
     }

@@ -171,7 +171,7 @@ fn status(error: &Error) -> StatusCode {
         | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
         Error::Corrupt { .. }
         | Error::Unsupported { .. }
-        | Error::Unread { .. }
+        | Error::LookupFailed { .. }
         | Error::Io { .. }
         | Error::Locked { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -224,7 +224,7 @@ fn of_server(error: &Error) -> String {
         }
         Error::ReadOnly => "the log is open for reading only",
         Error::Closed => "the server is about to stop",
-        Error::Unread { .. } => "what is stored could not be read; nothing was written",
+        Error::LookupFailed { .. } => "what is stored could not be read; nothing was written",
         Error::Io { .. } => {
             "the server's disk refused a call; a batch that was sent may or may not be there afterwards"
         }

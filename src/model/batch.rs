@@ -21,9 +21,17 @@ pub(crate) fn opens_turn(event_type: &(impl PartialEq<str> + ?Sized)) -> bool {
 
 /// An event to append.
 ///
-/// `data` is opaque to the log and JSON by convention. An event of type `user.message` opens a turn
-/// and gets a message ID of its own; any other may [name the turn](NewEvent::in_turn) it belongs
+/// `data` is opaque to the log, and JSON by convention. An event of type `user.message` opens a
+/// turn and gets a message ID. Any other event may [name the turn](NewEvent::in_turn) it belongs
 /// to.
+///
+/// ```
+/// use sessionlog::NewEvent;
+///
+/// let note = NewEvent::new("note", r#"{"text":"call back"}"#);
+/// let scored = NewEvent::json("score", &[1, 2, 3])?;
+/// # Ok::<(), sessionlog::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
     pub(crate) event_type: EventType,
@@ -43,8 +51,9 @@ pub(crate) enum Turn {
 }
 
 impl NewEvent {
-    /// An event with these bytes as data. Its type is checked when it is appended: see
-    /// [`EventType`].
+    /// Makes an event with these bytes as data.
+    ///
+    /// The type is checked when the event is appended. [`EventType`] has the rules.
     #[must_use]
     pub fn new(event_type: impl AsRef<str>, data: impl Into<Bytes>) -> Self {
         let event_type = EventType::unchecked(event_type);
@@ -60,21 +69,22 @@ impl NewEvent {
         }
     }
 
-    /// An event with `value` as JSON data.
+    /// Makes an event with `value` as JSON data.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when `value` cannot be written as JSON, for instance a map with keys that
-    /// are not strings.
+    /// [`Error::Invalid`] when `value` has no JSON form, for example a map with keys that are not
+    /// strings.
     pub fn json(event_type: impl AsRef<str>, value: &impl Serialize) -> Result<Self> {
         let data = serde_json::to_vec(value)
             .map_err(|error| Error::invalid("event data", error.to_string()))?;
         Ok(Self::new(event_type, data))
     }
 
-    /// The same event as part of the turn that `message` opened. It is not looked up: a reader of
-    /// the turn takes only events of the message's own session. On an event that opens a turn
-    /// itself this changes nothing.
+    /// Makes the event a part of the turn that `message` opened.
+    ///
+    /// The ID is not looked up. A reader of the turn skips events of other sessions. An event that
+    /// opens a turn itself stays as it is.
     #[must_use]
     pub fn in_turn(mut self, message: MessageId) -> Self {
         if self.turn != Turn::Opens {
@@ -100,12 +110,12 @@ pub struct Batch {
     pub(crate) events: Vec<NewEvent>,
     pub(crate) key: Option<ByteString>,
     pub(crate) expected: Expected,
-    /// Why something that it was given could not be made an event.
+    /// Why a user message could not be made an event.
     pub(crate) unfit: Option<String>,
 }
 
 impl Batch {
-    /// An empty batch. Appending it as it is is an error.
+    /// Makes an empty batch. Appending an empty batch is [`Error::Invalid`].
     pub fn new() -> Self {
         Self::default()
     }
@@ -122,16 +132,19 @@ impl Batch {
         self
     }
 
-    /// Makes a retry safe: within its session, a key lands once. Appending the same content under
-    /// it again returns the events that were stored the first time; other content is
-    /// [`Error::IdempotencyConflict`]. A key lives as long as its batch.
+    /// Makes a retry safe: within its session, a key lands once.
+    ///
+    /// An append with the same key and content returns the events that were stored the first time.
+    /// With other content it is [`Error::IdempotencyConflict`]. A key lives as long as its batch.
     pub fn idempotency_key(mut self, key: impl AsRef<str>) -> Self {
         self.key = Some(ByteString::from(key.as_ref()));
         self
     }
 
-    /// Lands only when the session is where the caller thinks it is. The idempotency key is looked
-    /// at first, so that a retry of what landed is a replay and no mismatch.
+    /// Appends only if the session's last seq is as expected.
+    ///
+    /// The idempotency key is checked first, so a retry of a batch that landed is a replay and not
+    /// a mismatch.
     pub fn expected(mut self, expected: Expected) -> Self {
         self.expected = expected;
         self
@@ -194,23 +207,23 @@ impl Extend<NewEvent> for Batch {
     }
 }
 
-/// Where a session must stand for a batch to land.
+/// Where a session must end for a batch to be appended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expected {
-    /// Anywhere.
+    /// Any end, also no session.
     #[default]
     Any,
-    /// It has no event yet.
+    /// The session has no event.
     NoSession,
-    /// It has an event.
+    /// The session has at least one event.
     Exists,
-    /// Its last seq is this. `Seq(0)` is [`NoSession`](Expected::NoSession).
+    /// The session ends with this seq. `Seq(0)` is [`NoSession`](Expected::NoSession).
     Seq(Seq),
 }
 
 impl Expected {
-    /// Whether a session whose last seq is `last` (0 when it has no event) is as expected.
+    /// Whether a session that ends with seq `last` is as expected. 0 is a session without events.
     pub(crate) fn holds(self, last: Seq) -> bool {
         match self {
             Expected::Any => true,

@@ -13,11 +13,11 @@ use crate::model::session::SessionId;
 /// The result of every fallible call in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, and with it what state was left behind.
+/// Everything that can go wrong, and the state that was left behind.
 ///
-/// [`code`](Error::code) is a stable name for logs and wire formats;
+/// [`code`](Error::code) is a stable name for logs and wire formats.
 /// [`is_retryable`](Error::is_retryable) says whether the same call may succeed later without
-/// anyone reopening the log.
+/// reopening the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -62,7 +62,7 @@ pub enum Error {
         id: MessageId,
     },
 
-    /// A cursor that does not point at a place in the session being read.
+    /// A cursor is not a position in the session being read.
     #[error("the cursor does not fit session {session}: {problem}")]
     Cursor {
         /// The session being read.
@@ -104,9 +104,11 @@ pub enum Error {
     },
 
     /// The folder, or a file in it, is no longer where the log was opened: somebody moved, removed
-    /// or replaced it. On an append nothing was written. The log is [poisoned](Error::Poisoned)
-    /// until it is opened again. What it acknowledged is in the folder that it was opened in, under
-    /// whatever name that has now, unless it was removed.
+    /// or replaced it.
+    ///
+    /// On an append nothing was written. The log is [poisoned](Error::Poisoned) until it is opened
+    /// again. Acknowledged batches are in the folder that was opened, under its new name, unless it
+    /// was removed.
     #[error("{} is not what this log was opened with: {what}", path.display())]
     Displaced {
         /// The path that leads elsewhere.
@@ -148,10 +150,10 @@ pub enum Error {
         supported: u64,
     },
 
-    /// What an append had to know first could not be read: where its session stands, or what its
-    /// idempotency key stands for. Nothing was written, and the same call may be repeated.
+    /// An append could not read the head of its session, or the batch of its idempotency key.
+    /// Nothing was written, and the same call may be repeated.
     #[error("could not {doing} {}, before anything was written", path.display())]
-    Unread {
+    LookupFailed {
         /// What we were doing.
         doing: &'static str,
         /// The file or folder.
@@ -160,9 +162,10 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
-    /// The operating system refused a call. On an append the batch may or may not be found after
-    /// reopening, and the log is [poisoned](Error::Poisoned) until then; on any other call nothing
-    /// changed.
+    /// The operating system refused a call.
+    ///
+    /// On an append the batch may or may not be found after reopening, and the log is
+    /// [poisoned](Error::Poisoned) until then. On any other call nothing changed.
     #[error("could not {doing} {}", path.display())]
     Io {
         /// What we were doing.
@@ -173,16 +176,16 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
-    /// A write to the journal or the manifest failed earlier, so nothing more is accepted until the
-    /// log is reopened. This batch was not written. Reads of what was durable go on.
+    /// A write to the journal or the manifest failed earlier, so the log accepts no appends until
+    /// it is reopened. This batch was not written. Reads of what is durable still work.
     #[error("the log takes no more appends until it is reopened, because a write failed")]
     Poisoned {
         /// The failure that poisoned the log.
         source: Arc<Error>,
     },
 
-    /// There is no room for another journal file. Nothing was written; appends go on once space is
-    /// freed.
+    /// There is no room for another journal file. Nothing was written. Appends work again once
+    /// space is freed.
     #[error("no space for the journal in {}", path.display())]
     NoSpace {
         /// The folder that is full.
@@ -191,28 +194,29 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
-    /// Background work did not free a journal file, or the group that was filling stayed full, for
-    /// as long as [`stall_wait`](crate::Options::stall_wait). Nothing was written; the same call
-    /// may succeed later.
+    /// The append found no room within [`stall_wait`](crate::Options::stall_wait): its group stayed
+    /// full, or no memory or journal file became free. Nothing was written. The same call may
+    /// succeed later.
     #[error("the log could not take the batch within {waited:?}")]
     Stalled {
         /// How long the append waited.
         waited: std::time::Duration,
-        /// What the system refused the background work, if that is why. It may pass by itself, such
-        /// as a lack of descriptors.
+        /// What the system refused the background work, if that is the cause. It may pass by
+        /// itself, such as a lack of file descriptors.
         source: Option<Arc<Error>>,
     },
 
-    /// The system refuses a file that the log needs, and will go on to until somebody mends that:
-    /// rights, a limit on the size of files, a disk with errors. Nothing was written. Once it is
-    /// mended, appends go on without reopening.
+    /// The system refuses a file that the log needs, and waiting does not help: missing rights, a
+    /// limit on the size of files, a disk with errors.
+    ///
+    /// Nothing was written. Once the cause is mended, appends work again without reopening.
     #[error("the log takes no more appends, because the system refuses what it needs for them")]
     Refused {
         /// What the system refused.
         source: Arc<Error>,
     },
 
-    /// The log was opened [`read_only`](crate::Options::read_only). Nothing was written.
+    /// The log was [opened read-only](crate::Options::open_read_only). Nothing was written.
     #[error("the log is open for reading only")]
     ReadOnly,
 
@@ -282,7 +286,7 @@ impl fmt::Display for Limit {
 }
 
 impl Error {
-    /// A stable, lower-case name of the variant, for logs, metrics and wire formats.
+    /// Returns a stable, lower-case name of the variant, for logs, metrics and wire formats.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -304,7 +308,7 @@ impl Error {
             Error::Forked { .. } => "forked",
             Error::Corrupt { .. } => "corrupt",
             Error::Unsupported { .. } => "unsupported",
-            Error::Unread { .. } => "unread",
+            Error::LookupFailed { .. } => "lookup_failed",
             Error::Io { .. } => "io",
             Error::Poisoned { .. } => "poisoned",
             Error::NoSpace { .. } => "no_space",
@@ -315,13 +319,15 @@ impl Error {
         }
     }
 
-    /// Whether a wait may cure it: the same call, on this same handle, may succeed later without
-    /// anybody mending something but a full disk.
+    /// Returns whether the same call, on the same handle, may succeed later.
+    ///
+    /// It is `true` only where a wait may be enough, or space on a full disk. It is `false` where
+    /// somebody has to mend something else first.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::NoSpace { .. } | Error::Stalled { .. } => true,
-            Error::Unread { source, .. } => may_pass(source),
+            Error::LookupFailed { source, .. } => may_pass(source),
             _ => false,
         }
     }
@@ -347,7 +353,7 @@ impl Error {
                 doing,
                 path,
                 source,
-            } => Error::Unread {
+            } => Error::LookupFailed {
                 doing,
                 path,
                 source,

@@ -28,7 +28,7 @@ use crate::model::text::{Name, text_conversions};
 pub struct EventType(Name);
 
 impl EventType {
-    /// Takes a name that follows the rules.
+    /// Makes an event type of `name`.
     ///
     /// # Errors
     ///
@@ -40,7 +40,7 @@ impl EventType {
         Ok(event_type)
     }
 
-    /// Takes any name. What appends it has to [check](Self::check) it.
+    /// Takes any name. It has to be [checked](Self::check) before it is stored.
     pub(crate) fn unchecked(name: impl AsRef<str>) -> Self {
         Self(Name::from(name.as_ref()))
     }
@@ -67,7 +67,7 @@ impl EventType {
         self.0.as_bytes()
     }
 
-    /// Takes a name that lies in `stored`, which it may share.
+    /// Takes a name that is a part of `stored`, and may share its memory.
     pub(crate) fn from_stored(name: &str, stored: &Bytes) -> Self {
         Self(Name::stored(name, stored))
     }
@@ -99,9 +99,12 @@ impl PartialEq<&str> for EventType {
     }
 }
 
-/// A stored event. Its data, and a long type or session ID, share the memory that they were read
-/// into or appended with, about 64 KiB at most unless the batch was larger; copy them out to keep
-/// one event for long.
+/// A stored event.
+///
+/// Its data, and a long type or session ID, share the memory of the block or batch that they came
+/// from: about 64 KiB at most, unless the batch was larger. Copy them to keep one event for long.
+///
+/// With serde, `data` is a sequence of bytes, so every format gives it back unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Event {
@@ -109,20 +112,20 @@ pub struct Event {
     pub id: EventId,
     /// The session it belongs to.
     pub session_id: SessionId,
-    /// Its place in the session, from 1 without holes.
+    /// Its number in the session, from 1 without gaps.
     pub seq: Seq,
     /// Its type.
     pub event_type: EventType,
     /// Its data, as given.
     pub data: Bytes,
-    /// The turn it opened or was said to belong to.
+    /// The turn that it opened or belongs to.
     pub message_id: Option<MessageId>,
     /// The wall clock when it was committed, in milliseconds. Order comes from `seq` and `id`,
     /// never from this.
     pub created_at: Timestamp,
 }
 
-/// An event where it lies, be it in a record or handed out.
+/// An event, borrowed from a record or from an [`Event`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EventView<'a> {
     pub id: EventId,
@@ -147,13 +150,13 @@ impl Event {
         }
     }
 
-    /// The data as JSON.
+    /// Reads the data as JSON.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when it is not JSON of this shape, or `serde_json` refuses a part of it,
-    /// such as a string with half an emoji. A [`Message`](crate::Message) reads such data all the
-    /// same.
+    /// [`Error::Invalid`] when the data is not JSON of this shape, or has a part that `serde_json`
+    /// refuses, such as a string with half an emoji. A [`Message`](crate::Message) can still be
+    /// read from such data.
     pub fn json<'a, T: serde::Deserialize<'a>>(&'a self) -> Result<T> {
         serde_json::from_slice(&self.data)
             .map_err(|error| Error::invalid("event data", error.to_string()))

@@ -1,8 +1,7 @@
 //! Event and message IDs, and the clock that hands them out in strictly rising order.
 //!
 //! Both are [ULIDs](https://github.com/ulid/spec): 48 bits of milliseconds, then 80 bits that are
-//! random in a fresh millisecond and counted up within one. The only file that is given the wall
-//! clock.
+//! random in a fresh millisecond and counted up within one. The only file that uses the wall clock.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +14,7 @@ use ulid::Ulid;
 
 use crate::model::error::{Error, Result};
 
-/// The place of an event in its session: dense, from 1.
+/// The number of an event in its session: from 1, without gaps.
 pub type Seq = u64;
 
 /// The ID of a stored event, unique in the store and greater than that of every event committed
@@ -30,23 +29,23 @@ pub type Seq = u64;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId {
-    /// The upper half of the ULID. In halves, since a `u128` makes whatever holds it larger, and
-    /// slower to move.
+    /// The upper half of the ULID. In halves, since the alignment of a `u128` makes structs larger
+    /// and slower to move.
     high: u64,
     low: u64,
 }
 
-/// The ID of a message: that of the event that opened the turn, shown with `msg_`.
+/// The ID of a message: the ID of the event that opened the turn, shown with `msg_`.
 ///
-/// It is derived, never stored, so looking up a message is looking up an event.
+/// It is derived and never stored, so looking up a message is looking up an event.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(EventId);
 
 impl EventId {
     const PREFIX: &str = "evt_";
 
-    /// The milliseconds since the Unix epoch that the ID begins with. Its order counts; its time is
-    /// a hint.
+    /// The milliseconds since the Unix epoch that the ID begins with. IDs are in commit order, and
+    /// this time is a hint.
     #[must_use]
     pub fn timestamp_ms(self) -> u64 {
         Ulid(self.to_u128()).timestamp_ms()
@@ -68,12 +67,12 @@ impl EventId {
         }
     }
 
-    /// The ID `n` places on.
+    /// The ID `n` after this one.
     pub(crate) fn plus(self, n: u32) -> Self {
         Self::from_u128(self.to_u128().saturating_add(u128::from(n)))
     }
 
-    /// How many places after `base` this ID lies, if it does.
+    /// How far after `base` this ID is; `None` before it.
     pub(crate) fn offset_from(self, base: Self) -> Option<u128> {
         self.to_u128().checked_sub(base.to_u128())
     }
@@ -195,8 +194,10 @@ pub(crate) fn system_clock() -> WallClock {
     Arc::new(clock)
 }
 
-/// Hands out IDs for batches: each greater than all before, also within one millisecond, over a
-/// clock that steps back, and, since the last ID is stored with every group, over reopening.
+/// Hands out IDs for batches, each greater than all before.
+///
+/// That holds within one millisecond, when the clock steps back, and over reopening, since the last
+/// ID is stored with every group.
 pub(crate) struct IdClock {
     last: EventId,
 }
@@ -208,7 +209,7 @@ pub(crate) struct Stamp {
     pub created_ms: u64,
 }
 
-/// A clock further than this from the newest ID is reported, since one of the two is wrong.
+/// A larger difference between the clock and the newest ID is reported: one of the two is wrong.
 const CLOCK_SKEW_REPORTED: Duration = Duration::from_hours(24);
 
 /// The times that an ID can carry and a [`Timestamp`] can show: 48 bits of milliseconds.
@@ -233,7 +234,7 @@ impl IdClock {
     }
 }
 
-/// How far the wall clock lies behind or ahead of the newest ID, when that is suspicious.
+/// The difference between the wall clock and the newest ID, when it is suspicious.
 pub(crate) fn clock_skew(wall: &WallClock, last: EventId) -> Option<Duration> {
     let apart = Duration::from_millis(now_ms(wall).abs_diff(last.timestamp_ms()));
     (last != EventId::from_u128(0) && apart > CLOCK_SKEW_REPORTED).then_some(apart)

@@ -1,4 +1,4 @@
-//! Every knob with its default, checked once when a log is opened.
+//! The options of a log, with their defaults. They are checked once, when the log is opened.
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct Options {
     pub(crate) clock: WallClock,
 }
 
-/// What a caller may give at the most.
+/// The limits of what a caller may pass in.
 #[derive(Debug, Clone, Copy)]
 #[expect(clippy::struct_field_names, reason = "each is named like its option")]
 pub(crate) struct Limits {
@@ -49,10 +49,10 @@ pub(crate) struct Limits {
     pub page_events_max: usize,
 }
 
-/// The smallest journal file, which is also the first one of a log. Tests make smaller ones.
+/// The smallest journal file, which is also the first one of a log. Tests use smaller ones.
 const JOURNAL_FILE_BYTES_MIN: usize = 4 * MIB;
 
-/// What an option may be raised to, so that every length in the format has room.
+/// The maxima of options, so that every length has room in the format.
 pub(crate) const BATCH_BYTES_CEILING: usize = 256 * MIB;
 const BATCH_EVENTS_CEILING: usize = 1_000_000;
 pub(crate) const NAME_BYTES_CEILING: usize = 64 * KIB;
@@ -97,113 +97,134 @@ impl Options {
         self
     }
 
-    /// The largest data of one event, in bytes: 1 MiB.
+    /// The largest data of one event, in bytes. Default: 1 MiB.
     pub fn event_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.event_bytes_max = bytes;
         self
     }
 
-    /// The largest sum of the data of a batch's events, in bytes: 4 MiB, and at most 256 MiB, to
-    /// which their types are held together in any case.
+    /// The largest data of a batch, summed over its events, in bytes. Default: 4 MiB. Maximum: 256
+    /// MiB.
+    ///
+    /// The event types of a batch have a limit of their own, which is always 256 MiB.
     pub fn batch_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.batch_bytes_max = bytes;
         self
     }
 
-    /// The most events in a batch: 1,000.
+    /// The largest number of events in a batch. Default: 1,000. Maximum: 1,000,000.
     pub fn batch_events_max(mut self, events: usize) -> Self {
         self.limits.batch_events_max = events;
         self
     }
 
-    /// The longest event type, in bytes: 128.
+    /// The longest event type, in bytes. Default: 128. Maximum: 64 KiB.
     pub fn event_type_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.event_type_bytes_max = bytes;
         self
     }
 
-    /// The longest idempotency key, in bytes: 256.
+    /// The longest idempotency key, in bytes. Default: 256. Maximum: 64 KiB.
     pub fn idempotency_key_bytes_max(mut self, bytes: usize) -> Self {
         self.limits.idempotency_key_bytes_max = bytes;
         self
     }
 
-    /// The largest page, in events: 1,000.
+    /// The largest limit of a page, in events, messages or sessions. Default: 1,000.
     pub fn page_events_max(mut self, events: usize) -> Self {
         self.limits.page_events_max = events;
         self
     }
 
-    /// The size that journal files grow to, in bytes: 64 MiB. The first is 4 MiB and each new one
-    /// doubles. Larger files make fewer, larger segments and a longer replay after a crash. Full
-    /// files are sealed when the log is idle, or once half a file more has been written. A write to
-    /// the journal takes 4 KiB at least, so that small ones fill many files before their records
-    /// are as much as that; the files are kept for what comes next, and all but a few are removed
-    /// when the log is idle or closed.
+    /// The size that journal files grow to, in bytes. Default: 64 MiB. Maximum: 4 GiB.
+    ///
+    /// The first file of a log has 4 MiB, and each new one twice the size of the one before. Larger
+    /// files make fewer and larger segments, and a longer replay after a crash.
+    ///
+    /// Full files are sealed when the log is idle, or once half a file more has been written. A
+    /// write to the journal takes at least 4 KiB, so small writes fill many files before they are
+    /// worth a segment. These files are reused. All but three are removed when the log is idle or
+    /// closed.
     pub fn journal_file_bytes_max(mut self, bytes: usize) -> Self {
         self.journal_file_bytes_max = bytes;
         self
     }
 
-    /// The most bytes written with one barrier, one batch at least: 4 MiB. As much may wait for its
-    /// turn meanwhile; an append that finds no room waits.
+    /// The largest commit group, in bytes: what is written with one barrier. Default: 4 MiB.
+    ///
+    /// A group has at least one batch. While a group is written, the next one fills up to the same
+    /// size, and an append that finds it full waits.
     pub fn group_bytes_max(mut self, bytes: usize) -> Self {
         self.group_bytes_max = bytes;
         self
     }
 
-    /// The most memory, in bytes, for what is not yet in a segment, bookkeeping included: 192 MiB.
-    /// A log under load holds up to this; an idle one holds what its last journal file holds, and
-    /// full ones until together they are as large as
+    /// Memory for records that are not yet in a segment, in bytes. Default: 192 MiB.
+    ///
+    /// The sum includes bookkeeping. A log under load uses all of it. An idle log uses what its
+    /// last journal file holds, and what full files hold until these together reach
     /// [`journal_file_bytes_max`](Options::journal_file_bytes_max).
     pub fn recent_bytes_max(mut self, bytes: usize) -> Self {
         self.recent_bytes_max = bytes;
         self
     }
 
-    /// The most memory, in bytes, for blocks read from segments: 64 MiB.
+    /// Memory for blocks read from segments, in bytes. Default: 64 MiB.
     pub fn cache_bytes_max(mut self, bytes: usize) -> Self {
         self.cache_bytes_max = bytes;
         self
     }
 
-    /// The memory, in bytes, for the index: 32 MiB. A quarter keeps what it said of the sessions
-    /// that were read last, the rest is what it is told to stay within for its own cache, which is
-    /// filled in the background when the log is opened.
+    /// Memory for the index, in bytes. Default: 32 MiB.
+    ///
+    /// A quarter caches the index's answers for sessions that were read last. The rest is the limit
+    /// given to the index for its own cache, which is filled in the background after opening.
     pub fn index_cache_bytes_max(mut self, bytes: usize) -> Self {
         self.index_cache_bytes_max = bytes;
         self
     }
 
-    /// The most memory, in bytes, for where sessions stand that have nothing else in memory: 128
-    /// MiB, of which each takes 128 bytes and its name. To append to one that is not remembered, or
-    /// to read it, is to look in the segments for its end first.
+    /// Memory for the heads of idle sessions, in bytes. Default: 128 MiB.
+    ///
+    /// Each head takes 128 bytes plus the session's name. A session that is not cached costs one
+    /// lookup in the segments on its next append or read.
     pub fn head_cache_bytes_max(mut self, bytes: usize) -> Self {
         self.head_cache_bytes_max = bytes;
         self
     }
 
-    /// The most bytes that a page reads before it returns what it has found, with where to go on:
-    /// 16 MiB. At least one event is read. Messages keep about as much, by estimate of the memory
-    /// for it: a page of them ends before the turn that would exceed it, and a message leaves out
-    /// its [earliest outputs](crate::Message::output_omitted).
+    /// The most bytes that one page reads. Default: 16 MiB.
+    ///
+    /// A page that reaches it ends there and says that there is more. Every page reads at least one
+    /// event.
+    ///
+    /// For messages it also limits the memory that they keep, by estimate. A page of messages ends
+    /// before the turn that would exceed it. A single message omits its [earliest
+    /// outputs](crate::Message::output_omitted).
     pub fn scan_bytes_max(mut self, bytes: usize) -> Self {
         self.scan_bytes_max = bytes;
         self
     }
 
-    /// How long an append waits for room before it fails with a retryable error: 10 seconds for
-    /// room in its group, and as long each for memory and for a journal file when that group is
-    /// written. An [async append](SessionLog::append_async) waits for room in its group without a
-    /// limit.
+    /// How long an append waits for room before it fails. Default: 10 seconds.
+    ///
+    /// The wait begins with the call. It covers room in the commit group, memory, and a free
+    /// journal file. The error is [retryable](Error::is_retryable) unless somebody has to mend its
+    /// cause. Batches of one group share the deadline of the first, so a later batch may fail
+    /// before its own.
+    ///
+    /// An [async append](crate::SessionLog::append_async) waits for room in its group without a
+    /// limit. Its deadline begins when it joins the group.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self
     }
 
-    /// Takes the wall clock from `clock`, for tests and simulations. It is called once a batch, on
-    /// the thread that appends, and by [`stats`](SessionLog::stats), each time without a lock of
-    /// the log: it may wait, and read from the log that it is the clock of.
+    /// Takes the wall clock from `clock`, for tests and simulations.
+    ///
+    /// It is called once per batch, on the thread that appends, and by
+    /// [`stats`](crate::SessionLog::stats). No lock of the log is held during the call, so the
+    /// clock may wait, and may read from the log.
     pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
         self

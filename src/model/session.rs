@@ -1,4 +1,4 @@
-//! The name of a session and what is known of its end. A name is never used as a file name.
+//! The ID of a session, and its head. An ID is never used as a file name.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,10 +10,10 @@ use crate::model::error::{Error, Limit, Result, check_limit};
 use crate::model::ids::{EventId, Seq};
 use crate::model::text::{Name, text_conversions};
 
-/// The name of a session: the caller's string, 1 to 256 bytes of UTF-8 without control characters.
+/// The ID of a session: the caller's string, 1 to 256 bytes of UTF-8 without control characters.
 ///
-/// A session comes into being with its first append. The name is compared byte by byte, means
-/// nothing to the file system, and is cheap to clone.
+/// A session begins to exist with its first append. IDs are compared byte by byte, and cheap to
+/// clone.
 ///
 /// ```
 /// let session: sessionlog::SessionId = "sess_123".parse()?;
@@ -24,10 +24,10 @@ use crate::model::text::{Name, text_conversions};
 pub struct SessionId(Name);
 
 impl SessionId {
-    /// The longest name, in bytes.
+    /// The longest session ID, in bytes.
     pub const BYTES_MAX: usize = 256;
 
-    /// Takes a name that follows the rules.
+    /// Makes a session ID of `name`.
     ///
     /// # Errors
     ///
@@ -37,13 +37,13 @@ impl SessionId {
         Self::checked(Name::from(name.as_ref()))
     }
 
-    /// The name.
+    /// The ID as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         self.0.as_str()
     }
 
-    /// Takes a name that lies in `stored`, which it may share.
+    /// Takes a name that is a part of `stored`, and may share its memory.
     pub(crate) fn from_stored(name: &[u8], stored: &Bytes) -> Result<Self> {
         let name = std::str::from_utf8(name)
             .map_err(|error| Error::invalid("session ID", error.to_string()))?;
@@ -54,12 +54,12 @@ impl SessionId {
         self.0.as_bytes()
     }
 
-    /// The same name where it lies at `at` in `stored`, which it may share.
+    /// The same name as the bytes `at` of `stored`, whose memory it may share.
     pub(crate) fn stored_at(&self, at: Range<usize>, stored: &Bytes) -> Self {
         Self(self.0.stored_at(at, stored))
     }
 
-    /// The same name in memory of its own, so that keeping it does not keep what it was read from.
+    /// The same name in memory of its own, so that it does not keep a block alive.
     pub(crate) fn detached(&self) -> Self {
         Self(self.0.detached())
     }
@@ -94,11 +94,11 @@ text_conversions!(SessionId);
 /// The seq of a session's first event. All events are kept, so it is the first kept one as well.
 pub(crate) const FIRST_SEQ: Seq = 1;
 
-/// Where a session stands, durably.
+/// The durable extent of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Head {
-    /// How many times the session was begun anew; 1 until sessions can be deleted.
+    /// Counts how often the session began. It is always 1 in this version.
     pub generation: u32,
     /// The first seq that is kept.
     pub first: Seq,

@@ -1,5 +1,5 @@
-//! Figures about a log: what it holds, what its groups cost, how far the background work is, what
-//! was found on open.
+//! Metrics of a log: its contents, the cost of commit groups, the state of background work, and the
+//! result of recovery.
 
 use std::time::Duration;
 
@@ -7,12 +7,11 @@ use serde::Serialize;
 
 use crate::sync::{AtomicU64, Ordering};
 
-/// A log's figures at one moment. Counters of groups count from when the log was opened.
+/// The metrics of a log at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Durable events in the store. It never goes down; an event is in it before its append is
-    /// answered.
+    /// Durable events in the store. An event is counted before its append returns.
     pub events: u64,
     /// Batches appended since the log was opened; replays are not counted.
     pub batches: u64,
@@ -20,35 +19,35 @@ pub struct Stats {
     pub groups: u64,
     /// Bytes written to the journal since the log was opened, padding included.
     pub journal_bytes: u64,
-    /// Time spent in the groups' writes and barriers, of which two may run at once.
+    /// Time spent in writes and barriers of groups. Two may run at once.
     pub barrier_time: Duration,
-    /// The longest of them.
+    /// The longest write and barrier of one group.
     pub barrier_time_max: Duration,
     /// Segments in the store.
     pub segments: u64,
     /// Bytes of the segments' files.
     pub segment_bytes: u64,
-    /// Memory, by estimate, for what is not yet in a segment, or is in one and about to be freed.
+    /// Memory for records that are not yet in a segment or not yet freed, by estimate.
     pub recent_bytes: u64,
-    /// Segments that the index does not cover yet; they are answered from their footers.
+    /// Segments that the index does not cover yet. Reads use their footers.
     pub index_lag: u64,
-    /// How often the index was found to be wrong and built again since the log was opened.
+    /// How often the index was found wrong and rebuilt since the log was opened.
     pub index_rebuilds: u64,
     /// Streams and feeds that are open.
     pub streams: u64,
-    /// How often the system refused the background work something since the log was opened.
+    /// Failed attempts of background work since the log was opened.
     pub refusals: u64,
-    /// What it refuses at the moment.
+    /// Background work that is refused at this moment.
     pub refused: Vec<Refusal>,
-    /// How far the wall clock is from the newest event ID, where that is over a day: one of the two
-    /// is wrong.
+    /// The difference between the wall clock and the newest event ID, when it is over a day. One of
+    /// the two is wrong.
     pub clock_skew: Option<Duration>,
     /// What was found when the log was opened.
     pub recovery: Recovery,
 }
 
 impl Stats {
-    /// Batches in a commit group, on average; 0 before the first.
+    /// Returns the mean number of batches in a commit group, or 0 before the first.
     #[must_use]
     #[expect(
         clippy::cast_precision_loss,
@@ -63,8 +62,7 @@ impl Stats {
     }
 }
 
-/// Background work that does not go on, because the system refuses it something. It is tried again
-/// and again.
+/// Background work that the system refuses. It is retried until it succeeds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Refusal {
@@ -75,11 +73,11 @@ pub struct Refusal {
     pub code: &'static str,
     /// The last error with its causes, for people.
     pub error: String,
-    /// How long it has been so.
+    /// How long the work has been refused.
     pub lasts: Duration,
 }
 
-/// What was found, and done, when a log was opened.
+/// What opening a log found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Recovery {
@@ -97,7 +95,7 @@ pub struct Recovery {
     pub took: Duration,
 }
 
-/// What is counted while the log runs.
+/// Counters of a running log.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub batches: AtomicU64,
@@ -116,13 +114,13 @@ impl Counters {
         self.journal_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
         self.barrier_nanos.fetch_add(nanos, Ordering::Relaxed);
-        // After the sums, and read before them: a sum holds all that a count or a maximum speaks
-        // of.
+        // Written after the sums and read before them, so a sum covers all groups that a count or a
+        // maximum covers.
         self.barrier_nanos_max.fetch_max(nanos, Ordering::Release);
         self.groups.fetch_add(1, Ordering::Release);
     }
 
-    /// The number of groups. What [is counted of each](Self::note_group) is to be read behind it.
+    /// The number of groups. Read it before [what is counted per group](Self::note_group).
     pub(crate) fn groups(&self) -> u64 {
         self.groups.load(Ordering::Acquire)
     }
@@ -142,7 +140,6 @@ mod tests {
     use super::*;
     use crate::sync::scope;
 
-    /// K8: figures that come from several counters.
     #[test]
     fn figures_that_are_read_while_groups_are_counted_agree_with_each_other() {
         // Each takes longer than all before it together.

@@ -1,5 +1,5 @@
-//! The text of a session ID or an event type. Each event has both, so that to hand out a page is to
-//! copy a few hundred of them.
+//! The text of a session ID or an event type. Every event has both, so reading a page copies a few
+//! hundred of them.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -12,15 +12,15 @@ use bytestring::ByteString;
 /// Room for a UUID, for a ULID with a prefix, and for the types of this crate.
 const SHORT_BYTES_MAX: usize = 39;
 
-/// A short text lies in the name itself: to share it would be to count who does, which takes longer
-/// than a copy, and would keep the block that it was read from in memory. A longer one shares that.
+/// Short text is stored inline: copying it is cheaper than counting references, and it does not
+/// keep the block it was read from alive. Longer text shares that block.
 #[derive(Clone)]
 pub(crate) enum Name {
     Short(Short),
     Shared(ByteString),
 }
 
-/// Text, and zeroes behind it.
+/// Text, followed by zeroes.
 #[derive(Clone, Copy)]
 #[repr(align(8))]
 pub(crate) struct Short {
@@ -47,7 +47,7 @@ impl Short {
 }
 
 impl Name {
-    /// A text that lies in `stored`.
+    /// A text that is a part of `stored`.
     pub(crate) fn stored(text: &str, stored: &Bytes) -> Self {
         Self::new(text, || {
             ByteString::try_from(stored.slice_ref(text.as_bytes())).expect("it is text")
@@ -58,7 +58,7 @@ impl Name {
         Short::new(text).map_or_else(|| Self::Shared(shared()), Self::Short)
     }
 
-    /// The same text where it lies at `at` in `stored`, which it may share.
+    /// The same text as the bytes `at` of `stored`, whose memory it may share.
     pub(crate) fn stored_at(&self, at: Range<usize>, stored: &Bytes) -> Self {
         match self {
             Name::Short(_) => self.clone(),
@@ -76,7 +76,7 @@ impl Name {
         }
     }
 
-    /// Costs a look at each byte, which [`as_bytes`](Self::as_bytes) does not.
+    /// Validates each byte of a short text, which [`as_bytes`](Self::as_bytes) does not.
     pub(crate) fn as_str(&self) -> &str {
         match self {
             Name::Short(text) => std::str::from_utf8(text.as_bytes()).expect("it was text"),
@@ -137,8 +137,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// What callers expect of a name that is checked by `new`: conversions from text, comparison with
-/// it, and serde as a string.
+/// Conversions from text, and serde as a string, for a name that `new` checks.
 macro_rules! text_conversions {
     ($name:ident) => {
         impl std::str::FromStr for $name {

@@ -30,7 +30,7 @@ pub(crate) use {
 };
 
 /// When to stop waiting; never, where the wait is longer than a clock can count.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {

@@ -414,7 +414,7 @@ impl Scene {
                 Err(
                     Error::Io { .. }
                     | Error::Poisoned { .. }
-                    | Error::Unread { .. }
+                    | Error::LookupFailed { .. }
                     | Error::Stalled { .. }
                     | Error::Refused { .. },
                 ) => {}

@@ -18,7 +18,7 @@ use crate::turn::user_message::ContentBlock;
 /// string of its text here: a number beyond a double, `NaN`, what lies deeper than 127 levels. So
 /// is, within a string, an escape for half a character such as `\ud83d`; bytes that are no UTF-8
 /// are U+FFFD. The events themselves stay as they were given.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Message {
     /// The ID of the message: that of the event that opened the turn.

@@ -222,3 +222,24 @@ fn finish(session: SessionPin, owed: Answer, answer: Result<Landed>) {
     drop(session);
     owed.give(answer);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::recent::tests::record;
+
+    #[test]
+    fn a_group_waits_for_room_no_longer_than_its_first_batch() {
+        let mut group = Group::default();
+        let wait = |seconds| Deadline::after(Duration::from_secs(seconds));
+        let (first, second) = (wait(10), wait(1));
+        group.put(&record("s", 1), first);
+        group.put(&record("s", 2), second);
+        assert_eq!(group.deadline, first);
+        group.buffer.clear();
+        group.put(&record("s", 3), second);
+        assert_eq!(group.deadline, second);
+    }
+}

@@ -282,7 +282,7 @@ impl Enduring {
                 }
                 Err(error)
                     if error.is_retryable()
-                        || matches!(error, Error::Refused { .. } | Error::Unread { .. }) =>
+                        || matches!(error, Error::Refused { .. } | Error::LookupFailed { .. }) =>
                 {
                     teller.say(&format!("refused: {error:?}"));
                 }

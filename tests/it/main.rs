@@ -27,3 +27,4 @@ mod stats;
 mod stream;
 mod support;
 mod tidy;
+mod values;

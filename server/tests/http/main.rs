@@ -16,6 +16,7 @@ mod figures;
 mod hostile;
 mod list;
 mod messages;
+mod mounted;
 #[allow(dead_code, reason = "the tests with clients use the rest")]
 #[path = "../process/mod.rs"]
 mod process;
