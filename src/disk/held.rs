@@ -6,8 +6,7 @@
 //! descriptor does not. So a log never writes into a folder that it has not locked. No symbolic
 //! link below its folder is followed, since that may lead anywhere.
 
-use std::fs::{File, TryLockError};
-use std::io;
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +16,10 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::disk::{Hold, io_error};
+use crate::disk::file::Location;
+use crate::disk::lock::FolderLock;
+use crate::disk::system::{identity_at, identity_of};
+use crate::disk::{Hold, io_error, is_a_link};
 use crate::model::{Error, Result};
 use crate::sync::RwLock;
 
@@ -50,8 +52,15 @@ pub(super) struct Place<'a> {
 /// What tells files and folders apart, whatever they are called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
-    device: u64,
-    inode: u64,
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+/// Where an open file lies, if in a folder of the log.
+pub(super) struct Located {
+    folder: Option<Arc<Folder>>,
+    /// It holds for as long as the file is open.
+    identity: Option<Identity>,
 }
 
 impl HeldFolders {
@@ -67,19 +76,11 @@ impl HeldFolders {
             parent: None,
         });
         // The folder's own lock holds also where the lock file is removed and made anew.
-        let mut lock = FolderLock {
-            held: Vec::new(),
-            owner: std::process::id(),
-        };
+        let mut lock = FolderLock::new();
         let own = folder.file.try_clone().map_err(io_error("lock", path))?;
-        if take(&own, hold, path).or_else(|refused| {
-            if has_no_locks(&refused) {
-                Ok(false)
-            } else {
-                Err(refused)
-            }
-        })? {
-            lock.held.push(own);
+        match lock.take(own, hold, path) {
+            Err(refused) if !has_no_locks(&refused) => return Err(refused),
+            _taken_or_not => {}
         }
         let name = Path::new(lock_name);
         let access = if hold == Hold::Alone {
@@ -88,10 +89,7 @@ impl HeldFolders {
             OFlags::RDONLY
         };
         match folder.open(name, access) {
-            Ok(file) => {
-                take(&file, hold, path)?;
-                lock.held.push(file);
-            }
+            Ok(file) => lock.take(file, hold, path)?,
             Err(Errno::NOENT) if hold == Hold::WithReaders => {}
             Err(refused) => return Err(folder.refusal("open", name, refused)),
         }
@@ -185,7 +183,7 @@ impl Folder {
     }
 
     /// Whether its path, or one above it, leads elsewhere by now; what happened to it, if so.
-    pub(super) fn displaced(&self) -> Option<(&Path, &'static str)> {
+    fn displaced(&self) -> Option<(&Path, &'static str)> {
         if let Some(displaced) = self.parent.as_ref().and_then(|parent| parent.displaced()) {
             return Some(displaced);
         }
@@ -194,6 +192,15 @@ impl Folder {
             Ok(_other) => Some((&self.path, "another folder is in its place")),
             Err(_gone) => Some((&self.path, "it was moved or removed")),
         }
+    }
+
+    /// Refuses a folder that its path does not lead to any more.
+    pub(super) fn check_place(&self) -> Result<()> {
+        let displaced = |(path, what): (&Path, &str)| Error::Displaced {
+            path: path.to_path_buf(),
+            what: what.to_owned(),
+        };
+        self.displaced().map(displaced).map_or(Ok(()), Err)
     }
 
     /// Opens a name in this folder, and no link.
@@ -220,13 +227,6 @@ impl Folder {
 
 /// Files that the log makes are its owner's.
 pub(super) const OWNER_ALONE: Permissions = Permissions::RUSR.union(Permissions::WUSR);
-
-/// What is said of a symbolic link below the log's folder.
-pub(super) fn is_a_link(path: &Path) -> Error {
-    let why =
-        "it is a symbolic link, and a log keeps to its own folder; a mount may take its place";
-    io_error("use", path)(io::Error::new(io::ErrorKind::InvalidInput, why))
-}
 
 pub(super) fn errno(doing: &'static str, path: &Path) -> impl FnOnce(Errno) -> Error {
     let refused = io_error(doing, path);
@@ -286,77 +286,50 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &Path) -> Result<(), Errno> {
 impl Identity {
     /// That of an open file; `None` should the system not tell.
     pub(super) fn of(file: &File) -> Option<Self> {
-        look_up(file.as_fd(), Path::new(""), AtFlags::EMPTY_PATH).ok()
+        identity_of(file).ok()
     }
 
     /// That of what a path leads to.
     pub(super) fn at(path: &Path) -> Result<Self, Errno> {
-        look_up(CWD, path, AtFlags::empty())
+        identity_at(CWD, path, AtFlags::empty())
     }
 
     /// That of a name in a folder; of a link itself.
     pub(super) fn within(folder: &Folder, name: &Path) -> Result<Self, Errno> {
-        look_up(folder.file.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)
+        identity_at(folder.file.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW)
     }
 }
 
-/// Asks for nothing but the inode. Since Linux 6.13 a file whose times were asked for gets new ones
-/// with its next write, however soon that comes, and then a commit writes the inode too: it takes
-/// half as long again.
-#[cfg(target_os = "linux")]
-fn look_up(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Result<Identity, Errno> {
-    use rustix::fs::{StatxFlags, makedev, statx};
-
-    let found = statx(dir, path, flags, StatxFlags::INO)?;
-    Ok(Identity {
-        device: makedev(found.stx_dev_major, found.stx_dev_minor),
-        inode: found.stx_ino,
-    })
+impl Located {
+    pub(super) fn of(file: &File, folder: Option<Arc<Folder>>) -> Self {
+        let identity = folder.as_ref().and_then(|_folder| Identity::of(file));
+        Self { folder, identity }
+    }
 }
 
-#[cfg(not(target_os = "linux"))]
-fn look_up(dir: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Result<Identity, Errno> {
-    let found = if path.as_os_str().is_empty() {
-        rustix::fs::fstat(dir)
-    } else {
-        statat(dir, path, flags)
-    }?;
-    Ok(Identity {
-        device: u64::try_from(found.st_dev).unwrap_or_default(),
-        inode: found.st_ino,
-    })
-}
-
-/// The locks on a folder. A lock belongs to the open file, which a child process shares until it
-/// executes another program; so it is given back, not just closed, and by the process that took it
-/// alone.
-pub(super) struct FolderLock {
-    held: Vec<File>,
-    owner: u32,
-}
-
-impl Drop for FolderLock {
-    fn drop(&mut self) {
-        if std::process::id() == self.owner {
-            // Should this fail, closing the file gives the lock back a moment later.
-            self.held.iter().for_each(|file| drop(file.unlock()));
+impl Location for Located {
+    fn check(&self, path: &Path) -> Result<()> {
+        let Some(folder) = &self.folder else {
+            return Ok(());
+        };
+        let is_ours = |found| self.identity.is_none_or(|ours| ours == found);
+        match Identity::at(path) {
+            Ok(found) if is_ours(found) => return Ok(()),
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+            // The path cannot be looked up, for instance since the process has given up rights. It
+            // still can look into the folder.
+            Err(_untold) => {
+                let name = path.file_name().map_or(path, Path::new);
+                if Identity::within(folder, name).is_ok_and(is_ours) {
+                    return Ok(());
+                }
+            }
         }
-    }
-}
-
-/// Locks a file of the folder at `path`.
-fn take(file: &File, hold: Hold, path: &Path) -> Result<bool> {
-    let taken = if hold == Hold::Alone {
-        file.try_lock()
-    } else {
-        file.try_lock_shared()
-    };
-    match taken {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked {
+        folder.check_place()?;
+        Err(Error::Displaced {
             path: path.to_path_buf(),
-        }),
-        Err(TryLockError::Error(error)) => Err(io_error("lock", path)(error)),
+            what: "it was moved, removed or replaced".to_owned(),
+        })
     }
 }
 

@@ -2,10 +2,25 @@
 //!
 //! Everything the engine stores goes through [`Disk`] and [`DiskFile`], except the index, which is
 //! never believed. Nothing here decides what is durable; it says which calls are barriers.
+//!
+//! Linux is what it is made for. Another unix goes without what Linux alone has, and Windows, or
+//! what else there is, without folders that are held open. On Linux `--cfg sessionlog_not_linux`
+//! builds the first, and with `--cfg sessionlog_not_unix` the second, so that both can be tested.
 
 mod block_buf;
+#[cfg(not(all(target_os = "linux", not(sessionlog_not_linux))))]
+mod elsewhere;
+mod file;
+#[cfg(all(unix, not(sessionlog_not_unix)))]
 mod held;
 mod layout;
+#[cfg(all(target_os = "linux", not(sessionlog_not_linux)))]
+mod linux;
+mod lock;
+#[cfg(not(all(unix, not(sessionlog_not_unix))))]
+mod portable;
+mod positions;
+#[cfg(all(unix, not(sessionlog_not_unix)))]
 mod real;
 mod refusals;
 
@@ -19,8 +34,16 @@ use crate::sync::Instant;
 
 pub(crate) use block_buf::BlockBuf;
 pub(crate) use layout::{Layout, TEMPORARY};
+#[cfg(not(all(unix, not(sessionlog_not_unix))))]
+pub(crate) use portable::RealDisk;
+#[cfg(all(unix, not(sessionlog_not_unix)))]
 pub(crate) use real::RealDisk;
 pub(crate) use refusals::{Halt, Refusals, Work};
+
+#[cfg(not(all(target_os = "linux", not(sessionlog_not_linux))))]
+use elsewhere as system;
+#[cfg(all(target_os = "linux", not(sessionlog_not_linux)))]
+use linux as system;
 
 /// The unit in which the journal is laid out and in which direct I/O is aligned.
 pub(crate) const BLOCK: usize = 4096;
@@ -69,6 +92,12 @@ pub(crate) enum Mode {
     WriteBlocks,
     /// As `WriteBlocks`, and each write is a barrier for its own bytes.
     WriteThrough,
+}
+
+impl Mode {
+    pub(crate) fn writes(self) -> bool {
+        !matches!(self, Mode::Read | Mode::ReadDevice)
+    }
 }
 
 /// Who may hold the folder's lock beside us.
@@ -181,4 +210,11 @@ pub(crate) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Erro
         path: path.to_path_buf(),
         source: Arc::new(source),
     }
+}
+
+/// What is said of a symbolic link below the log's folder.
+fn is_a_link(path: &Path) -> Error {
+    let why =
+        "it is a symbolic link, and a log keeps to its own folder; a mount may take its place";
+    io_error("use", path)(io::Error::new(io::ErrorKind::InvalidInput, why))
 }

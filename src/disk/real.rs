@@ -1,8 +1,7 @@
-//! The operating system's file system.
+//! The file system of a unix: every name of a log is looked up from a descriptor.
 
 use std::fs::{DirBuilder, File};
 use std::io;
-use std::num::NonZero;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,12 +9,12 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
-use crate::disk::held::{
-    Folder, HeldFolders, Identity, OWNER_ALONE, Place, errno, is_a_link, through_descriptor,
-};
-use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Hold, Mode, io_error};
-use crate::model::{Error, Result};
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::disk::file::{Barrier, RealFile};
+use crate::disk::held::{HeldFolders, Located, OWNER_ALONE, Place, errno, through_descriptor};
+use crate::disk::system::past_cache;
+use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Hold, Mode, io_error, is_a_link};
+use crate::model::Result;
+use crate::sync::{AtomicBool, Ordering};
 
 /// The operating system's file system, in which it keeps to one log's folder.
 #[derive(Default)]
@@ -90,10 +89,13 @@ impl Disk for RealDisk {
 
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
         let place = self.held.place(path)?;
-        if mode.bypasses_cache() && !self.cannot_bypass_cache.load(Ordering::Relaxed) {
-            match open_file(&place, mode, OFlags::DIRECT | mode.write_through()) {
+        if let Some(flags) = past_cache(mode)
+            && !self.cannot_bypass_cache.load(Ordering::Relaxed)
+        {
+            match open_file(&place, mode, flags) {
                 Ok(file) if accepts_blocks(&file) => {
-                    return Ok(RealFile::wrap(file, path, place.folder, Bypass::Yes));
+                    let located = Located::of(&file, place.folder);
+                    return Ok(RealFile::wrap(file, path, located, Barrier::WhenAsked));
                 }
                 Ok(_) | Err(Errno::INVAL | Errno::OPNOTSUPP) => {}
                 Err(refused) => return Err(place.refusal("open", refused)),
@@ -103,11 +105,12 @@ impl Disk for RealDisk {
         let file = open_file(&place, mode, OFlags::empty())
             .map_err(|refused| place.refusal("open", refused))?;
         let barrier = if mode == Mode::WriteThrough {
-            Bypass::NoAndSync
+            Barrier::AfterEachWrite
         } else {
-            Bypass::No
+            Barrier::WhenAsked
         };
-        Ok(RealFile::wrap(file, path, place.folder, barrier))
+        let located = Located::of(&file, place.folder);
+        Ok(RealFile::wrap(file, path, located, barrier))
     }
 
     fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
@@ -129,7 +132,7 @@ impl Disk for RealDisk {
             return Ok(found);
         }
         // The best there is without such paths: a moment later it may be true no more.
-        check_place(&root).map(|()| path.to_path_buf())
+        root.check_place().map(|()| path.to_path_buf())
     }
 }
 
@@ -155,36 +158,6 @@ fn list(folder: &File, dir: &Path) -> Result<Vec<(String, u64)>> {
         }
     }
     Ok(files)
-}
-
-/// Refuses a folder that its path does not lead to any more.
-fn check_place(folder: &Folder) -> Result<()> {
-    let displaced = |(path, what): (&Path, &str)| Error::Displaced {
-        path: path.to_path_buf(),
-        what: what.to_owned(),
-    };
-    folder.displaced().map(displaced).map_or(Ok(()), Err)
-}
-
-impl Mode {
-    fn bypasses_cache(self) -> bool {
-        matches!(
-            self,
-            Mode::ReadDevice | Mode::WriteBlocks | Mode::WriteThrough
-        )
-    }
-
-    pub(crate) fn writes(self) -> bool {
-        !matches!(self, Mode::Read | Mode::ReadDevice)
-    }
-
-    fn write_through(self) -> OFlags {
-        if self == Mode::WriteThrough {
-            OFlags::DSYNC
-        } else {
-            OFlags::empty()
-        }
-    }
 }
 
 fn open_file(place: &Place<'_>, mode: Mode, flags: OFlags) -> Result<File, Errno> {
@@ -216,127 +189,4 @@ fn accepts_blocks(file: &File) -> bool {
     !file
         .read_at(block.as_mut_slice(), 0)
         .is_err_and(|error| refuses_direct(&error))
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Bypass {
-    Yes,
-    No,
-    /// Through the cache, with a barrier of its own after each write.
-    NoAndSync,
-}
-
-struct RealFile {
-    file: File,
-    path: PathBuf,
-    folder: Option<Arc<Folder>>,
-    /// Where it lies in a folder of the log. It holds for as long as the file is open.
-    identity: Option<Identity>,
-    bypass: Bypass,
-    /// Held from a write to its own barrier. The system reports a failed write-back once for an
-    /// open file, so of two barriers at once one might be told of the other's failure, and the
-    /// other of none.
-    barrier: Mutex<()>,
-}
-
-impl RealFile {
-    fn wrap(
-        file: File,
-        path: &Path,
-        folder: Option<Arc<Folder>>,
-        bypass: Bypass,
-    ) -> Arc<dyn DiskFile> {
-        let identity = if folder.is_some() {
-            Identity::of(&file)
-        } else {
-            None
-        };
-        Arc::new(Self {
-            file,
-            path: path.to_path_buf(),
-            folder,
-            identity,
-            bypass,
-            barrier: Mutex::default(),
-        })
-    }
-}
-
-impl DiskFile for RealFile {
-    fn len(&self) -> Result<u64> {
-        self.file
-            .metadata()
-            .map(|metadata| metadata.len())
-            .map_err(io_error("stat", &self.path))
-    }
-
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file
-            .read_exact_at(buf, offset)
-            .map_err(io_error("read", &self.path))
-    }
-
-    fn will_read(&self, offset: u64, bytes: u64) {
-        // Without a length the call would mean all that follows.
-        if let Some(bytes) = NonZero::new(bytes) {
-            let _of_use = rustix::fs::fadvise(
-                &self.file,
-                offset,
-                Some(bytes),
-                rustix::fs::Advice::WillNeed,
-            );
-        }
-    }
-
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let _alone = (self.bypass == Bypass::NoAndSync).then(|| self.barrier.lock());
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(io_error("write", &self.path))?;
-        if self.bypass == Bypass::NoAndSync {
-            self.file
-                .sync_data()
-                .map_err(io_error("sync", &self.path))?;
-        }
-        Ok(())
-    }
-
-    fn allocate(&self, bytes: u64) -> Result<()> {
-        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-            Ok(()) | Err(Errno::OPNOTSUPP) => Ok(()),
-            Err(refused) => Err(errno("allocate", &self.path)(refused)),
-        }
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.file.sync_data().map_err(io_error("sync", &self.path))
-    }
-
-    fn check_place(&self) -> Result<()> {
-        let Some(folder) = &self.folder else {
-            return Ok(());
-        };
-        let is_ours = |found| self.identity.is_none_or(|ours| ours == found);
-        match Identity::at(&self.path) {
-            Ok(found) if is_ours(found) => return Ok(()),
-            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-            // The path cannot be looked up, for instance since the process has given up rights. It
-            // still can look into the folder.
-            Err(_untold) => {
-                let name = self.path.file_name().map_or(&*self.path, Path::new);
-                if Identity::within(folder, name).is_ok_and(is_ours) {
-                    return Ok(());
-                }
-            }
-        }
-        check_place(folder)?;
-        Err(Error::Displaced {
-            path: self.path.clone(),
-            what: "it was moved, removed or replaced".to_owned(),
-        })
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
 }

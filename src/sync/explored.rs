@@ -166,33 +166,6 @@ impl Condvar {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
-    opened: Mutex<u32>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Opening(u32);
-
-impl Gate {
-    pub(crate) fn next(&self) -> Opening {
-        Opening(*self.opened.lock())
-    }
-
-    pub(crate) fn open(&self) {
-        *self.opened.lock() += 1;
-        self.changed.notify_all();
-    }
-
-    pub(crate) fn wait(&self, opening: Opening) {
-        let mut opened = self.opened.lock();
-        while *opened == opening.0 {
-            self.changed.wait(&mut opened);
-        }
-    }
-}
-
-#[derive(Debug, Default)]
 pub(crate) struct RwLock<T>(shuttle::sync::RwLock<T>);
 
 impl<T> RwLock<T> {

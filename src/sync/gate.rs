@@ -3,9 +3,9 @@
 //! It is a futex. With a condition variable each thread would be woken by a call of its own, or
 //! take the same lock again.
 
-use rustix::thread::futex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{AtomicU32, Ordering};
+use rustix::thread::futex;
 
 /// Opens again and again, each time for those who came since the last time.
 #[derive(Debug, Default)]

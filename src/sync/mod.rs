@@ -3,8 +3,18 @@
 
 #[cfg(all(test, shuttle))]
 mod explored;
-#[cfg(not(all(test, shuttle)))]
+#[cfg(all(
+    target_os = "linux",
+    not(sessionlog_not_linux),
+    not(all(test, shuttle))
+))]
 mod gate;
+#[cfg(not(all(
+    target_os = "linux",
+    not(sessionlog_not_linux),
+    not(all(test, shuttle))
+)))]
+mod locked_gate;
 mod mailbox;
 mod waiter;
 
@@ -15,19 +25,31 @@ pub(crate) use waiter::{WaitList, Waiter, wake_task};
 
 #[cfg(all(test, shuttle))]
 pub(crate) use explored::{
-    AtomicBool, AtomicU64, Condvar, Gate, Instant, JoinHandle, Mutex, MutexGuard, Opening,
-    Ordering, RwLock, Tally, Threads, scope, yield_now,
+    AtomicBool, AtomicU64, Condvar, Instant, JoinHandle, Mutex, MutexGuard, Ordering, RwLock,
+    Tally, Threads, scope, yield_now,
 };
 #[cfg(all(test, not(shuttle)))]
 pub(crate) use std::thread::{scope, yield_now};
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use {
-    gate::{Gate, Opening},
     parking_lot::{Condvar, Mutex, MutexGuard, RwLock},
-    std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    std::sync::atomic::{AtomicBool, AtomicU64, Ordering},
     std::thread::{Builder as Threads, JoinHandle},
     std::time::Instant,
 };
+
+#[cfg(all(
+    target_os = "linux",
+    not(sessionlog_not_linux),
+    not(all(test, shuttle))
+))]
+pub(crate) use gate::{Gate, Opening};
+#[cfg(not(all(
+    target_os = "linux",
+    not(sessionlog_not_linux),
+    not(all(test, shuttle))
+)))]
+pub(crate) use locked_gate::{Gate, Opening};
 
 /// When to stop waiting; never, where the wait is longer than a clock can count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -752,12 +752,12 @@ fn assert_refused(folder: &Path, image: &Image, how: &str, expected: impl Fn(&Er
 }
 
 fn put_byte(folder: &Path, image: &Image, name: &Path, at: usize) {
-    let file = fs::OpenOptions::new()
+    let mut file = fs::OpenOptions::new()
         .write(true)
         .open(folder.join(name))
         .expect("open a file");
-    file.write_all_at(&image[name][at..=at], at as u64)
-        .expect("write a byte");
+    file.seek(SeekFrom::Start(at as u64)).expect("a place");
+    file.write_all(&image[name][at..=at]).expect("write a byte");
 }
 
 fn is_corrupt(error: &Error) -> bool {

@@ -20,6 +20,8 @@ mod merged;
 mod message;
 mod model;
 mod options;
+// Elsewhere a log is not protected from its folder being moved.
+#[cfg(all(unix, not(sessionlog_not_unix)))]
 mod place;
 mod reopen;
 mod sessions;

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::os::unix::fs::FileExt;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -187,9 +187,10 @@ impl Content {
 
     /// Puts it into a file, with holes for its zeroes.
     pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
-        let file = std::fs::File::create(file)?;
+        let mut file = std::fs::File::create(file)?;
         for (page, bytes) in &self.pages {
-            file.write_all_at(&bytes[..], page * PAGE_BYTES)?;
+            file.seek(SeekFrom::Start(page * PAGE_BYTES))?;
+            file.write_all(&bytes[..])?;
         }
         file.set_len(self.len)
     }
