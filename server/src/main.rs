@@ -14,20 +14,17 @@
 
 use std::env;
 use std::error::Error;
-use std::fs;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sessionlog::{SessionLog, http};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+#[cfg(target_os = "linux")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -117,7 +114,10 @@ fn config(args: &Args) -> Result<http::Config, String> {
 }
 
 /// Raises the limit of open files as far as the system allows: each connection takes one.
+#[cfg(unix)]
 fn allow_many_connections() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(
         Resource::Nofile,
@@ -130,9 +130,16 @@ fn allow_many_connections() {
     }
 }
 
+#[cfg(not(unix))]
+fn allow_many_connections() {}
+
 /// Warns about an existing folder that other users may enter. Its permissions are left alone.
+#[cfg(unix)]
 fn warn_if_others_may_enter(folder: &Path) {
-    let mode = fs::metadata(folder).map_or(0, |metadata| metadata.permissions().mode() & 0o7777);
+    use std::os::unix::fs::PermissionsExt;
+
+    let mode =
+        std::fs::metadata(folder).map_or(0, |metadata| metadata.permissions().mode() & 0o7777);
     if mode & 0o077 != 0 {
         tracing::warn!(
             folder = %folder.display(),
@@ -141,6 +148,9 @@ fn warn_if_others_may_enter(folder: &Path) {
         );
     }
 }
+
+#[cfg(not(unix))]
+fn warn_if_others_may_enter(_folder: &Path) {}
 
 /// An error and its causes, in one line.
 fn with_sources(error: &dyn Error) -> String {
@@ -153,7 +163,10 @@ fn with_sources(error: &dyn Error) -> String {
 }
 
 /// Resolves on the first signal to stop.
+#[cfg(unix)]
 fn asked_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -162,6 +175,17 @@ fn asked_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+        }
+    })
+}
+
+#[cfg(not(unix))]
+#[expect(clippy::unnecessary_wraps, reason = "it fails on unix")]
+fn asked_to_stop() -> Result<impl Future<Output = ()>, std::io::Error> {
+    Ok(async {
+        // Without the signal there is nothing else to wait for.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
         }
     })
 }
