@@ -279,10 +279,12 @@ fn nothing_is_left_undone() {
 #[test]
 fn a_file_under_src_is_short_enough_to_read() {
     check(
-        &format!("at most {CODE_LINES_MAX} lines outside the tests"),
+        &format!("at most {CODE_LINES_MAX} lines of code outside the tests"),
         sources().filter(|source| source.part() != "testing"),
         |source| {
-            let lines = source.code.lines().count();
+            // Documentation may take what it needs.
+            let is_code = |line: &&str| !line.trim().is_empty();
+            let lines = source.code.lines().filter(is_code).count();
             if lines <= CODE_LINES_MAX {
                 Vec::new()
             } else {
