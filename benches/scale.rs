@@ -222,7 +222,7 @@ fn burst(folder: &Path, rounds: usize) {
                 let log = &log;
                 scope.spawn(move || {
                     (0..batches)
-                        .for_each(|_| drop(log.append(&session(writer), large_batch()).unwrap()))
+                        .for_each(|_| drop(log.append(&session(writer), large_batch()).unwrap()));
                 });
             }
         });

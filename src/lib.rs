@@ -81,6 +81,9 @@ extern crate self as sessionlog;
 mod codec;
 mod disk;
 mod engine;
+#[cfg(fuzzing)]
+#[path = "testing/fuzz.rs"]
+pub mod fuzz;
 #[cfg(feature = "http")]
 pub mod http;
 mod index;
@@ -93,7 +96,7 @@ mod read;
 mod recent;
 mod segment;
 mod sync;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 mod testing;
 mod turn;
 mod write;
@@ -107,6 +110,4 @@ pub use read::{
     AsyncEventStream, Cursor, EventStream, Page, PageRequest, RecvTimeout, SessionQuery, StartAt,
     StreamItem,
 };
-#[cfg(fuzzing)]
-pub use testing::fuzz;
 pub use turn::{ContentBlock, Message, MessageStatus, UserMessage};

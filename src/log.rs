@@ -442,7 +442,7 @@ impl SessionLog {
     /// [`Error::Invalid`] and [`Error::TooLarge`] for the query's limit; [`Error::Corrupt`] and
     /// [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
     pub fn sessions(&self, query: SessionQuery) -> Result<Vec<SessionId>> {
-        self.store()?.sessions(&query)
+        self.store()?.sessions(query)
     }
 
     /// Lists at most `limit` sessions, those with the newest events first.

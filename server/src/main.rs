@@ -200,8 +200,8 @@ fn log_to_stderr(form: Option<LogForm>) {
         |form| form == LogForm::Json,
     );
     if is_json {
-        lines.json().init()
+        lines.json().init();
     } else {
-        lines.init()
+        lines.init();
     }
 }

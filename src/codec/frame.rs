@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(FileHeader::decode(&bytes), Ok(Some(header)));
         assert_eq!(FileHeader::decode(&[0; JOURNAL_HEADER_BYTES]), Ok(None));
         every_flip(&bytes, |bit, flipped| {
-            assert!(FileHeader::decode(flipped).is_err(), "bit {bit}")
+            assert!(FileHeader::decode(flipped).is_err(), "bit {bit}");
         });
     }
 
@@ -320,7 +320,7 @@ mod tests {
         let bytes = header.encode();
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
         every_flip(&bytes, |bit, flipped| {
-            assert!(SegmentHeader::decode(flipped).is_err(), "bit {bit}")
+            assert!(SegmentHeader::decode(flipped).is_err(), "bit {bit}");
         });
     }
 
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(GroupHeader::decode(STORE, &bytes), Some((header, checksum)));
         assert_eq!(GroupHeader::decode(StoreId(78), &bytes), None);
         every_flip(&bytes, |bit, flipped| {
-            assert_eq!(GroupHeader::decode(STORE, flipped), None, "bit {bit}")
+            assert_eq!(GroupHeader::decode(STORE, flipped), None, "bit {bit}");
         });
     }
 
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(BlockHeader::decode(salt, &block), Ok(header));
         assert!(BlockHeader::decode(Salt::NONE.at(65), &block).is_err());
         every_flip(&block, |bit, flipped| {
-            assert!(BlockHeader::decode(salt, flipped).is_err(), "bit {bit}")
+            assert!(BlockHeader::decode(salt, flipped).is_err(), "bit {bit}");
         });
     }
 }

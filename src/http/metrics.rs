@@ -1,6 +1,7 @@
 //! What can be watched: a line for each request, and figures in the text form of Prometheus.
 
 use std::fmt;
+use std::iter::once;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::log::SessionLog;
+use crate::model::Stats;
 
 /// Seconds until a request is answered, from a tenth of a millisecond to ten seconds.
 const SECONDS: [f64; 12] = [
@@ -160,108 +162,136 @@ struct OfLog(SessionLog);
 impl Collector for OfLog {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.0.stats();
-        let mut put =
-            |name: &str, help: &str, metric: &dyn Figure| metric.put(name, help, &mut encoder);
-        put(
+        let is_up = u64::from(self.0.health().is_ok());
+        let up = (
             "up",
             "Whether the log is open and no write has failed",
-            &ConstGauge::new(u64::from(self.0.health().is_ok())),
-        )?;
-        put(
-            "events",
-            "Durable events in the store",
-            &ConstGauge::new(stats.events),
-        )?;
-        put(
-            "appends",
-            "Batches appended",
-            &ConstCounter::new(stats.batches),
-        )?;
-        put(
+            Gauge(is_up),
+        );
+        let all = once(up).chain(of_appends(&stats)).chain(of_store(&stats));
+        for (name, help, value) in all.chain(of_background(&stats)) {
+            value.put(name, help, &mut encoder)?;
+        }
+        Ok(())
+    }
+}
+
+use Value::{Count, Gauge, Level, Sum};
+
+/// A metric's name, what it means, and its value.
+type Metric = (&'static str, &'static str, Value);
+
+enum Value {
+    Count(u64),
+    /// A counter that need not be whole.
+    Sum(f64),
+    Gauge(u64),
+    /// A gauge that need not be whole.
+    Level(f64),
+}
+
+fn of_appends(stats: &Stats) -> [Metric; 6] {
+    let (time, longest) = (stats.barrier_time, stats.barrier_time_max);
+    let mean = stats.batches_per_group();
+    [
+        ("appends", "Batches appended", Count(stats.batches)),
+        (
             "groups",
             "Commit groups written, each with one barrier",
-            &ConstCounter::new(stats.groups),
-        )?;
-        put(
+            Count(stats.groups),
+        ),
+        (
             "group_batches_mean",
             "Batches in a commit group, on average",
-            &ConstGauge::new(stats.batches_per_group()),
-        )?;
-        put(
+            Level(mean),
+        ),
+        (
             "barrier_seconds",
             "Time spent in the groups' writes and barriers",
-            &ConstCounter::new(stats.barrier_time.as_secs_f64()),
-        )?;
-        put(
+            Sum(time.as_secs_f64()),
+        ),
+        (
             "barrier_seconds_max",
             "The longest of them",
-            &ConstGauge::new(stats.barrier_time_max.as_secs_f64()),
-        )?;
-        put(
+            Level(longest.as_secs_f64()),
+        ),
+        (
             "journal_bytes",
             "Bytes written to the journal",
-            &ConstCounter::new(stats.journal_bytes),
-        )?;
-        put(
-            "segments",
-            "Segments in the store",
-            &ConstGauge::new(stats.segments),
-        )?;
-        put(
+            Count(stats.journal_bytes),
+        ),
+    ]
+}
+
+fn of_store(stats: &Stats) -> [Metric; 5] {
+    [
+        ("events", "Durable events in the store", Gauge(stats.events)),
+        ("segments", "Segments in the store", Gauge(stats.segments)),
+        (
             "segment_bytes",
             "Bytes of the segments",
-            &ConstGauge::new(stats.segment_bytes),
-        )?;
-        put(
+            Gauge(stats.segment_bytes),
+        ),
+        (
             "recent_bytes",
             "Memory for what is not yet in a segment",
-            &ConstGauge::new(stats.recent_bytes),
-        )?;
-        put(
+            Gauge(stats.recent_bytes),
+        ),
+        ("streams", "Streams that are open", Gauge(stats.streams)),
+    ]
+}
+
+fn of_background(stats: &Stats) -> [Metric; 5] {
+    let skew = stats.clock_skew.unwrap_or_default().as_secs_f64();
+    let lasting = stats
+        .refused
+        .iter()
+        .map(|refusal| refusal.lasts.as_secs_f64());
+    [
+        (
             "index_lag_segments",
             "Segments that the index does not cover yet",
-            &ConstGauge::new(stats.index_lag),
-        )?;
-        put(
+            Gauge(stats.index_lag),
+        ),
+        (
             "index_rebuilds",
             "How often the index was built again",
-            &ConstCounter::new(stats.index_rebuilds),
-        )?;
-        let skew = stats.clock_skew.unwrap_or_default().as_secs_f64();
-        put(
+            Count(stats.index_rebuilds),
+        ),
+        (
             "clock_skew_seconds",
             "How far the clock is from the newest event ID, 0 up to a day",
-            &ConstGauge::new(skew),
-        )?;
-        let refused_for = stats
-            .refused
-            .iter()
-            .map(|refusal| refusal.lasts.as_secs_f64())
-            .fold(0.0, f64::max);
-        put(
+            Level(skew),
+        ),
+        (
             "background_refusals",
             "Calls that the system refused the background work",
-            &ConstCounter::new(stats.refusals),
-        )?;
-        put(
+            Count(stats.refusals),
+        ),
+        (
             "background_refused_seconds",
             "How long some of that work has been refused something; 0 when none is",
-            &ConstGauge::new(refused_for),
-        )?;
-        put(
-            "streams",
-            "Streams that are open",
-            &ConstGauge::new(stats.streams),
-        )
-    }
+            Level(lasting.fold(0.0, f64::max)),
+        ),
+    ]
 }
 
-trait Figure {
-    fn put(&self, name: &str, help: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result;
-}
-
-impl<M: EncodeMetric> Figure for M {
+impl Value {
     fn put(&self, name: &str, help: &str, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        self.encode(encoder.encode_descriptor(name, help, None, self.metric_type())?)
+        match *self {
+            Count(count) => put(&ConstCounter::new(count), name, help, encoder),
+            Sum(sum) => put(&ConstCounter::new(sum), name, help, encoder),
+            Gauge(value) => put(&ConstGauge::new(value), name, help, encoder),
+            Level(value) => put(&ConstGauge::new(value), name, help, encoder),
+        }
     }
+}
+
+fn put(
+    metric: &impl EncodeMetric,
+    name: &str,
+    help: &str,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
 }

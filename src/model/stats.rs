@@ -149,7 +149,7 @@ mod tests {
             scope(|scope| {
                 scope.spawn(|| {
                     (0..GROUPS)
-                        .for_each(|nth| counters.note_group(1, 1, Duration::from_nanos(1 << nth)))
+                        .for_each(|nth| counters.note_group(1, 1, Duration::from_nanos(1 << nth)));
                 });
                 let mut groups = 0;
                 while groups < GROUPS.into() {

@@ -58,7 +58,7 @@ impl SessionQuery {
 }
 
 impl Store {
-    /// The events committed after `after`, in commit order, as far as the read_limit goes; none when
+    /// The events committed after `after`, in commit order, as far as the limit goes; none when
     /// there are none.
     pub(crate) fn committed_after(
         &self,
@@ -99,9 +99,10 @@ impl Store {
     }
 
     /// Sessions in the order of their IDs.
-    pub(crate) fn sessions(&self, query: &SessionQuery) -> Result<Vec<SessionId>> {
-        let limit = checked_limit(query.limit, self.options.limits.page_events_max)?;
-        let after = query.after.as_ref();
+    pub(crate) fn sessions(&self, query: SessionQuery) -> Result<Vec<SessionId>> {
+        let SessionQuery { after, limit } = query;
+        let limit = checked_limit(limit, self.options.limits.page_events_max)?;
+        let after = after.as_ref();
         let recent = self.recent.sessions.sessions_after(after);
         let segments = self.locator.segments();
         let mut next: BTreeMap<SessionId, Vec<&Arc<Segment>>> =

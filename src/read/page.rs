@@ -179,6 +179,7 @@ pub struct Page<T> {
 impl<T> Page<T> {
     /// The request for the page after this one, in the same order and with the same limit and
     /// filter. `None` when there is no more.
+    #[must_use]
     pub fn next_page(&self) -> Option<PageRequest> {
         let request = self.has_more.then(|| self.request.clone())?;
         Some(match request.order {

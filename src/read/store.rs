@@ -120,7 +120,7 @@ impl Store {
         })
     }
 
-    /// The events with seqs in the range, as far as the read_limit goes; at least one where there is
+    /// The events with seqs in the range, as far as the limit goes; at least one where there is
     /// one.
     pub(crate) fn events_from(
         &self,

@@ -269,7 +269,9 @@ impl Recent {
     pub(crate) fn wake_all(&self) {
         let mut waiters = self.feeds.lock().take();
         waiters.append(&mut self.sessions.take_waiters());
-        waiters.iter().for_each(|waiter| waiter.wake());
+        for waiter in waiters {
+            waiter.wake();
+        }
     }
 
     /// Whether sealing has become due.

@@ -372,10 +372,10 @@ mod tests {
                     "{place:?} from {near:?}"
                 ),
                 None if damaged.is_empty() => {
-                    assert_eq!(found.unwrap(), None, "{place:?} from {near:?}")
+                    assert_eq!(found.unwrap(), None, "{place:?} from {near:?}");
                 }
                 None if self.places.contains_key(&place) => {
-                    assert!(found.is_err(), "{place:?} from {near:?}")
+                    assert!(found.is_err(), "{place:?} from {near:?}");
                 }
                 None => assert!(!matches!(found, Ok(Some(_))), "{place:?} from {near:?}"),
             }

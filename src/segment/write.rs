@@ -119,7 +119,7 @@ impl SegmentWriter {
                 addresses
                     .get(at)
                     .expect("every record got an address")
-                    .put(out)
+                    .put(out);
             })
         };
         let ids = records
@@ -407,7 +407,7 @@ impl BlockSink {
             assert!(
                 WRITE_BYTES.is_multiple_of(BLOCK),
                 "a full buffer is whole blocks"
-            )
+            );
         };
         self.buf.extend(trailer);
         self.buf.pad_to_block();

@@ -342,7 +342,7 @@ impl Damage {
             Self::Remove { file } => drop(image.names.remove(file)),
             Self::Replace { file, by } => {
                 image.files[number(&image.names, file)] =
-                    image.files[number(&image.names, by)].clone()
+                    image.files[number(&image.names, by)].clone();
             }
             Self::Swap { one, other } => image
                 .files

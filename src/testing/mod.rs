@@ -3,20 +3,15 @@
 //!
 //! What they share with the campaigns that work from outside lies in `tests/support`.
 
-#[cfg(all(test, not(shuttle)))]
+#[cfg(not(shuttle))]
 mod damage;
-#[cfg(test)]
 mod faults;
-#[cfg(fuzzing)]
-pub mod fuzz;
-#[cfg(all(test, not(shuttle)))]
+#[cfg(not(shuttle))]
 mod power_cuts;
-#[cfg(all(test, shuttle))]
+#[cfg(shuttle)]
 mod schedules;
-#[cfg(test)]
 #[cfg_attr(shuttle, allow(dead_code, reason = "the power cuts use the rest"))]
 mod simulated;
-#[cfg(test)]
 #[allow(dead_code, reason = "campaigns from outside use the rest")]
 #[path = "../../tests/support/mod.rs"]
 mod support;

@@ -252,7 +252,7 @@ impl Fold {
             (MessageStatus::Failed, _) => self.finish(status, attempt, error, event.created_at),
             (MessageStatus::Queued | MessageStatus::Running, true) => self.begin(status, attempt),
             (MessageStatus::Running | MessageStatus::WaitingForTool, false) => {
-                self.message.status = status
+                self.message.status = status;
             }
             (MessageStatus::Queued, false) | (MessageStatus::WaitingForTool, true) => {}
         }
@@ -380,7 +380,7 @@ impl<'de> Deserialize<'de> for StatusFields {
                     match field {
                         StatusField::Status => {
                             said.status =
-                                status_of(&fields.next_value::<Box<RawValue>>()?).or(said.status)
+                                status_of(&fields.next_value::<Box<RawValue>>()?).or(said.status);
                         }
                         StatusField::Attempt => {
                             said.attempt =
@@ -413,7 +413,6 @@ fn decode<T: DeserializeOwned>(event: EventView<'_>) -> Option<T> {
     lenient::from_slice(event.data).ok()
 }
 
-#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
 #[cfg(test)]
 mod written;
 

@@ -104,6 +104,7 @@ fn as_time<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Err
     serializer.serialize_str(&time_text(*at))
 }
 
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
 fn as_time_if_any<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     at.map(time_text).serialize(serializer)
 }

@@ -95,9 +95,9 @@ impl TurnReader {
         if let Some(cut) = turns.cut {
             has_more = true;
             if newest_first {
-                first = cut + 1
+                first = cut + 1;
             } else {
-                last = cut - 1
+                last = cut - 1;
             }
         }
         let mut items = turns.into_folds();

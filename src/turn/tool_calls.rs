@@ -116,7 +116,7 @@ impl<'de> Deserialize<'de> for ToolEvent {
                     match field {
                         ToolField::CallId => {
                             event.call_id =
-                                text_of(&fields.next_value::<Box<RawValue>>()?).or(event.call_id)
+                                text_of(&fields.next_value::<Box<RawValue>>()?).or(event.call_id);
                         }
                         ToolField::Calls => {
                             let calls: Box<RawValue> = fields.next_value()?;
@@ -124,7 +124,7 @@ impl<'de> Deserialize<'de> for ToolEvent {
                                 Some(calls).filter(|calls| is_list(calls)).or(event.calls);
                         }
                         ToolField::Id => {
-                            event.id = text_of(&fields.next_value::<Box<RawValue>>()?).or(event.id)
+                            event.id = text_of(&fields.next_value::<Box<RawValue>>()?).or(event.id);
                         }
                         ToolField::Other => drop(fields.next_value::<IgnoredAny>()?),
                     }

@@ -42,14 +42,13 @@ impl Batch {
     /// more than 127 arrays and objects of the message's JSON form lie in each other: it could not
     /// be read back.
     pub fn user_message(mut self, message: impl Into<UserMessage>) -> Self {
-        match message.into().into_event() {
-            Some(event) => self.event(event),
-            None => {
-                self.unfit = Some(format!(
-                    "its JSON is nested deeper than {LEVELS_MAX} levels"
-                ));
-                self
-            }
+        if let Some(event) = message.into().into_event() {
+            self.event(event)
+        } else {
+            self.unfit = Some(format!(
+                "its JSON is nested deeper than {LEVELS_MAX} levels"
+            ));
+            self
         }
     }
 }

@@ -167,7 +167,7 @@ impl Commit {
                 }
                 // A failure has poisoned the log, which is all there is to do about it.
                 self.lead(&mut section, &mut Group::default(), |_lead, _group| {
-                    drop(self.write_witness())
+                    drop(self.write_witness());
                 });
                 self.shared.seal.notify_idle();
             } else {

@@ -38,7 +38,7 @@ struct Request {
 }
 
 fn main() -> ExitCode {
-    match Request::parse(env::args().skip(1)).and_then(|request| request.run()) {
+    match Request::parse(env::args().skip(1)).and_then(Request::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             println!("{why}");

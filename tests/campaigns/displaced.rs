@@ -433,7 +433,7 @@ impl Staying {
             for line in io::stdin().lines().map_while(Result::ok) {
                 match line.strip_prefix("chdir ") {
                     Some(folder) => {
-                        std::env::set_current_dir(folder).expect("change the working directory")
+                        std::env::set_current_dir(folder).expect("change the working directory");
                     }
                     None => TOLD.store(true, Ordering::SeqCst),
                 }

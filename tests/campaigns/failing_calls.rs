@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::process::{Enduring, Reads, Role, first_life, open, works};
@@ -154,13 +154,11 @@ fn paths_of_a_log(seed: u64) -> BTreeSet<PathBuf> {
     let steps = read(&output, &log, &image.names, 0);
     let mut paths = BTreeSet::from([PathBuf::new()]);
     for step in steps {
-        match step {
-            Step::Begin(
-                Call::MakeDir(path) | Call::Create { path, .. } | Call::Rename { to: path, .. },
-            ) => {
-                paths.insert(path);
-            }
-            _ => {}
+        if let Step::Begin(
+            Call::MakeDir(path) | Call::Create { path, .. } | Call::Rename { to: path, .. },
+        ) = step
+        {
+            paths.insert(path);
         }
     }
     paths
@@ -268,37 +266,7 @@ impl Run<'_> {
             .arg(command.get_program())
             .args(command.get_args())
             .env("RUST_BACKTRACE", "0");
-        let mut process = strace
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start strace");
-        let (mut out, mut err) = (
-            process.stdout.take().expect("a pipe"),
-            process.stderr.take().expect("a pipe"),
-        );
-        let began = Instant::now();
-        let (said, complained) = std::thread::scope(|scope| {
-            let said = scope.spawn(move || text_of(&mut out));
-            let complained = scope.spawn(move || text_of(&mut err));
-            while process.try_wait().expect("a process").is_none() {
-                if began.elapsed() > WATCHDOG {
-                    let _killed = process.kill();
-                    break;
-                }
-                std::thread::park_timeout(Duration::from_millis(5));
-            }
-            (
-                said.join().expect("a reader"),
-                complained.join().expect("a reader"),
-            )
-        });
-        let status = process.wait().expect("a process");
-        assert!(
-            began.elapsed() <= WATCHDOG,
-            "the process is stuck; it said: {said}"
-        );
+        let (status, said, complained) = run_to_end(&mut strace);
         assert!(
             status.success(),
             "the process ended with {status}: {complained}"
@@ -316,4 +284,40 @@ fn text_of(pipe: &mut impl Read) -> String {
     let mut text = Vec::new();
     pipe.read_to_end(&mut text).expect("read a pipe");
     String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Runs a process that must not get stuck. Returns how it ended and what it wrote to both outputs.
+fn run_to_end(command: &mut Command) -> (ExitStatus, String, String) {
+    let mut process = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start strace");
+    let (mut out, mut err) = (
+        process.stdout.take().expect("a pipe"),
+        process.stderr.take().expect("a pipe"),
+    );
+    let began = Instant::now();
+    let (said, complained) = std::thread::scope(|scope| {
+        let said = scope.spawn(move || text_of(&mut out));
+        let complained = scope.spawn(move || text_of(&mut err));
+        while process.try_wait().expect("a process").is_none() {
+            if began.elapsed() > WATCHDOG {
+                let _killed = process.kill();
+                break;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        (
+            said.join().expect("a reader"),
+            complained.join().expect("a reader"),
+        )
+    });
+    let status = process.wait().expect("a process");
+    assert!(
+        began.elapsed() <= WATCHDOG,
+        "the process is stuck; it said: {said}"
+    );
+    (status, said, complained)
 }

@@ -233,7 +233,7 @@ impl Filling<'_> {
                 self.ledger.check(&log);
             }
             Err(Error::Io { .. } | Error::NoSpace { .. }) => {
-                self.met.push("logs that did not open on a full disk")
+                self.met.push("logs that did not open on a full disk");
             }
             Err(error) => panic!("a full disk is answered by {error:?}"),
         }

@@ -131,7 +131,7 @@ impl Role {
             Self::Stay(staying) => staying.stay(),
             Self::WriteSled { folder, appends } => write_sled(&folder, appends).expect("sled"),
             Self::CheckSled { folder, appends } => {
-                println!("{}", check_sled(&folder, appends).expect("sled"))
+                println!("{}", check_sled(&folder, appends).expect("sled"));
             }
             Self::Check {
                 folder,

@@ -177,33 +177,36 @@ impl Reader<'_> {
         }
     }
 
+    /// A write to a file of the folder. What is written to the process's output is something said.
+    fn write(&mut self, arguments: &[Argument]) -> Option<Call> {
+        let descriptor = self.descriptors.get(&arguments[0].number()?)?;
+        let Argument::Text(bytes) = &arguments[1] else {
+            panic!("a write without bytes")
+        };
+        if descriptor.path == Path::new(TOLD) {
+            let text = String::from_utf8_lossy(bytes);
+            self.steps
+                .extend(text.lines().map(|line| Step::Said(line.to_owned())));
+            return None;
+        }
+        let at = arguments
+            .get(3)
+            .map_or(descriptor.position, Argument::length);
+        Some(Call::Write {
+            file: descriptor.file?,
+            at,
+            bytes: Arc::from(&bytes[..]),
+            through: descriptor.through,
+        })
+    }
+
     /// Lets a call begin that changes something in the folder, or says something.
     fn begin(&mut self, under_way: &UnderWay) -> Option<usize> {
         let UnderWay {
             name, arguments, ..
         } = under_way;
         let call = match name.as_str() {
-            "write" | "pwrite64" => {
-                let descriptor = self.descriptors.get(&arguments[0].number()?)?;
-                let Argument::Text(bytes) = &arguments[1] else {
-                    panic!("a write without bytes")
-                };
-                if descriptor.path == Path::new(TOLD) {
-                    let text = String::from_utf8_lossy(bytes);
-                    self.steps
-                        .extend(text.lines().map(|line| Step::Said(line.to_owned())));
-                    return None;
-                }
-                let at = arguments
-                    .get(3)
-                    .map_or(descriptor.position, Argument::length);
-                Call::Write {
-                    file: descriptor.file?,
-                    at,
-                    bytes: Arc::from(&bytes[..]),
-                    through: descriptor.through,
-                }
-            }
+            "write" | "pwrite64" => self.write(arguments)?,
             "fsync" | "fdatasync" => {
                 let descriptor = self.descriptors.get(&arguments[0].number()?)?;
                 let kind = name.clone();

@@ -221,7 +221,7 @@ fn an_event_that_a_reader_has_is_found_by_its_id_at_once() {
         for id in &ids {
             let (log, mut stream) = (&log, log.stream(id, StartAt::Creation).unwrap());
             scope.spawn(move || {
-                (0..300).for_each(|n| drop(log.append(id, notes(&n.to_string(), 3)).unwrap()))
+                (0..300).for_each(|n| drop(log.append(id, notes(&n.to_string(), 3)).unwrap()));
             });
             scope.spawn(move || {
                 for event in take_events(&mut stream, 900) {

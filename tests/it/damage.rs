@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::open_as;
+use crate::support::{Access, open_for};
 use sessionlog::{
     Ack, Batch, Error, Event, EventId, Expected, NewEvent, Options, PageRequest, SessionId,
     SessionLog, SessionQuery, StartAt,
@@ -44,7 +44,7 @@ fn a_group_torn_at_any_byte_is_wholly_gone_and_nothing_else_is() {
     let scene = Scene::new(Past::Short, End::Crash);
     each_in_parallel(scene.last.clone(), |at| {
         scene.check_torn(&format!("zeroed from byte {at}"), |journal| {
-            journal[at..].fill(0)
+            journal[at..].fill(0);
         });
         if at.is_multiple_of(3) {
             scene.check_torn(&format!("garbage from byte {at}"), |journal| {
@@ -60,10 +60,10 @@ fn a_torn_group_whose_later_bytes_reached_the_disk_first_is_wholly_gone() {
     let scene = Scene::new(Past::Short, End::Crash);
     each_in_parallel(scene.last.clone().step_by(8), |at| {
         scene.check_torn(&format!("zeroed up to byte {at}"), |journal| {
-            journal[scene.last.start..=at].fill(0)
+            journal[scene.last.start..=at].fill(0);
         });
         scene.check_torn(&format!("eight bytes zeroed at {at}"), |journal| {
-            journal[at..at + 8].fill(0)
+            journal[at..at + 8].fill(0);
         });
     });
 }
@@ -80,10 +80,10 @@ fn a_torn_group_in_a_journal_file_that_was_used_before_is_wholly_gone_and_nothin
     );
     each_in_parallel(scene.last.clone().step_by(24), |at| {
         scene.check_torn(&format!("old bytes from byte {at}"), |journal| {
-            journal[at..].copy_from_slice(&scene.before_last[at..])
+            journal[at..].copy_from_slice(&scene.before_last[at..]);
         });
         scene.check_torn(&format!("zeroed from byte {at}"), |journal| {
-            journal[at..behind].fill(0)
+            journal[at..behind].fill(0);
         });
     });
     check_flips_are_corruption(&scene, scene.earlier.clone().step_by(24));
@@ -133,7 +133,7 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
         Scene::new(Past::Short, End::Close),
     ] {
         for name in SLOTS.map(Path::new).into_iter().chain([&*scene.journal]) {
-            for read_only in [true, false] {
+            for access in [Access::ReadOnly, Access::Write] {
                 let folder = lay_out(&scene.image);
                 // Images have no folders without files.
                 fs::create_dir_all(folder.path().join("segments")).expect("make a folder");
@@ -142,7 +142,7 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
                     .open(folder.path().join(name))
                     .expect("open a file");
                 file.set_len(1 << 40).expect("a file system with holes");
-                let log = open_as(options(), read_only, folder.path())
+                let log = open_for(access, options(), folder.path())
                     .unwrap_or_else(|error| panic!("{}: {error:?}", name.display()));
                 assert!(
                     contents(&log).expect("read") == scene.whole,
@@ -228,35 +228,20 @@ fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer
         |image| drop(image.remove(&last)),
         is_corrupt,
     );
-    for left in [0, 1, BLOCK, 2 * BLOCK, image[&last].len() - BLOCK] {
-        check_refused(
-            &image,
-            &format!("cut to {left}"),
-            |image| bytes_of(image, &last).truncate(left),
-            is_corrupt,
-        );
-    }
-    check_refused(
-        &image,
-        "two blocks wiped",
-        |image| bytes_of(image, &last)[..2 * BLOCK].fill(0),
-        is_corrupt,
-    );
+    let cut_or_wiped = |image: &Image, how: &str, lengths: &[usize]| {
+        for left in lengths {
+            let cut = |image: &mut Image| bytes_of(image, &last).truncate(*left);
+            check_refused(image, &format!("{how}cut to {left}"), cut, is_corrupt);
+        }
+        let wipe = |image: &mut Image| bytes_of(image, &last)[..2 * BLOCK].fill(0);
+        check_refused(image, &format!("{how}two blocks wiped"), wipe, is_corrupt);
+    };
+    let whole = image[&last].len();
+    cut_or_wiped(&image, "", &[0, 1, BLOCK, 2 * BLOCK, whole - BLOCK]);
     // Also where a crash came before the manifest named it.
     let unnamed = with(&image, |image| image.extend(before.clone()));
     contents_of(lay_out(&unnamed).path()).expect("the image is whole");
-    check_refused(
-        &unnamed,
-        "unnamed and wiped",
-        |image| bytes_of(image, &last)[..2 * BLOCK].fill(0),
-        is_corrupt,
-    );
-    check_refused(
-        &unnamed,
-        "unnamed and cut",
-        |image| bytes_of(image, &last).truncate(2 * BLOCK),
-        is_corrupt,
-    );
+    cut_or_wiped(&unnamed, "unnamed and ", &[2 * BLOCK]);
 }
 
 #[test]
@@ -318,7 +303,7 @@ fn a_stream_yields_all_that_lies_before_damage() {
     let image = read_image(folder.path());
     let segment = segments(folder.path()).remove(1);
     let damaged = with(&image, |image| {
-        bytes_of(image, &segment)[BLOCK + 1_000] ^= 1
+        bytes_of(image, &segment)[BLOCK + 1_000] ^= 1;
     });
     let folder = lay_out(&damaged);
     let log = options().open_read_only(folder.path()).expect("open");
@@ -373,7 +358,7 @@ fn a_segment_that_is_cut_short_or_missing_is_an_error_and_never_fewer_events() {
         bytes - 1,
     ] {
         sealed.check_lost(&format!("cut to {left} bytes"), |image| {
-            bytes_of(image, &sealed.segment).truncate(left)
+            bytes_of(image, &sealed.segment).truncate(left);
         });
     }
     sealed.check_lost("missing", |image| drop(image.remove(&sealed.segment)));
@@ -396,13 +381,13 @@ fn damage_to_the_index_changes_nothing_that_a_reader_or_an_appender_sees() {
     };
     sealed.check_index("untouched", |_| ());
     sealed.check_index("deleted", |image| {
-        image.retain(|name, _| !name.starts_with("index"))
+        image.retain(|name, _| !name.starts_with("index"));
     });
     sealed.check_index("empty files", |image| {
-        on_each(image, &|bytes| bytes.clear())
+        on_each(image, &|bytes| bytes.clear());
     });
     sealed.check_index("cut in half", |image| {
-        on_each(image, &|bytes| bytes.truncate(bytes.len() / 2))
+        on_each(image, &|bytes| bytes.truncate(bytes.len() / 2));
     });
     sealed.check_index("zeroed", |image| on_each(image, &|bytes| bytes.fill(0)));
     sealed.check_index("an older copy", |image| {
@@ -411,12 +396,12 @@ fn damage_to_the_index_changes_nothing_that_a_reader_or_an_appender_sees() {
     });
     for seed in 0..4 {
         sealed.check_index(&format!("scribbled over with seed {seed}"), |image| {
-            on_each(image, &|bytes| scribble(bytes, seed))
+            on_each(image, &|bytes| scribble(bytes, seed));
         });
     }
     for name in &index {
         sealed.check_index(&format!("without {}", name.display()), |image| {
-            drop(image.remove(name))
+            drop(image.remove(name));
         });
     }
 }
@@ -620,7 +605,7 @@ impl Scene {
         let before_last = second[&journal].clone();
         // A crash may also have come while another journal file was being prepared.
         let image = with(&image, |image| {
-            drop(image.insert("journal/00000099.tmp".into(), vec![0; BLOCK]))
+            drop(image.insert("journal/00000099.tmp".into(), vec![0; BLOCK]));
         });
         (journal == last_journal).then_some(Self {
             image,
@@ -707,7 +692,7 @@ fn check_flips_are_corruption(scene: &Scene, places: impl Iterator<Item = usize>
             _ => false,
         };
         let damaged = with(&scene.image, |image| {
-            bytes_of(image, &scene.journal)[at] ^= 0x10
+            bytes_of(image, &scene.journal)[at] ^= 0x10;
         });
         put_byte(folder.path(), &damaged, &scene.journal, at);
         assert_refused(
@@ -732,8 +717,8 @@ fn check_refused(
 }
 
 fn assert_refused(folder: &Path, image: &Image, how: &str, expected: impl Fn(&Error) -> bool) {
-    for (kind, read_only) in [("", false), ("reading only, ", true)] {
-        let opened = open_as(options(), read_only, folder);
+    for (kind, access) in [("", Access::Write), ("reading only, ", Access::ReadOnly)] {
+        let opened = open_for(access, options(), folder);
         let error = opened.map(drop).expect_err(how);
         assert!(expected(&error), "{kind}{how}: {error:?}");
     }
@@ -874,7 +859,7 @@ impl Sealed {
                 "byte {at} flipped: {ack:?}"
             ),
             Err(Error::Corrupt { file, .. } | Error::Unsupported { file, .. }) => {
-                assert_eq!(file, segment, "byte {at} flipped")
+                assert_eq!(file, segment, "byte {at} flipped");
             }
             Err(error) => panic!("byte {at} flipped: {error:?}"),
         }

@@ -30,8 +30,8 @@ fn an_index_that_has_forgotten_the_last_run_of_each_session_is_found_out() {
 fn an_index_that_has_forgotten_all_but_the_first_run_of_each_session_is_found_out() {
     check_lies(|sessions| {
         for_each(sessions, |runs| {
-            for_each(&mut runs[1..], |(_, run)| *run = None)
-        })
+            for_each(&mut runs[1..], |(_, run)| *run = None);
+        });
     });
 }
 
@@ -44,8 +44,8 @@ fn an_index_that_has_forgotten_a_run_in_the_middle_is_found_out() {
 fn an_index_that_takes_an_earlier_run_for_the_last_is_found_out() {
     check_lies(|sessions| {
         for_each(sessions, |runs| {
-            runs.last_mut().unwrap().1 = runs[0].1.clone()
-        })
+            runs.last_mut().unwrap().1 = runs[0].1.clone();
+        });
     });
 }
 

@@ -109,7 +109,7 @@ fn check_page(page: &Page<Event>, form: Form, all: &[Event]) {
     );
     match (seqs(expected).iter().min(), seqs(expected).iter().max()) {
         (Some(first), Some(last)) => {
-            assert_eq!((page.first, page.last), (*first, *last), "{form:?}")
+            assert_eq!((page.first, page.last), (*first, *last), "{form:?}");
         }
         _ => assert_eq!(page.first, page.last + 1, "{form:?}"),
     }
@@ -128,6 +128,13 @@ fn check_forms(log: &SessionLog, session: &SessionId, all: &[Event], places: &[S
             check_page(&log.list(session, page).unwrap(), form, all);
         }
     }
+}
+
+/// A page covers each of its events.
+fn check_covered(page: &Page<Event>) {
+    let covered = page.first..=page.last;
+    let is_covered = |event: &Event| covered.contains(&event.seq);
+    assert!(page.items.iter().all(is_covered), "{page:?}");
 }
 
 /// Walks from page to page, in both orders, over the events of some types or of all.
@@ -155,12 +162,7 @@ pub(crate) fn check_walk(
             "a page begins where the one before it ended"
         );
         assert!(page.items.len() <= limit);
-        assert!(
-            page.items
-                .iter()
-                .all(|event| (page.first..=page.last).contains(&event.seq)),
-            "{page:?}"
-        );
+        check_covered(&page);
         covered = page.last;
         walked.extend(page.items);
         if !page.has_more {
@@ -188,12 +190,7 @@ pub(crate) fn check_walk(
             covered,
             "a page ends where the one before it began"
         );
-        assert!(
-            page.items
-                .iter()
-                .all(|event| (page.first..=page.last).contains(&event.seq)),
-            "{page:?}"
-        );
+        check_covered(&page);
         covered = page.first;
         walked.extend(page.items);
         if !page.has_more {
@@ -562,7 +559,7 @@ fn pages_under_a_growing_session_are_gapless() {
     append_notes(&log, &id, "first", 1);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            (0..100).for_each(|n| drop(log.append(&id, notes(&n.to_string(), 3)).unwrap()))
+            (0..100).for_each(|n| drop(log.append(&id, notes(&n.to_string(), 3)).unwrap()));
         });
         let (mut at, mut seen) = (0, Vec::new());
         while at < 301 {

@@ -85,7 +85,7 @@ fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_f
     let changes: [(&str, &dyn Fn()); 7] = [
         ("as they were", &|| {}),
         ("deleted", &|| {
-            fs::remove_dir_all(dir.path().join("filters")).unwrap()
+            fs::remove_dir_all(dir.path().join("filters")).unwrap();
         }),
         ("one missing", &|| fs::remove_file(one).unwrap()),
         ("swapped", &|| {
@@ -93,14 +93,14 @@ fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_f
             fs::write(other, &before[one]).unwrap();
         }),
         ("all zero", &|| {
-            before
-                .iter()
-                .for_each(|(path, bytes)| fs::write(path, vec![0; bytes.len()]).unwrap())
+            for (path, bytes) in &before {
+                fs::write(path, vec![0; bytes.len()]).unwrap();
+            }
         }),
         ("cut short", &|| {
-            before
-                .iter()
-                .for_each(|(path, bytes)| fs::write(path, &bytes[..bytes.len() / 2]).unwrap())
+            for (path, bytes) in &before {
+                fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+            }
         }),
         ("empty, and one that is not finished", &|| {
             fs::write(one, []).unwrap();

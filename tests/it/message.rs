@@ -80,53 +80,21 @@ fn a_message_shows_each_step_of_its_turn_at_once() {
     let log = open(&dir);
     let id = session("s");
     let turn = MessageId::from(ask(&log, &id, "hello").id);
+    let (look, done) = (json!({"text": "I look."}), json!({"text": "Done."}));
+    let (first, second) = (json!({"call_id": "c1"}), json!({"call_id": "c2"}));
+    let (running, failed) = (json!({"status": "running"}), json!({"status": "failed"}));
     let steps = [
-        (
-            "message.status_changed",
-            json!({"status": "running"}),
-            Running,
-            0,
-        ),
-        (
-            "assistant.message_completed",
-            json!({"text": "I look."}),
-            Running,
-            1,
-        ),
-        (
-            "tool.call_requested",
-            json!({"call_id": "c1"}),
-            WaitingForTool,
-            1,
-        ),
-        (
-            "tool.call_requested",
-            json!({"call_id": "c2"}),
-            WaitingForTool,
-            1,
-        ),
-        (
-            "tool.call_completed",
-            json!({"call_id": "c1", "output": "x"}),
-            WaitingForTool,
-            1,
-        ),
-        ("tool.call_failed", json!({"call_id": "c2"}), Running, 1),
-        (
-            "agent.thought_of_later",
-            json!({"status": "failed"}),
-            Running,
-            1,
-        ),
-        (
-            "assistant.message_completed",
-            json!({"text": "Done."}),
-            Running,
-            2,
-        ),
+        ("message.status_changed", &running, Running, 0),
+        ("assistant.message_completed", &look, Running, 1),
+        ("tool.call_requested", &first, WaitingForTool, 1),
+        ("tool.call_requested", &second, WaitingForTool, 1),
+        ("tool.call_completed", &first, WaitingForTool, 1),
+        ("tool.call_failed", &second, Running, 1),
+        ("agent.thought_of_later", &failed, Running, 1),
+        ("assistant.message_completed", &done, Running, 2),
     ];
     for (event_type, data, status, said) in steps {
-        tell(&log, &id, turn, event_type, &data);
+        tell(&log, &id, turn, event_type, data);
         let message = log.message(turn).unwrap();
         assert_eq!(
             (message.status, message.output.len(), message.completed_at),
@@ -140,10 +108,7 @@ fn a_message_shows_each_step_of_its_turn_at_once() {
         (message.status, message.completed_at),
         (Completed, Some(end.created_at))
     );
-    assert_eq!(
-        message.output,
-        [json!({"text": "I look."}), json!({"text": "Done."})]
-    );
+    assert_eq!(message.output, [look, done]);
 
     for late in [
         json!({"status": "failed", "error": "late"}),
@@ -641,6 +606,17 @@ fn a_leaf_that_cannot_be_shown_is_shown_as_it_was_written() {
     );
 }
 
+/// The latest of a turn's `outputs` are there, the last among them.
+fn check_latest_outputs(message: &Message, outputs: u64) {
+    let kept: Vec<u64> = message
+        .output
+        .iter()
+        .map(|output| output["n"].as_u64().unwrap())
+        .collect();
+    let expected: Vec<u64> = (message.output_omitted..outputs).collect();
+    assert_eq!(kept, expected, "{}", message.seq);
+}
+
 /// K5: turns opened in one batch, with outputs that together are far more than a page may keep.
 #[test]
 fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
@@ -692,22 +668,8 @@ fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
         .map(|turn| log.message(*turn).unwrap())
         .collect();
     for (message, (outputs, _)) in all.iter().zip(sizes) {
-        let (kept, omitted) = (
-            message.output.len(),
-            usize::try_from(message.output_omitted).unwrap(),
-        );
-        assert_eq!(kept + omitted, outputs, "{}", message.seq);
-        assert_eq!(omitted > 0, outputs == 30, "{}", message.seq);
-        let said: Vec<_> = message
-            .output
-            .iter()
-            .map(|output| output["n"].as_u64().unwrap())
-            .collect();
-        assert_eq!(
-            said,
-            (omitted as u64..outputs as u64).collect::<Vec<_>>(),
-            "the latest are there, the last among them"
-        );
+        assert_eq!(message.output_omitted > 0, outputs == 30, "{}", message.seq);
+        check_latest_outputs(message, outputs);
     }
     let largest = log.messages(&id, PageRequest::new()).unwrap();
     assert!(largest.has_more && largest.items.len() < all.len());

@@ -43,7 +43,7 @@ pub(crate) enum Op {
         limit: u8,
         types: u8,
     },
-    /// PageRequest after page to the end.
+    /// `PageRequest` after page to the end.
     Walk {
         session: u8,
         order: Order,
@@ -513,7 +513,7 @@ impl World {
             Op::Message(point) => self.message(point),
             Op::Head(session) => self.head(&session_name(session)),
             Op::Sessions { after, limit } => {
-                self.sessions(after.map(session_name).as_ref(), usize::from(limit))
+                self.sessions(after.map(session_name).as_ref(), usize::from(limit));
             }
             Op::RecentSessions { limit } => self.recent_sessions(usize::from(limit)),
             Op::Feed { after } => self.feed(after),
@@ -521,7 +521,7 @@ impl World {
             Op::Drop => self.reopen(&Stop::Drop, |_| ()),
             Op::DeleteIndex => self.reopen(&Stop::Close, |world| remove(&world.index())),
             Op::DamageIndex(damage) => {
-                self.reopen(&Stop::Close, |world| world.damage_index(damage))
+                self.reopen(&Stop::Close, |world| world.damage_index(damage));
             }
             Op::Clock(step) => self.step_clock(step),
         }
@@ -940,12 +940,12 @@ impl World {
                 Order::Ascending => {
                     listing.after = Some(At::Seq(
                         u16::try_from(page.last).expect("sessions are short here"),
-                    ))
+                    ));
                 }
                 Order::NewestFirst => {
                     listing.before = Some(At::Seq(
                         u16::try_from(page.first).expect("sessions are short here"),
-                    ))
+                    ));
                 }
             }
         }
@@ -1532,9 +1532,9 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     for entry in entries {
         let path = entry.expect("a folder entry").path();
         if path.is_dir() {
-            files.extend(files_below(&path))
+            files.extend(files_below(&path));
         } else {
-            files.push(path)
+            files.push(path);
         }
     }
     files.sort();

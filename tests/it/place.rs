@@ -11,8 +11,8 @@ use sessionlog::{Batch, Error, Options, SessionLog};
 use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_error, eventually, folder, in_time, note, notes, open, open_as, read_all,
-    seal_once, session, small_files,
+    Access, append_notes, assert_error, eventually, folder, in_time, note, notes, open, open_for,
+    read_all, seal_once, session, small_files,
 };
 
 /// What somebody does to an open log's folder, by name.
@@ -304,13 +304,13 @@ fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
         fs::rename(&linked, place.at("moved")).unwrap();
         symlink(place.at("moved"), &linked).unwrap();
         let before = image(&place.at("moved"));
-        for read_only in [false, true] {
+        for access in [Access::Write, Access::ReadOnly] {
             // Of two manifests one is enough to read by.
-            if read_only && name == "MANIFEST-0" {
+            if access == Access::ReadOnly && name == "MANIFEST-0" {
                 continue;
             }
             let data = place.at("data");
-            let error = open_as(Options::new(), read_only, &data).unwrap_err();
+            let error = open_for(access, Options::new(), &data).unwrap_err();
             let Error::Io { path, source, .. } = &error else {
                 panic!("{name}: {error:?}")
             };

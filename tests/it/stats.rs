@@ -8,8 +8,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use sessionlog::{Options, SessionLog, StartAt};
 
 use crate::support::{
-    append_notes, copy_folder, eventually, folder, notes, open, open_as, paths_below, seal_once,
-    segments, session, small_files, take_events,
+    Access, append_notes, copy_folder, eventually, folder, notes, open, open_for, paths_below,
+    seal_once, segments, session, small_files, take_events,
 };
 
 #[test]
@@ -100,9 +100,9 @@ fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_app
     let events = acknowledged.load(Ordering::SeqCst);
     assert_eq!(log.stats().events, events);
     log.close().unwrap();
-    for read_only in [true, false] {
+    for access in [Access::ReadOnly, Access::Write] {
         assert_eq!(
-            open_as(Options::new(), read_only, dir.path())
+            open_for(access, Options::new(), dir.path())
                 .unwrap()
                 .stats()
                 .events,

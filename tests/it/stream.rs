@@ -172,8 +172,9 @@ fn streams_are_gapless_under_concurrent_writers() {
         for writer in 0..WRITERS {
             let (log, id) = (&log, &id);
             scope.spawn(move || {
-                (0..BATCHES)
-                    .for_each(|n| drop(log.append(id, notes(&format!("{writer}.{n}"), 2)).unwrap()))
+                (0..BATCHES).for_each(|n| {
+                    drop(log.append(id, notes(&format!("{writer}.{n}"), 2)).unwrap());
+                });
             });
         }
         let readers: Vec<_> = [

@@ -354,11 +354,16 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Opens a log for reading only, or for writing too.
-pub(crate) fn open_as(options: Options, read_only: bool, folder: &Path) -> Result<SessionLog> {
-    if read_only {
-        options.open_read_only(folder)
-    } else {
-        options.open(folder)
+/// How a log is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Write,
+    ReadOnly,
+}
+
+pub(crate) fn open_for(access: Access, options: Options, folder: &Path) -> Result<SessionLog> {
+    match access {
+        Access::Write => options.open(folder),
+        Access::ReadOnly => options.open_read_only(folder),
     }
 }

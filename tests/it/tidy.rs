@@ -311,7 +311,7 @@ fn no_line_is_wider_than_a_page() {
 
 #[test]
 fn every_link_in_the_documentation_leads_somewhere() {
-    let pages: Vec<Source> = texts().filter(|text| text.name.ends_with(".md")).collect();
+    let pages: Vec<Source> = texts().filter(|text| is_markdown(&text.name)).collect();
     check(
         "a link leads to a file or a heading",
         pages.iter(),
@@ -457,6 +457,12 @@ mod tests {
 }
 "##;
 
+fn is_markdown(name: &str) -> bool {
+    Path::new(name)
+        .extension()
+        .is_some_and(|extension| extension == "md")
+}
+
 /// A file and what of it is code.
 struct Source {
     name: String,
@@ -520,7 +526,7 @@ fn texts() -> impl Iterator<Item = Source> {
     let pages = fs::read_dir(root().join("docs")).into_iter().flatten();
     let pages = pages.filter_map(|entry| {
         let name = entry.ok()?.file_name().into_string().ok()?;
-        name.ends_with(".md").then(|| format!("docs/{name}"))
+        is_markdown(&name).then(|| format!("docs/{name}"))
     });
     named
         .into_iter()
@@ -720,7 +726,7 @@ fn imports(code: &str) -> Vec<(usize, String)> {
         let line = code[..at].matches('\n').count() + 1;
         let statement = code[at + 4..].split(';').next().unwrap_or_default();
         spread("", statement.trim(), &mut |import| {
-            imports.push((line, import))
+            imports.push((line, import));
         });
     }
     imports

@@ -434,10 +434,10 @@ impl Durability {
             }
             Call::Resize { file, .. } => self.files[file].end(at, begun),
             Call::Sync { file, kind } if !self.void.contains(&kind) => {
-                self.files[file].settle(begun)
+                self.files[file].settle(begun);
             }
             Call::SyncDir { dir, kind } if !self.void.contains(&kind) => {
-                self.settle_names(&dir, begun)
+                self.settle_names(&dir, begun);
             }
             Call::Sync { .. } | Call::SyncDir { .. } => {}
             _ => self.end_name(at, begun),

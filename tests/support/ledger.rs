@@ -226,7 +226,7 @@ impl Ledger {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
             ["try", ref tag @ ..] => {
-                assert!(self.open.insert(Tag::told(tag)), "{line} comes twice")
+                assert!(self.open.insert(Tag::told(tag)), "{line} comes twice");
             }
             ["ack", ref tag @ .., first, last, id] => {
                 let tag = Tag::told(tag);

@@ -7,7 +7,8 @@
     clippy::indexing_slicing,
     clippy::panic,
     clippy::disallowed_methods,
-    reason = "a test fails by panicking, and waits with the wall clock"
+    clippy::too_many_lines,
+    reason = "a test fails by panicking, and waits with the wall clock, and tells one story from start to end"
 )]
 
 mod followers;

@@ -90,14 +90,81 @@ fn check(document: &Value, path: &str, method: &str, answer: &Answer) {
     }
 }
 
-#[tokio::test]
-async fn every_answer_is_as_the_document_says() {
-    let scene = Scene::new();
-    let document = scene.get("/openapi.json").await.ok();
+/// Calls that read, with their paths in the document.
+fn reads(event: &str, message: &str) -> Vec<(&'static str, String)> {
     let (events, messages) = (
         "/v1/sessions/{session_id}/events",
         "/v1/sessions/{session_id}/messages",
     );
+    vec![
+        (events, "/v1/sessions/s/events".to_owned()),
+        (
+            events,
+            format!("/v1/sessions/s/events?after={event}&type=list"),
+        ),
+        (events, "/v1/sessions/s/events?type=none".to_owned()),
+        (events, "/v1/sessions/s/events?limit=0".to_owned()),
+        (events, "/v1/sessions/t/events".to_owned()),
+        (messages, "/v1/sessions/s/messages".to_owned()),
+        (messages, "/v1/sessions/t/messages".to_owned()),
+        (
+            "/v1/messages/{message_id}",
+            format!("/v1/messages/{message}"),
+        ),
+        ("/v1/messages/{message_id}", "/v1/messages/msg_x".to_owned()),
+        (
+            "/v1/messages/{message_id}",
+            "/v1/messages/msg_01JQ3W8K5T0000000000000001".to_owned(),
+        ),
+        ("/v1/sessions", "/v1/sessions".to_owned()),
+        ("/v1/sessions", "/v1/sessions?limit=0".to_owned()),
+        (
+            "/v1/sessions/{session_id}/stream",
+            "/v1/sessions/s/stream?follow=false".to_owned(),
+        ),
+        (
+            "/v1/sessions/{session_id}/stream",
+            "/v1/sessions/t/stream".to_owned(),
+        ),
+        ("/healthz", "/healthz".to_owned()),
+        ("/metrics", "/metrics".to_owned()),
+    ]
+}
+
+async fn check_that_each_call_is_there(scene: &Scene, document: &Value, message: &str) {
+    for (method, path) in calls(document) {
+        let at = path
+            .replace("{session_id}", "s")
+            .replace("{message_id}", message);
+        let mut unauthorized = request(method.clone(), &at, Body::empty());
+        unauthorized.headers_mut().remove("authorization");
+        if at.starts_with("/v1") {
+            check(
+                document,
+                &path,
+                &method.as_str().to_lowercase(),
+                &scene.call(unauthorized).await,
+            );
+        }
+        let answer = scene
+            .call(request(
+                method.clone(),
+                &format!("{at}?follow=false"),
+                Body::empty(),
+            ))
+            .await;
+        assert!(
+            ![404, 405].contains(&answer.status.as_u16()),
+            "{method} {path} is in the document and not in the router"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_answer_is_as_the_document_says() {
+    let scene = Scene::new();
+    let document = scene.get("/openapi.json").await.ok();
+    let events = "/v1/sessions/{session_id}/events";
     let appended = scene.post("s", said("x")).await;
     let id = appended.ok()["events"][0]["id"]
         .as_str()
@@ -146,67 +213,10 @@ async fn every_answer_is_as_the_document_says() {
             )
             .await,
     );
-    for (path, at) in [
-        (events, "/v1/sessions/s/events".to_owned()),
-        (
-            events,
-            format!("/v1/sessions/s/events?after={id}&type=list"),
-        ),
-        (events, "/v1/sessions/s/events?type=none".to_owned()),
-        (events, "/v1/sessions/s/events?limit=0".to_owned()),
-        (events, "/v1/sessions/t/events".to_owned()),
-        (messages, "/v1/sessions/s/messages".to_owned()),
-        (messages, "/v1/sessions/t/messages".to_owned()),
-        (
-            "/v1/messages/{message_id}",
-            format!("/v1/messages/{message}"),
-        ),
-        ("/v1/messages/{message_id}", "/v1/messages/msg_x".to_owned()),
-        (
-            "/v1/messages/{message_id}",
-            "/v1/messages/msg_01JQ3W8K5T0000000000000001".to_owned(),
-        ),
-        ("/v1/sessions", "/v1/sessions".to_owned()),
-        ("/v1/sessions", "/v1/sessions?limit=0".to_owned()),
-        (
-            "/v1/sessions/{session_id}/stream",
-            "/v1/sessions/s/stream?follow=false".to_owned(),
-        ),
-        (
-            "/v1/sessions/{session_id}/stream",
-            "/v1/sessions/t/stream".to_owned(),
-        ),
-        ("/healthz", "/healthz".to_owned()),
-        ("/metrics", "/metrics".to_owned()),
-    ] {
+    for (path, at) in reads(&id, &message) {
         check(&document, path, "get", &scene.get(&at).await);
     }
-    for (method, path) in calls(&document) {
-        let at = path
-            .replace("{session_id}", "s")
-            .replace("{message_id}", &message);
-        let mut unauthorized = request(method.clone(), &at, Body::empty());
-        unauthorized.headers_mut().remove("authorization");
-        if at.starts_with("/v1") {
-            check(
-                &document,
-                &path,
-                &method.as_str().to_lowercase(),
-                &scene.call(unauthorized).await,
-            );
-        }
-        let answer = scene
-            .call(request(
-                method.clone(),
-                &format!("{at}?follow=false"),
-                Body::empty(),
-            ))
-            .await;
-        assert!(
-            ![404, 405].contains(&answer.status.as_u16()),
-            "{method} {path} is in the document and not in the router"
-        );
-    }
+    check_that_each_call_is_there(&scene, &document, &message).await;
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sessionlog::{Batch, MessageId, NewEvent, SessionLog};
+use sessionlog::{Batch, Event, MessageId, NewEvent, SessionLog};
 
 use crate::process::Server;
 use crate::support::{KEY, said};
@@ -135,99 +135,95 @@ struct Turns {
 }
 
 fn prepare(log: &SessionLog, size: &Size) -> Turns {
-    let append =
-        |session: &str, batch: Batch| log.append(&session.parse().unwrap(), batch).unwrap().events;
-    let output = |data: String, turn: MessageId| {
-        NewEvent::new("assistant.message_completed", data).in_turn(turn)
+    append_large_sessions(log, size);
+    append_turns(log, size);
+    let turns = Turns {
+        endless: append_endless_turn(log, size),
+        odd: ODD.map(|shape| append_odd_turn(log, shape)).into(),
+        calls: append_many_calls(log),
     };
+    log.close().unwrap();
+    turns
+}
+
+fn append(log: &SessionLog, session: &str, batch: impl Into<Batch>) -> Vec<Event> {
+    log.append(&session.parse().unwrap(), batch).unwrap().events
+}
+
+fn open_turn(log: &SessionLog, session: &str, text: &str) -> MessageId {
+    append(log, session, Batch::new().user_message(text))[0]
+        .id
+        .into()
+}
+
+fn output(data: String, turn: MessageId) -> NewEvent {
+    NewEvent::new("assistant.message_completed", data).in_turn(turn)
+}
+
+fn large(n: usize) -> String {
+    json!({"n": n, "text": "x".repeat(LARGE)}).to_string()
+}
+
+fn append_large_sessions(log: &SessionLog, size: &Size) {
     for n in 0..size.large_sessions {
-        let large = || {
-            NewEvent::new(
-                "note",
-                json!({"n": n, "text": "x".repeat(LARGE)}).to_string(),
-            )
-        };
-        append(
-            &format!("large-{n}"),
-            Batch::new().events([large(), large(), large()]),
-        );
+        let notes = (0..3).map(|_| NewEvent::new("note", large(n)));
+        append(log, &format!("large-{n}"), Batch::new().events(notes));
     }
-    let opened = append(
-        "turns",
-        (0..size.turns).fold(Batch::new(), |batch, n| batch.user_message(n.to_string())),
-    );
+}
+
+fn append_turns(log: &SessionLog, size: &Size) {
+    let openings = (0..size.turns).fold(Batch::new(), |batch, n| batch.user_message(n.to_string()));
+    let opened = append(log, "turns", openings);
     for n in 0..size.outputs {
         for turns in opened.chunks(4) {
-            let large = |turn: &sessionlog::Event| {
-                output(
-                    json!({"n": n, "text": "x".repeat(LARGE)}).to_string(),
-                    turn.id.into(),
-                )
-            };
-            append("turns", Batch::new().events(turns.iter().map(large)));
+            let outputs = turns.iter().map(|turn| output(large(n), turn.id.into()));
+            append(log, "turns", Batch::new().events(outputs));
         }
     }
-    let endless =
-        MessageId::from(append("endless", Batch::new().user_message("without an end"))[0].id);
+}
+
+fn append_endless_turn(log: &SessionLog, size: &Size) -> MessageId {
+    let turn = open_turn(log, "endless", "without an end");
     for _ in 0..size.endless_events / 1_000 {
-        append(
-            "endless",
-            Batch::new()
-                .events((0..1_000).map(|n| NewEvent::new("note", n.to_string()).in_turn(endless))),
-        );
+        let note = |n: u32| NewEvent::new("note", n.to_string()).in_turn(turn);
+        append(log, "endless", Batch::new().events((0..1_000).map(note)));
     }
-    let mut odd_turns = Vec::new();
-    for shape in ODD {
-        let sent = format!(
-            r#"{{"content":[{{"type":"x","x":{}}}],"metadata":{{}}}}"#,
-            odd(shape, LARGE)
-        );
-        let turn = MessageId::from(
-            append(
-                "odd",
-                Batch::new().event(NewEvent::new("user.message", sent)),
-            )[0]
-            .id,
-        );
-        append(
-            "odd",
-            Batch::new()
-                .event(output(odd(shape, LARGE), turn))
-                .event(output(odd(shape, LARGE - 100), turn)),
-        );
-        let failed = format!(r#"{{"status":"failed","error":{}}}"#, odd(shape, LARGE));
-        append(
-            "odd",
-            Batch::new().event(NewEvent::new("message.status_changed", failed).in_turn(turn)),
-        );
-        odd_turns.push(turn);
-    }
-    let calls = MessageId::from(append("calls", Batch::new().user_message("many calls"))[0].id);
+    turn
+}
+
+fn append_odd_turn(log: &SessionLog, shape: (&str, &str, &str)) -> MessageId {
+    let sent = format!(
+        r#"{{"content":[{{"type":"x","x":{}}}],"metadata":{{}}}}"#,
+        odd(shape, LARGE)
+    );
+    let turn = append(log, "odd", NewEvent::new("user.message", sent))[0]
+        .id
+        .into();
+    let outputs = [LARGE, LARGE - 100].map(|bytes| output(odd(shape, bytes), turn));
+    append(log, "odd", Batch::new().events(outputs));
+    let failed = format!(r#"{{"status":"failed","error":{}}}"#, odd(shape, LARGE));
+    let failed = NewEvent::new("message.status_changed", failed).in_turn(turn);
+    append(log, "odd", failed);
+    turn
+}
+
+fn append_many_calls(log: &SessionLog) -> MessageId {
+    let turn = open_turn(log, "calls", "many calls");
     for n in 0..20 {
         let ids: Vec<_> = (0..40_000)
             .map(|id| json!({"id": format!("{n}-{id}")}))
             .collect();
-        let named = NewEvent::new("tool.call_requested", json!({ "calls": ids }).to_string());
         let shape = ODD[n % ODD.len()];
-        let requested = format!(
-            r#"{{"calls":{},"call_id":{}}}"#,
-            odd(shape, LARGE / 2),
-            odd(shape, LARGE / 2)
-        );
-        append(
-            "calls",
-            Batch::new().events(
-                [named, NewEvent::new("tool.call_requested", requested)]
-                    .map(|event| event.in_turn(calls)),
-            ),
-        );
+        let half = || odd(shape, LARGE / 2);
+        let requests = [
+            json!({ "calls": ids }).to_string(),
+            format!(r#"{{"calls":{},"call_id":{}}}"#, half(), half()),
+        ];
+        let requests =
+            requests.map(|data| NewEvent::new("tool.call_requested", data).in_turn(turn));
+        append(log, "calls", Batch::new().events(requests));
     }
-    log.close().unwrap();
-    Turns {
-        endless,
-        odd: odd_turns,
-        calls,
-    }
+    turn
 }
 
 /// The statuses that a client may see, whatever it does.

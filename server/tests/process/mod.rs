@@ -56,7 +56,7 @@ impl Server {
             match Self::try_start(command) {
                 Ok(server) => return server,
                 Err(why) if why.contains("cannot listen") => {
-                    std::thread::sleep(Duration::from_millis(100))
+                    std::thread::sleep(Duration::from_millis(100));
                 }
                 Err(why) => panic!("the server did not start: {why}"),
             }

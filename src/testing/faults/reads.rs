@@ -81,42 +81,33 @@ fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segment
         events.iter().rev().cloned().collect::<Vec<_>>(),
     );
     let (middle, half) = (events[events.len() / 2].seq, events.len() / 2);
-    check(
-        "all, oldest first",
-        segments,
-        &list(PageRequest::new().limit(1_000)),
-        all.clone(),
-    );
-    check(
-        "all, newest first",
-        segments,
-        &list(PageRequest::new().limit(1_000).newest_first()),
-        downwards.clone(),
-    );
-    check(
-        "one",
-        1,
-        &list(PageRequest::new().after(middle).limit(1)),
-        events[half + 1..half + 2].to_vec(),
-    );
-    check(
-        "the oldest",
-        1,
-        &list(PageRequest::new().limit(1)),
-        events[..1].to_vec(),
-    );
-    check(
-        "the newest",
-        1,
-        &list(PageRequest::new().limit(1).newest_first()),
-        downwards[..1].to_vec(),
-    );
-    check(
-        "of a type",
-        segments,
-        &list(PageRequest::new().types([crate::model::USER_MESSAGE])),
-        events[..1].to_vec(),
-    );
+    let newest = PageRequest::new().newest_first();
+    let of_type = PageRequest::new().types([crate::model::USER_MESSAGE]);
+    for (what, runs, page, expected) in [
+        (
+            "all, oldest first",
+            segments,
+            PageRequest::new().limit(1_000),
+            &all[..],
+        ),
+        (
+            "all, newest first",
+            segments,
+            newest.clone().limit(1_000),
+            &downwards,
+        ),
+        (
+            "one",
+            1,
+            PageRequest::new().after(middle).limit(1),
+            &events[half + 1..half + 2],
+        ),
+        ("the oldest", 1, PageRequest::new().limit(1), &events[..1]),
+        ("the newest", 1, newest.limit(1), &downwards[..1]),
+        ("of a type", segments, of_type, &events[..1]),
+    ] {
+        check(what, runs, &list(page), expected.to_vec());
+    }
     let stream = |log: &SessionLog| {
         log.stream(session, StartAt::Beginning)
             .unwrap()

@@ -205,10 +205,12 @@ impl tracing::Subscriber for Lines {
     fn record_follows_from(&self, _span: &tracing::span::Id, _follows: &tracing::span::Id) {}
 
     fn event(&self, event: &tracing::Event<'_>) {
+        use std::fmt::Write;
+
         let mut line = String::new();
         event.record(
             &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-                line += &format!("{field}={value:?} ");
+                let _always_fits = write!(line, "{field}={value:?} ");
             },
         );
         self.0.lock().push(line);

@@ -101,7 +101,7 @@ impl Writer {
             Json::Text(text) => self.text(text),
             Json::List(items) => self.list(items),
             Json::Deep(levels) => {
-                self.put(&format!("{}{}", "[".repeat(*levels), "]".repeat(*levels)))
+                self.put(&format!("{}{}", "[".repeat(*levels), "]".repeat(*levels)));
             }
             Json::Object(fields)
                 if fields.is_empty()
@@ -111,7 +111,7 @@ impl Writer {
                 self.put("[]");
             }
             Json::Object(fields) => {
-                self.object(fields.iter().map(|(name, field)| (name.as_slice(), field)))
+                self.object(fields.iter().map(|(name, field)| (name.as_slice(), field)));
             }
         }
     }
@@ -128,7 +128,7 @@ impl Writer {
         match self.dialect.language {
             Language::JavaScript => self.double(whole as f64),
             Language::Lua if whole.unsigned_abs() >= 1_000_000_000_000_000 => {
-                self.double(whole as f64)
+                self.double(whole as f64);
             }
             Language::Lua if self.dialect.is_odd => self.put(&format!("{whole}.0")),
             Language::Protobuf => self.put(&format!("\"{whole}\"")),
@@ -164,7 +164,7 @@ impl Writer {
             Language::Python => self.put(&"7".repeat(digits)),
             Language::Protobuf => self.put(&format!("\"{}\"", "7".repeat(digits))),
             Language::JavaScript | Language::Lua => {
-                self.double("7".repeat(digits).parse().unwrap())
+                self.double("7".repeat(digits).parse().unwrap());
             }
         }
     }
