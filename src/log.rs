@@ -654,10 +654,9 @@ mod tests {
     #[test]
     fn a_list_of_the_newest_sessions_that_was_ended_early_says_so() {
         let folder = tempfile::tempdir().unwrap();
-        let log = Options::new()
-            .recent_bytes_max(0)
-            .open(folder.path())
-            .unwrap();
+        let mut options = Options::new().recent_bytes_max(0);
+        options.walk_back_records = 10;
+        let log = options.open(folder.path()).unwrap();
         let append = |session: &str| {
             let batch = Batch::new().event(NewEvent::new("note", "x"));
             log.append(&SessionId::new(session).unwrap(), batch)

@@ -172,8 +172,12 @@ impl SealedReader<'_> {
         let segments = locator.segments();
         let indexed = entry.and_then(|entry| Some((segments.by_number(entry.segment)?, entry.run)));
         if let Some((segment, run)) = &indexed
-            && let Ok(records) =
-                segment.run_records(session, run, range, || self.prefetch(seq, range, &segments))
+            && !segment.is_cached(run)
+        {
+            self.prefetch(seq, range, &segments);
+        }
+        if let Some((segment, run)) = &indexed
+            && let Ok(records) = segment.run_records(session, run, range)
             && let Ok(records) = records.collect()
         {
             self.near = Some(segment.info.number);
@@ -205,7 +209,7 @@ impl SealedReader<'_> {
             locator.runs.forget(session);
         }
         let records = segment
-            .run_records(session, &run, range, || {})?
+            .run_records(session, &run, range)?
             .collect::<Result<_>>()?;
         Ok((segment, records))
     }

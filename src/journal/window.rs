@@ -13,8 +13,8 @@ use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode};
 use crate::journal::GroupSlot;
 use crate::model::{EventId, Result};
 
-/// What is read of a journal file at once, unless a group is larger. The files of tests are small.
-const WINDOW_BYTES: usize = if cfg!(test) { 2 * BLOCK } else { 1024 * 1024 };
+/// The most that is read of a journal file at once, unless a group is larger.
+const WINDOW_BYTES_MAX: usize = 1024 * 1024;
 
 pub(crate) struct ReplayedGroup {
     pub header: GroupHeader,
@@ -84,6 +84,11 @@ impl Window {
         })
     }
 
+    /// A quarter of the file, so that a small file takes several windows as a large one does.
+    fn window_bytes(&self) -> usize {
+        (self.length / 4).clamp(2 * BLOCK, WINDOW_BYTES_MAX)
+    }
+
     /// The bytes from `at` on, `count` at least unless they end before. An `at` may not be less
     /// than one before it.
     pub(super) fn from(&mut self, at: usize, count: usize) -> Result<&[u8]> {
@@ -102,7 +107,7 @@ impl Window {
     /// Lets go of what comes before `start`, and reads up to `end` at least.
     pub(super) fn advance(&mut self, start: usize, end: usize) -> Result<()> {
         let end = end
-            .max(start + WINDOW_BYTES)
+            .max(start + self.window_bytes())
             .next_multiple_of(BLOCK)
             .min(self.length);
         let (bytes, kept) = (end - start, self.held.end.saturating_sub(start));

@@ -33,6 +33,8 @@ pub struct Options {
     pub(crate) index_cache_bytes_max: usize,
     pub(crate) head_cache_bytes_max: usize,
     pub(crate) scan_bytes_max: usize,
+    /// How many sealed records the list of newest sessions looks at. Tests make it fewer.
+    pub(crate) walk_back_records: usize,
     pub(crate) stall_wait: Duration,
     pub(crate) clock: WallClock,
 }
@@ -78,6 +80,7 @@ impl Default for Options {
             index_cache_bytes_max: 32 * MIB,
             head_cache_bytes_max: 128 * MIB,
             scan_bytes_max: 16 * MIB,
+            walk_back_records: 10_000,
             stall_wait: Duration::from_secs(10),
             clock: system_clock(),
         }

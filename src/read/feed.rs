@@ -14,10 +14,6 @@ use crate::read::scan::ReadLimit;
 use crate::read::store::Store;
 use crate::segment::Segment;
 
-/// How many sealed records [`newest_sessions`](Store::newest_sessions) looks at before it is
-/// content with fewer sessions.
-const WALK_BACK_RECORDS: usize = if cfg!(test) { 10 } else { 10_000 };
-
 /// Records looked for in memory at once.
 const RECORDS_AT_ONCE: usize = 256;
 
@@ -158,7 +154,7 @@ impl Store {
             while let Some(record) = segment.record_before(oldest)? {
                 oldest = record.base;
                 walked += 1;
-                if newest.visit(&record).is_break() || walked == WALK_BACK_RECORDS {
+                if newest.visit(&record).is_break() || walked == self.options.walk_back_records {
                     return Ok(ControlFlow::Break(()));
                 }
             }

@@ -251,17 +251,15 @@ impl Segment {
         }))
     }
 
-    /// The records of a run that overlap the seqs, in order, decoded as they are asked for. Should
-    /// the disk have to be read, `before_read` comes first. A run that is not what it says is
-    /// damage.
+    /// The records of a run that overlap the seqs, in order, decoded as they are asked for. A run
+    /// that is not what it says is damage.
     pub(crate) fn run_records<'a>(
         &'a self,
         session: &'a SessionId,
         run: &Run,
         seqs: &RangeInclusive<Seq>,
-        before_read: impl FnOnce(),
     ) -> Result<RunRecords<'a>> {
-        let block = self.block(run.address, before_read)?;
+        let block = self.block(run.address)?;
         let at = BLOCK_HEADER_BYTES + run.address.at as usize;
         let (from, to) = (*seqs.start(), run.last().min(*seqs.end()));
         Ok(RunRecords {
@@ -276,6 +274,11 @@ impl Segment {
         })
     }
 
+    /// Whether the first records of a run can be had without the disk.
+    pub(crate) fn is_cached(&self, run: &Run) -> bool {
+        self.parts.is_cached(run.address.block_offset)
+    }
+
     /// Lets the disk fetch what may be a run's records, which will be read soon.
     pub(crate) fn prefetch(&self, run: &Run) {
         let Address {
@@ -284,7 +287,7 @@ impl Segment {
             ..
         } = run.address;
         if self.parts.has(block_offset, block_bytes)
-            && !self.parts.is_cached(block_offset)
+            && !self.is_cached(run)
             // What cannot be opened is told to who reads it.
             && let Ok(file) = self.file()
         {
@@ -293,7 +296,7 @@ impl Segment {
     }
 
     fn record_at(&self, address: Address) -> Result<Record> {
-        let block = self.block(address, || {})?;
+        let block = self.block(address)?;
         let at = BLOCK_HEADER_BYTES + address.at as usize;
         Record::decode(&block, at).map_err(|fault| fault.at(self.path(), address.block_offset))
     }
@@ -302,16 +305,11 @@ impl Segment {
         Address::read(&mut ByteReader::new(value)).map_err(|fault| fault.at(self.path(), 0))
     }
 
-    fn block(&self, address: Address, before_read: impl FnOnce()) -> Result<Bytes> {
-        self.part(
-            address.block_offset,
-            address.block_bytes,
-            before_read,
-            |salt, bytes| {
-                let header = BlockHeader::decode(salt, bytes)?;
-                check_bodies(header, bytes)
-            },
-        )
+    fn block(&self, address: Address) -> Result<Bytes> {
+        self.part(address.block_offset, address.block_bytes, |salt, bytes| {
+            let header = BlockHeader::decode(salt, bytes)?;
+            check_bodies(header, bytes)
+        })
     }
 
     /// The error for something in a table that this version would not have put there.
@@ -323,25 +321,18 @@ impl Segment {
         self.part(
             self.info.filter.offset,
             self.info.filter.bytes,
-            || {},
             |salt, filter| filter::check(salt, filter),
         )
     }
 
-    /// A part of the file. Should it have to be read from the disk, `before_read` comes first, and
-    /// `admit` looks at it behind.
+    /// A part of the file. `admit` verifies one that was read from the disk.
     fn part(
         &self,
         offset: u64,
         bytes: u32,
-        before_read: impl FnOnce(),
         admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
     ) -> Result<Bytes> {
-        let file = || {
-            before_read();
-            self.file()
-        };
-        self.parts.part(offset, bytes, file, admit)
+        self.parts.part(offset, bytes, || self.file(), admit)
     }
 
     fn file(&self) -> Result<Arc<dyn DiskFile>> {
@@ -360,7 +351,7 @@ impl Segment {
 
 impl Pages for Segment {
     fn page(&self, address: PageAddress) -> Result<Bytes> {
-        self.part(address.offset, address.bytes, || {}, admit_page)
+        self.part(address.offset, address.bytes, admit_page)
     }
 
     fn fault(&self, address: PageAddress, fault: Fault) -> Error {
