@@ -173,6 +173,16 @@ fn each_part_imports_only_from_parts_before_it() {
 }
 
 #[test]
+fn the_layers_are_shown_to_contributors() {
+    let text = fs::read_to_string(root().join("CONTRIBUTING.md")).expect("CONTRIBUTING.md");
+    let layers: Vec<&str> = LAYERS.split_whitespace().collect();
+    assert!(
+        text.lines()
+            .any(|line| line.split_whitespace().eq(layers.iter().copied()))
+    );
+}
+
+#[test]
 fn no_files_of_a_part_import_each_other_in_a_circle() {
     let files: Vec<&Source> = layered()
         .filter(|source| source.part() != MAY_BE_CIRCULAR)
