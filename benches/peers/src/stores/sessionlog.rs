@@ -5,7 +5,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sessionlog::{
-    Batch, EventId, StartAt, MessageId, NewEvent, Options, PageRequest, SessionId, SessionLog, StreamItem,
+    Batch, EventId, MessageId, NewEvent, Options, PageRequest, SessionId, SessionLog, StartAt,
+    StreamItem,
 };
 
 use crate::measure::pause;
@@ -84,9 +85,12 @@ impl Store for Ours {
     fn page(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
         let page = self
             .log
-            .list(self.session(session), PageRequest::new().after(seq).limit(limit))
+            .list(
+                self.session(session),
+                PageRequest::new().after(seq).limit(limit),
+            )
             .expect("the page is there");
-        for event in &page.events {
+        for event in &page.items {
             see(&event.data);
         }
     }
@@ -99,7 +103,7 @@ impl Store for Ours {
                 PageRequest::new().newest_first().limit(limit),
             )
             .expect("the page is there");
-        for event in &page.events {
+        for event in &page.items {
             see(&event.data);
         }
     }
@@ -107,9 +111,12 @@ impl Store for Ours {
     fn id_at(&self, session: u32, seq: u64) -> u128 {
         let page = self
             .log
-            .list(self.session(session), PageRequest::new().after(seq - 1).limit(1))
+            .list(
+                self.session(session),
+                PageRequest::new().after(seq - 1).limit(1),
+            )
             .expect("the event is there");
-        page.events[0].id.to_u128()
+        page.items[0].id.to_u128()
     }
 
     fn find(&self, id: u128, see: See<'_>) {
