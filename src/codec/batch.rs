@@ -1,5 +1,7 @@
-//! Encodes a batch, once, on the caller's thread: checksummed and fingerprinted, as it will lie in
-//! the journal and in a segment.
+//! Encodes a batch once, on the caller's thread.
+//!
+//! The result has its checksum and its fingerprint, and is stored as it is in the journal and in a
+//! segment.
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use crate::codec::{Salt, prefixed_bytes, put_prefixed, put_varint, varint_bytes}
 use crate::model::{Batch, EventId, NewEvent, Seq, SessionId, Stamp, Turn};
 
 /// A batch as it will be stored, before it has a place in its session. It is a record already, so
-/// that the commit section has nothing to make.
+/// that the commit section has nothing to allocate.
 #[derive(Debug)]
 pub(crate) struct EncodedBatch(Arc<Record>);
 
@@ -77,7 +79,7 @@ impl EncodedBatch {
         self.0.key.as_deref()
     }
 
-    /// The record that this becomes at a place in its session.
+    /// Returns the record that this batch becomes at a place in its session.
     pub(crate) fn stamped(mut self, generation: u32, first: Seq, stamp: Stamp) -> Arc<Record> {
         let record = Arc::get_mut(&mut self.0).expect("nobody was given it");
         (record.generation, record.first) = (generation, first);
@@ -85,14 +87,14 @@ impl EncodedBatch {
         self.0
     }
 
-    /// At least as many bytes as the record takes when it is stored.
+    /// Returns an upper bound of the stored size of the record, in bytes.
     pub(crate) fn stored_bytes_max(&self) -> usize {
         HEAD_BYTES_MAX + self.0.body().len()
     }
 }
 
-/// The length of a batch's body, to the byte: a body stays in memory until it is sealed, and with
-/// it what it was given too much.
+/// Returns the exact length of a batch's body. A body stays in memory until it is sealed, and so
+/// would any excess capacity.
 fn body_bytes(session: &SessionId, batch: &Batch) -> usize {
     let key = batch
         .key

@@ -1,19 +1,25 @@
-//! Memory for the bodies of batches. Small ones share a chunk that their thread takes pieces of: a
-//! body is freed by the thread that seals, and memory that comes back one by one from another
-//! thread costs an allocator its locks.
+//! Memory for the bodies of batches.
+//!
+//! Small bodies share a chunk from which their thread takes pieces. The sealing thread frees them.
+//! If each were an allocation of its own, frees from another thread would cost the allocator its
+//! locks.
 
 use std::cell::Cell;
 
 use bytes::BytesMut;
 
-/// A chunk stays in memory until the last body in it goes, and its rest until the thread ends.
+/// The largest chunk, in bytes. A chunk stays in memory until the last body in it is freed, and its
+/// unused rest until the thread ends.
 const CHUNK_BYTES_MAX: usize = 16 * 1024;
 
-/// Larger bodies get memory of their own, so that little is left at a chunk's end.
+/// The largest body that shares a chunk, in bytes. Larger bodies get memory of their own, so that
+/// little is left over at a chunk's end.
 const SHARED_BYTES_MAX: usize = CHUNK_BYTES_MAX / 16;
 
-/// What a thread takes from. Its chunks grow with what it appends, so that it never keeps more than
-/// it used: many threads append once.
+/// The chunk that a thread takes pieces from.
+///
+/// A thread's chunks grow with what it appends, because many threads append only once. So a thread
+/// never keeps more than it used.
 #[derive(Default)]
 struct Chunk {
     rest: BytesMut,
@@ -24,14 +30,14 @@ thread_local! {
     static CHUNK: Cell<Chunk> = Cell::default();
 }
 
-/// Memory for so many bytes and no more.
+/// Returns a buffer with a capacity of exactly `bytes`.
 pub(super) fn room_for(bytes: usize) -> BytesMut {
     let shared = if bytes > SHARED_BYTES_MAX {
         None
     } else {
         CHUNK.try_with(|chunk| take(chunk, bytes)).ok()
     };
-    // A thread that ends has no chunk any more.
+    // A thread that is ending no longer has a chunk.
     shared.unwrap_or_else(|| BytesMut::with_capacity(bytes))
 }
 

@@ -1,4 +1,4 @@
-//! The fixed headers: of a journal file, a group, a segment, a block and a page.
+//! The fixed headers of journal files, groups, segments, blocks and pages.
 
 use crate::codec::{ByteReader, Decoded, FORMAT_VERSION, Fault, Salt, StoreId, check_version};
 use crate::model::EventId;
@@ -15,7 +15,7 @@ pub(crate) const GROUP_HEADER_BYTES: usize = 64;
 pub(crate) const BLOCK_HEADER_BYTES: usize = 16;
 pub(crate) const PAGE_HEADER_BYTES: usize = 9;
 
-/// What a journal file says of itself.
+/// The header of a journal file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileHeader {
     pub store: StoreId,
@@ -40,7 +40,8 @@ impl FileHeader {
         file_header(JOURNAL_MAGIC, Salt::new(self.store, *b"jfil", 0), &checked)
     }
 
-    /// `None` when the file was never used: it still has the zeroes it was prepared with.
+    /// Decodes a file header; `None` if the file was never used. Such a file still has the zeroes
+    /// it was prepared with.
     pub(crate) fn decode(bytes: &[u8]) -> Decoded<Option<Self>> {
         if bytes
             .get(..JOURNAL_HEADER_BYTES)
@@ -70,7 +71,7 @@ impl FileHeader {
     }
 }
 
-/// What a segment says of itself at its start; the trailer says the rest.
+/// The header of a segment. The trailer holds the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SegmentHeader {
     pub store: StoreId,
@@ -134,7 +135,7 @@ fn open_file_header(magic: [u8; 8], length: usize, bytes: &[u8]) -> Decoded<(u32
     Ok((reader.u32()?, reader.take(length - FILE_CHECKED_FROM)?))
 }
 
-/// What stands before the records of one commit group.
+/// The header of one commit group, before its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GroupHeader {
     pub incarnation: u64,
@@ -152,7 +153,7 @@ impl GroupHeader {
         Salt::new(store, *b"grup", incarnation)
     }
 
-    /// The header's bytes, and its checksum, which is the next group's chain value.
+    /// Returns the header's bytes and its checksum, which is the next group's chain value.
     pub(crate) fn encode(&self, salt: Salt) -> ([u8; GROUP_HEADER_BYTES], u32) {
         let mut checked = Vec::with_capacity(GROUP_HEADER_BYTES);
         for field in [self.incarnation, self.lsn, self.durable_lsn] {
@@ -180,8 +181,9 @@ impl GroupHeader {
         (out, checksum)
     }
 
-    /// Reads a header of the store, whatever the incarnation; with it, its checksum. `None` when
-    /// the bytes are no header.
+    /// Decodes a header of the store, of any incarnation, and returns it with its checksum.
+    ///
+    /// Returns `None` if the bytes are not such a header.
     pub(crate) fn decode(store: StoreId, bytes: &[u8]) -> Option<(Self, u32)> {
         let mut reader = ByteReader::new(bytes);
         if reader.array().ok()? != GROUP_MAGIC {
@@ -194,7 +196,7 @@ impl GroupHeader {
             .then_some((header, checksum))
     }
 
-    /// Whether the bytes begin like a header, of whatever store.
+    /// Returns whether the bytes begin like a header, of any store.
     pub(crate) fn is_begun(bytes: &[u8]) -> bool {
         bytes.starts_with(&GROUP_MAGIC)
     }
@@ -213,7 +215,7 @@ impl GroupHeader {
     }
 }
 
-/// What stands before the records of a segment's block.
+/// The header of a block in a segment, before its records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlockHeader {
     pub record_bytes: u32,
@@ -221,7 +223,7 @@ pub(crate) struct BlockHeader {
 }
 
 impl BlockHeader {
-    /// The header of a block whose records consist of these parts.
+    /// Returns the header of a block whose records consist of these parts.
     pub(crate) fn encode<'a>(
         self,
         salt: Salt,

@@ -1,27 +1,43 @@
-//! Bytes and values: everything that reaches the disk is laid out here, and this page is its
-//! specification.
+//! The on-disk format and its codec. This page is the specification of the format.
 //!
 //! # Format, version 1
 //!
-//! Integers are little-endian. `varint` is LEB128 of at most 10 bytes; `zigzag` is a signed integer
-//! folded into a varint. A checksum is CRC32C (Castagnoli). A *salt* is the checksum of store ID, a
-//! four-byte purpose and a number; a salted checksum starts from it, so bytes of another store, of
-//! an earlier use of the same file, or from another place never pass. Reserved bytes are zero.
-//! Whatever does not fit is damage, except a version, kind or required extension above those
-//! listed: that is unsupported.
+//! Integers are little-endian unless a field says otherwise. Numbers in parentheses are sizes in
+//! bytes.
+//!
+//! * `varint` is LEB128 of at most 10 bytes.
+//! * `zigzag` is a signed integer folded into a varint.
+//! * A checksum is CRC32C (Castagnoli).
+//! * A *salt* is the checksum of the store ID, a four-byte purpose and a number. It is written as
+//!   "salted (purpose, number)". A salted checksum starts from its salt. So bytes of another store,
+//!   of an earlier use of the same file, or from another place never pass.
+//! * Reserved bytes are zero.
+//!
+//! A reader refuses anything else as damage, with one exception. An unknown version, record kind,
+//! flag, number of filter probes or required extension is unsupported. Version 0 was never written,
+//! so it is damage.
 //!
 //! ## Files of a log
 //!
-//! | name | what |
+//! | name | content |
 //! |---|---|
 //! | `LOCK` | empty; its file lock is held while the log is open |
-//! | `MANIFEST-0`, `MANIFEST-1` | the two manifest slots, written one after the other; the valid one with the higher sequence counts |
-//! | `journal/<8 digits, or as many as it takes>.journal` | a journal file, pre-written with zeroes and used again and again |
-//! | `segments/<16 digits>.segment` | a segment: immutable, numbered in commit order |
-//! | `filters/<16 digits>-<level>.filter` | a span filter, which can be deleted at any time; named by the last segment it is over |
-//! | `index/` | the index, which can be deleted at any time while the log is closed |
+//! | `MANIFEST-0`, `MANIFEST-1` | the two slots of the manifest |
+//! | `journal/<number>.journal` | a journal file |
+//! | `segments/<number>.segment` | a segment |
+//! | `filters/<number>-<level>.filter` | a span filter |
+//! | `index/` | the index |
 //! | `index.set-aside/` | the last index that was found to be wrong; nothing reads it |
-//! | `*.tmp` | not finished; removed on open |
+//! | `*.tmp` | an unfinished file; removed on open |
+//!
+//! * The manifest slots are written one after the other. The valid slot with the higher sequence
+//!   counts.
+//! * A journal file is pre-written with zeroes and recycled. Its number has 8 digits, or more if it
+//!   needs more.
+//! * A segment is immutable. Segments are numbered in commit order, with 16 digits.
+//! * A span filter is named by the number of its last segment, with 16 digits. It can be deleted at
+//!   any time.
+//! * The index can be deleted at any time while the log is closed.
 //!
 //! ## Journal file
 //!
@@ -38,7 +54,7 @@
 //! | 40 | 8 | start LSN, which is the end LSN of the file before |
 //! | 48 | 4 | chain value: the checksum of the last group header before this file |
 //! | 52 | 4 | length of the file in blocks of 4096 bytes |
-//! | 56 | 16 | the highest event ID given out before this file |
+//! | 56 | 16 | the highest event ID assigned before this file |
 //!
 //! | offset | size | group header |
 //! |---|---|---|
@@ -51,14 +67,14 @@
 //! | 36 | 4 | bytes of records that follow |
 //! | 40 | 4 | number of records; 0 in a *witness*, which only records the durable LSN |
 //! | 44 | 4 | checksum of the record heads in order |
-//! | 48 | 16 | the highest event ID given out, this group's included |
+//! | 48 | 16 | the highest event ID assigned, this group's included |
 //!
-//! The records follow, then zeroes up to the next block boundary. A body is covered by its own
-//! checksum, which stands in its head.
+//! The records follow, then zeroes up to the next block boundary. The checksum of each body is in
+//! its record's head.
 //!
 //! ## Record
 //!
-//! The same bytes in a journal group and in a segment block.
+//! A record has the same bytes in a journal group and in a segment block: its head, then its body.
 //!
 //! | size | record head |
 //! |---|---|
@@ -74,69 +90,145 @@
 //!
 //! | size | body of a batch |
 //! |---|---|
-//! | 1 | flags: 1 = keyed, 2 = an extension area follows the key |
+//! | 1 | flags: 1 = keyed, 2 = an extension area precedes the number of events |
 //! | varint, bytes | session ID |
-//! | varint, bytes, 32 | keyed only: idempotency key, and BLAKE3 of the body from the event count on |
+//! | varint, bytes | keyed only: the idempotency key |
+//! | 32 | keyed only: BLAKE3 of the body from the number of events on |
 //! | varint | number of events |
 //! | | the events |
 //!
 //! | size | event |
 //! |---|---|
-//! | 1 | flags: 1 = opens a turn, 2 = belongs to a turn, 4 = an extension area follows the message ID |
+//! | 1 | flags: 1 = opens a turn, 2 = belongs to a turn, 4 = an extension area precedes the type |
 //! | 16 | belongs to a turn only: the message ID |
 //! | varint, bytes | type |
 //! | varint, bytes | data |
 //!
-//! An extension area is a varint length, then (varint tag, varint length, bytes) until it is used
-//! up. A reader passes over an even tag it does not know and refuses an odd one. This version
-//! writes none.
+//! An extension area is a varint length, then that number of bytes. They hold entries of (varint
+//! tag, varint length, bytes). A reader skips an even tag that it does not know and refuses an odd
+//! one. This version writes no extension area.
 //!
 //! ## Segment
 //!
-//! | part | what |
-//! |---|---|
-//! | header | 4096 bytes: `slogsegm`, version (4), checksum of bytes 16..64 salted (`sfil`, number) (4), store ID (16), number (8), start LSN (8), end LSN (8), reserved |
-//! | blocks | 16 bytes: length of the records (4), checksum (4), number of records (4), flags (1, none known), reserved (3); then records, sorted by session, generation and seq; closed at about 64 KiB, and from 4 KiB on where another session begins |
-//! | run table | key `session ID, 0, generation (4, big-endian), first seq (8, big-endian)` → place, number of events, last event ID |
-//! | ID table | key: event ID of a record (16, big-endian) → place |
-//! | key table | key: 16 bytes of BLAKE3 of `session ID, 0, idempotency key`, then event ID of the record (16, big-endian) → place |
-//! | filter | a Bloom filter over the session IDs and the keys of the key table |
-//! | trailer | 4096 bytes, the last block of the file: a framed value with counts, ranges and the roots of the tables |
+//! The parts of the file, in order:
+//!
+//! 1. The header, one block of 4096 bytes.
+//! 2. The blocks of records.
+//! 3. The filter: a Bloom filter over the session IDs and the keys of the key table.
+//! 4. The run table.
+//! 5. The ID table.
+//! 6. The key table, unless no record is keyed. Zeroes follow the last table up to the next
+//!    multiple of 4096 bytes.
+//! 7. The trailer, the last 4096 bytes: a framed value with counts, ranges and the roots of the
+//!    tables.
+//!
+//! | offset | size | segment header |
+//! |---|---|---|
+//! | 0 | 8 | `slogsegm` |
+//! | 8 | 4 | format version |
+//! | 12 | 4 | checksum of bytes 16..64, salted (`sfil`, segment number) |
+//! | 16 | 16 | store ID |
+//! | 32 | 8 | segment number |
+//! | 40 | 8 | start LSN |
+//! | 48 | 8 | end LSN |
+//! | 56 | 8 | reserved |
+//!
+//! Zeroes follow up to the end of the block.
+//!
+//! | offset | size | block |
+//! |---|---|---|
+//! | 0 | 4 | length of the records |
+//! | 4 | 4 | checksum |
+//! | 8 | 4 | number of records |
+//! | 12 | 4 | flags, none of which is known |
+//! | 16 | | the records, sorted by session, generation and seq |
+//!
+//! A block is closed at about 64 KiB, and from 4 KiB on where another session begins.
 //!
 //! A *run* is a stretch of one session's records in one block. A *place* is block offset, block
-//! length, and offset within the block's records, as varints; the run table adds the number of
-//! events (varint) and the last event ID (16).
+//! length, and offset within the block's records, as varints.
 //!
-//! A table is a tree of pages. A page is 9 bytes: length of the entries (4), checksum (4), level
-//! (1); then entries in ascending order: varint, key, varint, value. Level 0 holds the table's
-//! entries; above it the key is the first key of a page below and the value its offset and length
-//! as varints. Pages of one level follow each other. Checksums of blocks, pages and filter are
-//! salted (`sblk`, segment number) and cover the part's offset in the file (8), then all its bytes
-//! but the checksum.
+//! | table | key | value |
+//! |---|---|---|
+//! | run table | session ID, 0, generation (4), first seq (8) | place, events, last event ID |
+//! | ID table | event ID of a record's first event (16) | place |
+//! | key table | item hash (16), event ID of the record's first event (16) | place |
 //!
-//! The filter is 16 bytes (number of 64-bit words (4), checksum (4), probes per item (4), reserved
-//! (4)), then the words.
+//! * The integers in keys are big-endian, so that keys sort as their fields do.
+//! * In the run table's values, the number of events is a varint and the last event ID takes 16
+//!   bytes.
+//! * An *item hash* is the first 16 bytes of a BLAKE3 hash. For a session it is the hash of the
+//!   session ID. For a key of the key table it is the hash of `session ID, 0, idempotency key`.
+//!
+//! A table is a tree of pages. Pages of one level follow each other.
+//!
+//! | offset | size | page |
+//! |---|---|---|
+//! | 0 | 4 | length of the entries |
+//! | 4 | 4 | checksum |
+//! | 8 | 1 | level |
+//! | 9 | | entries in ascending order: varint, key, varint, value |
+//!
+//! Level 0 holds the table's entries. Above it the key is the first key of a page below, and the
+//! value is that page's offset and length as varints.
+//!
+//! | offset | size | filter |
+//! |---|---|---|
+//! | 0 | 4 | number of 64-bit words |
+//! | 4 | 4 | checksum |
+//! | 8 | 4 | probes per item: 6 |
+//! | 12 | 4 | reserved |
+//! | 16 | | the words |
+//!
+//! An item sets one bit for each probe *i* from 0 on. The number of the bit is `low + i × high`,
+//! modulo 2 to the power of 64, modulo the number of bits. `low` is the first half of the item hash
+//! and `high` is the second half with its lowest bit set, both as 64-bit integers. Bit *n* is bit
+//! *n* modulo 64, from the lowest, of word *n* divided by 64.
+//!
+//! Checksums of blocks, pages and filter are salted (`sblk`, segment number). They cover the part's
+//! offset in the file (8), then all its bytes except the checksum.
 //!
 //! ## Span filter
 //!
-//! A filter of level *l* is over the items of 16 to the power of *l* segments, the last of which
-//! has a number that is a multiple of that. It is a file of pages of 4096 bytes, each such a filter
-//! with 510 words. The last 8 bytes of an item's hash, times the number of pages, divided by 2 to
-//! the power of 64, is the number of its page. The salt (`mflt`, number of the last segment) goes
-//! on over level (1), length of the file (8), and of each segment in order the first 8 bytes of its
-//! filter; checksums cover the page's offset too.
+//! A filter of level *l*, from 1 to 3, is over the items of 16 to the power of *l* segments. The
+//! number of its last segment is a multiple of that count. The file consists of pages of 4096
+//! bytes, each such a filter with 510 words. An item's page is the second half of its hash, times
+//! the number of pages, divided by 2 to the power of 64.
+//!
+//! The salt (`mflt`, number of the last segment) continues over:
+//!
+//! 1. the level (1),
+//! 2. the length of the file (8),
+//! 3. of each segment in order, the first 8 bytes of its filter.
+//!
+//! Checksums cover the page's offset too, as in a segment.
 //!
 //! ## Framed value
 //!
-//! Trailer and manifest slot: magic (8), format version (4), checksum salted by purpose and number
-//! (4), length (4), reserved (4), then a value in bincode 2, standard configuration (little-endian,
-//! variable-length integers). The checksum covers length and value. Magic, purpose and number are
-//! `slogtrlr`, `trlr`, segment number; `slogmani`, `mani`, 0. The salt of a manifest slot has a
-//! zero store ID, and zeroes follow it up to a multiple of 4096 bytes.
+//! A framed value is a trailer or the content of a manifest slot.
+//!
+//! | offset | size | framed value |
+//! |---|---|---|
+//! | 0 | 8 | magic |
+//! | 8 | 4 | format version |
+//! | 12 | 4 | checksum of length and value, salted by purpose and number |
+//! | 16 | 4 | length of the value |
+//! | 20 | 4 | reserved |
+//! | 24 | | the value |
+//!
+//! The value is in bincode 2, standard configuration (little-endian, variable-length integers).
+//! Zeroes follow it up to a multiple of 4096 bytes.
+//!
+//! | | magic | purpose | number |
+//! |---|---|---|---|
+//! | trailer | `slogtrlr` | `trlr` | segment number |
+//! | manifest slot | `slogmani` | `mani` | 0 |
+//!
+//! The salt of a manifest slot has a zero store ID.
 //!
 //! ## Versions
 //!
-//! | version | since | what changed |
+//! | version | since | change |
 //! |---|---|---|
 //! | 1 | 0.1.0 | the first |
 
@@ -163,10 +255,10 @@ pub(crate) use value::{
     encode_value,
 };
 
-/// The format this version writes and the highest it reads.
+/// The format version that this crate writes, and the highest that it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// The random name of a store, in every file that belongs to it.
+/// The random ID of a store, in every file that belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct StoreId(pub u128);
 
@@ -185,7 +277,7 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// The error for bytes that begin at `base` in `file`.
+    /// Returns the error for bytes that begin at `base` in `file`.
     pub(crate) fn at(self, file: &Path, base: u64) -> Error {
         match self {
             Fault::Damaged { at, what } => {
@@ -207,7 +299,7 @@ impl Fault {
 
 pub(crate) type Decoded<T> = std::result::Result<T, Fault>;
 
-/// Where a checksum starts from.
+/// The state that a checksum starts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Salt(u32);
 
@@ -220,12 +312,12 @@ impl Salt {
         Self(crc32c::crc32c_append(salt, &number.to_le_bytes()))
     }
 
-    /// The same salt for the part of a file at `offset`.
+    /// Returns the salt for the part of a file at `offset`.
     pub(crate) fn at(self, offset: u64) -> Self {
         self.over(&offset.to_le_bytes())
     }
 
-    /// The state after `bytes`, from which a checksum may go on.
+    /// Returns the state after `bytes`, from which a checksum may continue.
     pub(crate) fn over(self, bytes: &[u8]) -> Self {
         Self(crc32c::crc32c_append(self.0, bytes))
     }
@@ -239,7 +331,7 @@ impl Salt {
     }
 }
 
-/// Reads front to back and never past the end.
+/// A reader that moves from front to back and never past the end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ByteReader<'a> {
     bytes: &'a [u8],
@@ -251,7 +343,7 @@ impl<'a> ByteReader<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// A reader that begins at `at`, which may be the end.
+    /// Returns a reader that begins at `at`, which may be the end.
     pub(crate) fn from(bytes: &'a [u8], at: usize) -> Decoded<Self> {
         if at > bytes.len() {
             return Err(Fault::Damaged {
@@ -333,7 +425,7 @@ impl<'a> ByteReader<'a> {
         Ok((folded >> 1).cast_signed() ^ -(folded & 1).cast_signed())
     }
 
-    /// Bytes after their varint length.
+    /// Reads bytes after their varint length.
     pub(crate) fn prefixed(&mut self) -> Decoded<&'a [u8]> {
         let length = self.varint()?;
         self.take(
@@ -342,7 +434,7 @@ impl<'a> ByteReader<'a> {
         )
     }
 
-    /// Passes over an extension area, refusing what a reader must know and does not.
+    /// Skips an extension area and refuses a required extension that is unknown.
     pub(crate) fn extensions(&mut self) -> Decoded<()> {
         let mut area = ByteReader::new(self.prefixed()?);
         while area.left() > 0 {
@@ -369,13 +461,13 @@ pub(crate) fn put_varint(out: &mut impl BufMut, mut value: u64) {
     out.put_u8(u8::try_from(value).expect("seven bits fit a byte"));
 }
 
-/// How many bytes [`put_varint`] appends for a length.
+/// Returns the number of bytes that [`put_varint`] appends for a length.
 pub(crate) fn varint_bytes(value: usize) -> usize {
     let bits = usize::BITS - value.leading_zeros();
     bits.div_ceil(7).max(1) as usize
 }
 
-/// How many bytes [`put_prefixed`] appends for so many.
+/// Returns the number of bytes that [`put_prefixed`] appends for `length` bytes.
 pub(crate) fn prefixed_bytes(length: usize) -> usize {
     varint_bytes(length) + length
 }
@@ -390,7 +482,7 @@ pub(crate) fn put_prefixed(out: &mut impl BufMut, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
-/// Refuses a version that is not known. Version 0 was never written, so it is damage.
+/// Refuses an unknown version. Version 0 was never written, so it is damage.
 fn check_version(version: u32, at: usize) -> Decoded<()> {
     match version {
         0 => Err(Fault::Damaged {

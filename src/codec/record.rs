@@ -1,5 +1,7 @@
-//! A record: one appended batch. Its body is encoded once, on the caller's thread, and its bytes go
-//! unchanged from there to the journal, to the segment and to the events handed out.
+//! Records. A record is one appended batch.
+//!
+//! Its body is encoded once, on the caller's thread. The same bytes go to the journal, to the
+//! segment and into the events that readers get.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -28,24 +30,26 @@ pub(super) const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED;
 pub(super) const EVENT_BYTES_MIN: usize = 3;
 pub(super) const FINGERPRINT_BYTES: usize = 32;
 
-/// What an event takes where it is stored, beside its type and data, at the least.
+/// The storage overhead that [`read_bytes`](EventFrame::read_bytes) counts for each event besides
+/// its type and data, in bytes.
 pub(super) const EVENT_OVERHEAD: usize = 16;
 
-/// Where a head says how long it is.
+/// The offset of the length field in a head.
 pub(super) const HEAD_LENGTH_AT: usize = 8;
 
-/// The longest head this version writes: fixed part, 32-bit varint, two 64-bit varints.
+/// The longest head that this version writes: the fixed part, a 32-bit varint and two 64-bit
+/// varints.
 pub(crate) const HEAD_BYTES_MAX: usize = 27 + 5 + 10 + 10;
 
-/// A key and what it stands for.
+/// An idempotency key and the fingerprint of its batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct IdempotencyKey {
     pub text: ByteString,
-    /// BLAKE3 of what the caller gave, as encoded.
+    /// BLAKE3 of the caller's events, as encoded.
     pub fingerprint: [u8; FINGERPRINT_BYTES],
 }
 
-/// A stored batch. Its events share `body`, and so do names that are long.
+/// A stored batch. Its events share `body`, and so do long names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub session: SessionId,
@@ -55,7 +59,7 @@ pub(crate) struct Record {
     pub base: EventId,
     pub created_ms: u64,
     pub key: Option<Box<IdempotencyKey>>,
-    /// The head's extension area as it was found, to be passed on.
+    /// The head's extension area as it was read, kept so that it is passed on.
     pub(super) extensions: Option<Box<[u8]>>,
     pub(super) body: Bytes,
     pub(super) body_checksum: u32,
@@ -73,7 +77,7 @@ impl Record {
         self.base.plus(self.count - 1)
     }
 
-    /// The seq of the event with this ID, if it is one of this batch.
+    /// Returns the seq of the event with this ID if the batch has that event.
     pub(crate) fn seq_of(&self, id: EventId) -> Option<Seq> {
         let offset = id.offset_from(self.base)?;
         (offset < u128::from(self.count))
@@ -84,7 +88,7 @@ impl Record {
         &self.body
     }
 
-    /// Puts the head's bytes in `out`, in place of what was there; the body follows it.
+    /// Replaces the content of `out` with the head's bytes. The body follows them on the disk.
     pub(crate) fn put_head(&self, out: &mut Vec<u8>) {
         out.clear();
         let body_bytes = u32::try_from(self.body.len()).expect("the caps on a batch fit 32 bits");
@@ -112,7 +116,7 @@ impl Record {
             .expect("the length lies within the head") = length;
     }
 
-    /// Reads the record at `at`. The body's checksum is not looked at.
+    /// Decodes the record at `at`. The body's checksum is not checked.
     pub(crate) fn decode(bytes: &Bytes, at: usize) -> Decoded<Self> {
         let frame = RecordFrame::decode(bytes, at)?;
         let session =
@@ -123,7 +127,7 @@ impl Record {
         frame.record(session, bytes)
     }
 
-    /// Checks that every event decodes.
+    /// Checks that every event decodes and that nothing follows the last one.
     pub(crate) fn check_events(&self) -> Decoded<()> {
         let mut events = self.events();
         events.try_for_each(|frame| frame.map(|_whole| ()))?;
@@ -134,12 +138,12 @@ impl Record {
         }
     }
 
-    /// The events from first to last.
+    /// Returns all events, in order.
     pub(crate) fn events(&self) -> EventFrames<'_> {
         self.events_in(&(self.first..=self.last()))
     }
 
-    /// The events with seqs in the range, in order.
+    /// Returns the events with seqs in the range, in order.
     pub(crate) fn events_in(&self, range: &RangeInclusive<Seq>) -> EventFrames<'_> {
         let mut frames =
             ByteReader::from(&self.body, self.events_at).expect("the events lie within the body");
@@ -160,7 +164,7 @@ impl Record {
 }
 
 impl Fault {
-    /// The same fault seen from `base` bytes before.
+    /// Returns the same fault with its position counted from `base` bytes earlier.
     pub(crate) fn moved(self, base: usize) -> Self {
         match self {
             Fault::Damaged { at, what } => Fault::Damaged {
@@ -172,7 +176,7 @@ impl Fault {
     }
 }
 
-/// The bytes of a record of any kind, so that checksums can be checked before anything is believed.
+/// The bytes of a record of any kind, so that its checksums can be checked before it is decoded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RawRecord<'a> {
     pub head: &'a [u8],
@@ -183,7 +187,7 @@ pub(crate) struct RawRecord<'a> {
 }
 
 impl<'a> RawRecord<'a> {
-    /// The record at `at`.
+    /// Splits off the record at `at`.
     pub(crate) fn split(bytes: &'a [u8], at: usize) -> Decoded<Self> {
         let mut reader = ByteReader::from(bytes, at)?;
         let (body_bytes, body_checksum, head_bytes) = (reader.u32()?, reader.u32()?, reader.u8()?);
@@ -206,7 +210,7 @@ impl<'a> RawRecord<'a> {
         })
     }
 
-    /// Whether the body is as its caller's thread encoded it.
+    /// Returns whether the body matches the checksum made on its caller's thread.
     pub(crate) fn body_matches(&self) -> bool {
         Salt::NONE.checksum(self.body) == self.body_checksum
     }
@@ -259,21 +263,20 @@ impl<'a> RecordHead<'a> {
     }
 }
 
-/// A record as it lies in stored bytes. To look at one and pass over it costs less than to make it
-/// a [`Record`].
+/// A record within stored bytes. Skipping one in this form costs less than making it a [`Record`].
 pub(crate) struct RecordFrame<'a> {
     head: RecordHead<'a>,
-    /// Bytes that may be no session's name.
+    /// The session ID, not checked yet.
     pub session: &'a [u8],
     key: Option<(&'a [u8], [u8; FINGERPRINT_BYTES])>,
     count: u32,
     body: Range<usize>,
-    /// Within the body.
+    /// The offset of the events within the body.
     events_at: usize,
 }
 
 impl<'a> RecordFrame<'a> {
-    /// Reads the record at `at`. The body's checksum is not looked at.
+    /// Decodes the record at `at`. The body's checksum is not checked.
     pub(crate) fn decode(bytes: &'a [u8], at: usize) -> Decoded<Self> {
         let raw = RawRecord::split(bytes, at)?;
         let head =
@@ -331,7 +334,7 @@ impl<'a> RecordFrame<'a> {
         self.body.end
     }
 
-    /// The record, of this session, with a share of the bytes that it lies in.
+    /// Returns the record, for this session. It shares the memory of `stored`.
     pub(crate) fn record(self, session: SessionId, stored: &Bytes) -> Decoded<Record> {
         let Self {
             head,
@@ -365,18 +368,18 @@ impl<'a> RecordFrame<'a> {
     }
 }
 
-/// The events of a record, in order, as they lie in its body.
+/// The events of a record, in order, within its body.
 pub(crate) struct EventFrames<'a> {
     record: &'a Record,
     created_at: Timestamp,
     frames: ByteReader<'a>,
     next: u32,
-    /// The positions in the record of those that are asked for.
+    /// The positions in the record of the requested events.
     wanted: Range<u32>,
 }
 
-/// An event as it lies in its record's body. To look at one and pass over it costs less than to
-/// make it an [`Event`].
+/// An event within its record's body. Skipping one in this form costs less than making it an
+/// [`Event`].
 pub(crate) struct EventFrame<'a> {
     pub view: EventView<'a>,
     body: &'a Bytes,
@@ -400,7 +403,7 @@ impl<'a> Iterator for EventFrames<'a> {
 }
 
 impl<'a> EventFrames<'a> {
-    /// How many come, unless one does not decode.
+    /// Returns the number of events that come, unless one does not decode.
     pub(crate) fn count_max(&self) -> usize {
         self.wanted.len()
     }
@@ -443,12 +446,12 @@ impl<'a> EventFrames<'a> {
 }
 
 impl EventFrame<'_> {
-    /// About how many bytes were read for it.
+    /// Returns about how many bytes were read for this event.
     pub(crate) fn read_bytes(&self) -> usize {
         EVENT_OVERHEAD + self.view.event_type.len() + self.view.data.len()
     }
 
-    /// The event itself, which shares the record's memory.
+    /// Returns the event itself, which shares the record's memory.
     pub(crate) fn event(&self) -> Event {
         let EventView {
             id,
@@ -538,7 +541,10 @@ mod tests {
             let record = sample(&batch, created_ms);
             let bytes = stored(&record);
             let raw = RawRecord::split(&bytes, 0).unwrap();
-            prop_assert_eq!((raw.head.len(), raw.end), (bytes.len() - record.body().len(), bytes.len()));
+            prop_assert_eq!(
+                (raw.head.len(), raw.end),
+                (bytes.len() - record.body().len(), bytes.len())
+            );
             prop_assert!(raw.body_matches());
             let read = Record::decode(&bytes, 0).unwrap();
             prop_assert_eq!(&read, &record);
@@ -566,9 +572,16 @@ mod tests {
             length in 0_u64..12,
         ) {
             let record = sample(&Batch::new().events(events), 0);
-            let in_range: Vec<_> = record.events_in(&(from..=from + length)).map(|frame| frame.unwrap().event()).collect();
+            let in_range: Vec<_> = record
+                .events_in(&(from..=from + length))
+                .map(|frame| frame.unwrap().event())
+                .collect();
             let all = record.events().map(|frame| frame.unwrap().event());
-            prop_assert_eq!(in_range, all.filter(|event| (from..=from + length).contains(&event.seq)).collect::<Vec<_>>());
+            prop_assert_eq!(
+                in_range,
+                all.filter(|event| (from..=from + length).contains(&event.seq))
+                    .collect::<Vec<_>>()
+            );
         }
 
         #[test]
@@ -579,8 +592,13 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_never_goes_unnoticed_together_with_the_heads_checksum(bit in 0_usize..8 * 60) {
-            let record = sample(&Batch::new().event(NewEvent::new("a", "some data to flip a bit of")), 9);
+        fn a_flipped_bit_never_goes_unnoticed_together_with_the_heads_checksum(
+            bit in 0_usize..8 * 60,
+        ) {
+            let record = sample(
+                &Batch::new().event(NewEvent::new("a", "some data to flip a bit of")),
+                9,
+            );
             let bytes = stored(&record);
             let mut flipped = bytes.to_vec();
             prop_assume!(bit / 8 < flipped.len());

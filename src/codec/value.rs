@@ -1,5 +1,6 @@
-//! Framed values: the only place that names bincode. A length is checked against what is there
-//! before anything is decoded.
+//! Framed values. This is the only file that names bincode.
+//!
+//! A length is checked against the bytes that are present before anything is decoded.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::codec::{ByteReader, Decoded, FORMAT_VERSION, Fault, Salt, check_version};
 
-/// What a framed value is: its magic bytes.
+/// The kind of a framed value, by its magic bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ValueKind {
     magic: [u8; 8],
@@ -24,13 +25,13 @@ pub(crate) const MANIFEST: ValueKind = ValueKind {
 
 const HEADER_BYTES: usize = 24;
 
-/// The most a value may take: room for a manifest of a million segments.
+/// The largest value, in bytes: room for a manifest of a million segments.
 const VALUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-/// The most that it takes with what frames it.
+/// The largest framed value, in bytes.
 pub(crate) const FRAMED_BYTES_MAX: usize = HEADER_BYTES + VALUE_BYTES_MAX;
 
-/// Fixed for version 1: little-endian, variable-length integers.
+/// Fixed for format version 1: little-endian, variable-length integers.
 const CONFIG: bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
@@ -56,7 +57,7 @@ pub(crate) fn encode_value(kind: ValueKind, salt: Salt, value: &impl Serialize) 
     out
 }
 
-/// Reads a framed value from the start of `bytes`, which may go on behind it.
+/// Decodes a framed value from the start of `bytes`, which may continue after it.
 pub(crate) fn decode_value<T: DeserializeOwned>(
     kind: ValueKind,
     salt: Salt,
@@ -92,19 +93,19 @@ pub(crate) fn decode_value<T: DeserializeOwned>(
     })
 }
 
-/// Encodes a value that something else frames and checks: an entry of the index.
+/// Encodes a value without a frame, for an entry of the index.
 pub(crate) fn encode_bare(value: &impl Serialize) -> Vec<u8> {
     bincode::serde::encode_to_vec(value, CONFIG)
         .expect("values hold plain numbers and lists within the cap")
 }
 
-/// Reads what [`encode_bare`] wrote; `None` when it did not.
+/// Decodes bytes written by [`encode_bare`]; `None` if they were not.
 pub(crate) fn decode_bare<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let (value, used) = bincode::serde::decode_from_slice(bytes, CONFIG).ok()?;
     (used == bytes.len()).then_some(value)
 }
 
-/// Reads a list of a value, and takes memory for what is there, not for as many as it says it has.
+/// Decodes a list, and allocates for the items that are present, not for the number it claims.
 pub(crate) fn decode_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
