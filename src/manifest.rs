@@ -1,5 +1,5 @@
-//! The manifest: which files count. Two slots, written one after the other, so that one is whole at
-//! any moment.
+//! The manifest records which files count. It has two slots, written one after the other, so that
+//! one of them is whole at any moment.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Layout, Mode, read_device};
 use crate::model::{Error, Result};
 use crate::segment::SegmentInfo;
 
-/// What the store consists of.
+/// The files that the store consists of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Manifest {
-    /// Rises with every write; the valid slot with the higher one counts.
+    /// Rises with every write. The valid slot with the higher sequence counts.
     sequence: u64,
     pub store: StoreId,
     /// In commit order.
     #[serde(deserialize_with = "decode_list")]
     pub segments: Vec<SegmentInfo>,
-    /// The journal files in use when this was written, in commit order. Later ones are found by
+    /// The journal files in use when this was written, in commit order. Replay finds later ones by
     /// following the chain.
     #[serde(deserialize_with = "decode_list")]
     pub journal: Vec<JournalUse>,
-    /// Everything before this was on stable storage when this was written.
+    /// Everything before this LSN was on stable storage when this was written.
     pub durable_lsn: u64,
     /// The highest incarnation that any journal file ever had.
     pub incarnation: u64,
-    /// Whether the log was closed and `durable_lsn` is its very end.
+    /// Whether the log was closed with its end at `durable_lsn`.
     pub clean: bool,
 }
 
@@ -39,13 +39,13 @@ pub(crate) struct ManifestFile {
     pub value: Manifest,
     /// The slot that counts.
     slot: usize,
-    /// Whether the other one held the same when this was loaded or stored.
+    /// Whether the other slot held the same value when this one was loaded or stored.
     is_in_both: bool,
     disk: Arc<dyn Disk>,
     layout: Layout,
 }
 
-/// The slots that the next manifest goes to, in that order.
+/// The two slots for the next manifest, in the order in which they are written.
 pub(crate) struct Reserved([Arc<dyn DiskFile>; 2]);
 
 /// One use of one journal file.
@@ -68,17 +68,17 @@ impl Manifest {
         }
     }
 
-    /// All events in segments.
+    /// Returns the number of events in segments.
     pub(crate) fn sealed_events(&self) -> u64 {
         self.segments.iter().map(|segment| segment.events).sum()
     }
 
-    /// Where the segments end and the journal begins.
+    /// Returns the LSN where the segments end and the journal begins.
     pub(crate) fn sealed_lsn(&self) -> u64 {
         self.segments.last().map_or(0, |segment| segment.end_lsn)
     }
 
-    /// Says so if this is the manifest of a log that was closed at `end_lsn`, its very end.
+    /// Returns whether this is the manifest of a log that was closed with its end at `end_lsn`.
     pub(crate) fn is_clean_at(&self, end_lsn: u64) -> bool {
         self.clean && self.durable_lsn == end_lsn
     }
@@ -90,11 +90,13 @@ impl Manifest {
         image
     }
 
-    /// What the device holds in a slot: should its barrier have failed, the page cache may hold
-    /// what is not durable, and writing the other slot would then give up the last one that is.
+    /// Reads what the device holds in a slot.
+    ///
+    /// The page cache may hold what is not durable if the slot's barrier failed. Writing the other
+    /// slot would then overwrite the last durable manifest.
     fn read(disk: &dyn Disk, slot: &Path) -> Result<Self> {
         let length = disk.open(slot, Mode::Read)?.len()?;
-        // What lies behind the longest manifest is none.
+        // Bytes after the longest possible manifest are not part of one.
         let length = usize::try_from(length)
             .unwrap_or(usize::MAX)
             .min(FRAMED_BYTES_MAX.next_multiple_of(BLOCK));
@@ -104,7 +106,7 @@ impl Manifest {
 }
 
 impl ManifestFile {
-    /// The manifest of a store that is about to be made; nothing of it is stored yet.
+    /// Returns the manifest of a new store; nothing of it is stored yet.
     pub(crate) fn new(disk: &Arc<dyn Disk>, layout: &Layout, store: StoreId) -> Self {
         Self {
             value: Manifest::new(store),
@@ -115,14 +117,16 @@ impl ManifestFile {
         }
     }
 
-    /// The manifest of a log; `None` where neither slot exists, and where the first was begun and
-    /// the second does not exist: then the log itself was being begun, or has lost its manifest,
-    /// which the caller tells apart.
+    /// Loads the manifest of a log.
+    ///
+    /// Returns `None` if neither slot exists, or if there is only one and it is not valid. Then the
+    /// log itself was not finished, or has lost its manifest. The caller tells the two cases apart.
     ///
     /// # Errors
     ///
-    /// [`Error::Corrupt`] when both slots exist and none is valid, [`Error::Unsupported`] when one
-    /// is of a later version.
+    /// * [`Error::Corrupt`] or [`Error::Io`] if both slots exist and none can be read as a
+    ///   manifest.
+    /// * [`Error::Unsupported`] if one is of a later version.
     pub(crate) fn load(disk: &Arc<dyn Disk>, layout: &Layout) -> Result<Option<Self>> {
         let mut found = Vec::new();
         let mut refused = Vec::new();
@@ -132,8 +136,8 @@ impl ManifestFile {
             }
             match Manifest::read(&**disk, path) {
                 Ok(value) => found.push((slot, value)),
-                // Nothing is given up before both slots name what takes its place, so the other
-                // will do.
+                // The other slot will do: no file is removed before both slots name its
+                // replacement.
                 Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => refused.push(error),
                 Err(error) => return Err(error),
             }
@@ -161,8 +165,10 @@ impl ManifestFile {
         }))
     }
 
-    /// Makes the value the manifest: when this returns both slots are on stable storage. The slot
-    /// that counts so far is written last, so that a crash leaves either it or the other.
+    /// Makes the value the manifest.
+    ///
+    /// When this returns `Ok`, both slots are on stable storage. The slot that counts so far is
+    /// written last, so that a crash leaves one of them whole.
     pub(crate) fn store(&mut self) -> Result<()> {
         for slot in self.slots_to_write() {
             self.write_next(slot)?;
@@ -171,9 +177,11 @@ impl ManifestFile {
         Ok(())
     }
 
-    /// The slots of a manifest that was stored before, open and with room for this one with a
-    /// segment and some files more, so that [`store_in`](Self::store_in) fails only if the disk
-    /// does, or wants room to write over what is there. A failure changes nothing.
+    /// Opens the slots and reserves room in them, for a manifest that was stored before.
+    ///
+    /// The room is for this manifest with one more segment and some more files. So
+    /// [`store_in`](Self::store_in) fails only if the disk fails, or if the file system needs room
+    /// to overwrite existing blocks. A failure changes nothing.
     pub(crate) fn reserve(&self) -> Result<Reserved> {
         let image_bytes = self.value.image().len() as u64;
         let open = |slot: usize| {
@@ -186,7 +194,7 @@ impl ManifestFile {
         Ok(Reserved([open(next)?, open(counts)?]))
     }
 
-    /// As [`store`](Self::store).
+    /// Stores the value like [`store`](Self::store), in slots that were reserved.
     pub(crate) fn store_in(&mut self, slots: &Reserved) -> Result<()> {
         slots.0.iter().try_for_each(|slot| {
             self.value.sequence += 1;
@@ -194,7 +202,7 @@ impl ManifestFile {
         })
     }
 
-    /// Takes away, durably, what there is of a manifest that does not count.
+    /// Removes, durably, the slots of a manifest that does not count.
     pub(crate) fn remove(disk: &dyn Disk, layout: &Layout) -> Result<()> {
         for slot in layout.manifest_slots() {
             if disk.exists(&slot)? {
@@ -204,15 +212,18 @@ impl ManifestFile {
         disk.sync_dir(&layout.root)
     }
 
-    /// Makes the slot that was loaded durable: its writer may have been killed before its barrier.
-    /// To be called before the other is written. The bytes are the same, so a torn write changes
-    /// nothing.
+    /// Makes the loaded slot durable, since its writer may have been killed before its barrier.
+    ///
+    /// This must be called before the other slot is written. The bytes stay the same, so a torn
+    /// write changes nothing.
     pub(crate) fn make_durable(&self) -> Result<()> {
         self.write(&*self.open(self.slot)?)
     }
 
-    /// Makes the other slot say what the one that counts says: their writer may have been killed
-    /// between the two. To be called before anything is given up that only the other names.
+    /// Copies the slot that counts to the other one, since their writer may have been killed
+    /// between the two.
+    ///
+    /// This must be called before anything is removed that only the other slot names.
     pub(crate) fn put_in_both(&mut self) -> Result<()> {
         if !self.is_in_both {
             let [other, _counts] = self.slots_to_write();

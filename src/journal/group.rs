@@ -1,22 +1,22 @@
-//! Lays a group out: header, records, zeroes up to the block boundary.
+//! Lays out a group: header, records, zeroes up to the block boundary.
 //!
-//! Records are put in as they are decided, while the group before is still being written. What the
-//! header says of its place is known only when it is this group's turn, so that comes last.
+//! Records are added as they are accepted, while the group before is still being written. The
+//! header is filled in last, because its place is known only when the group is next to be written.
 
 use crate::codec::{FileHeader, GROUP_HEADER_BYTES, GroupHeader, Record, Salt, StoreId};
 use crate::disk::{BLOCK, BlockBuf};
 use crate::model::EventId;
 
-/// Where the records begin: room is left for the header of a file that begins with this group, and
-/// for the group's own.
+/// The offset of the records in the buffer. Before them is room for the group's header, and for the
+/// header of a file that begins with this group.
 const RECORDS_AT: usize = BLOCK + GROUP_HEADER_BYTES;
 
-/// A buffer that is larger than this is not kept for the next group. Room for the groups of a burst
-/// of large batches: new memory for each of them costs a sixth of the processor time of such a
+/// The largest buffer that is kept for the next group, in bytes. It has room for the groups of a
+/// burst of large batches: allocating each of them anew costs a sixth of the CPU time of such a
 /// burst.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What a group with `record_bytes` of records takes in the journal.
+/// Returns the bytes that a group with `record_bytes` of records takes in the journal.
 pub(crate) fn group_bytes(record_bytes: usize) -> usize {
     (GROUP_HEADER_BYTES + record_bytes).next_multiple_of(BLOCK)
 }
@@ -27,12 +27,12 @@ pub(crate) struct GroupBuffer {
     heads: Salt,
     records: u32,
     last_id: Option<EventId>,
-    /// Where what is to be written begins: at the file header, where there is one.
+    /// The offset where writing begins: at the file header if there is one.
     from: usize,
     head: Vec<u8>,
 }
 
-/// Where a group goes, and what follows from that.
+/// The place of a group in the journal, and the header fields that depend on it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GroupSlot {
     pub incarnation: u64,
@@ -40,7 +40,7 @@ pub(crate) struct GroupSlot {
     pub durable_lsn: u64,
     /// The checksum of the group header before.
     pub chain: u32,
-    /// The highest event ID given out before, or within, the group.
+    /// The highest event ID assigned before or within the group.
     pub last_id: EventId,
 }
 
@@ -61,7 +61,7 @@ impl Default for GroupBuffer {
 }
 
 impl GroupBuffer {
-    /// Makes it the buffer of a group without records.
+    /// Resets the buffer to a group without records.
     pub(crate) fn clear(&mut self) {
         if self.buf.len() > KEPT_BYTES_MAX {
             self.buf = BlockBuf::with_capacity(16 * BLOCK);
@@ -88,13 +88,13 @@ impl GroupBuffer {
         self.buf.len() - RECORDS_AT
     }
 
-    /// The ID of the last event in the group.
+    /// Returns the ID of the last event in the group.
     pub(crate) fn last_id(&self) -> Option<EventId> {
         self.last_id
     }
 
-    /// Completes the group at its place. Returns its header's checksum, which the next group is
-    /// chained to.
+    /// Completes the group for its place. Returns its header's checksum, which is the next group's
+    /// chain value.
     pub(crate) fn complete(&mut self, store: StoreId, place: GroupSlot) -> u32 {
         let header = GroupHeader {
             incarnation: place.incarnation,
@@ -113,13 +113,13 @@ impl GroupBuffer {
         checksum
     }
 
-    /// Puts the header of a file that begins with this group before it.
+    /// Puts the file header before the group that begins the file.
     pub(crate) fn put_file_header(&mut self, header: &FileHeader) {
         self.put_at(0, &header.encode());
         self.from = 0;
     }
 
-    /// The blocks of the group, which is complete, behind that of the file header, if it got one.
+    /// Returns the blocks of a complete group, after the block of the file header if it has one.
     pub(crate) fn blocks(&self) -> &[u8] {
         self.buf
             .as_slice()

@@ -1,12 +1,12 @@
-//! The journal makes batches durable: a few pre-written files, overwritten in place one group at a
-//! time and used in turn.
+//! The journal makes batches durable. It is a few pre-written files, which are recycled and
+//! overwritten in place, one group at a time.
 //!
 //! Invariants:
-//! * A block that holds acknowledged bytes is not written again before its file was recycled.
-//! * Two groups are in flight at most, in one file, so only the last two groups of the journal can
-//!   lack a durable LSN recorded above them; a group that was alone in flight is followed by one
-//!   that records it.
-//! * A group's header names its place, its file's incarnation and the group before, so stale bytes
+//! * A block that holds acknowledged bytes is not written again before its file is recycled.
+//! * At most two groups are in flight, and both are in one file. So only the last two groups of the
+//!   journal can lack a later record of their durable LSN. After a group that was alone in flight
+//!   comes one that records it.
+//! * A group's header names its place, its file's incarnation and the group before. So stale bytes
 //!   never continue the chain.
 
 mod group;
@@ -22,20 +22,21 @@ pub(crate) use replay::{Replayed, ReplayedFile, holds_group, replay};
 pub(crate) use spares::{Spare, Spares};
 pub(crate) use writer::{ActiveFile, JournalWriter, Placed, write_image};
 
-/// What a journal file gives to its header; LSNs count from behind it.
+/// The size of a journal file's header, in bytes. LSNs count from its end.
 pub(crate) const HEADER_BYTES: u64 = crate::disk::BLOCK as u64;
 
-/// What a group without records takes.
+/// The size of a group without records, in bytes.
 pub(crate) const WITNESS_BYTES: usize = crate::disk::BLOCK;
 
 const EXTENSION: &str = "journal";
 
-/// The size of a file that takes a group with so many bytes of records, and a witness behind it.
+/// Returns the size of a file with room for a group with `record_bytes` of records and a witness
+/// after it.
 pub(crate) fn file_bytes_for(record_bytes: usize) -> u64 {
     HEADER_BYTES + (group_bytes(record_bytes) + WITNESS_BYTES) as u64
 }
 
-/// The length of a file of `bytes`, as its header has it.
+/// Returns the length of a file of `bytes` in blocks, as in its header.
 pub(crate) fn blocks(bytes: u64) -> u32 {
     u32::try_from(bytes / crate::disk::BLOCK as u64).expect("a journal file is smaller than 16 TiB")
 }
@@ -44,7 +45,8 @@ pub(crate) fn path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("{number:08}.{EXTENSION}"))
 }
 
-/// The number in a journal file's name. There is one behind it.
+/// Returns the number in a journal file's name. It is never the largest `u32`, so there is a next
+/// number.
 pub(crate) fn number(name: &str) -> Option<u32> {
     let number = name
         .strip_suffix(EXTENSION)?

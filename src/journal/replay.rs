@@ -1,9 +1,9 @@
-//! Reads the journal back: follows the chain of groups from file to file, tells a torn tail from
-//! corruption, and changes nothing.
+//! Reads the journal back and changes nothing. Replay follows the chain of groups from file to file
+//! and tells a torn tail from corruption.
 //!
 //! The chain ends at the first group that is not whole or does not continue it. That place is the
-//! end of the log, unless anything valid (a later group, a witness, a file header, the manifest)
-//! records a durable LSN above it: then acknowledged bytes are damaged, and the answer is an error.
+//! end of the log, unless a valid later group, witness, file header or the manifest records a
+//! durable LSN above it. Then acknowledged bytes are damaged, and replay fails.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,20 +15,20 @@ use crate::journal::{self, HEADER_BYTES, group_bytes};
 use crate::manifest::{JournalUse, Manifest};
 use crate::model::{Error, EventId, JOURNAL_FILE_BYTES_CEILING, Result};
 
-/// No journal file is made longer: this takes a group as large as the largest file that can be
-/// asked for.
+/// The longest journal file, in bytes. It has room for a group as large as the largest file size
+/// that the options allow.
 const FILE_BYTES_MAX: u64 = 2 * JOURNAL_FILE_BYTES_CEILING as u64;
 
-/// What the journal holds.
+/// The content of the journal.
 pub(crate) struct Replayed {
-    /// The files in use, in commit order; at least one.
+    /// The files in use, in commit order. There is at least one.
     pub files: Vec<ReplayedFile>,
     /// Numbers and sizes of the files that hold nothing that counts.
     pub unused: Vec<(u32, u64)>,
     /// The end of the log.
     pub end_lsn: u64,
     pub last_id: EventId,
-    /// Higher than that of any file that was ever used.
+    /// Higher than the incarnation of any file that was ever used.
     pub next_incarnation: u64,
 }
 
@@ -38,9 +38,9 @@ pub(crate) struct ReplayedFile {
     pub header: FileHeader,
     pub groups: Vec<ReplayedGroup>,
     pub end_lsn: u64,
-    /// The chain value there.
+    /// The chain value at `end_lsn`.
     pub end_chain: u32,
-    /// The highest event ID given out by then.
+    /// The highest event ID assigned before `end_lsn`.
     pub end_id: EventId,
 }
 
@@ -53,7 +53,14 @@ impl ReplayedFile {
     }
 }
 
-/// Reads all that `manifest` says is in use, and what continues it.
+/// Reads the files that `manifest` names, and those that continue them.
+///
+/// # Errors
+///
+/// * [`Error::Corrupt`] if a named file is missing or does not continue the one before, if a file
+///   is of another store, or if bytes that were durable are damaged.
+/// * [`Error::Unsupported`] if a file is of a later version.
+/// * [`Error::Io`] if the disk fails.
 pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Result<Replayed> {
     let mut candidates = Candidates::read(disk, folder, manifest.store)?;
     let Some(first) = manifest.journal.first() else {
@@ -99,7 +106,7 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
     walk.finish(candidates, manifest.incarnation)
 }
 
-/// Whether a journal file holds anything that looks like a group, of whatever store.
+/// Returns whether a journal file holds anything that looks like a group, of any store.
 pub(crate) fn holds_group(disk: &dyn Disk, path: &Path) -> Result<bool> {
     let start = read_device(disk, path, 2 * BLOCK)?;
     Ok(start
@@ -115,11 +122,11 @@ struct Candidate {
     header: FileHeader,
 }
 
-/// The journal files that the walk did not come to yet.
+/// The journal files that the walk has not reached yet.
 struct Candidates {
     folder: PathBuf,
     used: HashMap<u32, Candidate>,
-    /// Files with zeroes or damage in place of a header.
+    /// Files with zeroes or damage instead of a header.
     others: Vec<(PathBuf, u32, u64)>,
 }
 
@@ -140,7 +147,8 @@ impl Candidates {
                 &path,
                 BLOCK.min(usize::try_from(bytes).unwrap_or(BLOCK)),
             )?;
-            // What a file has behind the length that it was made with is none of the journal.
+            // Bytes after the longest length that a file can be made with are not part of the
+            // journal.
             let bytes = bytes.min(FILE_BYTES_MAX);
             match FileHeader::decode(block.as_slice()) {
                 Ok(Some(header)) if header.store == store => {
@@ -181,28 +189,28 @@ impl Candidates {
             .used
             .values()
             .filter(|file| end.is_continued_by(&file.header));
-        // Should a recovery have been cut short while it wrote a file again, the first of the two
-        // is the whole one.
+        // If a recovery was interrupted while it rewrote a file, two files continue the chain. The
+        // one with the lower incarnation is whole.
         let number = next.min_by_key(|file| file.header.incarnation)?.number;
         self.used.remove(&number)
     }
 }
 
-/// Where the log ended when it was closed, if that was the last thing that the manifest was told.
+/// The end of the log when it was closed, if the manifest was not written after that.
 struct Closed {
-    /// Of the file that it ended in.
+    /// The incarnation of the file with that end.
     incarnation: u64,
     lsn: u64,
 }
 
-/// What a file holds of the chain.
+/// The part of the chain in one file.
 struct Chain {
     groups: Vec<ReplayedGroup>,
     end: End,
-    /// The highest one recorded in the file.
+    /// The highest durable LSN recorded in the file.
     durable_lsn: u64,
-    /// Whether a header behind it says that it goes on, with a group that is not whole as far as
-    /// the file was read.
+    /// Whether a header after the end continues the chain, though its group is not whole in the
+    /// part of the file that was read.
     continues: bool,
 }
 
@@ -210,14 +218,14 @@ struct Walk<'a> {
     disk: &'a dyn Disk,
     store: StoreId,
     closed: Option<Closed>,
-    /// The highest durable LSN recorded anywhere so far.
+    /// The highest durable LSN found anywhere so far.
     durable_lsn: u64,
     files: Vec<ReplayedFile>,
     end: Option<(PathBuf, End)>,
 }
 
 impl Walk<'_> {
-    /// Reads one file to where its chain ends.
+    /// Reads one file up to the end of its chain.
     fn follow(&mut self, file: Candidate) -> Result<End> {
         let header = file.header;
         if journal::blocks(file.bytes) < header.blocks {
@@ -260,8 +268,8 @@ impl Walk<'_> {
         Ok(end)
     }
 
-    /// How much of a file counts if the log was closed in it: its header, the groups, and the block
-    /// in which it would go on.
+    /// Returns how many bytes of a file count if the log was closed in it: its header, the groups,
+    /// and the block where the next group would begin.
     fn length_used(&self, file: &Candidate, whole: usize) -> usize {
         let closed = self
             .closed
@@ -278,7 +286,7 @@ impl Walk<'_> {
             .is_some_and(|closed| closed.lsn == end.lsn)
     }
 
-    /// The groups in the first `length` bytes of a file.
+    /// Reads the groups in the first `length` bytes of a file.
     fn chain_in(&self, file: &Candidate, length: usize) -> Result<Chain> {
         let FileHeader {
             start_lsn: lsn,
@@ -328,7 +336,7 @@ impl Walk<'_> {
         for file in used {
             next_incarnation = next_incarnation.max(file.header.incarnation + 1);
             if !closed_here && file.header.incarnation > end.incarnation {
-                // A file is begun when all before it is durable.
+                // A file is begun only after everything before it is durable.
                 self.durable_lsn = self.durable_lsn.max(file.header.start_lsn);
                 self.scan(&file.path, file.bytes)?;
             }
@@ -372,7 +380,7 @@ impl Walk<'_> {
     }
 }
 
-/// The highest durable LSN recorded by a group header on any block boundary from `at` on.
+/// Returns the highest durable LSN in a group header on any block boundary from `at` on.
 fn durable_lsn_from(store: StoreId, window: &mut Window, mut at: usize) -> Result<u64> {
     let mut durable_lsn = 0;
     loop {

@@ -1,5 +1,5 @@
-//! Journal files that are ready to be used: prepared and recycled in the background, so that going
-//! on in the next file seldom waits for zeroes to be written.
+//! Spare journal files, prepared and recycled in the background. So continuing in the next file
+//! seldom waits for zeroes to be written.
 
 use std::cmp::Reverse;
 use std::ops::RangeInclusive;
@@ -12,18 +12,21 @@ use crate::journal;
 use crate::model::{Error, Result};
 use crate::sync::{Deadline, Mailbox, Stopped};
 
-/// How long to wait before asking a disk again that refused.
+/// The delay before the next attempt after the disk refused one.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// So many are kept while nobody appends; the rest is given back to the file system. Under load all
-/// are: as many were just in use, and whoever needs them again would write their zeroes again.
+/// The number of spare files that an idle log keeps; it removes the rest.
+///
+/// Under load all are kept. They were just in use, and the next burst would write their zeroes
+/// again.
 const IDLE_SPARES_MAX: usize = 3;
 
-/// Of the time that zeroes take, so many times as much is left to commits in between, unless
-/// somebody waits for the file.
+/// The pause after each write of zeroes, in multiples of the time that the write took. Commits use
+/// the disk in the pause. There is none while a thread waits for the file.
 const PAUSES: u32 = 3;
 
-/// A write that takes longer says more about the disk than about what else it has to do.
+/// The longest write time that counts for the pause. A longer one says more about the disk than
+/// about its load.
 const WRITE_MAX: Duration = Duration::from_millis(10);
 
 /// A pre-written file that holds nothing that counts.
@@ -41,13 +44,14 @@ pub(crate) struct Spares {
     mailbox: Mailbox<Stock>,
 }
 
-/// What is there and what is asked for.
+/// The ready files and the demand for more.
 struct Stock {
     ready: Vec<Spare>,
     next_number: u32,
-    /// How large the next file should be, and how large it must be for the batch that waits.
+    /// The size that the next file should have. A waiting batch may need a minimum, which counts
+    /// too.
     wanted: u64,
-    /// How many wait for a file.
+    /// The number of threads that wait for a file.
     waiting: usize,
 }
 
@@ -74,15 +78,17 @@ impl Spares {
         }
     }
 
-    /// Prepares a file in the background for when one of `active_bytes` is full: the double, up to
-    /// the cap.
+    /// Prepares a file in the background for when the active one of `active_bytes` is full.
+    ///
+    /// Its size is twice `active_bytes`, up to the maximum.
     pub(crate) fn prepare_next(&self, active_bytes: u64) {
         let wanted = active_bytes.saturating_mul(2).min(self.bytes_max);
         self.mailbox.update(|stock| stock.wanted = wanted);
     }
 
-    /// The largest spare file, once there is one of at least `bytes_min`; `None` when there is none
-    /// at the deadline.
+    /// Takes the largest spare file, once one has at least `bytes_min`.
+    ///
+    /// Returns `None` if there is none at the deadline.
     pub(crate) fn take(
         &self,
         bytes_min: u64,
@@ -106,7 +112,9 @@ impl Spares {
         taken
     }
 
-    /// Takes back a file whose contents no longer count.
+    /// Recycles a file whose contents no longer count.
+    ///
+    /// Removes it instead if it is smaller than the wanted size and other files are ready.
     pub(crate) fn give(&self, number: u32, bytes: u64) -> Result<()> {
         let is_outgrown = |stock: &mut Stock| bytes < stock.wanted && !stock.ready.is_empty();
         if self.mailbox.with(is_outgrown) {
@@ -122,7 +130,7 @@ impl Spares {
         Ok(())
     }
 
-    /// Gives back to the file system what an idle log does not need, the smallest files first.
+    /// Removes the spare files that an idle log does not need, the smallest first.
     pub(crate) fn trim(&self) -> Result<()> {
         let surplus = self.mailbox.with(|stock| {
             stock
@@ -137,7 +145,7 @@ impl Spares {
             .try_for_each(|spare| self.disk.remove(&journal::path(&self.folder, spare.number)))
     }
 
-    /// The work of the background thread: keeps one file of the wanted size ready until
+    /// Runs the background thread: keeps one file of the wanted size ready until
     /// [`stop`](Spares::stop).
     pub(crate) fn run(&self) {
         while let Ok(bytes) = self.next_wanted() {
@@ -146,7 +154,7 @@ impl Spares {
                 Ok(spare) => self.mailbox.update(|stock| stock.ready.push(spare)),
                 Err(Halt::Failed(refused)) => {
                     self.refusals.note(Work::JournalFiles, Some(&refused));
-                    // Whether it is time to stop is seen next.
+                    // The next wait for work returns a stop.
                     let _stopped = self.mailbox.pause(RETRY_AFTER, |_stock| false);
                 }
                 Err(Halt::Stopped) => return,
@@ -154,7 +162,7 @@ impl Spares {
         }
     }
 
-    /// Waits until no ready file is of the wanted size.
+    /// Waits until no ready file has the wanted size, and returns that size.
     fn next_wanted(&self) -> Result<u64, Stopped> {
         self.mailbox.wait_for(|stock| {
             let is_ready = stock.ready.iter().any(|spare| spare.bytes >= stock.wanted);
@@ -165,10 +173,10 @@ impl Spares {
         })
     }
 
-    /// A spare file of just `bytes`, made here and now if there is none, for a log that is being
-    /// opened. A larger one would make the journal of a log that crashes again and again grow each
-    /// time; so any other of at least `bytes_min` is taken only where none can be made, as on a
-    /// full disk.
+    /// Takes a spare file of exactly `bytes`, or makes one, for a log that is being opened.
+    ///
+    /// A larger file would make the journal of a log that crashes repeatedly grow each time. So
+    /// another file of at least `bytes_min` is taken only if none can be made, as on a full disk.
     pub(crate) fn take_or_make(&self, bytes: u64, bytes_min: u64) -> Result<Spare> {
         if let Some(spare) = self.take_ready(bytes..=bytes) {
             return Ok(spare);
@@ -177,13 +185,13 @@ impl Spares {
             .or_else(|refused| self.take_ready(bytes_min..=u64::MAX).ok_or(refused))
     }
 
-    /// The smallest ready file of a size in the range.
+    /// Takes the smallest ready file with a size in the range.
     fn take_ready(&self, bytes: RangeInclusive<u64>) -> Option<Spare> {
         self.mailbox
             .with(|stock| stock.take(|spare| bytes.contains(&spare.bytes), |spare| spare.bytes))
     }
 
-    /// Makes a file here and now.
+    /// Makes a file on the calling thread.
     pub(crate) fn make_now(&self, bytes: u64) -> Result<Spare> {
         self.make(bytes, |_took| Ok(()))
     }
@@ -192,8 +200,10 @@ impl Spares {
         self.mailbox.stop();
     }
 
-    /// One thread makes files, so the number is its own; it is used up when there is a file of that
-    /// number.
+    /// Makes a file with the next number.
+    ///
+    /// Only one thread makes files, so no other thread uses the same number. The number is used up
+    /// once the file is complete and open.
     fn make<E: From<Error>>(
         &self,
         bytes: u64,
@@ -216,8 +226,8 @@ impl Spares {
         })
     }
 
-    /// Opens a file that is to be ready. One that cannot be opened is given back to the file
-    /// system, or such files would become more and more.
+    /// Opens a file that will be a spare. A file that cannot be opened is removed, so that such
+    /// files do not accumulate.
     fn open(&self, number: u32) -> Result<Arc<dyn DiskFile>> {
         let path = journal::path(&self.folder, number);
         self.disk
@@ -227,7 +237,7 @@ impl Spares {
             })
     }
 
-    /// Leaves the disk to commits, unless somebody waits for the file.
+    /// Leaves the disk to commits, unless a thread waits for the file.
     fn pause(&self, time: Duration) -> Result<(), Halt> {
         Ok(self.mailbox.pause(time, |stock| stock.waiting > 0)?)
     }

@@ -22,7 +22,7 @@ pub(crate) struct ReplayedGroup {
 }
 
 impl ReplayedGroup {
-    /// The same place in another incarnation of the file.
+    /// Returns the same place in another incarnation of the file.
     pub(crate) fn slot_in(&self, incarnation: u64, chain: u32) -> GroupSlot {
         let GroupHeader {
             lsn,
@@ -40,7 +40,7 @@ impl ReplayedGroup {
     }
 }
 
-/// Where the chain has got to.
+/// The end of the chain so far.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct End {
     pub(super) lsn: u64,
@@ -61,19 +61,21 @@ impl End {
     }
 }
 
-/// A journal file as the device holds it, read from front to back, as little at once as groups
-/// allow: what was read is then decoded from the processor's cache, and never took new memory.
+/// A journal file as the device holds it, read from front to back.
+///
+/// It holds as little of the file at once as groups allow. So groups are decoded from the CPU's
+/// cache, and the buffer is reused.
 pub(super) struct Window {
     file: Arc<dyn DiskFile>,
-    /// So much of the file is looked at.
+    /// The length of the part of the file that is read.
     length: usize,
     buf: BlockBuf,
-    /// Which bytes of the file the buffer begins with.
+    /// The range of the file that is at the start of the buffer.
     held: Range<usize>,
 }
 
 impl Window {
-    /// Looks at the first `length` bytes of a file, rounded down to whole blocks.
+    /// Opens the first `length` bytes of a file, rounded down to whole blocks.
     pub(super) fn open(disk: &dyn Disk, path: &Path, length: usize) -> Result<Self> {
         let file = disk.open(path, Mode::ReadDevice)?;
         Ok(Self {
@@ -89,8 +91,9 @@ impl Window {
         (self.length / 4).clamp(2 * BLOCK, WINDOW_BYTES_MAX)
     }
 
-    /// The bytes from `at` on, `count` at least unless they end before. An `at` may not be less
-    /// than one before it.
+    /// Returns the bytes from `at` on, at least `count` unless the file ends before.
+    ///
+    /// A later call must not pass a lower `at`.
     pub(super) fn from(&mut self, at: usize, count: usize) -> Result<&[u8]> {
         let end = at.saturating_add(count).min(self.length);
         if at < end && end > self.held.end {
@@ -104,7 +107,7 @@ impl Window {
         Ok(held.get(at - self.held.start..).unwrap_or_default())
     }
 
-    /// Lets go of what comes before `start`, and reads up to `end` at least.
+    /// Releases the bytes before `start` and reads at least up to `end`.
     pub(super) fn advance(&mut self, start: usize, end: usize) -> Result<()> {
         let end = end
             .max(start + self.window_bytes())
@@ -124,7 +127,7 @@ impl Window {
     }
 }
 
-/// The group at `at`, if it is whole and continues the chain, with its checksum.
+/// Returns the group at `at` and its header's checksum, if it is whole and continues the chain.
 pub(super) fn group_at(
     store: StoreId,
     window: &mut Window,
@@ -168,7 +171,7 @@ pub(super) fn is_whole(header: &GroupHeader, bytes: &[u8]) -> bool {
     at == bytes.len() && heads.value() == header.heads_checksum
 }
 
-/// Decodes records whose checksums were found to match, each into memory of its own.
+/// Decodes records whose checksums match, each into memory of its own.
 pub(super) fn decode_records(bytes: &[u8], mut last_id: EventId) -> Decoded<Vec<Record>> {
     let mut records = Vec::new();
     let mut at = 0;

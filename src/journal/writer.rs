@@ -1,4 +1,4 @@
-//! The end of the journal: gives groups their places, one behind the other, for one write and one
+//! The writing end of the journal. It gives groups consecutive places, for one write and one
 //! barrier each.
 
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use crate::journal::{GroupBuffer, HEADER_BYTES, Spare, WITNESS_BYTES, blocks, gr
 use crate::manifest::JournalUse;
 use crate::model::{EventId, Result};
 
-/// The end of the journal. Whoever holds it decides where the next group goes.
+/// The end of the journal. The thread that holds it decides where the next group goes.
 pub(crate) struct JournalWriter {
     store: StoreId,
     active: ActiveFile,
     /// The checksum of the last group header.
     chain: u32,
-    /// Where the next group goes.
+    /// The LSN of the next group.
     end_lsn: u64,
     last_id: EventId,
 }
@@ -28,21 +28,22 @@ pub(crate) struct ActiveFile {
     pub number: u32,
     pub bytes: u64,
     pub header: FileHeader,
-    /// A fresh file's header is written together with its first group.
+    /// Whether the header has its place. A fresh file's header is written together with its first
+    /// group.
     pub header_placed: bool,
 }
 
 /// A group's place in the journal.
 pub(crate) struct Placed {
     pub lsn: u64,
-    /// Where the group behind it begins.
+    /// The LSN of the next group.
     pub end_lsn: u64,
-    /// None for a group that is not written.
+    /// `None` for a group that is not written.
     at: Option<(Arc<dyn DiskFile>, u64)>,
 }
 
 impl JournalWriter {
-    /// Goes on at `end_lsn` in `active`.
+    /// Continues at `end_lsn` in `active`.
     pub(crate) fn new(active: ActiveFile, chain: u32, end_lsn: u64, last_id: EventId) -> Self {
         let store = active.header.store;
         Self {
@@ -54,8 +55,11 @@ impl JournalWriter {
         }
     }
 
-    /// Says [`Error::Displaced`](crate::Error::Displaced) when the log is no longer where it was
-    /// opened.
+    /// Checks that the log's files are still where they were opened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Displaced`](crate::Error::Displaced) if they are not.
     pub(crate) fn check_place(&self) -> Result<()> {
         self.active.file.check_place()
     }
@@ -75,19 +79,21 @@ impl JournalWriter {
         self.active.bytes
     }
 
-    /// Whether no group has its place in the active file.
+    /// Returns whether no group has its place in the active file.
     pub(crate) fn active_is_empty(&self) -> bool {
         self.end_lsn == self.active.header.start_lsn
     }
 
-    /// Whether a group with so many bytes of records fits the active file, and a witness behind it.
+    /// Returns whether a group with `record_bytes` of records fits into the active file, with a
+    /// witness after it.
     pub(crate) fn fits(&self, record_bytes: usize) -> bool {
         let used = HEADER_BYTES + self.end_lsn - self.active.header.start_lsn;
         used + (group_bytes(record_bytes) + WITNESS_BYTES) as u64 <= self.active.bytes
     }
 
-    /// Goes on in `spare`, when everything so far is on stable storage. Its header will reach the
-    /// disk with the first group.
+    /// Continues in `spare`. Everything so far must be on stable storage.
+    ///
+    /// The header of the new file reaches the disk with the first group.
     pub(crate) fn rotate(&mut self, spare: Spare) {
         let header = FileHeader {
             store: self.store,
@@ -106,8 +112,10 @@ impl JournalWriter {
         };
     }
 
-    /// Gives a group the next place, which it fits, and completes it for that; one without records
-    /// is a witness. Everything before `durable_lsn` is on stable storage.
+    /// Gives a group the next place and completes it for that place.
+    ///
+    /// The group must [fit](Self::fits). A group without records is a witness. Everything before
+    /// `durable_lsn` must be on stable storage.
     pub(crate) fn place(&mut self, group: &mut GroupBuffer, durable_lsn: u64) -> Placed {
         let header = self.active.header;
         let (lsn, last_id) = (self.end_lsn, group.last_id().unwrap_or(self.last_id));
@@ -134,7 +142,8 @@ impl JournalWriter {
         }
     }
 
-    /// The place of a group that has only answers to give: behind all it may rest on.
+    /// Returns the place of a group that has only answers to give: after everything they may depend
+    /// on.
     pub(crate) fn place_nothing(&self) -> Placed {
         Placed {
             lsn: self.end_lsn,
@@ -145,14 +154,16 @@ impl JournalWriter {
 }
 
 impl Placed {
-    /// Writes the group that got this place. When this returns `Ok` it is on stable storage; when
-    /// it fails, the journal must not be written again. Returns the bytes written.
+    /// Writes the group that got this place, and returns the bytes written.
+    ///
+    /// When this returns `Ok`, the group is on stable storage. After a failure the journal must not
+    /// be written again.
     pub(crate) fn write(&self, group: &GroupBuffer) -> Result<usize> {
         let Some((file, offset)) = &self.at else {
             return Ok(0);
         };
-        // What is written to a file that was removed is gone with it, and a log that was moved away
-        // would be missed where it is looked for.
+        // Bytes written to a removed file are lost with it. Bytes written to a log that was moved
+        // away would be missing from the log at its path.
         file.check_place()?;
         let blocks = group.blocks();
         file.write_all_at(blocks, *offset)?;
@@ -160,8 +171,9 @@ impl Placed {
     }
 }
 
-/// Writes a whole journal file, header and groups, and makes it durable; returns the chain value of
-/// its end.
+/// Writes a whole journal file, header and groups, and makes it durable.
+///
+/// Returns the chain value of its end.
 pub(crate) fn write_image(
     disk: &dyn Disk,
     spare: &Spare,
