@@ -48,8 +48,7 @@ pub(crate) struct Spares {
 struct Stock {
     ready: Vec<Spare>,
     next_number: u32,
-    /// The size that the next file should have. A waiting batch may need a minimum, which counts
-    /// too.
+    /// The size that the next file should have, and at least the size that a waiting batch needs.
     wanted: u64,
     /// The number of threads that wait for a file.
     waiting: usize,

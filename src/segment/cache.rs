@@ -1,5 +1,5 @@
-//! The bounded cache of what was read from segments and span filters and found whole: blocks,
-//! pages, filters. And the open files.
+//! The bounded cache of verified parts of segments and span filters: blocks, pages and filters. It
+//! also keeps files open.
 
 use std::sync::Arc;
 
@@ -11,24 +11,25 @@ use crate::disk::DiskFile;
 use crate::model::Result;
 use crate::segment::Span;
 
-/// A typical entry; only an estimate for the size of the cache's own tables.
+/// The typical size of an entry, in bytes. It only serves to size the cache's own tables.
 const ENTRY_BYTES_TYPICAL: usize = 16 * 1024;
 
-/// Bookkeeping counted with each entry.
+/// The bookkeeping that counts with each entry, in bytes.
 const ENTRY_OVERHEAD: u64 = 128;
 
-/// Files that are kept open; others are opened again when they are read.
+/// The number of files that are kept open. Others are opened again when they are read.
 const FILES_MAX: usize = 256;
 
-/// Which file a part is of.
+/// The file of a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum FileKey {
     Segment(u64),
-    /// With its length, which says what is on which page.
+    /// A span filter with its length, which decides which item is on which page.
     SpanFilter(Span, u64),
 }
 
-/// Shared by all segments and span filters of a log. What comes out was checked when it went in.
+/// The cache that all segments and span filters of a log share. Every part in it was checked before
+/// it was inserted.
 pub(crate) struct BlockCache {
     parts: Cache<(FileKey, u64), Bytes, ByBytes>,
     files: Cache<FileKey, Arc<dyn DiskFile>>,
@@ -56,7 +57,7 @@ impl BlockCache {
         }
     }
 
-    /// The part of a file at `offset`, read and checked by `read` unless it is here.
+    /// Returns the part of a file at `offset`. On a cache miss, `read` reads and checks it.
     pub(crate) fn part(
         &self,
         file: FileKey,
@@ -71,12 +72,12 @@ impl BlockCache {
         Ok(part)
     }
 
-    /// Whether a part is here.
+    /// Returns whether a part is cached.
     pub(crate) fn holds(&self, file: FileKey, offset: u64) -> bool {
         self.parts.contains_key(&(file, offset))
     }
 
-    /// An open file.
+    /// Returns an open file, which `open` opens on a cache miss.
     pub(crate) fn file(
         &self,
         key: FileKey,
@@ -90,7 +91,7 @@ impl BlockCache {
         Ok(file)
     }
 
-    /// Closes a file that another is to take the place of.
+    /// Closes a file that will be replaced by another.
     pub(crate) fn close(&self, key: FileKey) {
         self.files.remove(&key);
     }

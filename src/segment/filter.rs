@@ -1,27 +1,27 @@
-//! A Bloom filter over a segment's sessions and idempotency keys: it tells, with few reads, which
-//! segments need not be asked.
+//! A Bloom filter over a segment's sessions and idempotency keys. It tells, with few reads, which
+//! segments need not be searched.
 //!
-//! It is ours because its bits are part of the format: the filter crates leave theirs open to
-//! change. Two independent 64-bit halves of a hash stand for all probes (Kirsch and Mitzenmacher,
-//! "Less Hashing, Same Performance", 2006).
+//! The filter is implemented here because its bits are part of the format, and the filter crates do
+//! not promise to keep theirs. The two independent 64-bit halves of a hash give all probes (Kirsch
+//! and Mitzenmacher, "Less Hashing, Same Performance", 2006).
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{ByteReader, Decoded, Fault, Salt};
 
-/// About one answer in 2,000 is a false "maybe" at 16 bits and 6 probes an item.
+/// With 16 bits and 6 probes per item, about one answer in 2,000 is a false "maybe".
 const BITS_PER_ITEM: u64 = 16;
 const PROBES: u32 = 6;
 pub(super) const HEADER_BYTES: usize = 16;
 
-/// Where a segment's filter lies.
+/// The place of a segment's filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FilterRoot {
     pub offset: u64,
     pub bytes: u32,
 }
 
-/// How many items so many bytes of words are for at the most.
+/// Returns the number of items that `bytes` of words have room for.
 pub(super) const fn items_in(bytes: u64) -> u64 {
     bytes * 8 / BITS_PER_ITEM
 }
@@ -38,7 +38,7 @@ impl FilterBuilder {
         }
     }
 
-    /// A filter as large as this one, with nothing in it.
+    /// Returns an empty filter as large as this one.
     pub(super) fn as_large_as(filter: &[u8]) -> Self {
         Self {
             words: vec![0; filter.len().saturating_sub(HEADER_BYTES) / 8],
@@ -71,7 +71,7 @@ impl FilterBuilder {
     }
 }
 
-/// Checks a filter's bytes, once, when they are read.
+/// Checks a filter's bytes. This is done once, when they are read.
 pub(crate) fn check(salt: Salt, bytes: &[u8]) -> Decoded<()> {
     let mut reader = ByteReader::new(bytes);
     let (count, checksum) = (reader.array::<4>()?, reader.u32()?);
@@ -96,7 +96,7 @@ pub(crate) fn check(salt: Salt, bytes: &[u8]) -> Decoded<()> {
     }
 }
 
-/// Whether a checked filter may hold an item.
+/// Returns whether a checked filter may hold an item.
 pub(crate) fn may_hold(bytes: &[u8], hash: [u8; 16]) -> bool {
     let Some((_header, words)) = bytes.split_at_checked(HEADER_BYTES) else {
         return true;

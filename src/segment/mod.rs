@@ -1,8 +1,8 @@
-//! Segments keep the log: immutable files in which one session's events lie together.
+//! Segments keep the log: immutable files in which one session's events are stored together.
 //!
-//! A segment covers a stretch of LSNs and therefore a stretch of event IDs; segments are numbered,
-//! and follow each other, in commit order. Invariant: a file with a segment's name is whole,
-//! because it got the name after its bytes were durable.
+//! A segment covers a range of LSNs and therefore a range of event IDs. Segments are numbered, and
+//! follow each other, in commit order. Invariant: a file with a segment's name is whole, because it
+//! got the name after its bytes were durable.
 
 mod cache;
 mod filter;
@@ -35,7 +35,7 @@ fn path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{number:016}.{EXTENSION}"))
 }
 
-/// The number in a segment's name.
+/// Returns the number in a segment's name.
 fn number(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
     (digits.len() == 16).then(|| digits.parse().ok()).flatten()
@@ -45,7 +45,7 @@ fn salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"sblk", number)
 }
 
-/// What a segment holds and where its tables are. It stands in the segment's trailer and in the
+/// What a segment holds and where its tables are. It is stored in the segment's trailer and in the
 /// manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentInfo {
@@ -57,7 +57,7 @@ pub(crate) struct SegmentInfo {
     pub file_bytes: u64,
     pub records: u64,
     pub events: u64,
-    /// The bodies of all records: data, types and names as encoded.
+    /// The size of the bodies of all records: data, types and names as encoded.
     pub body_bytes: u64,
     runs: TableRoot,
     ids: TableRoot,
@@ -71,7 +71,7 @@ impl SegmentInfo {
     }
 }
 
-/// Where a record lies: its block, and the offset within the block's records.
+/// The place of a record: its block, and the offset within the block's records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Address {
     pub block_offset: u64,
@@ -88,7 +88,7 @@ pub(crate) struct Run {
     pub address: Address,
 }
 
-/// A run, as the run table tells of it.
+/// A run with its entry in the run table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RunEntry {
     pub run: Run,
@@ -96,7 +96,7 @@ pub(crate) struct RunEntry {
 }
 
 impl Run {
-    /// Whether it has events, whose seqs are numbers.
+    /// Returns whether the run has events and its seqs do not overflow.
     pub(crate) fn is_possible(&self) -> bool {
         self.events > 0 && self.first.checked_add(self.events.into()).is_some()
     }
@@ -151,9 +151,10 @@ impl Address {
     }
 }
 
-/// The key of a run, in tables and in the index: ordered by session ID, generation and seq. Session
-/// IDs hold no NUL, so the one behind the ID both ends it and sorts a prefix before what it is a
-/// prefix of.
+/// Returns the key of a run in the run table and in the index.
+///
+/// Keys are ordered by session ID, generation and seq. Session IDs hold no NUL. So the NUL after
+/// the ID ends it, and sorts an ID before longer IDs that begin with it.
 pub(crate) fn run_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
     let mut key = session_key(session);
     key.extend_from_slice(&generation.to_be_bytes());
@@ -161,7 +162,7 @@ pub(crate) fn run_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u
     key
 }
 
-/// What the keys of a session's runs begin with.
+/// Returns the prefix of the keys of a session's runs.
 pub(crate) fn session_key(session: &SessionId) -> Vec<u8> {
     let mut key = Vec::with_capacity(session.as_bytes().len() + 13);
     key.extend_from_slice(session.as_bytes());
@@ -169,7 +170,7 @@ pub(crate) fn session_key(session: &SessionId) -> Vec<u8> {
     key
 }
 
-/// The parts of a run's key, the session ID as bytes.
+/// Returns the parts of a run's key, the session ID as bytes.
 pub(crate) fn split_run_key(key: &[u8]) -> Option<(&[u8], u32, Seq)> {
     let (session, rest) = key.split_at_checked(key.len().checked_sub(13)?)?;
     let (nul, rest) = rest.split_first()?;
@@ -182,10 +183,10 @@ pub(crate) fn split_run_key(key: &[u8]) -> Option<(&[u8], u32, Seq)> {
     ))
 }
 
-/// What stands for a session or an idempotency key in filters.
+/// The hash of a session or an idempotency key in filters.
 pub(crate) type ItemHash = [u8; 16];
 
-/// What stands for an idempotency key of a session, in the key table and in filters.
+/// Returns the hash of a session's idempotency key, for the key table and for filters.
 fn key_hash(session: &SessionId, key: &str) -> ItemHash {
     let mut hasher = blake3::Hasher::new();
     hasher
@@ -200,7 +201,7 @@ fn key_hash(session: &SessionId, key: &str) -> ItemHash {
         .expect("a BLAKE3 hash has 32 bytes")
 }
 
-/// What stands for a session's ID in filters.
+/// Returns the hash of a session's ID, for filters.
 fn session_hash(session: &[u8]) -> ItemHash {
     blake3::hash(session)
         .as_bytes()
@@ -209,7 +210,7 @@ fn session_hash(session: &[u8]) -> ItemHash {
         .expect("a BLAKE3 hash has 32 bytes")
 }
 
-/// Reads bytes as each part of a segment, past the checksums.
+/// Decodes bytes as each part of a segment, without the checksums that protect it.
 #[cfg(fuzzing)]
 pub(crate) fn decode_parts(bytes: &bytes::Bytes) {
     let _refused_or_not = (

@@ -1,4 +1,4 @@
-//! One segment, read: through the cache, every part checked when it comes from the disk.
+//! Reads one segment through the cache. Every part is checked when it is read from the disk.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -62,12 +62,12 @@ impl Segment {
         &self.parts.path
     }
 
-    /// The error for a record of this segment whose events do not decode.
+    /// Returns the error for a record of this segment whose events do not decode.
     pub(crate) fn fault_in_records(&self, fault: Fault) -> Error {
         fault.at(self.path(), 0)
     }
 
-    /// The last run of `session` that begins at or before `seq` of `generation`.
+    /// Returns the last run of `session` that begins at or before `seq` of `generation`.
     pub(crate) fn floor_run(
         &self,
         session: &SessionId,
@@ -91,18 +91,20 @@ impl Segment {
         }
     }
 
-    /// Whether a session or an idempotency key may be in here; never `false` when it is.
+    /// Returns whether the segment may hold a session or an idempotency key. Never `false` if it
+    /// does.
     pub(crate) fn may_hold(&self, item: ItemHash) -> Result<bool> {
         Ok(filter::may_hold(&self.filter()?, item))
     }
 
-    /// How many items the filter is over at the most.
+    /// Returns an upper bound of the number of items in the filter.
     pub(super) fn filter_items(&self) -> u64 {
         filter::items_in(self.info.filter.bytes.into())
     }
 
-    /// What tells this filter from any other: its size and the checksum of its words, not checked
-    /// against them. Read once.
+    /// Returns the bytes that identify this filter: its size and the checksum of its words.
+    ///
+    /// The words are not checked against the checksum. The bytes are read once.
     pub(super) fn filter_identity(&self) -> Result<[u8; 8]> {
         if let Some(identity) = self.filter_identity.get() {
             return Ok(*identity);
@@ -113,8 +115,12 @@ impl Segment {
         Ok(*self.filter_identity.get_or_init(|| identity))
     }
 
-    /// Shows everything that the filter is over. Where the tables hold anything else, that is
-    /// damage.
+    /// Calls `visit` with every item in the filter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] if a filter of the tables' items differs from the segment's. Errors of
+    /// reads and of `visit` are passed on.
     pub(super) fn for_each_item<E: From<Error>>(
         &self,
         mut visit: impl FnMut(ItemHash) -> Result<(), E>,
@@ -159,7 +165,7 @@ impl Segment {
         Ok(sessions.chain(keys))
     }
 
-    /// The record that holds the event with this ID.
+    /// Returns the record that holds the event with this ID.
     pub(crate) fn record_of(&self, id: EventId) -> Result<Option<Record>> {
         let Some((_, address)) = self.info.ids.floor(self, &id.to_u128().to_be_bytes())? else {
             return Ok(None);
@@ -168,8 +174,9 @@ impl Segment {
         Ok(record.seq_of(id).is_some().then_some(record))
     }
 
-    /// The record that landed under an idempotency key, whose hash is given too, in this generation
-    /// of the session.
+    /// Returns the record appended under an idempotency key in this generation of the session.
+    ///
+    /// The caller passes the key's hash too.
     pub(crate) fn record_of_key(
         &self,
         session: &SessionId,
@@ -196,7 +203,7 @@ impl Segment {
         Ok(None)
     }
 
-    /// The records in commit order, from the one that may hold `id` on.
+    /// Returns the records in commit order, from the one that may hold `id` on.
     pub(crate) fn records_from(&self, id: EventId) -> Result<impl Iterator<Item = Result<Record>>> {
         let from = self
             .info
@@ -208,7 +215,7 @@ impl Segment {
         Ok(ids.map(|entry| entry.and_then(|(_, address)| self.record_at(self.address(&address)?))))
     }
 
-    /// The last record in commit order that begins before `id`.
+    /// Returns the last record in commit order that begins before `id`.
     pub(crate) fn record_before(&self, id: EventId) -> Result<Option<Record>> {
         let Some(below) = id.to_u128().checked_sub(1) else {
             return Ok(None);
@@ -219,10 +226,10 @@ impl Segment {
             .transpose()
     }
 
-    /// The first session in ID order that comes after `session`.
+    /// Returns the first session in ID order that comes after `session`.
     pub(crate) fn session_after(&self, session: Option<&SessionId>) -> Result<Option<SessionId>> {
-        // No byte of a session ID is below 1, so this sorts behind all runs of `session` and before
-        // any longer ID.
+        // No byte of a session ID is below 1. So this key sorts after all runs of `session` and
+        // before any longer ID.
         let from = session.map(|session| {
             let mut key = session_key(session);
             key.extend_from_slice(&[0xFF; 13]);
@@ -238,7 +245,7 @@ impl Segment {
         session.map(Some).ok_or_else(|| self.impossible("session"))
     }
 
-    /// All runs, with their keys, in order.
+    /// Returns all runs with their keys, in order.
     pub(crate) fn runs(&self) -> Result<impl Iterator<Item = Result<(Bytes, RunEntry)>>> {
         let runs: TableIter<'_, Self> = self.info.runs.iter_from(self, &[])?;
         Ok(runs.map(|entry| {
@@ -251,8 +258,10 @@ impl Segment {
         }))
     }
 
-    /// The records of a run that overlap the seqs, in order, decoded as they are asked for. A run
-    /// that is not what it says is damage.
+    /// Returns the records of a run that overlap the seqs, in order.
+    ///
+    /// The iterator decodes them on demand. `before_read` is called before a read from the disk, if
+    /// one is needed. A run that does not match its entry is damage.
     pub(crate) fn run_records<'a>(
         &'a self,
         session: &'a SessionId,
@@ -312,7 +321,7 @@ impl Segment {
         })
     }
 
-    /// The error for something in a table that this version would not have put there.
+    /// Returns the error for a table entry that this version would not have written.
     fn impossible(&self, what: &str) -> Error {
         Error::corrupt(self.path(), 0, format!("an impossible {what}"))
     }
@@ -325,7 +334,8 @@ impl Segment {
         )
     }
 
-    /// A part of the file. `admit` verifies one that was read from the disk.
+    /// Returns a part of the file. On a cache miss, `before_read` is called before the read and
+    /// `admit` checks the part after it.
     fn part(
         &self,
         offset: u64,
@@ -382,7 +392,7 @@ fn check_bodies(header: BlockHeader, block: &[u8]) -> Decoded<()> {
     }
 }
 
-/// Records of a run.
+/// The records of a run, in order.
 pub(crate) struct RunRecords<'a> {
     segment: &'a Segment,
     session: &'a SessionId,
@@ -390,9 +400,9 @@ pub(crate) struct RunRecords<'a> {
     block: Bytes,
     at: usize,
     next: Seq,
-    /// Records that end before this are passed over.
+    /// Records that end before this are skipped.
     from: Seq,
-    /// What begins behind this is left alone.
+    /// Records that begin after this are not decoded.
     to: Seq,
 }
 
@@ -401,7 +411,7 @@ impl RunRecords<'_> {
         fault.at(self.segment.path(), self.run.address.block_offset)
     }
 
-    /// The next record, unless it is passed over.
+    /// Decodes the next record; `None` if it is skipped.
     fn record(&mut self) -> Result<Option<Record>> {
         let frame = RecordFrame::decode(&self.block, self.at).map_err(|fault| self.fault(fault))?;
         let expected = frame.session == self.session.as_bytes()
@@ -442,7 +452,7 @@ impl Iterator for RunRecords<'_> {
     }
 }
 
-/// Reads a segment's own account of itself: header and trailer, which must agree.
+/// Reads a segment's header and trailer, which must agree.
 pub(crate) fn read_info(
     file: &dyn DiskFile,
     number: u64,

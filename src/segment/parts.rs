@@ -1,5 +1,5 @@
-//! A file that is never changed, read part by part: through the cache, every part checked when it
-//! comes from the disk.
+//! An immutable file that is read part by part through the cache. Every part is checked when it is
+//! read from the disk.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,8 +22,10 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// A part of the file. Should it have to be read from the disk, it is read from what `file`
-    /// gives, and `admit` looks at it behind, and may put to it what saves readers work.
+    /// Returns a part of the file.
+    ///
+    /// On a cache miss the part is read from `file()`. Then `admit` verifies it, and may append
+    /// lookup data before it is cached.
     pub(super) fn part(
         &self,
         offset: u64,
@@ -47,7 +49,7 @@ impl Parts {
         })
     }
 
-    /// The file, open. `admit` looks at one that was not.
+    /// Returns the open file. If it has to be opened, `admit` checks it.
     pub(super) fn file(
         &self,
         admit: impl FnOnce(&dyn DiskFile) -> Result<()>,
@@ -59,7 +61,7 @@ impl Parts {
         })
     }
 
-    /// Whether these bytes lie within the file.
+    /// Returns whether these bytes are within the file.
     pub(super) fn has(&self, offset: u64, bytes: u32) -> bool {
         offset
             .checked_add(bytes.into())
@@ -70,7 +72,7 @@ impl Parts {
         self.cache.holds(self.key, offset)
     }
 
-    /// A file that ends before a part that was once there is damaged.
+    /// Turns the error of a file that ends before a part of it into damage.
     fn shortened(&self, offset: u64, error: Error) -> Error {
         match error {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => {

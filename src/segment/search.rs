@@ -1,12 +1,13 @@
 //! Finds the run that holds a seq without the index.
 //!
 //! The seqs of a session rise from segment to segment. So a segment that holds any of the session
-//! tells whether the run lies in an older or in a newer one, and the number of segments asked grows
-//! with the logarithm of the distance from where the search begins. Filters tell which segments to
-//! ask; the search looks at each filter once at the most.
+//! shows whether the run is in an older or in a newer one. The number of probed segments grows with
+//! the logarithm of the distance from the start of the search. Filters tell which segments to
+//! probe. The search reads each filter at most once.
 //!
-//! A segment that cannot be read tells nothing. The search goes on around it, and fails with its
-//! error unless it finds the run elsewhere: what it finds is a checked entry for this very seq.
+//! A segment that cannot be read shows nothing, so the search continues around it. It fails with
+//! that segment's error unless it finds the run elsewhere. A run that it finds is correct, because
+//! it is a checked entry for this very seq.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,19 +25,19 @@ pub(super) struct RunSearch<'a> {
     seq: Seq,
     /// The positions of the segments that may hold the run.
     left: Range<usize>,
-    /// The first error of a segment that was asked.
+    /// The first error of a probed segment.
     unread: Option<Error>,
 }
 
-/// Where the run lies, seen from a segment that holds some of the session.
+/// The side on which the run is, seen from a segment that holds some of the session.
 enum Side {
     Here(RunEntry),
     Older,
     Newer,
 }
 
-/// Where the next segment to ask lies among those that are left. Steps from an end double, until
-/// one goes too far.
+/// The next segment to probe among those that are left. Steps from an end double until one goes too
+/// far.
 enum Next {
     UpFromOldest(usize),
     DownFromNewest(usize),
@@ -44,12 +45,14 @@ enum Next {
 }
 
 impl SegmentSet {
-    /// The run that holds `seq`. The search begins at the segment with the number `near`, where the
-    /// caller found a run beside it, or at the newest.
+    /// Returns the run that holds `seq`.
+    ///
+    /// The search begins at segment number `near`, where the caller found a run next to it, or else
+    /// at the newest.
     ///
     /// # Errors
     ///
-    /// Those of segments that may hold the run and cannot be read.
+    /// The first error of a segment that may hold the run and cannot be read.
     pub(crate) fn run_at(
         &self,
         session: &SessionId,
@@ -80,7 +83,7 @@ impl<'a> RunSearch<'a> {
         }
     }
 
-    /// Searches from the segment at position `near` on, or from the newest.
+    /// Searches from the segment at position `near`, or from the newest.
     pub(super) fn run(mut self, near: Option<usize>) -> Result<Option<FoundRun>> {
         let found = match near.and_then(|near| Some((near, self.ask(near)?))) {
             Some((near, Side::Here(entry))) => self.found(near, entry),
@@ -101,7 +104,7 @@ impl<'a> RunSearch<'a> {
         }
     }
 
-    /// Asks segment after segment until one has the run, or none is left.
+    /// Probes segment after segment until one has the run, or none is left.
     fn narrow(&mut self, mut next: Next) -> Option<FoundRun> {
         while !self.left.is_empty() {
             let at = next.place_in(&self.left);
@@ -111,7 +114,7 @@ impl<'a> RunSearch<'a> {
                     self.left.end = holder;
                     next = next.after_older();
                 }
-                // Those between the holder and `at` hold none of the session.
+                // The segments between the holder and `at` hold none of the session.
                 Some((_, Side::Newer)) | None => {
                     self.left.start = at + 1;
                     next = next.after_newer();
@@ -121,8 +124,9 @@ impl<'a> RunSearch<'a> {
         None
     }
 
-    /// The newest of those left up to a position that holds some of the session. Those that the
-    /// widest filters rule out are not asked.
+    /// Returns the newest segment, of those left up to a position, that holds some of the session.
+    ///
+    /// Segments that a span filter rules out are not probed.
     fn newest_through(&mut self, position: usize) -> Option<(usize, Side)> {
         let mut end = position + 1;
         while end > self.left.start {
@@ -141,7 +145,8 @@ impl<'a> RunSearch<'a> {
         None
     }
 
-    /// What a segment tells of the run; `None` when it holds none of the session or cannot be read.
+    /// Returns on which side of a segment the run is. Returns `None` if the segment holds none of
+    /// the session or cannot be read.
     fn ask(&mut self, at: usize) -> Option<Side> {
         let side = self.look_into(at);
         side.unwrap_or_else(|error| {
@@ -221,14 +226,14 @@ mod tests {
 
     const STORE: StoreId = StoreId(1);
     const SESSIONS: usize = 4;
-    /// Two of these do not fit a block, so that they are two runs.
+    /// Two of these do not fit into a block, so they are two runs.
     const LARGE: usize = 50 * 1024;
 
     fn session(nth: usize) -> SessionId {
         SessionId::new(["a", "ab", "b", "c"][nth]).unwrap()
     }
 
-    /// Segments in a folder, and which one holds each seq.
+    /// Segments in a folder, and the segment of each seq.
     struct Scene {
         folder: tempfile::TempDir,
         disk: Arc<dyn Disk>,
@@ -238,7 +243,7 @@ mod tests {
     }
 
     impl Scene {
-        /// A segment for each list; in it a record for each session named.
+        /// Makes a segment for each list, with a record for each session in the list.
         fn new(segments: &[Vec<usize>]) -> Self {
             let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::new(RealDisk::default()));
             let cache = Arc::new(BlockCache::new(0));
@@ -255,7 +260,7 @@ mod tests {
             let mut tails = [0; SESSIONS];
             let mut id = 0;
             for (number, members) in (1..).zip(segments) {
-                // There is no segment without a record.
+                // A segment has at least one record.
                 let records = members
                     .iter()
                     .chain(members.is_empty().then_some(&(SESSIONS - 1)));
@@ -331,8 +336,8 @@ mod tests {
             file.write_all_at(&vec![0xFF; bytes], 0).unwrap();
         }
 
-        /// Every seq is found where it lies, from wherever the search begins, unless its segment is
-        /// damaged; and no other is.
+        /// Checks that every seq is found in its segment, from any start, unless the segment is
+        /// damaged. No other seq is found.
         fn check(&self, set: &SegmentSet, damaged: &BTreeSet<u64>) {
             let nears = [
                 None,
@@ -399,7 +404,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn a_run_is_found_where_it_lies_and_damage_hides_no_other(
-            segments in proptest::collection::vec(proptest::collection::vec(0..SESSIONS, 0..5), 1..40),
+            segments in proptest::collection::vec(
+                proptest::collection::vec(0..SESSIONS, 0..5),
+                1..40,
+            ),
             damaged in proptest::collection::btree_set(1_u64..40, 0..4),
         ) {
             let scene = Scene::new(&segments);
@@ -407,7 +415,10 @@ mod tests {
             scene.check(&set, &BTreeSet::new());
             let merged = set.with_filters(scene.merged(&set));
             scene.check(&merged, &BTreeSet::new());
-            let damaged: BTreeSet<u64> = damaged.into_iter().filter(|number| *number <= set.newest_number()).collect();
+            let damaged: BTreeSet<u64> = damaged
+                .into_iter()
+                .filter(|number| *number <= set.newest_number())
+                .collect();
             for number in &damaged {
                 scene.damage(*number);
             }

@@ -1,5 +1,5 @@
-//! All segments of a store, in commit order, as one reader sees them; and which files of the folder
-//! belong.
+//! All segments of a store, in commit order, as one reader sees them. Also decides which files of
+//! the folder belong to the store.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,18 +13,18 @@ use crate::segment::{
     self, ItemHash, RunEntry, Segment, SegmentInfo, Span, SpanFilter, key_hash, session_hash,
 };
 
-/// An immutable list of segments, and the filters over many of them; sealing makes a new one.
+/// An immutable list of segments, with their span filters. Sealing makes a new one.
 #[derive(Clone)]
 pub(crate) struct SegmentSet {
     pub(super) segments: Vec<Arc<Segment>>,
     merged: HashMap<Span, Arc<SpanFilter>>,
 }
 
-/// A run's entry and the segment it lies in.
+/// A run's entry and its segment.
 pub(crate) type FoundRun = (Arc<Segment>, RunEntry);
 
 impl SegmentSet {
-    /// These segments, in commit order.
+    /// Returns a set of these segments, in commit order.
     pub(crate) fn new(segments: Vec<Arc<Segment>>) -> Self {
         Self {
             segments,
@@ -38,7 +38,7 @@ impl SegmentSet {
         set
     }
 
-    /// With filters over many, in the place of those over the same.
+    /// Returns the set with these span filters, which replace filters over the same spans.
     pub(crate) fn with_filters(&self, filters: impl IntoIterator<Item = SpanFilter>) -> Self {
         let mut set = self.clone();
         set.merged.extend(
@@ -49,14 +49,14 @@ impl SegmentSet {
         set
     }
 
-    /// Whether there is a filter over this span that is of use.
+    /// Returns whether there is a usable filter over this span.
     pub(crate) fn has_filter(&self, span: Span) -> bool {
         self.merged
             .get(&span)
             .is_some_and(|filter| !filter.is_broken())
     }
 
-    /// The segments of a span, if all of them are there.
+    /// Returns the segments of a span if all of them are in the set.
     pub(crate) fn of_span(&self, span: Span) -> Option<&[Arc<Segment>]> {
         let before = self
             .segments
@@ -69,7 +69,7 @@ impl SegmentSet {
             .filter(|segments| segments.len() as u64 == span.segments())
     }
 
-    /// In commit order.
+    /// Returns the segments in commit order.
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Segment>> {
         self.segments.iter()
     }
@@ -90,7 +90,7 @@ impl SegmentSet {
             .map_or(0, |segment| segment.info.number)
     }
 
-    /// The last run of a session.
+    /// Returns the last run of a session.
     pub(crate) fn last_run(&self, session: &SessionId) -> Result<Option<FoundRun>> {
         for segment in self.that_may_hold(session_hash(session.as_bytes())) {
             let segment = segment?;
@@ -116,8 +116,9 @@ impl SegmentSet {
         Ok(None)
     }
 
-    /// The segments that may hold the item, newest first. Those that the widest filters rule out
-    /// are not asked.
+    /// Returns the segments that may hold the item, newest first.
+    ///
+    /// The filters of segments that a span filter rules out are not probed.
     fn that_may_hold(&self, item: ItemHash) -> impl Iterator<Item = Result<&Arc<Segment>>> {
         let mut left = self.segments.as_slice();
         std::iter::from_fn(move || {
@@ -142,8 +143,8 @@ impl SegmentSet {
         })
     }
 
-    /// The widest span that ends with the number, whose filter says that none of its segments has
-    /// the item.
+    /// Returns the widest span that ends with segment `through` and whose filter rules out the
+    /// item.
     pub(super) fn ruled_out(&self, item: ItemHash, through: u64) -> Option<Span> {
         Span::ending_with(through)
             .filter_map(|span| self.merged.get(&span))
@@ -151,7 +152,7 @@ impl SegmentSet {
             .map(|filter| filter.span)
     }
 
-    /// The segment whose range of IDs ends at or above `id`, if any, and those behind it.
+    /// Returns the segments from the first whose range of IDs ends at or above `id`.
     pub(crate) fn ending_at_or_after(&self, id: EventId) -> &[Arc<Segment>] {
         let before = self
             .segments
@@ -160,8 +161,8 @@ impl SegmentSet {
     }
 }
 
-/// Checks that every segment that the manifest names is there with its length, and that they follow
-/// each other without a gap.
+/// Checks that every segment in the manifest exists with its length, and that they follow each
+/// other without a gap.
 pub(crate) fn check_files(
     folder: &Path,
     segments: &[SegmentInfo],
@@ -197,8 +198,9 @@ pub(crate) fn check_files(
     Ok(())
 }
 
-/// The whole segments that continue the manifest's but are not named in it: a crash came between
-/// their last barrier and the manifest.
+/// Returns the whole segments that continue the manifest's but are not named in it.
+///
+/// Such a segment remains if a crash came between its last barrier and the manifest.
 pub(crate) fn adopt(
     disk: &dyn Disk,
     folder: &Path,

@@ -1,16 +1,16 @@
-//! Span filters: one filter over sixteen segments, one over sixteen times sixteen, and so on, as
-//! long as they fit memory, so that a session or an idempotency key that is nowhere is found to be
-//! nowhere without asking each segment.
+//! Span filters: one filter over each 16, 256 and 4,096 segments, unless it would be too large for
+//! memory. They show that a session or an idempotency key is nowhere without a probe of each
+//! segment.
 //!
-//! They are derived from the segments' tables and can be deleted at any time; but where one says
-//! that an item is in none of its segments, that is believed. Invariants:
-//! * The checksums of its pages start from what the filters of its segments are, from its length
-//!   and from the place in it, so that bytes that belong to anything else do not pass, and what
-//!   does not pass rules nothing out.
-//! * It is over what was found in the tables, and that is, bit for bit, what the segments' own
-//!   filters are over.
+//! They are derived from the segments' tables and can be deleted at any time. A reader does not
+//! check their answer that an item is in none of their segments. Invariants:
+//! * The salt of a filter's pages covers the identity of its segments' filters and its length, and
+//!   each checksum the page's place in it. So other bytes do not pass, and bytes that do not pass
+//!   rule nothing out.
+//! * A filter is over the items found in the tables. These are checked, bit for bit, against the
+//!   segments' own filters.
 //!
-//! A page is a filter like a segment's, of one block; an item's hash says on which page to look.
+//! A page is a filter like a segment's, of one block. An item's hash selects its page.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,17 +28,19 @@ use crate::segment::write::BlockSink;
 use crate::segment::{BlockCache, ItemHash, Segment, SegmentSet};
 use crate::sync::{AtomicBool, Ordering};
 
-/// So many segments, or filters of the level below, go into one.
+/// The number of segments, or of filters of the level below, that one filter is over.
 const FANOUT: u64 = 16;
 
-/// The widest filters are over `FANOUT` to this power of segments.
+/// The number of levels. The widest filters are over `FANOUT` to this power of segments.
 const LEVELS: u8 = 3;
 
-/// None is made that would take more, since it is made in memory. This is 16 million sessions and
-/// keys: with more of them in its segments, those of the level below are asked.
+/// The largest filter, in bytes, since a filter is made in memory.
+///
+/// This is enough for 16 million sessions and keys. If segments hold more, the filters of the level
+/// below are used.
 const FILTER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// A page is a block, and such a filter.
+/// The size of a page, in bytes. A page is a block that holds one filter.
 const PAGE_BYTES: u32 = 4096;
 
 const PAGE_ITEMS: u64 = filter::items_in(PAGE_BYTES as u64 - HEADER_BYTES as u64);
@@ -47,8 +49,8 @@ const _: () = assert!(PAGE_BYTES as usize == BLOCK, "pages are written as blocks
 
 const EXTENSION: &str = "filter";
 
-/// The segments that a span filter is over: `FANOUT` to the power of the level, up to the last,
-/// whose number is a multiple of that.
+/// The segments of a span filter: `FANOUT` to the power of the level, up to the last. The number of
+/// the last is a multiple of that count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Span {
     level: u8,
@@ -56,13 +58,13 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// All that end with segment `last`, the widest first.
+    /// Returns all spans that end with segment `last`, the widest first.
     pub(super) fn ending_with(last: u64) -> impl Iterator<Item = Self> {
         let spans = (1..=LEVELS).rev().map(move |level| Self { level, last });
         spans.filter(|span| span.last > 0 && span.last.is_multiple_of(span.segments()))
     }
 
-    /// All among the segments up to `newest`, the narrowest first.
+    /// Returns all spans among the segments up to `newest`, the narrowest first.
     pub(crate) fn up_to(newest: u64) -> impl Iterator<Item = Self> {
         (1..=LEVELS).flat_map(move |level| {
             let segments = FANOUT.pow(level.into());
@@ -73,12 +75,12 @@ impl Span {
         })
     }
 
-    /// How many segments it is.
+    /// Returns the number of segments in the span.
     pub(crate) fn segments(self) -> u64 {
         FANOUT.pow(self.level.into())
     }
 
-    /// The number of the segment before the first.
+    /// Returns the number of the segment before the first.
     pub(super) fn before(self) -> u64 {
         self.last - self.segments()
     }
@@ -87,7 +89,7 @@ impl Span {
         folder.join(format!("{:016}-{}.{EXTENSION}", self.last, self.level))
     }
 
-    /// The span in a file's name.
+    /// Returns the span in a file's name.
     fn of_name(name: &str) -> Option<Self> {
         let (last, level) = name
             .strip_suffix(EXTENSION)?
@@ -106,11 +108,11 @@ pub(crate) struct SpanFilter {
     pub span: Span,
     pages: u64,
     parts: Parts,
-    /// Something of it is damaged or gone.
+    /// Whether some of it is damaged or missing.
     broken: AtomicBool,
 }
 
-/// The folder of a store's span filters, and what reading them takes.
+/// The folder of a store's span filters, with the means to read them.
 #[derive(Clone)]
 pub(crate) struct FilterDir {
     pub disk: Arc<dyn Disk>,
@@ -120,8 +122,10 @@ pub(crate) struct FilterDir {
 }
 
 impl SpanFilter {
-    /// Those in the folder that are over segments of the set. Only what their segments are is read
-    /// yet. `check_stop` is called before each, and may end it.
+    /// Lists the filters in the folder that are over segments of the set.
+    ///
+    /// It reads only the identity of their segments' filters. `check_stop` is called before each
+    /// filter, and may end the listing with an error.
     pub(crate) fn list<E: From<Error>>(
         dir: &FilterDir,
         set: &SegmentSet,
@@ -135,14 +139,14 @@ impl SpanFilter {
                 continue;
             };
             check_stop()?;
-            // Where a segment cannot be read, its own filter cannot either.
+            // If a segment cannot be read, its own filter cannot either.
             filters.extend(Self::new(dir, span, segments, bytes).ok().flatten());
         }
         Ok(filters)
     }
 
-    /// The filter in a file of so many bytes, over these segments; `None` when no filter is as
-    /// long.
+    /// Returns the filter in a file of `file_bytes` over these segments; `None` if no filter has
+    /// that length.
     fn new(
         dir: &FilterDir,
         span: Span,
@@ -171,9 +175,10 @@ impl SpanFilter {
         }))
     }
 
-    /// Makes the filter over these segments and writes it; `None` when it would be too large.
-    /// `check_stop` is called now and then, and may end it. A failure leaves no filter and may be
-    /// tried again.
+    /// Makes the filter over these segments and writes it; `None` if it would be too large.
+    ///
+    /// `check_stop` is called now and then, and may end the work with an error. A failure leaves no
+    /// filter, and the caller may try again.
     pub(crate) fn make<E: From<Error>>(
         dir: &FilterDir,
         span: Span,
@@ -220,13 +225,15 @@ impl SpanFilter {
                 .try_for_each(|page| sink.put(&page.encode(self.parts.salt.at(sink.offset()))))?;
             sink.finish(&[])
         });
-        // One that was broken may still be open.
+        // The broken file that this one replaces may still be open.
         self.parts.cache.close(self.parts.key);
         written
     }
 
-    /// Whether none of its segments has the item. What cannot be read rules nothing out; what is
-    /// damaged or gone is not tried again.
+    /// Returns whether none of the filter's segments has the item.
+    ///
+    /// A page that cannot be read rules nothing out. A filter that is damaged or missing is not
+    /// read again.
     pub(super) fn rules_out(&self, item: ItemHash) -> bool {
         if self.is_broken() {
             return false;
@@ -241,7 +248,7 @@ impl SpanFilter {
         }
     }
 
-    /// Whether it is of no use, until it is made again.
+    /// Returns whether the filter is unusable until it is made again.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Relaxed)
     }
@@ -256,14 +263,14 @@ impl SpanFilter {
         )
     }
 
-    /// By the hash's high half, taken as a fraction of all pages.
+    /// Returns the page of an item: the hash's high half, taken as a fraction of all pages.
     fn page_of(&self, item: ItemHash) -> usize {
         let high = u128::from_le_bytes(item) >> 64;
         usize::try_from((high * u128::from(self.pages)) >> 64).expect("as many pages as fit memory")
     }
 }
 
-/// What the checksums of a filter's pages start from.
+/// Returns the salt of a filter's pages.
 fn salt(store: StoreId, span: Span, segments: &[Arc<Segment>], file_bytes: u64) -> Result<Salt> {
     let salt = Salt::new(store, *b"mflt", span.last)
         .over(&[span.level])
@@ -289,7 +296,7 @@ mod tests {
         infos: Vec<SegmentInfo>,
     }
 
-    /// A scene as it is seen after opening, with nothing in a cache.
+    /// A scene after it was opened, with nothing cached.
     struct Opened<'a> {
         scene: &'a Scene,
         cache: Arc<BlockCache>,
@@ -498,7 +505,7 @@ mod tests {
                 .unwrap();
             let opened = scene.opened();
             for number in 0..20 {
-                // Each time anew, since one that is known to be broken is not asked.
+                // A new filter each time, since one that is known to be broken is not probed.
                 let filter = opened.there(span);
                 assert!(
                     !filter.rules_out(hash(&session(number))),
@@ -514,8 +521,8 @@ mod tests {
             "a filter over other segments",
             &bytes_of(&scene, Span { last: 48, ..span }),
         );
-        // As when all but the filters comes from a backup, and the log went on with IDs that were
-        // counted up.
+        // This is the case after everything but the filters is restored from a backup, and the log
+        // continued with IDs that were counted up.
         let mut other_past = Scene::new(StoreId(1), 31);
         other_past.write_segment(32, &session(77));
         other_past.make_all();
@@ -563,7 +570,7 @@ mod tests {
             made(&scene.opened(), &|| Err(Error::Closed)),
             Err(Error::Closed)
         ));
-        // One segment's own filter comes from elsewhere.
+        // One segment's own filter comes from another segment.
         let mut other = Scene::new(StoreId(1), 0);
         other.write_segment(1, &SessionId::new("session-x").unwrap());
         let [own, others] = [&scene, &other]

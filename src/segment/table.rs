@@ -1,5 +1,5 @@
-//! Sorted tables in a segment: a tree of pages of about 4 KiB, written once from the leaves up,
-//! read through the cache.
+//! Sorted tables in a segment. A table is a tree of pages of about 4 KiB. It is written once, from
+//! the leaves up, and read through the cache.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -9,11 +9,11 @@ use crate::model::Result;
 
 const PAGE_BYTES: usize = 4096;
 
-/// Where in its page an entry begins.
+/// The offset of an entry in its page.
 type Start = u16;
 type StartBytes = [u8; size_of::<Start>()];
 
-/// Where a table's uppermost page lies.
+/// The place of a table's root page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TableRoot {
     page: PageAddress,
@@ -25,13 +25,13 @@ pub(crate) struct PageAddress {
     pub bytes: u32,
 }
 
-/// Takes the bytes of a part and says at which offset in the file they were put.
+/// A sink for the bytes of parts, which knows the offset of the next one in the file.
 pub(crate) trait Sink {
     fn offset(&self) -> u64;
     fn put(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
-/// Writes a table from entries in strictly ascending order of their keys; there must be at least
+/// Writes a table from entries in strictly ascending order of their keys. There must be at least
 /// one.
 pub(crate) fn write_table<S: Sink>(
     sink: &mut S,
@@ -56,7 +56,7 @@ pub(crate) fn write_table<S: Sink>(
     Ok(TableRoot { page })
 }
 
-/// Writes the pages of one level; returns each page's first key and address.
+/// Writes the pages of one level and returns each page's first key and address.
 fn write_level<S: Sink>(
     sink: &mut S,
     salt: Salt,
@@ -106,8 +106,8 @@ fn write_page<S: Sink>(sink: &mut S, salt: Salt, level: u8, entries: &[u8]) -> R
     })
 }
 
-/// Checks a page's bytes, once, when they are read, and puts behind them where each entry begins,
-/// so that an entry is found by halving.
+/// Checks a page's bytes and appends the offsets of its entries, for binary search. This is done
+/// once, when they are read.
 pub(crate) fn admit_page(salt: Salt, page: &mut Vec<u8>) -> Decoded<()> {
     let mut reader = ByteReader::new(page);
     let (length, checksum, level) = (reader.array::<4>()?, reader.u32()?, reader.u8()?);
@@ -132,20 +132,20 @@ fn put_starts(page: &mut Vec<u8>) -> Decoded<()> {
         entries.prefixed()?;
         entries.prefixed()?;
     }
-    // No more than is counted in the cache.
+    // Reserves no more than the cache counts.
     page.reserve_exact(starts.len());
     page.append(&mut starts);
     Ok(())
 }
 
-/// Reads pages, as [`admit_page`] leaves them.
+/// A source of pages as [`admit_page`] leaves them.
 pub(crate) trait Pages {
     fn page(&self, address: PageAddress) -> Result<Bytes>;
-    /// The error for a page whose entries do not decode.
+    /// Returns the error for a page whose entries do not decode.
     fn fault(&self, address: PageAddress, fault: Fault) -> crate::model::Error;
 }
 
-/// An entry: its key, its value.
+/// The key and the value of an entry.
 pub(crate) type TableEntry = (Bytes, Bytes);
 
 impl TableRoot {
@@ -164,7 +164,7 @@ impl TableRoot {
         }
     }
 
-    /// The entries from `key` on, in order.
+    /// Returns the entries from `key` on, in order.
     pub(crate) fn iter_from<'a, P: Pages>(
         &self,
         pages: &'a P,
@@ -199,10 +199,11 @@ impl TableRoot {
     }
 }
 
-/// Walks a table from entry to entry.
+/// An iterator over the entries of a table.
 pub(crate) struct TableIter<'a, P> {
     pages: &'a P,
-    /// From the root to a leaf, each just behind the entry that was followed.
+    /// The pages from the root to a leaf. Each is positioned just after the entry that was
+    /// followed.
     path: Vec<OpenPage>,
     failed: bool,
 }
@@ -248,11 +249,11 @@ fn child(value: &[u8]) -> Decoded<PageAddress> {
     })
 }
 
-/// A page and an address in it.
+/// A page, its address and a position in it.
 struct OpenPage {
     address: PageAddress,
     bytes: Bytes,
-    /// The entry that is next.
+    /// The position of the next entry.
     nth: usize,
 }
 
@@ -295,21 +296,24 @@ impl OpenPage {
         self.next()
     }
 
-    /// In a leaf, goes to the first entry whose key is at least `key`. Above, goes behind the entry
-    /// under which `key` belongs and returns the page below it.
+    /// In a leaf, moves to the first entry whose key is at least `key`.
+    ///
+    /// Above the leaves, moves past the entry under which `key` belongs and returns the page below
+    /// that entry.
     fn seek(&mut self, key: &[u8]) -> Decoded<Option<PageAddress>> {
         if self.is_leaf() {
             self.nth = self.partition_point(|found| found < key)?;
             return Ok(None);
         }
-        // What comes before all entries belongs under the first.
+        // A key before all entries belongs under the first.
         self.nth = self
             .partition_point(|found| found <= key)?
             .saturating_sub(1);
         self.next()?.map(|(_, value)| child(&value)).transpose()
     }
 
-    /// How many entries come first for which `is_before` holds; it holds for none behind them.
+    /// Returns the number of leading entries for which `is_before` holds. It holds for none after
+    /// them.
     fn partition_point(&self, is_before: impl Fn(&[u8]) -> bool) -> Decoded<usize> {
         let (mut before, mut left) = (0, self.starts());
         loop {
@@ -330,7 +334,7 @@ impl OpenPage {
         ByteReader::from(&self.bytes, Start::from_le_bytes(start).into())
     }
 
-    /// What lies behind the page as it was written, which says itself how long it is.
+    /// Returns the offsets that were appended to the page. The page begins with its own length.
     fn starts(&self) -> &[StartBytes] {
         let length = self
             .bytes
@@ -344,7 +348,7 @@ impl OpenPage {
     }
 }
 
-/// Walks a page that nobody checked.
+/// Walks a page that was not checked.
 #[cfg(fuzzing)]
 pub(crate) fn decode_page(bytes: &[u8]) {
     let (mut page, address) = (
@@ -412,17 +416,36 @@ mod tests {
     proptest! {
         #[test]
         fn a_table_answers_like_a_sorted_map(
-            entries in proptest::collection::btree_map(proptest::collection::vec(any::<u8>(), 1..60), proptest::collection::vec(any::<u8>(), 0..60), 1..600),
+            entries in proptest::collection::btree_map(
+                proptest::collection::vec(any::<u8>(), 1..60),
+                proptest::collection::vec(any::<u8>(), 0..60),
+                1..600,
+            ),
             probes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 50),
         ) {
             let mut file = InMemory::default();
             let root = write_table(&mut file, Salt::NONE, entries.clone().into_iter()).unwrap();
             for probe in probes.iter().chain(entries.keys()) {
-                let floor = root.floor(&file, probe).unwrap().map(|(key, value)| (key.to_vec(), value.to_vec()));
-                let expected = entries.range(..=probe.clone()).next_back().map(|(key, value)| (key.clone(), value.clone()));
+                let floor = root
+                    .floor(&file, probe)
+                    .unwrap()
+                    .map(|(key, value)| (key.to_vec(), value.to_vec()));
+                let expected = entries
+                    .range(..=probe.clone())
+                    .next_back()
+                    .map(|(key, value)| (key.clone(), value.clone()));
                 prop_assert_eq!(floor, expected);
-                let from: Vec<Bytes> = root.iter_from(&file, probe).unwrap().take(5).map(|entry| entry.unwrap().0).collect();
-                let expected: Vec<Bytes> = entries.range(probe.clone()..).take(5).map(|(key, _)| Bytes::copy_from_slice(key)).collect();
+                let from: Vec<Bytes> = root
+                    .iter_from(&file, probe)
+                    .unwrap()
+                    .take(5)
+                    .map(|entry| entry.unwrap().0)
+                    .collect();
+                let expected: Vec<Bytes> = entries
+                    .range(probe.clone()..)
+                    .take(5)
+                    .map(|(key, _)| Bytes::copy_from_slice(key))
+                    .collect();
                 prop_assert_eq!(from, expected);
             }
             prop_assert_eq!(root.iter_from(&file, &[]).unwrap().count(), entries.len());

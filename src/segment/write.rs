@@ -1,5 +1,5 @@
-//! Writes a segment: records in session order, then the tables, the filter and the trailer. The
-//! file gets its name when all of it is durable.
+//! Writes a segment: records in session order, then the filter, the tables and the trailer. The
+//! file gets its name after all of it is durable.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -16,28 +16,31 @@ use crate::segment::{
     self, Address, FilterRoot, Run, RunEntry, SegmentInfo, key_hash, run_key, session_hash,
 };
 
-/// A block is closed when it holds this much,
+/// A block is closed before its records exceed this size, in bytes. A single larger record is a
+/// block of its own.
 const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
 
-/// or this much at the end of a session's records: a block is read whole, so what it holds beside a
-/// session is read for nothing.
+/// A block of this size, in bytes, is closed at the end of a session's records. A block is read
+/// whole, so a reader of one session reads the others in the block for nothing.
 const BLOCK_OF_SESSIONS_BYTES: usize = 4 * 1024;
 
-/// What goes to the disk with one call.
+/// The size of one write, in bytes.
 const WRITE_BYTES: usize = 256 * 1024;
 
-/// What a segment will hold.
+/// The content of a segment that is to be written.
 pub(crate) struct SegmentPlan {
     pub store: StoreId,
     pub number: u64,
     pub start_lsn: u64,
     pub end_lsn: u64,
-    /// In commit order; at least one.
+    /// The records in commit order. There is at least one.
     pub records: Vec<Arc<Record>>,
 }
 
-/// Writes the segment and makes it durable. As it grows `on_progress` is given the number of
-/// records written, and may end it. A failure leaves no segment and may be tried again.
+/// Writes the segment and makes it durable.
+///
+/// `on_progress` is called with the number of records written as the segment grows, and may end the
+/// write with an error. A failure leaves no segment, and the caller may try again.
 pub(crate) fn write_segment<E: From<Error>>(
     disk: &dyn Disk,
     folder: &Path,
@@ -54,7 +57,7 @@ struct SegmentWriter {
     sink: BlockSink,
     salt: Salt,
     runs: Vec<(usize, RunEntry)>,
-    /// By position in the plan.
+    /// The places of the records, by position in the plan.
     addresses: Vec<Address>,
 }
 
@@ -161,7 +164,7 @@ impl SegmentWriter {
         Ok(info)
     }
 
-    /// Writes the records in session order, noting where each went.
+    /// Writes the records in session order and notes the place of each.
     fn write_blocks<E: From<Error>>(
         &mut self,
         records: &[Arc<Record>],
@@ -215,7 +218,7 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Makes the record part of the run before it, or begins one.
+    /// Makes the record part of the run before it, or begins a run.
     fn note_run(&mut self, records: &[Arc<Record>], member: usize, address: Address) {
         let record = record_at(records, member);
         let last_id = record.last_id();
@@ -266,7 +269,7 @@ impl SegmentWriter {
     }
 }
 
-/// Records that will be one block. Their bodies are copied once, to where they are written from.
+/// The records of the next block. Their bodies are copied only once, to the write buffer.
 #[derive(Default)]
 struct Block {
     members: Vec<Member>,
@@ -283,7 +286,7 @@ struct Member {
 }
 
 impl Block {
-    /// Whether it should be closed before `record` comes.
+    /// Returns whether the block should be closed before `record` is added.
     fn is_full_before(&self, record: &Record, head_bytes: usize, records: &[Arc<Record>]) -> bool {
         let Some(last) = self.members.last() else {
             return false;
@@ -304,7 +307,7 @@ impl Block {
         self.bytes += head.len() + body_bytes;
     }
 
-    /// Heads and bodies in turns, as they will lie in the file.
+    /// Returns heads and bodies alternately, in the order of the file.
     fn parts<'a>(&'a self, records: &'a [Arc<Record>]) -> impl Iterator<Item = &'a [u8]> {
         let mut heads = self.heads.as_slice();
         self.members.iter().flat_map(move |member| {
@@ -321,7 +324,7 @@ impl Block {
     }
 }
 
-/// The key of the key table for a keyed record, and which record it is.
+/// Returns the record's key in the key table, and its position; `None` if it is not keyed.
 fn hash_of_key(record: &Record, at: usize) -> Option<([u8; 32], usize)> {
     let key = record.key.as_ref()?;
     let mut out = [0; 32];
@@ -335,8 +338,10 @@ pub(crate) fn trailer_salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"trlr", number)
 }
 
-/// The positions of each session's records, in the order of sessions. In commit order, as they are
-/// given, a session's records are in order already, so there are only the sessions to sort.
+/// Returns the positions of each session's records, in the order of sessions.
+///
+/// The records are given in commit order. So a session's records are in order already, and only the
+/// sessions are sorted.
 fn in_session_order(records: &[Arc<Record>]) -> impl Iterator<Item = Vec<usize>> {
     let mut sessions: HashMap<(&[u8], u32), Vec<usize>> = HashMap::new();
     for (at, record) in records.iter().enumerate() {
@@ -360,7 +365,7 @@ fn encoded(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     out
 }
 
-/// Turns parts of any length into large writes of whole blocks.
+/// A sink that turns parts of any length into large writes of whole blocks.
 pub(super) struct BlockSink {
     file: Arc<dyn DiskFile>,
     written: u64,
@@ -426,7 +431,8 @@ mod tests {
 
     const DATA_BYTES: usize = 1024;
 
-    /// Sessions named by their number, each with so many records of one event, that came in turns.
+    /// Returns records of one event, of `sessions` sessions with `each` records. The sessions
+    /// alternate.
     fn records(sessions: u64, each: u64) -> Vec<Arc<Record>> {
         let in_turns = (1..=each).flat_map(|seq| (0..sessions).map(move |session| (session, seq)));
         let stamped = in_turns.enumerate().map(|(at, (session, seq))| {
