@@ -2,8 +2,10 @@
 
 use crate::disk::BLOCK;
 
-/// A growing buffer whose first byte lies on a block boundary, as direct I/O demands. Safe code
-/// cannot ask the allocator for that, so it asks for a block more and begins where it suits.
+/// A growing buffer whose first byte is on a block boundary, as direct I/O requires.
+///
+/// Safe code cannot request such memory from the allocator. So the buffer allocates one more block
+/// and begins at the first boundary.
 pub(crate) struct BlockBuf {
     bytes: Vec<u8>,
     start: usize,
@@ -18,7 +20,8 @@ impl BlockBuf {
         buf
     }
 
-    /// So many zeroes, which the system hands out as it is: nothing is filled in here.
+    /// Returns a buffer of `len` zeroes. The memory comes zeroed from the system and is not written
+    /// here.
     pub(crate) fn zeroed(len: usize) -> Self {
         let mut bytes = vec![0; len + BLOCK];
         let start = bytes.as_ptr().align_offset(BLOCK);
@@ -63,7 +66,8 @@ impl BlockBuf {
         self.pad(self.len().next_multiple_of(BLOCK) - self.len());
     }
 
-    /// A vector that grew by itself would move to an address of any alignment.
+    /// Grows the buffer by hand. A vector that grew by itself would move to an address of any
+    /// alignment.
     fn reserve(&mut self, more: usize) {
         if self.bytes.len() + more > self.bytes.capacity() {
             let mut larger = Self::with_capacity((self.len() + more).max(self.len() * 2));

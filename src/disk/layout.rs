@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-/// The extension of a file that is not finished; nothing in it counts.
+/// The extension of an unfinished file. Nothing in it counts.
 pub(crate) const TEMPORARY: &str = "tmp";
 
-/// Where the parts of a log lie.
+/// The paths of the parts of a log.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     /// The log's own folder.
     pub root: PathBuf,
     pub journal: PathBuf,
     pub segments: PathBuf,
-    /// Span filters, which can be made again from the segments.
+    /// Span filters, which can be rebuilt from the segments.
     pub filters: PathBuf,
-    /// The index, which can be made again from the segments.
+    /// The index, which can be rebuilt from the segments.
     pub index: PathBuf,
 }
 
@@ -32,7 +32,7 @@ impl Layout {
         }
     }
 
-    /// The two slots of the manifest.
+    /// Returns the paths of the two manifest slots.
     pub(crate) fn manifest_slots(&self) -> [PathBuf; 2] {
         ["MANIFEST-0", "MANIFEST-1"].map(|slot| self.root.join(slot))
     }

@@ -1,11 +1,9 @@
-//! The only module that makes I/O calls: what the engine asks of a disk, and the real one.
+//! The I/O calls that the engine needs from a disk, and the real disk. No other module makes I/O
+//! calls.
 //!
 //! Everything the engine stores goes through [`Disk`] and [`DiskFile`], except the index, which is
-//! never believed. Nothing here decides what is durable; it says which calls are barriers.
-//!
-//! Linux is what it is made for. Another unix goes without what Linux alone has, and Windows, or
-//! what else there is, without folders that are held open. On Linux `--cfg sessionlog_not_linux`
-//! builds the first, and with `--cfg sessionlog_not_unix` the second, so that both can be tested.
+//! never trusted. Nothing here decides what is durable. This module only states which calls are
+//! barriers.
 
 mod block_buf;
 #[cfg(not(all(target_os = "linux", not(sessionlog_not_linux))))]
@@ -48,49 +46,53 @@ use linux as system;
 /// The unit in which the journal is laid out and in which direct I/O is aligned.
 pub(crate) const BLOCK: usize = 4096;
 
-/// What zeroes are written in: little enough that a commit beside them does not wait for long.
+/// The size of one write of zeroes, in bytes. It is small enough that a commit at the same time
+/// does not wait long.
 const ZEROES: usize = 256 * 1024;
 
 /// A folder tree with barriers.
 pub(crate) trait Disk: Send + Sync {
-    /// Makes the folder, and those above it, if missing. Durable once [`sync_dir`](Disk::sync_dir)
-    /// of its parent returned.
+    /// Makes the folder and its parents if they are missing. The folder is durable once
+    /// [`sync_dir`](Disk::sync_dir) of its parent returned.
     fn make_dir(&self, path: &Path) -> Result<()>;
-    /// The files of a folder, with their lengths, in no order. A missing folder is an error; a file
-    /// that is removed or renamed meanwhile may be left out.
+    /// Returns the files of a folder with their lengths, in no order. A missing folder is an error.
+    /// A file that is removed or renamed in the meantime may be left out.
     fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>>;
     fn exists(&self, path: &Path) -> Result<bool>;
     fn remove(&self, path: &Path) -> Result<()>;
     fn remove_tree(&self, path: &Path) -> Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
-    /// A barrier for the names in a folder.
+    /// Makes the names in a folder durable.
     fn sync_dir(&self, dir: &Path) -> Result<()>;
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>>;
-    /// Enters the log's folder: takes its lock, or says [`Error::Locked`], and from then on keeps
-    /// to this folder, whatever its path comes to mean. Those who only read make no lock file. The
-    /// lock is given back when the guard is dropped, or the process ends.
+    /// Enters the log's folder and takes its lock, or fails with [`Error::Locked`].
+    ///
+    /// From then on the disk keeps to this folder, even if its path comes to lead elsewhere. A
+    /// reader makes no lock file. The lock is released when the guard is dropped or the process
+    /// ends.
     fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>>;
-    /// A path to `path`, for a library that opens files by itself, which leads into the folder that
-    /// was entered.
+    /// Returns a path to `path` that leads into the entered folder, for a library that opens files
+    /// itself.
     fn path_for_others(&self, path: &Path) -> Result<PathBuf>;
 }
 
-/// What a file is opened for.
+/// The purpose for which a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Reading through the page cache.
     Read,
     /// Reading what the device holds, past the page cache where the file system can.
     ReadDevice,
-    /// Reading and writing through the page cache; made if missing.
+    /// Reading and writing through the page cache. The file is made if missing.
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "tests make files of any length")
     )]
     Write,
-    /// Writing whole blocks past the page cache where the file system can; made if missing.
+    /// Writing whole blocks past the page cache where the file system can. The file is made if
+    /// missing.
     WriteBlocks,
-    /// As `WriteBlocks`, and each write is a barrier for its own bytes.
+    /// Like `WriteBlocks`, and each write is a barrier for its own bytes.
     WriteThrough,
 }
 
@@ -110,10 +112,10 @@ pub(crate) enum Hold {
 /// An open file. All offsets are in bytes from its start.
 pub(crate) trait DiskFile: Send + Sync {
     fn len(&self) -> Result<u64>;
-    /// Fills `buf`, or fails when the file ends before.
+    /// Fills `buf`, or fails if the file ends too early.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
-    /// Says that these bytes will be read soon, so that the disk may fetch them meanwhile. Waits
-    /// for nothing; a hint may be of no use.
+    /// Hints that these bytes will be read soon, so that the disk may prefetch them. It does not
+    /// block, and the hint may have no effect.
     fn will_read(&self, _offset: u64, _bytes: u64) {}
     /// Writes all of `bytes`. In the block modes `bytes`, its address and `offset` are multiples of
     /// [`BLOCK`]. In `WriteThrough` the bytes are on stable storage when this returns `Ok`.
@@ -121,16 +123,17 @@ pub(crate) trait DiskFile: Send + Sync {
     /// Reserves room, so that later writes up to `bytes` cannot run out of space on most file
     /// systems.
     fn allocate(&self, bytes: u64) -> Result<()>;
-    /// A barrier for all written bytes and the length.
+    /// Makes all written bytes and the length durable.
     fn sync(&self) -> Result<()>;
-    /// Says [`Error::Displaced`] when the path leads to another file by now, or to none.
+    /// Fails with [`Error::Displaced`] if the path no longer leads to this file.
     fn check_place(&self) -> Result<()>;
     fn path(&self) -> &Path;
 }
 
-/// The first `length` bytes of a file as the device holds them, rounded up to whole blocks where
-/// the file goes on so far. After a failed barrier the page cache may show what the device never
-/// got.
+/// Reads the first `length` bytes of a file as the device holds them.
+///
+/// `length` is rounded down to whole blocks. After a failed barrier the page cache may show what
+/// the device never received.
 pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result<BlockBuf> {
     let length = length - length % BLOCK;
     let file = disk.open(path, Mode::ReadDevice)?;
@@ -139,8 +142,10 @@ pub(crate) fn read_device(disk: &dyn Disk, path: &Path, length: usize) -> Result
     Ok(buf)
 }
 
-/// Writes `bytes` of zeroes and makes them and the name durable: the file appears whole or not at
-/// all. Between writes `pause` is told how long the last one took; its error ends it.
+/// Writes a file of `bytes` zeroes and makes it and its name durable.
+///
+/// The file appears whole or not at all. Between writes `pause` is called with the duration of the
+/// last one, and may end the work with an error.
 pub(crate) fn write_zeroes<E: From<Error>>(
     disk: &dyn Disk,
     path: &Path,
@@ -152,8 +157,9 @@ pub(crate) fn write_zeroes<E: From<Error>>(
     })
 }
 
-/// Gives the file that `write` writes and syncs its name, durably: it appears whole or not at all.
-/// After a failure nothing is left of it.
+/// Gives the file that `write` writes and syncs its name, durably.
+///
+/// The file appears whole or not at all. A failure leaves no file.
 pub(crate) fn write_whole<T, E: From<Error>>(
     disk: &dyn Disk,
     path: &Path,
@@ -168,8 +174,8 @@ pub(crate) fn write_whole<T, E: From<Error>>(
         Ok(written)
     });
     if written.is_err() {
-        // What failed is the write; on a full disk the space is given back at once, else on the
-        // next open.
+        // The error of the write is returned, not the one of this removal. Removing the file frees
+        // its space on a full disk at once. If that fails, the next open removes it.
         let _removed = disk.remove(left);
     }
     written
@@ -203,7 +209,7 @@ fn fill_with_zeroes<E: From<Error>>(
     Ok(file.sync()?)
 }
 
-/// Gives an error of the system its place.
+/// Returns a function that adds the action and the path to an I/O error.
 pub(crate) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io {
         doing,

@@ -1,6 +1,7 @@
-//! What the system refuses the background work: nobody calls that work, so what stops it is told to
-//! those who wait for it, in the log's figures, in its health, and in a line of the program's own
-//! log.
+//! Errors of the system that stop background work.
+//!
+//! Background work has no caller. So its errors are reported to waiting appends, in the log's
+//! metrics, in its health, and in a line of the program's own log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::sync::{AtomicU64, Instant, Mutex, Ordering, Stopped};
 /// A kind of background work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Making journal files and taking them back.
+    /// Making and recycling journal files.
     JournalFiles,
     /// Writing segments and naming them in the manifest.
     Sealing,
@@ -40,11 +41,11 @@ impl From<Error> for Halt {
     }
 }
 
-/// What stops which work, and since when.
+/// The errors that stop background work, each with its work and its start.
 #[derive(Default)]
 pub(crate) struct Refusals {
     standing: Mutex<Vec<Standing>>,
-    /// Refused calls since the log was opened.
+    /// The number of refused calls since the log was opened.
     count: AtomicU64,
 }
 
@@ -64,14 +65,15 @@ impl Work {
         }
     }
 
-    /// Whether appends end sooner or later without it. The others make reading faster and no more.
+    /// Returns whether appends come to a stop without this work. Other work only makes reads
+    /// faster.
     fn is_needed(self) -> bool {
         matches!(self, Work::JournalFiles | Work::Sealing)
     }
 }
 
 impl Refusals {
-    /// Takes note of how an attempt at some work ended. It is logged when that changes.
+    /// Records how an attempt at some work ended. A change is logged.
     pub(crate) fn note(&self, work: Work, error: Option<&Error>) {
         match error {
             None => self.has_passed(work),
@@ -84,7 +86,11 @@ impl Refusals {
         let before = standing.len();
         standing.retain(|refusal| refusal.work != work);
         if standing.len() < before {
-            tracing::info!(target: "sessionlog", work = work.name(), "background work goes on again");
+            tracing::info!(
+                target: "sessionlog",
+                work = work.name(),
+                "background work goes on again"
+            );
         }
     }
 
@@ -97,7 +103,12 @@ impl Refusals {
             .is_none_or(|known| known.error.with_sources() != error.with_sources());
         let error = Arc::new(error.clone());
         if is_news {
-            tracing::warn!(target: "sessionlog", work = work.name(), error = error.with_sources(), "background work is refused");
+            tracing::warn!(
+                target: "sessionlog",
+                work = work.name(),
+                error = error.with_sources(),
+                "background work is refused"
+            );
         }
         match known {
             Some(known) => known.error = error,
@@ -113,7 +124,7 @@ impl Refusals {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// What is refused at the moment.
+    /// Returns what is refused at the moment.
     pub(crate) fn standing(&self) -> Vec<Refusal> {
         let shown = |refusal: &Standing| Refusal {
             work: refusal.work.name(),
@@ -124,7 +135,7 @@ impl Refusals {
         self.standing.lock().iter().map(shown).collect()
     }
 
-    /// What is said to those who have waited for room in vain.
+    /// Returns the error for an append that waited for room in vain.
     pub(crate) fn of_waiting(&self, waited: Duration) -> Error {
         self.needed(Duration::ZERO).map_or(
             Error::Stalled {
@@ -135,7 +146,7 @@ impl Refusals {
         )
     }
 
-    /// The refusal of work that appends need, once it has lasted so long.
+    /// Fails if work that appends need has been refused for at least `lasting`.
     pub(crate) fn check(&self, lasting: Duration) -> Result<()> {
         self.needed(lasting)
             .map_or(Ok(()), |refused| Err(Self::of(&refused, lasting)))
@@ -149,7 +160,8 @@ impl Refusals {
         needed.map(|refusal| Arc::clone(&refusal.error))
     }
 
-    /// A full disk, what may pass by itself, or what somebody has to mend.
+    /// Returns the error for an append: the disk is full, the cause may pass by itself, or it needs
+    /// a repair.
     fn of(refused: &Arc<Error>, waited: Duration) -> Error {
         match &**refused {
             Error::Io { path, source, .. } if is_full(source) => Error::NoSpace {

@@ -1,4 +1,4 @@
-//! What the index stores: one entry a run, and the position that it has reached.
+//! The content of the index: one entry per run, and the position that the index has reached.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,18 +8,21 @@ use crate::segment::{Address, Run, run_key, split_run_key};
 
 pub(super) const KIND_RUN: u8 = 1;
 
-/// Raised when the form of an entry changes: an index without this position is built again.
+/// The key of the position. It is raised when the form of an entry changes: an index without this
+/// position is rebuilt.
 pub(super) const KIND_POSITION: u8 = 3;
 
-/// What an entry says.
+/// An entry of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
     pub segment: u64,
     pub run: Run,
 }
 
-/// What stands under a run's key. What the key says is not said again, nor what only the segment is
-/// asked for: sled keeps up to 22 bytes without an allocation for each entry.
+/// The value under a run's key.
+///
+/// It repeats nothing from the key, and holds nothing that only the segment is queried for. sled
+/// stores up to 22 bytes without an allocation for each entry.
 #[derive(Serialize, Deserialize)]
 pub(super) struct IndexValue {
     pub(super) segment: u64,
@@ -27,16 +30,16 @@ pub(super) struct IndexValue {
     pub(super) address: Address,
 }
 
-/// How far the index has got; it stands in the index itself.
+/// The position that the index has reached. It is stored in the index itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Position {
     pub(super) store: StoreId,
-    /// All segments up to this number are in.
+    /// All segments up to this number are in the index.
     pub(super) through: u64,
 }
 
 impl IndexEntry {
-    /// What a key and its value say; `None` when they were not written so.
+    /// Decodes a key and its value; `None` if they were not written as an entry.
     pub(crate) fn read(key: &[u8], value: &[u8]) -> Option<Self> {
         let (_kind, key) = key.split_first()?;
         let (_session, generation, first) = split_run_key(key)?;

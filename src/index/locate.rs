@@ -1,8 +1,8 @@
-//! Finds what is sealed: asks the index, checks its answer against the segments, and asks their
-//! footers where it falls short.
+//! Finds sealed records. It queries the index, checks the answer against the segments, and searches
+//! their footers if the index has no right answer.
 //!
-//! Seqs are dense, so an entry that the index lost shows as a seq without a run. Where a session
-//! ends, or that there is none, is what the filters say.
+//! Seqs are dense, so an entry that the index lost shows as a seq without a run. The filters give a
+//! session's head, or show that the session has none.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::model::{Error, FIRST_SEQ, Head, Result, Seq, SessionId};
 use crate::segment::{FilterDir, RunEntry, Segment, SegmentSet, SpanFilter};
 use crate::sync::{Mutex, RwLock};
 
-/// For so many seqs the index is asked at once.
+/// The number of seqs in one query of the index.
 const ASKED_SEQS: Seq = 128;
 
-/// No more is fetched ahead: of large events a page may hold few, and reading them takes longer
-/// than getting to them.
+/// The most bytes that are prefetched. A page may hold few large events, and reading them takes
+/// longer than reaching them.
 const PREFETCHED_BYTES_MAX: u64 = 1024 * 1024;
 
 pub(crate) struct Locator {
@@ -31,7 +31,7 @@ pub(crate) struct Locator {
 /// Span filters that no background work adopts.
 struct Unadopted {
     dir: FilterDir,
-    /// How many segments lookups have passed.
+    /// The number of segments that lookups have passed.
     passed: u64,
 }
 
@@ -40,18 +40,18 @@ pub(crate) struct SealedReader<'a> {
     locator: &'a Locator,
     session: &'a SessionId,
     generation: u32,
-    /// What the index said last.
+    /// The last answer of the index.
     indexed: Option<Arc<IndexedRuns>>,
-    /// The seqs that this reader asked it for, so that it does not ask again for what is not there.
+    /// The seqs that this reader queried, so that it does not query again for missing ones.
     asked: Option<RangeInclusive<Seq>>,
-    /// What it said last was fetched ahead.
+    /// Whether the runs of the last answer were prefetched.
     prefetched: bool,
-    /// The segment of the last run. The next run that is asked for lies in it or beside it.
+    /// The segment of the last run. The next run is in it or near it.
     near: Option<u64>,
 }
 
 impl Locator {
-    /// Finds what lies in `segments`, with so much memory for what the index said.
+    /// Returns a locator for `segments`, with `runs_bytes_max` of memory for answers of the index.
     pub(crate) fn new(segments: SegmentSet, index: Arc<Index>, runs_bytes_max: usize) -> Self {
         let (segments, runs) = (
             RwLock::new(Arc::new(segments)),
@@ -65,17 +65,17 @@ impl Locator {
         }
     }
 
-    /// Has lookups adopt the filters of this folder, once they are worth it.
+    /// Makes lookups adopt the filters of this folder, once that is worth it.
     pub(crate) fn adopt_later(&self, dir: FilterDir) {
         *self.unadopted.lock() = Some(Unadopted { dir, passed: 0 });
     }
 
-    /// The segments as they are now.
+    /// Returns the current segments.
     pub(crate) fn segments(&self) -> Arc<SegmentSet> {
         Arc::clone(&self.segments.read())
     }
 
-    /// Lets readers see a new segment.
+    /// Makes a new segment visible to readers.
     pub(crate) fn publish(&self, segment: Segment) {
         let number = segment.info.number;
         let mut segments = self.segments.write();
@@ -84,15 +84,16 @@ impl Locator {
         self.index.note_segment(number);
     }
 
-    /// Lets readers use filters over many segments.
+    /// Makes span filters available to readers.
     pub(crate) fn publish_filters(&self, filters: impl IntoIterator<Item = SpanFilter>) {
         let mut segments = self.segments.write();
         *segments = Arc::new(segments.with_filters(filters));
     }
 
-    /// Where a session ends in the segments. Found through the filters alone, as a
-    /// [key](Self::record_of_key) is: they have to say in any case that no newer segment has more
-    /// of it.
+    /// Returns the head of a session in the segments.
+    ///
+    /// It is found through the filters alone, like a [key](Self::record_of_key). They must show in
+    /// any case that no newer segment has more of the session.
     pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
         let segments = self.segments();
         let last = segments.last_run(session)?;
@@ -106,8 +107,8 @@ impl Locator {
         }))
     }
 
-    /// Adopts the span filters once lookups have passed as many segments as there are: that
-    /// reads a little of each.
+    /// Adopts the span filters once lookups have passed as many segments as there are, because
+    /// adopting reads a little of each segment.
     fn note_passed(&self, passed: u64, segments: &SegmentSet) {
         let mut unadopted = self.unadopted.lock();
         let Some(waiting) = unadopted.as_mut() else {
@@ -119,7 +120,7 @@ impl Locator {
         drop(unadopted);
         if let Some(Unadopted { dir, .. }) = taken {
             let filters = SpanFilter::list::<Error>(&dir, segments, || Ok(()));
-            // Where they cannot be listed, each segment is asked.
+            // Without a list of filters, each segment is probed.
             self.publish_filters(filters.unwrap_or_default());
         }
     }
@@ -141,9 +142,10 @@ impl Locator {
         }
     }
 
-    /// The record that landed under an idempotency key. Found through the filters alone: proving a
-    /// key absent, which is the common case, costs less that way than an entry in the index for
-    /// every key ever used.
+    /// Returns the record appended under an idempotency key.
+    ///
+    /// It is found through the filters alone. The common case is a key that is absent. The filters
+    /// prove that at a lower cost than an index entry for every key ever used.
     pub(crate) fn record_of_key(
         &self,
         session: &SessionId,
@@ -155,8 +157,9 @@ impl Locator {
 }
 
 impl SealedReader<'_> {
-    /// The records of the run that holds `seq`, as far as they overlap `range`, which `seq` begins
-    /// or ends; in order, at least one.
+    /// Returns the records of the run that holds `seq` which overlap `range`, in order.
+    ///
+    /// `seq` must be the start or the end of `range`. There is at least one record.
     pub(crate) fn records(
         &mut self,
         seq: Seq,
@@ -198,7 +201,7 @@ impl SealedReader<'_> {
             ));
         };
         self.near = Some(segment.info.number);
-        // Where the index says the same as the footer, it is the segment that cannot be read.
+        // If the index and the footer agree, the segment is unreadable and the index is right.
         let is_indexed = indexed.is_some_and(|(indexed, said)| {
             (indexed.info.number, said) == (segment.info.number, run)
         });
@@ -214,8 +217,8 @@ impl SealedReader<'_> {
         Ok((segment, records))
     }
 
-    /// Lets the disk fetch what the index has told of at the same time, since a page's runs are
-    /// read one after the other.
+    /// Lets the disk prefetch the runs of the last answer in parallel, since a page reads its runs
+    /// one after the other.
     fn prefetch(&mut self, seq: Seq, range: &RangeInclusive<Seq>, segments: &SegmentSet) {
         let Some(indexed) = self.indexed.as_ref().filter(|_| !self.prefetched) else {
             return;
@@ -239,8 +242,8 @@ impl SealedReader<'_> {
         self.prefetched = true;
     }
 
-    /// What the index says, or said lately, of `seq`: for all of a page it is asked once or a few
-    /// times.
+    /// Returns the entry of the index for `seq`, from a recent answer or from a query. A page needs
+    /// only one query or a few.
     fn ask(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> (Asked, Option<IndexEntry>) {
         let Self {
             locator: Locator { index, runs, .. },
@@ -283,7 +286,7 @@ impl SealedReader<'_> {
     }
 }
 
-/// Which way a range is read that `seq` begins or ends.
+/// Returns whether a range is read upwards, given that `seq` is its start or its end.
 fn is_upwards(seq: Seq, range: &RangeInclusive<Seq>) -> bool {
     seq == *range.start()
 }

@@ -1,10 +1,11 @@
-//! The index: which run of which segment holds a session's seq. The only file that names sled.
+//! The index maps a session's seq to a segment and a run in it. This is the only file that names
+//! sled.
 //!
-//! One tree, one append-only keyspace per session: `(session, generation, first seq) -> (segment,
-//! run)`. It only accelerates. It is written in the background, behind the segments, by one thread;
-//! what it says is checked against segments by those who ask, and whatever it fails to say is found
-//! in their footers. So nothing here can lose or change anything, and every failure, panics inside
-//! sled included, has one answer: set the folder aside and build it again.
+//! It is one tree with an append-only key range per session: `(session, generation, first seq) ->
+//! (segment, run)`. The index only accelerates reads. One thread writes it in the background, after
+//! the segments. Readers check its answers against the segments, and find in the segments' footers
+//! what it lacks. So nothing here can lose or change anything. Every failure, panics inside sled
+//! included, has one remedy: set the folder aside and rebuild it.
 
 mod entry;
 mod locate;
@@ -25,29 +26,31 @@ use crate::model::{Error, Result, Seq, SessionId};
 use crate::segment::{Run, RunEntry, Segment, SegmentSet, session_key};
 use crate::sync::{AtomicU64, Mailbox, Ordering, RwLock, Stopped};
 
-/// Larger than sled's default, so that no value or consolidated node becomes a file of its own in
-/// `blobs/`.
+/// The segment size of sled, in bytes. It is above sled's default, so that no value or consolidated
+/// node becomes a file of its own in `blobs/`.
 const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
-/// Entries written at once. With batches of 1,000 a process that made 10,000 entries a second grew
-/// by 12 MB a second for as long as it ran; the smaller the batches, the less, but the sooner the
-/// index falls behind when sessions are many and small.
+/// The number of entries in one write.
+///
+/// Larger batches make the process's memory grow: with 1,000 entries a batch, by 12 MB a second at
+/// 10,000 entries a second. Smaller batches make the index fall behind sooner if there are many
+/// small sessions.
 const BATCH_ENTRIES: usize = 128;
 
-/// About what an entry takes in sled's cache.
+/// The approximate size of an entry in sled's cache, in bytes.
 const CACHED_ENTRY_BYTES: u64 = 128;
 
-/// How long to leave sled alone after it failed to open, or a segment that could not be read.
+/// The delay before the next attempt, after sled failed to open or a segment could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A damaged segment is left alone for twice as long each time, so often: what comes before the
-/// damage is put in again.
+/// The number of times that the delay doubles after attempts at a damaged segment. It doubles
+/// because each attempt inserts the runs before the damage again.
 const DOUBLINGS_MAX: u32 = 6;
 
-/// sled panics below 256 bytes, and thrashes long before.
+/// The smallest cache for sled, in bytes. sled panics below 256 bytes and thrashes well above that.
 const SLED_CACHE_BYTES_MIN: u64 = 1024 * 1024;
 
-/// Why an index is set aside that a reader has found out.
+/// The reason for setting an index aside after a reader found it wrong.
 const UNTRUE: &str = "it said something untrue";
 
 pub(crate) struct Index {
@@ -65,11 +68,11 @@ pub(crate) struct Index {
 #[derive(Default)]
 struct Orders {
     distrusted: bool,
-    /// The newest segment there is.
+    /// The number of the newest segment.
     newest: u64,
 }
 
-/// What the index could know when it was asked.
+/// What the index could know when it was queried.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     /// All segments up to this number are in it.
@@ -77,15 +80,15 @@ pub(crate) struct Asked {
     rebuilds: u64,
 }
 
-/// Why the background thread gave up on what it was doing.
+/// Why the background thread stopped what it was doing.
 enum IndexFailure {
     /// The log is closing.
     Stopped,
-    /// The folder is of no use any more.
+    /// The folder is unusable.
     Broken(String),
-    /// A segment or the folder could not be read; the index has all before it.
+    /// A segment or the folder could not be read. The index has everything before it.
     Unread(Error),
-    /// A segment is damaged; the index has all before it.
+    /// A segment is damaged. The index has everything before it.
     Damaged(Error),
 }
 
@@ -132,9 +135,11 @@ impl Index {
         }
     }
 
-    /// The entries for the runs of `session` that hold the seqs `from..=to` of `generation`, the
-    /// last first, as far as the index knows them. They may be wrong. Down in one go, since sled
-    /// copies a node for each time that it is asked for neighbours.
+    /// Returns the known entries for the runs of `session` that hold the seqs `from..=to` of
+    /// `generation`.
+    ///
+    /// The last comes first. The entries may be wrong. The tree is walked downwards in one pass,
+    /// because sled copies a node for each query of a neighbour.
     pub(crate) fn runs_down(
         &self,
         session: &SessionId,
@@ -149,7 +154,7 @@ impl Index {
         above.push(0);
         let read = || {
             let mut entries = Vec::new();
-            // A run has an event at least.
+            // A run has at least one event.
             let runs_max = usize::try_from(to - from)
                 .unwrap_or(usize::MAX)
                 .saturating_add(1);
@@ -173,37 +178,38 @@ impl Index {
         })
     }
 
-    /// All segments up to this number are in the index.
+    /// Returns the segment number up to which all segments are in the index.
     pub(crate) fn through(&self) -> u64 {
         self.through.load(Ordering::Acquire)
     }
 
-    /// To be called before the index is asked: what it comes to cover meanwhile it may not have
-    /// said yet.
+    /// Returns what the index covers. This must be called before a query, since the answer may lack
+    /// what the index comes to cover during the query.
     pub(crate) fn ask(&self) -> Asked {
-        // In this order: what an index covered that was set aside is not taken for what the next
-        // one does.
+        // The order matters. What an index covered that was set aside must not count for its
+        // successor.
         Asked {
             rebuilds: self.rebuilds(),
             through: self.through(),
         }
     }
 
-    /// How often the folder was set aside and built again since the log was opened.
+    /// Returns how often the folder was set aside and rebuilt since the log was opened.
     pub(crate) fn rebuilds(&self) -> u64 {
         self.rebuilds.load(Ordering::Acquire)
     }
 
-    /// Called by whoever finds that the index said something untrue. It is not held against the one
-    /// that is built in its address.
+    /// Reports that the index gave an untrue answer.
+    ///
+    /// The report does not count if the index that answered was already set aside.
     pub(crate) fn distrust(&self, asked: Asked) {
         self.mailbox.update(|orders| {
-            // Under the lock, as the count is raised.
+            // The count is read under the lock, as it is raised under it.
             orders.distrusted |= asked.rebuilds == self.rebuilds();
         });
     }
 
-    /// Tells the background thread that there are segments up to `number`.
+    /// Notifies the background thread that there are segments up to `number`.
     pub(crate) fn note_segment(&self, number: u64) {
         self.mailbox
             .update(|orders| orders.newest = orders.newest.max(number));
@@ -213,7 +219,7 @@ impl Index {
         self.mailbox.stop();
     }
 
-    /// The work of the background thread: keeps the index up with `segments` until
+    /// Runs the background thread: keeps the index up to date with `segments` until
     /// [`stop`](Index::stop).
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
         let mut damaged = 0;
@@ -257,7 +263,7 @@ impl Index {
         Ok(())
     }
 
-    /// The open database, with `through` set to what it says of itself.
+    /// Returns the open database. Opening it sets `through` to the position that it holds.
     fn opened(&self) -> Result<sled::Db, IndexFailure> {
         if let Some(db) = self.db.read().as_ref() {
             return Ok(db.clone());
@@ -286,16 +292,17 @@ impl Index {
                 "it is of another store, or of a later state of this one",
             ));
         }
-        // In this order, so that nobody believes in a position whose entries cannot be asked for.
+        // The order matters. A reader must not see a position whose entries it cannot query.
         *self.db.write() = Some(db.clone());
         self.through.store(position.through, Ordering::Release);
         self.read_ahead(&db)?;
         Ok(db)
     }
 
-    /// Reads as much as the cache holds, since the first pages of a log that was just opened would
-    /// each wait for the disk; until there is something else to do. Returns how many entries that
-    /// is.
+    /// Reads entries until the cache is full or there is other work. Returns the number of entries
+    /// read.
+    ///
+    /// Without it, each of the first pages after opening a log would wait for the disk.
     fn read_ahead(&self, db: &sled::Db) -> Result<u64, IndexFailure> {
         let mut entries = db.iter();
         let mut read_some = || {
@@ -320,7 +327,7 @@ impl Index {
         self.mailbox.with(|orders| orders.newest)
     }
 
-    /// Whether the index may be written on: the log is open, and no reader has found it out.
+    /// Checks that the log is open and that no reader has found the index wrong.
     fn check_trust(&self) -> Result<(), IndexFailure> {
         self.mailbox.check_stop()?;
         if self.mailbox.with(|orders| orders.distrusted) {
@@ -371,14 +378,13 @@ impl Index {
         whole(guarded(|| {
             db.insert([KIND_POSITION], encode_bare(&position))
         }))?;
-        // Not for safety, which the index does not need, but so that less is left to write on
-        // close.
+        // The index does not need this flush for safety. It leaves less to write on close.
         whole(guarded(|| db.flush()))?;
         self.through.store(through, Ordering::Release);
         Ok(())
     }
 
-    /// Puts the folder where somebody may look at it, in place of an earlier one, and begins anew.
+    /// Moves the folder aside for inspection, replaces an earlier one there, and begins anew.
     fn set_aside(&self, why: &str) {
         tracing::warn!(target: "sessionlog", why, "the index is set aside and built again");
         self.through.store(0, Ordering::Release);
@@ -391,11 +397,11 @@ impl Index {
                 orders.distrusted = false;
             }),
         }
-        // What broke it may break it again, such as a full disk. The segments answer meanwhile.
+        // The cause, such as a full disk, may break it again. The segments answer in the meantime.
         self.pause(RETRY_AFTER, |_orders| false);
     }
 
-    /// One that is not there need not be moved.
+    /// Moves the folder, unless there is none.
     fn move_to(&self, aside: &Path) -> Result<()> {
         if !self.disk.exists(&self.folder)? {
             return Ok(());
@@ -406,8 +412,10 @@ impl Index {
         self.disk.rename(&self.folder, aside)
     }
 
-    /// sled does not open a folder in which it left one of these behind. Nor is one opened that
-    /// cannot be listed, such as a link that leads elsewhere.
+    /// Removes unfinished snapshots that sled left behind, since it does not open a folder with
+    /// one.
+    ///
+    /// A folder that cannot be listed, such as a link that leads elsewhere, is not opened either.
     fn remove_unfinished_snapshots(&self) -> Result<()> {
         if !self.disk.exists(&self.folder)? {
             return Ok(());
@@ -421,17 +429,17 @@ impl Index {
 
     fn close(&self) {
         let db = self.db.write().take();
-        // sled writes when it is dropped; a panic in it changes nothing that is believed.
+        // sled writes when it is dropped. A panic in it changes nothing that is trusted.
         let _dropped = guarded(move || drop(db));
     }
 
-    /// Whether it is time to stop is seen at the next wait for work.
+    /// Pauses. The next wait for work reports a stop.
     fn pause(&self, time: Duration, ends: impl Fn(&Orders) -> bool) {
         let _stopped = self.mailbox.pause(time, ends);
     }
 }
 
-/// Calls into sled, which panics on some kinds of damage.
+/// Calls into sled, which panics on some kinds of damage, and catches the panic.
 fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(call)).ok()
 }
@@ -471,7 +479,7 @@ mod tests {
         assert!(matches!(index.read_ahead(&db), Ok(0)));
     }
 
-    /// A reader that was slow to find a lie finds it when the index that told it is gone.
+    /// A slow reader may report an untrue answer after the index that gave it is gone.
     #[test]
     fn what_an_index_said_is_not_held_against_the_next_one() {
         let folder = tempfile::tempdir().unwrap();
@@ -482,7 +490,7 @@ mod tests {
             0,
             Arc::default(),
         );
-        // Nothing waits for a disk to be better.
+        // A stopped index does not pause before it retries.
         index.stop();
         assert!(index.opened().is_ok());
         let asked = index.ask();
@@ -494,7 +502,7 @@ mod tests {
             !index.mailbox.with(|orders| orders.distrusted),
             "the index that is to be built is blamed"
         );
-        // Nor does it stay distrusted when there is nothing to set aside.
+        // It does not stay distrusted if there is nothing to set aside, either.
         index.distrust(index.ask());
         index.set_aside("a test");
         assert!(

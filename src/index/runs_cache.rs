@@ -1,9 +1,9 @@
-//! What the index said of the sessions that were read lately, so that it need not be asked again:
-//! sled copies a node each time.
+//! A cache of the index's answers for recently read sessions. It saves queries, in each of which
+//! sled copies a node.
 //!
-//! Runs are immutable and never move, so what was true stays true; but the index may know more by
-//! now. So an answer is used for the seqs it has a run for, and for no others. It is believed no
-//! more than the index: who finds it untrue has it forgotten.
+//! Runs are immutable and never move, so a true answer stays true. But the index may know more by
+//! now. So an answer serves only the seqs that it has a run for. It is trusted no more than the
+//! index: a reader that finds it untrue removes it.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use quick_cache::sync::Cache;
 use crate::index::{Asked, IndexEntry};
 use crate::model::{Seq, SessionId};
 
-/// A typical answer; only an estimate for the size of the cache's own tables.
+/// The typical size of an answer, in bytes. It only serves to size the cache's own tables.
 const ANSWER_BYTES_TYPICAL: usize = 512;
 
-/// Bookkeeping counted with each answer.
+/// The bookkeeping that counts with each answer, in bytes.
 const ANSWER_OVERHEAD: usize = 192;
 
-/// Runs of one session, as the index told of them.
+/// The runs of one session in an answer of the index.
 #[derive(Debug)]
 pub(crate) struct IndexedRuns {
     pub asked: Asked,
     pub generation: u32,
-    /// The last first.
+    /// The entries, the last first.
     entries: Box<[IndexEntry]>,
 }
 
 impl IndexedRuns {
-    /// Takes the entries of this generation, the last first.
+    /// Keeps the entries of this generation. The last comes first.
     pub(crate) fn new(asked: Asked, generation: u32, entries: Vec<IndexEntry>) -> Self {
         let entries = entries
             .into_iter()
@@ -43,7 +43,7 @@ impl IndexedRuns {
         }
     }
 
-    /// The entry of the run that holds `seq`.
+    /// Returns the entry of the run that holds `seq`.
     pub(crate) fn at(&self, seq: Seq) -> Option<IndexEntry> {
         self.overlapping(&(seq..=seq))
             .first()
@@ -51,7 +51,7 @@ impl IndexedRuns {
             .copied()
     }
 
-    /// The entries of the runs that overlap the range, the last first.
+    /// Returns the entries of the runs that overlap the range, the last first.
     pub(crate) fn overlapping(&self, range: &RangeInclusive<Seq>) -> &[IndexEntry] {
         let above = self
             .entries
@@ -84,7 +84,7 @@ impl RunsCache {
         ))
     }
 
-    /// What was said of the run that holds `seq`, and of its neighbours.
+    /// Returns the cached answer if it has the run that holds `seq`.
     pub(crate) fn get(
         &self,
         session: &SessionId,

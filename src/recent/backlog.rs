@@ -1,4 +1,4 @@
-//! How much may be in memory, and when the oldest of it is to be sealed.
+//! The bounds of recent records in memory, and when the oldest of them are sealed.
 
 use std::sync::Arc;
 
@@ -8,24 +8,24 @@ use crate::model::Options;
 use crate::recent::{GroupRecords, Recent};
 use crate::sync::Ordering;
 
-/// How much may be recent, in bytes of memory unless said otherwise, and what follows before it is
-/// that much.
+/// The bounds of recent records, in bytes of memory unless a field says otherwise.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Nobody appends while there is more.
+    /// No append proceeds while there is more.
     bytes_max: u64,
-    /// Nor while there is more that the segment being written does not hold yet. It leaves room for
-    /// that segment, so that writers are held back as it grows, and not until it is done.
+    /// No append proceeds while there is more that the segment being written does not hold yet.
+    /// This leaves room for that segment. So appends proceed as it grows, rather than only after it
+    /// is finished.
     unsealed_bytes_max: u64,
-    /// A full journal file is left alone while there is less, unless the log is idle.
+    /// A full journal file is not sealed while there is less, unless the log is idle.
     pub(super) seal_from_bytes: u64,
     /// Full journal files are worth a segment once they take this much on the disk, so that a young
-    /// log does not leave many small ones,
+    /// log does not leave many small segments.
     worth_file_bytes: u64,
-    /// or this much in memory. An active file that takes more is ended, and a segment takes in no
-    /// further file then.
+    /// Full journal files are also worth a segment once they take this much in memory. An active
+    /// file that takes more is ended, and a segment that would take more gets no further file.
     worth_bytes: u64,
-    /// For where sessions stand of which nothing is recent.
+    /// The memory for the heads of idle sessions.
     pub(super) idle_bytes_max: usize,
 }
 
@@ -46,36 +46,38 @@ impl Bounds {
     }
 }
 
-/// How soon full journal files are to be sealed.
+/// When full journal files are sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timing {
-    /// When room is needed. Until then the disk is left to those who append.
+    /// When room is needed. Until then the disk is left to appends.
     Needed,
-    /// Now: nobody appends, or it was time before and failed.
+    /// Now, because the log is idle, or because an earlier attempt failed.
     Now,
 }
 
-/// What is ready to be sealed: the oldest of the full journal files.
+/// The oldest full journal files, ready to be sealed.
 pub(crate) struct Sealable {
     pub records: Vec<Arc<Record>>,
-    /// What they take.
+    /// The memory that the records take.
     pub memory: u64,
     pub start_lsn: u64,
     pub end_lsn: u64,
-    /// The journal files and their sizes.
+    /// The journal files with their sizes.
     pub files: Vec<(JournalUse, u64)>,
 }
 
 impl Recent {
-    /// Whether another group may come. Without a full journal file nothing can be sealed, and
-    /// waiting would help nobody.
+    /// Returns whether there is room for another group.
+    ///
+    /// Without a full journal file nothing can be sealed, so waiting would not help and there is
+    /// always room.
     pub(crate) fn has_room(&self) -> bool {
         let (bytes, unsealed) = (self.bytes(), self.unsealed_bytes());
         (bytes <= self.bounds.bytes_max && unsealed <= self.bounds.unsealed_bytes_max)
             || !self.has_full_file()
     }
 
-    /// Whether the active file takes so much that it should be ended.
+    /// Returns whether the active file takes so much memory that it should be ended.
     pub(crate) fn active_is_large(&self) -> bool {
         self.commits
             .read()
@@ -84,7 +86,7 @@ impl Recent {
             .is_some_and(|file| file.bytes > self.bounds.worth_bytes)
     }
 
-    /// How much of what is recent the segment being written holds.
+    /// Records how much of the recent bytes the segment being written holds.
     pub(crate) fn note_written(&self, bytes: u64) {
         self.written.store(bytes, Ordering::Relaxed);
     }
@@ -104,9 +106,9 @@ impl Recent {
             .any(|file| !file.groups.is_empty())
     }
 
-    /// The oldest full journal files, once they are worth a segment and it is time for one. That
-    /// waits for the file behind them to be begun, since the manifest must name a file that the
-    /// next records are in.
+    /// Returns the oldest full journal files, once they are worth a segment and it is time to seal.
+    ///
+    /// The file after them must be begun, since the manifest must name a file for the next records.
     pub(crate) fn sealable(&self, timing: Timing) -> Option<Sealable> {
         let Bounds {
             worth_file_bytes,

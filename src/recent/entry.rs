@@ -1,8 +1,8 @@
-//! A session that is in use or has recent records: where it stands, for the commit section and for
+//! A session that is in use or has recent records, with its head for the commit section and for
 //! readers.
 //!
-//! Its lock is held for moments only and never over I/O. Only the commit section gives out seqs,
-//! and only what is durable is published.
+//! Its lock is held only for moments and never during I/O. Only the commit section assigns seqs,
+//! and only durable records are published.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -13,19 +13,20 @@ use crate::codec::Record;
 use crate::model::{EventId, FIRST_SEQ, Head, Result, Seq, SessionId};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, WaitList};
 
-/// Memory for a record beside its body: itself, its counters and its places in two lists.
+/// The memory for a record besides its body, in bytes: itself, its counters and its places in two
+/// lists.
 const RECORD_OVERHEAD: usize = size_of::<Record>() + 64;
 
-/// Memory for the key of a keyed record.
+/// The memory for the key of a keyed record, in bytes.
 const KEY_OVERHEAD: usize = 192;
 
-/// Memory for the entry of a session.
+/// The memory for the entry of a session, in bytes.
 const ENTRY_OVERHEAD: usize = size_of::<SessionEntry>() + 160;
 
 /// A session that is in use or has recent records.
 pub(crate) struct SessionEntry {
     id: SessionId,
-    /// Whether `state` says where the session stands; set once, under `loading`.
+    /// Whether `state` holds the session's head. It is set once, under `loading`.
     loaded: AtomicBool,
     loading: Mutex<()>,
     state: Mutex<SessionState>,
@@ -33,11 +34,11 @@ pub(crate) struct SessionEntry {
 
 #[derive(Default)]
 pub(crate) struct SessionState {
-    /// Where the session stands for readers.
+    /// The head of the session for readers.
     pub head: Option<Head>,
-    /// The last seq given out. Ahead of `head` only while a group is in flight.
+    /// The last assigned seq. It is ahead of `head` only while a group is in flight.
     pub assigned: Seq,
-    /// Oldest first, without gaps up to the head.
+    /// The recent records, oldest first, without gaps up to the head.
     pub records: VecDeque<Arc<Record>>,
     /// The recent keyed batches. `None` while there is none, which is most of the time.
     #[expect(
@@ -45,16 +46,16 @@ pub(crate) struct SessionState {
         reason = "most of a million entries have none, and a pointer is smaller than a map"
     )]
     keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
-    /// How many keys have left `keys` because their records were sealed. What was looked up in the
-    /// segments before may be out of date.
+    /// The number of keys that left `keys` because their records were sealed. If it changed, an
+    /// earlier lookup in the segments may be out of date.
     pub keys_released: u64,
     pub waiters: WaitList,
-    /// How many hold the entry in memory.
+    /// The number of pins that hold the entry in memory.
     pub pins: usize,
 }
 
 impl SessionEntry {
-    /// The entry of a session that stands at `known`. Without, it does not know yet where that is.
+    /// Returns the entry of a session with the head `known`. Without one, the entry is not loaded.
     pub(crate) fn new(id: SessionId, known: Option<Head>) -> Self {
         let mut state = SessionState::default();
         state.stand_at(known);
@@ -74,8 +75,7 @@ impl SessionEntry {
         self.loaded.load(Ordering::Acquire)
     }
 
-    /// Finds out where the session stands, unless that is known. Who comes second waits for the
-    /// first.
+    /// Loads the head of the session unless it is known. A second caller waits for the first.
     pub(crate) fn load(&self, load: impl FnOnce() -> Result<Option<Head>>) -> Result<()> {
         if self.is_loaded() {
             return Ok(());
@@ -89,8 +89,9 @@ impl SessionEntry {
         Ok(())
     }
 
-    /// Takes in a record found in the journal, which says itself where the session stands. Returns
-    /// the memory it takes, or `None` when it does not follow the record before it.
+    /// Adopts a record found in the journal, which gives the session's head itself.
+    ///
+    /// Returns the memory that it takes, or `None` if it does not follow the record before it.
     pub(crate) fn restore(&self, record: &Arc<Record>) -> Option<usize> {
         let mut state = self.lock();
         if state.head.is_some_and(|head| head.last + 1 != record.first) {
@@ -107,23 +108,23 @@ impl SessionEntry {
 }
 
 impl SessionState {
-    /// Begins where the session stands, durably.
+    /// Begins at the durable head of the session.
     fn stand_at(&mut self, head: Option<Head>) {
         self.assigned = head.map_or(0, |head| head.last);
         self.head = head;
     }
 
-    /// The generation that the next record belongs to.
+    /// Returns the generation of the next record.
     pub(crate) fn generation(&self) -> u32 {
         self.head.map_or(1, |head| head.generation)
     }
 
-    /// The recent record that landed under a key.
+    /// Returns the recent record that was appended under a key.
     pub(crate) fn record_of_key(&self, key: &str) -> Option<&Arc<Record>> {
         self.keys.as_ref()?.get(key)
     }
 
-    /// Counts a record as given out, before it is durable.
+    /// Counts a record's seqs as assigned, before the record is durable.
     pub(crate) fn assign(&mut self, record: &Arc<Record>) {
         self.assigned = record.last();
         if let Some(key) = &record.key {
@@ -133,13 +134,13 @@ impl SessionState {
         }
     }
 
-    /// Takes back what was [assigned](Self::assign) last, and not written.
+    /// Reverts the last [assigned](Self::assign) record, which was not written.
     pub(crate) fn take_back(&mut self, record: &Record) {
         self.assigned = record.first - 1;
         self.forget_key(record);
     }
 
-    /// The records that overlap the seqs from `from` to `to`, oldest first.
+    /// Returns the records that overlap the seqs from `from` to `to`, oldest first.
     pub(crate) fn overlapping(&self, from: Seq, to: Seq) -> Vec<Arc<Record>> {
         let first = self.records.partition_point(|record| record.last() < from);
         let end = self.records.partition_point(|record| record.first <= to);
@@ -149,7 +150,7 @@ impl SessionState {
             .collect()
     }
 
-    /// Makes a durable record visible; returns the memory it takes.
+    /// Makes a durable record visible. Returns the memory that it takes.
     pub(crate) fn publish(&mut self, record: Arc<Record>) -> usize {
         let entry = if self.records.is_empty() {
             ENTRY_OVERHEAD
@@ -168,8 +169,9 @@ impl SessionState {
         bytes
     }
 
-    /// Lets go of the oldest records up to an ID, which were sealed, and of their keys; of so many
-    /// at the most. Returns of how many.
+    /// Releases the oldest records up to an ID, which were sealed, and their keys.
+    ///
+    /// Releases at most `count_max` records and returns their number.
     pub(crate) fn release(&mut self, through: EventId, count_max: usize) -> usize {
         let sealed = self
             .records
@@ -183,7 +185,7 @@ impl SessionState {
         sealed
     }
 
-    /// Whether nobody needs the entry.
+    /// Returns whether nothing needs the entry.
     pub(crate) fn is_unused(&self) -> bool {
         self.pins == 0 && self.records.is_empty()
     }

@@ -1,16 +1,15 @@
-//! Where sessions stand that have nothing else in memory, of those that had lately: who comes back
-//! to one need not look for its end.
+//! A bounded cache of the heads of idle sessions, so that the next append or read needs no lookup.
 //!
-//! Invariant: what is here of a session that has no entry is where it stands. So an entry leaves
-//! its head behind when it is dropped, in place of what an earlier one left, and nothing else is
-//! ever put here. While there is an entry, that is asked.
+//! Invariant: a head in this cache is the session's head if the session has no entry. So a dropped
+//! entry puts its head here, over that of an earlier entry, and nothing else puts one. While a
+//! session has an entry, only the entry is used.
 
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 
 use crate::model::{Head, SessionId};
 
-/// What a head takes beside its session's name, with its places in the cache's tables.
+/// The size of a head besides its session's name, with its places in the cache's tables, in bytes.
 const HEAD_BYTES: usize = 128;
 
 /// The heads of idle sessions, bounded in bytes.
@@ -31,8 +30,8 @@ impl IdleHeads {
         options
             .estimated_items_capacity(bytes_max / HEAD_BYTES + 1)
             .weight_capacity(bytes_max as u64);
-        // Half is for those that were come back to, so that those that never are give way to
-        // others. To remember one that went takes as much room as to keep one.
+        // Half the cache is for sessions that were used again, so that one-off sessions cannot
+        // evict them. There are no ghost entries, because a ghost costs as much as an entry.
         let options = options
             .hot_allocation(0.5)
             .ghost_allocation(0.0)
@@ -50,7 +49,8 @@ impl IdleHeads {
         self.0.get(session).copied()
     }
 
-    /// Keeps it in place of an earlier one, or else forgets that too.
+    /// Inserts a head. It replaces the session's earlier one, which is also removed if this one
+    /// does not fit.
     pub(crate) fn put(&mut self, session: SessionId, head: Head) {
         self.0.insert(session, head);
     }

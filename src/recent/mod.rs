@@ -1,17 +1,17 @@
-//! What is durable but not yet in a segment, in memory: by session, and in commit order. And where
-//! each session in use stands.
+//! Records that are durable but not yet in a segment, in memory, by session and in commit order.
+//! Also the heads of the sessions in use.
 //!
 //! Invariants:
-//! * A record gets here after its group's barrier, so whatever a reader finds here survives a
+//! * A record gets here after its group's barrier. So a record that a reader finds here survives a
 //!   crash.
-//! * A record leaves only after the segment that holds it was published, so a reader that looks
-//!   here first, and then at the segments, misses nothing.
-//! * While anybody holds a [`Pin`] on a session, its entry stays. Who proved a key absent from the
-//!   segments under a pin finds a later use of it in the entry, or finds there that keys have left
-//!   it since and that the proof has to be made again.
-//! * An entry that nobody pins and that has no records is dropped: memory does not grow with the
-//!   number of sessions. It leaves its head among the [idle ones](crate::recent::idle), under the lock that
-//!   the next entry of the session is made with.
+//! * A record leaves only after its segment was published. So a reader that looks here first, and
+//!   then in the segments, misses nothing.
+//! * While a [`SessionPin`] on a session exists, its entry stays. A thread that holds one may prove
+//!   a key absent from the segments. It then finds a later use of the key in the entry. Or it finds
+//!   there that keys have left the entry since, and that it must prove the absence again.
+//! * An entry without pins and records is dropped, so memory does not grow with the number of
+//!   sessions. Its head goes to the [idle heads](crate::recent::idle), under the lock that also
+//!   covers the making of the session's next entry.
 
 mod backlog;
 mod entry;
@@ -37,9 +37,9 @@ pub(crate) struct Recent {
     pub sessions: Arc<Sessions>,
     commits: RwLock<Commits>,
     bounds: Bounds,
-    /// All of `commits`, by estimate.
+    /// The estimated memory of all records in `commits`, in bytes.
     bytes: AtomicU64,
-    /// Of that, what the segment being written holds already.
+    /// The part of `bytes` that the segment being written already holds.
     written: AtomicU64,
     feeds: Mutex<WaitList>,
 }
@@ -47,38 +47,40 @@ pub(crate) struct Recent {
 /// The records in commit order, by journal file.
 struct Commits {
     files: VecDeque<RecentFile>,
-    /// All durable events of the store, sealed ones among them: one number, which no step of
-    /// sealing changes.
+    /// The number of durable events of the store, sealed ones included. It is one number, which no
+    /// step of sealing changes.
     events: u64,
     /// The newest durable event of the store.
     last_id: EventId,
 }
 
-/// What one journal file holds.
+/// The records of one journal file.
 struct RecentFile {
     file: JournalUse,
     file_bytes: u64,
     start_lsn: u64,
-    /// The file's header is on stable storage, so that the manifest may name it.
+    /// Whether the file's header is on stable storage, so that the manifest may name it.
     begun: bool,
     groups: Vec<GroupRecords>,
     bytes: u64,
 }
 
-/// The records of a commit group. Shared, so that who walks over many holds no lock meanwhile.
+/// The records of a commit group. They are shared, so that a walk over many groups holds no lock.
 type GroupRecords = Arc<[Arc<Record>]>;
 
-/// What follows from publishing a group.
+/// The work that follows from publishing a group.
 pub(crate) struct Published {
-    /// Who waited for its events.
+    /// The waiters for the group's events.
     pub(crate) to_wake: Vec<Arc<Waiter>>,
-    /// It is the first of its journal file, so the files before can be sealed, or it made what is
-    /// recent enough for that.
+    /// Whether sealing is due. It is if the group is the first of its journal file, so that the
+    /// files before can be sealed. It also is if the group raised the recent bytes to the
+    /// threshold.
     pub(crate) seal_due: bool,
 }
 
 impl Recent {
-    /// Nothing, in a store with so many sealed events, whose newest durable event is `last_id`.
+    /// Returns an empty set for a store with `sealed_events`, whose newest durable event is
+    /// `last_id`.
     pub(crate) fn new(sealed_events: u64, last_id: EventId, bounds: Bounds) -> Self {
         Self {
             sessions: Arc::new(Sessions::new(bounds.idle_bytes_max)),
@@ -94,8 +96,7 @@ impl Recent {
         }
     }
 
-    /// Begins the file that the next groups belong to. Its header will be durable with the first of
-    /// them.
+    /// Begins the file of the next groups. Its header becomes durable with the first of them.
     pub(crate) fn begin_file(&self, file: JournalUse, file_bytes: u64, start_lsn: u64) {
         let file = RecentFile {
             file,
@@ -108,7 +109,7 @@ impl Recent {
         self.commits.write().files.push_back(file);
     }
 
-    /// As [`begin_file`](Recent::begin_file), for a file whose header is durable.
+    /// Begins a file like [`begin_file`](Recent::begin_file), but its header is durable.
     pub(crate) fn restore_file(&self, file: JournalUse, file_bytes: u64, start_lsn: u64) {
         let file = RecentFile {
             file,
@@ -121,7 +122,7 @@ impl Recent {
         self.commits.write().files.push_back(file);
     }
 
-    /// Lets readers see a group that is on stable storage. Returns what follows from it.
+    /// Makes a group on stable storage visible to readers. Returns the work that follows.
     pub(crate) fn publish<'a>(
         &self,
         appended: impl Iterator<Item = (&'a SessionEntry, &'a Arc<Record>)>,
@@ -129,8 +130,8 @@ impl Recent {
         let mut to_wake = Vec::new();
         let mut bytes = 0;
         let mut group = Vec::with_capacity(appended.size_hint().1.unwrap_or(0));
-        // Held from the first to the last, so that who has an event from its session finds it by
-        // its ID too.
+        // The lock is held from the first record to the last. So a reader that has an event from
+        // its session finds it by its ID too.
         let mut commits = self.commits.write();
         for (entry, record) in appended {
             let mut state = entry.lock();
@@ -144,8 +145,8 @@ impl Recent {
         Published { to_wake, seal_due }
     }
 
-    /// Takes in a group found in the journal. A record says itself where its session stands, so
-    /// nothing is looked up.
+    /// Adopts a group found in the journal. A record gives its session's head itself, so nothing is
+    /// looked up.
     ///
     /// # Errors
     ///
@@ -163,18 +164,20 @@ impl Recent {
         Ok(())
     }
 
-    /// Memory for what is here, by estimate.
+    /// Returns the estimated memory of all recent records, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// All durable events of the store. It never goes down, and counts an event before its append
-    /// is answered.
+    /// Returns the number of durable events of the store.
+    ///
+    /// It never decreases, and counts an event before its append is answered.
     pub(crate) fn events(&self) -> u64 {
         self.commits.read().events
     }
 
-    /// The journal files with a durable header, in commit order, but for the first `sealed`.
+    /// Returns the journal files with a durable header, in commit order, without the first
+    /// `sealed`.
     pub(crate) fn files_in_use(&self, sealed: usize) -> Vec<JournalUse> {
         let commits = self.commits.read();
         commits
@@ -186,22 +189,23 @@ impl Recent {
             .collect()
     }
 
-    /// Lets go of the records that were sealed, those of so many journal files. The segment is
-    /// visible to readers by now. IDs rise in commit order, so that they are what each session has
-    /// up to the last one's.
+    /// Releases the sealed `records`, which are those of the first `files` journal files.
+    ///
+    /// The segment must be visible to readers already. IDs rise in commit order. So each session
+    /// releases its records up to the last ID.
     pub(crate) fn release_sealed(&self, files: usize, records: Vec<Arc<Record>>) {
         let through = records.last().expect("something was sealed").last_id();
         let files: Vec<_> = self.commits.write().files.drain(..files).collect();
         self.sessions.release(through);
         let bytes = files.iter().map(|file| file.bytes).sum();
-        // Freed here, with no lock held, and in the order in which it was allocated: session by
-        // session the memory would come back in pieces, and appends pay for that.
+        // The records are freed here, with no lock held, in the order of their allocation. Freed
+        // session by session, the memory would return in pieces, which slows appends.
         drop((files, records));
-        // Counted down last, so that the bound holds for what is really in memory.
+        // The count decreases last, so that the bound holds for the memory in use.
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The record that holds the event with this ID.
+    /// Returns the record that holds the event with this ID.
     pub(crate) fn record_of(&self, id: EventId) -> Option<Arc<Record>> {
         let commits = self.commits.read();
         let record = commits
@@ -212,8 +216,9 @@ impl Recent {
         record.seq_of(id).is_some().then(|| Arc::clone(record))
     }
 
-    /// At most `count` records in commit order, beginning with the one that holds `id` or else the
-    /// first behind it.
+    /// Returns at most `count` records in commit order.
+    ///
+    /// They begin with the record that holds `id`, or else with the first after it.
     pub(crate) fn records_from(&self, id: EventId, count: usize) -> Vec<Arc<Record>> {
         let commits = self.commits.read();
         let records = commits
@@ -223,7 +228,7 @@ impl Recent {
         records.take(count).map(Arc::clone).collect()
     }
 
-    /// Shows the records to `visit`, newest first, until it has enough.
+    /// Calls `visit` with the records, newest first, until `visit` breaks.
     pub(crate) fn visit_newest(
         &self,
         mut visit: impl FnMut(&Record) -> ControlFlow<()>,
@@ -242,13 +247,13 @@ impl Recent {
             .try_for_each(|record| visit(record))
     }
 
-    /// The newest durable event of the store; a nil ID before the first.
+    /// Returns the newest durable event of the store; a nil ID before the first.
     pub(crate) fn last_id(&self) -> EventId {
         self.commits.read().last_id
     }
 
-    /// Registers a waiter for the next event of any session, unless there is one behind `seen`
-    /// already.
+    /// Registers a waiter for the next event of any session. Returns `false` without registering it
+    /// if there already is an event after `seen`.
     pub(crate) fn wait_for_any(&self, seen: EventId, waiter: &Arc<Waiter>) -> bool {
         let mut feeds = self.feeds.lock();
         feeds.add(waiter);
@@ -265,7 +270,7 @@ impl Recent {
         self.feeds.lock().remove(waiter);
     }
 
-    /// Wakes everybody who waits for an event.
+    /// Wakes all waiters for an event.
     pub(crate) fn wake_all(&self) {
         let mut waiters = self.feeds.lock().take();
         waiters.append(&mut self.sessions.take_waiters());
@@ -274,7 +279,7 @@ impl Recent {
         }
     }
 
-    /// Whether sealing has become due.
+    /// Appends a group and returns whether sealing has become due.
     fn push_group(&self, commits: &mut Commits, group: Vec<Arc<Record>>, bytes: u64) -> bool {
         let Some(last) = group.last() else {
             return false;
@@ -299,7 +304,7 @@ impl Recent {
 }
 
 impl Commits {
-    /// The groups from the one that may hold `id` on.
+    /// Returns the groups from the one that may hold `id` on.
     fn groups_from(&self, id: EventId) -> impl Iterator<Item = &GroupRecords> {
         let ends_before =
             move |group: &GroupRecords| group.last().is_some_and(|record| record.last_id() < id);
@@ -317,7 +322,7 @@ pub(crate) mod tests {
     use crate::codec::EncodedBatch;
     use crate::model::{NewEvent, Options, SessionId, Stamp};
 
-    /// A record as it would stand in the journal.
+    /// Returns a record as it would be in the journal.
     pub(crate) fn record(session: &str, seq: u64) -> Record {
         let batch = Batch::new()
             .event(NewEvent::new("note", vec![7; 100]))

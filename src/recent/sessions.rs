@@ -1,11 +1,11 @@
-//! The sessions in use: finds the entry of each, keeps it in memory as long as it is needed, and
-//! remembers where idle ones end.
+//! The sessions in use. Finds the entry of each, keeps it in memory while it is needed, and
+//! remembers the heads of idle sessions.
 //!
 //! Invariants:
-//! * While anybody holds a [`SessionPin`], the session's entry stays.
-//! * An entry that nobody pins and that has no records is dropped: memory does not grow with the
-//!   number of sessions. It leaves its head among the [idle ones](crate::recent::idle), under the
-//!   lock that the next entry of the session is made with.
+//! * While a [`SessionPin`] on a session exists, the session's entry stays.
+//! * An entry without pins and records is dropped, so memory does not grow with the number of
+//!   sessions. Its head goes to the [idle heads](crate::recent::idle), under the lock that also
+//!   covers the making of the session's next entry.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -19,10 +19,11 @@ use crate::recent::entry::{SessionEntry, SessionState};
 use crate::recent::idle::IdleHeads;
 use crate::sync::{Mutex, MutexGuard, Waiter};
 
-/// Locks that sessions are spread over.
+/// The number of locks that sessions are spread over.
 const SHARDS: usize = 64;
 
-/// So many records are released before others get a session's lock, which every append to it takes.
+/// The number of records that are released under a session's lock at once. Every append to the
+/// session takes that lock.
 const RELEASED_AT_ONCE: usize = 256;
 
 /// The sessions that are in use or have recent records.
@@ -34,12 +35,12 @@ pub(crate) struct Sessions {
 /// Some of the sessions.
 struct Shard {
     entries: HashMap<SessionId, Arc<SessionEntry>, DefaultHashBuilder>,
-    /// What entries left behind. It counts for sessions that have none.
+    /// The heads that entries left behind. A head counts only if its session has no entry.
     idle: IdleHeads,
 }
 
 impl Sessions {
-    /// None yet, with so much memory for the heads of idle ones.
+    /// Returns an empty set, with `idle_bytes_max` of memory for idle heads.
     pub(super) fn new(idle_bytes_max: usize) -> Self {
         let shard = |_| Shard {
             entries: HashMap::default(),
@@ -51,9 +52,10 @@ impl Sessions {
         }
     }
 
-    /// Keeps the session's entry in memory for as long as the pin lives. `load` finds out where a
-    /// session stands that has no entry yet; it may read from the disk, and no lock that a commit
-    /// takes is held meanwhile.
+    /// Pins the session: its entry stays in memory for as long as the pin lives.
+    ///
+    /// `load` finds the head of a session that is not in memory. It may read from the disk, and no
+    /// lock that a commit takes is held meanwhile.
     pub(crate) fn pin(
         self: &Arc<Self>,
         id: &SessionId,
@@ -64,16 +66,18 @@ impl Sessions {
         Ok(pin)
     }
 
-    /// The session's entry if there is one that knows where the session stands. Where there is
-    /// none, the segments have all of it.
+    /// Pins the session's entry if it exists and is loaded. Without an entry, the segments have all
+    /// of the session.
     pub(crate) fn look(self: &Arc<Self>, id: &SessionId) -> Option<SessionPin> {
         let shard = self.shard(id).lock();
         let entry = shard.entries.get(id).filter(|entry| entry.is_loaded())?;
         Some(SessionPin::new(self, entry))
     }
 
-    /// Where a session stands. Without an entry, the segments have all of it; `load` finds out what
-    /// is not known, as for [`pin`](Self::pin).
+    /// Returns the head of a session, and a pin if it has an entry.
+    ///
+    /// Without an entry, the segments have all of the session. `load` finds an unknown head, as for
+    /// [`pin`](Self::pin).
     pub(crate) fn find(
         self: &Arc<Self>,
         id: &SessionId,
@@ -89,8 +93,8 @@ impl Sessions {
         if idle.is_some() {
             return Ok((None, idle));
         }
-        // By way of an entry, so that nobody appends between the finding and the remembering. It is
-        // kept for what has come meanwhile.
+        // The entry makes sure that no append comes between finding the head and remembering it. It
+        // is returned because records may have been added in the meantime.
         let pin = self.pin(id, load)?;
         let head = pin.lock().head;
         Ok((Some(pin), head))
@@ -106,7 +110,8 @@ impl Sessions {
         SessionPin::new(self, &entry)
     }
 
-    /// The sessions with recent records whose IDs come after `after`, in no order.
+    /// Returns the sessions in memory that have events and whose IDs come after `after`, in no
+    /// order.
     pub(crate) fn sessions_after(&self, after: Option<&SessionId>) -> Vec<SessionId> {
         let mut found = Vec::new();
         for shard in &self.shards {
@@ -134,7 +139,7 @@ impl Sessions {
         }
     }
 
-    /// Those who wait for an event of a session.
+    /// Takes the waiters for an event of any session.
     pub(super) fn take_waiters(&self) -> Vec<Arc<Waiter>> {
         let mut waiters = Vec::new();
         for shard in &self.shards {
@@ -147,7 +152,7 @@ impl Sessions {
         waiters
     }
 
-    /// Releases so many of an entry's records at the most.
+    /// Releases at most [`RELEASED_AT_ONCE`] of an entry's records, and returns their number.
     fn release_some(&self, entry: &SessionEntry, through: EventId) -> usize {
         let mut state = entry.lock();
         let released = state.release(through, RELEASED_AT_ONCE);
@@ -161,7 +166,7 @@ impl Sessions {
         self.unlock(entry, state);
     }
 
-    /// Gives an entry's lock back, and drops the entry if nobody needs it any more.
+    /// Releases an entry's lock, and drops the entry if nothing needs it any more.
     fn unlock(&self, entry: &SessionEntry, state: MutexGuard<'_, SessionState>) {
         let may_be_unused = state.is_unused();
         drop(state);
@@ -170,8 +175,8 @@ impl Sessions {
         }
         let mut shard = self.shard(entry.id()).lock();
         let Shard { entries, idle } = &mut *shard;
-        // Pins are made under this lock. Another entry may have taken the place of this one by now;
-        // the same holds for it.
+        // Pins are made under this lock. Another entry may have replaced this one by now. The same
+        // check holds for it.
         let state = entries.get(entry.id()).map(|entry| entry.lock());
         let Some(head) = state
             .filter(|state| state.is_unused())
@@ -200,7 +205,7 @@ pub(crate) struct SessionPin {
 }
 
 impl SessionPin {
-    /// Called with the shard's lock held, so that nobody drops the entry meanwhile.
+    /// Makes a pin. The caller holds the shard's lock, so that no thread drops the entry meanwhile.
     fn new(sessions: &Arc<Sessions>, entry: &Arc<SessionEntry>) -> Self {
         entry.lock().pins += 1;
         Self {
