@@ -7,7 +7,7 @@ const JOURNAL_MAGIC: [u8; 8] = *b"slogjrnl";
 const SEGMENT_MAGIC: [u8; 8] = *b"slogsegm";
 const GROUP_MAGIC: [u8; 4] = *b"sgrp";
 
-/// Where the checksummed part of a file header begins.
+/// The offset of the checksummed part of a file header.
 const FILE_CHECKED_FROM: usize = 16;
 const JOURNAL_HEADER_BYTES: usize = 72;
 const SEGMENT_HEADER_BYTES: usize = 64;

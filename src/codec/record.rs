@@ -67,12 +67,12 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The seq of the last event.
+    /// Returns the seq of the last event.
     pub(crate) fn last(&self) -> Seq {
         self.first + u64::from(self.count) - 1
     }
 
-    /// The ID of the last event.
+    /// Returns the ID of the last event.
     pub(crate) fn last_id(&self) -> EventId {
         self.base.plus(self.count - 1)
     }
@@ -181,7 +181,7 @@ impl Fault {
 pub(crate) struct RawRecord<'a> {
     pub head: &'a [u8],
     pub body: &'a [u8],
-    /// Where the next record begins.
+    /// The offset of the next record.
     pub end: usize,
     body_checksum: u32,
 }
@@ -319,17 +319,17 @@ impl<'a> RecordFrame<'a> {
         self.head.generation
     }
 
-    /// The seq of the first event.
+    /// Returns the seq of the first event.
     pub(crate) fn first(&self) -> Seq {
         self.head.first
     }
 
-    /// The seq of the last event.
+    /// Returns the seq of the last event.
     pub(crate) fn last(&self) -> Seq {
         self.head.first + u64::from(self.count) - 1
     }
 
-    /// Where the next record begins.
+    /// Returns the offset of the next record.
     pub(crate) fn end(&self) -> usize {
         self.body.end
     }

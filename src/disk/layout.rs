@@ -1,4 +1,4 @@
-//! The names of a log's files and folders: the only place that spells them.
+//! The paths of a log's top-level files and folders. No other file spells their names.
 
 use std::path::{Path, PathBuf};
 

@@ -53,12 +53,13 @@ impl ReplayedFile {
     }
 }
 
-/// Reads the files that `manifest` names, and those that continue them.
+/// Reads the files that `manifest` names, and the files that continue them.
 ///
 /// # Errors
 ///
-/// * [`Error::Corrupt`] if a named file is missing or does not continue the one before, if a file
-///   is of another store, or if bytes that were durable are damaged.
+/// * [`Error::Corrupt`] if a named file is missing, does not continue the one before, or is too
+///   short.
+/// * [`Error::Corrupt`] if a file is of another store, or if bytes that were durable are damaged.
 /// * [`Error::Unsupported`] if a file is of a later version.
 /// * [`Error::Io`] if the disk fails.
 pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Result<Replayed> {

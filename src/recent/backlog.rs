@@ -19,8 +19,8 @@ pub(crate) struct Bounds {
     unsealed_bytes_max: u64,
     /// A full journal file is not sealed while there is less, unless the log is idle.
     pub(super) seal_from_bytes: u64,
-    /// Full journal files are worth a segment once they take this much on the disk, so that a young
-    /// log does not leave many small segments.
+    /// Full journal files are worth a segment once they take this much on the disk. So a young log
+    /// does not leave many small segments.
     worth_file_bytes: u64,
     /// Full journal files are also worth a segment once they take this much in memory. An active
     /// file that takes more is ended, and a segment that would take more gets no further file.

@@ -45,8 +45,8 @@ fn salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"sblk", number)
 }
 
-/// What a segment holds and where its tables are. It is stored in the segment's trailer and in the
-/// manifest.
+/// The content of a segment and the places of its tables. It is stored in the segment's trailer and
+/// in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentInfo {
     pub number: u64,

@@ -149,7 +149,7 @@ pub(crate) trait Pages {
 pub(crate) type TableEntry = (Bytes, Bytes);
 
 impl TableRoot {
-    /// The last entry whose key is at most `key`.
+    /// Returns the last entry whose key is at most `key`.
     pub(crate) fn floor(&self, pages: &impl Pages, key: &[u8]) -> Result<Option<TableEntry>> {
         let mut address = self.page;
         loop {
@@ -286,7 +286,7 @@ impl OpenPage {
         )))
     }
 
-    /// The last entry whose key is at most `key`.
+    /// Returns the last entry whose key is at most `key`.
     fn floor(&mut self, key: &[u8]) -> Decoded<Option<TableEntry>> {
         let above = self.partition_point(|found| found <= key)?;
         let Some(floor) = above.checked_sub(1) else {
