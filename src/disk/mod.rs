@@ -43,7 +43,7 @@ use elsewhere as system;
 #[cfg(all(target_os = "linux", not(sessionlog_not_linux)))]
 use linux as system;
 
-/// The unit in which the journal is laid out and in which direct I/O is aligned.
+/// The block size, in bytes: the unit of the journal's layout and the alignment of direct I/O.
 pub(crate) const BLOCK: usize = 4096;
 
 /// The size of one write of zeroes, in bytes. It is small enough that a commit at the same time
@@ -102,7 +102,7 @@ impl Mode {
     }
 }
 
-/// Who may hold the folder's lock beside us.
+/// Whether others may hold the folder's lock at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hold {
     Alone,

@@ -283,12 +283,12 @@ impl Segment {
         })
     }
 
-    /// Whether the first records of a run can be had without the disk.
+    /// Whether the block with a run's first records is cached.
     pub(crate) fn is_cached(&self, run: &Run) -> bool {
         self.parts.is_cached(run.address.block_offset)
     }
 
-    /// Lets the disk fetch what may be a run's records, which will be read soon.
+    /// Lets the disk prefetch the block of a run that will be read soon.
     pub(crate) fn prefetch(&self, run: &Run) {
         let Address {
             block_offset,
@@ -297,7 +297,7 @@ impl Segment {
         } = run.address;
         if self.parts.has(block_offset, block_bytes)
             && !self.is_cached(run)
-            // What cannot be opened is told to who reads it.
+            // The read itself reports a file that cannot be opened.
             && let Ok(file) = self.file()
         {
             file.will_read(block_offset, block_bytes.into());
