@@ -204,7 +204,7 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a copy of the process gives the lock back",
         edits: &[(
-            "src/disk/held.rs",
+            "src/disk/lock.rs",
             "if std::process::id() == self.owner {",
             "if true {",
         )],
