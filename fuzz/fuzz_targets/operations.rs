@@ -1,4 +1,4 @@
-//! libFuzzer on the log beside its model.
+//! libFuzzer on the log compared with its model.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| sessionlog_fuzz::operations(bytes));

@@ -1,4 +1,4 @@
-//! What the fuzz targets call, so that a plain test can call the same. No function returns
+//! The functions that the fuzz targets call, so that a plain test can call the same. None returns
 //! anything: a panic is a finding.
 
 #[cfg(not(fuzzing))]
@@ -9,20 +9,21 @@ compile_error!(
 #[path = "../../tests/it/model.rs"]
 mod model;
 
-/// Arbitrary bytes as whatever the log reads from its files: refused or read, never a panic, never
-/// more memory than a cap.
+/// Decodes arbitrary bytes as each structure that the log reads from its files.
+///
+/// They are refused or read, without a panic and within a limit on memory.
 #[cfg(fuzzing)]
 pub fn decoder(bytes: &[u8]) {
     sessionlog::fuzz::decode(bytes);
 }
 
-/// Arbitrary bytes as the JSON that an event holds: refused or read, never a panic.
+/// Reads arbitrary bytes as the JSON in an event: they are refused or read, without a panic.
 #[cfg(fuzzing)]
 pub fn json(bytes: &[u8]) {
     sessionlog::fuzz::read_json(bytes);
 }
 
-/// Arbitrary bytes as operations on a log, which must do what plain maps do.
+/// Runs arbitrary bytes as operations on a log, which must do what plain maps do.
 pub fn operations(bytes: &[u8]) {
     model::run(&model::decode(bytes));
 }

@@ -16,14 +16,14 @@ const DECODER_INPUTS: Runs = Runs {
     quick: 500_000,
     full: 2_000_000,
 };
-/// An operation may write and sync files, so mutations stop after a while; each file gets a few at
-/// least.
+/// An operation may write and sync files, so mutations stop after this time. Each file gets at
+/// least a few.
 const OPERATIONS_MUTATIONS: usize = 100;
 const OPERATIONS_TIME: Duration = Duration::from_secs(20);
 const OPERATIONS_MUTATIONS_MIN: usize = 1;
 const JSON_MUTATIONS: usize = 5_000;
 const INPUT_BYTES_MAX: usize = 16 * 1024;
-/// What a decoder may have allocated at any moment: so many times the input, and this.
+/// The most that a decoder may have allocated: a multiple of the input, and a constant.
 const ALLOCATION_FACTOR: usize = 4;
 const ALLOCATION_BYTES_MORE: usize = 64 * 1024;
 
@@ -68,7 +68,7 @@ fn campaign_hostile_bytes() {
     report.end();
 }
 
-/// The most that this thread had allocated at once while it did this.
+/// Returns the peak of this thread's allocations during `act`, in bytes.
 fn peak_of(act: impl FnOnce()) -> usize {
     let before = LIVE.get();
     PEAK.set(before);
@@ -91,7 +91,7 @@ fn any_bytes_are_json_that_can_be_read_or_are_refused() {
     });
 }
 
-/// Round by round, one mutation of every file of the corpus, as long as `goes_on`.
+/// Runs one mutation of every file of the corpus a round, while `goes_on` returns true.
 fn check(target: &str, run: impl Fn(&[u8]), goes_on: impl Fn(usize, Instant) -> bool) {
     let corpus = corpus(target);
     assert!(
@@ -125,7 +125,7 @@ fn check(target: &str, run: impl Fn(&[u8]), goes_on: impl Fn(usize, Instant) -> 
     );
 }
 
-/// Runs `what`, and names it should it panic.
+/// Runs `what`, and prints the name if it panics.
 fn told(name: &str, what: impl FnOnce()) {
     struct Telling<'a>(&'a str);
     impl Drop for Telling<'_> {
@@ -158,8 +158,8 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// A few changes of the kinds that fuzzers make: bits, bytes, lengths, stretches moved, doubled,
-/// dropped or taken from `other`.
+/// Makes a few changes as fuzzers do: to bits, bytes and lengths, and to stretches that are moved,
+/// doubled, dropped or taken from `other`.
 fn mutate(bytes: &[u8], other: &[u8], mut dice: Dice) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     for _ in 0..=dice.below(4) {
@@ -203,10 +203,10 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
 }
 
 thread_local! {
-    /// What this thread allocated and has not given back; less than nothing where it gave back what
-    /// others had allocated.
+    /// Bytes that this thread allocated and has not freed. Negative where it freed what other
+    /// threads had allocated.
     static LIVE: Cell<isize> = const { Cell::new(0) };
-    /// The most that was.
+    /// The maximum of `LIVE`.
     static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
@@ -216,7 +216,7 @@ static COUNTING: Counting = Counting;
 /// The system's allocator, and a count.
 struct Counting;
 
-// SAFETY: every call is handed to `System` as it came.
+// SAFETY: every call is passed to `System` unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         LIVE.set(LIVE.get() + layout.size().cast_signed());

@@ -1,4 +1,4 @@
-//! Damage to the files of a closed log, of every kind and anywhere: what is read is what was
+//! Damage of every kind, at any place, to the files of a closed log. A read returns what was
 //! written, or an error that names the file.
 
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ struct Store {
     contents: Contents,
 }
 
-/// Every event, in the order of the feed, and by session.
+/// Every event, in the order of the feed and by session.
 #[derive(Debug, PartialEq, Eq)]
 struct Contents {
     feed: Vec<Event>,
@@ -84,7 +84,7 @@ enum Damage {
         file: PathBuf,
         len: u64,
     },
-    /// From a place to the end of the file, or of what the log wrote there.
+    /// Overwrites from an offset to the end of the file, or of what the log wrote there.
     Fill {
         file: PathBuf,
         from: u64,
@@ -94,7 +94,7 @@ enum Damage {
     Remove {
         file: PathBuf,
     },
-    /// One file in the place of another.
+    /// Replaces a file with another one of the same store.
     Replace {
         file: PathBuf,
         by: PathBuf,
@@ -103,12 +103,12 @@ enum Damage {
         one: PathBuf,
         other: PathBuf,
     },
-    /// A file of the same name from another store.
+    /// Replaces a file with the one of the same name from another store.
     Foreign {
         file: PathBuf,
         bytes: Vec<u8>,
     },
-    /// One block in the place of another of the same file.
+    /// Overwrites a block with another one of the same file.
     Copy {
         file: PathBuf,
         from: u64,
@@ -140,7 +140,7 @@ impl Store {
             });
             log.append(&work.session, work.batch()).unwrap();
         }
-        // It seals when it is idle.
+        // The log seals when it is idle.
         let began = Instant::now();
         while log.stats().segments == 0 && began.elapsed() < Duration::from_secs(10) {
             yield_now();
@@ -177,7 +177,7 @@ impl Store {
         files.collect()
     }
 
-    /// A slot of the manifest, a journal file that holds groups, a segment.
+    /// Returns a slot of the manifest, a journal file that holds groups, and a segment.
     fn one_file_of_each_kind(&self) -> Vec<(PathBuf, u64)> {
         let mut files = self.files();
         files.retain(|(path, bytes)| {

@@ -1,5 +1,5 @@
-//! The decoders and the reader of JSON for the fuzz targets; built under `cfg(fuzzing)` alone, so
-//! it is no part of the API.
+//! The decoders and the reader of JSON for the fuzz targets. Built under `cfg(fuzzing)` alone, so
+//! not part of the API.
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -13,9 +13,10 @@ use crate::manifest::Manifest;
 use crate::segment::{self, SegmentInfo};
 use crate::turn::lenient;
 
-/// Reads `bytes` as everything that the log reads from a disk. Whatever they are, each decoder
-/// refuses or takes them; none panics, and none allocates more than a small multiple of what it was
-/// given.
+/// Reads `bytes` as each structure that the log reads from a disk.
+///
+/// Each decoder refuses or accepts any bytes. None panics, and none allocates more than a small
+/// multiple of its input.
 pub fn decode(bytes: &[u8]) {
     let shared = Bytes::copy_from_slice(bytes);
     let mut at = 0;
@@ -34,7 +35,7 @@ pub fn decode(bytes: &[u8]) {
     let _refused_or_not = GroupHeader::decode(StoreId::default(), bytes);
     let _refused_or_not = codec::decode_value::<Manifest>(MANIFEST, Salt::NONE, bytes);
     let _refused_or_not = codec::decode_value::<SegmentInfo>(TRAILER, Salt::NONE, bytes);
-    // Past their checksums, which random bytes do not pass.
+    // Skips the checksums, which random bytes do not pass.
     let _refused_or_not = (
         codec::decode_bare::<Manifest>(bytes),
         codec::decode_bare::<SegmentInfo>(bytes),
@@ -44,12 +45,12 @@ pub fn decode(bytes: &[u8]) {
     segment::decode_parts(&shared);
 }
 
-/// Reads `bytes` as event data. What the repair takes, `serde_json` must take after it, and another
-/// repair must leave as it is.
+/// Reads `bytes` as event data.
 ///
 /// # Panics
 ///
-/// When it is not so.
+/// Panics if `serde_json` refuses repaired data, if the repair refuses or changes data that can be
+/// read, or if a second repair changes it.
 pub fn read_json(bytes: &[u8]) {
     let read = lenient::from_slice::<Value>(bytes).ok();
     let Some(repaired) = lenient::repaired(bytes) else {
@@ -65,8 +66,8 @@ pub fn read_json(bytes: &[u8]) {
     assert_eq!(again, Some(repaired.text), "a repaired text was repaired");
 }
 
-/// A record that was read is written back as it was, so that sealing and recovery change nothing. A
-/// varint may have come in a longer form than the one that is written.
+/// Checks that a record is written back as it was read, so that sealing and recovery change
+/// nothing. A varint may be read in a longer form than the one written.
 fn put_back(record: &Record, head: &[u8]) {
     let mut again = Vec::new();
     record.put_head(&mut again);

@@ -1,7 +1,7 @@
-//! Tests that need the inside: disks that fail on purpose, and campaigns on a disk that is
-//! simulated behind the I/O seam.
+//! Tests that use the crate's internals: disks that fail on purpose, and campaigns on a disk that
+//! is simulated behind the I/O seam.
 //!
-//! What they share with the campaigns that work from outside lies in `tests/support`.
+//! The code shared with the campaigns outside the crate is in `tests/support`.
 
 #[cfg(not(shuttle))]
 mod damage;

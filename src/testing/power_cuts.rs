@@ -1,9 +1,9 @@
 //! Power cuts at every call that the engine makes of a disk.
 //!
 //! A log lives a few lives on a simulated disk: it appends from several threads, rotates, seals,
-//! closes, is killed, fails, recovers. Then the power is cut after each call of that, in all the
-//! ways a disk may have it; the log is opened on what is left and must hold what it acknowledged,
-//! or showed, before. Its recovery is cut in turn.
+//! closes, is killed, fails, recovers. Then the power is cut after each of these calls, in
+//! different ways that a disk allows. The log is opened on the image and must hold all that it
+//! acknowledged or showed before. Its recovery is cut as well.
 
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -22,21 +22,21 @@ const CUTS: Runs = Runs {
     full: 200_000,
 };
 
-/// Made at the same time. As many on every machine, so that a seed means the same.
+/// The number of parallel parts. It is the same on every machine, so that a seed reproduces a run.
 const PARTS: u64 = 2;
 
-/// How many of the cuts of a recovery are made for each that was followed.
+/// How many cuts are made in each recovery that is followed.
 const SECOND_CUTS: u64 = 4;
 const ONE_RECOVERY_IN: u64 = 12;
 
 const LIVES: u32 = 4;
 const WRITERS: u32 = 5;
 const APPENDS: u64 = 16;
-/// Whoever looks at an image of an earlier life appends as this one.
+/// The life of the process that opens an image of an earlier life and appends to it.
 const LAST_LIFE: u32 = 1_000;
 
-/// Batches that make a journal of small files rotate every few dozens, and now and then one that
-/// may be larger than such a file, or be written beside another.
+/// Batches that make a journal of small files rotate every few dozen. Now and then one may be
+/// larger than such a file, or be written in parallel with another.
 const BATCHES: &[u64] = &[
     40, 40, 40, 200, 200, 200, 1_000, 1_000, 1_000, 4_000, 4_000, 12_000, 300_000,
 ];
@@ -45,8 +45,8 @@ const KIB: usize = 1024;
 const HOUR_MS: u64 = 3_600_000;
 const CLOCK_START_MS: u64 = 1_750_000_000_000;
 
-/// How many states look at the index that a life left behind. The others find one that cannot be
-/// opened, which is faster.
+/// One state in this many opens the index that a life left behind. The others find one that cannot
+/// be opened, which is faster.
 const ONE_INDEX_IN: u64 = 100;
 const NO_INDEX: &str = "/dev/null/log";
 
@@ -71,7 +71,7 @@ fn campaign_power_cuts_on_a_simulated_disk() {
     for part in ended {
         report.join(part);
     }
-    // Few runs may happen to meet none of these.
+    // A few runs may meet none of these.
     if is_full() {
         for expected in [
             "second cuts",
@@ -92,8 +92,8 @@ fn cut_traces(mut report: Report, mut dice: Dice) -> Report {
     report
 }
 
-/// A campaign that finds nothing is worth as much as it would find: here each kind of barrier is
-/// void in turn.
+/// Checks that the campaign finds something: each kind of barrier is made void, one after the
+/// other.
 #[test]
 fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
     let seed = seed();
@@ -124,23 +124,26 @@ fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
     }
 }
 
-/// A barrier that failed leaves the page cache with what the disk does not have. Whoever opens the
-/// log then must not take a manifest from there as it is: it would give up what the one on the disk
-/// still names. It is read past the cache, and made durable in any case.
+/// A failed barrier leaves content in the page cache that the disk does not have.
+///
+/// The next open must not trust a manifest in the page cache: it would release files that the
+/// manifest on the disk still names. It reads the manifest past the cache and makes it durable in
+/// any case.
 #[test]
 fn a_manifest_whose_barrier_failed_is_not_believed() {
     check_second_lives(Faulty::ManifestBarrier);
 }
 
 /// A process that is killed before the barrier of a manifest leaves it in the device's cache.
-/// Whoever opens the log then must make it durable before it gives up what only the one before
-/// names.
+///
+/// The next open must make that manifest durable before it releases files that only the previous
+/// one names.
 #[test]
 fn a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on() {
     check_second_lives(Faulty::ManifestDeath);
 }
 
-/// A log's second life ends badly, at one or another barrier of a manifest; the power is cut in its
+/// Ends a log's second life badly, at one of the barriers of a manifest, and cuts the power in its
 /// third.
 fn check_second_lives(of: Faulty) {
     for seed in 0..18 {
@@ -183,7 +186,7 @@ fn check_second_life(seed: u64, fault: Fault) {
     report.end();
 }
 
-/// What a log did in a few lives.
+/// The record of a log's lives.
 struct Trace {
     works: Works,
     steps: Vec<Step>,
@@ -225,14 +228,14 @@ impl Trace {
         }
     }
 
-    /// No life may have got so far as to begin one.
+    /// Returns whether there is an index. Possibly no life got far enough to create one.
     fn has_index(&self) -> bool {
         RealDisk::default()
             .exists(&self.folder.path().join("index"))
             .unwrap()
     }
 
-    /// Cuts the power after each step, in some of the ways there are.
+    /// Cuts the power after each step, in a random choice of ways.
     fn cut(&self, void: &[&str], report: &mut Report, dice: &mut Dice) {
         let mut durability = Durability::default();
         durability.void = void.iter().map(ToString::to_string).collect();
@@ -246,8 +249,8 @@ impl Trace {
             if at < self.from {
                 continue;
             }
-            // Where nothing is in doubt there is one image, and it was looked at when the last
-            // doubt was settled.
+            // Without pending writes there is one image, which was checked when the last one was
+            // settled.
             let ways = if durability.is_settled() { 1 } else { 3 };
             for _ in 0..ways {
                 let left = dice.one_of(&Left::ALL);
@@ -290,7 +293,7 @@ impl Trace {
         }
     }
 
-    /// Cuts the recovery that a first cut made necessary, and what was appended after it.
+    /// Cuts the recovery that a first cut made necessary, and the appends after it.
     fn cut_recovery(
         &self,
         first: &State<'_>,
@@ -302,8 +305,8 @@ impl Trace {
             let end = 1 + dice.index(steps.len());
             let mut durability = Durability::of(&first.image);
             let mut ledger = first.ledger.clone();
-            // Whatever the recovery found, one that is made again must find too, also where nobody
-            // was told yet.
+            // A repeated recovery must find all that the first one found, also where no reader has
+            // seen it yet.
             for line in steps
                 .iter()
                 .filter_map(Step::said)
@@ -343,7 +346,7 @@ impl Trace {
 
 impl Scene {
     fn say(&self, line: String) {
-        // In this order everywhere: what is said to one is said to both.
+        // The lock keeps both records in the same order.
         let mut ledger = self.ledger.lock();
         ledger.note(&line);
         self.disk.say(line);
@@ -393,10 +396,10 @@ impl Scene {
             if dice.flip() {
                 rest(log);
             }
-            // Also a log that has failed shows what is durable, and nothing else.
+            // A log that has failed also shows what is durable, and nothing else.
             self.say_what_is_shown(log);
             if dice.flip() {
-                // An error is that of a disk that failed.
+                // Close may report the disk's failure.
                 let _closed = log.close();
             }
         }
@@ -424,7 +427,7 @@ impl Scene {
     }
 }
 
-/// Until the log has had the time to write a witness, to seal, and to prepare its next file.
+/// Waits until the log has had time to write a witness, to seal, and to prepare its next file.
 fn rest(log: &SessionLog) {
     let (began, before) = (Instant::now(), log.stats().segments);
     while began.elapsed() < Duration::from_millis(250) && log.stats().segments == before {
@@ -445,21 +448,21 @@ fn options(life: u32, dice: &mut Dice) -> Options {
     options
 }
 
-/// What a cut left, and what must be in it.
+/// The image that a cut left, and what must be in it.
 struct State<'a> {
     image: Image,
     ledger: Ledger,
-    /// Where an index lies that knows of what came after the cut.
+    /// The folder of an index that has entries for events after the cut.
     index: Option<&'a Path>,
-    /// As whom it appends.
+    /// The life that new appends belong to.
     life: u32,
     works: Works,
     seed: u64,
 }
 
 impl State<'_> {
-    /// Opens the log, reads it, appends to it, and opens it again. Returns what was done on the
-    /// disk up to then.
+    /// Opens the log, reads it, appends to it, and opens it again. Returns the disk's steps up to
+    /// the second open.
     fn check(&self) -> Vec<Step> {
         let mut dice = Dice(self.seed);
         let folder = self.index.map(copy_of_index);
@@ -505,8 +508,7 @@ impl State<'_> {
         steps
     }
 
-    /// Puts the image where it can be looked at, what must be in it, and what was done up to the
-    /// cut.
+    /// Writes the image, what must be in it, and the steps up to the cut to a temporary folder.
     fn keep(&self, report: &Report, steps: &[Step]) {
         if report.violations() > TOLD_MAX {
             return;
@@ -532,7 +534,7 @@ fn open(disk: &SimulatedDisk, path: &Path, dice: &mut Dice) -> SessionLog {
     log.unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
 }
 
-/// A folder with a copy of the index in `folder`.
+/// Returns a folder with a copy of the index in `folder`.
 fn copy_of_index(folder: &Path) -> tempfile::TempDir {
     let (disk, copy) = (RealDisk::default(), tempfile::tempdir().unwrap());
     let (from, to) = (folder.join("index"), copy.path().join("index"));

@@ -1,8 +1,7 @@
-//! Orders of events: the same few calls under thousands of schedules, random ones and such that
-//! prefer one thread over another.
+//! Runs the same few calls under thousands of schedules, random ones and ones that prefer some
+//! threads over others.
 //!
-//! A thread that waits for ever is a deadlock, which ends the run; so a lost wake-up is seen at
-//! once.
+//! A run in which a thread waits for ever ends as a deadlock, so a lost wake-up is found at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,20 +19,20 @@ use crate::recent::tests::{file, recent, record};
 use crate::sync::{Mutex, Tally, scope, spawn};
 use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
-/// In all, over the scenarios and the kinds of schedules.
+/// The total over the scenarios and the kinds of schedules.
 const SCHEDULES: Runs = Runs {
     quick: 300,
     full: 10_000,
 };
 const NO_INDEX: &str = "/dev/null/log";
-/// Small ones, and some that two groups in flight can come of.
+/// Small batches, and some large enough to put two groups in flight.
 const BATCHES: &[u64] = &[40, 40, 270_000];
 const KIB: usize = 1024;
 const PREFERENCES: usize = 4;
 /// The type and the session of the event that ends a run.
 const LAST: &str = "last";
 
-/// What is done under a schedule, for a seed.
+/// The calls that are made under a schedule, for a seed.
 type Scenario = fn(u64);
 
 #[derive(Debug, Clone, Copy)]
@@ -72,7 +71,7 @@ fn campaign_schedules() {
     report.end();
 }
 
-/// One run under one schedule, both of which follow from the seed.
+/// Makes one run under one schedule, both of which follow from the seed.
 fn explore(scenario: Scenario, seed: u64, kind: Kind) {
     let mut config = Config::new();
     config.stack_size = 1024 * KIB;
@@ -86,7 +85,7 @@ fn explore(scenario: Scenario, seed: u64, kind: Kind) {
     };
 }
 
-/// Runs in which two groups were in flight.
+/// The number of runs in which two groups were in flight.
 static OVERLAPPED: Tally = Tally::new();
 
 fn have_overlapped(steps: &[Step]) -> bool {
@@ -127,8 +126,8 @@ impl Scene {
         self.disk.say(line);
     }
 
-    /// Appends as one of several writers until something goes wrong, which must be one of the
-    /// errors that are `expected`.
+    /// Appends as one of several writers until an append fails, which must be with an `expected`
+    /// error.
     fn append(&self, log: &SessionLog, writer: u32, appends: u32, expected: fn(&Error) -> bool) {
         for nth in 0..appends {
             let tag = Tag {
@@ -149,7 +148,7 @@ impl Scene {
         }
     }
 
-    /// Whatever was acknowledged is there, also when the power is cut just then.
+    /// Checks that everything acknowledged is there, also after a power cut at this moment.
     fn check(&self, seed: u64) {
         let (steps, mut dice) = (self.disk.steps(), Dice(seed));
         if have_overlapped(&steps) {
@@ -190,7 +189,7 @@ fn appends_and_a_stream(seed: u64) {
     let reader = {
         let shown = Arc::clone(&shown);
         spawn("reader", move || {
-            // One that misses an event, or is not woken for it, waits for the last one for ever.
+            // A feed that misses an event, or is not woken for it, waits for the last one for ever.
             for event in feed.events() {
                 let event = event.expect("an event");
                 shown.lock().push(event.id);
@@ -248,7 +247,7 @@ fn a_write_that_fails(seed: u64) {
         }
     });
     scene.ledger.lock().check(&log);
-    // It says that it is poisoned, if it came to the failure.
+    // Close reports that the log is poisoned, if an append met the failure.
     let _closed = log.close();
     scene.check(seed);
 }
@@ -283,7 +282,7 @@ fn async_appends(seed: u64) {
     scene.check(seed);
 }
 
-/// Who finds a session without its entry takes all of it for sealed.
+/// A reader that finds a session without its entry takes all of it for sealed.
 fn a_session_found_as_it_begins(_seed: u64) {
     let recent = recent();
     recent.restore_file(file(1), 4096, 0);
@@ -325,7 +324,7 @@ fn a_close_among_appends(seed: u64) {
 }
 
 impl Scene {
-    /// The log as whoever opens it next finds it.
+    /// Returns the log as the next open finds it.
     fn open_next(&self) -> SessionLog {
         let steps = self.disk.steps();
         let mut durability = Durability::default();

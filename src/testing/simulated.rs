@@ -1,9 +1,8 @@
-//! A disk in memory, behind the I/O seam, that writes down every call: when it began and when it
-//! ended.
+//! A disk in memory behind the I/O seam, which records when every call began and ended.
 //!
-//! It serves one log at a time. A log whose process is [killed](SimulatedDisk::kill) is answered
-//! with errors from then on, and nothing it writes counts; the next log finds what the page cache
-//! held.
+//! It serves one log at a time. Every later call of a log whose process was
+//! [killed](SimulatedDisk::kill) fails and changes nothing. The next log finds the contents of the
+//! page cache.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ pub(crate) struct SimulatedDisk {
 }
 
 struct Shared {
-    /// Paths are told relative to this.
+    /// Recorded paths are relative to this folder.
     root: PathBuf,
     state: Mutex<State>,
 }
@@ -31,42 +30,42 @@ struct Shared {
 struct State {
     life: u64,
     names: Names,
-    /// What the page cache shows.
+    /// The contents of the page cache.
     files: Vec<Content>,
     steps: Vec<Step>,
     durability: Durability,
-    /// A barrier was lost, so that the device holds less than the page cache.
+    /// A barrier was lost, so the device holds less than the page cache.
     is_torn: bool,
-    /// The process is killed when there are so many steps.
+    /// The process is killed when this many steps are recorded.
     dies_at: usize,
     fault: Option<Fault>,
 }
 
-/// What goes wrong, once.
+/// A failure that happens once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fault {
     pub of: Faulty,
-    /// After so many more calls of the kind.
+    /// How many calls of the kind succeed first.
     pub after: u64,
 }
 
-/// Which calls.
+/// The calls that a fault applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Faulty {
-    /// A barrier, which loses what it should have made durable; the page cache keeps showing it.
+    /// A barrier, which loses what it should have made durable. The page cache keeps showing it.
     Barrier,
-    /// The same of a manifest.
+    /// The same for a barrier of a manifest.
     ManifestBarrier,
-    /// At the barrier of a manifest the process is killed.
+    /// The process is killed at the barrier of a manifest.
     ManifestDeath,
-    /// A write that goes through; some of it may be on the device.
+    /// A write-through write, of which the device may hold a part.
     WriteThrough,
     /// Any other write.
     Write,
 }
 
 impl SimulatedDisk {
-    /// A disk that holds `image` and has it safe, seen by the first process.
+    /// Returns a disk on which all of `image` is durable, seen by the first process.
     pub(crate) fn of(root: &Path, image: &Image) -> Self {
         let state = State {
             life: 0,
@@ -88,7 +87,7 @@ impl SimulatedDisk {
         }
     }
 
-    /// The disk for a log to open.
+    /// Returns the disk for a log to open.
     pub(crate) fn handle(&self) -> Arc<dyn Disk> {
         Arc::new(Self {
             shared: Arc::clone(&self.shared),
@@ -96,7 +95,7 @@ impl SimulatedDisk {
         })
     }
 
-    /// Kills the process, and begins another.
+    /// Kills the process and begins another.
     pub(crate) fn kill(&mut self) {
         let mut state = self.shared.state.lock();
         self.life += 1;
@@ -108,7 +107,7 @@ impl SimulatedDisk {
         }
     }
 
-    /// Lets the process live for so many steps more.
+    /// Kills the process after `steps` more steps.
     pub(crate) fn die_after(&self, steps: usize) {
         let mut state = self.shared.state.lock();
         state.dies_at = state.steps.len() + steps;
@@ -134,7 +133,7 @@ impl SimulatedDisk {
         self.shared.with(self.life, path, act)
     }
 
-    /// A call that changes names or makes them durable.
+    /// Makes a call that changes names or makes them durable.
     fn call(
         &self,
         path: &Path,
@@ -179,7 +178,7 @@ impl State {
         self.steps.push(step);
     }
 
-    /// Lets a call begin, unless the process is dead.
+    /// Begins a call, unless the process is dead.
     fn begin(&mut self, call: Call) -> std::io::Result<usize> {
         self.check_alive()?;
         change_names(&mut self.names, &call);
@@ -341,7 +340,7 @@ impl SimulatedFile {
             .with(self.life, &self.path, |state, _| act(state))
     }
 
-    /// What kind of barrier a barrier on this file is.
+    /// Returns the kind of a barrier on this file.
     fn kind(&self) -> String {
         let name = self
             .path
@@ -387,7 +386,7 @@ impl DiskFile for SimulatedFile {
         })
     }
 
-    /// Begins, lets others have the disk, and ends.
+    /// Begins the call, lets other threads use the disk, and ends the call.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         let through = if self.mode == Mode::WriteThrough {
             Through::Device

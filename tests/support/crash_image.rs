@@ -1,11 +1,13 @@
-//! What a power cut leaves on a disk, from the calls that were made before it.
+//! Rebuilds what a power cut leaves on a disk, from the calls made before the cut.
 //!
-//! A call begins and, later, ends. What a barrier covered that ended before the cut is there.
-//! Everything else may be there or not, in part, in any order: each write by itself, in units of
-//! [`SECTOR`]; a name when its folder was synced, or before.
+//! A call begins and, later, ends. Everything that a barrier covered is there if the barrier ended
+//! before the cut. Everything else may be there or not, in part and in any order:
 //!
-//! A barrier on a file covers the writes that had ended when it began. A write that goes through is
-//! a barrier for its own bytes.
+//! * a write by itself, in units of [`SECTOR`],
+//! * a name once its folder is synced, or before.
+//!
+//! A barrier on a file covers the writes that had ended when the barrier began. A write-through
+//! write is a barrier for its own bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,23 +17,24 @@ use std::sync::Arc;
 
 use super::report::Dice;
 
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes whole or not at all, in bytes.
 const SECTOR: u64 = 512;
 
 const PAGE: usize = 4096;
 const PAGE_BYTES: u64 = PAGE as u64;
 
-/// A call, or what somebody said between calls. Paths are relative to the folder that is looked at.
+/// A call, or a line that a process printed between calls. Paths are relative to the examined
+/// folder.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     Begin(Call),
-    /// The call that began at this place among the steps succeeded.
+    /// The call that began at this index among the steps succeeded.
     End(usize),
-    /// It failed, and what it should have made durable is lost for good, though the page cache may
-    /// still show it.
+    /// The call failed. What it should have made durable is lost for good, though the page cache
+    /// may still show it.
     Lost(usize),
-    /// Its process was killed, or it failed: what it changed may be seen, is no barrier, and is
-    /// covered by the barriers of others.
+    /// The process of the call was killed, or the call failed. Its change may be visible, is no
+    /// barrier, and is covered by the barriers of others.
     Abandoned(usize),
     Said(String),
 }
@@ -66,7 +69,7 @@ impl Step {
     }
 }
 
-/// Files have numbers, which stay when their names change.
+/// A file has a number, which stays when its name changes.
 #[derive(Debug, Clone)]
 pub(crate) enum Call {
     MakeDir(PathBuf),
@@ -80,7 +83,7 @@ pub(crate) enum Call {
         bytes: Arc<[u8]>,
         through: Through,
     },
-    /// Makes the file at least so long, or, cut, just so long.
+    /// Makes the file at least `len` bytes long or, with [`Cut::Yes`], exactly `len`.
     Resize {
         file: usize,
         len: u64,
@@ -115,7 +118,7 @@ pub(crate) enum Cut {
     Yes,
 }
 
-/// The bytes of a file. Pages of zeroes are not kept.
+/// The bytes of a file. Pages of zeroes are not stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Content {
     pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
@@ -171,7 +174,7 @@ impl Content {
         self.len = self.len.max(len);
     }
 
-    /// What is in a file.
+    /// Reads the content of a file.
     pub(crate) fn read_from(file: &Path) -> std::io::Result<Self> {
         let mut content = Self::default();
         let mut file = std::fs::File::open(file)?;
@@ -185,7 +188,7 @@ impl Content {
         }
     }
 
-    /// Puts it into a file, with holes for its zeroes.
+    /// Writes the content to a file, with holes for its zeroes.
     pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
         let mut file = std::fs::File::create(file)?;
         for (page, bytes) in &self.pages {
@@ -196,7 +199,7 @@ impl Content {
     }
 }
 
-/// What is under a name.
+/// What a name refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Node {
     Dir,
@@ -213,7 +216,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Puts it into a folder, which is empty or missing.
+    /// Writes the image to a folder, which is empty or missing.
     pub(crate) fn write_to(&self, folder: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
         for (path, node) in &self.names {
@@ -226,7 +229,7 @@ impl Image {
     }
 }
 
-/// Applies a change of names as whoever looks at the running system sees it.
+/// Applies a change of names as the running system shows it.
 pub(crate) fn change_names(names: &mut Names, call: &Call) {
     match call {
         Call::MakeDir(path) => drop(names.insert(path.clone(), Node::Dir)),
@@ -254,18 +257,18 @@ pub(crate) fn change_names(names: &mut Names, call: &Call) {
     }
 }
 
-/// How much of what no barrier covered is left.
+/// How much survives of the writes that no barrier covered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {
     Nothing,
     Everything,
     /// Each write or none of it, at random.
     SomeWrites,
-    /// Of each write some sectors, at random.
+    /// Some sectors of each write, at random.
     SomeSectors,
-    /// Of each write the first sectors.
+    /// The first sectors of each write.
     FirstSectors,
-    /// The last writes, and not those before.
+    /// The last writes, and not those before them.
     LastWrites,
     /// Lengths, and no bytes.
     Lengths,
@@ -283,12 +286,12 @@ impl Left {
     ];
 }
 
-/// Which names are left that no barrier covered.
+/// Which names survive that no barrier covered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NamesLeft {
     /// None: POSIX promises no more.
     Synced,
-    /// All up to some moment, as a file system with a metadata journal has it.
+    /// All up to some moment, as on a file system with a metadata journal.
     InOrder,
 }
 
@@ -296,10 +299,10 @@ impl NamesLeft {
     pub(crate) const ALL: [Self; 2] = [Self::Synced, Self::InOrder];
 }
 
-/// What is durable and what is not, as the steps go by.
+/// Tracks what is durable and what is not, step by step.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Durability {
-    /// Barriers of these kinds are taken for void, to see that somebody notices.
+    /// Barriers of these kinds count as void, to check that a campaign notices.
     pub void: BTreeSet<String>,
     files: Vec<File>,
     names: Names,
@@ -336,7 +339,7 @@ struct PendingName {
 }
 
 impl Durability {
-    /// A disk that holds this and has it safe.
+    /// Returns a disk on which all of `image` is durable.
     pub(crate) fn of(image: &Image) -> Self {
         let files = image.files.iter().map(|content| File {
             durable: content.clone(),
@@ -349,7 +352,7 @@ impl Durability {
         }
     }
 
-    /// Takes the next step.
+    /// Applies the next step.
     pub(crate) fn step(&mut self, step: &Step) {
         let at = self.at;
         self.at += 1;
@@ -456,12 +459,12 @@ impl Durability {
         }
     }
 
-    /// The calls that have not ended.
+    /// Returns the calls that have not ended.
     pub(crate) fn under_way(&self) -> Vec<usize> {
         self.calls.keys().copied().collect()
     }
 
-    /// Writes that are their own barriers, and have not ended.
+    /// Counts the write-through writes that have not ended.
     pub(crate) fn written_through(&self) -> usize {
         let is_through = |call: &&Call| {
             matches!(
@@ -489,8 +492,8 @@ impl Durability {
         }
     }
 
-    /// Names in `dir` that were changed before `begun` are durable. A rename out of another folder
-    /// is so with its target's.
+    /// Makes the name changes in `dir` that ended before `begun` durable. A rename out of another
+    /// folder becomes durable with its target's folder.
     fn settle_names(&mut self, dir: &Path, begun: usize) {
         let within = |path: &Path| path.parent().unwrap_or(Path::new("")) == dir;
         let (settled, pending) = std::mem::take(&mut self.pending_names)
@@ -513,7 +516,7 @@ impl Durability {
         }
     }
 
-    /// The content of a file as the device has it, when it is asked before power is lost.
+    /// Returns the content of a file as the device holds it, read before power is lost.
     pub(crate) fn device(&self, file: usize) -> Content {
         self.files.get(file).map_or_else(Content::default, |file| {
             let mut content = file.durable.clone();
@@ -529,7 +532,7 @@ impl Durability {
         self.pending_names.is_empty() && self.files.iter().all(|file| file.pending.is_empty())
     }
 
-    /// What a power cut leaves now.
+    /// Returns what a power cut leaves now.
     pub(crate) fn cut(&self, left: Left, names_left: NamesLeft, dice: &mut Dice) -> Image {
         let mut names = self.names.clone();
         let take = match names_left {
@@ -540,7 +543,7 @@ impl Durability {
             .iter()
             .take(take)
             .for_each(|name| change_names(&mut names, &name.call));
-        // What lies in a folder whose own name is lost is lost with it.
+        // A file is lost with its folder where the folder's own name is lost.
         let all = names.clone();
         names.retain(|path, _| {
             path.ancestors()
@@ -560,7 +563,7 @@ impl File {
             .for_each(|pending| pending.ended = Some(at));
     }
 
-    /// A barrier that began at `begun` ended.
+    /// Applies the end of a barrier that began at `begun`.
     fn settle(&mut self, begun: usize) {
         let (settled, pending) = std::mem::take(&mut self.pending)
             .into_iter()
@@ -572,7 +575,8 @@ impl File {
         }
     }
 
-    /// A write that is its own barrier ended. It also settles those before it that it lies over.
+    /// Applies the end of a write-through write, which also settles the earlier writes that it
+    /// overlaps.
     fn settle_one(&mut self, begun: usize) {
         let Some(place) = self
             .pending
@@ -640,8 +644,8 @@ impl Change {
         }
     }
 
-    /// Applies the sectors of a write for which `is_left` holds, which is told which of how many it
-    /// is.
+    /// Applies the sectors of a write for which `is_left` returns true. It gets the number of the
+    /// sector and the number of sectors.
     fn apply_sectors(&self, content: &mut Content, mut is_left: impl FnMut(u64, u64) -> bool) {
         let Self::Write { at, bytes } = self else {
             return self.apply(content);
@@ -672,7 +676,7 @@ impl Change {
     }
 }
 
-/// Puts steps into a file, to be read by people.
+/// Writes steps to a file, for people to read.
 pub(crate) fn write_steps(steps: &[Step], file: &Path) -> std::io::Result<()> {
     let lines = steps
         .iter()

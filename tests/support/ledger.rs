@@ -1,6 +1,7 @@
-//! What a log must hold: every event tells in its data which append it belongs to, and its bytes
-//! follow from that, so that a log is checked against nothing but itself and what was acknowledged.
-//! Knows the log's public API and nothing else of it.
+//! Checks a log against itself and against what was acknowledged.
+//!
+//! Every event records in its data which append it belongs to, and its bytes follow from that.
+//! Nothing else has to be known to check a log. Uses the log's public API alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,14 +13,14 @@ use sessionlog::{Ack, Batch, Error, Event, EventId, NewEvent, PageRequest, Sessi
 use super::report::Dice;
 
 const SESSIONS: u64 = 7;
-/// Others may be in the log, which are none of the ledger's business.
+/// Prefix of the ledger's sessions. A log may have others, which the ledger ignores.
 const SESSION: &str = "session ";
 const PAGE: usize = 1_000;
-/// So that a check of the same batches again and again need not make them again.
+/// The number of batches kept, so that repeated checks need not build them again.
 const KNOWN_MAX: usize = 2_000;
 const TAG_BYTES: usize = 20;
 
-/// Which append: in which life of the process, by which of its writers, in which order.
+/// Identifies an append: the life of the process, the writer, and the number of the append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Tag {
     pub life: u32,
@@ -49,7 +50,7 @@ impl Tag {
         }
     }
 
-    /// What [`Display`](fmt::Display) made of it.
+    /// Parses what [`Display`](fmt::Display) wrote.
     fn told(words: &[&str]) -> Self {
         let field = |n: usize| u32::try_from(number(words[n])).expect("a small number");
         Self {
@@ -66,18 +67,18 @@ impl fmt::Display for Tag {
     }
 }
 
-/// What all appends of a run store: it follows from their tags.
+/// The contents of all appends of a run, which follow from their tags.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Works {
     pub seed: u64,
-    /// What the data of a batch comes to at the most, in bytes; each with the same likelihood.
+    /// The upper limits of a batch's data, in bytes, each with the same probability.
     pub bytes: &'static [u64],
 }
 
 /// Batches from a few bytes to several hundred kilobytes.
 pub(crate) const LARGE_BATCHES: &[u64] = &[64, 400, 2_000, 20_000, 90_000, 300_000];
 
-/// What one append stores.
+/// The contents of one append.
 pub(crate) struct Work {
     pub session: SessionId,
     events: Vec<(&'static str, Vec<u8>)>,
@@ -155,18 +156,18 @@ fn session_name(n: u64) -> SessionId {
     SessionId::new(format!("{SESSION}{n}")).expect("the name follows the rules")
 }
 
-/// Said before the append.
+/// The line printed before an append.
 pub(crate) fn tried(tag: Tag) -> String {
     format!("try {tag}")
 }
 
-/// Said once the append returned `Ok`, whose contents are checked here.
+/// The line printed once the append returned `Ok`. Checks the ack's events.
 pub(crate) fn acknowledged(tag: Tag, work: &Work, ack: &Ack) -> String {
     work.check_is(&ack.events, tag);
     format!("ack {tag} {} {} {}", ack.first, ack.last, ack.events[0].id)
 }
 
-/// Where a batch lies.
+/// The place of a batch in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     first: u64,
@@ -184,22 +185,22 @@ impl Place {
     }
 }
 
-/// All that was said by those who append, and all that was found in the log.
+/// Everything that writers reported, and everything that was found in the log.
 #[derive(Clone)]
 pub(crate) struct Ledger {
     works: Works,
     /// Tried, and not acknowledged.
     open: BTreeSet<Tag>,
-    /// Acknowledged, or shown to a reader: it must be there from then on.
+    /// Acknowledged or shown to a reader: must be there from then on.
     due: BTreeMap<Tag, Place>,
     found: BTreeMap<Tag, Place>,
-    /// The works that were looked at, which are the same for all who share this.
+    /// The works that were checked, shared by all clones of this ledger.
     known: Arc<parking_lot::Mutex<BTreeMap<Tag, Arc<Work>>>>,
-    /// The last seq of each session that was looked at.
+    /// The last seq that was checked of each session.
     checked: BTreeMap<SessionId, u64>,
-    /// The last event of the feed that was looked at.
+    /// The last event of the feed that was checked.
     fed: Option<EventId>,
-    /// How many events were found, session by session and in the feed.
+    /// The number of events found, session by session and in the feed.
     events: u64,
     events_fed: u64,
     payload_bytes: u64,
@@ -221,7 +222,7 @@ impl Ledger {
         }
     }
 
-    /// Takes what was said. Other lines, such as those of a test harness, are not for it.
+    /// Records a reported line. Ignores other lines, such as those of a test harness.
     pub(crate) fn note(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
@@ -253,12 +254,12 @@ impl Ledger {
         self.due.len()
     }
 
-    /// The data of all events found.
+    /// Returns the bytes of data in all events found.
     pub(crate) fn payload_bytes(&self) -> u64 {
         self.payload_bytes
     }
 
-    /// What was found, in words for [`note`](Self::note).
+    /// Returns what was found, as lines for [`note`](Self::note).
     pub(crate) fn shown(&self) -> Vec<String> {
         let line = |(tag, place): (&Tag, &Place)| {
             format!("shown {tag} {} {} {}", place.first, place.last, place.id)
@@ -266,12 +267,12 @@ impl Ledger {
         self.found.iter().map(line).collect()
     }
 
-    /// Everything found so far must be there from now on: it was shown to a reader.
+    /// Requires everything found so far from now on, since a reader has seen it.
     pub(crate) fn expect_what_was_found(&mut self) {
         self.shown().iter().for_each(|line| self.note(line));
     }
 
-    /// Puts what must be there into a file, in words for [`note`](Self::note).
+    /// Writes what must be there to a file, as lines for [`note`](Self::note).
     pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
         let due = self.due.iter().map(|(tag, place)| {
             format!("shown {tag} {} {} {}\n", place.first, place.last, place.id)
@@ -280,7 +281,7 @@ impl Ledger {
         std::fs::write(file, due.chain(open).collect::<String>())
     }
 
-    /// What [`write_to`](Self::write_to) put there.
+    /// Reads what [`write_to`](Self::write_to) wrote.
     pub(crate) fn read_from(works: Works, file: &Path) -> std::io::Result<Self> {
         let mut ledger = Self::new(works);
         std::fs::read_to_string(file)?
@@ -303,8 +304,10 @@ impl Ledger {
         };
     }
 
-    /// Whatever the log holds beyond what was looked at before is whole, in order, what somebody
-    /// tried to append, and where it was acknowledged to be; and whatever is due is there.
+    /// Checks every batch that the log holds and that was not checked before.
+    ///
+    /// Each is whole, in order, was tried by a writer, and is where its ack said. Everything that
+    /// must be there is there.
     pub(crate) fn check(&mut self, log: &SessionLog) {
         for session in (0..SESSIONS).map(session_name) {
             self.check_session(log, &session);
@@ -328,8 +331,8 @@ impl Ledger {
                     panic!("{session} cannot be read after {seq}: {error:?}")
                 }),
             };
-            // A batch may end on the next page: what of it lies on this one is read again with the
-            // rest.
+            // A batch may end on the next page. Its events on this page are then read again with
+            // the rest.
             let mut events = &page.items[..];
             while let Some((batch, rest)) = split_batch(events)
                 && !(rest.is_empty() && page.has_more)
@@ -414,8 +417,8 @@ impl Ledger {
         );
     }
 
-    /// A retry under the same key lands exactly once, also twice in a row; what had no key may be
-    /// there or not.
+    /// Retries the keyed batches that were not acknowledged: each lands exactly once, also when
+    /// retried twice. A batch without a key may be there or not.
     pub(crate) fn retry_what_was_not_acknowledged(&mut self, log: &SessionLog) {
         for tag in self.open.iter().copied().collect::<Vec<_>>() {
             let work = self.work(tag);
@@ -453,7 +456,7 @@ impl Ledger {
     }
 }
 
-/// Cuts the first batch off `events`.
+/// Splits the first batch off `events`.
 fn split_batch(events: &[Event]) -> Option<(&[Event], &[Event])> {
     let tag = Tag::of(events.first()?);
     Some(

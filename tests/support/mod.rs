@@ -1,9 +1,9 @@
-//! What the campaigns that work from inside, in `src/testing`, share with those that work from
-//! outside, in `tests/campaigns`, and with the smoke tests of `fuzz`: what a crash leaves, the
-//! ledger of what was acknowledged, and the report.
+//! Code shared by the campaigns inside the crate (`src/testing`), the campaigns outside
+//! (`tests/campaigns`) and the smoke tests of `fuzz`.
 //!
-//! Each of them includes this folder in one place, by `#[path]`, and uses a part of it. It names
-//! the crate as those outside do.
+//! It has the images that a crash leaves, the ledger of what was acknowledged, and the report. Each
+//! user includes this folder in one place, by `#[path]`, and uses a part of it. The code names the
+//! crate as an outside user does.
 
 pub(crate) mod crash_image;
 pub(crate) mod ledger;

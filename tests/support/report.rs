@@ -1,4 +1,4 @@
-//! How much a campaign does, and what it says it did.
+//! How much a campaign does, and its report of what it did.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -10,14 +10,14 @@ const ENV_TIER: &str = "SESSION_LOG_CAMPAIGN";
 const ENV_SEED: &str = "SESSION_LOG_SEED";
 const ENV_RUNS: &str = "SESSION_LOG_RUNS";
 
-/// A campaign that has found so many makes no further runs.
+/// A campaign that has found this many violations makes no further runs.
 const VIOLATIONS_MAX: usize = 20;
 
-/// Violations that are told in full, when they are found.
+/// The number of violations that are printed in full when they are found.
 pub(crate) const TOLD_MAX: usize = 5;
 
-/// How many runs a campaign makes: few in every `cargo test`, all with `SESSION_LOG_CAMPAIGN=full`,
-/// and just so many with `SESSION_LOG_RUNS`.
+/// How many runs a campaign makes: few in `cargo test`, all with `SESSION_LOG_CAMPAIGN=full`, and
+/// exactly `n` with `SESSION_LOG_RUNS=n`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Runs {
     pub quick: u64,
@@ -25,7 +25,7 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
-    /// How many of them this time.
+    /// Returns how many runs to make this time.
     pub(crate) fn planned(self) -> u64 {
         number_in(ENV_RUNS).unwrap_or(if is_full() { self.full } else { self.quick })
     }
@@ -41,12 +41,12 @@ pub(crate) fn is_full() -> bool {
     std::env::var(ENV_TIER).is_ok_and(|tier| tier == "full")
 }
 
-/// The seed of this run: the one in the environment, or a fresh one.
+/// Returns the seed of this run: the one in the environment, or a fresh one.
 pub(crate) fn seed() -> u64 {
     number_in(ENV_SEED).unwrap_or_else(|| RandomState::new().build_hasher().finish())
 }
 
-/// What a campaign did. Told when it ends, and red when there was a violation.
+/// What a campaign did. Printed when the campaign ends, which fails on a violation.
 pub(crate) struct Report {
     campaign: String,
     seed: u64,
@@ -61,7 +61,7 @@ pub(crate) struct Report {
 impl Report {
     pub(crate) fn new(campaign: impl Into<String>, seed: u64, planned: u64) -> Self {
         let report = Self::untold(campaign.into(), seed, planned);
-        // Said first, so that it is known also of a campaign that hangs.
+        // Printed first, so that the seed is known also of a campaign that hangs.
         tell(&format!(
             "campaign {}: {planned} runs planned, {ENV_SEED}={seed}\n",
             report.campaign
@@ -83,8 +83,8 @@ impl Report {
         }
     }
 
-    /// A report on each of `parts` equal parts of the runs, to be [joined](Report::join) in the
-    /// end.
+    /// Returns a report for each of `parts` equal parts of the runs, to be [joined](Report::join)
+    /// at the end.
     pub(crate) fn split(&self, parts: u64) -> Vec<Self> {
         (0..parts)
             .map(|part| {
@@ -97,7 +97,7 @@ impl Report {
             .collect()
     }
 
-    /// Takes in what a part of the runs did.
+    /// Adds the results of a part of the runs.
     pub(crate) fn join(&mut self, part: Self) {
         self.runs += part.runs;
         self.violations.extend(part.violations);
@@ -109,7 +109,7 @@ impl Report {
             .for_each(|(figure, count)| self.count(figure, count));
     }
 
-    /// Whether all runs were made, or enough was found.
+    /// Returns whether all runs were made, or enough violations were found.
     pub(crate) fn is_done(&self) -> bool {
         self.runs >= self.planned || self.violations.len() >= VIOLATIONS_MAX
     }
@@ -126,7 +126,7 @@ impl Report {
         self.violations.len()
     }
 
-    /// Counts a run, which violates a promise if it panics. `what` says how to come back to it.
+    /// Counts a run, which is a violation if it panics. `what` says how to reproduce it.
     pub(crate) fn run<T>(
         &mut self,
         what: impl FnOnce() -> String,
@@ -161,7 +161,7 @@ impl Report {
         *self.skipped.entry(why.into()).or_default() += runs;
     }
 
-    /// Adds to a figure that tells what the runs met.
+    /// Adds to a metric of what the runs met.
     pub(crate) fn count(&mut self, figure: impl Into<String>, more: u64) {
         *self.figures.entry(figure.into()).or_default() += more;
     }
@@ -170,12 +170,13 @@ impl Report {
         self.figures.get(figure).copied().unwrap_or_default()
     }
 
-    /// Tells what was done.
+    /// Prints the report and returns the number of violations.
     pub(crate) fn told(&self) -> usize {
         let (runs, violations, seconds) = (self.runs, self.violations.len(), self.took().as_secs());
         let skipped: u64 = self.skipped.values().sum();
         let mut lines = vec![format!(
-            "campaign {}: {runs} runs, {violations} violations, {skipped} skipped, {ENV_SEED}={}, {seconds} s",
+            "campaign {}: {runs} runs, {violations} violations, {skipped} skipped, \
+             {ENV_SEED}={}, {seconds} s",
             self.campaign, self.seed
         )];
         lines.extend(
@@ -192,7 +193,7 @@ impl Report {
         violations
     }
 
-    /// Tells what was done, and fails when anything was violated, or fell out without a reason.
+    /// Prints the report, and fails on a violation or on a run that was dropped without a reason.
     pub(crate) fn end(self) {
         let violations = self.told();
         assert_eq!(
@@ -213,13 +214,13 @@ impl Report {
     }
 }
 
-/// Past the test harness, which keeps back what a passing test prints.
+/// Prints past the test harness, which hides the output of a passing test.
 pub(crate) fn tell(text: &str) {
     // A campaign does not fail for want of a terminal.
     let _told = std::io::stderr().write_all(text.as_bytes());
 }
 
-/// splitmix64: the same rolls for the same seed.
+/// splitmix64: the same seed gives the same numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(pub u64);
 

@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 
 use crate::report::{is_full, tell};
 
-/// A test, unless there is an obstacle to it, which is told.
+/// Returns a test, ignored and with the reason printed if there is an obstacle.
 pub(crate) fn trial(
     name: impl Into<String>,
     run: impl FnOnce() + Send + 'static,
@@ -22,7 +22,7 @@ pub(crate) fn trial(
     trial.with_ignored_flag(is_ignored)
 }
 
-/// For what builds the crate many times over, or runs for long.
+/// Returns a test that builds the crate many times over, or runs for long.
 pub(crate) fn full_tier_only() -> Option<String> {
     (!is_full()).then(|| "it runs with SESSION_LOG_CAMPAIGN=full alone".to_owned())
 }

@@ -1,4 +1,4 @@
-//! A disk that refuses on demand, and counts what it is asked for.
+//! A disk that refuses calls on demand and counts them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,31 +15,31 @@ pub(super) struct FaultyDisk {
     pub plan: Arc<Plan>,
 }
 
-/// Whether a call to this path is refused.
+/// Returns whether a call to this path is refused.
 type Refused = fn(&str) -> bool;
 
-/// Which calls fail: those to paths that contain a part, after so many more have passed.
+/// Which calls fail: those to paths that contain a part, after some have passed.
 #[derive(Default)]
 pub(super) struct Plan {
-    /// Of writes and barriers.
+    /// The part of a path to which writes and barriers are refused.
     part: Mutex<Option<&'static str>>,
     passes: AtomicU64,
-    /// How, if not as a disk that is full or broken.
+    /// The error of a refused call. `None`: as a disk that is full or broken.
     kind: Mutex<Option<io::ErrorKind>>,
-    /// Of those that need a descriptor.
+    /// The paths that cannot be opened for want of a descriptor.
     opened: Mutex<Option<Refused>>,
-    /// Of barriers alone, and how they are refused.
+    /// The part of a path to which barriers are refused, and the error.
     synced: Mutex<Option<(&'static str, io::ErrorKind)>>,
     pub refused: AtomicU64,
     /// Writes to the journal that were let through.
     pub passed: AtomicU64,
-    /// Bytes that were read.
+    /// Bytes read.
     pub read: AtomicU64,
     /// Reads.
     pub reads: AtomicU64,
-    /// Reads that were announced.
+    /// Reads announced in advance.
     pub announced: AtomicU64,
-    /// Writes to the journal under way, and the most there were at once.
+    /// Writes to the journal under way, and their maximum.
     pub under_way: AtomicU64,
     pub under_way_max: AtomicU64,
     /// The next write to the journal panics.
@@ -55,7 +55,7 @@ impl Plan {
         *self.part.lock() = Some(part);
     }
 
-    /// As [`refuse`](Self::refuse), with this kind of error.
+    /// Works as [`refuse`](Self::refuse), with this kind of error.
     pub(super) fn refuse_as(&self, part: &'static str, kind: io::ErrorKind) {
         *self.kind.lock() = Some(kind);
         self.refuse(part, 0);
@@ -76,7 +76,7 @@ impl Plan {
         *self.synced.lock() = None;
     }
 
-    /// Holds the next write to the journal back.
+    /// Blocks the next write to the journal.
     pub(super) fn hold(&self) {
         *self.held.lock() = true;
     }

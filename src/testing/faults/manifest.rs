@@ -1,4 +1,4 @@
-//! What becomes of a log whose manifest cannot be written, or got to one of its slots alone.
+//! A log whose manifest cannot be written, or reached only one of its slots.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ fn a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted() {
     let (scene, log) = Scene::new();
     log.close().unwrap();
     let slots = || ["MANIFEST-0", "MANIFEST-1"].map(|name| read(&scene.folder.path().join(name)));
-    // Opening writes the slot that it loaded once more, then both, each with a barrier: refused at
-    // the second of these, then at the first.
+    // Opening writes the loaded slot once more, then both slots, each with a barrier. The refusal
+    // meets the second of the two, then the first.
     scene.plan.refuse("MANIFEST", 4);
     assert!(scene.try_open().is_err());
     let before = slots();
@@ -24,12 +24,12 @@ fn a_manifest_write_that_is_cut_short_leaves_the_slot_that_counted() {
     let changed: Vec<_> = (0..2)
         .filter(|&slot| slots()[slot] != before[slot])
         .collect();
-    // A slot's sequence is the first thing in its value, which begins behind 24 bytes.
+    // A slot's value begins at byte 24, with its sequence.
     let newer = usize::from(before[1][24] > before[0][24]);
     assert_eq!(changed, [1 - newer]);
 }
 
-/// Out of descriptors for a while, or of space: nothing that counts was touched.
+/// Descriptors or space run out for a while. Nothing durable is touched.
 #[test]
 fn a_manifest_that_cannot_be_opened_or_has_no_room_is_written_later_and_appends_go_on() {
     for refuse in [
@@ -39,7 +39,7 @@ fn a_manifest_that_cannot_be_opened_or_has_no_room_is_written_later_and_appends_
         let (scene, log) = Scene::new();
         refuse(&scene.plan);
         let mut events = Vec::new();
-        // The next journal file may be in the making for longer than an append waits.
+        // Making the next journal file may take longer than an append waits.
         let append = || loop {
             match scene.append(&log, &vec![7; MIB]) {
                 Err(error) if error.is_retryable() => yield_now(),
@@ -72,7 +72,7 @@ fn a_manifest_that_cannot_be_opened_or_has_no_room_is_written_later_and_appends_
     }
 }
 
-/// A journal file that only the older one names would else be written over.
+/// Otherwise a journal file that only the older slot names is overwritten.
 #[test]
 fn a_manifest_that_got_to_one_slot_alone_is_put_in_both_before_the_journal_is_written() {
     let (scene, log) = Scene::new();
@@ -82,7 +82,7 @@ fn a_manifest_that_got_to_one_slot_alone_is_put_in_both_before_the_journal_is_wr
         found.unwrap().unwrap().is_in_both()
     };
     assert!(is_in_both());
-    // Room is made in both slots, and one is written.
+    // Both slots get room, and one is written.
     scene.plan.refuse("MANIFEST", 4);
     eventually("the log was poisoned", || {
         matches!(
@@ -100,7 +100,7 @@ fn a_manifest_that_got_to_one_slot_alone_is_put_in_both_before_the_journal_is_wr
 #[test]
 fn a_failed_manifest_write_poisons_the_log_and_loses_nothing() {
     let (scene, log) = Scene::new();
-    // Room is made in both slots, and one is written.
+    // Both slots get room, and one is written.
     scene.plan.refuse("MANIFEST", 3);
     eventually("the log was poisoned", || {
         matches!(

@@ -1,4 +1,4 @@
-//! Tests on a disk that refuses: what the log says, what it shows, and what it still has
+//! Tests on a disk that refuses calls: what the log reports, what it shows, and what it still has
 //! afterwards.
 
 mod disk;
@@ -60,7 +60,7 @@ impl Scene {
         options.open_on(Arc::new(disk), self.folder.path())
     }
 
-    /// The journal files that are ready or in use, with their sizes.
+    /// Returns the journal files that are ready or in use, with their sizes.
     fn journal(&self) -> Vec<(String, u64)> {
         let mut files = RealDisk::default()
             .list(&self.folder.path().join("journal"))
@@ -199,8 +199,7 @@ fn a_first_open_that_is_cut_short_anywhere_leaves_a_folder_that_opens() {
     }
 }
 
-/// It may be on its way to the disk still, and must not arrive beside the files of the store that
-/// is begun in its place.
+/// It may still be on its way to the disk, and must not appear among the files of the next store.
 #[test]
 fn what_was_begun_of_a_manifest_is_gone_before_another_store_is_begun() {
     let (scene, log) = Scene::new();
@@ -235,7 +234,7 @@ fn a_closed_log_opens_without_reading_what_its_journal_does_not_use() {
     scene.plan.read.store(0, Ordering::SeqCst);
     let log = scene.open();
     let read = scene.plan.read.load(Ordering::SeqCst);
-    // The full one, and two events of the one in which the log was closed.
+    // The full journal file, and two events of the one in which the log was closed.
     assert!(
         read < 6 * MIB as u64 + 100_000,
         "{read} bytes were read of {files:?}"
@@ -247,7 +246,7 @@ fn a_closed_log_opens_without_reading_what_its_journal_does_not_use() {
 fn a_log_that_goes_idle_records_what_is_durable_also_after_a_lone_writer() {
     let (scene, log) = Scene::new();
     let began = Instant::now();
-    // Longer than the log waits for more, so that the wait ends while a caller leads.
+    // Takes longer than the log waits for more events, so that the wait ends while a caller leads.
     while began.elapsed() < Duration::from_millis(300) {
         scene.append(&log, b"one after the other").unwrap();
     }
@@ -296,7 +295,7 @@ fn a_full_journal_on_a_full_disk_is_left_as_it_is_by_an_idle_log() {
     eventually("a witness was written", || {
         scene.plan.passed.load(Ordering::SeqCst) > written
     });
-    // No room is left for a group, and none for another witness.
+    // There is room neither for a group nor for another witness.
     assert!(matches!(
         scene.append(&log, b"no room"),
         Err(Error::NoSpace { .. })
@@ -320,7 +319,7 @@ fn callers_that_share_a_failed_group_all_hear_of_it_and_none_is_left_waiting() {
 fn check_shared_failure(data: &[u8], at_once: u64) {
     let (scene, log) = Scene::new();
     scene.append(&log, b"kept").unwrap();
-    // Groups alone: a disk that is slow to make the next file is no reason to give up.
+    // Only groups are refused: a disk that is slow to make the next file does not poison the log.
     scene.plan.refuse(".journal", 20);
     let is_retryable =
         |appended: Result<_>| appended.err().is_none_or(|error| error.is_retryable());
@@ -354,8 +353,8 @@ fn a_group_is_neither_shown_nor_answered_before_the_one_it_follows() {
     let (scene, log) = Scene::new();
     let written_at_first = scene.plan.passed.load(Ordering::SeqCst);
     let kept = scene.append(&log, b"kept").unwrap();
-    // What is held back should be a group and what is copied whole, so an idle log finishes first
-    // what it has to do.
+    // The blocked write must be a group and the copied folder complete, so an idle log finishes its
+    // background work first.
     eventually("a witness was written", || {
         scene.plan.passed.load(Ordering::SeqCst) >= written_at_first + 2
     });
@@ -375,7 +374,7 @@ fn a_group_is_neither_shown_nor_answered_before_the_one_it_follows() {
         });
         assert_eq!(scene.events(&log), kept);
         assert!(!second.is_finished());
-        // As a power cut would leave it: the second group whole, the first not there.
+        // The image of a power cut: the second group is whole, the first is missing.
         let image = tempfile::tempdir().unwrap();
         copy(scene.folder.path(), image.path());
         let cut = Options::new().open(image.path()).unwrap();
@@ -408,7 +407,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// One is over 16 segments.
+/// A filter over 16 segments is one over many.
 #[test]
 fn a_filter_over_many_segments_that_cannot_be_written_is_missed_by_nobody_and_made_later() {
     let (scene, log) = Scene::new();
@@ -482,7 +481,7 @@ fn a_failed_segment_write_is_done_again_and_appends_go_on_meanwhile() {
     assert_eq!(scene.events(&scene.open()), events);
 }
 
-/// One after the other they would take as many times as long.
+/// One read after the other would take a multiple of the time.
 #[test]
 fn a_page_that_lies_in_several_segments_is_fetched_from_all_of_them_at_once() {
     let (scene, log) = Scene::new();
@@ -576,7 +575,7 @@ fn spare_files_that_cannot_be_named_or_opened_do_not_fill_the_disk() {
     }
 }
 
-/// With the sizes that a log has by default: the next file is larger than the active one.
+/// Uses the log's default sizes: the next file is larger than the active one.
 #[test]
 fn after_a_crash_a_full_disk_is_opened_with_what_lies_ready() {
     let (scene, log) = Scene::new();
@@ -605,7 +604,7 @@ fn after_a_crash_a_full_disk_is_opened_with_what_lies_ready() {
     }
 }
 
-/// It takes no barriers either, and there is nothing to wait for.
+/// Such a file system takes no barriers either, and there is nothing to wait for.
 #[test]
 fn a_log_on_a_file_system_that_cannot_be_written_is_read() {
     let (scene, log) = Scene::new();
@@ -616,7 +615,7 @@ fn a_log_on_a_file_system_that_cannot_be_written_is_read() {
         .plan
         .refuse_barriers(".journal", ErrorKind::InvalidInput);
     assert_eq!(scene.events(&read().unwrap()), events);
-    // Of these the first is said where a write failed before.
+    // A kernel that remounted the file system after a failed write reports the first of these.
     for kind in [ErrorKind::ReadOnlyFilesystem, ErrorKind::Other] {
         scene.plan.refuse_barriers(".journal", kind);
         assert!(

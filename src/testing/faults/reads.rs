@@ -1,17 +1,17 @@
-//! Tests of how much is read where the index does not answer, as on a log that is opened for
-//! reading only. Reads are counted with no cache in between.
+//! How much is read where the index does not answer, as on a log opened for reading only. Reads are
+//! counted without a cache.
 
 use super::*;
 
-/// So many reads find and show one run: of its segment, and of the one before.
+/// The reads that find and show one run: of its segment, and of the one before.
 const READS_A_RUN: u64 = 10;
 
-/// Beside the runs' own: for the head, and for where a page begins. Both grow with the logarithm of
-/// the segments.
+/// The reads of a page beyond those of its runs: for the head, and for where the page begins. Both
+/// grow with the logarithm of the number of segments.
 const READS_A_PAGE: u64 = 60;
 
-/// A closed log of at least so many segments, each with a turn's event of the scene's session; and
-/// all of these.
+/// Returns a closed log of at least `segments` segments, all events of the scene's session, and the
+/// number of segments. Each segment has a turn's event of that session.
 fn fill(segments: u64) -> (Scene, Vec<Event>, u64) {
     let (scene, log) = Scene::new();
     log.close().unwrap();
@@ -46,12 +46,12 @@ fn fill(segments: u64) -> (Scene, Vec<Event>, u64) {
     (scene, events, segments)
 }
 
-/// Opens the log for reading only, and returns what `read` returns and how many reads that took.
+/// Opens the log for reading only, and returns the result of `read` and the number of its reads.
 fn counted<T>(scene: &Scene, read: impl FnOnce(&SessionLog) -> T) -> (T, u64) {
     let log = scene
         .open_with(Options::new().read_only().cache_bytes_max(0))
         .unwrap();
-    // Where the session stands is found once.
+    // The session's head is looked up once.
     log.head(&scene.session).unwrap();
     scene.plan.reads.store(0, Ordering::SeqCst);
     let answer = read(&log);
@@ -122,11 +122,11 @@ fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segment
         assert_eq!(page.items.len(), 1);
         all.clone()
     };
-    // Once for the turns that were opened, and once for what follows them.
+    // Each segment is read once for the turns that were opened, and once for what follows them.
     check("a page of messages", 2 * segments, &fold, all.clone());
 }
 
-/// What lies on either side of it is read, and nothing is shown in its place.
+/// Events on either side of the damage are read, and nothing is shown in its place.
 #[test]
 fn without_the_index_a_damaged_segment_hides_its_own_events_and_no_others() {
     let (scene, events, segments) = fill(20);
@@ -172,7 +172,7 @@ fn without_the_index_a_damaged_segment_hides_its_own_events_and_no_others() {
     }
 }
 
-/// The filters over 16 segments say so, which a log that is open for reading only did not look at.
+/// The filters over 16 segments answer this. A log opened for reading only did not load them.
 #[test]
 fn a_log_for_reading_only_finds_that_a_session_is_nowhere_without_a_look_into_each_segment() {
     let (scene, _events, segments) = fill(96);
@@ -185,7 +185,7 @@ fn a_log_for_reading_only_finds_that_a_session_is_nowhere_without_a_look_into_ea
         assert!(matches!(head, Err(Error::UnknownSession { .. })));
         scene.plan.reads.load(Ordering::SeqCst)
     };
-    // The first pass opens each segment, the second takes in the filters.
+    // The first pass opens each segment, the second loads the filters.
     for passed in ["nowhere", "nor this"] {
         let reads = reads_of(passed);
         assert!(

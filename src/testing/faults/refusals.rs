@@ -1,5 +1,5 @@
-//! K4: what the background work is refused is told: to those whose appends fail of it, in the
-//! figures, in the health, and in the program's log.
+//! K4: a refusal that background work meets is reported. It is in the errors of appends that fail
+//! of it, in the metrics, in the health, and in the program's log.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::model::Error;
 use crate::sync::Mutex;
 use crate::testing::faults::{Scene, eventually};
 
-/// What a kind of refusal makes of an append that needs what is refused.
+/// The error of an append that needs the refused call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     NoSpace,
@@ -48,7 +48,7 @@ fn check(error: &Error, kind: ErrorKind, told: Told) {
     assert_eq!(cause(error), Some(kind), "{error:?}");
 }
 
-/// The kind of the system's error at the end of the chain.
+/// Returns the kind of the system's error at the end of the chain.
 fn cause(error: &Error) -> Option<ErrorKind> {
     let first: &dyn std::error::Error = error;
     let chain = std::iter::successors(Some(first), |error| error.source());
@@ -187,7 +187,7 @@ fn a_lasting_refusal_is_told_over_http_and_only_what_passes_asks_for_another_try
     }
 }
 
-/// Lines of the program's own log.
+/// The lines of the program's own log.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 

@@ -1,4 +1,4 @@
-//! What tasks hear of a commit that panics, and of each other's executors.
+//! Tasks whose commit panics, and tasks on executors that panic.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::model::Error;
 use crate::sync::{AtomicBool, Mutex, Ordering, scope};
 use crate::{Batch, NewEvent, SessionId, SessionLog, StartAt};
 
-/// What a task does that is woken by a failure: it tries again at once.
+/// A task that is woken by a failure and tries again at once.
 struct Retry {
     log: SessionLog,
     session: SessionId,
@@ -44,7 +44,7 @@ fn whoever_is_told_of_a_panic_finds_the_log_poisoned() {
         Batch::new().event(NewEvent::new("note", "lost"))
     ));
     let waker = Waker::from(Arc::clone(&retry));
-    // The write panics only once the task waits, or there would be nobody to wake.
+    // The write panics only once the task waits, or there would be no waiter to wake.
     scene.plan.hold();
     assert!(
         lost.as_mut()
@@ -68,7 +68,7 @@ fn whoever_is_told_of_a_panic_finds_the_log_poisoned() {
     assert_eq!(scene.events(&scene.open()), kept);
 }
 
-/// As executors are that are being torn down.
+/// A waker that panics, as that of an executor being torn down may.
 struct Panics;
 
 impl Wake for Panics {
@@ -124,7 +124,7 @@ fn an_executor_that_panics_keeps_nobody_else_from_an_answer() {
             append.join().unwrap();
         }
         for append in &mut appends {
-            // It joined before the one that has its answer.
+            // It joined before the task that has its answer.
             let answer = append
                 .as_mut()
                 .poll(&mut Context::from_waker(Waker::noop()));

@@ -1,15 +1,15 @@
-//! Tests of how much is read for a turn without an end. Reads are counted with no cache in between.
+//! How much is read for a turn without an end. Reads are counted without a cache.
 
 use super::*;
 use crate::{Message, MessageId, MessageStatus};
 
 const EVENTS: usize = 16_000;
 
-/// For the event that opened the turn, for where a page begins, and for what came since.
+/// The reads for the event that opened the turn, for the page's beginning, and for newer events.
 const READS_TO_GO_ON: u64 = 40;
 
-/// A log in which a turn has many events behind it that lie in segments; before it is one that is
-/// over.
+/// Returns a log with two turns: one that is over, and an endless one followed by many events in
+/// segments.
 fn endless() -> (Scene, SessionLog, [MessageId; 2]) {
     let (scene, log) = Scene::new();
     let [over, endless] = ["over", "without an end"].map(|text| {
@@ -52,7 +52,7 @@ fn say(scene: &Scene, log: &SessionLog, turn: MessageId) {
         .unwrap();
 }
 
-/// How many bytes `read` had to be read from the disk, in how many reads.
+/// Returns the result of `read`, and how many bytes in how many reads it took from the disk.
 fn counted<T>(scene: &Scene, read: impl FnOnce() -> T) -> (T, u64, u64) {
     scene.plan.reads.store(0, Ordering::SeqCst);
     scene.plan.read.store(0, Ordering::SeqCst);
@@ -82,8 +82,8 @@ fn a_turn_without_an_end_is_read_once_and_then_goes_on() {
         );
         message
     };
-    // Its page begins behind what is over, or with it; a page of both reads what they have and not
-    // what lies behind them.
+    // The page begins after the finished turn, or with it. A page of both reads the events of both,
+    // and nothing after them.
     let on_page = |page: PageRequest| {
         log.messages(&scene.session, page)
             .unwrap()
