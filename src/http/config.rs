@@ -237,7 +237,7 @@ impl fmt::Debug for Stopper {
 mod tests {
     use super::*;
 
-    /// K3: load balancers keep idle connections for 60 seconds as a rule, and must be the ones that
+    /// Load balancers keep idle connections for 60 seconds as a rule, and must be the ones that
     /// close them.
     #[test]
     fn an_idle_connection_is_kept_for_longer_than_proxies_keep_it() {

@@ -139,7 +139,7 @@ mod tests {
         (Paced::new(accepted.unwrap().0, 1024), client.unwrap())
     }
 
-    /// K5: with the clock of the runtime, which jumps where everybody waits.
+    /// With the clock of the runtime, which jumps where everybody waits.
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut_off_and_one_that_is_only_silent_is_not() {
         let (mut paced, mut client) = pair().await;

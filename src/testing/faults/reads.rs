@@ -58,7 +58,7 @@ fn counted<T>(scene: &Scene, read: impl FnOnce(&SessionLog) -> T) -> (T, u64) {
     (answer, scene.plan.reads.load(Ordering::SeqCst))
 }
 
-/// K8: a session in many segments, read without the index.
+/// A session in many segments, read without the index.
 #[test]
 fn without_the_index_a_page_reads_no_more_for_a_run_where_there_are_more_segments() {
     const SEGMENTS: u64 = 96;

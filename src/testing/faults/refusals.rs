@@ -1,4 +1,4 @@
-//! K4: a refusal that background work meets is reported. It is in the errors of appends that fail
+//! A refusal that background work meets is reported. It is in the errors of appends that fail
 //! of it, in the metrics, in the health, and in the program's log.
 
 use std::io::{self, ErrorKind};
