@@ -75,7 +75,7 @@ impl Disk for RealDisk {
         fs::rename(from, to).map_err(io_error("rename", from))
     }
 
-    /// Windows opens no folder to be synced. Its file system keeps the names in a journal of its own.
+    /// Windows cannot sync a folder. Its file system keeps names in a journal of its own.
     fn sync_dir(&self, dir: &Path) -> Result<()> {
         if cfg!(windows) {
             return Ok(());

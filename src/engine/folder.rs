@@ -13,8 +13,8 @@ use crate::model::{Error, EventId, Recovery, Result, fresh_store_number};
 use crate::segment;
 
 impl Opening {
-    /// Removes what was not finished when the log stopped. To be called once the log was found to be
-    /// sound: a failed open changes nothing.
+    /// Removes what was not finished when the log stopped. To be called once the log was found to
+    /// be sound: a failed open changes nothing.
     pub(super) fn remove_unfinished(&self) -> Result<()> {
         self.remove_unfinished_in(&self.layout.journal)?;
         self.remove_unfinished_in(&self.layout.segments)?;

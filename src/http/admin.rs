@@ -80,7 +80,11 @@ pub(super) struct Health {
     security(()),
     responses(
         (status = 200, description = "It is", body = Health),
-        (status = 503, description = "A write has failed, or it is about to stop", body = ErrorBody),
+        (
+            status = 503,
+            description = "A write has failed, or it is about to stop",
+            body = ErrorBody,
+        ),
     ),
 )]
 pub(super) async fn healthz(State(service): State<Arc<Service>>) -> Result<Json<Health>, ApiError> {
@@ -96,7 +100,12 @@ pub(super) async fn healthz(State(service): State<Arc<Service>>) -> Result<Json<
     path = "/metrics",
     operation_id = "metrics",
     security(()),
-    responses((status = 200, description = "The figures", body = String, content_type = "application/openmetrics-text")),
+    responses((
+        status = 200,
+        description = "The figures",
+        body = String,
+        content_type = "application/openmetrics-text",
+    )),
 )]
 pub(super) async fn metrics(
     State(service): State<Arc<Service>>,
@@ -120,7 +129,8 @@ pub(super) async fn metrics(
 
 /// The page. It is one file, and asks nobody but this server.
 pub(super) async fn page() -> impl IntoResponse {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                  connect-src 'self'; \
                   img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
     (
         [

@@ -41,24 +41,70 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
     operation_id = "send_session_events",
     params(
         SessionParam,
-        ("Idempotency-Key" = Option<String>, Header, description = "Stores what is sent with this key once. Sent again, the first answer comes again, with the header Idempotent-Replayed", max_length = 256, pattern = r"^[!-~][\t -~]*$"),
-        ("If-Match" = Option<String>, Header, description = "Stores only if the session's last seq is this, in quotes, as the header ETag says it, or one of several; 0 for a new session, * for one that is there", pattern = r#"^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18})(, ?(W/)?("[0-9]{1,18}"|[0-9]{1,18}))*)$"#),
+        (
+            "Idempotency-Key" = Option<String>,
+            Header,
+            description = "Stores what is sent with this key once. Sent again, the first answer \
+                comes again, with the header Idempotent-Replayed",
+            max_length = 256,
+            pattern = r"^[!-~][\t -~]*$",
+        ),
+        (
+            "If-Match" = Option<String>,
+            Header,
+            description = "Stores only if the session's last seq is this, in quotes, as the \
+                header ETag says it, or one of several; 0 for a new session, * for one that is \
+                there",
+            pattern =
+                r#"^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18})(, ?(W/)?("[0-9]{1,18}"|[0-9]{1,18}))*)$"#,
+        ),
     ),
     request_body = Append,
     responses(
         (status = 200, description = "The stored events", body = Appended, headers(
-            ("ETag" = Option<String>, description = "The session's last seq, for If-Match; not on a replay"),
-            ("Idempotent-Replayed" = Option<String>, description = "`true` when an earlier call with this key had stored the events"),
+            (
+                "ETag" = Option<String>,
+                description = "The session's last seq, for If-Match; not on a replay"
+            ),
+            (
+                "Idempotent-Replayed" = Option<String>,
+                description = "`true` when an earlier call with this key had stored the events"
+            ),
         )),
-        (status = 400, description = "No JSON, no events, another type than `user.message`, a bad ID or header", body = ErrorBody),
+        (
+            status = 400,
+            description = "No JSON, no events, another type than `user.message`, a bad ID or \
+                header",
+            body = ErrorBody,
+        ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 408, description = "The body took too long", body = ErrorBody),
-        (status = 409, description = "The idempotency key was used for something else", body = ErrorBody),
-        (status = 412, description = "The session is elsewhere than If-Match says; `actual_seq` says where", body = ErrorBody),
-        (status = 413, description = "Too much at once; `limit` says how much is taken", body = ErrorBody),
-        (status = 415, description = "The content type is not JSON, or the body is compressed", body = ErrorBody),
+        (
+            status = 409,
+            description = "The idempotency key was used for something else",
+            body = ErrorBody,
+        ),
+        (
+            status = 412,
+            description = "The session is elsewhere than If-Match says; `actual_seq` says where",
+            body = ErrorBody,
+        ),
+        (
+            status = 413,
+            description = "Too much at once; `limit` says how much is taken",
+            body = ErrorBody,
+        ),
+        (
+            status = 415,
+            description = "The content type is not JSON, or the body is compressed",
+            body = ErrorBody,
+        ),
         (status = 503, description = "The log takes nothing at the moment", body = ErrorBody),
-        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
+        (
+            status = "default",
+            description = "A head that is too long, or a fault of the server",
+            body = ErrorBody,
+        ),
     ),
 )]
 pub(super) async fn append(

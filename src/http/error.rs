@@ -182,7 +182,12 @@ impl From<Error> for ApiError {
         let status = status(&error);
         let message = if status.is_server_error() {
             // What is wrong with the server's files is for those who run it.
-            tracing::error!(target: "sessionlog::http", error = &error as &dyn std::error::Error, code = error.code(), "the log refused");
+            tracing::error!(
+                target: "sessionlog::http",
+                error = &error as &dyn std::error::Error,
+                code = error.code(),
+                "the log refused"
+            );
             of_server(&error)
         } else {
             error.to_string()
@@ -214,19 +219,22 @@ fn of_server(error: &Error) -> String {
             "a write has failed, and nothing more is taken until the server is started anew"
         }
         Error::Displaced { .. } => {
-            "the server's folder was moved or replaced; nothing was written, and nothing more is taken"
+            "the server's folder was moved or replaced; nothing was written, and nothing more is \
+             taken"
         }
         Error::Forked { .. } => "this is a copy of the server's process, which takes nothing",
         Error::NoSpace { .. } => "the server's disk is full; nothing was written",
         Error::Stalled { .. } => "the server's disk does not keep up; nothing was written",
         Error::Refused { .. } => {
-            "the server's disk refuses what the log needs, until somebody mends that; nothing was written"
+            "the server's disk refuses what the log needs, until somebody mends that; nothing was \
+             written"
         }
         Error::ReadOnly => "the log is open for reading only",
         Error::Closed => "the server is about to stop",
         Error::LookupFailed { .. } => "what is stored could not be read; nothing was written",
         Error::Io { .. } => {
-            "the server's disk refused a call; a batch that was sent may or may not be there afterwards"
+            "the server's disk refused a call; a batch that was sent may or may not be there \
+             afterwards"
         }
         _ => "what is stored cannot be read",
     };

@@ -25,13 +25,27 @@ use crate::read::PageRequest;
         TypeParams,
     ),
     responses(
-        (status = 200, description = "A page", body = Events, headers(("ETag" = String, description = "The session's last seq, for If-Match"))),
-        (status = 400, description = "A bad limit or ID, both cursors, or a cursor that is not of this session", body = ErrorBody),
+        (
+            status = 200,
+            description = "A page",
+            body = Events,
+            headers(("ETag" = String, description = "The session's last seq, for If-Match")),
+        ),
+        (
+            status = 400,
+            description = "A bad limit or ID, both cursors, or a cursor that is not of this \
+                session",
+            body = ErrorBody,
+        ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "The session has no events", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
+        (
+            status = "default",
+            description = "A head that is too long, or a fault of the server",
+            body = ErrorBody,
+        ),
     ),
 )]
 pub(super) async fn list(

@@ -41,7 +41,12 @@ pub(super) struct WaitParams {
     path = "/v1/messages/{message_id}",
     operation_id = "get_message",
     params(
-        ("message_id" = String, Path, description = "The message", pattern = "^msg_[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
+        (
+            "message_id" = String,
+            Path,
+            description = "The message",
+            pattern = "^msg_[0-7][0-9A-HJKMNP-TV-Z]{25}$",
+        ),
         WaitParams,
     ),
     responses(
@@ -51,7 +56,11 @@ pub(super) struct WaitParams {
         (status = 404, description = "There is no such message", body = ErrorBody),
         (status = 429, description = "Too many wait already", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
+        (
+            status = "default",
+            description = "A head that is too long, or a fault of the server",
+            body = ErrorBody,
+        ),
     ),
 )]
 pub(super) async fn get(
@@ -80,7 +89,9 @@ pub(super) async fn get(
         while may_change && !turn.message.status.is_final() {
             drop((turn, share));
             may_change = tokio::select! {
-                comes = timeout_at(deadline, next_status(&mut news, id)) => comes.unwrap_or(Ok(false))?,
+                comes = timeout_at(deadline, next_status(&mut news, id)) => {
+                    comes.unwrap_or(Ok(false))?
+                }
                 () = stopper.stopped() => false,
             };
             (turn, share) = service.read_page(read).await?;
@@ -116,12 +127,21 @@ async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool>
     ),
     responses(
         (status = 200, description = "A page", body = Messages),
-        (status = 400, description = "A bad limit or ID, both cursors, or a cursor that is not of this session", body = ErrorBody),
+        (
+            status = 400,
+            description = "A bad limit or ID, both cursors, or a cursor that is not of this \
+                session",
+            body = ErrorBody,
+        ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "The session has no events", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
+        (
+            status = "default",
+            description = "A head that is too long, or a fault of the server",
+            body = ErrorBody,
+        ),
     ),
 )]
 pub(super) async fn list(

@@ -151,7 +151,14 @@ impl Drop for AccessLogGuard {
         let took = began.elapsed();
         metrics.note(method, route.as_ref(), *status, took);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        tracing::info!(target: "sessionlog::access", %method, path = uri.path(), status, micros, "request");
+        tracing::info!(
+            target: "sessionlog::access",
+            %method,
+            path = uri.path(),
+            status,
+            micros,
+            "request"
+        );
     }
 }
 

@@ -1,4 +1,4 @@
-//! The HTTP contract as a router to mount and a server to run. Feature `http`.
+//! The HTTP API: a router to mount and a server to run. Feature `http`.
 //!
 //! ```no_run
 //! use sessionlog::{SessionLog, http};
@@ -15,13 +15,16 @@
 //!
 //! | call | does |
 //! |---|---|
-//! | `POST /v1/sessions/{session_id}/events` | appends `user.message` events as one batch; answers when it is durable |
+//! | `POST /v1/sessions/{session_id}/events` | appends `user.message` events as one batch |
 //! | `GET /v1/sessions/{session_id}/events` | a page of events |
 //! | `GET /v1/sessions/{session_id}/stream` | events as they come, over server-sent events |
 //! | `GET /v1/sessions/{session_id}/messages` | a page of turns, each as one message |
 //! | `GET /v1/messages/{message_id}` | one turn as a message; with `wait` when it is over |
 //! | `GET /v1/sessions` | the sessions, newest activity first or by ID |
-//! | `GET /openapi.json`, `/healthz`, `/metrics`, `/` | the document of these calls, whether the log is in service, metrics, a page for people |
+//! | `GET /openapi.json` | the document that describes these calls |
+//! | `GET /healthz` | whether the log is in service |
+//! | `GET /metrics` | metrics for Prometheus |
+//! | `GET /` | a page for people |
 //!
 //! Calls below `/v1` need a bearer token, unless the [`Config`] says otherwise. Errors are JSON:
 //! `{"error": {"type", "code", "message"}}`, with the codes of [`Error::code`](crate::Error::code)
@@ -70,9 +73,9 @@ use service::Service;
 ///
 /// It answers for unknown paths too. An application with routes of its own mounts [`api`] instead.
 ///
-/// Streams end when the log is closed or [`Config::stopper`] says so. A router cannot limit how long
-/// a request's head may take, nor the number of connections. The server it is mounted in has to:
-/// [`serve`](serve()) does both.
+/// Streams end when the log is closed or [`Config::stopper`] says so. A router cannot limit how
+/// long a request's head may take, nor the number of connections. The server it is mounted in has
+/// to: [`serve`](serve()) does both.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
     let routes = routes(&service).merge(ui()).fallback(error::not_found);

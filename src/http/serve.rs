@@ -86,7 +86,11 @@ pub async fn serve(
     drop(listener);
     stopper.stop();
     if timeout(drain_wait, graceful.shutdown()).await.is_err() {
-        tracing::warn!(target: "sessionlog::http", ?drain_wait, "requests were cut off that took longer");
+        tracing::warn!(
+            target: "sessionlog::http",
+            ?drain_wait,
+            "requests were cut off that took longer"
+        );
         cut_off.send_replace(());
         // Until the last of them is gone.
         cut_off.closed().await;

@@ -56,10 +56,18 @@ enum SessionOrder {
     params(SessionParams),
     responses(
         (status = 200, description = "A page", body = Sessions),
-        (status = 400, description = "A bad limit or ID, or a cursor where the order is not by ID", body = ErrorBody),
+        (
+            status = 400,
+            description = "A bad limit or ID, or a cursor where the order is not by ID",
+            body = ErrorBody,
+        ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
+        (
+            status = "default",
+            description = "A head that is too long, or a fault of the server",
+            body = ErrorBody,
+        ),
     ),
 )]
 pub(super) async fn list(

@@ -78,18 +78,36 @@ fn yes() -> bool {
     operation_id = "stream_session_events",
     params(
         SessionParam,
-        ("Last-Event-ID" = Option<String>, Header, description = "Only what comes after this event", pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$"),
+        (
+            "Last-Event-ID" = Option<String>,
+            Header,
+            description = "Only what comes after this event",
+            pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$",
+        ),
         StreamParams,
     ),
     responses(
-        (status = 200, description = "The events", body = StreamFrame, content_type = "text/event-stream"),
-        (status = 400, description = "A bad ID, or one that is not of this session", body = ErrorBody),
+        (
+            status = 200,
+            description = "The events",
+            body = StreamFrame,
+            content_type = "text/event-stream",
+        ),
+        (
+            status = 400,
+            description = "A bad ID, or one that is not of this session",
+            body = ErrorBody,
+        ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "The session has no events", body = ErrorBody),
         (status = 410, description = "The ID is older than what is kept", body = ErrorBody),
         (status = 429, description = "Too many stream already", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (status = "default", description = "A head that is too long, or a fault of the server", body = ErrorBody),
+        (
+            status = "default",
+            description = "A head that is too long, or a fault of the server",
+            body = ErrorBody,
+        ),
     ),
 )]
 pub(super) async fn stream(

@@ -4,21 +4,24 @@
 //! opaque to the log, so what does not fit is ignored. The event that opens the turn makes the
 //! message: queued, attempt 1. Then, until the first final status:
 //!
-//! | event | data it understands | effect |
-//! |---|---|---|
-//! | any | | ignored when it is of another turn or session, not newer than the last one taken, or its data is no JSON |
-//! | `message.status_changed` | `{status, attempt?, error?}` | below; ignored without a known `status` |
-//! | `assistant.message_completed` | any JSON | appended to `output`, unless it repeats the message before it with no tool event between; a queued turn is running |
-//! | `tool.call_requested` | `{call_id?, calls?: [{id}], id?}` | each call is outstanding, unless it was answered already; a queued turn is running |
-//! | `tool.call_completed`, `tool.call_failed` | the same | each call is answered; a failed call is the agent's to handle and fails no turn |
-//! | other | | ignored |
+//! * An event of another turn or session is ignored. So is one that is not newer than the last one
+//!   applied, and one whose data is not JSON.
+//! * `message.status_changed` with `{status, attempt?, error?}` sets the status by the table below.
+//!   Without a known `status` it is ignored.
+//! * `assistant.message_completed` with any JSON is appended to `output`, unless it repeats the
+//!   message before it with no tool event between. A queued turn is running.
+//! * `tool.call_requested` with `{call_id?, calls?: [{id}], id?}` makes each call outstanding,
+//!   unless it was answered already. A queued turn is running.
+//! * `tool.call_completed` and `tool.call_failed` with the same data answer each call. A failed
+//!   call is the agent's to handle and fails no turn.
+//! * Any other event is ignored.
 //!
-//! | status | of an older attempt | of the one in force | of a later one |
+//! | status | older attempt | attempt in force | later attempt |
 //! |---|---|---|---|
-//! | `queued` | late, ignored | nothing: a turn does not go back | begins the attempt: output and calls of the earlier one are dropped |
-//! | `running` | late, ignored | running | the same |
-//! | `waiting_for_tool` | late, ignored | waiting | ignored: it announces no attempt |
-//! | `completed`, `failed` | late, ignored | final | final, and `attempt` is that one; what was put out stays |
+//! | `queued` | ignored | no effect | begins the attempt, without earlier output and calls |
+//! | `running` | ignored | running | begins the attempt, without earlier output and calls |
+//! | `waiting_for_tool` | ignored | waiting | ignored |
+//! | `completed`, `failed` | ignored | final | final, with this attempt and the output so far |
 //!
 //! JSON is what any language writes as such: a leaf that `serde_json` refuses, such as a string
 //! with half an emoji, is read as its text by the rules of [`lenient`]. The fields named here are
@@ -447,7 +450,10 @@ mod tests {
     pub(super) fn opening() -> Event {
         event(
             USER_MESSAGE,
-            r#"{"content":[{"type":"text","text":"Summarize."}],"metadata":{"ticket_id":"T-1042"}}"#,
+            concat!(
+                r#"{"content":[{"type":"text","text":"Summarize."}],"#,
+                r#""metadata":{"ticket_id":"T-1042"}}"#
+            ),
         )
     }
 
@@ -575,9 +581,10 @@ mod tests {
         };
         for not_opening in [other_turn, no_turn, other_type] {
             let error = Fold::open(not_opening.view()).unwrap_err();
-            assert!(
-                matches!(error, Error::UnknownMessage { id } if id == EventId::from_u128(1_000).into())
-            );
+            assert!(matches!(
+                error,
+                Error::UnknownMessage { id } if id == EventId::from_u128(1_000).into()
+            ));
         }
     }
 
@@ -1182,7 +1189,10 @@ mod tests {
         }
 
         #[test]
-        fn what_is_not_a_tool_event_may_come_twice(events in any_events(), twice in any::<[bool; 24]>()) {
+        fn what_is_not_a_tool_event_may_come_twice(
+            events in any_events(),
+            twice in any::<[bool; 24]>(),
+        ) {
             // The time is left out, since events that come twice move the later ones.
             let core = |events: &[Event]| Message { completed_at: None, ..message(events) };
             let repeated: Vec<Event> = events
@@ -1198,7 +1208,8 @@ mod tests {
 
         #[test]
         fn a_final_message_stays_as_it_is(events in any_events(), later in any_events()) {
-            let done = [events, vec![status(&json!({"status": "completed", "attempt": u32::MAX}))]].concat();
+            let completed = status(&json!({"status": "completed", "attempt": u32::MAX}));
+            let done = [events, vec![completed]].concat();
             prop_assert!(fold(&done).is_final());
             prop_assert_eq!(message(&[done.clone(), later].concat()), message(&done));
         }
@@ -1219,7 +1230,8 @@ mod tests {
                     closed.insert(id);
                 }
             }
-            prop_assert_eq!(message(&events).status, if open.is_empty() { Running } else { WaitingForTool });
+            let expected = if open.is_empty() { Running } else { WaitingForTool };
+            prop_assert_eq!(message(&events).status, expected);
         }
     }
 

@@ -19,7 +19,8 @@ const COMPARED_BYTES_MAX: usize = 64 * 1024;
 /// The name under which a [`RawValue`] passes through `serde`.
 const RAW_VALUE_TOKEN: &str = "$serde_json::private::RawValue";
 
-/// The text of a value that can be read as a [`Value`], if need be [repaired](crate::turn::lenient).
+/// The text of a value that can be read as a [`Value`], if need be
+/// [repaired](crate::turn::lenient).
 #[derive(Debug, Clone)]
 pub(crate) struct JsonText {
     json: Arc<RawValue>,

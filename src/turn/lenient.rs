@@ -6,7 +6,7 @@
 //!
 //! | written | read as |
 //! |---|---|
-//! | in a string, an escape for no character: `\ud83d` without its other half, `\d` | the characters of the escape |
+//! | an escape for no character: `\ud83d` without its other half, `\d` | the escape's characters |
 //! | in a string, a control character | itself |
 //! | bytes that are no UTF-8 | U+FFFD |
 //! | a number too large for a double: `1e400` | a string of its text |
@@ -640,21 +640,30 @@ pub(crate) mod tests {
 
         #[test]
         fn valid_json_says_the_same_after_the_repair(value in any_valid_json()) {
-            for json in [serde_json::to_string(&value).unwrap(), serde_json::to_string_pretty(&value).unwrap()] {
+            for json in [
+                serde_json::to_string(&value).unwrap(),
+                serde_json::to_string_pretty(&value).unwrap(),
+            ] {
                 let plain: Value = serde_json::from_str(&json).unwrap();
-                prop_assert_eq!(serde_json::from_str::<Value>(&repaired(json.as_bytes()).unwrap().text).unwrap(), plain);
+                let repaired = repaired(json.as_bytes()).unwrap().text;
+                prop_assert_eq!(serde_json::from_str::<Value>(&repaired).unwrap(), plain);
             }
         }
 
         /// What is cut off anywhere, or has bytes taken out, is JSON or refused, and what is taken
         /// can be read.
         #[test]
-        fn whatever_is_taken_can_be_read(json in any_json(), from in any::<prop::sample::Index>(), bytes in 0_usize..8) {
+        fn whatever_is_taken_can_be_read(
+            json in any_json(),
+            from in any::<prop::sample::Index>(),
+            bytes in 0_usize..8,
+        ) {
             let from = from.index(json.len());
             let mut damaged = json;
             damaged.drain(from..damaged.len().min(from + bytes));
             for json in [&damaged, damaged.get(..from).unwrap_or_default()] {
-                let value = repaired(json).map(|repaired| serde_json::from_str::<Value>(&repaired.text).unwrap());
+                let value = repaired(json)
+                    .map(|repaired| serde_json::from_str::<Value>(&repaired.text).unwrap());
                 prop_assert_eq!(from_slice(json).ok(), value);
             }
         }

@@ -179,7 +179,8 @@ impl From<String> for UserMessage {
 /// ```
 /// use sessionlog::ContentBlock;
 ///
-/// let block: ContentBlock = serde_json::from_str(r#"{"type":"text","text":"Hi","cache_control":{"ttl":300}}"#)?;
+/// let json = r#"{"type":"text","text":"Hi","cache_control":{"ttl":300}}"#;
+/// let block: ContentBlock = serde_json::from_str(json)?;
 /// assert_eq!(block.as_text(), Some("Hi"));
 /// assert_eq!(block.as_object()["cache_control"]["ttl"], 300);
 /// # Ok::<(), serde_json::Error>(())
@@ -339,7 +340,10 @@ mod tests {
     fn what_is_not_known_comes_back_exactly_as_sent() {
         let blocks = [
             r#"{"type":"text","text":"a","cache_control":{"z":1,"a":2}}"#,
-            r#"{"zeta":null,"type":"image","source":{"b":[1,"x",{}],"a":true},"alpha":"\u0000\"ä"}"#,
+            concat!(
+                r#"{"zeta":null,"type":"image","source":{"b":[1,"x",{}],"a":true},"#,
+                r#""alpha":"\u0000\"ä"}"#
+            ),
             r#"{"type":"file","file_id":7,"path":"x"}"#,
             r#"{"type":""}"#,
             r#"{"type":"n","n":[1.0,1.5,-0.0,-7,9223372036854775807,18446744073709551615,0.1]}"#,

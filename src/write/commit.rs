@@ -8,12 +8,12 @@
 //! while the first is answered.
 //!
 //! Invariants:
-//! * IDs and seqs are given out in the [section](crate::write::section), under its lock, in the order in
-//!   which requests join; groups get their places in the journal one at a time, in the order in
-//!   which they were open, and are published in that order, each when all before it are. So ID
-//!   order is commit order is the order that readers see.
-//! * At most [`IN_FLIGHT_MAX`](crate::write::section::IN_FLIGHT_MAX) groups have a place and no outcome,
-//!   all in one journal file: the next file is begun when none has.
+//! * IDs and seqs are given out in the [section](crate::write::section), under its lock, in the
+//!   order in which requests join; groups get their places in the journal one at a time, in the
+//!   order in which they were open, and are published in that order, each when all before it are.
+//!   So ID order is commit order is the order that readers see.
+//! * At most [`IN_FLIGHT_MAX`](crate::write::section::IN_FLIGHT_MAX) groups have a place and no
+//!   outcome, all in one journal file: the next file is begun when none has.
 //! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group
 //!   it was decided in, and of all before it: it never rests on something that a crash could take
 //!   back.

@@ -357,14 +357,23 @@ fn any_said() -> impl Strategy<Value = Said> {
         any::<bool>(),
     );
     prop_oneof![
-        2 => status.prop_map(|(status, attempt, has_error)| Said::Status { status, attempt, has_error }),
+        2 => status.prop_map(|(status, attempt, has_error)| Said::Status {
+            status,
+            attempt,
+            has_error,
+        }),
         2 => (0_usize..3).prop_map(Said::Output),
         4 => calls.prop_map(|(event_type, ids, as_list)| Said::Calls { event_type, ids, as_list }),
     ]
 }
 
 fn any_text() -> impl Strategy<Value = Vec<u16>> {
-    let unit = prop_oneof![3 => 0x20_u16..0x7F, 1 => 0_u16..0x20, 3 => 0xD800_u16..0xE000, 1 => any::<u16>()];
+    let unit = prop_oneof![
+        3 => 0x20_u16..0x7F,
+        1 => 0_u16..0x20,
+        3 => 0xD800_u16..0xE000,
+        1 => any::<u16>(),
+    ];
     vec(unit, 0..6)
 }
 
@@ -441,7 +450,8 @@ proptest! {
             let written = |(place, said): (usize, &Said)| {
                 // What an assistant says again, it says with all that went with it.
                 let place = if let Said::Output(number) = said { *number } else { place };
-                event(said.event_type(), said.written(Dialect { language, is_odd }, &noise[place % noise.len()]))
+                let dialect = Dialect { language, is_odd };
+                event(said.event_type(), said.written(dialect, &noise[place % noise.len()]))
             };
             let events: Vec<Event> = turn.iter().enumerate().map(written).collect();
             prop_assert_eq!(steps(&events), expected.clone(), "{:?}: {:?}", language, events);
@@ -455,7 +465,8 @@ proptest! {
         attempt in any_json(),
         error in any_json(),
     ) {
-        let said = [br#""attempt":"#.as_slice(), &attempt, br#","\u0073tatus":"f\u0061iled","error":"#, &error].concat();
+        let status = br#","\u0073tatus":"f\u0061iled","error":"#;
+        let said = [br#""attempt":"#.as_slice(), &attempt, status, &error].concat();
         let fields = [before, vec![said], after].concat();
         let data = [b"{".as_slice(), &fields.join(&b","[..]), b"}"].concat();
         let mut fold = Fold::open(opening().view()).unwrap();
