@@ -1,6 +1,7 @@
-//! All sessions in commit order, and the lists of sessions. They need no index of their own: event
-//! IDs rise in commit order, so the order of files and of the tables in their footers is the order
-//! of the store.
+//! Reads all sessions in commit order, and lists sessions.
+//!
+//! Neither needs an index. Event IDs rise in commit order, so the order of the segment files, and
+//! of the tables in their footers, is the commit order.
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
@@ -39,7 +40,7 @@ impl SessionQuery {
         Self::default()
     }
 
-    /// Only sessions whose IDs come after this one, whether or not there is such a session.
+    /// Lists only sessions whose IDs come after this one. A session with this ID need not exist.
     pub fn after(mut self, session: &SessionId) -> Self {
         self.after = Some(session.clone());
         self
@@ -54,8 +55,8 @@ impl SessionQuery {
 }
 
 impl Store {
-    /// The events committed after `after`, in commit order, as far as the limit goes; none when
-    /// there are none.
+    /// Returns the events committed after `after`, in commit order, until `read_limit` is reached.
+    /// Returns an empty list when there are none.
     pub(crate) fn committed_after(
         &self,
         after: EventId,
@@ -67,8 +68,8 @@ impl Store {
             events: Vec::new(),
         };
         match self.collect_committed(&mut collector) {
-            // What was read before the damage is as good as ever; whoever reads on from there is
-            // told.
+            // The events before the damage are intact. A read that starts at the damage returns the
+            // error.
             Err(error) if collector.events.is_empty() => Err(error),
             _ => Ok(collector.events),
         }
@@ -76,7 +77,7 @@ impl Store {
 
     fn collect_committed(&self, collector: &mut FeedCollector) -> Result<()> {
         let from = collector.after.plus(1);
-        // Memory is looked at first: what has left it by then is in the segments looked at next.
+        // Memory first: a record that leaves memory after this is in the segments listed next.
         let recent = self.recent.records_from(from, RECORDS_AT_ONCE);
         let segments = self.locator.segments();
         for segment in segments.ending_at_or_after(from) {
@@ -123,7 +124,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Sessions by their newest event, newest first.
+    /// Lists sessions by their newest event, newest first.
     pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
         let limit = checked_limit(Some(limit), self.options.limits.page_events_max)?;
         let mut newest = Newest {
@@ -138,7 +139,8 @@ impl Store {
         })
     }
 
-    /// Shows the newest records, until it was enough or they were many.
+    /// Visits records from the newest backwards, until the list is full or [`WALK_BACK_RECORDS`]
+    /// sealed records are read. `Break` means that older records were not visited.
     fn walk_back(&self, newest: &mut Newest) -> Result<ControlFlow<()>> {
         let mut oldest = EventId::from_u128(u128::MAX);
         let in_memory = self.recent.visit_newest(|record| {
@@ -165,9 +167,9 @@ impl Store {
 
 /// The sessions with the newest events.
 pub(crate) struct NewestSessions {
-    /// The newest first.
+    /// Newest first.
     pub ids: Vec<SessionId>,
-    /// Whether there may be more.
+    /// Whether there may be more sessions.
     #[cfg_attr(
         not(any(feature = "http", test)),
         expect(dead_code, reason = "it is said over HTTP")

@@ -1,5 +1,6 @@
-//! The read path: pages, single events, streams and lists of sessions, from memory and from the
-//! segments. A reader never waits for a writer.
+//! The read path: pages, single events, streams and lists of sessions.
+//!
+//! It reads from memory and from the segments. A reader never waits for a writer.
 
 mod feed;
 mod page;

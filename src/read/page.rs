@@ -1,18 +1,20 @@
-//! What to read of a session, and what was read: a page request, and a page.
+//! The request for a page of a session, and the page itself.
 
 use serde::Serialize;
 
 use crate::model::{Error, EventId, EventType, Limit, Options, Result, Seq, check_limit};
 
-/// The limit of a page that names none.
+/// The limit of a request that sets none.
 pub(crate) const PAGE_EVENTS_DEFAULT: usize = 100;
 
-/// A position in a session: a seq, or the event at it. It means the same with and without a filter.
+/// A position in a session: a seq, or the event at it.
+///
+/// A filter does not change what a cursor means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cursor {
     /// The event at this seq. 0 is the position before the first event.
     Seq(Seq),
-    /// The event with this ID, which must be of the session.
+    /// The event with this ID, which must belong to the session.
     Event(EventId),
 }
 
@@ -28,7 +30,7 @@ impl From<EventId> for Cursor {
     }
 }
 
-/// Which events or messages of a session to read: by default the first 100.
+/// Which events or messages of a session to read. Default: the first 100.
 ///
 /// ```
 /// use sessionlog::PageRequest;
@@ -62,13 +64,13 @@ impl PageRequest {
         Self::default()
     }
 
-    /// Only what comes after a position. The event there is not included.
+    /// Reads only events after a position. The event there is not included.
     pub fn after(mut self, cursor: impl Into<Cursor>) -> Self {
         self.after = Some(cursor.into());
         self
     }
 
-    /// Only what comes before a position. The event there is not included.
+    /// Reads only events before a position. The event there is not included.
     pub fn before(mut self, cursor: impl Into<Cursor>) -> Self {
         self.before = Some(cursor.into());
         self
@@ -77,29 +79,29 @@ impl PageRequest {
     /// The largest number of items on the page. Default: 100. Maximum:
     /// [`page_events_max`](Options::page_events_max).
     ///
-    /// A page of large events may hold fewer and say that there are more: see
+    /// A page of large events may hold fewer items and set [`has_more`](Page::has_more): see
     /// [`scan_bytes_max`](Options::scan_bytes_max).
     pub fn limit(mut self, items: usize) -> Self {
         self.limit = Some(items);
         self
     }
 
-    /// Reads from the end of the range backwards.
+    /// Reads backwards from the end of the range.
     pub fn newest_first(mut self) -> Self {
         self.order = Order::NewestFirst;
         self
     }
 
-    /// Only events of these types. A page of messages ignores it.
+    /// Reads only events of these types. A page of messages ignores this filter.
     ///
-    /// A filter leaves seqs and cursors as they are.
+    /// A filter changes neither seqs nor cursors.
     pub fn types<T: AsRef<str>>(mut self, types: impl IntoIterator<Item = T>) -> Self {
         let types = types.into_iter().map(EventType::unchecked);
         self.types = Some(types.collect());
         self
     }
 
-    /// Ends behind the event that reaches so many bytes, where that is less than
+    /// Ends the page after the event that reaches `bytes`, if that is less than
     /// [`scan_bytes_max`](Options::scan_bytes_max).
     #[cfg(feature = "http")]
     pub(crate) fn bytes_max(mut self, bytes: usize) -> Self {
@@ -107,7 +109,7 @@ impl PageRequest {
         self
     }
 
-    /// The most bytes that it reads or keeps.
+    /// The most bytes that the page reads or keeps.
     pub(crate) fn checked_bytes(&self, options: &Options) -> usize {
         options
             .scan_bytes_max
@@ -123,7 +125,7 @@ impl PageRequest {
     }
 }
 
-/// The limit of a page or a list that asks for `limit` items.
+/// Returns the limit of a page or a list for a request of `limit` items.
 pub(super) fn checked_limit(limit: Option<usize>, max: usize) -> Result<usize> {
     let limit = limit.unwrap_or(PAGE_EVENTS_DEFAULT.min(max));
     if limit == 0 {
@@ -133,10 +135,10 @@ pub(super) fn checked_limit(limit: Option<usize>, max: usize) -> Result<usize> {
     Ok(limit)
 }
 
-/// A page of a session: events, or messages.
+/// A page of a session: events or messages.
 ///
 /// It covers the seqs `first..=last`. With a filter, and for messages, a page covers more seqs than
-/// it has items. A page that covers nothing has `first == last + 1`.
+/// it has items. A page that covers no seq has `first == last + 1`.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -160,9 +162,9 @@ pub(super) fn checked_limit(limit: Option<usize>, max: usize) -> Result<usize> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Page<T> {
-    /// The events or messages, in the order that was requested.
+    /// The events or messages, in the requested order.
     pub items: Vec<T>,
-    /// Whether there may be more in the requested range.
+    /// Whether the requested range may hold more items.
     pub has_more: bool,
     /// The lowest seq that the page covers.
     pub first: Seq,
@@ -170,7 +172,7 @@ pub struct Page<T> {
     pub last: Seq,
     /// The last seq of the session when the page was read.
     pub tail: Seq,
-    /// The ID of the event there.
+    /// The ID of the event at `tail`.
     pub tail_id: EventId,
     #[serde(skip)]
     pub(crate) request: PageRequest,
@@ -188,7 +190,7 @@ impl<T> Page<T> {
         })
     }
 
-    /// The same page with other items.
+    /// Returns the same page with other items.
     pub(crate) fn map<U>(self, each: impl FnMut(T) -> U) -> Page<U> {
         let Self {
             items,

@@ -1,5 +1,6 @@
-//! Reads a session's records in either direction, from memory and from the segments, and shows
-//! their events to a visitor.
+//! Reads a session's records in either direction and passes their events to a visitor.
+//!
+//! Records come from memory and from the segments.
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Arc;
@@ -10,18 +11,18 @@ use crate::model::{Error, Event, EventType, Result, Seq};
 use crate::recent::SessionPin;
 use crate::segment::Segment;
 
-/// A filtered page reads at least so many events at once, since few of them may match.
+/// The fewest events that a filtered page reads at once, since few of them may match.
 const FILTERED_EVENTS_MIN: usize = 1_000;
 
-/// How much to read at once.
+/// Bounds one read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadLimit {
     pub events: usize,
-    /// Reading stops behind the event that reaches this.
+    /// Reading stops after the event that reaches this number of bytes.
     pub bytes: usize,
 }
 
-/// A part of a session's records, at least one.
+/// A part of a session's records: at least one record.
 pub(super) enum RecordSlice {
     Recent(Vec<Arc<Record>>),
     Sealed(Arc<Segment>, Vec<Record>),
@@ -48,15 +49,15 @@ impl RecordSlice {
 
 /// Reads a session's records, from memory and from the segments, in either direction.
 pub(super) struct SessionReader<'a> {
-    /// Where there is none, all is sealed.
+    /// `None` when the session is sealed as a whole.
     pub(super) entry: Option<SessionPin>,
     pub(super) sealed: SealedReader<'a>,
-    /// What comes before was seen to have left memory, where it never comes back to.
+    /// Records before this seq have left memory. They never come back.
     pub(super) sealed_below: Seq,
 }
 
 impl SessionReader<'_> {
-    /// Shows the events upwards; returns the last seq that was shown.
+    /// Visits the events of `range` in ascending order. Returns the last seq visited.
     pub(super) fn scan_up(
         &mut self,
         range: RangeInclusive<Seq>,
@@ -79,7 +80,7 @@ impl SessionReader<'_> {
         Ok(next - 1)
     }
 
-    /// Shows the events downwards; returns the last seq that was shown.
+    /// Visits the events of `range` in descending order. Returns the last seq visited.
     pub(super) fn scan_down(
         &mut self,
         range: RangeInclusive<Seq>,
@@ -109,8 +110,8 @@ impl SessionReader<'_> {
         Ok(seen)
     }
 
-    /// The records around `seq`, which is not behind the head, that overlap the range and lie
-    /// together, in memory or in one run of a segment.
+    /// Returns the records around `seq` that overlap `range` and are stored together, either in
+    /// memory or in one run of a segment. `seq` must not exceed the head.
     fn slice(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<RecordSlice> {
         if let Some(entry) = self.entry.as_ref().filter(|_| seq >= self.sealed_below) {
             let state = entry.lock();
@@ -130,15 +131,15 @@ impl SessionReader<'_> {
     }
 }
 
-/// Is shown events one by one, until it has enough.
+/// Receives events one by one, until it has enough.
 pub(crate) trait Visitor {
     fn visit(&mut self, frame: &EventFrame<'_>) -> ControlFlow<()>;
 
-    /// How many events behind the next one are worth reading with it.
+    /// How many events after the next one are worth reading together with it.
     fn lookahead(&self) -> Seq;
 }
 
-/// Takes the events of a page.
+/// Collects the events of a page.
 pub(super) struct Scan {
     pub(super) types: Option<Vec<EventType>>,
     pub(super) limit: usize,
@@ -157,7 +158,7 @@ impl Scan {
             bytes: bytes_left,
         } = read_limit;
         let in_range = usize::try_from(range.end() + 1 - range.start()).unwrap_or(usize::MAX);
-        // Of a type there may be few.
+        // Few events may match a filter, so nothing is reserved.
         let likely = if types.is_some() {
             0
         } else {

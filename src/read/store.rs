@@ -1,7 +1,7 @@
-//! Reading a session page by page, and one event by its ID.
+//! Reads a session page by page, and one event by its ID.
 //!
-//! A reader looks at what is in memory first and at the segments second; what leaves memory is in a
-//! segment before.
+//! A reader looks at memory first and at the segments second. A record is in a segment before it
+//! leaves memory, so the reader misses none.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use crate::read::scan::{ReadLimit, RecordSlice, Scan, SessionReader, Visitor};
 use crate::recent::{Recent, SessionPin};
 use crate::sync::{AtomicBool, Ordering};
 
-/// All that reading needs, and whether the log may still be used.
+/// The state that reading needs, and whether the log may still be used.
 pub(crate) struct Store {
     pub recent: Arc<Recent>,
     pub locator: Arc<Locator>,
     pub options: Options,
     pub counters: Arc<Counters>,
     closed: AtomicBool,
-    /// The process that opened it. In a copy of it, made with `fork`, the log's threads are
-    /// missing, and what they held stays locked.
+    /// The process that opened the log. After a `fork` the child has none of the log's threads, and
+    /// locks that they held stay locked.
     opened_by: u32,
 }
 
@@ -50,12 +50,12 @@ impl Store {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Marks it as closed; says whether it was open.
+    /// Marks the log as closed. Returns whether it was open.
     pub(crate) fn close(&self) -> bool {
         !self.closed.swap(true, Ordering::SeqCst)
     }
 
-    /// Refuses to work in a copy of the process that opened the log.
+    /// Refuses to work in a fork of the process that opened the log.
     pub(crate) fn check_process(&self) -> Result<()> {
         if std::process::id() == self.opened_by {
             Ok(())
@@ -79,7 +79,7 @@ impl Store {
         Ok(self.find(session)?.1)
     }
 
-    /// Where a session stands, and its entry: without one, all of it is sealed.
+    /// Returns the session's head and its entry. Without an entry the whole session is sealed.
     fn find(&self, session: &SessionId) -> Result<(Option<SessionPin>, Head)> {
         let (entry, head) = self
             .recent
@@ -120,8 +120,8 @@ impl Store {
         })
     }
 
-    /// The events with seqs in the range, as far as the limit goes; at least one where there is
-    /// one.
+    /// Returns the events of `range` until `read_limit` is reached. Returns at least one if there
+    /// is one.
     pub(crate) fn events_from(
         &self,
         session: &SessionId,
@@ -131,14 +131,14 @@ impl Store {
     ) -> Result<Vec<Event>> {
         let mut scan = Scan::new(None, &range, read_limit);
         match self.visit(session, head, range, &mut scan) {
-            // What was read before the damage is as good as ever; whoever reads on from there is
-            // told.
+            // The events before the damage are intact. A read that starts at the damage returns the
+            // error.
             Err(error) if scan.events.is_empty() => Err(error),
             _ => Ok(scan.events),
         }
     }
 
-    /// Shows the events with seqs in the range, until it was enough.
+    /// Visits the events of `range` in ascending order, until the visitor has enough.
     pub(crate) fn visit(
         &self,
         session: &SessionId,
@@ -150,12 +150,12 @@ impl Store {
             .scan_up(range, visitor)
     }
 
-    /// The event with this ID.
+    /// Returns the event with this ID.
     pub(crate) fn event(&self, id: EventId) -> Result<Option<Event>> {
         self.look_at(id, |frame| frame.event())
     }
 
-    /// What `look` sees in the event with this ID.
+    /// Returns the result of `look` on the event with this ID.
     pub(crate) fn look_at<T>(
         &self,
         id: EventId,
@@ -176,7 +176,7 @@ impl Store {
         Ok(frame.map(look))
     }
 
-    /// The seq that a cursor stands for.
+    /// Resolves a cursor to a seq.
     pub(crate) fn seq_of(&self, session: &SessionId, cursor: Cursor) -> Result<Seq> {
         let id = match cursor {
             Cursor::Seq(seq) => return Ok(seq),
@@ -193,7 +193,7 @@ impl Store {
         })
     }
 
-    /// Refuses a place that the session has not come to.
+    /// Refuses a position that the session has not reached.
     pub(crate) fn check_cursor(
         session: &SessionId,
         seq: Seq,
@@ -210,7 +210,7 @@ impl Store {
         })
     }
 
-    /// The seqs between the page's cursors; `from` is `to` + 1 where there are none.
+    /// Returns the seqs between the page's cursors. Without any, `from` is `to` + 1.
     fn range(
         &self,
         session: &SessionId,
@@ -234,7 +234,7 @@ impl Store {
         })
     }
 
-    /// The record that holds the event with this ID.
+    /// Returns the record that holds the event with this ID.
     fn slice_of(&self, id: EventId) -> Result<Option<RecordSlice>> {
         if let Some(record) = self.recent.record_of(id) {
             return Ok(Some(RecordSlice::Recent(vec![record])));
@@ -249,8 +249,8 @@ impl Store {
         Ok(Some(RecordSlice::Sealed(Arc::clone(segment), vec![record])))
     }
 
-    /// Reads what is durable of a session up to `head`. Where there is no entry, all of that must
-    /// be sealed.
+    /// Makes a reader of the session's durable records up to `head`. Without an entry all of them
+    /// must be sealed.
     fn reader<'a>(
         &'a self,
         session: &'a SessionId,

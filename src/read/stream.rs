@@ -1,8 +1,8 @@
-//! A page that does not end: replay, then live, without a gap and without a duplicate.
+//! Streams of events: replay, then live events, without a gap and without a duplicate.
 //!
-//! A stream is a cursor. It holds nothing of a writer's, and a writer does nothing for it but wake
-//! it, so a slow reader falls back to storage and costs nobody anything. It reads by seq (or by
-//! event ID, for all sessions), and what it reads is durable.
+//! A stream is a cursor. A writer does nothing for a stream but wake it. A slow reader therefore
+//! falls back to storage and slows down no writer. A stream reads by seq, or by event ID for all
+//! sessions. It reads only durable events.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -17,7 +17,7 @@ use crate::read::store::Store;
 use crate::recent::SessionPin;
 use crate::sync::{Deadline, Ordering, Waiter};
 
-/// What a stream reads ahead at the most, unless it is told otherwise.
+/// The default bounds of one read ahead.
 const READ_LIMIT: ReadLimit = ReadLimit {
     events: 256,
     bytes: 1024 * 1024,
@@ -25,14 +25,14 @@ const READ_LIMIT: ReadLimit = ReadLimit {
 
 /// Where a stream begins.
 ///
-/// Only [`Creation`](Self::Creation) waits for a session that does not exist yet. With any other
+/// Only [`Creation`](Self::Creation) waits for a session that does not exist yet. For any other
 /// start an unknown session is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StartAt {
     /// At the session's first event.
     Beginning,
-    /// After a position. The event there is not repeated.
+    /// After a position. The event there is not included.
     After(Cursor),
     /// After the session's last event.
     Now,
@@ -48,18 +48,20 @@ impl StartAt {
     }
 }
 
-/// What a stream yields.
+/// An item of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StreamItem {
     /// The next event.
     Event(Event),
-    /// Everything durable has been yielded. It comes once each time the reader catches up.
+    /// The reader has caught up: every durable event has been yielded.
+    ///
+    /// This item comes once each time the reader catches up.
     CaughtUp,
 }
 
 impl StreamItem {
-    /// The event, if it is one.
+    /// Returns the event. `None` for [`CaughtUp`](Self::CaughtUp).
     #[must_use]
     pub fn into_event(self) -> Option<Event> {
         match self {
@@ -79,23 +81,26 @@ pub enum RecvTimeout {
     /// The stream has ended.
     #[error("the stream has ended")]
     Ended,
-    /// What the stream was about to yield could not be read.
+    /// The next event could not be read.
     #[error("cannot read on in the stream")]
     Failed(#[from] Error),
 }
 
-/// A session, or all of them, from some place on: what is there, then what comes.
+/// A stream of one session or of all sessions: first the stored events, then new ones.
 ///
-/// As an iterator it blocks while there is nothing new. It ends when the log is closed; what it has
-/// not yielded then is read by a stream from the last seq, after reopening. After an error it goes
-/// on where it was, should it be asked to. Dropping it frees all it holds.
+/// * As an iterator it blocks while there is no new event.
+/// * It ends when the log is closed. After reopening, a new stream from the last seen position
+///   yields the rest.
+/// * After an error the next call reads again from the same position. After [`Error::Forked`] the
+///   stream has ended.
+/// * Dropping it releases everything it holds.
 #[must_use = "a stream does nothing until it is read"]
 pub struct EventStream {
     store: Arc<Store>,
     source: Source,
     ahead: VecDeque<Event>,
     waiter: Arc<Waiter>,
-    /// `waiter` is in the source's list.
+    /// Whether `waiter` is in the source's list.
     registered: bool,
     bounded: bool,
     read_limit: ReadLimit,
@@ -121,7 +126,7 @@ enum Source {
     },
 }
 
-/// What became of asking for the next item.
+/// The result of one step of the stream.
 enum Next {
     Item(Result<StreamItem>),
     Wait,
@@ -178,20 +183,20 @@ impl EventStream {
         }
     }
 
-    /// Reads ahead up to the event that reaches so many bytes.
+    /// Reads ahead up to the event that reaches `bytes`.
     #[cfg(feature = "http")]
     pub(crate) fn read_ahead_bytes(mut self, bytes: usize) -> Self {
         self.read_limit.bytes = bytes;
         self
     }
 
-    /// Ends the stream behind what was durable when it was opened: a read up to now.
+    /// Ends the stream after the events that were durable when it was opened.
     pub fn until_tail(mut self) -> Self {
         self.bounded = true;
         self
     }
 
-    /// The events alone, without the markers.
+    /// Yields only the events, without [`CaughtUp`](StreamItem::CaughtUp).
     pub fn events(self) -> impl Iterator<Item = Result<Event>> + Send {
         self.filter_map(|item| item.map(StreamItem::into_event).transpose())
     }
@@ -200,9 +205,10 @@ impl EventStream {
     ///
     /// # Errors
     ///
-    /// [`RecvTimeout::Elapsed`] when no item came in time, [`RecvTimeout::Ended`] when none will
-    /// come, [`RecvTimeout::Failed`] when reading failed. After [`Elapsed`](RecvTimeout::Elapsed)
-    /// and [`Failed`](RecvTimeout::Failed) the stream may be read on from where it was.
+    /// [`RecvTimeout::Elapsed`] when no item came in time, [`RecvTimeout::Ended`] when the stream
+    /// has ended, [`RecvTimeout::Failed`] when reading failed. After
+    /// [`Elapsed`](RecvTimeout::Elapsed) and [`Failed`](RecvTimeout::Failed) the next call
+    /// continues from the same position.
     pub fn next_timeout(&mut self, wait: Duration) -> Result<StreamItem, RecvTimeout> {
         match self.next_until(Deadline::after(wait)) {
             Some(item) => Ok(item?),
@@ -211,14 +217,16 @@ impl EventStream {
         }
     }
 
-    /// Whether nothing will come any more.
+    /// Whether the stream has ended: it yields no further item.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.phase == Phase::Ended
     }
 
-    /// The same stream for async callers. It holds no thread; catching up with what is not in
-    /// memory reads from the disk in `poll_next`, a page at a time.
+    /// Converts the stream for async callers. It needs no thread of its own.
+    ///
+    /// Events that are not in memory are read from the disk within `poll_next`, at most one page in
+    /// each call.
     pub fn into_async(self) -> AsyncEventStream {
         AsyncEventStream { stream: self }
     }
@@ -273,7 +281,7 @@ impl EventStream {
         Next::End
     }
 
-    /// Reads what follows the last event that was read, none at the end.
+    /// Reads the events after the last event read. Returns an empty list at the end.
     fn read_ahead(&mut self) -> Result<Vec<Event>> {
         let store = &self.store;
         match &mut self.source {
@@ -302,8 +310,8 @@ impl EventStream {
         }
     }
 
-    /// Asks to be woken by the next event. One that came meanwhile, or the end of the log, is not
-    /// waited for.
+    /// Registers to be woken by the next event. If an event came meanwhile, the waiter is woken at
+    /// once. If the log was closed meanwhile, the stream ends.
     fn register(&mut self) -> Next {
         if !self.registered {
             self.registered = match &self.source {
@@ -321,7 +329,8 @@ impl EventStream {
                 self.waiter.wake();
             }
         }
-        // The log wakes all who are registered after it is marked as closed, so this comes second.
+        // Closing first marks the log as closed and then wakes registered waiters, so this check
+        // must come after registering.
         if self.store.is_closed() {
             self.end()
         } else {
