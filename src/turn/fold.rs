@@ -1,42 +1,62 @@
 //! A turn as one message: a pure fold over the turn's events, oldest first.
 //!
-//! It reads nothing, keeps no clock and never fails on an event: types are an open set and data is
-//! opaque to the log, so what does not fit is ignored. The event that opens the turn makes the
-//! message: queued, attempt 1. Then, until the first final status:
+//! The fold reads nothing, keeps no clock and never fails on an event. Types are an open set and
+//! data is opaque to the log, so an event that does not fit is ignored. The event that opens the
+//! turn makes the message: queued, attempt 1. Later events apply until the first final status.
 //!
-//! * An event of another turn or session is ignored. So is one that is not newer than the last one
-//!   applied, and one whose data is not JSON.
-//! * `message.status_changed` with `{status, attempt?, error?}` sets the status by the table below.
-//!   Without a known `status` it is ignored.
+//! # Events
+//!
+//! An event is ignored in each of these cases: it is of another turn or session, it is not newer
+//! than the last applied event, its type is not listed here, or its data is not JSON.
+//!
+//! * `message.status_changed` with `{status, attempt?, error?}` sets the status as in the next
+//!   section. It is ignored without a known `status`.
 //! * `assistant.message_completed` with any JSON is appended to `output`, unless it repeats the
-//!   message before it with no tool event between. A queued turn is running.
+//!   message before it with no tool event between. A queued turn becomes running.
 //! * `tool.call_requested` with `{call_id?, calls?: [{id}], id?}` makes each call outstanding,
-//!   unless it was answered already. A queued turn is running.
+//!   unless it was answered already. A queued turn becomes running.
 //! * `tool.call_completed` and `tool.call_failed` with the same data answer each call. A failed
-//!   call is the agent's to handle and fails no turn.
-//! * Any other event is ignored.
+//!   call is for the agent to handle and does not fail the turn.
 //!
-//! | status | older attempt | attempt in force | later attempt |
-//! |---|---|---|---|
-//! | `queued` | ignored | no effect | begins the attempt, without earlier output and calls |
-//! | `running` | ignored | running | begins the attempt, without earlier output and calls |
-//! | `waiting_for_tool` | ignored | waiting | ignored |
-//! | `completed`, `failed` | ignored | final | final, with this attempt and the output so far |
+//! # Statuses
 //!
-//! JSON is what any language writes as such: a leaf that `serde_json` refuses, such as a string
-//! with half an emoji, is read as its text by the rules of [`lenient`]. The fields named here are
-//! read by themselves, so nothing else in the data hides them. Each may be absent or `null`, and of
-//! a repeated one the last that fits counts. An `attempt` is a whole number from 1, also written as
-//! `2.0` or `"2"`; without one that fits, the attempt in force is meant. An `error` is any JSON.
+//! A status of an older attempt than the current one is late and ignored. Otherwise:
 //!
-//! The status shown is `waiting_for_tool` as long as a call is outstanding, whatever else was said,
-//! and `running` once the last one is answered. A call is known by its `call_id`, else by the IDs
-//! in `calls`, else by its `id`; one without an ID is only counted. An ID is a string or a number,
-//! and `1`, `1.0` and `"1"` are the same; an empty string is none. `calls` may be an object with
-//! the keys `"1"`, `"2"`, which is how Lua writes some lists. An answer goes to the call it names;
-//! one that names a call nobody requested goes to a call without an ID; one that names none goes to
-//! a call without an ID, else to any. An answer that finds no call, or names one that has its
-//! answer, is late or a duplicate, and changes no status.
+//! | status | of the current attempt | of a later attempt |
+//! |---|---|---|
+//! | `queued` | ignored: a turn does not go back | begins that attempt |
+//! | `running` | running | begins that attempt |
+//! | `waiting_for_tool` | waiting | ignored: it announces no attempt |
+//! | `completed`, `failed` | final | final, with that `attempt` and the output so far |
+//!
+//! To begin an attempt drops the output and the calls of the earlier one.
+//!
+//! # JSON
+//!
+//! JSON is read as other languages write it. A leaf that `serde_json` refuses, such as a string
+//! with half an emoji, is read as its text by the rules of [`lenient`]. Only the fields named above
+//! are decoded, so nothing else in the data hides them. Each may be absent or `null`. Of a repeated
+//! field the last that fits counts. An `attempt` is a whole number from 1, also written as `2.0` or
+//! `"2"`. Without one that fits, the status is of the current attempt. An `error` is any JSON.
+//!
+//! # Tool calls
+//!
+//! Until the turn is final, its status is `waiting_for_tool` as long as a call is outstanding, and
+//! `running` once the last one is answered.
+//!
+//! A call is identified by its `call_id`, else by the IDs in `calls`, else by its `id`. A call
+//! without an ID is only counted. An ID is a string or a number. `1`, `1.0` and `"1"` are the same
+//! ID, and an empty string is no ID. `calls` may be an object with the keys `"1"`, `"2"`, since Lua
+//! writes some lists so.
+//!
+//! An answer is matched with a call in this order:
+//!
+//! * An answer with the ID of an outstanding call answers that call.
+//! * An answer with the ID of a call that has its answer is a duplicate.
+//! * An answer with an unknown ID answers a call without an ID.
+//! * An answer without an ID answers a call without an ID, else any call.
+//!
+//! An answer that matches no call is late or a duplicate, and changes no status.
 
 use std::fmt::{self};
 use std::num::NonZeroU32;
@@ -61,38 +81,39 @@ const TOOL_REQUESTED: &str = "tool.call_requested";
 const TOOL_COMPLETED: &str = "tool.call_completed";
 const TOOL_FAILED: &str = "tool.call_failed";
 
-/// Whether the event may bring its turn to an end.
+/// Whether the event may end its turn.
 #[cfg(feature = "http")]
 pub(crate) fn may_end_turn(event: EventView<'_>) -> bool {
     event.event_type == STATUS_CHANGED
         && StatusChanged::of(event).is_some_and(|changed| changed.status.is_final())
 }
 
-/// The message as far as its events have been applied. The rules are in the module's doc.
+/// The message after the events applied so far. The module's doc has the rules.
 #[derive(Debug, Clone)]
 pub(crate) struct Fold {
-    /// All but the wait for outstanding calls, and what was sent and said, which are added when the
-    /// message is taken out.
+    /// The message without `content`, `metadata`, `output` and `error`, and without the wait for
+    /// outstanding calls. They are added when the message is taken out.
     message: Message,
     /// The data of the event that opened the turn, if it is JSON.
     sent: Option<JsonText>,
     said: Vec<JsonText>,
     error: Option<JsonText>,
     calls: Calls,
-    /// The seq of the last event taken, so that reads may overlap.
+    /// The seq of the last applied event, so that reads may overlap.
     last_seq: Seq,
-    /// Whether a tool event came after the last assistant message, so that the same words again are
-    /// no repeat.
+    /// Whether a tool event came after the last assistant message. If so, the same message again is
+    /// not a repeat.
     tools_since_output: bool,
-    /// Memory for the outputs and the error as values.
+    /// The memory that the outputs and the error take as [`Value`](serde_json::Value)s.
     said_bytes: usize,
 }
 
-/// A turn as one message, with all that somebody else chose as text. As values it could take a
-/// hundred times as much.
+/// A turn as one message, with its content, outputs and error as text.
+///
+/// Callers choose these, and as values they could take a hundred times the memory.
 #[derive(Debug)]
 pub(crate) struct TurnText {
-    /// Without content, metadata, output and error.
+    /// The message without content, metadata, output and error.
     pub message: Message,
     /// The data of the event that opened the turn, if it is JSON.
     pub sent: Option<JsonText>,
@@ -101,9 +122,10 @@ pub(crate) struct TurnText {
 }
 
 impl Fold {
-    /// Begins with the event that opened the turn. Its content may be anything, since the log takes
-    /// any bytes under any type: a reader is better served by a message without content than by
-    /// none.
+    /// Begins with the event that opened the turn.
+    ///
+    /// Its data may be anything, since the log accepts any bytes under any type. A reader is better
+    /// served by a message without content than by none.
     ///
     /// # Errors
     ///
@@ -115,7 +137,7 @@ impl Fold {
         }
         let message = Message {
             id,
-            // A message may be kept for long, and must not keep the block that its first event was
+            // A message may be kept for long and must not keep alive the block that the event was
             // read from.
             session_id: opening.session_id.detached(),
             seq: opening.seq,
@@ -141,12 +163,12 @@ impl Fold {
         })
     }
 
-    /// About how much memory its message takes. Until that is taken out it takes less.
+    /// The approximate memory of the message. Before it is taken out, the fold takes less.
     pub(crate) fn kept_bytes(&self) -> usize {
         self.sent.as_ref().map_or(0, JsonText::value_bytes) + self.said_bytes + self.calls.bytes()
     }
 
-    /// Leaves out the earliest outputs, but not the last, until it takes so many bytes.
+    /// Leaves out the earliest outputs, but not the last, until the fold keeps at most `bytes_max`.
     pub(crate) fn omit_outputs(&mut self, bytes_max: usize) {
         let (excess, mut omitted, mut bytes) = (self.kept_bytes().saturating_sub(bytes_max), 0, 0);
         for output in self.said.iter().rev().skip(1).rev() {
@@ -160,7 +182,7 @@ impl Fold {
         self.said_bytes -= bytes;
     }
 
-    /// Takes the session's next event into account, if it says something about this turn.
+    /// Applies the session's next event, if it is part of this turn.
     pub(crate) fn apply(&mut self, event: EventView<'_>) {
         if self.is_final() || !self.is_next(event) {
             return;
@@ -180,7 +202,7 @@ impl Fold {
         self.message.id
     }
 
-    /// Where the turn was opened.
+    /// The session and the seq of the event that opened the turn.
     pub(crate) fn opened_at(&self) -> (&SessionId, Seq) {
         (&self.message.session_id, self.message.seq)
     }
@@ -190,7 +212,7 @@ impl Fold {
         self.message.status.is_final()
     }
 
-    /// The message after the events applied so far.
+    /// Returns the message after the events applied so far.
     pub(crate) fn into_message(self) -> Message {
         let TurnText {
             message,
@@ -211,7 +233,7 @@ impl Fold {
         }
     }
 
-    /// As [`into_message`](Self::into_message), with what was sent and said as text.
+    /// Like [`into_message`](Self::into_message), but with content, outputs and error as text.
     pub(crate) fn into_text(self) -> TurnText {
         let waits = self.calls.are_outstanding() && !self.is_final();
         let status = if waits {
@@ -318,7 +340,7 @@ impl Fold {
         }
     }
 
-    /// Work on a turn shows that it runs, also where nobody writes status events.
+    /// Work on a turn shows that it is running, even if no status event does.
     fn work_shows(&mut self) {
         if self.message.status == MessageStatus::Queued {
             self.message.status = MessageStatus::Running;
@@ -326,7 +348,7 @@ impl Fold {
     }
 }
 
-/// What a status event says. The rest of its data is passed over unread.
+/// The content of a status event. The rest of its data is skipped unread.
 struct StatusChanged {
     status: MessageStatus,
     attempt: Option<NonZeroU32>,
@@ -410,8 +432,7 @@ fn attempt_of(value: &RawValue) -> Option<NonZeroU32> {
     lenient::text_of(value)?.parse().ok()
 }
 
-/// The event's data, unless it is of another form: then the event is one that this fold does not
-/// understand.
+/// Decodes the event's data. `None` for data of another shape: the fold ignores such an event.
 fn decode<T: DeserializeOwned>(event: EventView<'_>) -> Option<T> {
     lenient::from_slice(event.data).ok()
 }
@@ -434,7 +455,7 @@ mod tests {
 
     pub(super) const OPENING_SEQ: Seq = 4;
 
-    /// An event of the turn under test, save for its seq and time.
+    /// Makes an event of the turn under test, except for its seq and time.
     pub(super) fn event(event_type: &str, data: impl AsRef<[u8]>) -> Event {
         Event {
             id: EventId::from_u128(1_000),
@@ -1193,7 +1214,7 @@ mod tests {
             events in any_events(),
             twice in any::<[bool; 24]>(),
         ) {
-            // The time is left out, since events that come twice move the later ones.
+            // The time is left out, since a repeated event moves the later ones.
             let core = |events: &[Event]| Message { completed_at: None, ..message(events) };
             let repeated: Vec<Event> = events
                 .iter()
@@ -1235,7 +1256,7 @@ mod tests {
         }
     }
 
-    /// What else it holds may be large, and need not be read. Of a repeated field the last counts.
+    /// Other fields may be large and need not be read. Of a repeated field the last counts.
     #[test]
     fn a_tool_event_is_read_for_its_calls_alone() {
         let asked = event(

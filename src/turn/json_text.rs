@@ -1,5 +1,7 @@
-//! JSON values by their text. As [`Value`]s they may take more than a hundred times as much memory,
-//! so what keeps values that somebody else chose keeps this, and checks without making values.
+//! JSON values kept as their text.
+//!
+//! A [`Value`] may take more than a hundred times the memory of its text. Values that a caller
+//! chose are therefore kept and checked as text.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,24 +15,25 @@ use serde_json::value::RawValue;
 use crate::model::Error;
 use crate::turn::lenient;
 
-/// Values up to so many bytes are compared as values; longer ones by their spelling.
+/// Values up to this many bytes are compared as values, longer ones as text.
 const COMPARED_BYTES_MAX: usize = 64 * 1024;
 
 /// The name under which a [`RawValue`] passes through `serde`.
 const RAW_VALUE_TOKEN: &str = "$serde_json::private::RawValue";
 
-/// The text of a value that can be read as a [`Value`], if need be
-/// [repaired](crate::turn::lenient).
+/// The text of a value that can be read as a [`Value`].
+///
+/// Text that `serde_json` refuses is [repaired](crate::turn::lenient) first.
 #[derive(Debug, Clone)]
 pub(crate) struct JsonText {
     json: Arc<RawValue>,
     value_bytes: usize,
-    /// The text before it was repaired, where that is JSON too.
+    /// The text before the repair, if that is JSON too.
     written: Option<Arc<RawValue>>,
 }
 
 impl JsonText {
-    /// `None` where the bytes are not the JSON of a value that can be read.
+    /// Keeps the text of `json`. `None` when no value can be read from it.
     pub(crate) fn of(json: &[u8]) -> Option<Self> {
         let written = serde_json::from_slice::<&RawValue>(json).ok();
         if let Some(json) = written
@@ -55,7 +58,7 @@ impl JsonText {
         self.json.get()
     }
 
-    /// The text as it was written, where that is JSON.
+    /// Returns the text as it was written if that is JSON, else the repaired text.
     pub(crate) fn written(&self) -> &str {
         self.written.as_ref().unwrap_or(&self.json).get()
     }
@@ -64,13 +67,13 @@ impl JsonText {
         serde_json::from_str(self.get()).expect("it was checked when it was made")
     }
 
-    /// About how much memory the [`value`](Self::value) takes. The text takes less, but for a few
-    /// bytes.
+    /// The approximate memory of the [`value`](Self::value). The text takes at most a few bytes
+    /// more.
     pub(crate) fn value_bytes(&self) -> usize {
         self.value_bytes
     }
 
-    /// Whether both say the same; of long ones, whether they spell it in the same way.
+    /// Whether both are the same value. Long ones must also be spelled the same.
     pub(crate) fn says_as(&self, other: &Self) -> bool {
         let are_short = self.get().len().max(other.get().len()) <= COMPARED_BYTES_MAX;
         self.get() == other.get() || (are_short && self.value() == other.value())
@@ -83,7 +86,7 @@ impl Serialize for JsonText {
     }
 }
 
-/// A value that can be read as a [`Value`], of which nothing is kept.
+/// The weight of a value that can be read as a [`Value`]. Nothing of it is kept.
 pub(crate) struct Weighed {
     value_bytes: usize,
     is_text: bool,
@@ -95,7 +98,7 @@ impl<'de> Deserialize<'de> for Weighed {
     }
 }
 
-/// An object of which nothing is kept.
+/// A check that a value is an object. Nothing of it is kept.
 #[cfg(feature = "http")]
 pub(crate) struct CheckedMap;
 
@@ -108,7 +111,7 @@ impl<'de> Deserialize<'de> for CheckedMap {
     }
 }
 
-/// A content block, an object whose `type` is a string, of which nothing is kept.
+/// A check for a content block: an object whose `type` is a string. Nothing of it is kept.
 #[cfg(feature = "http")]
 pub(crate) struct CheckedBlock;
 
@@ -124,10 +127,10 @@ impl<'de> Deserialize<'de> for CheckedBlock {
     }
 }
 
-/// Looks at every part of a value, as what makes a [`Value`] of it does.
+/// Visits every part of a value, as building a [`Value`] would.
 struct Weigh;
 
-/// A value that holds no other.
+/// A value that holds no other value.
 const SCALAR: Weighed = Weighed {
     value_bytes: size_of::<Value>(),
     is_text: false,
@@ -193,7 +196,7 @@ impl<'de> Visitor<'de> for Weigh {
     }
 }
 
-/// The places of a list that grew item by item and that hold nothing.
+/// The unused capacity of a list that grew item by item.
 fn spare_places(items: usize) -> usize {
     const PLACES_MIN: usize = 4;
     if items == 0 {
@@ -203,7 +206,7 @@ fn spare_places(items: usize) -> usize {
     }
 }
 
-/// As [`Weigh`], of an object. Of a repeated field the last counts.
+/// Like [`Weigh`], but for the fields of an object. Of a repeated field the last counts.
 struct WeighFields;
 
 struct WeighedFields {
@@ -214,8 +217,8 @@ struct WeighedFields {
         expect(dead_code, reason = "blocks are checked over HTTP")
     )]
     type_is_text: Option<bool>,
-    /// Whether the first key is the one by which `serde_json` knows a [`RawValue`]: as a value it
-    /// is something else, or nothing.
+    /// Whether the first key is the one by which `serde_json` recognizes a [`RawValue`]. As a
+    /// [`Value`] such an object reads as something else, or not at all.
     first_is_token: bool,
 }
 
@@ -227,7 +230,7 @@ impl<'de> Visitor<'de> for WeighFields {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<WeighedFields, A::Error> {
-        // A key, its hash and its places in two tables.
+        // A key, its hash and its slots in two tables.
         const FIELD_OVERHEAD: usize = size_of::<String>() + 4 * size_of::<usize>();
         let (mut count, mut bytes, mut type_is_text, mut first_is_token) = (0, 0, None, false);
         while let Some(Key {
@@ -289,9 +292,10 @@ impl Visitor<'_> for AnyKey {
     }
 }
 
-/// Shows the items of an array one by one, so that there is no list of them. An object counts as
-/// one when its keys are whole numbers: so Lua and PHP write a list that is empty or that has
-/// holes.
+/// Passes the items of an array to `act` one by one, so that no list of them is built.
+///
+/// An object counts as an array when its keys are whole numbers. Lua and PHP write lists so that
+/// are empty or have holes.
 pub(crate) fn each_item<'a>(
     array: &'a RawValue,
     act: impl FnMut(&'a RawValue),
@@ -321,8 +325,7 @@ pub(crate) fn each_item<'a>(
     serde_json::Deserializer::from_str(array.get()).deserialize_any(Each(act))
 }
 
-/// What opened a turn: the last `content` and the last `metadata` of an object, as they are
-/// written.
+/// The data that opened a turn: the last `content` and the last `metadata`, as written.
 #[cfg(feature = "http")]
 #[derive(Default)]
 pub(crate) struct Sent<'a> {
@@ -332,7 +335,8 @@ pub(crate) struct Sent<'a> {
 
 #[cfg(feature = "http")]
 impl Sent<'_> {
-    /// What a turn shows of it, as it is written where that can be read: content and metadata.
+    /// Returns the content and the metadata that a turn shows. They are as written if that can be
+    /// read.
     pub(crate) fn shown_of(sent: &JsonText) -> (Box<RawValue>, Box<RawValue>) {
         let written = serde_json::from_str::<Sent<'_>>(sent.written());
         written
@@ -345,7 +349,7 @@ impl Sent<'_> {
         (self.blocks(), self.fields())
     }
 
-    /// The content as it is written, or an array of those of its items that are blocks.
+    /// The content as written, or an array of those of its items that are blocks.
     fn blocks(&self) -> Box<RawValue> {
         let mut blocks = String::from("[");
         let (mut are_blocks, mut count) = (true, 0);
@@ -372,7 +376,7 @@ impl Sent<'_> {
         }
     }
 
-    /// The metadata as it is written, or an empty object where it is none.
+    /// The metadata as written, or an empty object if it is not an object.
     fn fields(&self) -> Box<RawValue> {
         let is_object = |json: &&RawValue| json.get().starts_with('{');
         let empty = || RawValue::from_string("{}".to_owned()).expect("this is JSON");
@@ -421,7 +425,7 @@ impl<'de> Deserialize<'de> for Sent<'de> {
 mod tests {
     use super::*;
 
-    /// What a value takes, by the places that its lists have.
+    /// The memory of a value, by the capacity of its lists.
     fn taken(value: &Value) -> usize {
         let slot = size_of::<Value>();
         match value {

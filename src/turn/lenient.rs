@@ -1,22 +1,22 @@
-//! Reads JSON as other languages write it, which is more than `serde_json` takes.
+//! Reads JSON as other languages write it, which is more than `serde_json` accepts.
 //!
-//! JavaScript cuts a string within an emoji, Python nests hundreds of levels, Lua writes strings of
-//! any bytes. One such leaf makes `serde_json` refuse the whole text. [`from_slice`] then reads the
-//! text once more, with the leaves that it refused changed:
+//! JavaScript cuts a string within an emoji, Python nests hundreds of levels, and Lua writes
+//! strings of any bytes. One such leaf makes `serde_json` refuse the whole text. [`from_slice`]
+//! then reads the text again, with each refused leaf replaced:
 //!
 //! | written | read as |
 //! |---|---|
-//! | an escape for no character: `\ud83d` without its other half, `\d` | the escape's characters |
+//! | in a string, an escape for no character: a lone `\ud83d`, `\d` | the escape's characters |
 //! | in a string, a control character | itself |
-//! | bytes that are no UTF-8 | U+FFFD |
+//! | bytes that are not UTF-8 | U+FFFD |
 //! | a number too large for a double: `1e400` | a string of its text |
 //! | `NaN`, `Infinity`, `inf`, in either case, with a sign or without | a string of its text |
 //! | an array or object below [`LEVELS_MAX`] others | a string of its text |
 //! | a byte order mark before everything | nothing |
 //!
-//! In a string only the escape shows as written, because the rest of a long text with one cut emoji
-//! should stay readable. The structure is never guessed at: what ends early, or is no JSON in
-//! another way, stays refused.
+//! In a string only the escape is replaced, so the rest of a long text with one cut emoji stays
+//! readable. The structure is never guessed: text that ends early, or that is not JSON in another
+//! way, stays refused.
 
 use std::fmt::Write;
 
@@ -24,18 +24,17 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// So many arrays and objects may lie in each other: `serde_json` reads no more.
+/// The most arrays and objects that may be nested: `serde_json` reads no more.
 pub(crate) const LEVELS_MAX: usize = 127;
 
-/// Reads `json` as `serde_json` does, and repaired where it refuses a leaf.
+/// Reads `json` like `serde_json`, and repairs leaves that it refuses.
 ///
 /// # Errors
 ///
-/// That of `serde_json`, when the text is no JSON with its leaves repaired either, or is of another
-/// shape.
+/// The error of `serde_json`, when the repaired text is not JSON either, or is of another shape.
 pub(crate) fn from_slice<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
     serde_json::from_slice(json).or_else(|error| {
-        // A text of another shape is not refused for a leaf.
+        // Text of another shape was not refused because of a leaf.
         let repaired = if error.is_data() {
             None
         } else {
@@ -45,16 +44,19 @@ pub(crate) fn from_slice<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result
     })
 }
 
-/// What a string or a number says; `None` for any other value, and for the empty string that Go
-/// writes for what is not set. A number counts by its value: `1`, `1.0` and `"1"` say the same,
-/// since Lua may have no integers and protobuf writes 64-bit ones as strings.
+/// Returns the text of a string or a number. `None` for any other value, and for the empty string,
+/// which Go writes for an unset field.
+///
+/// A number counts by its value: `1`, `1.0` and `"1"` are the same, since Lua may have no integers
+/// and protobuf writes 64-bit integers as strings.
 pub(crate) fn text_of(json: &RawValue) -> Option<String> {
-    // A list or an object is none, and may be large.
+    // An array or object has no such text, and may be large.
     let is_leaf = !json.get().starts_with(['[', '{']);
     match is_leaf.then(|| from_slice(json.get().as_bytes()).ok())?? {
         Value::String(text) => Some(text).filter(|text| !text.is_empty()),
         Value::Number(number) => match number.as_f64() {
-            // The sum takes the sign off a zero. An integral double has no fraction in this form.
+            // Adding 0.0 removes the sign of a zero. An integral double has no fraction in this
+            // form.
             Some(double) if number.is_f64() => Some((double + 0.0).to_string()),
             _ => Some(number.to_string()),
         },
@@ -62,8 +64,10 @@ pub(crate) fn text_of(json: &RawValue) -> Option<String> {
     }
 }
 
-/// The items of a list. An object counts as one when its keys are whole numbers, which give the
-/// order: so Lua and PHP write a list that is empty or that has holes.
+/// Returns the items of a list.
+///
+/// An object counts as a list when its keys are whole numbers, which give the order. Lua and PHP
+/// write lists so that are empty or have holes.
 pub(crate) fn items_of(value: Value) -> Option<Vec<Value>> {
     match value {
         Value::Array(items) => Some(items),
@@ -78,11 +82,11 @@ pub(crate) fn items_of(value: Value) -> Option<Vec<Value>> {
     }
 }
 
-/// JSON that `serde_json` takes.
+/// JSON that `serde_json` accepts.
 #[derive(Debug)]
 pub(crate) struct Repaired {
     pub(crate) text: String,
-    /// How many arrays and objects lay in each other in the original.
+    /// The nesting depth of the original.
     #[cfg_attr(
         not(any(feature = "http", test)),
         expect(dead_code, reason = "only appends over HTTP have a bound")
@@ -90,10 +94,10 @@ pub(crate) struct Repaired {
     pub(crate) levels: usize,
 }
 
-/// The text with its leaves changed as the module's doc says, without white space; `None` when it
-/// is no JSON even so.
+/// Repairs the leaves of a text by the rules of the module's doc and drops white space. `None` when
+/// the text is not JSON even so.
 ///
-/// It takes time and memory in proportion to `json`, however deep that is nested.
+/// It takes time and memory in proportion to `json`, however deep the nesting.
 pub(crate) fn repaired(json: &[u8]) -> Option<Repaired> {
     let json = String::from_utf8_lossy(json);
     let json = json.strip_prefix('\u{feff}').unwrap_or(&json);
@@ -108,15 +112,15 @@ pub(crate) fn repaired(json: &[u8]) -> Option<Repaired> {
     .document()
 }
 
-/// A pass over a JSON text. Its steps are `None` where the text is no JSON.
+/// A pass over a JSON text. Its steps return `None` if the text is not JSON.
 struct Repair<'a> {
     json: &'a str,
-    /// The place in `json`.
+    /// The position in `json`.
     at: usize,
     out: String,
-    /// The byte that will close each of the open arrays and objects.
+    /// The bytes that will close the open arrays and objects.
     ends: Vec<u8>,
-    /// The most that were open at once.
+    /// The most arrays and objects that were open at once.
     levels: usize,
     /// Where the array or object that is too deep begins, in `json` and in `out`.
     too_deep: Option<(usize, usize)>,
@@ -134,7 +138,7 @@ impl Repair<'_> {
         })
     }
 
-    /// A leaf or an empty container, with the openings before it.
+    /// Reads a leaf or an empty container, with the openings before it.
     fn value(&mut self) -> Option<()> {
         loop {
             let end = match self.peek()? {
@@ -151,7 +155,7 @@ impl Repair<'_> {
         }
     }
 
-    /// Closes what ends behind a value. Whether another value follows.
+    /// Closes the containers that end after a value. Returns whether another value follows.
     fn has_more(&mut self) -> Option<bool> {
         while let Some(end) = self.ends.last().copied() {
             match self.peek()? {
@@ -189,7 +193,7 @@ impl Repair<'_> {
         Some(())
     }
 
-    /// A key and its colon, within an object.
+    /// Reads a key and its colon, if within an object.
     fn key(&mut self) -> Option<()> {
         if self.ends.last() != Some(&b'}') {
             return Some(());
@@ -229,13 +233,13 @@ impl Repair<'_> {
         if let Some(bytes) = escape_bytes(self.rest()?.as_bytes()) {
             return self.copy(bytes);
         }
-        // What stands behind the backslash then shows as itself.
+        // An escaped backslash makes the rest of the escape plain characters.
         self.at += 1;
         self.out.push_str(r"\\");
         Some(())
     }
 
-    /// A leaf that is no string.
+    /// Reads a leaf that is not a string.
     fn word(&mut self) -> Option<()> {
         let rest = self.rest()?;
         let bytes = rest
@@ -246,7 +250,7 @@ impl Repair<'_> {
         if serde_json::from_str::<Value>(word).is_ok() {
             return self.copy(bytes);
         }
-        // A number is ignored whatever its size.
+        // `IgnoredAny` accepts a number of any size.
         let is_known = is_not_finite(word) || serde_json::from_str::<IgnoredAny>(word).is_ok();
         self.out.push('"');
         self.copy(bytes).filter(|()| is_known)?;
@@ -254,7 +258,7 @@ impl Repair<'_> {
         Some(())
     }
 
-    /// The next byte that is no white space.
+    /// Returns the next byte that is not white space.
     fn peek(&mut self) -> Option<u8> {
         let space = self
             .rest()?
@@ -269,7 +273,7 @@ impl Repair<'_> {
         self.json.get(self.at..)
     }
 
-    /// Passes the ASCII byte that is next.
+    /// Moves past the next byte, which is ASCII.
     fn take(&mut self, byte: u8) {
         self.at += 1;
         self.out.push(char::from(byte));
@@ -283,7 +287,7 @@ impl Repair<'_> {
     }
 }
 
-/// The length of the escape at the start of `rest`; `None` when it stands for no character.
+/// The length of the escape at the start of `rest`. `None` when it encodes no character.
 fn escape_bytes(rest: &[u8]) -> Option<usize> {
     match rest.get(1)? {
         b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(2),
@@ -303,7 +307,7 @@ fn code_unit(rest: &[u8]) -> Option<u32> {
     })
 }
 
-/// Whether `word` is a name for a double that JSON has no number for.
+/// Whether `word` is a name for a double that has no JSON number.
 fn is_not_finite(word: &str) -> bool {
     let name = word.strip_prefix(['-', '+']).unwrap_or(word);
     ["nan", "inf", "infinity"]
@@ -543,7 +547,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The inside of a string as some language writes it, in which no quotation mark ends it.
+    /// The inside of a string as some language writes it, without a closing quotation mark.
     fn any_pieces() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             "[ !#-\\[\\]-~é☃😀]{1,6}".prop_map(String::into_bytes),
@@ -585,7 +589,7 @@ pub(crate) mod tests {
         .prop_map(String::into_bytes)
     }
 
-    /// JSON in all that a language may write as such.
+    /// JSON in any form that a language may write.
     pub(crate) fn any_json() -> impl Strategy<Value = Vec<u8>> {
         let leaf = prop_oneof![any_word(), any_string()];
         leaf.prop_recursive(4, 24, 4, |item| {
@@ -650,8 +654,8 @@ pub(crate) mod tests {
             }
         }
 
-        /// What is cut off anywhere, or has bytes taken out, is JSON or refused, and what is taken
-        /// can be read.
+        /// A text that is cut off anywhere or has bytes removed is JSON or is refused. Accepted
+        /// text can be read.
         #[test]
         fn whatever_is_taken_can_be_read(
             json in any_json(),

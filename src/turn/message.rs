@@ -1,4 +1,4 @@
-//! A turn as a caller sees it: one message, its status, and pages of them.
+//! A turn as a caller sees it: one message and its status.
 
 use std::fmt::{self, Display};
 
@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use crate::model::{MessageId, Seq, SessionId, time_text};
 use crate::turn::user_message::ContentBlock;
 
-/// A turn as one value: what the user sent, how far the work on it is, and what came of it.
+/// A turn as one value: the user's message, the state of the work on it, and its output.
 ///
-/// It is computed from the turn's events each time it is read and stored nowhere. Serialized it has
-/// these fields under these names, with times in RFC 3339 in UTC.
+/// It is computed from the turn's events on each read and never stored. It serializes to its fields
+/// under their names, except that `seq` is `sequence_number`. Times are RFC 3339 in UTC.
 ///
 /// The events may be written by any language. A part of their JSON that no [`Value`] holds is a
 /// string of its text here: a number beyond a double, `NaN`, what lies deeper than 127 levels. So
@@ -21,61 +21,62 @@ use crate::turn::user_message::ContentBlock;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Message {
-    /// The ID of the message: that of the event that opened the turn.
+    /// The ID of the message: the ID of the event that opened the turn.
     pub id: MessageId,
-    /// The session it belongs to.
+    /// The session that the turn belongs to.
     pub session_id: SessionId,
-    /// The seq of the event that opened the turn, so messages of a session are in order but not
-    /// dense.
+    /// The seq of the event that opened the turn. The seqs of a session's messages rise with gaps.
     #[serde(rename = "sequence_number")]
     pub seq: Seq,
-    /// How far the work on the turn is.
+    /// The state of the work on the turn.
     pub status: MessageStatus,
-    /// What the user sent. Blocks that are no [`ContentBlock`] are left out.
+    /// The content that the user sent. Items that are not a [`ContentBlock`] are left out.
     pub content: Vec<ContentBlock>,
-    /// What the sender attached. Empty when the event's data has no object of that name.
+    /// The metadata that the sender attached. Empty when the event's data has no such object.
     pub metadata: Map<String, Value>,
-    /// Which try at the turn this is, from 1.
+    /// The number of the current attempt, from 1.
     pub attempt: u32,
-    /// The data of this attempt's assistant messages, in order; the last is the latest, and of a
-    /// completed turn the answer.
+    /// The data of this attempt's assistant messages, in order.
     ///
-    /// All of them, because an agent says something before most of its tool calls, and who shows
-    /// the turn wants that too. The calls and their results are in the session's events.
+    /// The last one is the latest. In a completed turn it is the answer. Earlier ones are kept
+    /// because an agent says something before most of its tool calls. The calls and their results
+    /// are in the session's events.
     pub output: Vec<Value>,
-    /// How many of the earliest outputs are left out, since all of them take more memory than
-    /// [`scan_bytes_max`](crate::Options::scan_bytes_max). The last is always there. They are in
-    /// the session's events.
+    /// The number of the earliest outputs that are left out.
+    ///
+    /// Outputs are left out when all of them take more memory than
+    /// [`scan_bytes_max`](crate::Options::scan_bytes_max). The last one is always kept. The others
+    /// are in the session's events.
     pub output_omitted: u64,
-    /// What was given with the status `failed`, if anything.
+    /// The error that came with the status `failed`, if any.
     pub error: Option<Value>,
     /// When the event that opened the turn was committed.
     #[serde(serialize_with = "as_time")]
     pub created_at: Timestamp,
-    /// When the final status was committed, by the wall clock of that moment. `None` until then.
+    /// When the event with the final status was committed, by the wall clock. `None` until then.
     #[serde(serialize_with = "as_time_if_any")]
     pub completed_at: Option<Timestamp>,
 }
 
-/// How far the work on a turn is.
+/// The state of the work on a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum MessageStatus {
-    /// Nobody works on it yet, or a new attempt is due.
+    /// No agent works on it yet, or a new attempt is due.
     Queued,
     /// An agent works on it.
     Running,
     /// The agent waits for a tool.
     WaitingForTool,
-    /// It is done. Final.
+    /// The turn succeeded. Final.
     Completed,
-    /// It was given up. Final.
+    /// The turn failed. Final.
     Failed,
 }
 
 impl MessageStatus {
-    /// Whether the turn is over: nothing that is appended later changes the message.
+    /// Whether the turn is over. Later events do not change the message.
     #[must_use]
     pub fn is_final(self) -> bool {
         matches!(self, MessageStatus::Completed | MessageStatus::Failed)

@@ -1,5 +1,6 @@
-//! Turns: what a user sent, and the message that the events of its turn add up to. The typed layer
-//! over events, whose data the rest of the log never looks into.
+//! Turns: a user message, and the one message that its turn's events fold into.
+//!
+//! This is a typed layer over events. The rest of the log never interprets their data.
 
 mod fold;
 mod json_text;

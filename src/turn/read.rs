@@ -1,4 +1,4 @@
-//! Reads turns from the store: finds the event that opened one, and folds what follows it.
+//! Reads turns from the store: finds the event that opened a turn and folds the events after it.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -8,29 +8,29 @@ use crate::model::{Error, Event, Head, MessageId, Result, Seq, SessionId, USER_M
 use crate::read::{Page, PageRequest, Store, Visitor};
 use crate::turn::fold::Fold;
 
-/// So many events are read at once on the way to a turn's end. Most turns are shorter.
+/// The events read at once on the way to a turn's end. Most turns are shorter.
 const LOOKAHEAD_EVENTS: Seq = 64;
 
-/// A turn without an end that has more events behind it is remembered, so that the next read goes
-/// on from there.
+/// The fewest events that an unfinished turn must be followed by to be remembered. The next read of
+/// a remembered turn resumes where the last one stopped.
 const REMEMBERED_EVENTS_MIN: Seq = 1_000;
 
-/// The memory for turns that are remembered.
+/// The memory for remembered turns, in bytes.
 const REMEMBERED_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Reads the turns of a store.
 pub(crate) struct TurnReader {
     store: Arc<Store>,
-    /// How far turns without an end have been read.
+    /// How far unfinished turns have been read.
     remembered: quick_cache::sync::Cache<Reading, Arc<Remembered>, KeptBytes>,
 }
 
-/// A turn, read with so many bytes for what it keeps.
+/// A turn, and the most bytes that it may keep.
 type Reading = (MessageId, usize);
 
 struct Remembered {
     fold: Fold,
-    /// All of the session's events up to this seq have been applied.
+    /// All events of the session up to this seq have been applied.
     through: Seq,
 }
 
@@ -50,7 +50,7 @@ impl TurnReader {
         Self { store, remembered }
     }
 
-    /// The turn that a message stands for. The outputs that it keeps take about so much memory.
+    /// Returns the turn of a message. It keeps outputs up to about `bytes_max`.
     pub(crate) fn turn(&self, id: MessageId, bytes_max: usize) -> Result<Fold> {
         let fold = self
             .store
@@ -62,8 +62,8 @@ impl TurnReader {
         turns.into_folds().pop().ok_or(Error::UnknownMessage { id })
     }
 
-    /// The turns that were opened in a stretch of a session, until what they keep takes too much
-    /// memory; one at least.
+    /// Returns the turns that were opened in the requested range, until they keep too much memory.
+    /// Returns at least one if there is one.
     pub(crate) fn page(&self, session: &SessionId, request: PageRequest) -> Result<Page<Fold>> {
         let options = &self.store.options;
         let (bytes_max, newest_first) = (request.checked_bytes(options), request.is_newest_first());
@@ -115,9 +115,10 @@ impl TurnReader {
         })
     }
 
-    /// Reads on with some turns of a session until all of them are over, or the session ends. One
-    /// pass for all of them: where turns are left without an end, each pass would read the rest of
-    /// the session.
+    /// Folds events into the turns until all of them are final or the session ends.
+    ///
+    /// One pass serves all turns. With a pass for each, every unfinished turn would read the rest
+    /// of the session again.
     fn fold(&self, turns: &mut Turns) -> Result<()> {
         let Some(Turn { fold, .. }) = turns.list.first() else {
             return Ok(());
@@ -140,7 +141,7 @@ impl TurnReader {
         Ok(())
     }
 
-    /// Goes on with a turn behind what was read of it before, if that is remembered.
+    /// Resumes a turn after the events already read for it, if the turn is remembered.
     fn recall(&self, turn: &mut Turn, bytes_max: usize, head: &Head) {
         let remembered = self.remembered.get(&(turn.fold.id(), bytes_max));
         if let Some(remembered) = remembered.filter(|remembered| remembered.through <= head.last) {
@@ -151,7 +152,7 @@ impl TurnReader {
         }
     }
 
-    /// Remembers how far a turn was read that has no end yet and much behind it.
+    /// Remembers how far a turn was read, if it is unfinished and many events follow it.
     fn remember(&self, fold: &Fold, bytes_max: usize, through: Seq) {
         let (_session, opened) = fold.opened_at();
         if !fold.is_final() && through - opened >= REMEMBERED_EVENTS_MIN {
@@ -166,20 +167,20 @@ impl TurnReader {
     }
 }
 
-/// Turns of a session, and what they may keep together.
+/// Turns of a session, and the memory that they may keep together.
 struct Turns {
-    /// The first to be opened first.
+    /// In the order in which they were opened.
     list: Vec<Turn>,
     unfinished: usize,
-    /// What the folds keep.
+    /// The bytes that the folds keep.
     kept: usize,
     bytes_max: usize,
     cut_from: CutFrom,
-    /// Where the turn was opened that was left out last, if any.
+    /// The seq at which the last turn that was left out was opened, if any.
     cut: Option<Seq>,
 }
 
-/// A turn, and where the events are that were not read for it.
+/// A turn, and the seq of the first event that was not read for it.
 struct Turn {
     fold: Fold,
     from: Seq,
@@ -204,7 +205,7 @@ impl Turns {
         }
     }
 
-    /// Adds the next turn of the page, unless that is too much.
+    /// Adds the next turn of the page, unless the turns then keep too much.
     fn push(&mut self, fold: Fold) {
         self.kept += fold.kept_bytes();
         let opened = fold.opened_at().1;
@@ -224,15 +225,15 @@ impl Turns {
         self.cut_excess();
     }
 
-    /// Where to go on when all is read up to `read` for those turns that need it: what one that is
-    /// remembered has read, nobody reads again.
+    /// Returns the next seq to read after `read`. It skips events that every unfinished turn has
+    /// already read.
     fn next_from(&self, read: Seq) -> Option<Seq> {
         let unfinished = self.list.iter().filter(|turn| !turn.fold.is_final());
         unfinished.map(|turn| turn.from.max(read + 1)).min()
     }
 
-    /// Leaves out turns at the end of the page, and outputs of the last that is left, until what is
-    /// kept is little enough.
+    /// Leaves out turns at the end of the page until the rest keeps at most `bytes_max`. If one
+    /// turn alone keeps more, its earliest outputs are left out.
     fn cut_excess(&mut self) {
         while self.kept > self.bytes_max && self.list.len() > 1 {
             let at = if self.cut_from == CutFrom::Beginning {

@@ -1,5 +1,6 @@
-//! The tool calls of a turn: what an event says of them, and which are outstanding. The rules are
-//! in the doc of [`message`](crate::turn::message).
+//! The tool calls of a turn, and which of them are outstanding.
+//!
+//! The module doc of [`fold`](crate::turn::fold) has the rules.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,18 +16,18 @@ use crate::turn::lenient::text_of;
 /// The tool calls of one attempt.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Calls {
-    /// Outstanding, by ID.
+    /// The IDs of outstanding calls.
     named: BTreeSet<CallHash>,
     /// The number of outstanding calls without an ID.
     unnamed: usize,
-    /// The IDs that have had their answer, so that a duplicate of it answers no other call.
+    /// The IDs of answered calls, so that a duplicate answer answers no other call.
     answered: BTreeSet<CallHash>,
 }
 
-/// What stands for a call's ID, which may be a megabyte of text.
+/// The hash of a call's ID. The ID itself may be a megabyte of text.
 type CallHash = [u8; 16];
 
-/// So many calls of an attempt are told apart by their IDs; those behind them are only counted.
+/// The most calls of an attempt that are tracked by ID. Later calls are only counted.
 const NAMED_MAX: usize = 10_000;
 
 fn hash(id: &str) -> CallHash {
@@ -41,7 +42,7 @@ impl Calls {
         self.unnamed > 0 || !self.named.is_empty()
     }
 
-    /// About how much memory they take.
+    /// The approximate memory of the tracked calls.
     pub(crate) fn bytes(&self) -> usize {
         (self.named.len() + self.answered.len()) * 2 * size_of::<CallHash>()
     }
@@ -80,8 +81,8 @@ impl Calls {
     }
 }
 
-/// What a tool event may say of the calls it is about: whatever else it holds, such as what a tool
-/// put out, is passed over unread.
+/// The fields of a tool event that identify its calls. All other fields, such as a tool's output,
+/// are skipped unread.
 #[derive(Default)]
 pub(crate) struct ToolEvent {
     call_id: Option<String>,
@@ -137,7 +138,8 @@ impl<'de> Deserialize<'de> for ToolEvent {
 }
 
 impl ToolEvent {
-    /// The calls that it is about, each by its ID if it has one; at least one.
+    /// Passes each call of the event to `act`, with its ID if it has one. There is at least one
+    /// call.
     pub(crate) fn each_call(self, mut act: impl FnMut(Option<&str>)) {
         if self.call_id.is_some() {
             return act(self.call_id.as_deref());

@@ -1,8 +1,8 @@
-//! The typed `user.message`: what a user sends to open a turn, as content blocks and metadata.
+//! The typed `user.message`: content blocks and metadata that open a turn.
 //!
-//! It does not interpret content: a block of a type it has no accessor for, and a field it has no
-//! accessor for, come back as they were sent.
-//! For that a block is the JSON object itself and not an enum with a field for each thing known
+//! Content is not interpreted. A block or a field without an accessor comes back as it was sent. A
+//! block is therefore the JSON object itself and not an enum of known types. `serde_json` is built
+//! with `preserve_order`, so the order of keys is kept too.
 //! today, and `serde_json` is built with `preserve_order`, so that the order of keys survives too.
 
 use serde::{Deserialize, Serialize};
@@ -12,11 +12,11 @@ use crate::model::{Batch, Error, Event, NewEvent, Result, USER_MESSAGE, opens_tu
 use crate::turn::lenient;
 use crate::turn::lenient::LEVELS_MAX;
 
-/// What a user sends: content blocks in order, and metadata that the sender attaches.
+/// A user's message: content blocks in order, and metadata that the sender attaches.
 ///
-/// Appended with [`Batch::user_message`](crate::Batch::user_message) it opens a turn. Its JSON form
-/// is `{"content": [..], "metadata": {..}}`; missing metadata reads as empty, missing content is an
-/// error, other fields are dropped.
+/// Appending it with [`Batch::user_message`](crate::Batch::user_message) opens a turn. Its JSON
+/// form is `{"content": [..], "metadata": {..}}`. Missing metadata reads as empty, missing content
+/// is an error, and other fields are dropped.
 ///
 /// ```
 /// use sessionlog::{ContentBlock, UserMessage};
@@ -30,17 +30,18 @@ use crate::turn::lenient::LEVELS_MAX;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UserMessage {
-    /// The content, in the order in which it was written.
+    /// The content blocks, in order.
     pub content: Vec<ContentBlock>,
-    /// The sender's own keys and values, in their order.
+    /// The sender's own keys and values, in order.
     #[serde(default)]
     pub metadata: Map<String, Value>,
 }
 
 impl Batch {
-    /// Adds a `user.message`, which opens a turn. Appending the batch is [`Error::Invalid`] when
-    /// more than 127 arrays and objects of the message's JSON form lie in each other: it could not
-    /// be read back.
+    /// Adds a `user.message`, which opens a turn.
+    ///
+    /// Appending the batch fails with [`Error::Invalid`] when the message's JSON form nests more
+    /// than 127 arrays and objects. Such a message could not be read back.
     pub fn user_message(mut self, message: impl Into<UserMessage>) -> Self {
         if let Some(event) = message.into().into_event() {
             self.event(event)
@@ -54,7 +55,7 @@ impl Batch {
 }
 
 impl UserMessage {
-    /// A message of these blocks without metadata.
+    /// Makes a message of these blocks, without metadata.
     #[must_use]
     pub fn new(content: impl IntoIterator<Item = ContentBlock>) -> Self {
         Self {
@@ -63,36 +64,36 @@ impl UserMessage {
         }
     }
 
-    /// A message of one text block.
+    /// Makes a message of one text block.
     #[must_use]
     pub fn text(text: impl Into<String>) -> Self {
         Self::new([ContentBlock::text(text)])
     }
 
-    /// The same message with `block` after its other blocks.
+    /// Adds `block` after the other blocks.
     #[must_use]
     pub fn with_block(mut self, block: ContentBlock) -> Self {
         self.content.push(block);
         self
     }
 
-    /// The same message with `value` under `key` in its metadata; a value already there is replaced
-    /// in its place.
+    /// Sets `key` in the metadata to `value`. A value already there is replaced in its place.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<Value>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
     }
 
-    /// Reads the message that `event` stores. Where its JSON holds what a [`Value`] cannot, such as
-    /// a string with half an emoji, that part reads as a string of its text, as in a
-    /// [`Message`](crate::Message).
+    /// Reads the message that `event` stores.
+    ///
+    /// A part of its JSON that a [`Value`] cannot hold, such as a string with half an emoji, reads
+    /// as text, as in a [`Message`](crate::Message).
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] when the event is not a `user.message`, or when its data is not the JSON
-    /// form of one. The log itself takes any bytes as data, so only what was appended as a
-    /// `UserMessage` is sure to read back as one.
+    /// form of one. The log accepts any bytes as data, so only data appended as a `UserMessage` is
+    /// sure to read back as one.
     pub fn from_event(event: &Event) -> Result<Self> {
         if !opens_turn(&event.event_type) {
             return Err(Error::invalid(
@@ -104,9 +105,11 @@ impl UserMessage {
             .map_err(|error| Error::invalid("event data", error.to_string()))
     }
 
-    /// Reads as much of the message as an event's data has and leaves out the rest, be it a block
-    /// or all of it. For readers that must show a turn whatever was appended to open it. Content
-    /// may be an object that stands for a list, as in `calls`.
+    /// Reads as much of the message as the data holds and leaves out the rest, in the extreme all
+    /// of it.
+    ///
+    /// A reader must be able to show a turn whatever data opened it. Content may be an object that
+    /// stands for a list, like `calls` in a tool event.
     pub(crate) fn from_data_lossy(data: &[u8]) -> Self {
         let mut data: Map<String, Value> = lenient::from_slice(data).unwrap_or_default();
         let blocks = data
@@ -124,9 +127,10 @@ impl UserMessage {
         Self { content, metadata }
     }
 
-    /// The event that stores the message; `None` when it is nested too deep to be read back.
+    /// Returns the event that stores the message. `None` when it is nested too deep to be read
+    /// back.
     pub(crate) fn into_event(self) -> Option<NewEvent> {
-        // The message itself is a level, and so are its content, a block of it, and its metadata.
+        // The message, its content and a block each take one level, and so does the metadata.
         let mut in_blocks = self.content.iter().flat_map(|block| block.0.values());
         let can_be_read = in_blocks.all(|value| is_within(value, LEVELS_MAX - 3))
             && self
@@ -141,8 +145,8 @@ impl UserMessage {
     }
 }
 
-/// Whether no more than so many arrays and objects of `value` lie in each other. It looks no
-/// deeper, so that no value exhausts the stack.
+/// Whether at most `levels` arrays and objects of `value` are nested. It looks no deeper, so that
+/// no value exhausts the stack.
 fn is_within(value: &Value, levels: usize) -> bool {
     match (value, levels.checked_sub(1)) {
         (Value::Array(items), Some(levels)) => items.iter().all(|item| is_within(item, levels)),
@@ -168,13 +172,17 @@ impl From<String> for UserMessage {
 
 /// One piece of a message's content: a JSON object whose `type` is a string.
 ///
-/// There are accessors for the text and file blocks. Any other type, and any other field of these
-/// two, is kept as it is, in the order it was sent in. Numbers are kept by value, as 64-bit
-/// integers where they are ones and as doubles otherwise. Not kept are what JSON gives no meaning:
-/// white space, the spelling of escapes and of numbers (`1.10` becomes `1.1`), and all but the last
-/// of repeated keys. What no [`Value`] holds, such as half an emoji or `1e400`, is refused by this
-/// type's `Deserialize`, and is a string of its text when a stored event is read. Who needs the
-/// very bytes appends a [`NewEvent`] with them: data is never looked into.
+/// There are accessors for text and file blocks. Blocks of other types, and other fields of these
+/// two, are kept as they were sent and in the same order.
+///
+/// * Numbers are kept by value: as a 64-bit integer if possible, otherwise as a double.
+/// * White space, the spelling of escapes and of numbers (`1.10` becomes `1.1`), and all but the
+///   last of repeated keys are not kept. JSON gives them no meaning.
+/// * This type's `Deserialize` refuses JSON that a [`Value`] cannot hold, such as half an emoji or
+///   `1e400`. In a stored event such a part reads as a string of its text.
+///
+/// To keep the exact bytes, append them as the data of a [`NewEvent`]. The log never interprets
+/// data.
 ///
 /// ```
 /// use sessionlog::ContentBlock;
@@ -195,19 +203,19 @@ impl ContentBlock {
     const FILE: &str = "file";
     const FILE_ID: &str = "file_id";
 
-    /// A text block: `{"type": "text", "text": ..}`.
+    /// Makes a text block: `{"type": "text", "text": ..}`.
     #[must_use]
     pub fn text(text: impl Into<String>) -> Self {
         Self::of_type(Self::TEXT).with(Self::TEXT, text.into())
     }
 
-    /// A reference to a file that is kept elsewhere: `{"type": "file", "file_id": ..}`.
+    /// Makes a reference to a file stored elsewhere: `{"type": "file", "file_id": ..}`.
     #[must_use]
     pub fn file(file_id: impl Into<String>) -> Self {
         Self::of_type(Self::FILE).with(Self::FILE_ID, file_id.into())
     }
 
-    /// A block of any type, without other fields yet.
+    /// Makes a block of any type, without other fields.
     #[must_use]
     pub fn of_type(block_type: impl Into<String>) -> Self {
         Self(Map::from_iter([(
@@ -216,8 +224,9 @@ impl ContentBlock {
         )]))
     }
 
-    /// The same block with `value` under `field`; a value already there is replaced in its place.
-    /// The type stays what it is: a `value` for the field `type` is ignored.
+    /// Sets `field` to `value`. A value already there is replaced in its place.
+    ///
+    /// The type of a block does not change: a `value` for the field `type` is ignored.
     #[must_use]
     pub fn with(mut self, field: impl Into<String>, value: impl Into<Value>) -> Self {
         let field = field.into();
@@ -238,27 +247,25 @@ impl ContentBlock {
             .expect("a block is made only with a string as its type")
     }
 
-    /// The text of a text block. `None` for other types, and for a text block that does not hold
-    /// one.
+    /// The text of a text block. `None` for other types, and for a text block without a text.
     #[must_use]
     pub fn as_text(&self) -> Option<&str> {
         self.field_of(Self::TEXT, Self::TEXT)
     }
 
-    /// The file ID of a file block. `None` for other types, and for a file block that does not hold
-    /// one.
+    /// The file ID of a file block. `None` for other types, and for a file block without a file ID.
     #[must_use]
     pub fn as_file_id(&self) -> Option<&str> {
         self.field_of(Self::FILE, Self::FILE_ID)
     }
 
-    /// The whole block, its type included.
+    /// The whole block, including its type.
     #[must_use]
     pub fn as_object(&self) -> &Map<String, Value> {
         &self.0
     }
 
-    /// The whole block, its type included.
+    /// Returns the whole block, including its type.
     #[must_use]
     pub fn into_object(self) -> Map<String, Value> {
         self.0
@@ -287,7 +294,7 @@ impl ContentBlock {
 impl TryFrom<Map<String, Value>> for ContentBlock {
     type Error = Error;
 
-    /// Takes any object whose `type` is a string; anything else is [`Error::Invalid`].
+    /// Accepts an object whose `type` is a string. Any other object is [`Error::Invalid`].
     fn try_from(object: Map<String, Value>) -> Result<Self> {
         match object.get(Self::TYPE) {
             Some(Value::String(_)) => Ok(Self(object)),

@@ -1,5 +1,4 @@
-//! A turn folds to the same message whichever language wrote its events, and whatever else they
-//! hold.
+//! A turn folds to the same message in every language and with any other fields.
 
 use proptest::collection::vec;
 use proptest::option;
@@ -17,7 +16,7 @@ use crate::turn::lenient;
 use crate::turn::lenient::tests::{any_field, any_json};
 use crate::turn::tool_calls::Calls;
 
-/// What an event says of its turn.
+/// An event's part in its turn.
 #[derive(Debug, Clone)]
 enum Said {
     Status {
@@ -46,17 +45,17 @@ enum Json {
     Bool(bool),
     Whole(i64),
     Double(f64),
-    /// A whole number of so many digits.
+    /// A whole number with this many digits.
     Digits(usize),
-    /// UTF-16, of which some may be half a character.
+    /// UTF-16, some of which may be half a character.
     Text(Vec<u16>),
     List(Vec<Json>),
-    /// So many lists in each other.
+    /// This many nested lists.
     Deep(usize),
     Object(Vec<(Vec<u16>, Json)>),
 }
 
-/// A language and its usual encoder. Where its libraries differ, `is_odd` chooses the one that is
+/// A language and its usual encoder. If its libraries differ, `is_odd` chooses the one that is
 /// harder to read.
 #[derive(Debug, Clone, Copy)]
 struct Dialect {
@@ -79,7 +78,7 @@ const LANGUAGES: [Language; 4] = [
     Language::Protobuf,
 ];
 
-/// What stands for each event before it is written in a dialect.
+/// The dialect of the events that all others are compared with.
 const PLAIN: Dialect = Dialect {
     language: Language::Python,
     is_odd: false,
@@ -200,13 +199,13 @@ impl Writer {
         self.put(&format!("\\u{unit:04x}"));
     }
 
-    /// Half a character as if it were one, in three bytes that are no UTF-8.
+    /// Writes half a character as if it were a whole one, in three bytes that are not UTF-8.
     fn half(&mut self, unit: u16) {
         let bits = |shift: u16| 0x80 | u8::try_from((unit >> shift) & 0x3F).unwrap();
         self.out.extend([0xED, bits(6), bits(0)]);
     }
 
-    /// Lua has no lists: one that is empty, or has a hole, may come as an object.
+    /// Lua has no lists: an empty list, or one with a hole, may be written as an object.
     fn list(&mut self, items: &[Json]) {
         if self.dialect.language == Language::Lua && (self.dialect.is_odd || items.is_empty()) {
             let places: Vec<Vec<u16>> = (1..=items.len())
@@ -247,7 +246,7 @@ impl Said {
         }
     }
 
-    /// The fields that decide. One that is not said is left out or, in the odd form, `null`.
+    /// The fields that decide. A field that is not set is left out or, in the odd form, `null`.
     fn fields(&self, error: &Json, dialect: Dialect) -> Vec<(&'static str, Json)> {
         let none = || dialect.is_odd.then_some(Json::Null);
         let fields = match self {
@@ -411,7 +410,7 @@ fn any_noise() -> impl Strategy<Value = Vec<(Vec<u16>, Json)>> {
     vec(field, 0..3)
 }
 
-/// What is to be the same after an event: status, attempt, number of outputs, whether there is an
+/// The state to compare after each event: status, attempt, number of outputs, whether there is an
 /// error, and the calls.
 type Step = (MessageStatus, u32, usize, bool, Calls);
 
@@ -448,7 +447,7 @@ proptest! {
         let expected = steps(&turn.iter().map(plain).collect::<Vec<_>>());
         for language in LANGUAGES {
             let written = |(place, said): (usize, &Said)| {
-                // What an assistant says again, it says with all that went with it.
+                // A repeated assistant message repeats all of its fields.
                 let place = if let Said::Output(number) = said { *number } else { place };
                 let dialect = Dialect { language, is_odd };
                 event(said.event_type(), said.written(dialect, &noise[place % noise.len()]))
