@@ -3,7 +3,6 @@
 //! Content is not interpreted. A block or a field without an accessor comes back as it was sent. A
 //! block is therefore the JSON object itself and not an enum of known types. `serde_json` is built
 //! with `preserve_order`, so the order of keys is kept too.
-//! today, and `serde_json` is built with `preserve_order`, so that the order of keys survives too.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
