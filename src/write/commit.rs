@@ -1,27 +1,27 @@
-//! The commit group: callers join the open group, and whoever leads gives it one write and one
-//! barrier while the next one fills.
+//! The commit group: callers join the open group, and its leader commits it with one write and one
+//! barrier while the next group fills.
 //!
-//! A lone caller leads its own group, so that nothing is handed from thread to thread. As soon as
-//! the next group has members when one is done, a commit thread leads, until it finds none. A small
-//! group waits for the one before, since it grows meanwhile and shares a barrier among more. A
-//! group that has grown large does not: then two are in flight, and the disk has the second at hand
+//! A lone caller leads its own group, so no work is handed to another thread. If the next group has
+//! members when a group is done, a commit thread leads it, and so on until a group is empty. A
+//! small group waits for the group before it: meanwhile it grows, and more members share a barrier.
+//! A large group does not wait. Two groups are then in flight, and the disk has the second at hand
 //! while the first is answered.
 //!
 //! Invariants:
-//! * IDs and seqs are given out in the [section](crate::write::section), under its lock, in the
-//!   order in which requests join; groups get their places in the journal one at a time, in the
-//!   order in which they were open, and are published in that order, each when all before it are.
-//!   So ID order is commit order is the order that readers see.
+//! * The [section](crate::write::section) assigns IDs and seqs under its lock, in the order in
+//!   which requests join. Groups get their places in the journal one at a time, in the order in
+//!   which they were open. They are published in that order, each after all before it. So ID order
+//!   is commit order, and readers see events in that order.
 //! * At most [`IN_FLIGHT_MAX`](crate::write::section::IN_FLIGHT_MAX) groups have a place and no
-//!   outcome, all in one journal file: the next file is begun when none has.
-//! * Every answer, also a replay, a conflict or a mismatch, is given after the barrier of the group
-//!   it was decided in, and of all before it: it never rests on something that a crash could take
-//!   back.
-//! * After a failed write no group gets a place: the log is poisoned, and records of the failed
-//!   group and of those behind it reach no reader. A group that got no place for lack of room takes
-//!   back what it was given, and so does the open group, which rests on it.
-//! * The section does no I/O and its lock is not held over any, nor while anybody is woken who
-//!   might come back for it.
+//!   outcome. All of them are in one journal file: the next file begins when no group is in flight.
+//! * Every answer is given after the barrier of the group it was decided in, and of all groups
+//!   before it. This includes replays, conflicts and mismatches. So no answer rests on anything
+//!   that a crash could undo.
+//! * After a failed write no group gets a place: the log is poisoned, and no reader sees records of
+//!   the failed group or of groups after it. A group that gets no place for lack of room undoes its
+//!   assignments. So does the open group, which rests on it.
+//! * The section does no I/O. Its lock is not held during I/O, nor while waking a waiter that might
+//!   come back for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -35,15 +35,15 @@ use crate::write::section::{Decided, Group, Outcome, Section};
 use crate::write::shared::Shared;
 use crate::write::ticket::{Joined, lost};
 
-/// How long the log is without appends before the durable LSN is recorded in a witness.
+/// How long the log is without appends before a witness records the durable LSN.
 const WITNESS_AFTER: Duration = Duration::from_millis(100);
 
-/// The open group, and what writes groups.
+/// The open group, and everything that committing a group needs.
 pub(crate) struct Commit {
     section: Mutex<Section>,
-    /// For the commit threads: there is work, or an end to it.
+    /// For the commit threads: there is work, or the log is closing.
     work: Condvar,
-    /// For callers: there is room in the open group, or an end to waiting.
+    /// For callers: there is room in the open group, or the log is closing.
     room: Condvar,
     /// For leaders: a group before theirs has its outcome.
     turn: Condvar,
@@ -53,10 +53,10 @@ pub(crate) struct Commit {
     stall_wait: Duration,
 }
 
-/// What became of a request that was submitted.
+/// The result of submitting a request.
 pub(crate) enum Submitted {
     Joined,
-    /// It comes back, to be submitted again once the waiter is woken.
+    /// There is no room. The request is to be submitted again once the waiter is woken.
     NoRoom(Request, Arc<Waiter>),
 }
 
@@ -79,8 +79,8 @@ impl Commit {
         }
     }
 
-    /// Puts the request into the open group, waiting for room, and writes that here and now if
-    /// nobody else is about to.
+    /// Puts the request into the open group, and waits for room if need be. Leads the group on this
+    /// thread if no other thread is about to.
     pub(crate) fn append(&self, mut request: Request) -> Result<Joined> {
         let mut section = self.section.lock();
         let mut in_time = true;
@@ -95,7 +95,7 @@ impl Commit {
         if section.wants_leader() {
             let was_witnessed = section.unwitnessed.is_none();
             self.lead_group(&mut section);
-            // Nobody else sees to the next group, the next witness, or the end.
+            // No other thread attends to the next group, the next witness, or the closing.
             let is_due = was_witnessed && section.unwitnessed.is_some();
             if section.wants_leader() || is_due || section.closing {
                 self.work.notify_one();
@@ -104,9 +104,9 @@ impl Commit {
         Ok(joined)
     }
 
-    /// Puts the request into the open group and leaves the writing to a commit thread.
+    /// Puts the request into the open group and leaves the write to a commit thread.
     pub(crate) fn submit(&self, mut request: Request) -> Result<Submitted> {
-        // A task waits for room in a group without a limit, so the wait begins here.
+        // A task waits for the open group without a time limit, so its deadline starts here.
         request.deadline = Deadline::after(self.stall_wait);
         let mut section = self.section.lock();
         if let Some(request) = self.join(&mut section, request)? {
@@ -120,7 +120,7 @@ impl Commit {
         Ok(Submitted::Joined)
     }
 
-    /// Gives the request its place in the open group. It comes back when that has no room for it.
+    /// Puts the request into the open group. Returns it if the group has no room for it.
     fn join(
         &self,
         section: &mut MutexGuard<'_, Section>,
@@ -143,20 +143,20 @@ impl Commit {
         self.shared.refusals.of_waiting(self.stall_wait)
     }
 
-    /// The work of each commit thread, until [`stop`](Commit::stop).
+    /// Runs a commit thread until [`stop`](Commit::stop).
     pub(crate) fn run(&self) {
         let mut section = self.section.lock();
         loop {
             if section.wants_leader() {
                 self.lead_group(&mut section);
             } else if section.is_led() && section.unwitnessed.is_some() {
-                // A caller who leads alone does not wake this thread, so it looks for itself when
-                // the witness is due.
+                // A caller that leads alone does not wake this thread, so this thread checks by
+                // itself when the witness is due.
                 self.work.wait_for(&mut section, WITNESS_AFTER);
             } else if section.is_led() {
                 self.work.wait(&mut section);
             } else if section.closing {
-                // The other threads may be waiting for the group that this one led.
+                // The other threads may be waiting for the group that this thread led.
                 self.work.notify_all();
                 return;
             } else if let Some(committed) = section.unwitnessed {
@@ -165,7 +165,7 @@ impl Commit {
                     self.work.wait_until(&mut section, due);
                     continue;
                 }
-                // A failure has poisoned the log, which is all there is to do about it.
+                // An error has already poisoned the log, and there is nothing else to do about it.
                 self.lead(&mut section, &mut Group::default(), |_lead, _group| {
                     drop(self.write_witness());
                 });
@@ -176,7 +176,7 @@ impl Commit {
         }
     }
 
-    /// Takes no more requests. The commit threads end once those that have joined are answered.
+    /// Accepts no more requests. The commit threads end once all joined requests are answered.
     pub(crate) fn stop(&self) {
         let mut section = self.section.lock();
         section.closing = true;
@@ -186,8 +186,8 @@ impl Commit {
         wake_all(waiters);
     }
 
-    /// Records the durable LSN in the journal, unless that was done since the last group; returns
-    /// it. Nobody else may be leading. Errors poison the log.
+    /// Records the durable LSN in the journal, unless that was done since the last group, and
+    /// returns it. No other thread may be leading. An error poisons the log.
     pub(crate) fn write_witness(&self) -> Result<u64> {
         let is_due = self.section.lock().unwitnessed.take().is_some();
         self.shared.state.check_poison()?;
@@ -195,7 +195,7 @@ impl Commit {
         if !is_due {
             return Ok(durable_lsn);
         }
-        // Every group leaves room for one behind it.
+        // Every group leaves room for a witness after it.
         let mut buffer = GroupBuffer::default();
         let placed = self.journal.lock().place(&mut buffer, durable_lsn);
         placed.write(&buffer).map_err(|error| self.poison(error))?;
@@ -203,17 +203,17 @@ impl Commit {
         Ok(placed.end_lsn)
     }
 
-    /// Poisons the log when it is no longer where it was opened. Nobody may be leading.
+    /// Poisons the log if its folder was moved or replaced. No thread may be leading.
     pub(crate) fn check_place(&self) -> Result<()> {
         self.shared.state.check_poison()?;
         let placed = self.journal.lock().check_place();
         placed.map_err(|error| self.poison(error))
     }
 
-    /// Lets nothing more be written, because a write failed. Returns the error.
+    /// Stops all further writes after a failed one. Returns the error.
     fn poison(&self, error: Error) -> Error {
         let error = self.shared.state.poison(error);
-        // Under the lock, so that no leader looks for a failure before and waits after.
+        // Under the lock, so that no leader checks for a failure before this and waits after it.
         drop(self.section.lock());
         self.turn.notify_all();
         error
@@ -227,8 +227,8 @@ impl Commit {
         }
     }
 
-    /// Takes the open group through its place, its write, its turn and its answers, while the next
-    /// one fills.
+    /// Leads the open group: places it, writes it, waits for its turn and answers its members.
+    /// Meanwhile the next group fills.
     fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
         let mut group = section.take_open();
         self.lead(section, &mut group, |lead, group| {
@@ -238,7 +238,7 @@ impl Commit {
         section.done.push(group);
     }
 
-    /// Leads a group for as long as `act` takes, without the section's lock.
+    /// Leads a group while `act` runs, without the section's lock.
     fn lead(
         &self,
         section: &mut MutexGuard<'_, Section>,
@@ -257,16 +257,16 @@ impl Commit {
                 act(&mut lead, group);
             }));
             if acted.is_err() {
-                // What was going on is unknown, so nothing more is written. Said before the place
-                // is given up and before anybody is told, so that nobody goes on behind it or tries
-                // again.
+                // The state of the write is unknown, so nothing more is written. The log is
+                // poisoned before the place is released and before any caller has its answer, so
+                // that no group follows and no caller retries.
                 self.poison(lost());
             }
             acted
         });
         let Err(panic) = acted else { return };
-        // Those who wait are told when their requests are dropped, and the commit threads look
-        // whether the log is closing.
+        // Dropping the requests answers their callers. The commit threads check whether the log is
+        // closing.
         self.work.notify_all();
         let abandoned = self.abandon_open_group(section);
         MutexGuard::unlocked(section, || {
@@ -292,8 +292,8 @@ impl Commit {
         }
     }
 
-    /// Gives the group its place in the journal, once there is room, and lets the next leader do
-    /// the same.
+    /// Gives the group its place in the journal, once there is room, and hands over to the next
+    /// leader.
     fn place(&self, lead: &mut Lead<'_>, group: &mut Group) -> Result<Placed> {
         let state = &self.shared.state;
         state.check_poison()?;
@@ -309,8 +309,8 @@ impl Commit {
         Ok(placed)
     }
 
-    /// Sees to it that the group fits the active journal file and that memory for its records is
-    /// left.
+    /// Waits until there is memory for the group's records, and begins a new journal file if the
+    /// active one has no room for the group.
     fn make_room(&self, journal: &mut JournalWriter, group: &Group) -> Result<()> {
         let Shared {
             seal,
@@ -330,7 +330,7 @@ impl Commit {
             .take(file_bytes_for(group.record_bytes()), deadline)
             .map_err(|_stopped| Error::Closed)?
             .ok_or_else(|| self.no_room())?;
-        // The header of a file says that all before it is durable.
+        // A new file's header states that everything before it is durable.
         self.wait_for_groups_in_flight();
         journal.rotate(spare);
         recent.begin_file(
@@ -372,7 +372,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Lets readers see the group, and then answers those who wait for it.
+    /// Makes the group visible to readers and then answers its members.
     fn publish(&self, group: &mut Group, placed: &Placed) {
         let appended = group
             .members
@@ -391,10 +391,10 @@ impl Commit {
         }
     }
 
-    /// Counts everything before `lsn` as durable, of which no witness tells yet. A group that
-    /// writes nothing changes nothing, also when it comes late.
+    /// Records that everything before `lsn` is durable. No witness in the journal says so yet. A
+    /// group that writes nothing changes nothing, even if it comes late.
     fn reach(&self, lsn: u64) {
-        // Under the lock, so that no leader looks at the position before and waits after.
+        // Under the lock, so that no leader checks the position before this and waits after it.
         let mut section = self.section.lock();
         if lsn > self.shared.state.durable_lsn() {
             self.shared.state.set_durable_lsn(lsn);
@@ -402,9 +402,8 @@ impl Commit {
         }
     }
 
-    /// Tells all members of a group that got no place, and those of the open group, which may rest
-    /// on it, and gives back what they were given. Those who lead meanwhile have their places
-    /// before it.
+    /// Fails all members of a group that got no place, and of the open group, which may rest on it.
+    /// Undoes their assignments. Groups that are in flight have their places before this one.
     fn take_back(&self, group: &mut Group, error: &Error) {
         let mut section = self.section.lock();
         let mut behind = self.abandon_open_group(&mut section);
@@ -429,7 +428,7 @@ impl Commit {
         }
     }
 
-    /// Lets callers in who wait for room. Returns those that the lock must be given back for first:
+    /// Wakes the callers that wait for room. Returns the async ones, to be woken without the lock:
     /// a task may run where it is woken.
     #[must_use]
     fn let_in(&self, section: &mut Section) -> Vec<Arc<Waiter>> {
@@ -438,7 +437,7 @@ impl Commit {
     }
 }
 
-/// Those who are owed an answer, or room, once the section's lock is given back.
+/// The group and the waiters that are answered or woken once the section's lock is released.
 struct Abandoned {
     group: Group,
     waiters: Vec<Arc<Waiter>>,
@@ -450,15 +449,17 @@ fn wake_all(waiters: Vec<Arc<Waiter>>) {
     }
 }
 
-/// The right to lead: first, alone, to the end of the journal, and then to the place that was taken
-/// there.
+/// The right to lead.
+///
+/// Until [`hand_over`](Lead::hand_over) it is the exclusive right to the end of the journal. After
+/// that it is the right to the place taken there.
 struct Lead<'a> {
     commit: &'a Commit,
     has_place: bool,
 }
 
 impl Lead<'_> {
-    /// Leaves the end of the journal to the next leader. A failed write before forbids it.
+    /// Passes the end of the journal to the next leader. Fails if an earlier write failed.
     fn hand_over(&mut self) -> Result<()> {
         let mut section = self.commit.section.lock();
         self.commit.shared.state.check_poison()?;

@@ -1,5 +1,7 @@
-//! The write path: a batch becomes a request, requests share a commit group, and each caller gets
-//! its answer when the group is on stable storage.
+//! The write path: from a batch to an answer on stable storage.
+//!
+//! A batch becomes a request, requests share a commit group, and each caller gets its answer when
+//! the group is durable.
 
 mod commit;
 mod request;

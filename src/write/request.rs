@@ -1,12 +1,12 @@
 //! A batch on its way to the commit section, and the protocol of idempotency keys.
 //!
-//! A key that memory does not know is looked up in the segments before the section decides, since
-//! the section does no I/O. Meanwhile records with keys may leave memory for a segment. The entry
-//! counts those, so a request remembers the count from before its lookup; when the count has
-//! changed the request is stale, and the key is looked up again.
+//! A key that is not in memory is looked up in the segments before the section decides, since the
+//! section does no I/O. Meanwhile records with keys may leave memory for a segment. The entry
+//! counts these, and a request keeps the count from before its lookup. If the count has changed,
+//! the request is stale and the key is looked up again.
 //!
-//! Invariant: the section decides on a keyed request only while what the segments said of its key
-//! and what the entry says of it leave no batch out.
+//! Invariant: the section decides on a keyed request only if the segments as looked up and the
+//! entry together cover every batch of the session.
 
 use std::sync::Arc;
 
@@ -18,31 +18,31 @@ use crate::sync::Deadline;
 use crate::write::shared::Shared;
 use crate::write::ticket::{Answer, Landed, Ticket};
 
-/// A batch on its way.
+/// A batch to append, with everything that the commit section needs to decide on it.
 pub(crate) struct Request {
     pub batch: EncodedBatch,
     pub expected: Expected,
-    /// When it came, by the wall clock.
+    /// When the request was made, by the wall clock.
     pub created_ms: u64,
     pub session: SessionPin,
-    /// How long it may wait for room.
+    /// How long the request may wait for room.
     pub deadline: Deadline,
     pub answer: Answer,
     sealed: SealedKey,
 }
 
-/// The answer of the segments for an idempotency key.
+/// The result of looking up an idempotency key in the segments.
 #[derive(Default)]
 pub(crate) struct SealedKey {
-    /// The record that landed under it.
+    /// The record that was committed under the key.
     record: Option<Arc<Record>>,
-    /// The entry's [`keys_released`](SessionState::keys_released) before they were asked.
+    /// The entry's [`keys_released`](SessionState::keys_released) before the lookup.
     as_of: u64,
 }
 
 impl Request {
-    /// Checks and encodes a batch, and loads what the commit section will decide by. May read from
-    /// the disk.
+    /// Checks and encodes a batch, and loads the state that the commit section decides by. May read
+    /// from the disk.
     pub(crate) fn new(
         shared: &Shared,
         options: &Options,
@@ -71,8 +71,7 @@ impl Request {
         request.with_key_looked_up(&shared.locator)
     }
 
-    /// The same request with what the segments say of its key, if it has one that memory does not
-    /// know.
+    /// Looks up the request's key in the segments, if it has one that is not in memory.
     pub(crate) fn with_key_looked_up(mut self, locator: &Locator) -> Result<Self> {
         let Some(key) = self.batch.key() else {
             return Ok(self);
@@ -98,7 +97,7 @@ impl Request {
         Ok(self)
     }
 
-    /// Whether the key's record may have left memory for a segment since the segments were asked.
+    /// Whether the key's record may have left memory for a segment since the lookup.
     pub(crate) fn is_stale(&self) -> bool {
         let Some(key) = self.batch.key() else {
             return false;
@@ -107,7 +106,7 @@ impl Request {
         state.record_of_key(&key.text).is_none() && state.keys_released != self.sealed.as_of
     }
 
-    /// The answer for a key that was used before.
+    /// Returns the answer for a key that was used before.
     pub(crate) fn replay(&self, state: &SessionState) -> Option<Result<Landed>> {
         let key = self.batch.key()?;
         let record = state

@@ -1,8 +1,8 @@
-//! The commit section: gives requests their places in their sessions, one after the other, and says
-//! when a group is to be led.
+//! The commit section: assigns requests their places in their sessions, one after the other, and
+//! decides when a group needs a leader.
 //!
-//! What the section does happens under one lock, which every append takes: no I/O, no waiting,
-//! nobody woken. A group that was taken from it is answered without that lock.
+//! The section works under one lock, which every append takes. Under it there is no I/O, no waiting
+//! and no waking. A group taken from the section is answered without the lock.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,27 +15,27 @@ use crate::sync::{Deadline, Gate, Instant, Waiter};
 use crate::write::request::Request;
 use crate::write::ticket::{Answer, Joined, Landed};
 
-/// How many groups are written at once. A second keeps the disk busy; more would only make groups
-/// smaller.
+/// The most groups that are written at once. A second keeps the disk busy. More would only make
+/// groups smaller.
 pub(crate) const IN_FLIGHT_MAX: usize = 2;
 
-/// A group with so many bytes of records is written beside the one before. Below, the barrier costs
-/// more than the bytes, so that waiting for company is the better use of the time.
+/// The bytes of records from which a group is written alongside the group before it. Below this the
+/// barrier costs more than the bytes, and waiting for more members is the better use of the time.
 const OVERLAP_BYTES: usize = 128 * 1024;
 
-/// What the lock protects. All of a log's appends are decided here.
+/// The state under the lock. All appends of a log are decided here.
 pub(crate) struct Section {
     clock: IdClock,
     pub open: Group,
-    /// Groups that are done, for the buffers they have.
+    /// Committed groups, kept for their buffers.
     pub done: Vec<Group>,
     /// Async callers that found the open group full.
     pub room_waiters: Vec<Arc<Waiter>>,
-    /// Somebody has the end of the journal, to give a group its place there.
+    /// Whether a leader holds the end of the journal, to place its group there.
     pub placing: bool,
-    /// Groups that have their place and are not answered.
+    /// The number of groups that have a place and are not answered.
     pub in_flight: usize,
-    /// When the last group was committed, until a witness is written after it.
+    /// When the last group was committed. `None` once a witness is written after it.
     pub unwitnessed: Option<Instant>,
     pub closing: bool,
 }
@@ -44,13 +44,13 @@ pub(crate) struct Section {
 pub(crate) struct Group {
     pub members: VecDeque<Decided>,
     pub buffer: GroupBuffer,
-    /// How long it may wait for room: as long as the batch that has waited longest.
+    /// How long the group may wait for room: until the deadline of its first batch.
     pub deadline: Deadline,
-    /// Where the members wait that are threads.
+    /// Where member threads wait.
     gate: Arc<Gate>,
 }
 
-/// A request whose place in its group is known.
+/// A request with its place in the group.
 pub(crate) struct Decided {
     pub session: SessionPin,
     owed: Answer,
@@ -58,9 +58,9 @@ pub(crate) struct Decided {
 }
 
 pub(crate) enum Outcome {
-    /// It becomes this record, once the group is durable.
+    /// The request becomes this record once the group is durable.
     Append(Arc<Record>),
-    /// It writes nothing, and is told this once the group is durable.
+    /// The request writes nothing and gets this answer once the group is durable.
     Tell(Result<Landed>),
 }
 
@@ -78,8 +78,8 @@ impl Section {
         }
     }
 
-    /// Gives a request its place, or decides why it gets none. What is decided counts for the
-    /// requests behind it. A request whose key must be looked up again comes back.
+    /// Assigns a request its place, or decides why it gets none. The decision holds for the
+    /// requests after it. Returns a request whose key must be looked up again.
     pub(crate) fn join(&mut self, request: Request) -> Option<Request> {
         if request.is_stale() {
             return Some(request);
@@ -116,19 +116,19 @@ impl Section {
         None
     }
 
-    /// Whether the open group should be given its place now.
+    /// Whether the open group should be placed in the journal now.
     pub(crate) fn wants_leader(&self) -> bool {
         let may_overlap = self.in_flight < IN_FLIGHT_MAX && self.open.is_large();
         !self.placing && !self.open.members.is_empty() && (self.in_flight == 0 || may_overlap)
     }
 
-    /// Takes the open group, to be led.
+    /// Takes the open group in order to lead it.
     pub(crate) fn take_open(&mut self) -> Group {
         let next = self.done.pop().unwrap_or_default();
         std::mem::replace(&mut self.open, next)
     }
 
-    /// Whether anybody leads.
+    /// Whether any group is being led.
     pub(crate) fn is_led(&self) -> bool {
         self.placing || self.in_flight > 0
     }
@@ -153,7 +153,7 @@ impl Group {
         self.buffer.put(record);
     }
 
-    /// Gives each member its answer, and lets the threads among them go on.
+    /// Answers each member with `give` and releases the member threads.
     pub(crate) fn answer(&mut self, mut give: impl FnMut(Decided)) {
         while let Some(member) = self.members.pop_front() {
             give(member);
@@ -161,7 +161,7 @@ impl Group {
         self.gate.open();
     }
 
-    /// Where a member waits.
+    /// Returns the place where a member waits.
     pub(crate) fn joined(&self) -> Joined {
         Joined {
             gate: Arc::clone(&self.gate),
@@ -173,7 +173,7 @@ impl Group {
         self.buffer.record_bytes() >= OVERLAP_BYTES
     }
 
-    /// Whether there is no room for the request. A group without records takes any.
+    /// Whether the group has no room for the request. A group without records accepts any.
     pub(crate) fn is_full_for(&self, request: &Request, bytes_max: usize) -> bool {
         self.buffer.records() > 0
             && self.buffer.record_bytes() + request.batch.stored_bytes_max() > bytes_max
@@ -181,14 +181,14 @@ impl Group {
 }
 
 impl Drop for Group {
-    /// Members that are left are told that their answer is lost.
+    /// Answers the remaining members: their batch was lost.
     fn drop(&mut self) {
         self.answer(drop);
     }
 }
 
 impl Decided {
-    /// Gives the answer that was decided.
+    /// Answers with the outcome that was decided.
     pub(crate) fn answer(self) {
         match self.outcome {
             Outcome::Append(record) => finish(
@@ -203,12 +203,12 @@ impl Decided {
         }
     }
 
-    /// Gives another answer.
+    /// Answers with `answer` instead of the outcome.
     pub(crate) fn finish(self, answer: Result<Landed>) {
         finish(self.session, self.owed, answer);
     }
 
-    /// Gives back the place in the session, the last one given out.
+    /// Undoes the assignment in the session, which must be its last.
     pub(crate) fn take_back(&self) {
         if let Outcome::Append(record) = &self.outcome {
             self.session.lock().take_back(record);
@@ -216,8 +216,8 @@ impl Decided {
     }
 }
 
-/// Answers a request. The session is let go first, so that a caller who has its answer leaves
-/// nothing behind.
+/// Answers a request. The session is unpinned first, so that nothing is left behind once the caller
+/// has its answer.
 fn finish(session: SessionPin, owed: Answer, answer: Result<Landed>) {
     drop(session);
     owed.give(answer);

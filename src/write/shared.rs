@@ -1,4 +1,4 @@
-//! What the write path shares with the threads that make room for it.
+//! The state that the write path shares with the threads that make room for it.
 
 use std::sync::Arc;
 

@@ -1,21 +1,21 @@
-//! Between the writers that fill the journal and the sealing thread that empties it.
+//! The signal between writers that fill the journal and the sealing thread that empties it.
 
 use std::time::Duration;
 
 use crate::recent::Timing;
 use crate::sync::{Deadline, Mailbox, Stopped};
 
-/// The sealing thread's mailbox: how soon it is to seal.
+/// The sealing thread's mailbox: how soon it must seal.
 #[derive(Default)]
 pub(crate) struct SealSignal(Mailbox<Option<Timing>>);
 
 impl SealSignal {
-    /// A journal file is full, or the records in memory have become many.
+    /// Reports that a journal file is full, or that memory holds many records.
     pub(crate) fn notify(&self) {
         self.post(Timing::Needed);
     }
 
-    /// No append has come for a while.
+    /// Reports that there has been no append for a while.
     pub(crate) fn notify_idle(&self) {
         self.post(Timing::Now);
     }
@@ -24,7 +24,7 @@ impl SealSignal {
         self.0.update(|work| *work = (*work).max(Some(timing)));
     }
 
-    /// Waits until `has_room` holds, and looks again whenever sealing has progressed. `false` when
+    /// Waits until `has_room` holds, and checks it whenever sealing progresses. Returns `false` if
     /// it does not hold at the deadline.
     pub(crate) fn wait_for_room(&self, deadline: Deadline, has_room: impl Fn() -> bool) -> bool {
         if has_room() {
@@ -37,7 +37,7 @@ impl SealSignal {
         waited.unwrap_or_default().is_some()
     }
 
-    /// Waits for work. With `retry`, waits that long first and then seals in any case.
+    /// Waits for work. With `retry`, waits that long and then returns [`Timing::Now`] in any case.
     pub(crate) fn wait_for_work(&self, retry: Option<Duration>) -> Result<Timing, Stopped> {
         if let Some(retry) = retry {
             self.0.pause(retry, |_work| false)?;
@@ -46,7 +46,7 @@ impl SealSignal {
         self.0.wait_for(Option::take)
     }
 
-    /// Has waiting writers look for room again.
+    /// Wakes waiting writers to check for room again.
     pub(crate) fn note_progress(&self) {
         self.0.update(|_work| ());
     }

@@ -1,6 +1,7 @@
-//! What all parts of a log ask of its write path: how much is durable, and whether it still writes.
+//! The state of the write path that the rest of the log needs: the durable position, and whether
+//! the log still writes.
 //!
-//! Readers of this state take no lock.
+//! Reading this state takes no lock.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,7 +15,7 @@ pub(crate) struct LogState {
 }
 
 impl LogState {
-    /// The state of a log that ends at `durable_lsn`.
+    /// Makes the state of a log that ends at `durable_lsn`.
     pub(crate) fn new(durable_lsn: u64) -> Self {
         Self {
             durable_lsn: AtomicU64::new(durable_lsn),
@@ -22,18 +23,18 @@ impl LogState {
         }
     }
 
-    /// Everything before this LSN is on stable storage.
+    /// Returns the LSN before which everything is on stable storage.
     pub(crate) fn durable_lsn(&self) -> u64 {
         self.durable_lsn.load(Ordering::Acquire)
     }
 
-    /// Only the thread that got the barrier for everything before `lsn` may say so.
+    /// Sets the durable LSN. Only the thread whose barrier made everything before `lsn` durable may
+    /// call it.
     pub(crate) fn set_durable_lsn(&self, lsn: u64) {
         self.durable_lsn.store(lsn, Ordering::Release);
     }
 
-    /// Lets nothing more be written, because a write failed. Returns the error. The first one
-    /// stays.
+    /// Stops all further writes after a failed one, and returns the error. The first error is kept.
     pub(crate) fn poison(&self, error: Error) -> Error {
         self.poison.get_or_init(|| {
             tracing::error!(
@@ -46,7 +47,7 @@ impl LogState {
         error
     }
 
-    /// The failure that poisoned the log.
+    /// Returns the failure that poisoned the log.
     pub(crate) fn failure(&self) -> Option<&Error> {
         self.poison.get().map(|failure| &**failure)
     }

@@ -1,5 +1,5 @@
-//! The answer to an append on its way back: the commit section owes it, the caller waits for it, as
-//! a thread or as a task.
+//! The answer to an append on its way back. The commit section owes it, and the caller waits for it
+//! as a thread or as a task.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -8,8 +8,8 @@ use crate::codec::Record;
 use crate::model::{Error, Result};
 use crate::sync::{Gate, Mutex, Opening, wake_task};
 
-/// Owes an answer to whoever holds the ticket. Should it be lost on the way, because a thread
-/// panicked, that is the answer.
+/// Owes an answer to the holder of the ticket. If it is dropped unanswered, because a thread
+/// panicked, the answer is an error.
 pub(crate) struct Answer(Option<Arc<Ticket>>);
 
 impl Answer {
@@ -32,7 +32,7 @@ impl Drop for Answer {
     }
 }
 
-/// What an append came to: the record, and whether it had been there.
+/// The result of an append: the record, and whether it was there before.
 #[derive(Debug, Clone)]
 pub(crate) struct Landed {
     pub record: Arc<Record>,
@@ -48,19 +48,19 @@ pub(crate) struct Ticket {
 #[derive(Default)]
 struct Given {
     answer: Option<Result<Landed>>,
-    /// The task that waits for it. Threads wait at the [gate](Joined) of their group.
+    /// The task that waits for the answer. Threads wait at the [gate](Joined) of their group.
     waker: Option<Waker>,
 }
 
-/// A place in a group.
+/// A member's place in its group.
 pub(crate) struct Joined {
-    /// Opens when all of the group are answered.
+    /// Opens when all members of the group are answered.
     pub gate: Arc<Gate>,
     pub opening: Opening,
 }
 
 impl Ticket {
-    /// Waits for the answer, for a thread.
+    /// Waits for the answer on a thread.
     pub(crate) fn wait(&self, joined: &Joined) -> Result<Landed> {
         loop {
             if let Some(answer) = self.given.lock().answer.take() {
@@ -70,14 +70,14 @@ impl Ticket {
         }
     }
 
-    /// Waits for the answer, for a task.
+    /// Waits for the answer as a task.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<Landed>> {
         let mut given = self.given.lock();
         if let Some(answer) = given.answer.take() {
             return Poll::Ready(answer);
         }
         let before = given.waker.replace(context.waker().clone());
-        // What it keeps alive may want the lock when it goes.
+        // Dropping the old waker may run code that takes the lock.
         drop(given);
         drop(before);
         Poll::Pending
@@ -94,7 +94,7 @@ impl Ticket {
     }
 }
 
-/// What is said of a batch whose leader panicked.
+/// The error for a batch whose leader panicked.
 pub(crate) fn lost() -> Error {
     let source = std::io::Error::other("the thread that wrote it panicked");
     crate::disk::io_error("commit a batch to", "the journal".as_ref())(source)
