@@ -1,5 +1,7 @@
-//! The files and folders of a log that is being opened: makes what is missing, removes what was not
-//! finished, and refuses a folder that has lost something.
+//! The files and folders of a log that is being opened.
+//!
+//! Opening makes missing ones, removes unfinished ones, and refuses a folder that has lost
+//! something.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,8 +15,8 @@ use crate::model::{Error, EventId, Recovery, Result, fresh_store_number};
 use crate::segment;
 
 impl Opening {
-    /// Removes what was not finished when the log stopped. To be called once the log was found to
-    /// be sound: a failed open changes nothing.
+    /// Removes files that were unfinished when the log stopped. To be called once the log is known
+    /// to be sound: a failed open changes nothing.
     pub(super) fn remove_unfinished(&self) -> Result<()> {
         self.remove_unfinished_in(&self.layout.journal)?;
         self.remove_unfinished_in(&self.layout.segments)?;
@@ -36,7 +38,7 @@ impl Opening {
         Ok(())
     }
 
-    /// Makes the log's folder where there is none, and what is missing above it, each name durable.
+    /// Makes the log's folder and any missing folders above it. Each name is made durable.
     pub(super) fn make_root(&self) -> Result<()> {
         let root = &self.layout.root;
         let mut missing = Vec::new();
@@ -55,23 +57,24 @@ impl Opening {
             .try_for_each(|folder| self.disk.sync_dir(parent(folder)))
     }
 
-    /// Makes the folders in the log's, durably, and with them every name in them: a crash may have
-    /// come between a file's rename and the barrier for its folder, and what is found now will be
-    /// relied on.
+    /// Makes the folders in the log's folder, and makes every name in them durable.
+    ///
+    /// A crash may have come between a file's rename and the barrier for its folder, and recovery
+    /// relies on the names it finds.
     pub(super) fn make_folders(&self) -> Result<()> {
         for folder in [&self.layout.journal, &self.layout.segments] {
             self.disk.make_dir(folder)?;
             self.disk.sync_dir(folder)?;
         }
-        // What is in this one may be lost, and so may the folder.
+        // The filters may be lost, and so may their folder.
         let made = self.disk.make_dir(&self.layout.filters);
         self.refusals.note(Work::Filters, made.as_ref().err());
         self.disk.sync_dir(&self.layout.root)?;
         self.disk.sync_dir(parent(&self.layout.root))
     }
 
-    /// Where there is no manifest there was no log, or it was lost: then something else of it is
-    /// there.
+    /// Fails if the folder holds parts of a log. Without a manifest there was no log, or its
+    /// manifest was lost.
     pub(super) fn check_that_nothing_is_lost(&self) -> Result<()> {
         let (journal, segments) = (&self.layout.journal, &self.layout.segments);
         for (name, _) in self.disk.list(segments)? {
@@ -99,12 +102,12 @@ impl Opening {
         Ok(())
     }
 
-    /// Begins a log where there is none. An earlier attempt may have left a journal file without
-    /// groups.
+    /// Begins a log in a folder without one. An earlier attempt may have left a journal file
+    /// without groups.
     pub(super) fn create(&self) -> Result<ManifestFile> {
         self.check_that_nothing_is_lost()?;
-        // What was begun of a manifest may still be on its way to the disk, and would then stand
-        // beside files of another store.
+        // An unfinished manifest may still be on its way to the disk. It would then be found beside
+        // files of another store.
         ManifestFile::remove(&*self.disk, &self.layout)?;
         let journal = &self.layout.journal;
         let files = self.disk.list(journal)?;
@@ -112,8 +115,8 @@ impl Opening {
             .iter()
             .filter(|(name, _)| journal::number(name).is_some())
         {
-            // It was just found to hold no group; its header, if it has one, is of a store that
-            // never came to be.
+            // The file holds no group, as checked above. Its header, if any, is of a store that was
+            // never completed.
             self.disk.remove(&journal.join(name))?;
         }
         let next_number = 1;
@@ -147,7 +150,7 @@ impl Opening {
         Ok(manifest)
     }
 
-    /// Checks the segments, and adds to the manifest those that a crash kept out of it.
+    /// Checks the segments, and adds segments to the manifest that a crash kept out of it.
     pub(super) fn adopt_segments(
         &self,
         manifest: &mut Manifest,

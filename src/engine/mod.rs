@@ -1,5 +1,6 @@
-//! What the handles of a log and its background threads share: all parts of an open log, wired
-//! together here and nowhere else.
+//! An open log: the state that its handles and background threads share.
+//!
+//! All parts of a log are wired together here and nowhere else.
 
 mod folder;
 mod open;
@@ -22,8 +23,8 @@ use crate::write::{Commit, LogState, Request, SealSignal, Shared, Ticket};
 
 pub(crate) use open::open;
 
-/// One in so many bytes that the index may keep in memory is for what it said lately, and the rest
-/// is sled's.
+/// The divisor for the index's memory: this part of it caches recent lookups, and sled gets the
+/// rest.
 const RUNS_SHARE: usize = 4;
 
 /// An open log.
@@ -33,19 +34,19 @@ pub(crate) struct Engine {
     pub writer: Option<Writer>,
     pub index: Arc<Index>,
     pub refusals: Arc<Refusals>,
-    /// The span filters' folder. With its disk, store and cache segments are opened too.
+    /// The span filters' folder. Segments are opened with the same disk, store and cache.
     pub filter_dir: FilterDir,
     pub layout: Layout,
     counters: Arc<Counters>,
     recovery: Recovery,
-    /// Given back on close.
+    /// Released on close.
     lock: Mutex<Option<FolderLock>>,
 }
 
-/// Holds the log's folder for as long as it lives.
+/// Holds the log's folder until it is dropped.
 pub(crate) type FolderLock = Box<dyn Send + Sync>;
 
-/// What only a log that is not read-only has.
+/// The parts that a read-only log lacks.
 pub(crate) struct Writer {
     pub commit: Commit,
     pub shared: Arc<Shared>,
@@ -54,7 +55,7 @@ pub(crate) struct Writer {
     pub new_segment: Mailbox<bool>,
 }
 
-/// What opening a log found and made, to be [assembled](Engine::assemble).
+/// The result of opening a log, to be [assembled](Engine::assemble).
 pub(crate) struct Parts {
     pub disk: Arc<dyn Disk>,
     pub layout: Layout,
@@ -64,7 +65,7 @@ pub(crate) struct Parts {
     pub recent: Arc<Recent>,
     pub recovery: Recovery,
     pub lock: FolderLock,
-    /// Of a log that is not read-only.
+    /// `None` for a read-only log.
     pub writer: Option<WriterParts>,
 }
 
@@ -123,7 +124,7 @@ impl Engine {
                 counters: Arc::clone(&counters),
                 refusals: Arc::clone(&refusals),
             });
-            // Full journal files that were found need not wait for the first append.
+            // Full journal files from before need not wait for the first append.
             shared.seal.notify_idle();
             let commit = Commit::new(parts.journal, parts.clock, Arc::clone(&shared), &options);
             Writer {
@@ -152,7 +153,7 @@ impl Engine {
         self.writer.as_ref().ok_or(Error::ReadOnly)
     }
 
-    /// Checks and encodes a batch, and loads what the commit section will decide by.
+    /// Checks and encodes a batch, and loads the state that the commit section decides by.
     pub(crate) fn request(
         &self,
         session: &SessionId,
@@ -164,7 +165,7 @@ impl Engine {
         Request::new(shared, &self.store.options, session, batch, ticket)
     }
 
-    /// A segment of this log.
+    /// Makes a segment of this log.
     pub(crate) fn segment(&self, info: SegmentInfo) -> Segment {
         segment(&self.filter_dir, &self.layout, info)
     }
@@ -173,7 +174,7 @@ impl Engine {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let recent = &self.store.recent;
         let segments = self.store.locator.segments();
-        // Once, so that all segments are compared with the same.
+        // Read once, so that all segments are compared with the same number.
         let indexed = self.index.through();
         let groups = self.counters.groups();
         let (barrier_time, barrier_time_max) = self.counters.barrier_time();
@@ -200,14 +201,14 @@ impl Engine {
         }
     }
 
-    /// Gives the log's folder back.
+    /// Releases the log's folder.
     pub(crate) fn unlock(&self) {
         drop(self.lock.lock().take());
     }
 }
 
 impl Writer {
-    /// Records in the manifest that the log ends here. Nothing may be appended any more.
+    /// Records in the manifest that the log ends here. No append may follow.
     pub(crate) fn record_clean_stop(&self) -> Result<()> {
         self.commit.check_place()?;
         let durable_lsn = self.commit.write_witness()?;

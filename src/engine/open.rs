@@ -1,16 +1,17 @@
-//! Opening: from whatever is in the folder to a log that readers and writers may use.
+//! Opening: turns the contents of a folder into a log that readers and writers may use.
 //!
 //! Invariants:
-//! * Before anybody is let in, everything that can be read is on stable storage. After a stop that
-//!   was not clean the last journal file is therefore written again into another one, under a new
-//!   incarnation, with a barrier and then the manifest: a barrier over the old bytes proves
-//!   nothing, since after a failed sync the page cache may hold what the disk lacks.
-//! * Whatever lies behind the end of the log is discarded for good: nothing is ever written behind
-//!   it in the old file.
-//! * Nothing is given up or written over before the manifest that it rests on is durable, in both
-//!   slots: the one that was found may be in the device's cache alone, left there by a process that
-//!   was killed before its barrier, or between the two.
-//! * Recovery may be cut short at any point and begins anew: until the manifest names the new file,
+//! * Before `open` returns, everything readable is on stable storage. After an unclean stop the
+//!   last journal file is therefore rewritten into another one, under a new incarnation, with a
+//!   barrier and then the manifest. A barrier over the old bytes proves nothing: after a failed
+//!   sync the page cache may hold bytes that the disk lacks.
+//! * Bytes after the end of the log are discarded for good: nothing is ever written after the end
+//!   in the old file.
+//! * Nothing is released or overwritten before the manifest that it rests on is durable in both
+//!   slots. The manifest as found may be only in the device's cache: its writer may have been
+//!   killed before its barrier, or between the two slots.
+//! * Recovery may be interrupted at any point and then starts over. The old file counts until the
+//!   manifest names the new one.
 //!   the old one counts.
 
 use std::io::ErrorKind;
@@ -73,7 +74,7 @@ impl Opening {
         self.adopt_segments(&mut manifest.value, &mut recovery)?;
         let replayed = replay(&*self.disk, &self.layout.journal, &manifest.value)?;
         for file in &replayed.files {
-            // What was read came past the page cache; this empties the device's own.
+            // Replay reads past the page cache. This flushes the device's own cache.
             let path = journal::path(&self.layout.journal, file.number);
             let barrier = self.disk.open(&path, Mode::ReadDevice)?.sync();
             if let Err(error) = barrier
@@ -180,7 +181,7 @@ impl Opening {
             refusals,
         );
         for (number, bytes) in replayed.unused.drain(..) {
-            // Made for a large batch, or longer by a fault.
+            // The file was made for a large batch, or a fault made it longer.
             if bytes > bytes_max {
                 self.disk
                     .remove(&journal::path(&self.layout.journal, number))?;
@@ -191,7 +192,7 @@ impl Opening {
         Ok(spares)
     }
 
-    /// Resumes the file where the clean stop was recorded.
+    /// Resumes the file that the clean stop was recorded in.
     fn resume(&self, last: &ReplayedFile) -> Result<(JournalWriter, Vec<(u32, u64)>)> {
         let path = journal::path(&self.layout.journal, last.number);
         let file = self.disk.open(&path, Mode::WriteThrough)?;
@@ -208,8 +209,8 @@ impl Opening {
         ))
     }
 
-    /// Writes the last file again into another one and makes it durable; it then stands in the
-    /// place of the old one, whose number and size are returned. Groups keep their LSNs.
+    /// Rewrites the last file into another one and makes that durable. Groups keep their LSNs.
+    /// `last` then describes the new file. Returns the number and the size of the old one.
     fn rewrite(
         &self,
         last: &mut ReplayedFile,
@@ -240,7 +241,7 @@ impl Opening {
         ))
     }
 
-    /// Puts into memory what no segment holds.
+    /// Puts the records that no segment holds into memory.
     fn restore(
         &self,
         manifest: &Manifest,
@@ -260,7 +261,7 @@ impl Opening {
         for file in kept {
             recent.restore_file(file.used_as(), file.bytes, file.header.start_lsn);
             for group in file.groups {
-                // A witness has none.
+                // A witness has no records.
                 recovery.replayed_groups += u64::from(!group.records.is_empty());
                 recovery.replayed_events += group
                     .records
@@ -278,7 +279,7 @@ impl Opening {
     }
 }
 
-/// Records that the log ends at `end_lsn` and is open.
+/// Records in the manifest that the log ends at `end_lsn` and is open.
 fn name_in_manifest(
     manifest: &mut ManifestFile,
     kept: &[ReplayedFile],
@@ -294,7 +295,7 @@ fn name_in_manifest(
     manifest.store()
 }
 
-/// Where the log ends.
+/// The position where the log ends.
 struct LogEnd {
     lsn: u64,
     last_id: EventId,
@@ -313,8 +314,8 @@ impl LogEnd {
     }
 }
 
-/// Tells the files that hold what no segment holds from those that can be used again. The last file
-/// is kept also when it is empty.
+/// Splits the files into those with unsealed records and those that can be reused. The last file is
+/// kept even if it is empty.
 fn split_off_sealed(
     files: Vec<ReplayedFile>,
     sealed_lsn: u64,
@@ -325,9 +326,10 @@ fn split_off_sealed(
         .partition(|file| file.end_lsn > sealed_lsn || Some(file.number) == last)
 }
 
-/// Whether the file system has no barriers since it takes no writes, as squashfs. One that says
-/// that it is for reading only may have become so when a write failed, and the device may hold what
-/// it will lose.
+/// Whether the file system has no barriers because it takes no writes, as squashfs.
+///
+/// A file system that reports being read-only is not one: it may have become so after a failed
+/// write, and the device may hold data that it will lose.
 fn is_never_written(barrier: &Error) -> bool {
     let Error::Io { source, .. } = barrier else {
         return false;
