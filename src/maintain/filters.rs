@@ -1,6 +1,6 @@
-//! Keeps the filters over many segments: adopts those that are there and makes those that are
-//! missing. A failure here costs time only, since the segments' own filters answer where a merged
-//! one is missing.
+//! Maintains the filters over many segments: adopts existing ones and makes missing ones.
+//!
+//! A failure here costs only time: without a merged filter the segments' own filters answer.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use crate::engine::{Engine, Writer};
 use crate::model::Result;
 use crate::segment::{Span, SpanFilter};
 
-/// The work of the background thread, until the log stops.
+/// Runs the background thread until the log stops.
 pub(crate) fn run(engine: &Engine) {
     let Some(writer) = &engine.writer else {
         return;
@@ -29,7 +29,7 @@ pub(crate) fn run(engine: &Engine) {
     while make_missing(engine, writer, &mut failed).is_ok() && wait_for_segment().is_ok() {}
 }
 
-/// Adopts the filters that are there.
+/// Adopts the existing filters.
 fn adopt(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
     let locator = &engine.store.locator;
     let check_stop = || Result::<_, Halt>::Ok(writer.new_segment.check_stop()?);
@@ -38,8 +38,10 @@ fn adopt(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
     Ok(())
 }
 
-/// Makes the filters that are not there. One that failed is tried again when there are as many
-/// segments more as it is over, since it costs reading the tables of all of them.
+/// Makes the missing filters.
+///
+/// A filter that failed costs a read of the tables of all its segments. It is therefore tried again
+/// only after as many new segments as it spans.
 fn make_missing(
     engine: &Engine,
     writer: &Writer,

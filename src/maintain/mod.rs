@@ -1,5 +1,5 @@
-//! Work in the background that keeps the journal short and lookups cheap. No caller waits for it,
-//! except a writer that outruns it.
+//! Background work that keeps the journal short and lookups cheap. No caller waits for it, except a
+//! writer that outruns it.
 
 mod filters;
 mod seal;

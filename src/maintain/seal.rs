@@ -1,14 +1,14 @@
 //! Sealing: writes the journal's records, in session order, into a segment, and frees the journal
 //! files.
 //!
-//! A burst of appends has the disk to itself: sealing waits until the log is idle, or until half a
-//! file more has been written. Writers that outrun sealing are throttled as the segment grows
-//! rather than stopped until it is done.
+//! Sealing waits until the log is idle or another half file has been written, so a burst of appends
+//! has the disk to itself. Writers that outrun sealing are throttled as the segment grows, rather
+//! than stopped until it is done.
 //!
-//! Invariant: a journal file is given back only after its segment, the segment's directory entry
-//! and both manifest slots that name it are durable. A failed segment write is done again from the
-//! records in memory, and one that the manifest has no room for is not begun; a failed manifest
-//! write poisons the log.
+//! Invariant: a journal file is released only after its segment, the segment's directory entry and
+//! both manifest slots that name it are durable. A failed segment write is retried from the records
+//! in memory. A segment that the manifest has no room for is not begun. A failed manifest write
+//! poisons the log.
 
 use std::time::Duration;
 
@@ -19,16 +19,16 @@ use crate::model::{Error, Result};
 use crate::recent::{Sealable, Timing};
 use crate::segment::{SegmentInfo, SegmentPlan, write_segment};
 
-/// How long to wait before a segment is written again after a failure.
+/// How long to wait after a failure before sealing again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// What sealing works on.
+/// The log that sealing works on.
 struct Sealer<'a> {
     engine: &'a Engine,
     writer: &'a Writer,
 }
 
-/// The work of the background thread, until the log stops.
+/// Runs the background thread until the log stops.
 pub(crate) fn run(engine: &Engine) {
     let Some(writer) = &engine.writer else {
         return;
@@ -41,7 +41,7 @@ pub(crate) fn run(engine: &Engine) {
                 engine.refusals.note(Work::Sealing, None);
                 None
             }
-            // A poisoned log seals no more; anything else the disk refuses for now.
+            // A poisoned log seals no more. Any other refusal of the disk is taken as temporary.
             Err(Halt::Failed(refused)) if writer.shared.state.check_poison().is_ok() => {
                 engine.refusals.note(Work::Sealing, Some(&refused));
                 Some(RETRY_AFTER)
@@ -94,7 +94,7 @@ impl Sealer<'_> {
         let manifest = self.writer.manifest.lock();
         let segments = &manifest.value.segments;
         let number = segments.last().map_or(0, |newest| newest.number) + 1;
-        // First, so that no segment is written that cannot be named.
+        // Reserved first, so that no segment is written that the manifest cannot name.
         let slots = self.reserve(&manifest)?;
         drop(manifest);
         let plan = SegmentPlan {
@@ -118,8 +118,8 @@ impl Sealer<'_> {
             .recent
             .release_sealed(files.len(), plan.records);
         for (file, bytes) in &files {
-            // One that cannot be opened is removed, and one that cannot be removed is found by the
-            // next open.
+            // A file that cannot be opened is removed. The next open finds a file that cannot be
+            // removed.
             if let Err(refused) = self.writer.shared.spares.give(file.number, *bytes) {
                 refusals.note(Work::JournalFiles, Some(&refused));
             }
@@ -127,7 +127,7 @@ impl Sealer<'_> {
         Ok(())
     }
 
-    /// Admits writers as far as the segment has grown.
+    /// Makes room for writers in proportion to the segment's growth.
     fn on_progress(&self, memory_written: u64) -> Result<(), Halt> {
         self.writer.shared.seal.check_stop()?;
         self.writer.shared.recent.note_written(memory_written);
@@ -135,8 +135,8 @@ impl Sealer<'_> {
         Ok(())
     }
 
-    /// Names the journal files that were begun since the manifest was written. Replay would find
-    /// them without; one that is gone is missed only if it was named.
+    /// Names in the manifest the journal files begun since it was written. Replay finds them even
+    /// if they are not named, but notices a lost file only if it is.
     fn name_new_files(&self) -> Result<()> {
         let mut manifest = self.writer.manifest.lock();
         if manifest.value.journal == self.writer.shared.recent.files_in_use(0) {
@@ -146,7 +146,7 @@ impl Sealer<'_> {
         self.store_manifest(&mut manifest, &slots, 0, None)
     }
 
-    /// The slots of the next manifest. A log that is no longer where it was opened is poisoned.
+    /// Returns the slots of the next manifest. Poisons the log if its folder was moved or replaced.
     fn reserve(&self, manifest: &ManifestFile) -> Result<Reserved> {
         manifest.reserve().map_err(|error| match error {
             Error::Displaced { .. } => self.writer.shared.state.poison(error),
@@ -154,8 +154,8 @@ impl Sealer<'_> {
         })
     }
 
-    /// Writes down what counts now: the `new` segment, and all journal files in use but the first
-    /// `sealed`. A failure poisons the log.
+    /// Writes the current state to the manifest: the `new` segment, and all journal files in use
+    /// except the first `sealed`. A failure poisons the log.
     fn store_manifest(
         &self,
         manifest: &mut ManifestFile,

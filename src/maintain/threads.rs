@@ -17,8 +17,8 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// Starts what a log that is not read-only needs. After a failure some run, and are to be
-    /// [stopped](Self::stop).
+    /// Starts the threads of a log that is not read-only. After a failure some are running and must
+    /// be [stopped](Self::stop).
     pub(crate) fn start(&mut self, engine: &Arc<Engine>) -> Result<()> {
         if engine.writer.is_none() {
             return Ok(());
@@ -37,7 +37,8 @@ impl Threads {
         Ok(())
     }
 
-    /// Ends them: first those that commit, once all that have joined a group are answered.
+    /// Stops all threads. The commit threads end first, once all requests that joined a group are
+    /// answered.
     pub(crate) fn stop(&mut self, engine: &Engine) {
         let Some(writer) = &engine.writer else {
             return;
@@ -68,8 +69,8 @@ fn run_index(engine: &Engine) {
     engine.index.run(|| engine.store.locator.segments());
 }
 
-/// A thread that panicked has said so on stderr already; what it worked on is checked on the next
-/// open.
+/// A thread that panicked has already reported it on stderr. The next open checks what it worked
+/// on.
 fn join(thread: JoinHandle<()>) {
     drop(thread.join());
 }
