@@ -1,8 +1,7 @@
-//! Locks, threads and time under a scheduler that tries many orders of events, with the names of
-//! those they stand for.
+//! Locks, threads and time under a scheduler that explores many orders of events. The types have
+//! the names of those they replace.
 //!
-//! Time stands still but for waits with a deadline: of those some time out at once, as chance will
-//! have it.
+//! Time advances only in waits with a deadline. A random part of these times out at once.
 
 use std::ops::{Add, Deref, DerefMut};
 use std::sync::PoisonError;
@@ -13,10 +12,10 @@ use shuttle::rand::Rng;
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub(crate) use shuttle::thread::{Builder as Threads, JoinHandle, scope, yield_now};
 
-/// One in so many waits with a deadline times out.
+/// One in this many waits with a deadline times out.
 const ONE_TIMEOUT_IN: u32 = 4;
 
-/// Nanoseconds.
+/// The current time, in nanoseconds.
 static NOW: PlainU64 = PlainU64::new(0);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +46,7 @@ impl Add<Duration> for Instant {
     }
 }
 
-/// A count that is no part of what is explored, and goes on from one run to the next.
+/// A count outside the explored state. It continues from one run to the next.
 pub(crate) struct Tally(PlainU64);
 
 impl Tally {

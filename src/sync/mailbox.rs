@@ -1,13 +1,13 @@
-//! Between the threads that have work and the one background thread that does it.
+//! The mailbox between threads that have work and the one background thread that does it.
 
 use std::time::Duration;
 
 use crate::sync::{Condvar, Deadline, Mutex};
 
-/// State that a background thread waits on, and the order to end.
+/// State that a background thread waits on, and the order to stop.
 ///
-/// Any thread may change the state or wait for a change. [`stop`](Mailbox::stop) ends every wait,
-/// now and later, with [`Stopped`].
+/// Any thread may change the state or wait for a change. [`stop`](Mailbox::stop) ends every current
+/// and later wait with [`Stopped`].
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox<T> {
     contents: Mutex<Contents<T>>,
@@ -20,7 +20,7 @@ struct Contents<T> {
     stopped: bool,
 }
 
-/// The background thread has been told to end.
+/// The background thread has been ordered to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stopped;
 
@@ -36,14 +36,14 @@ impl<T> Mailbox<T> {
         }
     }
 
-    /// Changes the state, and has every waiting thread look at it again.
+    /// Changes the state and wakes every waiting thread to check it again.
     pub(crate) fn update<R>(&self, change: impl FnOnce(&mut T) -> R) -> R {
         let result = self.with(change);
         self.changed.notify_all();
         result
     }
 
-    /// Uses the state without waking anybody.
+    /// Accesses the state without waking any thread.
     pub(crate) fn with<R>(&self, access: impl FnOnce(&mut T) -> R) -> R {
         access(&mut self.contents.lock().state)
     }
@@ -54,7 +54,7 @@ impl<T> Mailbox<T> {
             .map(|found| found.expect("a wait without a deadline ends with a find"))
     }
 
-    /// Waits until `find` finds something in the state; `None` when the deadline comes first.
+    /// Waits until `find` finds something in the state. `None` if the deadline comes first.
     pub(crate) fn wait_until<R>(
         &self,
         deadline: Deadline,

@@ -1,5 +1,5 @@
-//! The one file that chooses lock, atomic and thread types, so that the schedules of everything
-//! above it can be explored by putting others in their place.
+//! The one file that chooses lock, atomic and thread types. Tests replace them to explore the
+//! schedules of all code above.
 
 #[cfg(all(test, shuttle))]
 mod explored;
@@ -62,7 +62,7 @@ impl Deadline {
         Self(Instant::now().checked_add(wait))
     }
 
-    /// Waits to be notified. `false` when the deadline came first.
+    /// Waits to be notified. Returns `false` if the deadline came first.
     pub(crate) fn wait<T>(self, condition: &Condvar, guard: &mut MutexGuard<'_, T>) -> bool {
         if let Some(deadline) = self.0 {
             return !condition.wait_until(guard, deadline).timed_out();

@@ -1,7 +1,7 @@
-//! What is durable, and who waits for more of it.
+//! Waiters for durable records.
 //!
-//! Readers never look at a number to know where to stop: a record reaches [`recent`](crate::recent)
-//! only once its group is on stable storage. What is kept here is who to wake then.
+//! Readers need no position to know where to stop: a record reaches [`recent`](crate::recent) only
+//! once its group is on stable storage. This module only keeps the waiters to wake then.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use crate::sync::{Condvar, Deadline, Mutex};
 
-/// Somebody who waits for one thing to happen: a thread or a task. Kept by the one who waits and
-/// lent to the one who wakes.
+/// A thread or a task that waits for one thing to happen. The waiting side keeps it and lends it to
+/// the side that wakes it.
 #[derive(Default)]
 pub(crate) struct Waiter {
     state: Mutex<WaitState>,
@@ -24,7 +24,7 @@ struct WaitState {
 }
 
 impl Waiter {
-    /// Lets the waiter go on. It counts also when nobody waits yet.
+    /// Wakes the waiter. If it does not wait yet, its next wait ends at once.
     pub(crate) fn wake(&self) {
         let mut state = self.state.lock();
         state.woken = true;
@@ -38,41 +38,41 @@ impl Waiter {
         }
     }
 
-    /// Waits to be woken and clears that. `false` when the deadline came first.
+    /// Waits to be woken and resets that. Returns `false` if the deadline came first.
     pub(crate) fn wait(&self, deadline: Deadline) -> bool {
         let mut state = self.state.lock();
         while !state.woken && deadline.wait(&self.changed, &mut state) {}
         std::mem::take(&mut state.woken)
     }
 
-    /// As [`wait`](Waiter::wait), for a task.
+    /// Like [`wait`](Waiter::wait), for a task.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         if std::mem::take(&mut state.woken) {
             return Poll::Ready(());
         }
         let before = state.waker.replace(context.waker().clone());
-        // What it keeps alive may want the lock when it goes.
+        // Dropping the old waker may run code that takes the lock.
         drop(state);
         drop(before);
         Poll::Pending
     }
 }
 
-/// Wakes a task. Should its executor panic over that, which has been reported by then, it is the
-/// executor's affair: others still get their answers, and the log goes on.
+/// Wakes a task. A panic of its executor is caught, and has been reported by then. Other callers
+/// still get their answers, and the log continues.
 pub(crate) fn wake_task(waker: Waker) {
     let _reported = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }
 
-/// Waiters for the next event of one session, or of any. Each registration is good for one wake-up.
+/// Waiters for the next event of one session, or of any. A registration wakes its waiter once.
 #[derive(Default)]
 pub(crate) struct WaitList {
     waiters: Vec<Arc<Waiter>>,
 }
 
 impl WaitList {
-    /// The caller sees to it that it is not in the list already.
+    /// The caller must make sure that the waiter is not in the list already.
     pub(crate) fn add(&mut self, waiter: &Arc<Waiter>) {
         self.waiters.push(Arc::clone(waiter));
     }
