@@ -12,7 +12,6 @@
 //!   killed before its barrier, or between the two slots.
 //! * Recovery may be interrupted at any point and then starts over. The old file counts until the
 //!   manifest names the new one.
-//!   the old one counts.
 
 use std::io::ErrorKind;
 use std::path::Path;
