@@ -1,9 +1,9 @@
-//! Power cuts on real file systems: a block device of our own, under a loop device, writes down
-//! what a file system sends it.
+//! Power cuts on real file systems: a block device under a loop device records what a file system
+//! sends it.
 //!
-//! A process works on that file system; then the device is put together as a power cut might have
-//! left it: all that came before the last completed flush, and of the rest nothing, everything, or
-//! some. The file system on it is mounted, recovers, and the log must open.
+//! A process works on that file system. The device is then rebuilt as a power cut might have left
+//! it: all writes before the last completed flush, and none, all or some of the rest. The file
+//! system on it is mounted, recovers, and the log must open.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -33,12 +33,12 @@ const CUTS: Runs = Runs {
     full: 300,
 };
 const CUTS_PER_RECORD: u64 = 20;
-/// xfs makes none that is smaller.
+/// xfs makes no smaller file system.
 const DEVICE_BYTES: u64 = 320 * 1024 * 1024;
 const LIVES: u32 = 3;
 const LAST_LIFE: u32 = 1_000;
 
-/// The ways in which a disk that kept to its flushes may be left.
+/// The states in which a disk that honours flushes may be left.
 const LEFT: [Left; 4] = [
     Left::Nothing,
     Left::Everything,
@@ -93,7 +93,7 @@ pub(crate) fn campaign() {
     report.end();
 }
 
-/// What a process said, and a file system sent to its device.
+/// What a process printed and what a file system sent to its device, in one order.
 struct Record {
     kind: &'static str,
     seed: u64,
@@ -107,16 +107,15 @@ struct CutOff {
     ledger: Ledger,
 }
 
-/// How the power cut left the block that says where all the rest of a file system is. ext4 and
-/// btrfs take theirs to be written whole, and do not mount with one of which some sectors are new
-/// and some are old.
+/// How the power cut left the superblock. ext4 and btrfs take theirs to be written whole, and do
+/// not mount one with some sectors new and some old.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Superblock {
     Whole,
     Torn,
 }
 
-/// Whether the file system came back, as it must with a whole superblock.
+/// Returns whether the file system must mount, as it must with a whole superblock.
 enum Mounted {
     Yes,
     Torn,
@@ -192,7 +191,7 @@ impl Record {
         }
     }
 
-    /// Mounts what the cut left, and lets a process check the log that is on it.
+    /// Mounts what the cut left, and runs a process that checks the log on it.
     fn check(&self, cut: &CutOff) -> Mounted {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("image");
@@ -220,7 +219,7 @@ impl Record {
     }
 }
 
-/// The first superblock of a file system.
+/// Returns the first superblock of a file system.
 fn superblock_in(device: &Content, kind: &str) -> Vec<u8> {
     let (at, bytes) = match kind {
         "ext4" => (1024, 1024),
@@ -233,8 +232,8 @@ fn superblock_in(device: &Content, kind: &str) -> Vec<u8> {
     superblock
 }
 
-/// Mounts the file system on the recording device, and lets a process write to it and say so there
-/// too.
+/// Mounts the file system on the recording device, and runs a process that writes to it and prints
+/// to the recorder.
 fn work_on(kind: &str, mount_point: &Path, seed: u64) {
     let device = Loop::new(&mount_point.join("disk")).unwrap_or_else(|error| panic!("{error}"));
     let mount = device.mount(kind).unwrap_or_else(|error| panic!("{error}"));
@@ -254,8 +253,8 @@ fn work_on(kind: &str, mount_point: &Path, seed: u64) {
     told_no_violation(&output);
 }
 
-/// A file system with two files: the device, and one for what is said meanwhile, so that both are
-/// in one order.
+/// A file system with two files: the device, and one for the process's output, so that both are
+/// recorded in one order.
 struct Device {
     state: Arc<Mutex<Recorded>>,
 }
@@ -269,7 +268,7 @@ struct Recorded {
 const DISK: INodeNo = INodeNo(2);
 const TOLD: INodeNo = INodeNo(3);
 
-/// Nothing is remembered of a file: what is said makes one longer.
+/// The file's bytes are not stored. Output makes it longer.
 const TTL: Duration = Duration::ZERO;
 
 impl Device {
@@ -334,7 +333,7 @@ impl Filesystem for Device {
     }
 
     fn open(&self, _request: &Request, file: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // What is said in one write comes in one write, and not page by page.
+        // A line printed in one write must arrive in one write, and not page by page.
         let flags = if file == TOLD {
             FopenFlags::FOPEN_DIRECT_IO
         } else {

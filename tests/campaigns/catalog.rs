@@ -1,4 +1,4 @@
-//! The campaigns, wherever they live: what each is called, what it breaks, and how it is run.
+//! The campaigns of all packages: the name of each, what it breaks, and how to run it.
 
 /// A campaign as `cargo campaign` knows it.
 pub(crate) struct Campaign {
@@ -6,18 +6,18 @@ pub(crate) struct Campaign {
     /// What goes wrong in it.
     pub(crate) breaks: &'static str,
     pub(crate) place: Place,
-    /// What the names of its tests have in common.
+    /// The part that the names of its tests share.
     pub(crate) tests: &'static str,
 }
 
-/// The program that a campaign is a test of.
+/// The test program that has a campaign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// The unit tests, since it needs the inside: `src/testing`.
+    /// The unit tests in `src/testing`, since it needs the crate's internals.
     Inside,
     /// This package.
     Outside,
-    /// Calls to a server, and clients of others: `server/tests`.
+    /// Calls to a server, and other clients: `server/tests`.
     Calls,
     Clients,
 }
@@ -25,7 +25,7 @@ pub(crate) enum Place {
 pub(crate) const PLACES: &[Place] = &[Place::Inside, Place::Outside, Place::Calls, Place::Clients];
 
 impl Place {
-    /// What `cargo test` is told to run it.
+    /// Returns the arguments of `cargo test` that run it.
     pub(crate) fn target(self) -> &'static [&'static str] {
         match self {
             Place::Inside => &["--package", "sessionlog", "--lib"],

@@ -1,7 +1,7 @@
 //! `cargo campaign`: lists the campaigns, and runs one or all.
 //!
-//! They are tests, and `cargo test` runs a quick tier of each. This spells the `cargo test` for
-//! those that are wanted, and sets the variables that say how much they do.
+//! The campaigns are tests, and `cargo test` makes a few runs of each. This program builds the
+//! `cargo test` command for the chosen ones, and sets the variables for the number of runs.
 
 #![expect(clippy::print_stdout, reason = "a program for a terminal")]
 
@@ -25,10 +25,10 @@ Looks for a way to break what the log promises.
     --seed N        the seed that a run told, to see it again
 ";
 
-/// What the names of all campaigns have in common, and of no other test.
+/// The part that the names of all campaigns share, and no other test has.
 const ALL: &str = "campaign";
 
-/// What was asked for.
+/// What the command line asks for.
 #[derive(Default)]
 struct Request {
     names: Vec<String>,

@@ -1,7 +1,8 @@
-//! Folders that change their names under open logs (K1): moved, removed, replaced, mounted over, at
-//! random moments of appending, rotating, sealing, closing and recovery, while a second process
-//! opens the same path. Whatever a process was acknowledged is in the folder that its log was
-//! opened in, and in no other.
+//! Folders that change their names under open logs (K1): moved, removed, replaced, mounted over.
+//!
+//! This happens at random moments of appending, rotating, sealing, closing and recovery, while a
+//! second process opens the same path. Everything acknowledged to a process is in the folder that
+//! its log was opened in, and in no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
@@ -29,10 +30,10 @@ const ROUNDS: Runs = Runs {
 const DEADLINE: Duration = Duration::from_mins(1);
 /// What the logs hold before the processes open them.
 const EARLY: u64 = 5;
-/// Appends of a process after it was told that its folder was changed.
+/// Appends of a process after it was told of the change of its folder.
 const AFTERWARDS: usize = 3;
 
-/// What is done to the folder `data`, which the processes open.
+/// What happens to the folder `data`, which the processes open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Move,
@@ -103,15 +104,15 @@ struct Round {
     is_mounted: bool,
 }
 
-/// What a process said of one time that it had a log open.
+/// What a process reported of one time that it had a log open.
 #[derive(Debug, Default)]
 struct Life {
     acknowledged: u64,
-    /// Whether it was begun before the folder was touched,
+    /// Whether its life began before the folder was touched.
     begun_before: bool,
-    /// and open then, so that it must notice.
+    /// Whether the log was open by then, so that it must notice.
     opened_before: bool,
-    /// What became of the appends after that.
+    /// The results of the appends after that.
     afterwards: Vec<String>,
     is_over: bool,
 }
@@ -216,7 +217,7 @@ impl Round {
         match self.act {
             Act::Move => rename(&self.at("data"), &self.at("moved")),
             Act::Remove => {
-                // New files may come while the old ones go.
+                // New files may appear while the old ones are removed.
                 while let Err(error) = fs::remove_dir_all(self.at("data")) {
                     if error.kind() == io::ErrorKind::NotFound {
                         break;
@@ -225,7 +226,7 @@ impl Round {
             }
             Act::ReplaceByAnEarlierCopy => {
                 rename(&self.at("data"), &self.at("moved"));
-                // Another process may have begun a log there in between.
+                // Another process may have created a log there in between.
                 if fs::rename(self.at("copy"), self.at("data")).is_err() {
                     rename(&self.at("data"), &self.at("begun in between"));
                     let _there_again = fs::rename(self.at("copy"), self.at("data"));
@@ -264,7 +265,7 @@ impl Round {
         }
     }
 
-    /// Opens all folders that there are, and looks for what was acknowledged.
+    /// Opens all folders that exist, and looks for what was acknowledged.
     fn check(&self, lives: &BTreeMap<String, Life>) -> Seen {
         let mut seen = Seen {
             lives: lives.len() as u64,
@@ -296,7 +297,7 @@ impl Round {
             let held = found.get(name).cloned().unwrap_or_default();
             seen.acknowledged += life.acknowledged;
             assert!(held.len() <= 1, "{name} is in several folders: {held:?}");
-            // What was appended before the folder was removed is gone with the folder.
+            // Appends from before the removal are gone with the folder.
             let may_be_gone = is_removed
                 && (life.begun_before || !life.afterwards.iter().any(|said| said == "ok"));
             if !may_be_gone {
@@ -327,7 +328,7 @@ impl Round {
         seen
     }
 
-    /// Who had the log open notices, or goes on where that is right.
+    /// A process that had the log open notices, or continues where that is right.
     fn check_afterwards(&self, name: &str, life: &Life, seen: &mut Seen) {
         let goes_on = matches!(
             self.act,
@@ -367,7 +368,7 @@ struct Process {
 }
 
 impl Process {
-    /// Takes in what the process says, until then or until it ends.
+    /// Records the lines of the process, until `until` or until it ends.
     fn listen(&mut self, until: Option<Instant>, lives: &mut BTreeMap<String, Life>) {
         let deadline = until.unwrap_or_else(|| Instant::now() + DEADLINE);
         loop {
@@ -415,8 +416,7 @@ fn take_in(line: &str, known: &mut BTreeMap<String, Life>) {
     }
 }
 
-/// A process that opens a log, appends, closes it and opens it again, until it is told that it has
-/// been long enough.
+/// A process that opens a log, appends, closes it and opens it again, until it is told to end.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Staying {
     folder: PathBuf,
@@ -443,14 +443,14 @@ impl Staying {
         let mut dice = Dice(self.seed);
         let mut life = 0;
         let mut after_told = 0;
-        // One life more when it was told, for what is at the path by then.
+        // One life more after the signal, for the folder that is at the path by then.
         while after_told < 2 {
             after_told += u32::from(TOLD.load(Ordering::SeqCst));
             let Ok(log) = small_files()
                 .stall_wait(Duration::from_secs(5))
                 .open(&self.folder)
             else {
-                // Another process has it, or it is just being moved.
+                // Another process has it, or it is being moved.
                 thread::park_timeout(Duration::from_millis(3));
                 continue;
             };
@@ -486,11 +486,11 @@ fn live(log: &SessionLog, name: &str, dice: &mut Dice, teller: &Teller) {
         }
     }
     if dice.one_in(4) {
-        // Sealing begins when a log is idle.
+        // A log seals when it is idle.
         thread::park_timeout(Duration::from_millis(110 + dice.below(50)));
     }
     if !dice.one_in(3) {
-        // One that was displaced says so.
+        // A displaced log reports that.
         let _closed = log.close();
     }
     teller.say(&format!("over {name}"));
@@ -505,7 +505,7 @@ fn append(log: &SessionLog, name: &str, nth: u64, bytes: u64) -> sessionlog::Res
     Ok(())
 }
 
-/// The sessions of a log, and how many events of each are what was appended.
+/// Returns the sessions of a log, and how many events of each are as they were appended.
 fn contents(log: &SessionLog) -> Vec<(String, u64)> {
     let sessions = log
         .sessions(SessionQuery::new().limit(1_000))

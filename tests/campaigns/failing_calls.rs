@@ -1,8 +1,8 @@
-//! System calls that fail: each that the log makes on its folder, the first time, the second and so
-//! on, once or from then on.
+//! System calls that fail: each one that the log makes on its folder, at its first time, its second
+//! and so on, once or from then on.
 //!
-//! A call that fails never gets to the kernel, so what a disk loses in a failed barrier is not seen
-//! here; that is the simulated disk's part.
+//! A call that fails never reaches the kernel, so this does not show what a disk loses in a failed
+//! barrier. The simulated disk covers that.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -21,7 +21,7 @@ const RUNS: Runs = Runs {
     full: 1_500,
 };
 const APPENDS: u32 = 25;
-/// How long a process may take before it is taken for stuck.
+/// The time after which a process counts as stuck.
 const WATCHDOG: Duration = Duration::from_mins(1);
 
 const CALLS: [&str; 11] = [
@@ -105,7 +105,7 @@ pub(crate) fn campaign() {
 }
 
 impl Report {
-    /// A run with this failure. Says whether any call failed.
+    /// Makes a run with this failure. Returns whether any call failed.
     fn attempt(
         &mut self,
         failure: Failure,
@@ -132,7 +132,7 @@ impl Report {
     }
 }
 
-/// The paths that a log of this kind has or had, at one time or another.
+/// Returns the paths that a log of this kind has or had at some time.
 fn paths_of_a_log(seed: u64) -> BTreeSet<PathBuf> {
     let folder = tempfile::tempdir().expect("a folder");
     let log = folder.path().join("log");
@@ -171,14 +171,14 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A process whose calls fail, and a look at what it leaves. Says whether any call failed.
+    /// Runs a process whose calls fail, and checks what it leaves. Returns whether any call failed.
     fn carry_out(&self) -> bool {
         let folder = tempfile::tempdir().expect("a folder");
         let log = folder.path().join("log");
         std::fs::create_dir(&log).expect("a folder");
         let mut ledger = Ledger::new(works(self.seed));
         if self.seed.is_multiple_of(2) {
-            // The log is there and was not closed, so that recovery makes calls too.
+            // The log was created and not closed, so that recovery makes calls too.
             self.begin(&log, &mut ledger);
         }
         let trace = folder.path().join("trace");
@@ -210,10 +210,10 @@ impl Run<'_> {
                 .expect("nothing fails yet");
             ledger.note(&acknowledged(tag, &work, &ack));
         }
-        // It is dropped, which records no clean stop.
+        // The log is dropped, which records no clean stop.
     }
 
-    /// Runs the process to its end, and returns what it said.
+    /// Runs the process to its end, and returns its output.
     fn endure(&self, log: &Path, trace: &Path) -> String {
         let Failure {
             call,
@@ -271,7 +271,7 @@ impl Run<'_> {
             status.success(),
             "the process ended with {status}: {complained}"
         );
-        // sled may panic in threads of its own, which is contained.
+        // sled may panic in threads of its own, which the log contains.
         let ours = complained
             .lines()
             .filter(|line| line.contains("panicked at") && !line.contains("/sled-"));

@@ -1,5 +1,5 @@
-//! Disks that fill up at random points: reads go on, nothing acknowledged is lost, and once there
-//! is room again so do appends.
+//! Disks that fill up at random points: reads continue, and nothing acknowledged is lost. Once
+//! there is room again, appends continue too.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const RUNS: Runs = Runs {
 };
 const SIZES: u64 = 40;
 const MIB: u64 = 1024 * 1024;
-/// What a log needs at least, to begin and to go on: two journal files and a segment.
+/// The least that a log needs to be created and to continue: two journal files and a segment.
 const ROOM: u64 = 14 * MIB;
 /// Enough to fill the largest disk.
 const APPENDS: u32 = 10_000;
@@ -47,7 +47,7 @@ pub(crate) fn campaign() {
 struct Disk {
     mount: Mount,
     bytes: u64,
-    // Taken down after the mount.
+    // Dropped after the mount.
     _device: Option<Loop>,
     _image: tempfile::TempDir,
 }
@@ -79,7 +79,7 @@ impl Disk {
         }
     }
 
-    /// Fills the disk with a log and something else, looks at the log, makes room, and goes on.
+    /// Fills the disk with a log and other data, checks the log, makes room, and continues.
     fn fill(&self, seed: u64, met: &mut Vec<&'static str>) {
         let mut dice = Dice(seed);
         let ballast = Ballast::new(self.mount.path(), ROOM + dice.below(self.bytes - 2 * ROOM));
@@ -103,7 +103,7 @@ impl Disk {
                     drop(log);
                 } else {
                     if dice.flip() {
-                        // What it says depends on whether a clean stop could be recorded.
+                        // The error depends on whether a clean stop could be recorded.
                         let _closed = log.close();
                     }
                     drop(log);
@@ -124,7 +124,7 @@ impl Disk {
     }
 }
 
-/// What takes the room that the log would need.
+/// What takes the room that the log needs.
 struct Ballast(PathBuf);
 
 impl Ballast {
@@ -190,7 +190,7 @@ impl Filling<'_> {
         Ok(())
     }
 
-    /// There is room again, and a log that only lacked room takes appends soon.
+    /// Appends once there is room again. A log that only lacked room soon accepts appends.
     fn go_on(&mut self, log: &SessionLog) {
         let began = Instant::now();
         for nth in 0.. {
@@ -224,7 +224,7 @@ impl Filling<'_> {
         self.ledger.expect_what_was_found();
     }
 
-    /// Whether it opens or not, nothing is lost by it.
+    /// Opens the log. Whether that succeeds or not, nothing is lost.
     fn open_while_full(&mut self) {
         match self.open() {
             Ok(log) => {

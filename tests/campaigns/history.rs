@@ -1,5 +1,5 @@
-//! What sixteen threads did and saw, held against the order of time: an append that was answered
-//! before another began comes before it, and whoever looks afterwards sees it.
+//! What sixteen threads did and saw, compared with the order of time. An append that was answered
+//! before another began comes before it, and every later read sees it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -30,7 +30,7 @@ pub(crate) fn campaign() {
     report.end();
 }
 
-/// When a call began and ended, by a clock that counts both.
+/// The times at which a call began and ended, by one logical clock.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     begun: u64,
@@ -46,7 +46,7 @@ struct Append {
     id: EventId,
 }
 
-/// What a reader saw of a session: how long it was, and its last event.
+/// What a reader saw of a session: its length, and its last event.
 #[derive(Debug)]
 struct Look {
     span: Span,
@@ -207,7 +207,7 @@ impl History {
     }
 }
 
-/// How long a session is, by one of the ways to look.
+/// Returns the length of a session, by one of the ways to read it.
 fn look(log: &SessionLog, session: &SessionId, dice: &mut Dice) -> u64 {
     let seen = if dice.flip() {
         log.head(session).map(|head| head.last)

@@ -1,6 +1,6 @@
 //! kill -9 at random moments: a process appends, rotates, seals, indexes, closes and opens until it
-//! is killed; what it acknowledged through a pipe must be there. Nothing here waits for a fixed
-//! time, save for the kill.
+//! is killed. Everything it acknowledged through a pipe must be there. Nothing here waits for a
+//! fixed time, except for the kill.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -18,7 +18,7 @@ const KILLS: Runs = Runs {
     quick: 100,
     full: 1_000,
 };
-/// A log is begun anew after so many kills, so that young ones are killed too.
+/// The kills after which a new log is created, so that young ones are killed too.
 const KILLS_PER_LOG: u32 = 50;
 const LIVES: u32 = 6;
 /// How long a process may take to open the log.
@@ -38,8 +38,8 @@ pub(crate) fn campaign() {
     report.end();
 }
 
-/// One log, grown and killed `KILLS_PER_LOG` times, or until something is violated, which would
-/// only be found again.
+/// One log, grown and killed `KILLS_PER_LOG` times, or until the first violation, which every later
+/// check would find again.
 fn grow_and_kill(seed: u64, report: &mut Report) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut dice = Dice(seed);
@@ -55,8 +55,8 @@ fn grow_and_kill(seed: u64, report: &mut Report) {
                 process,
             };
             kill.carry_out(&mut dice, &mut ledger);
-            // A process that opens what the one before left behind meets the crash itself, and may
-            // be killed while it recovers.
+            // A process that opens what the previous one left meets the crash itself, and may be
+            // killed while it recovers.
             (is_last || !dice.one_in(3))
                 .then(|| check(folder.path(), process, &mut dice, &mut ledger))
         });

@@ -1,4 +1,4 @@
-//! What `cargo campaign` lists is what there is.
+//! `cargo campaign` lists exactly the campaigns that exist.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use super::catalog::{CAMPAIGNS, Campaign};
 use super::root;
 
-/// Where campaigns are, in files or folders.
+/// The files and folders that have campaigns.
 const PLACES: &[&str] = &[
     "src/testing",
     "tests/campaigns/main.rs",
@@ -39,7 +39,7 @@ fn is_part(campaign: &Campaign, test: &str) -> bool {
     test.starts_with(name)
 }
 
-/// The names of tests, which are functions, or texts.
+/// Returns the names of tests, which are functions or string literals.
 fn collect(place: &Path, names: &mut Vec<String>) {
     if place.is_dir() {
         for entry in fs::read_dir(place).expect("a folder") {

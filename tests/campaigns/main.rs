@@ -1,9 +1,11 @@
-//! Campaigns that look for a way to break the promises, each in its own way. What they have in
-//! common is the [ledger](support::ledger::Ledger): what was acknowledged must be there.
+//! Campaigns that look for a way to break the log's promises.
 //!
-//! `cargo test` runs a quick tier of each; `cargo campaign full` makes all their runs, and
-//! `cargo campaign` lists them. Each tells its runs, violations, what it skipped and why, and its
-//! seed. A campaign that this machine cannot run is ignored, and says so.
+//! All compare the log with the [ledger](support::ledger::Ledger): what was acknowledged must be
+//! there.
+//!
+//! `cargo test` makes a few runs of each, `cargo campaign full` makes all of them, and `cargo
+//! campaign` lists the campaigns. Each reports its runs, its violations, what it skipped and why,
+//! and its seed. A campaign that this machine cannot run is ignored, and the report has the reason.
 
 #![allow(
     clippy::panic,
@@ -105,7 +107,7 @@ fn main() {
     libtest_mimic::run(&arguments, campaigns).exit();
 }
 
-/// The folder of the log's own package, around which the workspace is.
+/// Returns the folder of the log's own package, which is the root of the workspace.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }

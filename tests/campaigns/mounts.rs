@@ -1,11 +1,11 @@
-//! File systems of a test's own: loop devices and mounts, taken down when they are dropped.
+//! A test's own file systems: loop devices and mounts, removed when they are dropped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Why nothing can be mounted here, if so: it is tried.
+/// Returns why nothing can be mounted here, if so, by trying it.
 pub(crate) fn obstacle() -> Option<String> {
     let tried = || {
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -20,7 +20,7 @@ pub(crate) fn obstacle() -> Option<String> {
         .map(|why| format!("nothing can be mounted: {why}"))
 }
 
-/// Why there is no such file system here, if so.
+/// Returns why there is no such file system here, if so.
 pub(crate) fn obstacle_to(file_system: &str) -> Option<String> {
     let made = Command::new(format!("mkfs.{file_system}"))
         .arg("-V")
@@ -31,7 +31,7 @@ pub(crate) fn obstacle_to(file_system: &str) -> Option<String> {
         .map(|error| format!("no mkfs.{file_system}: {error}"))
 }
 
-/// Runs a command, and returns what it printed.
+/// Runs a command, and returns its output.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program)
         .args(arguments)
@@ -47,7 +47,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Puts an empty file system into a file of so many bytes.
+/// Creates a file of `bytes` bytes with an empty file system in it.
 pub(crate) fn make_file_system(kind: &str, file: &Path, bytes: u64) -> Result<(), String> {
     let made = std::fs::File::create(file).and_then(|file| file.set_len(bytes));
     made.map_err(|error| error.to_string())?;
@@ -119,7 +119,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if run("umount", &[text(self.0.path())]).is_err() {
-            // Should somebody still be in there, it goes when they do.
+            // If a process still uses the mount, it goes when the process ends.
             let _detached = run("umount", &["--lazy", text(self.0.path())]);
         }
     }

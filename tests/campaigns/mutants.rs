@@ -1,8 +1,7 @@
-//! Does it bite? Each mutant breaks one rule of the engine in a copy of its source; some test of a
-//! campaign must then turn red.
+//! Checks that the campaigns find mistakes. Each mutant breaks one rule of the engine in a copy of
+//! its source, and some test of a campaign must then fail.
 //!
-//! What the campaigns find when a *disk* breaks a rule, by ignoring a barrier, they look for
-//! themselves in every run.
+//! The campaigns on a disk that breaks a rule, by ignoring a barrier, check that in every run.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,10 +9,10 @@ use std::process::Command;
 use super::support::report::{Report, tell};
 use super::{nested, root};
 
-/// A change of the source, and the test that must notice.
+/// A change of the source, and the test that must notice it.
 struct Mutant {
     name: &'static str,
-    /// Files, what stands there once, and what is put in its place.
+    /// Files, the text that each has exactly once, and its replacement.
     edits: &'static [(&'static str, &'static str, &'static str)],
     test: &'static str,
     target: &'static [&'static str],
@@ -25,10 +24,10 @@ const INTEGRATION: &[&str] = &["--test", "it"];
 /// A test that hangs has noticed too.
 const SECONDS_MAX: &str = "300";
 
-/// Of the test's campaign.
+/// The runs of the test's campaign.
 const RUNS: &str = "3000";
 
-/// In a build of their own.
+/// Mutants that need a build of their own.
 const SCHEDULES: &str = "campaign_schedules";
 const POWER_CUTS: &str = "campaign_power_cuts_on";
 const DISPLACED: &str = "place::a_log_whose_folder_is_no_longer_in_its_place";
@@ -57,7 +56,8 @@ const MUTANTS: &[Mutant] = &[
             (
                 "src/write/commit.rs",
                 "Ok(()) => self.publish(group, &placed),",
-                "Ok(()) => {\nself.publish(group, &placed);\ndrop(self.write(&placed, &group.buffer));\n}",
+                "Ok(()) => {\nself.publish(group, &placed);\n\
+                 drop(self.write(&placed, &group.buffer));\n}",
             ),
         ],
         test: POWER_CUTS,
@@ -109,7 +109,8 @@ const MUTANTS: &[Mutant] = &[
             (
                 "src/maintain/seal.rs",
                 "let info = write_segment(",
-                "for (file, bytes) in &files {\nlet _early = self.writer.shared.spares.give(file.number, *bytes);\n}\n\
+                "for (file, bytes) in &files {\n\
+                 let _early = self.writer.shared.spares.give(file.number, *bytes);\n}\n\
                  let info = write_segment(",
             ),
             (
@@ -233,12 +234,12 @@ pub(crate) fn campaign() {
     });
 }
 
-/// What is to be broken still stands there.
+/// Checks that the source still has each text to be replaced.
 pub(crate) fn campaign_of_edits() {
     on_each("mutants, as far as their edits go", |_mutant, _folder| ());
 }
 
-/// Makes every mutant in turn, in a copy of the source.
+/// Builds and tests every mutant, one after the other, in a copy of the source.
 fn on_each(campaign: &str, look: impl Fn(&Mutant, &Path)) {
     let mut report = Report::new(campaign, 0, MUTANTS.len() as u64);
     let copy = tempfile::tempdir().expect("a folder");

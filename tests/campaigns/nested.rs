@@ -1,5 +1,5 @@
-//! Campaigns that need a build of their own: `cargo` makes and runs it, and what it tells comes
-//! through.
+//! Campaigns that need a build of their own: `cargo` builds and runs it, and its output is passed
+//! on.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,19 +8,19 @@ use super::root;
 
 const FUZZ: &str = "fuzz";
 
-/// Why the decoders cannot be reached, if so: a packaged crate has no fuzz package beside it.
+/// Returns why the decoders cannot be reached, if so: a packaged crate has no fuzz package beside
+/// it.
 pub(crate) fn no_fuzz_package() -> Option<String> {
     (!folder(FUZZ).is_dir()).then(|| "the fuzz package is not here".to_owned())
 }
 
-/// The schedules of the commit path, explored with other locks and threads in place of the real
+/// The schedules of the commit path, explored with simulated locks and threads instead of the real
 /// ones.
 pub(crate) fn schedules() {
     run(Command::new(unit_tests_for_schedules(&root())).arg("campaign_schedules"));
 }
 
-/// Builds the unit tests of the package in `folder`, as schedules are explored with them. Returns
-/// the program.
+/// Builds the unit tests of the package in `folder` for exploring schedules. Returns the program.
 pub(crate) fn unit_tests_for_schedules(folder: &Path) -> PathBuf {
     let mut cargo = cargo(folder);
     let built = cargo

@@ -1,4 +1,4 @@
-//! Many processes and threads that open one log at once, by several paths: one wins, and when it is
+//! Many processes and threads that open one log at once, by several paths. One wins. When it is
 //! gone, however it went, the next open succeeds at once.
 
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +12,7 @@ use super::support::report::{Dice, Report, Runs, seed};
 
 const ROUNDS: Runs = Runs { quick: 4, full: 50 };
 const PROCESSES: usize = 8;
-/// In each process.
+/// The number of threads in each process.
 pub(crate) const THREADS: usize = 2;
 
 pub(crate) fn campaign() {
@@ -25,7 +25,8 @@ pub(crate) fn campaign() {
         std::os::unix::fs::symlink(&paths[0], &paths[1]).expect("a symbolic link");
         std::os::unix::fs::symlink(folder.path(), folder.path().join("a third"))
             .expect("a symbolic link");
-        // A link to nothing yet cannot be opened by: the folder is there, the log is not.
+        // A link whose target does not exist cannot be opened, so the folder exists and the log
+        // does not.
         std::fs::create_dir(&paths[0]).expect("a folder");
         let mut sessions = 0;
         for round in 0..10 {
@@ -55,7 +56,7 @@ pub(crate) fn campaign() {
     report.end();
 }
 
-/// How the one who has the log open goes.
+/// How the process that has the log open goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Holder {
     IsTold,
@@ -68,7 +69,7 @@ struct Opener {
     said: BufReader<ChildStdout>,
 }
 
-/// All try at once; the winner stays until it is told, or killed; then it is ours.
+/// All try at once. The winner stays until it is told to go, or killed. Then this process opens.
 fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
     let mut openers: Vec<Opener> = (0..PROCESSES)
         .map(|nth| Opener::start(&paths[nth % paths.len()]))

@@ -1,5 +1,5 @@
-//! The processes that campaigns start: this very program, in another role. What they have to say
-//! they say a line at a time.
+//! The processes that campaigns start: this same program, in another role. They report a line at a
+//! time.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -24,17 +24,17 @@ use super::support::report::Dice;
 
 const CHILD: &str = "--child";
 const WRITERS: u32 = 3;
-/// So that a child that is never killed does not fill the disk.
+/// A limit, so that a child that is never killed does not fill the disk.
 const APPENDS: u64 = 40;
 const LIVES_PER_PROCESS: u32 = 8;
 
 const HOUR_MS: u64 = 3_600_000;
 const CLOCK_START_MS: u64 = 1_750_000_000_000;
 
-/// What a process is for.
+/// The role of a process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Role {
-    /// Opens, appends from several threads and closes, a few times over.
+    /// Opens, appends from several threads and closes, a few times.
     Write(Writing),
     /// Checks a log against a ledger, twice, and appends to it.
     Check {
@@ -45,7 +45,7 @@ pub(crate) enum Role {
     },
     /// Works on a disk whose calls fail.
     Endure(Enduring),
-    /// Opens a log at once with others.
+    /// Opens a log at the same time as others.
     Open(PathBuf),
     /// Works on a log in every way until it is killed.
     Soak(Soaking),
@@ -53,7 +53,7 @@ pub(crate) enum Role {
     Stay(Staying),
     /// Appends to a log that is nothing but a sled database with its own `flush`.
     WriteSled { folder: PathBuf, appends: u32 },
-    /// Says how many of so many appends to that are there.
+    /// Reports how many of the appends to that are there.
     CheckSled { folder: PathBuf, appends: u32 },
 }
 
@@ -61,10 +61,10 @@ pub(crate) enum Role {
 pub(crate) struct Writing {
     pub folder: PathBuf,
     pub seed: u64,
-    /// The first of its lives.
+    /// The number of its first life.
     pub life: u32,
     pub lives: u32,
-    /// Where it tells what it does, in place of its standard output.
+    /// The file that it reports to, instead of its standard output.
     pub tell: Option<PathBuf>,
     pub end: End,
 }
@@ -73,7 +73,7 @@ pub(crate) struct Writing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum End {
     Exit,
-    /// Waits until the one who started it is gone.
+    /// Waits until the process that started it is gone.
     Wait,
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn works(seed: u64) -> Works {
     }
 }
 
-/// The first life of the process with this number.
+/// Returns the first life of the process with this number.
 pub(crate) fn first_life(process: u32) -> u32 {
     process * LIVES_PER_PROCESS
 }
@@ -99,13 +99,13 @@ pub(crate) fn open(folder: &Path, life: u32) -> SessionLog {
     opened.unwrap_or_else(|error| panic!("the log does not open in life {life}: {error:?}"))
 }
 
-/// Options whose journal files stay at their smallest.
+/// Returns options whose journal files stay at their smallest.
 pub(crate) fn small_files() -> Options {
     Options::new().journal_file_bytes_max(4 * 1024 * 1024)
 }
 
 impl Role {
-    /// The role that this process was started for, if any.
+    /// Returns the role that this process was started for, if any.
     pub(crate) fn of_this_process() -> Option<Self> {
         let mut arguments = env::args().skip(1);
         let is_child = arguments.next()? == CHILD;
@@ -114,7 +114,7 @@ impl Role {
         })
     }
 
-    /// A process of this role, to be started.
+    /// Returns the command for a process of this role.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env::current_exe().expect("this program has a path"));
         let role = serde_json::to_string(self).expect("a role can be told");
@@ -166,7 +166,7 @@ impl Writing {
                 }
             });
             if dice.one_in(3) {
-                // Sealing begins when a log is idle.
+                // A log seals when it is idle.
                 thread::park_timeout(Duration::from_millis(120 + dice.below(100)));
             }
             if dice.one_in(4) {
@@ -177,8 +177,8 @@ impl Writing {
             }
         }
         if self.end == End::Wait {
-            // The one who started this never writes: this ends when it does, and nothing is left
-            // running.
+            // The process that started this one never writes, so the read ends with that process,
+            // and nothing keeps running.
             let _ended = io::stdin().read_to_end(&mut Vec::new());
         }
     }
@@ -196,7 +196,7 @@ impl Writing {
     }
 }
 
-/// A process whose calls to the system fail.
+/// A process whose system calls fail.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Enduring {
     pub folder: PathBuf,
@@ -233,7 +233,7 @@ impl Enduring {
                 scope.spawn(move || self.append(log, teller, writer, poisoned));
             }
         });
-        // Sealing begins when a log is idle.
+        // A log seals when it is idle.
         thread::park_timeout(Duration::from_millis(150));
         if self.reads == Reads::Succeed {
             let sessions = log
@@ -292,8 +292,7 @@ impl Enduring {
     }
 }
 
-/// Says what a process does, by one write call a line, so that a line is there wholly or not at
-/// all.
+/// Prints a line in one write call, so that a line is there wholly or not at all.
 #[derive(Clone)]
 pub(crate) struct Teller(Arc<File>);
 
@@ -360,8 +359,8 @@ fn check(folder: &Path, mut ledger: Ledger, works: Works, life: u32) {
     }
 }
 
-/// Opens the log from several threads at once, when told, and says how that went; who has it
-/// appends, and keeps it until told to go.
+/// Opens the log from several threads at once on a signal, and prints the results. The thread that
+/// has it appends, and keeps it until told to go.
 fn contend(folder: &Path) {
     let teller = Teller::new(None);
     let mut lines = io::stdin().lines();
@@ -400,8 +399,8 @@ fn contend(folder: &Path) {
     drop(won);
 }
 
-/// A log as one would write it on sled in twenty lines: a key an event, and an answer when `flush`
-/// has returned.
+/// A log as an application would write it on sled in twenty lines: a key per event, and an answer
+/// when `flush` has returned.
 fn write_sled(folder: &Path, appends: u32) -> sled::Result<()> {
     let teller = Teller::new(None);
     let db = sled::open(folder)?;

@@ -1,5 +1,5 @@
 //! A mixed load for a long time, killed every minute: nothing is lost, and memory, descriptors and
-//! disk stay flat.
+//! disk use stay flat.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -17,20 +17,21 @@ use super::process::{Role, Teller, first_life, open};
 use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
 use super::support::report::{Dice, Report, Runs, is_full, seed, tell};
 
-/// Kills.
+/// The number of kills.
 const ROUNDS: Runs = Runs { quick: 1, full: 20 };
 const WRITERS: u32 = 3;
-/// Small ones: events as agents write them.
+/// Small events, as agents write them.
 const BATCHES: &[u64] = &[60, 200, 600, 600, 2_000, 8_000];
-/// Between two calls of a thread, so that the store grows by some megabytes a second at the most.
+/// The pause between two calls of a thread, so that the store grows by a few megabytes a second.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// What the options bound comes to 288 MiB: what is recent, what was read, and the index; sled
-/// takes more than it is told.
+/// The limits of the options add up to 288 MiB: recent events, the caches, and the index. sled uses
+/// more than its limit.
 const RSS_BYTES_MAX: u64 = 512 * 1024 * 1024;
-/// A log keeps 256 segments open at the most.
+/// A log keeps at most 256 segments open.
 const DESCRIPTORS_MAX: u64 = 300;
-/// Beside the segments there are the journal's files, the index, and what waits to be sealed.
+/// The journal's files, the index and the events to be sealed, which are stored beside the
+/// segments.
 const DISK_BYTES_MORE: u64 = 256 * 1024 * 1024;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,7 +41,7 @@ pub(crate) struct Soaking {
     life: u32,
 }
 
-/// What a process has in use.
+/// The resources that a process uses.
 #[derive(Debug, Clone, Copy, Default)]
 struct Usage {
     rss_bytes: u64,
@@ -91,7 +92,7 @@ fn works(seed: u64) -> Works {
     }
 }
 
-/// Lets a process work for a while, and kills it. Returns what it had in use by then.
+/// Runs a process for a while, and kills it. Returns the resources it used by then.
 fn live(soaking: &Soaking, round: Duration, ledger: &mut Ledger) -> Usage {
     let role = Role::Soak(soaking.clone());
     let mut child = role
@@ -103,7 +104,7 @@ fn live(soaking: &Soaking, round: Duration, ledger: &mut Ledger) -> Usage {
     let (sender, lines) = channel();
     let pipe = BufReader::new(child.stdout.take().expect("a pipe"));
     let reader = thread::spawn(move || {
-        // The last line may be cut short by the kill.
+        // The kill may have interrupted the last line.
         pipe.lines()
             .map_while(Result::ok)
             .for_each(|line| drop(sender.send(line)));
@@ -139,8 +140,8 @@ impl Usage {
             [rss_bytes, disk, payload].map(|bytes| bytes / (1024 * 1024));
         let appends = ledger.due();
         tell(&format!(
-            "  round {round}: RSS {rss} MiB, {descriptors} descriptors, {disk_mib} MiB on disk for {payload_mib} MiB of data, \
-             {appends} appends\n"
+            "  round {round}: RSS {rss} MiB, {descriptors} descriptors, {disk_mib} MiB on disk \
+             for {payload_mib} MiB of data, {appends} appends\n"
         ));
         assert!(rss_bytes <= RSS_BYTES_MAX, "{rss_bytes} bytes of memory");
         assert!(descriptors <= DESCRIPTORS_MAX, "{descriptors} descriptors");
@@ -215,7 +216,7 @@ impl Soaking {
         }
     }
 
-    /// Turns of an agent, each read back as a message.
+    /// Appends an agent's turns, and reads each back as a message.
     fn take_turns(&self, log: &SessionLog) {
         let session = SessionId::new(format!("turns {}", self.life)).expect("a name");
         for nth in 0.. {
@@ -264,7 +265,7 @@ fn list(log: &SessionLog, mut dice: Dice) {
     }
 }
 
-/// A live stream of everything: ever rising.
+/// Follows the feed, whose IDs must rise.
 fn follow(log: &SessionLog) {
     let mut last = None;
     for item in log.feed().expect("the feed") {

@@ -1,7 +1,7 @@
-//! Reads what `strace` wrote down of a process: the calls that change a folder, as [steps](Step),
-//! and what the process said.
+//! Reads the trace that `strace` wrote of a process: the calls that change a folder, as
+//! [steps](Step), and the process's output.
 //!
-//! It knows nothing of the log: files are what `openat` returned.
+//! It knows nothing of the log: a file is what `openat` returned.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -11,19 +11,21 @@ use std::sync::Arc;
 
 use super::support::crash_image::{Call, Cut, Names, Node, Step, Through, change_names};
 
-/// The calls that matter: those that change files and names, make them durable, and those that tell
-/// which descriptor is what.
-const CALLS: &str = "trace=open,openat,creat,close,dup,dup2,dup3,fcntl,lseek,write,pwrite64,writev,pwritev,pwritev2,fsync,fdatasync,\
-                     sync,syncfs,ftruncate,truncate,fallocate,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,\
+/// The calls that change files and names or make them durable, and those that show which descriptor
+/// is which file.
+const CALLS: &str = "trace=open,openat,creat,close,dup,dup2,dup3,fcntl,lseek,\
+                     write,pwrite64,writev,pwritev,pwritev2,\
+                     fsync,fdatasync,sync,syncfs,ftruncate,truncate,fallocate,\
+                     rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,link,linkat,\
                      symlink,symlinkat,copy_file_range,sendfile,io_uring_setup,mmap";
 
 /// Longer than any write.
 const BYTES_MAX: &str = "67108864";
 
-/// The path of the standard output, where a process says what it does.
+/// The path of the standard output, where a process reports.
 const TOLD: &str = "what the process tells";
 
-/// Why there are no traces on this machine, if so.
+/// Returns why there are no traces on this machine, if so.
 pub(crate) fn obstacle() -> Option<String> {
     let works = Command::new("strace")
         .args(["-f", "-o", "/dev/null", "true"])
@@ -36,7 +38,7 @@ pub(crate) fn obstacle() -> Option<String> {
     }
 }
 
-/// Runs `command` under `strace`, which writes to `output`.
+/// Returns `command` under `strace`, which writes to `output`.
 pub(crate) fn under_strace(command: &Command, output: &Path) -> Command {
     let mut strace = Command::new("strace");
     strace
@@ -61,7 +63,7 @@ pub(crate) fn under_strace(command: &Command, output: &Path) -> Command {
     strace
 }
 
-/// The steps in the trace in `file`, of a process that began with `names` in `folder`.
+/// Returns the steps in the trace in `file`, of a process that began with `names` in `folder`.
 pub(crate) fn read(file: &Path, folder: &Path, names: &Names, files: usize) -> Vec<Step> {
     let mut reader = Reader {
         folder,
@@ -83,10 +85,10 @@ pub(crate) fn read(file: &Path, folder: &Path, names: &Names, files: usize) -> V
 struct Reader<'a> {
     folder: &'a Path,
     names: Names,
-    /// How many files there are.
+    /// The number of files.
     files: usize,
     descriptors: HashMap<i64, Descriptor>,
-    /// By thread: the call that did not return yet, and the step at which it began.
+    /// By thread: the call that has not returned yet, and the step at which it began.
     under_way: HashMap<u32, UnderWay>,
     steps: Vec<Step>,
 }
@@ -94,7 +96,7 @@ struct Reader<'a> {
 #[derive(Debug, Clone)]
 struct Descriptor {
     path: PathBuf,
-    /// None for what is not a file in the folder.
+    /// `None` for a descriptor that is no file in the folder.
     file: Option<usize>,
     through: Through,
     position: u64,
@@ -279,7 +281,10 @@ impl Reader<'_> {
             "openat" => self.opened(result, self.at(&arguments[0], &arguments[1]), &arguments[2]),
             "close" => drop(first.and_then(|descriptor| self.descriptors.remove(&descriptor))),
             "dup" | "dup2" | "dup3" => self.duplicated(first, result),
-            "fcntl" if matches!(&arguments[1], Argument::Word(word) if word.starts_with("F_DUPFD")) =>
+            "fcntl"
+                if matches!(
+                    &arguments[1], Argument::Word(word) if word.starts_with("F_DUPFD")
+                ) =>
             {
                 self.duplicated(first, result);
             }
@@ -304,8 +309,8 @@ impl Reader<'_> {
         self.steps.push(Step::End(begun));
     }
 
-    /// Names that could not be changed, such as a folder that was there. A write would be another
-    /// matter.
+    /// Names that could not be changed, such as a folder that was there. A failed write would be
+    /// different.
     fn failed(&mut self, begun: usize, name: &str) {
         assert!(
             name.contains("mkdir") || name.contains("rename") || name.contains("unlink"),
@@ -356,7 +361,7 @@ impl Reader<'_> {
         );
     }
 
-    /// What a call did that is known only when it has returned.
+    /// Applies what a call did that is known only when it has returned.
     fn made(&mut self, call: Call) {
         change_names(&mut self.names, &call);
         self.steps.push(Step::Begin(call));
@@ -376,7 +381,7 @@ impl Reader<'_> {
         })
     }
 
-    /// A path relative to a descriptor.
+    /// Returns a path relative to a descriptor.
     fn at(&self, dir: &Argument, path: &Argument) -> PathBuf {
         let base = dir
             .number()
@@ -385,7 +390,7 @@ impl Reader<'_> {
         base.unwrap_or_default().join(path.path())
     }
 
-    /// A path within the folder, relative to it.
+    /// Returns a path within the folder, relative to it.
     fn inside(&self, path: &Path) -> Option<PathBuf> {
         let plain: PathBuf = path
             .components()
@@ -395,7 +400,7 @@ impl Reader<'_> {
     }
 }
 
-/// The arguments up to the closing bracket or to where the line breaks off, and what follows.
+/// Returns the arguments up to the closing bracket or to where the line breaks off, and the rest.
 fn parse_arguments(mut text: &str) -> (Vec<Argument>, &str) {
     let mut arguments = Vec::new();
     loop {
@@ -415,7 +420,7 @@ fn parse_arguments(mut text: &str) -> (Vec<Argument>, &str) {
     }
 }
 
-/// Where a word ends: structures in braces and brackets are one.
+/// Returns where a word ends. A structure in braces or brackets is one word.
 fn argument_end(text: &str) -> usize {
     let mut depth = 0;
     for (at, letter) in text.char_indices() {
@@ -430,7 +435,7 @@ fn argument_end(text: &str) -> usize {
     text.len()
 }
 
-/// `\x41\x42`: with `-xx` every byte is shown so.
+/// Reads `\x41\x42`: with `-xx` strace prints every byte so.
 fn unescape(text: &str) -> Vec<u8> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => byte - b'0',
@@ -443,7 +448,7 @@ fn unescape(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// What a call returned; `None` where the process ended before.
+/// Returns the result of a call, `None` where the process ended before.
 fn result_of(tail: &str) -> Option<i64> {
     let (_, result) = tail.rsplit_once("= ")?;
     if result.starts_with("-1") {

@@ -1,10 +1,9 @@
-//! Power cuts in what the operating system was asked to do: a process works under `strace`, and its
-//! folder is rebuilt as a power cut might have left it after any of its system calls. Independent
-//! of the engine's own idea of its disk.
+//! Power cuts in the system calls of a process, independent of the engine's own view of its disk.
 //!
-//! Each image is opened by a process of its own, and checked against what was acknowledged in the
-//! same trace. Some of those processes run under `strace` as well, and their recovery is cut in
-//! turn.
+//! A process works under `strace`, and its folder is rebuilt as a power cut might have left it
+//! after any of its system calls. A process of its own opens each image and checks it against what
+//! the same trace acknowledged. Some of those processes run under `strace` as well, and their
+//! recovery is cut too.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -19,7 +18,7 @@ const IMAGES: Runs = Runs {
     quick: 100,
     full: 2_000,
 };
-/// Second-level images.
+/// Images of a recovery that was cut.
 const RECOVERIES: Runs = Runs {
     quick: 10,
     full: 1_200,
@@ -34,7 +33,7 @@ const SLED_APPENDS: u32 = 300;
 const IMAGES_PER_TRACE: u64 = 100;
 const CUTS_PER_RECOVERY: u64 = 10;
 const LIVES: u32 = 5;
-/// Whoever looks at an image appends as this one, or as a later one.
+/// The life, or the first of the lives, of a process that opens an image and appends to it.
 const LAST_LIFE: u32 = 1_000;
 
 pub(crate) fn campaign() {
@@ -78,8 +77,8 @@ pub(crate) fn campaign() {
     assert_eq!(violations, 0, "recoveries that were cut short");
 }
 
-/// A look at what the campaign is worth: where a kind of call is no barrier, something must be
-/// found missing.
+/// Checks that the campaign finds something: where a kind of call is no barrier, events must be
+/// missing.
 pub(crate) fn campaign_without_barriers() {
     let seed = seed();
     let mut dice = Dice(seed);
@@ -98,8 +97,8 @@ pub(crate) fn campaign_without_barriers() {
     }
 }
 
-/// The same cuts in the trace of a log that is a sled database with its own `flush`. What that
-/// loses is no violation of ours: it is why events are not kept there.
+/// The same cuts in the trace of a log that is a sled database with its own `flush`. A loss there
+/// is no violation: it is the reason why events are not stored in sled.
 pub(crate) fn campaign_on_sled() {
     let seed = seed();
     let mut report = Report::new(
@@ -146,7 +145,7 @@ pub(crate) fn campaign_on_sled() {
     report.end();
 }
 
-/// How many of so many appends sled finds in an image, if it opens it.
+/// Returns how many of the appends sled finds in an image, if it opens it.
 fn found_by_sled(image: &Image, appends: u32) -> Option<usize> {
     let folder = tempfile::tempdir().expect("a folder");
     let db = folder.path().join("db");
@@ -163,16 +162,16 @@ fn found_by_sled(image: &Image, appends: u32) -> Option<usize> {
     said.trim().parse().ok().filter(|_| output.status.success())
 }
 
-/// What a process did to a folder, and said.
+/// What a process did to a folder, and its output.
 struct Trace {
     seed: u64,
     base: Image,
     /// What was expected of the folder at the beginning.
     ledger: Ledger,
     steps: Vec<Step>,
-    /// This kind of barrier is taken for none.
+    /// This kind of barrier counts as none.
     void: Option<&'static str>,
-    /// As whom the next to look at it appends.
+    /// The life of the next process that opens an image and appends.
     life: u32,
 }
 
@@ -243,7 +242,7 @@ impl Trace {
 }
 
 impl CutOff {
-    /// A fresh process opens the folder, twice.
+    /// Opens the folder in a new process, twice.
     fn check(&self) {
         let folder = self.folder();
         let output = self
@@ -255,7 +254,7 @@ impl CutOff {
         told_no_violation(&output);
     }
 
-    /// The same, and what that process did.
+    /// Does the same, and returns what that process did.
     fn check_traced(&self) -> Trace {
         let folder = self.folder();
         let steps = traced(
@@ -264,8 +263,8 @@ impl CutOff {
             &folder.path().join("log"),
             &self.image,
         );
-        // Whatever the recovery found, one that is cut short and made again must find too, also
-        // where nobody was told yet.
+        // A repeated recovery must find all that the interrupted one found, also where no reader
+        // has seen it yet.
         let mut ledger = self.ledger.clone();
         let said = steps.iter().filter_map(Step::said);
         said.take_while(|line| !line.starts_with("try"))
@@ -313,7 +312,7 @@ fn traced(role: &Role, folder: &Path, log: &Path, image: &Image) -> Vec<Step> {
     read(&output, log, &image.names, image.files.len())
 }
 
-/// A process that checked ended well.
+/// Checks that a process that checked ended well.
 pub(crate) fn told_no_violation(output: &Output) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
