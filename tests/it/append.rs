@@ -1,5 +1,5 @@
-//! What an append promises: its ack, seqs without holes, rising IDs, all or nothing, the expected
-//! place.
+//! The promises of an append: its ack, seqs without holes, rising IDs, all or nothing, and the
+//! expected tail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

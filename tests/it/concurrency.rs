@@ -20,7 +20,7 @@ use crate::support::{
 const WRITERS: usize = 16;
 const BATCHES: usize = 40;
 
-/// The greatest ID that any writer has been told of.
+/// The greatest ID that any writer was given.
 struct Acked(Mutex<EventId>);
 
 impl Acked {
@@ -63,7 +63,7 @@ fn check_readable(log: &SessionLog, ack: &Ack) {
     );
 }
 
-/// Fails unless acks, pages, streams and the feed tell the same story.
+/// Fails unless acks, pages, streams and the feed agree.
 fn check_one_story(log: &SessionLog, sessions: &[SessionId], acks: &[Ack]) {
     let feed = feed_all(log);
     assert_rising(&feed);
@@ -254,7 +254,7 @@ fn closing_from_many_threads_closes_once_and_lets_all_return() {
     }
 }
 
-/// The acks of appends that were all polled once, with what that first poll gave.
+/// Returns the acks of appends that were all polled once, with the result of that first poll.
 fn outcomes<F: Future<Output = Result<Ack>>>(
     appends: Vec<Pin<Box<F>>>,
     early: Vec<Poll<Result<Ack>>>,
@@ -455,8 +455,7 @@ fn thousands_of_waiting_async_appends_hold_no_thread() {
     for append in &mut appends {
         let _ = poll_once(append.as_mut());
     }
-    // Other tests run beside this one and have threads of their own, but not as many as there are
-    // appends.
+    // Other tests run in parallel and have threads of their own, but fewer than there are appends.
     let grown = threads().saturating_sub(before);
     assert!(
         grown < APPENDS / 10,

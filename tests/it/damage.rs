@@ -1,9 +1,10 @@
 //! Damage to every file of a log: torn tails, flipped bytes, lost and outdated files.
 //!
-//! A copy of the folder, made right after an append returned and with none under way, stands for
-//! the image that a crash leaves behind. Offsets come from comparing such images and from the
-//! format's specification beside the codec, whose field places are spelled out in the constants
-//! below alone.
+//! A copy of the folder stands for the image that a crash leaves. It is made right after an append
+//! returned and with none under way.
+//!
+//! Offsets come from comparing such images and from the format's specification beside the codec.
+//! The constants below are the only place that repeats the format's field offsets.
 
 #![allow(clippy::print_stdout, reason = "it says how many flips were noticed")]
 
@@ -24,7 +25,7 @@ use sessionlog::{
 
 /// Every header has its format version here: journal file, segment, and framed value.
 const VERSION_AT: usize = 8;
-/// A framed value begins behind such a header.
+/// A framed value begins after such a header.
 const VALUE_AT: usize = 24;
 const JOURNAL_MAGIC: &[u8] = b"slogjrnl";
 const JOURNAL_HEADER_BYTES: usize = 72;
@@ -101,7 +102,11 @@ fn a_flipped_byte_in_the_header_of_the_journal_file_is_an_error_that_changes_not
         Scene::new(Past::Short, End::Crash),
         Scene::new(Past::Short, End::Close),
     ] {
-        let names_the_file = |error: &Error| matches!(error, Error::Corrupt { file, .. } | Error::Unsupported { file, .. } if file.ends_with(&scene.journal));
+        let names_the_file = |error: &Error| matches!(
+            error,
+            Error::Corrupt { file, .. } | Error::Unsupported { file, .. }
+                if file.ends_with(&scene.journal)
+        );
         for at in 0..JOURNAL_HEADER_BYTES {
             let flip = |image: &mut Image| bytes_of(image, &scene.journal)[at] ^= 0x10;
             check_refused(
@@ -150,7 +155,7 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
                     name.display()
                 );
             }
-            // It counts again once it was written.
+            // The file counts again once it was written.
             for other in SLOTS
                 .into_iter()
                 .filter(|slot| SLOTS.map(Path::new).contains(&name) && Path::new(slot) != name)
@@ -182,7 +187,7 @@ fn what_follows_a_file_that_was_made_longer_is_not_looked_at() {
 #[test]
 fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer_events() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // One full file is not worth a segment yet, which would name the second.
+    // One full file is not yet sealed, and the second is not yet in the manifest.
     let log = options()
         .journal_file_bytes_max(16 << 20)
         .open(folder.path())
@@ -203,7 +208,7 @@ fn a_journal_file_that_is_missing_cut_short_or_wiped_is_an_error_and_never_fewer
             .count()
     };
     let before = slots();
-    // The first file is full, the second holds some groups, and the manifest comes to name it.
+    // The first file is full, the second holds some groups, and the manifest names it.
     until(|| {
         log.append(
             &session,
@@ -522,7 +527,7 @@ const SLOTS: [&str; 2] = ["MANIFEST-0", "MANIFEST-1"];
 /// The files of a folder, by their path in it.
 type Image = BTreeMap<PathBuf, Vec<u8>>;
 
-/// A small log as a crash or a close left it, and where its last two groups lie.
+/// A small log as a crash or a close left it, with the places of its last two groups.
 struct Scene {
     image: Image,
     /// The journal file.
@@ -530,33 +535,33 @@ struct Scene {
     /// The bytes of the last group, and of the one before.
     last: Range<usize>,
     earlier: Range<usize>,
-    /// What the journal file held before the last group was written over it.
+    /// The contents of the journal file before the last group was written over them.
     before_last: Vec<u8>,
     whole: Contents,
     without_last: Contents,
 }
 
-/// What the log went through before its last groups.
+/// The appends of the log before its last groups.
 #[derive(Clone, Copy)]
 enum Past {
-    /// A few small appends: behind the last group there are zeroes.
+    /// A few small appends: zeroes follow the last group.
     Short,
-    /// Enough to use journal files again: behind the last group lies an earlier use of the file.
+    /// Enough to reuse journal files: an earlier use of the file follows the last group.
     Recycled,
 }
 
-/// What happened between the last append and the image.
+/// The events between the last append and the image.
 #[derive(Clone, Copy)]
 enum End {
     /// Nothing: the process was killed.
     Crash,
     Close,
-    /// Time, so that a witness was written behind the last group; then a kill.
+    /// Time, so that a witness was written after the last group, then a kill.
     Idle,
 }
 
 impl Scene {
-    /// The first attempt that the machine was fast enough for, and that no background work
+    /// Returns the first attempt for which the machine was fast enough and that no background work
     /// disturbed.
     fn new(past: Past, end: End) -> Self {
         let begun = Instant::now();
@@ -618,8 +623,8 @@ impl Scene {
         })
     }
 
-    /// Opens with the journal changed by `tear`: if that changed the last group, the group is gone
-    /// as a whole.
+    /// Opens with the journal changed by `tear`. If that changed the last group, all of the group
+    /// is gone.
     fn check_torn(&self, how: &str, tear: impl FnOnce(&mut [u8])) {
         let torn = with(&self.image, |image| tear(bytes_of(image, &self.journal)));
         let untouched =
@@ -680,7 +685,7 @@ impl Past {
     }
 }
 
-/// The journal is damaged at each place in turn: the error names the file and the block.
+/// Damages the journal at each place in turn. The error names the file and the block.
 fn check_flips_are_corruption(scene: &Scene, places: impl Iterator<Item = usize>) {
     let folder = || lay_out(&scene.image);
     each_in_parallel_with(folder, places, |folder, at| {
@@ -818,7 +823,7 @@ impl Sealed {
         }
     }
 
-    /// Whether the flip was noticed. Some are looked at by a log that may write as well.
+    /// Returns whether the flip was noticed. For some flips the log is opened for writing.
     fn check_flip(&self, folder: &Path, at: usize) -> bool {
         let segment = folder.join(&self.segment);
         let mut damaged = Image::from([(self.segment.clone(), self.image[&self.segment].clone())]);
@@ -833,8 +838,7 @@ impl Sealed {
         noticed
     }
 
-    /// A version or a kind that is not known is no damage, so a flip may also make a file
-    /// unsupported.
+    /// An unknown version or kind is no damage, so a flip may also make a file unsupported.
     fn check_damaged(&self, segment: &Path, opened: Result<SessionLog, Error>, at: usize) -> bool {
         match opened.and_then(|log| contents(&log)) {
             Ok(contents) => assert!(
@@ -906,7 +910,7 @@ impl Sealed {
     }
 }
 
-/// Old keys replay, keys of other content conflict, and what is expected is compared with the true
+/// Old keys replay, keys with other content conflict, and expectations are compared with the true
 /// tail.
 fn check_appends(how: &str, log: &SessionLog, session: &SessionId, events: &[Event]) {
     for event in [events.first(), events.get(events.len() / 2), events.last()]
@@ -921,7 +925,10 @@ fn check_appends(how: &str, log: &SessionLog, session: &SessionId, events: &[Eve
         );
         let other = log.append(session, batch(n).event(NewEvent::new("more", "x")));
         assert!(
-            matches!(other, Err(Error::IdempotencyConflict { first_seq, .. }) if first_seq == again.first),
+            matches!(
+                other,
+                Err(Error::IdempotencyConflict { first_seq, .. }) if first_seq == again.first
+            ),
             "index {how}: {other:?}"
         );
     }
@@ -946,7 +953,7 @@ fn check_appends(how: &str, log: &SessionLog, session: &SessionId, events: &[Eve
     );
 }
 
-/// All that readers can see of a log.
+/// Everything that readers can see of a log.
 #[derive(Clone, PartialEq)]
 struct Contents {
     sessions: Vec<(SessionId, Vec<Event>)>,
@@ -1004,7 +1011,7 @@ fn recent_of(feed: &[Event]) -> Vec<SessionId> {
     recent
 }
 
-/// Reads everything in every way there is; the ways must agree.
+/// Reads everything in every way there is. All ways must agree.
 fn contents(log: &SessionLog) -> Result<Contents, Error> {
     let feed = log
         .feed()?
@@ -1076,7 +1083,7 @@ fn all_pages(log: &SessionLog, session: &SessionId) -> Result<Vec<Event>, Error>
     let newest = log
         .list(session, PageRequest::new().newest_first().limit(PAGE))?
         .items;
-    // It may hold fewer, where events are large.
+    // A page may hold fewer, where events are large.
     assert!(
         !newest.is_empty() && newest.iter().eq(events.iter().rev().take(newest.len())),
         "{session} reads otherwise from its end"
@@ -1095,7 +1102,7 @@ fn options() -> Options {
     Options::new().journal_file_bytes_max(4 * 1024 * 1024)
 }
 
-/// A keyed batch whose events tell its number.
+/// Returns a keyed batch whose events hold its number.
 fn batch(n: u64) -> Batch {
     let message = NewEvent::new(
         "user.message",
@@ -1139,8 +1146,8 @@ fn segments(folder: &Path) -> Vec<PathBuf> {
     names
 }
 
-/// The one journal file that the later image has otherwise, and the bytes in which it differs.
-/// Background work is not waited for.
+/// Returns the one journal file in which the later image differs, and the differing bytes. Does not
+/// wait for background work.
 fn difference(earlier: &Image, later: &Image) -> Option<(PathBuf, Range<usize>)> {
     let mut changed = later.iter().filter(|(name, bytes)| {
         name.starts_with("journal") && earlier.get(*name).is_some_and(|old| old != *bytes)
@@ -1174,7 +1181,7 @@ fn lay_out(image: &Image) -> tempfile::TempDir {
     folder
 }
 
-/// All files. One that goes away meanwhile was only being prepared.
+/// Returns all files. Skips one that disappears meanwhile, which was only being prepared.
 fn read_image(folder: &Path) -> Image {
     let mut image = Image::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -1211,8 +1218,8 @@ fn each_in_parallel<I: Send>(items: impl Iterator<Item = I>, check: impl Fn(I) +
     each_in_parallel_with(|| (), items, |(), item| check(item));
 }
 
-/// The same with something that each thread makes for itself; returns what `check` gave, in no
-/// particular order.
+/// Works as [`each_in_parallel`] with a value that each thread makes for itself. Returns the results
+/// of `check`, in no particular order.
 fn each_in_parallel_with<S, I: Send, R: Send>(
     make: impl Fn() -> S + Sync,
     items: impl Iterator<Item = I>,

@@ -76,7 +76,7 @@ fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
     assert_eq!(feed.next_timeout(DEADLINE).unwrap(), StreamItem::CaughtUp);
 }
 
-/// K8: a place that the store does not know, such as one that was seen before a restore.
+/// K8: an ID that the store does not have, such as one that was seen before a restore.
 #[test]
 fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     let dir = folder();
@@ -93,8 +93,8 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     check_places(&small_files().open_read_only(dir.path()).unwrap(), &all);
 }
 
-/// Reads on behind every event, in the middle of a batch and at the end of the store too, and
-/// behind what lies beside each.
+/// Reads on after every event, also in the middle of a batch and at the end of the store, and from
+/// the IDs next to each.
 fn check_places(log: &SessionLog, all: &[Event]) {
     for (nth, event) in all.iter().enumerate() {
         assert_eq!(

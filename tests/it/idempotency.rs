@@ -1,4 +1,5 @@
-//! What an idempotency key promises: its batch lands once, and a retry gets the events that landed.
+//! The promise of an idempotency key: its batch lands once, and a retry gets the events that
+//! landed.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -18,7 +19,7 @@ fn keyed() -> Batch {
     notes("keyed", 3).idempotency_key("k")
 }
 
-/// Appends the batch again, which must give back `original` and add nothing.
+/// Appends the batch again, which must return `original` and add nothing.
 fn check_replay(log: &SessionLog, session: &SessionId, retry: Batch, original: &[Event]) {
     let before = log.head(session).unwrap();
     for ack in [
@@ -32,7 +33,8 @@ fn check_replay(log: &SessionLog, session: &SessionId, retry: Batch, original: &
     assert_eq!(log.head(session).unwrap(), before);
 }
 
-/// Appends another batch under the key of one that lies at `first_seq`, which must be refused and
+/// Appends another batch under the key of the one at `first_seq`, which must be refused and add
+/// nothing.
 /// add nothing.
 fn check_conflict(log: &SessionLog, session: &SessionId, other: &Batch, first: u64) {
     let before = log.head(session).unwrap();
@@ -347,8 +349,8 @@ fn a_key_lands_once_while_segments_are_made() {
     assert_eq!(read_all(&log, &id), landed.concat());
 }
 
-/// Retries a batch for which the journal file has no room left, so that what follows begins in the
-/// next one, and ends the log.
+/// Retries a batch that the journal file has no room for, so that the next one begins in the next
+/// file, and ends the log.
 fn check_retry_at_the_end_of_a_file(appends_after: usize, end: impl Fn(SessionLog)) {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
@@ -407,8 +409,7 @@ fn retries_write_nothing_and_keep_nothing_from_being_sealed() {
     });
 }
 
-/// Polls every future to its end from one task, so that all are queued before the first answer is
-/// taken.
+/// Polls every future to its end from one task, so that all are queued before the first answer.
 async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     let mut futures: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
     let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
@@ -436,7 +437,7 @@ fn a_key_holds_for_batches_that_share_a_commit_group_with_it() {
     let log = open(&dir);
     let id = session("s");
     append_notes(&log, &id, "before", 1);
-    // What queues up behind the first of these becomes one group.
+    // The appends that queue up after the first one become one group.
     let ahead = (0..20).map(|n| notes(&format!("ahead/{n}"), 1));
     let batches = ahead.chain([
         keyed(),

@@ -1,5 +1,5 @@
-//! What the index says is a hint. Here it lies in ways that damage does not make: every entry is
-//! whole, and it says that it has all segments.
+//! The index is a hint. Here it lies in ways that damage does not cause: every entry is whole, and
+//! the index claims to have all segments.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ const SESSIONS: usize = 6;
 const ROUNDS: usize = 6;
 const RUNS_MIN: usize = 3;
 
-/// The keys of runs begin with this byte; the key that says how far the index has got does not.
+/// The keys of runs begin with this byte. The key of the index's progress does not.
 const KIND_RUN: u8 = 1;
 const KIND_POSITION_BEFORE: u8 = 2;
 /// sled opens a folder only with the size that it was made with.
@@ -91,7 +91,7 @@ fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
         if nth == 0 {
             continue;
         }
-        // The index is asked for the end first, and so says nothing of what lies before.
+        // The index is queried for the end first, and so gives nothing of the events before it.
         assert_eq!(
             log.list(&read, PageRequest::new().newest_first().limit(3))
                 .unwrap()
@@ -110,7 +110,7 @@ fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
     );
 }
 
-/// Its entries say more, and how far it has got stands under another key.
+/// The entries claim more, and the progress has another key.
 #[test]
 fn an_index_of_an_earlier_format_is_built_again() {
     let dir = folder();
@@ -138,10 +138,10 @@ fn an_index_of_an_earlier_format_is_built_again() {
     assert_eq!(log.stats().index_rebuilds, 1);
 }
 
-/// A key of the index, and what stands there.
+/// A key of the index, and its value.
 type Entry = (Vec<u8>, Option<Vec<u8>>);
 
-/// What the index has of one session.
+/// The entries of one session.
 type Runs = Vec<Entry>;
 
 fn for_each<T>(items: &mut [T], change: impl Fn(&mut T)) {
@@ -150,15 +150,15 @@ fn for_each<T>(items: &mut [T], change: impl Fn(&mut T)) {
     }
 }
 
-/// Changes what the index has of the sessions, and opens the log with that. Readers and writers
-/// must notice nothing, and the index be built again.
+/// Changes the index's entries of the sessions, and opens the log with them. Readers and writers
+/// must notice nothing, and the index must be rebuilt.
 fn check_lies(lie: impl Fn(&mut [Runs])) {
     let dir = folder();
     let written = write_sealed(&dir);
     change_index(&dir.path().join("index"), lie);
 
     let log = small_files().open(dir.path()).unwrap();
-    // Before it has been opened the index is not asked.
+    // The index is not queried before it has been opened.
     eventually("the index to be open and to have all segments", || {
         log.stats().index_lag == 0
     });
@@ -208,15 +208,16 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
     );
 }
 
-/// A closed log with several segments, each of which holds events of each session; and these, of
-/// which the journal holds none.
+/// Returns a closed log with several segments, each with events of each session, and these events.
+/// The journal holds none of them.
 fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
     let log = small_files().open(dir.path()).unwrap();
     let mut written: Vec<_> = (0..SESSIONS)
         .map(|nth| (session(&format!("s{nth}")), Vec::new()))
         .collect();
     for nth in 0..ROUNDS {
-        // As many as no other session has in this round, so that nobody's run passes for another's.
+        // A number that no other session has in this round, so that no run passes for another
+        // session's.
         for (count, (session, events)) in (1..).zip(&mut written) {
             events.extend(append_notes(&log, session, &nth.to_string(), count));
         }

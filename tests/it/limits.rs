@@ -1,4 +1,4 @@
-//! Every limit: what is at it passes, what is one above it is refused by name and leaves nothing
+//! Every limit: a call at the limit passes, and one above it is refused by name and leaves nothing
 //! behind.
 
 use serde_json::json;
@@ -11,7 +11,7 @@ use crate::support::{
     assert_error, block_on, folder, note, notes, open, read_all, session, small_files,
 };
 
-/// Fails unless the call was refused for this limit with these figures.
+/// Fails unless the call was refused for this limit with these values.
 fn check_refused<T>(result: Result<T>, limit: Limit, actual: u64, max: u64) {
     match result.map(|_| ()) {
         Err(Error::TooLarge {
@@ -50,7 +50,7 @@ fn of_event_bytes(size: usize) -> Batch {
     notes("before", 1).event(note(vec![b'x'; size]))
 }
 
-/// A batch whose data are `size` bytes in all, in events of at most a mebibyte.
+/// Returns a batch with `size` bytes of data, in events of at most a mebibyte.
 fn of_batch_bytes(size: usize) -> Batch {
     let bytes = vec![b'x'; size];
     Batch::new().events(bytes.chunks(1024 * 1024).map(note))
@@ -235,7 +235,7 @@ fn what_no_option_allows_is_invalid() {
     assert_error!(log.head(&id), Error::UnknownSession { .. });
 }
 
-/// Reads pages at the limit, above it, and of nothing.
+/// Reads pages at the limit, above it, and with a limit of 0.
 fn check_pages(options: Options, max: usize) {
     let dir = folder();
     let log = options.open(dir.path()).unwrap();

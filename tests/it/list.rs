@@ -23,7 +23,7 @@ struct Form {
 type ToCursor<'a> = &'a dyn Fn(Seq) -> Option<Cursor>;
 
 impl Form {
-    /// The page that asks for this, if its bounds can be given as such cursors.
+    /// Returns the request for this page, if its bounds can be given as such cursors.
     fn page(self, to_cursor: ToCursor<'_>) -> Option<PageRequest> {
         let page = match (self.after, self.before) {
             (None, None) => PageRequest::new(),
@@ -491,7 +491,10 @@ fn check_refused(
         log.list(session, page.clone()),
         Error::Cursor { session: of, problem } if of == session && *problem == expected
     );
-    assert_error!(log.messages(session, page), Error::Cursor { problem, .. } if *problem == expected);
+    assert_error!(
+        log.messages(session, page),
+        Error::Cursor { problem, .. } if *problem == expected
+    );
 }
 
 #[test]

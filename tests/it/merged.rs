@@ -1,5 +1,5 @@
-//! Filters over many segments: what they say is right whatever becomes of their files, and they
-//! come back.
+//! Filters over many segments: their answers are right even when their files are lost or damaged,
+//! and they are rebuilt.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use sessionlog::{Batch, Error, Expected, Options, SessionLog};
 
 use crate::support::{assert_error, eventually, folder, note, notes, segments, session};
 
-/// A filter over this many segments is the narrowest.
+/// The number of segments under the narrowest such filter.
 const MERGED: usize = 16;
 
 /// Options under which every few appends make a segment.
@@ -17,8 +17,8 @@ fn sealing() -> Options {
     Options::new().recent_bytes_max(0)
 }
 
-/// Appends keyed batches, each to a session of its own, until there are so many segments; returns
-/// how many it appended.
+/// Appends keyed batches, each to a session of its own, until there are `segments` segments.
+/// Returns the number of batches.
 fn fill(log: &SessionLog, folder: &Path, from: usize, segments_min: usize) -> usize {
     let mut next = from;
     while segments(folder) < segments_min {
@@ -49,7 +49,7 @@ fn filters(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// Retries everything that was appended, and appends to sessions that are not there.
+/// Retries everything that was appended, and appends to sessions that do not exist.
 fn check(log: &SessionLog, appended: usize, new: usize) {
     for n in 0..appended {
         let there = session(&format!("s{n}"));
@@ -112,7 +112,7 @@ fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_f
             fs::write(path, bytes).unwrap();
         }
         change();
-        // It would tell of sessions.
+        // Otherwise the index answers for sessions.
         fs::remove_dir_all(dir.path().join("index")).unwrap();
         let log = sealing().open(dir.path()).unwrap();
         println!("{what}");
@@ -142,8 +142,7 @@ fn a_merged_filter_that_is_damaged_or_gone_is_made_again() {
         }
         let log = sealing().open(dir.path()).unwrap();
         eventually("it is as it was", || {
-            // It is found to be damaged when somebody looks, and made when there is another
-            // segment.
+            // A query finds that it is damaged, and the next segment makes it anew.
             appended = fill(&log, dir.path(), appended, segments(dir.path()) + 1);
             filters(dir.path()).get(path) == Some(bytes)
         });

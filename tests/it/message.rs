@@ -371,7 +371,7 @@ fn check_messages(log: &SessionLog, session: &SessionId, all: &[Message], tail: 
     }
 }
 
-/// Reads what lies between two bounds, as seqs and as event IDs.
+/// Reads the messages between two bounds, as seqs and as event IDs.
 #[test]
 fn turns_that_never_end_are_listed_as_each_is_read() {
     let dir = folder();
@@ -636,7 +636,7 @@ fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
         .iter()
         .map(|event| event.id.into())
         .collect();
-    // Small ones, large ones, and one that is too much by itself.
+    // Small outputs, large ones, and one that is too large by itself.
     let sizes = [
         (1, 10),
         (10, 1_000),
@@ -674,7 +674,7 @@ fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
     let largest = log.messages(&id, PageRequest::new()).unwrap();
     assert!(largest.has_more && largest.items.len() < all.len());
     check_messages(&log, &id, &all, log.head(&id).unwrap().last);
-    // An attempt that drops what was put out drops what was left out too.
+    // An attempt that drops the output also drops the omitted output.
     tell_status(
         &log,
         &id,
@@ -685,7 +685,7 @@ fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
     assert_eq!((message.output.len(), message.output_omitted), (0, 0));
 }
 
-/// What takes a hundred times its length as values is counted as such.
+/// Data that takes a hundred times its length as values is counted as such.
 #[test]
 fn outputs_that_are_large_as_values_are_left_out_as_if_they_were_long() {
     let dir = folder();

@@ -1,10 +1,10 @@
-//! The log against plain vectors and maps: the same operations on both, and the first difference is
-//! a panic.
+//! Compares the log with plain vectors and maps: the same operations on both, and the first
+//! difference is a panic.
 //!
-//! An operation is written in eight bytes and refers to what is stored by position, so any bytes
-//! are a script: proptest shrinks one by dropping operations, and the fuzz target `operations`
-//! calls the same [`run`]. Predicted are results and errors alike, down to the numbers in them. It
-//! never looks inside the log's folder, except to damage the index, which must not matter.
+//! An operation is written in eight bytes and refers to stored events by position, so any bytes are
+//! a script. proptest shrinks a script by dropping operations, and the fuzz target `operations`
+//! calls the same [`run`]. The model predicts results and errors alike, with the numbers in them.
+//! It never looks inside the log's folder, except to damage the index, which must not matter.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -20,7 +20,7 @@ use sessionlog::{
     SessionQuery, StartAt,
 };
 
-/// Something done to the log, or asked of it.
+/// An operation on the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
     /// An append of a batch of this shape.
@@ -32,7 +32,7 @@ pub(crate) enum Op {
     },
     /// The nth keyed append once more.
     Retry { nth: u8, change: Change },
-    /// A batch of some hundred KB an event; a few of them fill a journal file.
+    /// A batch with some hundred KB per event. A few of them fill a journal file.
     Fill { session: u8, events: u8 },
     /// One page.
     List {
@@ -43,7 +43,7 @@ pub(crate) enum Op {
         limit: u8,
         types: u8,
     },
-    /// `PageRequest` after page to the end.
+    /// Page after page to the end.
     Walk {
         session: u8,
         order: Order,
@@ -56,7 +56,7 @@ pub(crate) enum Op {
     Event(Point),
     /// A message by its ID.
     Message(Point),
-    /// Where a session stands.
+    /// The head of a session.
     Head(u8),
     /// Sessions in the order of their names.
     Sessions { after: Option<u8>, limit: u8 },
@@ -76,7 +76,7 @@ pub(crate) enum Op {
     Clock(i32),
 }
 
-/// What a batch looks like. All but the first are refused.
+/// The shape of a batch. All but the first are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
     Good { events: u8, bytes: u16, mix: u8 },
@@ -136,7 +136,7 @@ pub(crate) enum Order {
     NewestFirst,
 }
 
-/// Where a stream begins.
+/// The start of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Begin {
     Start,
@@ -145,7 +145,7 @@ pub(crate) enum Begin {
     After(At),
 }
 
-/// What is done to the files of the index.
+/// The damage to the files of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Damage {
     TruncateAll,
@@ -173,7 +173,7 @@ pub(crate) fn run(ops: &[Op]) {
     world.reopen(&Stop::Close, |_| ());
 }
 
-/// Any bytes as a script: eight an operation.
+/// Reads any bytes as a script, eight for each operation.
 pub(crate) fn decode(bytes: &[u8]) -> Vec<Op> {
     bytes
         .chunks(OP_BYTES)
@@ -185,7 +185,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Vec<Op> {
 const OP_BYTES: usize = 8;
 const OPS_MAX: usize = 100;
 
-/// Names that are prefixes of each other, look like paths, or are as long as a name may be.
+/// Names that are prefixes of each other, look like paths, or have the maximum length.
 const SESSIONS: usize = 8;
 const TYPES: [&str; 4] = ["user.message", "note", "agent.thought", "ü"];
 const EVENT_BYTES_MAX: usize = 128 * 1024;
@@ -358,7 +358,7 @@ fn decode_step(s: u8, x: u8, y: u8) -> i32 {
     }
 }
 
-/// Names the operation that a panic came from.
+/// Prints the operation that a panic came from.
 struct Telling<'a> {
     place: usize,
     op: &'a Op,
@@ -375,7 +375,7 @@ impl Drop for Telling<'_> {
     }
 }
 
-/// The log under test beside the model.
+/// The log under test, compared with the model.
 struct World {
     model: Model,
     log: Option<SessionLog>,
@@ -384,7 +384,7 @@ struct World {
     clock: Arc<AtomicU64>,
 }
 
-/// What should be stored.
+/// The events that should be stored.
 #[derive(Default)]
 struct Model {
     /// In commit order.
@@ -428,7 +428,7 @@ struct Try {
     expected: Expected,
 }
 
-/// What an append should come to.
+/// The expected result of an append.
 enum Answer {
     Lands,
     Replays { first: u64, last: u64 },
@@ -623,7 +623,7 @@ impl World {
         }
     }
 
-    /// IDs cannot be predicted, but all that is promised of them can be checked.
+    /// IDs cannot be predicted, but everything that is promised of them can be checked.
     fn landed(&mut self, attempt: &Try, ack: &Ack) {
         assert!(!ack.replayed, "a new batch was answered as a replay");
         let newest = self
@@ -655,7 +655,7 @@ impl Try {
         batch
     }
 
-    /// The rules that a batch must keep whatever is stored.
+    /// The rules of a batch that do not depend on what is stored.
     fn check(&self) -> Result<(), Error> {
         if self.given.is_empty()
             || self
@@ -745,8 +745,8 @@ impl Model {
         }
     }
 
-    /// A good event: some open a turn, some belong to the newest turn of any session, some to one
-    /// that never was.
+    /// Returns a valid event. Some open a turn, some belong to the newest turn of any session, some
+    /// to a turn that never existed.
     fn good(&self, seed: u64, bytes: usize, mix: u8) -> Given {
         let event_type = TYPES[usize::from(mix) % TYPES.len()];
         if event_type == TYPES[0] {
@@ -880,7 +880,7 @@ impl Model {
         }
     }
 
-    /// An ID beside a stored one, where there is room, or far from all.
+    /// Returns an ID next to a stored one, where there is room, or far from all.
     fn unknown_id(&self, n: usize) -> EventId {
         let stored = self
             .events
@@ -910,7 +910,7 @@ impl World {
         }
     }
 
-    /// Goes on from page to page as the documentation says, and must have seen every match once.
+    /// Follows the pages as the documentation describes, and must see every match once.
     fn walk(&self, session: &SessionId, order: Order, limit: u8, types: &[&'static str]) {
         let limit = 1 + usize::from(limit) % PAGE_EVENTS_MAX;
         let mut listing = Listing {
@@ -973,7 +973,7 @@ impl World {
             Begin::Now => StartAt::Now,
             Begin::After(at) => StartAt::After(self.model.cursor(session, at)),
         };
-        // A session that is not there yet is waited for, and up to its tail it has nothing.
+        // A stream waits for a session that does not exist, and has nothing up to its tail.
         let predicted = match (from, range) {
             (StartAt::Creation, Err(_)) | (StartAt::Now, Ok(_)) => Ok(NOTHING),
             (_, range) => range,
@@ -1088,7 +1088,7 @@ impl World {
     }
 }
 
-/// What a list call asks for.
+/// The bounds and filters of a list call.
 struct Listing {
     session: SessionId,
     after: Option<At>,
@@ -1157,8 +1157,8 @@ impl Model {
         }
     }
 
-    /// The seqs that a listing bounds, or the errors it may give; where both cursors are wrong
-    /// either may be told.
+    /// Returns the seqs that a listing bounds, or the possible errors. Where both cursors are
+    /// wrong, either may be reported.
     fn range(&self, listing: &Listing) -> Result<RangeInclusive<u64>, Vec<Error>> {
         check_page_limit(listing.limit).map_err(|error| vec![error])?;
         let session = &listing.session;
@@ -1244,8 +1244,8 @@ impl Model {
         self.assert_more(listing, &range, page);
     }
 
-    /// A page tells of more exactly if there is more, save that one that stopped to scan cannot
-    /// know.
+    /// A page has `has_more` set exactly if there is more. The exception is a page that stopped
+    /// scanning, which cannot know.
     fn assert_more(&self, listing: &Listing, range: &RangeInclusive<u64>, page: &Page<Event>) {
         let covered = page.first..=page.last;
         let left = range.clone().filter(|seq| !covered.contains(seq)).count();
@@ -1437,7 +1437,7 @@ fn must<T>(doing: &str, got: Result<T, Error>) -> T {
     got.unwrap_or_else(|error| panic!("{doing} should have succeeded: {error:?}"))
 }
 
-/// All that a stream yields up to the tail. One that stays silent has lost its end.
+/// Returns everything that a stream yields up to the tail. A silent stream has lost its end.
 fn drain(stream: EventStream) -> Vec<Event> {
     let mut stream = stream.until_tail();
     let mut events = Vec::new();
@@ -1662,7 +1662,12 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, max_shrink_iters: 400, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            cases: 48,
+            failure_persistence: None,
+            max_shrink_iters: 400,
+            ..ProptestConfig::default()
+        })]
 
         #[test]
         fn the_log_does_what_plain_maps_do(bytes in vec(any::<[u8; OP_BYTES]>(), 1..60)) {

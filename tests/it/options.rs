@@ -1,5 +1,4 @@
-//! An option that is accepted works, also at its extremes, and also on a log that was written under
-//! others.
+//! An accepted option works, also at its extremes, and also on a log written under other options.
 
 use std::time::Duration;
 

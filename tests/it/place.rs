@@ -1,5 +1,5 @@
-//! A log keeps to the folder that it has locked, whatever becomes of the folder's name and of the
-//! names in it (K1, K7), and to the process that opened it (K9).
+//! A log keeps to the folder that it has locked, even if names change (K1, K7), and to the process
+//! that opened it (K9).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,7 +15,7 @@ use crate::support::{
     read_all, seal_once, session, small_files,
 };
 
-/// What somebody does to an open log's folder, by name.
+/// A change of an open log's folder, by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Move,
@@ -69,12 +69,12 @@ impl Place {
         fs::rename(self.at(from), self.at(to)).unwrap();
     }
 
-    /// The journal file that is written to.
+    /// Returns the journal file that is written to.
     fn journal_file(&self) -> PathBuf {
         let files = fs::read_dir(self.at("data/journal"))
             .unwrap()
             .map(|entry| entry.unwrap().path());
-        // The one that holds most: a spare one holds zeroes.
+        // The one with the most data: a spare one holds zeroes.
         files
             .max_by_key(|path| {
                 fs::read(path)
@@ -86,7 +86,7 @@ impl Place {
             .unwrap()
     }
 
-    /// Does it, and returns where the log's events are then, unless they are gone.
+    /// Makes the change, and returns where the log's events are then, unless they are gone.
     fn act(&self, act: Act) -> Option<PathBuf> {
         match act {
             Act::Move => self.rename("data", "elsewhere"),
@@ -162,7 +162,7 @@ fn image(folder: &Path) -> BTreeMap<OsString, Vec<u8>> {
     files
 }
 
-/// K1: what is acknowledged is in the folder that the log holds, and nothing is written to another
+/// K1: acknowledged events are in the folder that the log holds, and nothing is written to another
 /// one.
 #[test]
 fn a_log_whose_folder_is_no_longer_in_its_place_says_so_and_writes_nowhere_else() {
@@ -269,8 +269,7 @@ fn a_log_begun_where_another_was_moved_away_is_a_log_of_its_own() {
     );
 }
 
-/// K1: the folder itself is locked, so that a lock file that somebody takes for a stale one makes
-/// no difference.
+/// K1: the folder itself is locked. A removed lock file therefore makes no difference.
 #[test]
 fn a_log_whose_lock_file_is_removed_is_still_locked() {
     let folder = folder();
@@ -291,7 +290,7 @@ fn a_log_whose_lock_file_is_removed_is_still_locked() {
     assert_eq!(read_all(&open(&folder), &session("s")).len(), 3);
 }
 
-/// K1, K7: a link in the folder leads out of it, so it is called what it is and not followed.
+/// K1, K7: a link in the folder leads out of it, so it is reported as a link and not followed.
 #[test]
 fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
     for name in ["LOCK", "MANIFEST-0", "journal", "journal/*", "segments"] {
@@ -324,7 +323,7 @@ fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
     }
 }
 
-/// K1: what may be deleted at any time is not followed either, nor missed.
+/// K1: links that replace deletable files are not followed either, nor are those files missed.
 #[test]
 fn a_symbolic_link_in_the_place_of_filters_or_index_is_not_followed() {
     for name in ["filters", "index"] {
@@ -375,8 +374,8 @@ fn an_empty_path_is_invalid_and_nothing_is_made_for_it() {
     assert_eq!(fs::read_dir(".").unwrap().count(), before);
 }
 
-/// K7: filters and index may be deleted at any time, so that one that cannot be read does not keep
-/// a log from opening.
+/// K7: filters and index may be deleted at any time, so an unreadable one does not keep a log from
+/// opening.
 #[test]
 fn filters_and_index_that_cannot_be_read_keep_no_log_from_opening() {
     for name in ["filters", "index"] {
@@ -413,7 +412,7 @@ fn a_forked_copy_of_the_process_is_refused_and_gives_nothing_away() {
             let codes = codes.map(|result| result.map_or_else(|error| error.code(), |()| "ok"));
             let _told = fs::write(said.with_extension("tmp"), codes.join(" "))
                 .and_then(|()| fs::rename(said.with_extension("tmp"), &said));
-            // As a child that ends does.
+            // Exits as a child process does.
             drop((stream, log));
             std::process::abort();
         }

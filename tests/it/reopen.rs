@@ -1,4 +1,5 @@
-//! What is there after a close, after a drop, for a second opener, and for one that may only read.
+//! The events after a close, after a drop, for a second opener, and for a log opened for reading
+//! only.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ use crate::support::{
     feed_all, folder, listing, notes, open, paths_below, read_all, seal_once, session, small_files,
 };
 
-/// All that a reader can see of a log.
+/// Everything that a reader can see of a log.
 #[derive(Debug, PartialEq)]
 struct Seen {
     sessions: Vec<(SessionId, Head, Vec<Event>, Vec<Message>)>,
@@ -81,8 +82,7 @@ fn append_some(log: &SessionLog, tag: &str) {
     }
 }
 
-/// Fails unless the log takes and shows further appends, and knows the keys of those that came
-/// before.
+/// Fails unless the log accepts and shows further appends, and knows the keys of earlier ones.
 fn check_goes_on(log: &SessionLog, tag: &str) {
     let id = session("a");
     let newest = feed_all(log).last().unwrap().id;
@@ -151,8 +151,8 @@ fn everything_sealed_is_there_after_a_drop_without_close() {
     check_reopening(&small_files(), seal, drop);
 }
 
-/// The first block behind the end tells whether the log went on, also where only the beginning of a
-/// group fits it.
+/// The first block after the end shows whether the log continued, also where only the beginning of
+/// a group fits it.
 #[test]
 fn what_came_after_a_close_is_there_also_if_the_manifest_tells_of_the_close_alone() {
     for bytes in [1, 100_000] {
@@ -335,8 +335,8 @@ fn the_folder_is_free_as_soon_as_the_log_closed_or_was_dropped() {
 /// Set for the process that a test starts: the folder it is to open.
 const OTHER_PROCESS: &str = "SESSIONLOG_TEST_OPENS";
 
-/// Runs one test of this binary again in a process of its own, which opens `folder` and says on its
-/// error output how that went. It holds what it opened until its input ends.
+/// Runs one test of this binary again in a process of its own, which opens `folder` and reports the
+/// result on its error output. It keeps the log open until its input ends.
 fn start_opener(test: &str, folder: &Path) -> (Child, String) {
     let mut child = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
@@ -355,7 +355,7 @@ fn start_opener(test: &str, folder: &Path) -> (Child, String) {
     (child, outcome.expect("the other process says how it went"))
 }
 
-/// The other process's part: opens the folder, appends once, says how it went, and waits.
+/// The other process's part: opens the folder, appends once, reports the result, and waits.
 fn be_the_opener(folder: PathBuf) {
     let log = SessionLog::open(folder);
     let appended = log
@@ -489,7 +489,7 @@ fn files_of_others_are_left_alone() {
     let folders = paths_below(dir.path())
         .into_iter()
         .filter(|path| path.is_dir() && path.parent() == Some(dir.path()));
-    // The index is built anew when in doubt, so its folder is no place for others.
+    // The index is rebuilt when in doubt, so its folder must not hold other files.
     let folders = folders
         .filter(|path| !path.ends_with("index"))
         .chain([dir.path().to_owned()]);
@@ -570,8 +570,7 @@ fn a_closed_log_refuses_every_call_and_may_be_closed_again() {
         assert_error!(log.messages(&id, PageRequest::new()), Error::Closed);
         assert_error!(log.sessions(SessionQuery::new().limit(1)), Error::Closed);
         assert_error!(log.recent_sessions(1), Error::Closed);
-        // Whether a second close is refused is not promised; that it comes back and leaves the
-        // folder alone is.
+        // A second close may be refused or not. It must return and leave the folder alone.
         drop(log.close());
     }
     assert_error!(block_on(pending), Error::Closed);

@@ -1,4 +1,4 @@
-//! Sessions are apart from each other whatever their names, and are listed in order.
+//! Sessions are separate under any names, and are listed in order.
 
 use std::fs;
 
@@ -11,8 +11,8 @@ use crate::support::{
     paths_below, read_all, seal_once, session, small_files, take_events,
 };
 
-/// Names that would meet in a folder, in a key without lengths, or after a fold of case or of
-/// Unicode's forms.
+/// Names that would collide in a folder, in a key without lengths, or after folding case or Unicode
+/// forms.
 fn awkward_names() -> Vec<String> {
     let short = [
         ".",
@@ -74,7 +74,7 @@ fn awkward_names() -> Vec<String> {
         .collect()
 }
 
-/// What the session's event at `seq` holds: no other session and no other seq has the same.
+/// Returns the data of the session's event at `seq`, which no other session and no other seq has.
 fn data_of(session: &SessionId, seq: Seq) -> String {
     format!("{session:?}#{seq}")
 }
@@ -130,7 +130,7 @@ fn sessions_with_awkward_names_never_meet() {
     log = small_files().open(dir.path()).unwrap();
     check_apart(&log, &sessions, 2);
 
-    // From here on they lie in a segment, together with one more that fills it.
+    // From here on they are in a segment, together with one more that fills it.
     let filler = session("filler");
     seal_once(&dir, &log, &filler);
     append_next(&log, &sessions, 3);
@@ -220,7 +220,11 @@ fn a_name_that_breaks_the_rules_is_refused() {
         ("\u{e9}".repeat(129), 258),
         ("x".repeat(100_000), 100_000),
     ] {
-        assert_error!(SessionId::new(&name), Error::TooLarge { limit: Limit::SessionIdBytes, max: 256, actual: a } if *a == actual);
+        assert_error!(
+            SessionId::new(&name),
+            Error::TooLarge { limit: Limit::SessionIdBytes, max: 256, actual: a }
+                if *a == actual
+        );
     }
     for name in awkward_names() {
         let id = SessionId::new(&name).unwrap();
@@ -339,7 +343,10 @@ fn a_session_without_events_is_unknown_until_its_first() {
     let id = session("s");
     append_notes(&log, &session("other"), "n", 1);
     let check_unknown = |log: &SessionLog| {
-        assert_error!(log.list(&id, PageRequest::new()), Error::UnknownSession { session } if *session == id);
+        assert_error!(
+            log.list(&id, PageRequest::new()),
+            Error::UnknownSession { session } if *session == id
+        );
         assert_error!(
             log.list(&id, PageRequest::new().newest_first()),
             Error::UnknownSession { .. }
@@ -348,9 +355,15 @@ fn a_session_without_events_is_unknown_until_its_first() {
             log.list(&id, PageRequest::new().after(0)),
             Error::UnknownSession { .. }
         );
-        assert_error!(log.messages(&id, PageRequest::new()), Error::UnknownSession { session } if *session == id);
+        assert_error!(
+            log.messages(&id, PageRequest::new()),
+            Error::UnknownSession { session } if *session == id
+        );
         assert_error!(log.head(&id), Error::UnknownSession { session } if *session == id);
-        assert_error!(log.stream(&id, StartAt::Beginning), Error::UnknownSession { session } if *session == id);
+        assert_error!(
+            log.stream(&id, StartAt::Beginning),
+            Error::UnknownSession { session } if *session == id
+        );
         assert_error!(log.stream(&id, StartAt::Now), Error::UnknownSession { .. });
     };
     check_unknown(&log);

@@ -1,4 +1,4 @@
-//! The figures say what happened, and the open report what was found.
+//! The metrics count what happened, and the open report lists what was found.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,7 +47,7 @@ fn the_figures_count_what_was_appended_and_no_replay() {
     assert_eq!((stats.events, stats.batches, stats.groups), (15, 0, 0));
 }
 
-/// K8: what is being sealed is in memory and in its segment for a moment.
+/// K8: an event being sealed is in memory and in its segment for a moment.
 #[test]
 fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_appended_and_never_goes_down()
  {

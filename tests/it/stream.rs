@@ -23,7 +23,7 @@ fn next(stream: &mut EventStream) -> StreamItem {
     stream.next_timeout(DEADLINE).expect("an item")
 }
 
-/// Fails unless the stream says once that it has caught up, and then nothing.
+/// Fails unless the stream reports once that it has caught up, and then nothing.
 fn check_caught_up(stream: &mut EventStream) {
     assert_eq!(next(stream), StreamItem::CaughtUp);
     check_silent(stream);
@@ -61,8 +61,7 @@ fn a_stream_replays_says_that_it_caught_up_and_goes_on_live() {
     }
 }
 
-/// Fails unless a stream from here gives the events after `after` that are there, and then the next
-/// one.
+/// Fails unless a stream from here gives the existing events after `after`, and then the next one.
 fn check_from(log: &SessionLog, session: &SessionId, from: StartAt, after: Seq) {
     let mut stream = log.stream(session, from).unwrap();
     let tail = log.head(session).unwrap().last;
@@ -101,7 +100,10 @@ fn a_stream_from_creation_waits_for_the_first_append() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    assert_error!(log.stream(&id, StartAt::Beginning), Error::UnknownSession { session } if *session == id);
+    assert_error!(
+        log.stream(&id, StartAt::Beginning),
+        Error::UnknownSession { session } if *session == id
+    );
     let mut streams: Vec<_> = (0..3)
         .map(|_| log.stream(&id, StartAt::Creation).unwrap())
         .collect();
@@ -375,8 +377,7 @@ fn thousands_of_idle_streams_hold_no_thread_and_all_wake() {
     let mut polled: Vec<_> = (0..SESSIONS * EACH / 2)
         .map(|n| stream(&sessions[n % SESSIONS]).into_async())
         .collect();
-    // Other tests run beside this one and have threads of their own, but not as many as there are
-    // streams.
+    // Other tests run in parallel and have threads of their own, but fewer than there are streams.
     let grown = threads().saturating_sub(before);
     assert!(
         grown < SESSIONS * EACH / 20,
@@ -450,7 +451,7 @@ impl Wake for Wakes {
     }
 }
 
-/// Polls until the stream waits, and returns the events that came before that.
+/// Polls until the stream waits, and returns the events before that.
 fn poll_until_pending(stream: &mut AsyncEventStream, wakes: &Arc<Wakes>) -> Vec<Event> {
     let counted = Waker::from(Arc::clone(wakes));
     let mut events = Vec::new();

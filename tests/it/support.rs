@@ -1,5 +1,5 @@
-//! What the tests share: folders, sessions, batches, waiting for a state, forcing a seal, reading
-//! everything back.
+//! Code that the tests share: folders, sessions, batches, waiting for a state, forcing a seal,
+//! reading everything back.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -19,21 +19,29 @@ use sessionlog::{
 };
 use tempfile::TempDir;
 
-/// How long a test waits for what must happen. Only a failing test waits this long.
+/// How long a test waits for a state that must come. Only a failing test waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// How long a test listens to make sure that nothing comes. Something that comes later is missed,
-/// never wrongly reported.
+/// How long a test listens to check that nothing comes. A later event is missed, never wrongly
+/// reported.
 pub(crate) const SILENCE: Duration = Duration::from_millis(20);
 
 /// Passes when the call fails with an error of this pattern.
 macro_rules! assert_error {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {
         match $result {
-            Ok(_) => panic!("{} succeeded, and {} was expected", stringify!($result), stringify!($pattern)),
+            Ok(_) => panic!(
+                "{} succeeded, and {} was expected",
+                stringify!($result),
+                stringify!($pattern)
+            ),
             Err(error) => match &error {
                 $pattern $(if $guard)? => {}
-                _ => panic!("{} failed with {error:?}, and {} was expected", stringify!($result), stringify!($pattern)),
+                _ => panic!(
+                    "{} failed with {error:?}, and {} was expected",
+                    stringify!($result),
+                    stringify!($pattern)
+                ),
             },
         }
     };
@@ -84,12 +92,12 @@ pub(crate) fn append_notes(
         .collect()
 }
 
-/// What a caller gave of an event, to compare with what came back.
+/// Returns what the caller gave of an event, to compare with what came back.
 pub(crate) fn given(event: &Event) -> (&str, &[u8]) {
     (event.event_type.as_str(), &event.data)
 }
 
-/// How many segments lie in the folder.
+/// Returns the number of segments in the folder.
 pub(crate) fn segments(folder: &Path) -> usize {
     let is_segment =
         |entry: &fs::DirEntry| entry.path().extension().is_some_and(|end| end == "segment");
@@ -101,8 +109,8 @@ pub(crate) fn segments(folder: &Path) -> usize {
         .count()
 }
 
-/// Appends to `session` more than a journal file of [`small_files`] holds, and waits until one more
-/// segment is there.
+/// Appends to `session` more than a journal file of [`small_files`] holds, and waits for one more
+/// segment.
 pub(crate) fn seal_once(folder: &TempDir, log: &SessionLog, session: &SessionId) -> Vec<Event> {
     let before = segments(folder.path());
     let filler = |n| Batch::new().event(NewEvent::new("filler", vec![n; 256 * 1024]));
@@ -122,8 +130,8 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs `work` on a thread of its own and fails when it does not come back, so that a hang is a
-/// failed test and no stuck one.
+/// Runs `work` on a thread of its own. Fails when it does not return, so that a hang is a failed
+/// test.
 pub(crate) fn in_time<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -227,8 +235,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
             return output;
         }
         thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
-        // Looked at before the next poll, so that a wake that got lost is a failure and not only
-        // slow.
+        // Checked before the next poll, so that a lost wake-up is a failure and not only a delay.
         assert!(
             Instant::now() < deadline,
             "the future did not come to an end"
@@ -287,7 +294,7 @@ pub(crate) fn of_session(events: &[Event], session: &SessionId) -> Vec<Event> {
         .collect()
 }
 
-/// Fails unless an ack says the same of its ends as its events do.
+/// Fails unless an ack's first and last seq and its events agree.
 pub(crate) fn assert_ack_fits(ack: &Ack, session: &SessionId) {
     assert_dense(&ack.events, ack.first..=ack.last);
     assert!(
@@ -296,8 +303,7 @@ pub(crate) fn assert_ack_fits(ack: &Ack, session: &SessionId) {
     );
 }
 
-/// Every path below a folder with what tells whether it was touched: its size, a hash of its bytes,
-/// when it was written.
+/// Returns every path below a folder with its size, a hash of its bytes, and its time of change.
 pub(crate) fn listing(folder: &Path) -> BTreeMap<PathBuf, (u64, String, SystemTime)> {
     let mut found = BTreeMap::new();
     for path in paths_below(folder) {
@@ -334,8 +340,7 @@ pub(crate) fn paths_below(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Copies a log's folder as it lies on disk. Of one that is open this is what a kill would leave
-/// behind.
+/// Copies a log's folder as it is on disk. The copy of an open log is what a kill would leave.
 pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

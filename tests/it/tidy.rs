@@ -1,8 +1,8 @@
-//! What clippy cannot hold: the walls between modules, a module doc first, the width of lines,
-//! links in the documentation that lead somewhere, no loose ends. It reads files and runs nothing.
+//! Checks what clippy cannot: the walls between modules, a module doc first, the width of lines,
+//! links that lead somewhere, no loose ends. It reads files and runs nothing.
 //!
-//! A wall is about code: comments are blanked out first, and what stands in a `#[cfg(test)]` module
-//! at the end of a file may name whatever its tests need.
+//! A wall is about code: comments are blanked out first. A `#[cfg(test)]` module at the end of a
+//! file may name anything that its tests need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,7 +25,7 @@ const UNFORMATTED: &[&str] = &[
     "tests/it/",
 ];
 
-/// A path, a word or a text that only some files under `src` may name.
+/// A path, a word or a string that only some files under `src` may name.
 struct Wall {
     named: Named,
     /// Files, or folders with a `/` at their end.
@@ -34,8 +34,8 @@ struct Wall {
 
 #[derive(Clone, Copy)]
 enum Named {
-    /// A path of a crate or module, wherever it is imported or spelled out; `std::sync::Mutex` also
-    /// stands for `use std::sync;`.
+    /// A path of a crate or module, however it is imported or spelled out. `std::sync::Mutex` also
+    /// covers `use std::sync;`.
     Path(&'static str),
     /// Any text in the code.
     Text(&'static str),
@@ -121,13 +121,13 @@ const WALLS: &[Wall] = &[
     },
 ];
 
-/// The parts of the product, each a folder or a file under `src`, in the order of the data's way. A
+/// The parts of the product, each a folder or a file under `src`, in the order of the data flow. A
 /// part imports only from parts to its left.
 const LAYERS: &str = "sync model codec disk segment manifest journal index recent read write \
                       turn engine maintain log http";
 
 /// The one part whose files may import each other in a circle: a value names its error, and the
-/// error the value.
+/// error names the value.
 const MAY_BE_CIRCULAR: &str = "model";
 
 #[test]
@@ -190,12 +190,13 @@ fn no_files_of_a_part_import_each_other_in_a_circle() {
     assert_eq!(circle(&files), None);
 }
 
-/// The files that [`LAYERS`] speaks of: all but the list of exports and the tests from inside.
+/// Returns the files that [`LAYERS`] covers: all but the list of exports and the tests in the
+/// crate.
 fn layered() -> impl Iterator<Item = &'static Source> {
     sources().filter(|source| source.part() != "lib" && source.part() != "testing")
 }
 
-/// The lines that import from a part that is not before the file's own.
+/// Returns the lines that import from a part that is not before the file's own.
 fn lines_against_the_layers(source: &Source) -> Vec<usize> {
     let rank = |part: &str| LAYERS.split_whitespace().position(|layer| layer == part);
     let own = rank(source.part());
@@ -210,13 +211,13 @@ fn lines_against_the_layers(source: &Source) -> Vec<usize> {
     lines.into_iter().collect()
 }
 
-/// Files that import each other in a circle, if there are any.
+/// Returns the files that import each other in a circle, if there are any.
 fn circle(files: &[&Source]) -> Option<Vec<String>> {
     let imports: BTreeMap<&str, BTreeSet<&str>> = files
         .iter()
         .map(|source| (source.name.as_str(), source.imported_files(files)))
         .collect();
-    // What imports nothing that is left, or is imported by nothing that is left, is in no circle.
+    // A file that imports no remaining file, or that no remaining file imports, is in no circle.
     let mut left: BTreeSet<&str> = imports.keys().copied().collect();
     loop {
         let is_needed = |name: &&str| {
@@ -347,7 +348,7 @@ fn the_readme_is_read_in_two_minutes() {
     assert!(words <= README_WORDS_MAX, "README.md has {words} words");
 }
 
-/// A figure stands once, but for the summary in the README.
+/// A metric is documented once, except for the summary in the README.
 #[test]
 fn the_readme_shows_the_results_of_the_comparison() {
     let read = |name| Source::read(name).expect("there is such a page").text;
@@ -477,7 +478,7 @@ fn is_markdown(name: &str) -> bool {
 struct Source {
     name: String,
     text: String,
-    /// Without comments, and up to the test module at the end; lines keep their numbers.
+    /// The text without comments, and up to the test module at the end. Lines keep their numbers.
     code: String,
 }
 
@@ -523,7 +524,7 @@ static SOURCES: LazyLock<Vec<Source>> = LazyLock::new(|| {
         .collect()
 });
 
-/// The pages of the documentation, and other texts that are no source files.
+/// The pages of the documentation, and other files that are no source files.
 fn texts() -> impl Iterator<Item = Source> {
     let named = [
         "README.md",
@@ -545,7 +546,7 @@ fn texts() -> impl Iterator<Item = Source> {
         .filter_map(|name| Source::read(&name))
 }
 
-/// The files whose code the product is.
+/// The files with the product's code.
 fn sources() -> impl Iterator<Item = &'static Source> {
     SOURCES
         .iter()
@@ -595,14 +596,14 @@ impl Source {
         }
     }
 
-    /// The folder or file under `src` that it is, or lies in.
+    /// Returns the folder or file under `src` that it is or is in.
     fn part(&self) -> &str {
         let below = self.name.strip_prefix("src/").unwrap_or_default();
         let part = below.split('/').next().unwrap_or_default();
         part.strip_suffix(".rs").unwrap_or(part)
     }
 
-    /// What its code names in its own crate, without `crate`, and the line.
+    /// Returns each path that its code names in its own crate, without `crate`, and the line.
     fn paths_in_crate(&self) -> Vec<(usize, Vec<String>)> {
         let imported = imports(&self.code);
         let spelled = self.code.lines().zip(1..).flat_map(|(line, number)| {
@@ -625,8 +626,8 @@ impl Source {
         .collect()
     }
 
-    /// Those of `files` that it imports from, of its own part. What is named without a file is in
-    /// the part's `mod.rs`, or passed on there.
+    /// Returns the files of its own part that it imports from. A path without a file is in the
+    /// part's `mod.rs`, or re-exported there.
     fn imported_files<'a>(&self, files: &[&'a Source]) -> BTreeSet<&'a str> {
         let part = self.part();
         let within = |path: &Vec<String>| path.first().is_some_and(|first| first == part);
@@ -682,7 +683,7 @@ impl Named {
     }
 }
 
-/// Whether `import` brings in `path`, something below it, or its parent module as a whole.
+/// Returns whether `import` imports `path`, an item below it, or its parent module as a whole.
 fn import_names(import: &str, path: &str) -> bool {
     let parent = path.rsplit_once("::").map_or("", |(parent, _)| parent);
     import == path
@@ -692,7 +693,7 @@ fn import_names(import: &str, path: &str) -> bool {
         || (parent != "std" && import == parent)
 }
 
-/// Whether `path::` or, for a longer path, `path` itself is spelled out in `line`.
+/// Returns whether `line` spells out `path::` or, for a longer path, `path` itself.
 fn names_path(line: &str, path: &str) -> bool {
     let ends = |rest: &str| {
         if path.contains("::") {
@@ -725,8 +726,7 @@ fn lines_with(text: &str, breaks: impl Fn(&str) -> bool) -> Vec<usize> {
         .collect()
 }
 
-/// Every path that a `use` brings in, its braces spread out, with the line that the `use` stands
-/// in.
+/// Returns every path that a `use` imports, its braces expanded, with the line of the `use`.
 fn imports(code: &str) -> Vec<(usize, String)> {
     let mut imports = Vec::new();
     for (at, _) in code
@@ -770,7 +770,7 @@ fn spread(prefix: &str, tree: &str, found: &mut impl FnMut(String)) {
     }
 }
 
-/// The parts between commas that lie in no inner braces.
+/// Returns the parts between commas outside inner braces.
 fn split_at_commas(list: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let (mut depth, mut from) = (0, 0);
@@ -789,13 +789,13 @@ fn split_at_commas(list: &str) -> Vec<&str> {
     parts
 }
 
-/// Whether a comment is a row of a table, or holds an address: neither can be broken.
+/// Returns whether a comment is a row of a table, or holds an address: neither can be broken.
 fn is_unbreakable(comment: &str) -> bool {
     let text = comment.trim_start_matches(['/', '!']).trim_start();
     text.starts_with('|') || text.contains("://")
 }
 
-/// The targets of the links in a page of Markdown, with their lines. Code has none.
+/// Returns the targets of the links in a page of Markdown, with their lines. Code has none.
 fn links(page: &str) -> Vec<(usize, &str)> {
     let mut links = Vec::new();
     let mut in_code = false;
@@ -811,7 +811,7 @@ fn links(page: &str) -> Vec<(usize, &str)> {
     links
 }
 
-/// Whether a link in `page`, which lies in `folder`, leads to a file or a heading that is there.
+/// Returns whether a link in `page`, which is in `folder`, leads to an existing file or heading.
 fn leads_somewhere(folder: &Path, page: &str, link: &str) -> bool {
     if link.contains("://") {
         return true;
@@ -835,7 +835,7 @@ fn leads_somewhere(folder: &Path, page: &str, link: &str) -> bool {
     }
 }
 
-/// Whether a page has a heading that is linked to under this name.
+/// Returns whether a page has a heading with this link target.
 fn has_heading(page: &str, name: &str) -> bool {
     let mut headings = page.lines().filter(|line| line.starts_with('#'));
     headings.any(|line| {
@@ -845,7 +845,7 @@ fn has_heading(page: &str, name: &str) -> bool {
     })
 }
 
-/// `text` with nothing in its strings but the ends of their lines.
+/// Returns `text` with empty strings, which keep only their line breaks.
 fn with_short_strings(text: &str) -> String {
     let mut short = String::with_capacity(text.len());
     let mut rest = text;
@@ -862,7 +862,7 @@ fn with_short_strings(text: &str) -> String {
     short
 }
 
-/// `text` with its comments blanked out. Strings stay, and what looks like a comment in them too.
+/// Returns `text` with its comments blanked out. Strings stay, also where they look like comments.
 fn without_comments(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -885,7 +885,7 @@ enum Token {
     Other,
 }
 
-/// What `rest` begins with, which comes after `before`.
+/// Returns the kind of token that `rest` begins with, after `before`.
 fn token(rest: &str, before: &str) -> Token {
     let until = |end: Option<usize>| end.unwrap_or(rest.len());
     if rest.starts_with("//") {
@@ -913,7 +913,7 @@ fn end_of_string(rest: &str) -> Option<usize> {
     })
 }
 
-/// The length of the raw string that `rest` begins with, if it does.
+/// Returns the length of the raw string that `rest` begins with, if it does.
 fn raw_string(rest: &str) -> Option<usize> {
     let opened = rest.trim_start_matches('b').strip_prefix('r')?;
     let hashes = opened.len() - opened.trim_start_matches('#').len();
