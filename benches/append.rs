@@ -1,7 +1,8 @@
-//! Durable appends, each figure beside the floor measured in the same run: the same bytes to a
-//! pre-written file, one barrier a group.
+//! Durable appends, each measured beside the floor of the same run: the same bytes written to a
+//! pre-written file, with one barrier per group.
 //!
-//! Rounds of the log and of the floor alternate, so that a machine that drifts drifts for both.
+//! Rounds of the log and of the floor alternate, so that a change of the machine's speed affects
+//! both.
 #![expect(
     clippy::unwrap_used,
     clippy::cast_precision_loss,
@@ -19,7 +20,7 @@ use support::{Floor, Table, batch, is_test, micros, percentile, session};
 
 const EVENT_BYTES: usize = 512;
 
-/// One way of appending.
+/// A way of appending.
 #[derive(Clone, Copy)]
 struct Case {
     callers: usize,
@@ -33,7 +34,7 @@ enum Kind {
     Async,
 }
 
-/// What the rounds of one case gave.
+/// The results of the rounds of one case.
 #[derive(Default)]
 struct Measured {
     acks: Vec<Duration>,

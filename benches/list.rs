@@ -28,8 +28,7 @@ fn main() {
     let mut criterion = Criterion::default().sample_size(20).configure_from_args();
     let sample = fill(folder.path());
     let mut turn = 0_usize;
-    // A stride that has no factor in common with the number of sessions, so that neighbours are far
-    // apart.
+    // The stride has no factor in common with the number of sessions, so neighbours are far apart.
     let mut next = move |count: usize| {
         turn += 7_919;
         turn % count
@@ -95,8 +94,8 @@ fn main() {
     sample.log.close().unwrap();
 }
 
-/// 100 events a session in batches of 10, the sessions taking turns, and a turn of 20 events in
-/// some.
+/// Appends 100 events to each session in batches of 10, the sessions alternating, and a turn of 20
+/// events to some.
 fn fill(folder: &std::path::Path) -> Sample {
     let sessions = if is_test() { 100 } else { 10_000 };
     let log = SessionLog::open(folder).unwrap();

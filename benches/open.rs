@@ -1,5 +1,5 @@
-//! Opening a log: a small one, and one whose segments hold a few hundred megabytes; after a clean
-//! stop and after none.
+//! Opening a log, after a clean stop and after a crash: a small one, and one with a few hundred
+//! megabytes in segments.
 #![expect(
     clippy::unwrap_used,
     reason = "a benchmark stops where something is wrong"

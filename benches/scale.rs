@@ -1,18 +1,18 @@
 //! Large stores, which take minutes and gigabytes, so each is run by name:
 //!
-//! * `cargo bench --bench scale -- sessions 1000000`: one event in each of so many sessions, then
+//! * `cargo bench --bench scale -- sessions 1000000`: one event in each of a million sessions, then
 //!   one more in each.
-//! * `cargo bench --bench scale -- bytes 10 1000`: so many gigabytes in so many sessions, then
-//!   opened clean, after a kill, and with the index deleted.
-//! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 16 x 4 KiB for so
-//!   many seconds, beside a floor that writes the same bytes a second time in the background.
-//! * `cargo bench --bench scale -- burst 20`: as many bursts that fit the journal, eight threads
-//!   with batches of 16 x 4 KiB, in turns with the floor.
-//! * `cargo bench --bench scale -- appends 10000 8`: so many appends of one event from so many
-//!   threads, to be run under `strace -fc`.
+//! * `cargo bench --bench scale -- bytes 10 1000`: 10 gigabytes in 1,000 sessions, then opened
+//!   clean, after a kill, and with the index deleted.
+//! * `cargo bench --bench scale -- sustained 60`: eight threads with batches of 16 x 4 KiB for 60
+//!   seconds, beside a floor that writes the same bytes a second time in the background.
+//! * `cargo bench --bench scale -- burst 20`: 20 bursts that fit the journal, eight threads with
+//!   batches of 16 x 4 KiB, alternating with the floor.
+//! * `cargo bench --bench scale -- appends 10000 8`: 10,000 appends of one event from 8 threads, to
+//!   be run under `strace -fc`.
 //!
-//! Each prints rates, the peak of the resident set, and bytes written by the process as the kernel
-//! counts them.
+//! Each prints rates, the peak of the resident set, and the bytes that the process wrote as the
+//! kernel counts them.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ use support::{Floor, batch, is_test, micros, percentile, session};
 
 const WRITERS: usize = 64;
 
-/// What a large batch is, where batches are large.
+/// The shape of a large batch.
 const LARGE_EVENTS: usize = 16;
 const LARGE_EVENT_BYTES: usize = 4096;
 const LARGE_BYTES: usize = LARGE_EVENTS * LARGE_EVENT_BYTES;
@@ -61,7 +61,8 @@ fn main() {
         Some("burst") => burst(folder.path(), number(1, 20)),
         Some("sustained") => sustained(folder.path(), Duration::from_secs(number(1, 60) as u64)),
         _ => println!(
-            "name one of: sessions COUNT, bytes GIGABYTES SESSIONS, appends COUNT THREADS, burst ROUNDS, sustained SECONDS"
+            "name one of: sessions COUNT, bytes GIGABYTES SESSIONS, appends COUNT THREADS, \
+             burst ROUNDS, sustained SECONDS"
         ),
     }
 }
@@ -197,7 +198,7 @@ fn open(path: &Path, how: &str) {
     drop(log);
 }
 
-/// Waits for the index to have everything.
+/// Waits until the index has everything.
 fn settle(log: &SessionLog) {
     let began = Instant::now();
     while log.stats().index_lag > 0 {
@@ -206,8 +207,7 @@ fn settle(log: &SessionLog) {
     println!("  the index was done {:?} later", began.elapsed());
 }
 
-/// Bytes of data in a burst: less than a full-grown journal file takes before anything has to be
-/// sealed.
+/// Bytes of data in a burst: less than a full-grown journal file takes before sealing starts.
 const BURST_BYTES: usize = 40 << 20;
 
 fn burst(folder: &Path, rounds: usize) {
@@ -241,7 +241,8 @@ fn burst(folder: &Path, rounds: usize) {
         // The first rounds let the journal grow to its full size.
         if round >= 4 {
             println!(
-                "{groups} groups of {group_bytes} B in {took:?}, {in_barriers:.2} of it in barriers; floor {floor_took:?}"
+                "{groups} groups of {group_bytes} B in {took:?}, \
+                 {in_barriers:.2} of it in barriers; floor {floor_took:?}"
             );
             ratios.push(floor_took.as_secs_f64() / took.as_secs_f64());
         }
@@ -255,8 +256,7 @@ fn burst(folder: &Path, rounds: usize) {
     log.close().unwrap();
 }
 
-/// Waits until the log has called itself idle and sealed what is worth it. Returns when that was
-/// done.
+/// Waits until the log is idle and has sealed what is worth it. Returns the time of that.
 fn when_sealed(log: &SessionLog) -> Instant {
     let (mut recent, mut since) = (log.stats().recent_bytes, Instant::now());
     while since.elapsed() < Duration::from_millis(300) {
@@ -269,8 +269,8 @@ fn when_sealed(log: &SessionLog) -> Instant {
     since
 }
 
-/// The log and the floor take turns, for a machine that drifts. A turn of the log lasts until all
-/// is sealed.
+/// Runs the log and the floor alternately, so that a change of the machine's speed affects both. A
+/// round of the log lasts until all is sealed.
 fn sustained(folder: &Path, time: Duration) {
     let turn = Duration::from_secs(20).min(time);
     let turns = u32::try_from(time.as_millis().div_ceil(turn.as_millis())).unwrap();
@@ -288,7 +288,8 @@ fn sustained(folder: &Path, time: Duration) {
     }
     let (payload, stats) = (acks.len() * LARGE_BYTES, log.stats());
     println!(
-        "{} batches of {LARGE_EVENTS} x {LARGE_EVENT_BYTES} B in {took:?}: {:.1} MB/s; ack p50 {:.0} us, p99 {:.0} us, max {:.0} us",
+        "{} batches of {LARGE_EVENTS} x {LARGE_EVENT_BYTES} B in {took:?}: {:.1} MB/s; \
+         ack p50 {:.0} us, p99 {:.0} us, max {:.0} us",
         acks.len(),
         payload as f64 / took.as_secs_f64() / 1e6,
         micros(percentile(&mut acks, 0.5)),
@@ -296,7 +297,8 @@ fn sustained(folder: &Path, time: Duration) {
         micros(percentile(&mut acks, 1.0))
     );
     println!(
-        "  {} groups of {} B; {:.2} bytes written for a byte of data, {:.2} without a block a group; {}",
+        "  {} groups of {} B; {:.2} bytes written for a byte of data, \
+         {:.2} without a block a group; {}",
         stats.groups,
         stats.journal_bytes / stats.groups,
         bytes as f64 / payload as f64,
@@ -308,14 +310,15 @@ fn sustained(folder: &Path, time: Duration) {
         floor_rates / f64::from(turns),
     );
     println!(
-        "  the floor, the same groups written twice: {:.1} MB/s; the log's journal reaches {:.2} of it",
+        "  the floor, the same groups written twice: {:.1} MB/s; \
+         the log's journal reaches {:.2} of it",
         floor_rate / 1e6,
         rate / floor_rate
     );
     log.close().unwrap();
 }
 
-/// Appends large batches from eight threads. Returns what each took.
+/// Appends large batches from eight threads. Returns the duration of each append.
 fn append_for(log: &SessionLog, time: Duration) -> Vec<Duration> {
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -345,7 +348,8 @@ fn large_batch() -> sessionlog::Batch {
     batch(LARGE_EVENTS, LARGE_EVENT_BYTES)
 }
 
-/// Bytes a second of a floor that also writes what it wrote a second time, in the background.
+/// Returns the bytes per second of a floor that also writes everything a second time, in the
+/// background.
 fn floor_twice(folder: &Path, group_bytes: usize, time: Duration) -> f64 {
     let mut floor = Floor::new(folder, 64 << 20, group_bytes);
     let mut again = Floor::new(folder, 63 << 20, 1 << 20);
@@ -391,7 +395,7 @@ fn process() -> String {
     format!("{peak}, {} MB written", written() / 1_000_000)
 }
 
-/// Bytes that this process caused to be written to disks.
+/// Returns the bytes that this process caused to be written to disks.
 fn written() -> u64 {
     let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
     let line = io

@@ -1,5 +1,5 @@
-//! From append to delivery on a live stream: how long after the caller began does a reader have the
-//! event, and how does that grow with the number of idle streams on other sessions.
+//! The latency from an append's call to its delivery on a live stream, and how it grows with the
+//! number of idle streams on other sessions.
 #![expect(
     clippy::unwrap_used,
     reason = "a benchmark prints its figures, and stops where something is wrong"
@@ -56,8 +56,8 @@ fn main() {
     table.print();
 }
 
-/// Appends one event at a time while another thread reads them; returns the time in all, the acks'
-/// and the deliveries'.
+/// Appends one event at a time while another thread reads them. Returns the total time, and the
+/// latencies of the acks and of the deliveries.
 fn deliver(log: &SessionLog, events: usize) -> (Duration, Vec<Duration>, Vec<Duration>) {
     let followed = session(0);
     let mut stream = log

@@ -1,10 +1,11 @@
-//! What the benchmarks share: the floor, percentiles, a table of ratios.
+//! Code that the benchmarks share: the floor, percentiles, a table of ratios.
 #![allow(
     dead_code,
     unreachable_pub,
     clippy::print_stdout,
     clippy::indexing_slicing,
-    reason = "each benchmark uses its part of this, prints its figures, and stops where something is wrong"
+    reason = "each benchmark uses its part of this, prints its figures, \
+              and stops where something is wrong"
 )]
 
 use std::fs::{File, OpenOptions};
@@ -17,13 +18,13 @@ use sessionlog::{Batch, NewEvent, SessionId};
 
 pub const BLOCK: usize = 4096;
 
-/// Whether this is the gate's run, which only looks whether the benchmarks work.
+/// Returns whether this is a test run, which only checks that the benchmarks work.
 pub fn is_test() -> bool {
     std::env::args().any(|argument| argument == "--test")
 }
 
-/// The least that a durable log can do: whole blocks over a file that is already there, each write
-/// its own barrier, nothing else.
+/// The least that a durable log can do: it writes whole blocks over an existing file, each write
+/// its own barrier, and nothing else.
 pub struct Floor {
     file: File,
     bytes: Vec<u8>,
@@ -87,7 +88,7 @@ impl Floor {
     }
 }
 
-/// What the events hold. Making it is not what is measured.
+/// The data of the events, made before anything is measured.
 static DATA: [u8; 4096] = [b'x'; 4096];
 
 /// A batch of events with data of `bytes` each.
@@ -100,7 +101,7 @@ pub fn session(number: usize) -> SessionId {
     SessionId::new(format!("session-{number:06}")).expect("the name follows the rules")
 }
 
-/// The value below which `share` of the values lie.
+/// Returns the value below which `share` of the values are.
 pub fn percentile(values: &mut [Duration], share: f64) -> Duration {
     values.sort_unstable();
     #[expect(

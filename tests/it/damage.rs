@@ -102,11 +102,13 @@ fn a_flipped_byte_in_the_header_of_the_journal_file_is_an_error_that_changes_not
         Scene::new(Past::Short, End::Crash),
         Scene::new(Past::Short, End::Close),
     ] {
-        let names_the_file = |error: &Error| matches!(
-            error,
-            Error::Corrupt { file, .. } | Error::Unsupported { file, .. }
-                if file.ends_with(&scene.journal)
-        );
+        let names_the_file = |error: &Error| {
+            matches!(
+                error,
+                Error::Corrupt { file, .. } | Error::Unsupported { file, .. }
+                    if file.ends_with(&scene.journal)
+            )
+        };
         for at in 0..JOURNAL_HEADER_BYTES {
             let flip = |image: &mut Image| bytes_of(image, &scene.journal)[at] ^= 0x10;
             check_refused(
@@ -1218,8 +1220,8 @@ fn each_in_parallel<I: Send>(items: impl Iterator<Item = I>, check: impl Fn(I) +
     each_in_parallel_with(|| (), items, |(), item| check(item));
 }
 
-/// Works as [`each_in_parallel`] with a value that each thread makes for itself. Returns the results
-/// of `check`, in no particular order.
+/// Works as [`each_in_parallel`] with a value that each thread makes for itself. Returns the
+/// results of `check`, in no particular order.
 fn each_in_parallel_with<S, I: Send, R: Send>(
     make: impl Fn() -> S + Sync,
     items: impl Iterator<Item = I>,

@@ -1,5 +1,5 @@
-//! The proof that the guarantee is the same: what a commit waits for, counted in a trace of system
-//! calls.
+//! The proof that all stores give the same guarantee: what a commit waits for, counted in a trace
+//! of system calls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,11 +10,11 @@ use crate::Common;
 use crate::store::{Ids, Load, Open};
 use crate::stores::Contender;
 
-/// Enough that what is done once on open is little beside them; it is also subtracted.
+/// Large enough that the work of opening is small in comparison. It is also subtracted.
 const COUNT: u32 = 200;
 const EVENTS: usize = 4;
 
-/// By the name of the call; a write to a file that was opened to be synchronous is one as well.
+/// The names of the calls. A write to a file opened to be synchronous is a barrier as well.
 type Counts = BTreeMap<&'static str, f64>;
 
 const BARRIERS: [&str; 4] = ["fdatasync", "fsync", "msync", "sync_file_range"];
@@ -110,7 +110,7 @@ fn counted(trace: &str) -> Counts {
     counts
 }
 
-/// What is traced: one writer's batches.
+/// The traced work: one writer's batches.
 pub fn append(contender: Contender, folder: &Path, count: u32, events: usize) {
     let store = contender.open(Open {
         folder,

@@ -1,4 +1,4 @@
-//! Rounds: every contender does a workload once a round, in a process and a folder of its own.
+//! Rounds: in each, every contender runs every workload once, in a process and a folder of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,10 +14,10 @@ use crate::stores::{Contender, Finds};
 use crate::workloads::Workload;
 use crate::{Common, Run};
 
-/// The figures of all rounds, by workload and contender.
+/// Runs all rounds, and reports the metrics by workload and contender.
 pub type Results = BTreeMap<String, BTreeMap<String, Vec<Figures>>>;
 
-/// Between runs, so that what one has left to the disk is not the next one's.
+/// The pause between runs, so that writes left by one run do not slow the next.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub fn run(run: &Run) {
@@ -28,7 +28,7 @@ pub fn run(run: &Run) {
     }
 }
 
-/// Fails on a gross loss, and on that alone: machines differ, and so do hours.
+/// Fails on a gross loss only, since machines differ and so do hours.
 pub fn check(common: &Common) -> ExitCode {
     let workloads = vec![Workload::Append1, Workload::Append8, Workload::Append64];
     let run = Run {
@@ -71,7 +71,8 @@ fn measured(run: &Run) -> Report {
             report.begin(*workload, run.scale);
         }
         for round in 1..=run.rounds {
-            // Else the same one would always have what the one before it left to the disk.
+            // Otherwise one contender would always get the writes that the same other one left to
+            // the disk.
             fastrand::Rng::with_seed(round.into()).shuffle(&mut contenders);
             for contender in &contenders {
                 eprintln!(
@@ -85,7 +86,8 @@ fn measured(run: &Run) -> Report {
                 }
                 pause(PAUSE);
             }
-            // Who ends a long run keeps the rounds that are done.
+            // Written after each round, so that a run that is ended early keeps its finished
+            // rounds.
             if let Some(out) = &run.out {
                 report.write(out);
             }
@@ -94,8 +96,10 @@ fn measured(run: &Run) -> Report {
     report
 }
 
-/// Who shares barriers by itself needs no application in front, save from tasks, where that may be
-/// faster. Who does not is not called from 256 threads at once.
+/// Returns whether a contender runs a workload.
+///
+/// A contender that shares barriers by itself needs no application in front, except for tasks,
+/// where that may be faster. One that does not is not called from 256 threads at once.
 fn takes_part(workload: Workload, contender: Contender) -> bool {
     let grouped = contender.is_grouped_by_application();
     let finds = contender.finds() >= workload.finds();
@@ -145,7 +149,7 @@ fn one(workload: Workload, contender: Contender, run: &Run) -> Option<Figures> {
     figures
 }
 
-/// What a run wrote is gone before the next begins.
+/// The files of a run are deleted before the next begins.
 fn settle_disk(folder: &Path) {
     let _removed = fs::remove_dir_all(folder);
     rustix::fs::sync();
@@ -159,7 +163,7 @@ impl Workload {
             .to_owned()
     }
 
-    /// What a contender must be able to do.
+    /// Returns what a contender must be able to do.
     fn finds(self) -> Finds {
         match self {
             Self::Reads | Self::Reopen | Self::ReopenFew | Self::Sustained | Self::Sessions => {

@@ -1,4 +1,4 @@
-//! How the log's figures change as its store grows: appends, pages, memory, opening.
+//! How the log's metrics change as its store grows: appends, pages, memory, opening.
 
 use std::fs;
 use std::ops::Range;
@@ -22,7 +22,7 @@ const SAMPLES: u32 = 2_000;
 const GIGABYTES: [f64; 5] = [0.1, 1.0, 3.0, 10.0, 30.0];
 const STRIDE: u32 = 7_919;
 
-/// A million events in all, over so many sessions.
+/// A million events in total, over this many sessions.
 const SESSION_COUNTS: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SPREAD_EVENTS: u32 = 1_000_000;
 const SPREAD: Load = Load {
@@ -33,12 +33,15 @@ const SPREAD: Load = Load {
 const ABOUT: &str = "\
 # As a store grows
 
-Each row is measured in a process of its own: 16 writers fill the store on, then 2,000 appends of one event of 256 B to as many sessions, one after the
-other; 2,000 with an idempotency key that is new; 2,000 that each begin a session; and 2,000 pages of up to 100 events, read once before. Up to 30 GB in 10,000 sessions, in batches of 16 x 1,000 B; and a million events of
+Each row is measured in a process of its own: 16 writers fill the store on, then \
+2,000 appends of one event of 256 B to as many sessions, one after the
+other; 2,000 with an idempotency key that is new; 2,000 that each begin a session; \
+and 2,000 pages of up to 100 events, read once before. \
+Up to 30 GB in 10,000 sessions, in batches of 16 x 1,000 B; and a million events of
 256 B, one a batch, in ever more sessions. By `cargo run --release -- growth`.
 ";
 
-/// A row of a table: how to fill a store on, before it is measured.
+/// A row of a table: how to fill a store further before it is measured.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Row {
     #[arg(long)]
@@ -55,7 +58,7 @@ pub struct Row {
     to: u32,
 }
 
-/// What is measured of each store, in this order.
+/// The metrics of each store, in this order.
 const FIGURES: [&str; 8] = [
     "filled at events/s",
     "append p50 us",
@@ -67,18 +70,18 @@ const FIGURES: [&str; 8] = [
     "RSS MB",
 ];
 
-/// One figure of all stores, over their sizes.
+/// A metric of all stores, over their sizes.
 type Curve = Vec<(f64, f64)>;
 
-/// Stores of growing size, and what was measured of each.
+/// Stores of growing size, and their metrics.
 struct Series {
-    /// What grows, and its unit.
+    /// The quantity that grows, and its unit.
     by: &'static str,
     rows: Vec<(f64, Vec<f64>)>,
 }
 
-/// Prints a row for each size up to `gigabytes`, and one for each number of sessions; tables and
-/// plots go to `out`.
+/// Prints a row for each size up to `gigabytes`, and one for each number of sessions. Writes tables
+/// and plots to `out`.
 pub fn follow(folder: &Path, gigabytes: f64, out: Option<&Path>) {
     fs::create_dir_all(folder).expect("the folder for the stores");
     let all = [by_size(folder, gigabytes), by_sessions(folder)];
@@ -122,7 +125,7 @@ fn by_size(folder: &Path, gigabytes: f64) -> Series {
     series
 }
 
-/// Stores of a million events each, in ever more sessions.
+/// Stores of a million events each, in more and more sessions.
 fn by_sessions(folder: &Path) -> Series {
     let mut series = Series {
         by: "sessions",
@@ -145,7 +148,7 @@ fn by_sessions(folder: &Path) -> Series {
 }
 
 impl Series {
-    /// Measures in a process of its own, whose memory is that of this store.
+    /// Measures in a process of its own, whose memory is only that of this store.
     fn measure(&mut self, size: f64, row: &Row) {
         let Row {
             folder,
@@ -196,8 +199,8 @@ impl Series {
     }
 }
 
-/// A panel for each figure of each series. Sizes grow by factors and what is measured starts at
-/// nothing, so that what is flat looks flat.
+/// Draws a panel for each metric of each series. Sizes grow by factors and metrics start at zero,
+/// so that a constant looks flat.
 fn draw(all: &[Series], file: &Path) {
     const PANEL: (u32, u32) = (430, 190);
     let root = SVGBackend::new(
@@ -249,7 +252,7 @@ fn draw(all: &[Series], file: &Path) {
     root.present().expect("the plots are written");
 }
 
-/// Fills a store on, and prints its figures.
+/// Fills a store further, and prints its metrics.
 pub fn measure(row: &Row) {
     let Row {
         sessions, from, to, ..
@@ -276,7 +279,7 @@ pub fn measure(row: &Row) {
     let mut first = timed(|at| store.begin(&name(at), SPREAD));
     store.settle();
     let page = |at| store.page(nth(at), 0, 100, &mut |_| ());
-    // Read once before, so that it is not the disk that is measured.
+    // Each page is read once before, so that the disk is not measured.
     timed(page);
     let mut pages = timed(page);
     let rss = rss_mb();

@@ -1,10 +1,12 @@
-//! The log beside what one would use in its place, at the same guarantee: an ack means that the
-//! batch is whole and outlives a power cut.
+//! Compares the log with its alternatives at the same guarantee: an ack means that the batch is
+//! whole and outlives a power cut.
 //!
-//! `run` lets every contender do each workload, in turns, several rounds, each run in a process and
-//! a folder of its own on the same file system, and writes a table of medians as Markdown and a
-//! chart as SVG. `barriers` counts under `strace` what each commit waits for. `growth` follows the
-//! log alone as it grows. `check` looks for gross losses: few rounds, two light peers, half the
+//! `run` lets every contender run each workload, alternately, over several rounds. Each run has a
+//! process and a folder of its own on the same file system. It writes a table of medians as
+//! Markdown and a chart as SVG.
+//!
+//! `barriers` counts under `strace` what each commit waits for. `growth` measures the log alone as
+//! it grows. `check` looks for gross losses: few rounds, two light peers, half the targets.
 //! bars.
 #![allow(
     clippy::cast_precision_loss,
@@ -32,7 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use stores::Contender;
 use workloads::{Task, Workload};
 
-/// sessionlog beside its peers, at the same guarantee
+/// Compares sessionlog with its peers at the same guarantee
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -41,24 +43,24 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everybody, everything, in turns; writes a report
+    /// Runs all contenders and workloads, alternately, and writes a report
     Run(Run),
-    /// How many barriers a commit waits for, counted under strace
+    /// Counts the barriers of a commit under strace
     Barriers(Common),
-    /// The log alone, as its store grows
+    /// Measures the log alone as its store grows
     Growth {
         #[command(flatten)]
         common: Common,
-        /// Gigabytes to stop at
+        /// Stop at this many gigabytes
         #[arg(long, default_value_t = 30.0)]
         gigabytes: f64,
         /// Where to write the report
         #[arg(long)]
         out: Option<PathBuf>,
     },
-    /// A few rounds against half the bars; fails when one is missed
+    /// Runs a few rounds and fails when a metric misses half of its target
     Check(Common),
-    /// One run of one workload; prints its figures as JSON
+    /// Runs one workload on one store and prints its metrics as JSON
     #[command(hide = true)]
     One {
         #[arg(long)]
@@ -72,7 +74,7 @@ enum Command {
         #[arg(long)]
         scale: f64,
     },
-    /// So many appends, for strace to look at
+    /// Makes `count` appends, to be traced by strace
     #[command(hide = true)]
     Appends {
         #[arg(long)]
@@ -84,17 +86,17 @@ enum Command {
         #[arg(long)]
         events: usize,
     },
-    /// A row of what `growth` prints
+    /// Measures one row of `growth`
     #[command(hide = true)]
     Grown(growth::Row),
 }
 
 #[derive(Args, Clone)]
 struct Common {
-    /// Where stores are made; on the disk that is to be measured
+    /// Folder for the stores, on the disk that is measured
     #[arg(long, default_value = "../../target/peers/stores")]
     folder: PathBuf,
-    /// Only these
+    /// Run only these stores
     #[arg(long, value_delimiter = ';')]
     stores: Vec<Contender>,
 }
@@ -103,20 +105,20 @@ struct Common {
 struct Run {
     #[command(flatten)]
     common: Common,
-    /// Only these
+    /// Run only these workloads
     #[arg(long, value_delimiter = ',')]
     workloads: Vec<Workload>,
-    /// With none, the report is only written anew
+    /// Number of rounds; with 0 the report is only rewritten
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// How long appends are measured in each round
+    /// Seconds that appends are measured in each round
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// What part of the full size the large workloads have
+    /// Fraction of the full size for the large workloads
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Where to write `peers.md`, `peers.svg` and `peers.json`; figures that are there of other
-    /// workloads stay
+    /// Folder for `peers.md`, `peers.svg` and `peers.json`; results of other workloads there are
+    /// kept
     #[arg(long)]
     out: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! What a run cost, as the kernel counts it, and what a run gave.
+//! The resources that a run used, as the kernel counts them, and its results.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use procfs::process::{Process, Status};
 
-/// What one run of a workload on a store gave: figures by name, which says the unit.
+/// The results of one run of a workload on a store: metrics by name, which has the unit.
 pub type Figures = BTreeMap<String, f64>;
 
-/// Used so far by this process.
+/// The resources used so far by this process.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
     cpu: Duration,
@@ -27,7 +27,7 @@ impl Usage {
         }
     }
 
-    /// Adds what so many events with so many bytes of data in all have cost since.
+    /// Adds the resources used since, divided by the events and their bytes of data.
     pub fn add_since(self, figures: &mut Figures, events: f64, bytes: f64) {
         let now = Self::now();
         figures.insert("cpu us/event".into(), micros(now.cpu - self.cpu) / events);
@@ -43,7 +43,7 @@ pub fn peak_rss_mb() -> f64 {
     status().vmhwm.unwrap_or_default() as f64 / 1e3
 }
 
-/// The resident set as it is, in megabytes.
+/// The current resident set, in megabytes.
 pub fn rss_mb() -> f64 {
     status().vmrss.unwrap_or_default() as f64 / 1e3
 }
@@ -54,7 +54,7 @@ fn status() -> Status {
         .expect("the status of the process")
 }
 
-/// What the files of a folder take on the disk, in bytes.
+/// The space that the files of a folder take on the disk, in bytes.
 pub fn disk_bytes(folder: &Path) -> f64 {
     use std::os::unix::fs::MetadataExt;
     let files = walkdir::WalkDir::new(folder)
@@ -70,14 +70,14 @@ pub fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
-/// The value below which `share` of the values lie.
+/// Returns the value below which `share` of the values are.
 pub fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let at = ((values.len().max(1) - 1) as f64 * share).round() as usize;
     values.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// Between the two in the middle, where there are two.
+/// Returns the median, which is between the two middle values where there are two.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -94,8 +94,8 @@ pub fn drop_caches() -> bool {
     std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
-/// Lets this much time pass. A thread that was unparked before goes on at once the first time it
-/// parks.
+/// Waits for this time. It loops, since the first park returns at once if the thread was unparked
+/// before.
 pub fn pause(time: Duration) {
     let began = Instant::now();
     while let Some(left) = time.checked_sub(began.elapsed()) {

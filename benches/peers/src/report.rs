@@ -1,5 +1,5 @@
-//! What the rounds gave: a table for each workload with medians, their spread, the ratio to the
-//! log, and the bars; and a chart.
+//! The results of the rounds: a chart, and for each workload a table with medians, their spread,
+//! the ratio to the log, and the targets.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,16 +18,16 @@ use crate::workloads::{Bar, Wanted, Workload};
 const OURS: &str = "sessionlog";
 pub const OURS_COLOR: RGBColor = RGBColor(0, 114, 178);
 
-/// Read back, so that workloads can be measured one by one.
+/// The results, which are read back so that workloads can be measured one by one.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
     results: Results,
     settings: BTreeMap<String, String>,
-    /// What part of its full size a workload had.
+    /// The fraction of its full size that a workload had.
     scales: BTreeMap<String, f64>,
 }
 
-/// A figure of one contender, over all rounds.
+/// A metric of one contender, over all rounds.
 #[derive(Clone, Copy)]
 struct Summary {
     median: f64,
@@ -43,7 +43,7 @@ impl Report {
         )
     }
 
-    /// Forgets what was measured of a workload, which is to be measured anew.
+    /// Deletes the results of a workload, which is measured again.
     pub fn begin(&mut self, workload: Workload, scale: f64) {
         self.results.remove(&workload.name());
         self.scales.insert(workload.name(), scale);
@@ -80,8 +80,8 @@ impl Report {
         text
     }
 
-    /// Bars that are missed by more than half of what they ask for. What a log writes in its first
-    /// seconds is for the most part the zeroes of its journal, which is no loss.
+    /// Returns the targets that are missed by more than half. Skips `written/byte`: what a log
+    /// writes in its first seconds is mostly the zeroes of its journal, which is no loss.
     pub fn gross_losses(&self) -> Vec<String> {
         let workloads = Workload::value_variants().iter();
         let bars = workloads
@@ -111,7 +111,7 @@ impl Report {
         })
     }
 
-    /// Contenders with their medians of a figure, the best first.
+    /// Returns the contenders with their medians of a metric, the best first.
     fn ranked(&self, workload: Workload, figure: &str) -> Vec<(&str, f64)> {
         let contenders = self
             .results
@@ -150,7 +150,8 @@ impl Report {
         writeln!(text, "### {}\n", workload.title())?;
         writeln!(
             text,
-            "Medians of {rounds} rounds, least and most in brackets; in the last column ours beside it.{size}\n"
+            "Medians of {rounds} rounds, least and most in brackets; \
+             in the last column ours beside it.{size}\n"
         )?;
         writeln!(
             text,
@@ -272,7 +273,8 @@ impl Report {
         Some(Held { share, text })
     }
 
-    /// The first figure of the workloads that are rates, as bars: ours and the five best peers.
+    /// Draws the first metric of the workloads that are rates, as bars: ours and the five best
+    /// peers.
     fn draw(&self, file: &Path) {
         let shown: Vec<(Workload, Vec<(&str, f64)>)> = Workload::value_variants()
             .iter()
@@ -336,13 +338,13 @@ impl Report {
     }
 }
 
-/// How a bar was met: from 1 on it was.
+/// How well a target is met: from 1 on it is.
 struct Held {
     share: f64,
     text: String,
 }
 
-/// Of these more is better; of all other figures less.
+/// Returns whether more is better, as for these metrics. For all others less is.
 fn is_rate(figure: &str) -> bool {
     figure.ends_with("/s")
 }

@@ -1,5 +1,4 @@
-//! What a workload asks of a store, and what is made of a peer so that it can answer: the few lines
-//! that an application would write.
+//! The store that a workload needs, and the few lines of an application that make one of a peer.
 
 use std::future::Future;
 use std::path::Path;
@@ -13,15 +12,15 @@ use tokio::sync::oneshot;
 
 use crate::turn;
 
-/// What every store that has a cache of its own may keep in it.
+/// The limit of the cache, for every store that has its own.
 pub const CACHE_BYTES: usize = 256 << 20;
 
 pub type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
-/// Sees the data of an event.
+/// Called with the data of an event.
 pub type See<'a> = &'a mut dyn FnMut(&[u8]);
 
-/// A batch of events with as many bytes of data each.
+/// A batch of events with `bytes` bytes of data each.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     pub events: usize,
@@ -34,7 +33,7 @@ pub trait Store: Send + Sync {
     /// appends to a session at a time.
     fn append(&self, session: u32, load: Load);
 
-    /// The same, for callers that hold no thread.
+    /// Does the same for callers that hold no thread.
     fn append_async(&self, session: u32, load: Load) -> Answer<'_>;
 
     /// Shows up to `limit` events of a session after `seq`, which counts from 1.
@@ -55,18 +54,18 @@ pub trait Store: Send + Sync {
     /// Reads that turn back, folded into one message, and shows its status.
     fn turn(&self, session: u32, see: See<'_>);
 
-    /// Waits until nothing is left to be done in the background. Returns since when.
+    /// Waits until no background work is left. Returns the time at which it ended.
     fn settle(&self) -> Instant;
 
-    /// Follows a session from now on; calls `seen` for every event that is delivered, until it says
-    /// that this is enough.
+    /// Follows a session from now on. Calls `seen` for every delivered event, until it returns
+    /// [`Following::Enough`].
     fn follow(&self, session: u32, seen: Seen) -> JoinHandle<()>;
 }
 
 /// Called for every event that a stream delivers.
 pub type Seen = Box<dyn FnMut() -> Following + Send>;
 
-/// Whether who follows wants more.
+/// Whether the follower wants more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Following {
     On,
@@ -77,9 +76,9 @@ pub enum Following {
 #[derive(Debug, Clone, Copy)]
 pub struct Open<'a> {
     pub folder: &'a Path,
-    /// How many sessions there will be; their numbers are below.
+    /// The number of sessions, whose numbers are below it.
     pub sessions: u32,
-    /// Whether events are to be found by their ID, for which peers need an entry more.
+    /// Whether events are found by their ID, for which peers need another entry.
     pub ids: Ids,
 }
 
@@ -89,7 +88,7 @@ pub enum Ids {
     Unused,
 }
 
-/// An event as a peer gets it.
+/// An event as it is handed to a peer.
 #[derive(Debug)]
 pub struct Entry {
     pub session: u32,
@@ -99,13 +98,13 @@ pub struct Entry {
     pub value: Vec<u8>,
 }
 
-/// What an ordered store has to offer. An application on top makes a log of it.
+/// The operations of an ordered store. An application on top makes a log of it.
 pub trait Peer: Send + Sync + 'static {
-    /// Commits all or none, and returns when it would outlive a power cut.
+    /// Commits all or none, and returns when the commit would outlive a power cut.
     fn commit(&self, entries: &[Entry]);
 
-    /// The same for who holds no thread; on a thread of the runtime's for blocking calls, unless
-    /// the peer has something better.
+    /// Does the same for callers that hold no thread. Runs on a thread of the runtime's blocking
+    /// pool, unless the peer overrides it.
     fn commit_async(self: Arc<Self>, entries: Vec<Entry>) -> Answer<'static> {
         let commit = tokio::task::spawn_blocking(move || self.commit(&entries));
         Box::pin(async { commit.await.expect("the commit succeeds") })
@@ -130,7 +129,7 @@ pub trait Peer: Send + Sync + 'static {
         Instant::now()
     }
 
-    /// As [`Store::follow`].
+    /// Works as [`Store::follow`].
     fn follow(&self, _session: u32, _seen: Seen) -> JoinHandle<()> {
         unreachable!("who has no live streams is not asked for one")
     }
@@ -141,7 +140,7 @@ pub trait Peer: Send + Sync + 'static {
 pub enum Committing {
     /// Each caller commits its own batch.
     Direct,
-    /// One thread commits what has come together meanwhile.
+    /// One thread commits the batches that arrived meanwhile.
     Grouped,
 }
 
@@ -161,7 +160,7 @@ struct Pending {
     done: oneshot::Sender<()>,
 }
 
-/// As much as the log itself writes at once.
+/// The most that the log itself writes at once.
 const GROUP_BYTES_MAX: usize = 4 << 20;
 
 const EVENT_TYPE: &str = "bench.event";
@@ -192,7 +191,7 @@ impl<P: Peer> Application<P> {
         (0..load.events as u64).map(entry).collect()
     }
 
-    /// The next event of a session, with the type and the data that it should have at its seq.
+    /// Returns the next event of a session, with the type and the data for its seq.
     fn entry<'a>(&self, session: u32, event: impl FnOnce(u64) -> (&'a str, &'a [u8])) -> Entry {
         let seq = self.last[session as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let id = u128::from(self.began_ms) << 80
@@ -321,7 +320,7 @@ fn commit_groups(peer: &impl Peer, pending: &mpsc::Receiver<Pending>) {
         }
         peer.commit(&entries);
         for done in waiting {
-            // Whoever does not wait any more does not mind.
+            // A caller that stopped waiting needs no answer.
             let _told = done.send(());
         }
     }
@@ -360,7 +359,7 @@ pub fn key(session: u32, seq: u64) -> [u8; KEY_BYTES] {
     key
 }
 
-/// The key under which that key is found by the event's ID, where there is but one keyspace.
+/// The key that maps the event's ID to that key, where there is one keyspace only.
 #[allow(dead_code, reason = "the light peers have a keyspace for it")]
 pub fn id_key(id: u128) -> [u8; 19] {
     let mut key = *b"id:................";
@@ -368,7 +367,7 @@ pub fn id_key(id: u128) -> [u8; 19] {
     key
 }
 
-/// Data that does not compress, other for other numbers.
+/// Data that does not compress, different for each number.
 pub fn data(nth: u64, bytes: usize) -> &'static [u8] {
     static NOISE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
         let mut state = 0x9E37_79B9_7F4A_7C15_u64;

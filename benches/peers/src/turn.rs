@@ -1,4 +1,4 @@
-//! A turn of twenty events, and what an application makes of it whose store knows events alone.
+//! A turn of twenty events, and how an application folds it whose store knows only events.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +13,11 @@ const USER_MESSAGE: &str = "user.message";
 
 pub const EVENTS: usize = 20;
 
-/// What opens the turn.
+/// The event that opens the turn.
 pub const ASKED: &str = "What holds this up?";
 
-/// What follows: the status before and after, eight tool calls with their results, and the answer.
+/// The events after it: the status before and after, eight tool calls with their results, and the
+/// answer.
 pub fn work() -> Vec<(&'static str, String)> {
     let status = |status: &str| (STATUS_CHANGED, format!(r#"{{"status":"{status}"}}"#));
     let calls = (0..8).flat_map(|call| {
@@ -40,7 +41,7 @@ pub fn events() -> Vec<(&'static str, String)> {
     [(USER_MESSAGE, asked)].into_iter().chain(work()).collect()
 }
 
-/// A turn as far as its events were seen.
+/// A turn, folded from the events seen.
 #[derive(Default)]
 pub struct Fold {
     content: Value,
@@ -54,7 +55,7 @@ struct Status {
     status: String,
 }
 
-/// What tools put out is passed over.
+/// Ignores the output of tools.
 #[derive(Deserialize)]
 struct Call {
     call_id: String,
@@ -72,7 +73,7 @@ impl Fold {
         }
     }
 
-    /// The status, of a turn that is whole.
+    /// Returns the status of a complete turn.
     pub fn status(&self) -> &str {
         let is_whole =
             self.content.is_object() && !self.output.is_empty() && self.outstanding.is_empty();

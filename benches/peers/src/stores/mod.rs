@@ -1,4 +1,4 @@
-//! Who takes part, and with which settings.
+//! The contenders and their settings.
 
 #[cfg(feature = "canopydb")]
 mod canopydb;
@@ -59,7 +59,7 @@ pub enum Contender {
     Sled(Form),
 }
 
-/// With or without a group commit of the application's in front.
+/// With or without a group commit in the application.
 pub type Form = Committing;
 
 const FORMS: [Form; 2] = [Form::Direct, Form::Grouped];
@@ -100,7 +100,7 @@ impl Contender {
         all
     }
 
-    /// What it is, and how it is set up.
+    /// The contender's description and settings.
     fn described(self) -> Described {
         match self {
             Self::SessionLog => Described {
@@ -191,7 +191,8 @@ impl Contender {
         self.described().setting
     }
 
-    /// Whether it shares barriers among its callers, so that it needs nothing in front.
+    /// Returns whether it shares barriers among its callers, so that it needs no group commit in
+    /// front.
     pub fn groups(self) -> bool {
         self.described().groups
     }
@@ -204,7 +205,7 @@ impl Contender {
         self.described().finds
     }
 
-    /// Whether readers can follow what is appended.
+    /// Returns whether readers can follow appends.
     pub fn streams(self) -> bool {
         match self {
             Self::SessionLog => true,
@@ -242,23 +243,23 @@ impl std::str::FromStr for Contender {
     }
 }
 
-/// What it can find events by.
+/// The ways in which it can find events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Finds {
     Nothing,
     Sessions,
-    /// And sessions.
+    /// By session as well.
     Ids,
 }
 
-/// What the report says of a contender.
+/// The report's entries for a contender.
 #[derive(Debug, Clone, Copy)]
 struct Described {
     name: &'static str,
     form: Option<Form>,
     groups: bool,
     finds: Finds,
-    /// With which an ack means that the batch outlives a power cut.
+    /// The settings under which an ack means that the batch outlives a power cut.
     setting: &'static str,
 }
 

@@ -1,5 +1,5 @@
-//! okaywal: a write-ahead log alone. What has been checkpointed it forgets, so it takes part where
-//! nothing is read.
+//! okaywal: a write-ahead log alone. It forgets what has been checkpointed, so it only runs
+//! workloads that read nothing.
 
 use std::io;
 
@@ -15,7 +15,8 @@ pub(super) const DESCRIBED: Described = Described {
     form: None,
     groups: true,
     finds: Finds::Nothing,
-    setting: "its defaults (always synced), segments of 64 MiB, used again; keeps nothing that can be read",
+    setting: "its defaults (always synced), segments of 64 MiB, used again; \
+              keeps nothing that can be read",
 };
 
 const SEGMENT_BYTES: u32 = 64 << 20;
@@ -25,7 +26,7 @@ pub(super) struct OkayWal {
     log: WriteAheadLog,
 }
 
-/// Takes nothing over from what is recycled.
+/// Ignores the entries of recycled segments.
 #[derive(Debug)]
 struct Forgetful;
 

@@ -52,7 +52,7 @@ impl RaftEngine {
             ..Config::default()
         };
         let engine = Engine::open(config).expect("raft-engine opens");
-        // What it prefilled it leaves to the page cache.
+        // It leaves prefilled zeroes to the page cache.
         rustix::fs::sync();
         Self { engine }
     }

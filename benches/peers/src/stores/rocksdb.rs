@@ -21,7 +21,7 @@ pub(super) const RECYCLING: Described = Described {
     ..DESCRIBED
 };
 
-/// What becomes of its write-ahead logs.
+/// What happens to its write-ahead logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Logs {
     Deleted,

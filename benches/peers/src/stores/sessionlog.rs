@@ -1,4 +1,4 @@
-//! The log itself, with its defaults, and as much to cache in as the others.
+//! The log itself, with its defaults, and the same cache limit as the others.
 
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
@@ -156,7 +156,7 @@ impl Store for Ours {
     }
 
     fn settle(&self) -> Instant {
-        // Idle, it seals what is full and enters it into the index; what is left then stays in the
+        // An idle log seals full files and enters them into the index. The rest stays in the
         // journal.
         let (mut before, mut since) = (self.log.stats(), Instant::now());
         while since.elapsed() < QUIET {

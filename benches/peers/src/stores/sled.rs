@@ -1,5 +1,5 @@
-//! sled as one would lay a log out on it: a key an event. Its own `flush` reaches no stable
-//! storage, so its file is synced after.
+//! sled with a key per event, as an application would lay a log out on it. Its own `flush` reaches
+//! no stable storage, so its file is synced afterwards.
 
 use std::fs::File;
 

@@ -28,7 +28,9 @@ impl Sqlite {
     pub(super) fn open(open: Open<'_>) -> Self {
         let file = open.folder.join("sqlite");
         let writer = connect(&file);
-        let table = "CREATE TABLE IF NOT EXISTS events (session INTEGER, seq INTEGER, id BLOB, value BLOB, PRIMARY KEY (session, seq)) WITHOUT ROWID";
+        let table = "CREATE TABLE IF NOT EXISTS events \
+                     (session INTEGER, seq INTEGER, id BLOB, value BLOB, \
+                     PRIMARY KEY (session, seq)) WITHOUT ROWID";
         writer.execute_batch(table).expect("a table");
         if open.ids == Ids::Found {
             writer

@@ -1,5 +1,5 @@
 //! tephra: an event store with one order of all events, found by tags. The session is a tag, and so
-//! is the ID where it is looked for.
+//! is the ID in workloads that look it up.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -83,7 +83,7 @@ impl Peer for Tephra {
         })
     }
 
-    /// Its positions count all events, so a place in a session is counted out.
+    /// Its positions count all events, so a place in a session has to be counted.
     fn scan(&self, session: u32, seq: u64, limit: usize, see: See<'_>) {
         let before = seq - 1;
         let mut events = self.handle.read(

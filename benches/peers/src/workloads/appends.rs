@@ -1,5 +1,5 @@
-//! Durable appends, from threads or from tasks: for some seconds, or in bursts with rests between.
-//! After ours the floor is measured, with as many bytes a barrier.
+//! Durable appends, from threads or from tasks: for some seconds, or in bursts with pauses between.
+//! After the log's own runs the floor is measured, with the same bytes per barrier.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use crate::store::{Ids, Load, Open, Store};
 use crate::stores::Contender;
 use crate::support::Floor;
 
-/// Of the time measured, spent before on the same.
+/// The fraction of the measured time that the warm-up takes.
 const WARM: f64 = 0.25;
 
-/// A burst fits the journal. What is then left to the background has some time before the next.
+/// A burst fits the journal. Background work then has a pause before the next burst.
 const BURST_BYTES: usize = 96 << 20;
 const BURSTS: u32 = 5;
 const REST: Duration = Duration::from_secs(1);
 
-/// How long each append took, in microseconds, and how long all took.
+/// The duration of each append, in microseconds, and of all together.
 struct Round {
     acks: Vec<f64>,
     took: Duration,
@@ -47,7 +47,7 @@ pub fn bursts(task: Task<'_>, writers: u32, load: Load) -> Figures {
         pause(REST);
         burst
     };
-    // Two are for getting warm: until then a journal may have to grow.
+    // Two bursts warm up: until then a journal may have to grow.
     measured(task, writers, load, |store, time| {
         let bursts = if time < Duration::from_secs_f64(task.seconds) {
             2
@@ -117,7 +117,7 @@ fn measured(
     figures
 }
 
-/// The same groups without a log.
+/// Writes the same groups without a log.
 fn add_floor(figures: &mut Figures, folder: &Path, before: &Stats, after: &Stats, bytes: f64) {
     let groups = after.groups - before.groups;
     let group_bytes = usize::try_from((after.journal_bytes - before.journal_bytes) / groups)

@@ -1,5 +1,5 @@
-//! How long after its append began an event is delivered to a stream that follows the session, with
-//! one and with a thousand streams open.
+//! The latency from an append's call to its delivery on a stream that follows the session, with one
+//! and with a thousand streams open.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The workloads: what is done, what is measured, and the bar that is set.
+//! The workloads: what each does, its metrics, and its targets.
 
 mod appends;
 mod live;
@@ -28,24 +28,24 @@ pub enum Workload {
     ReopenFew,
 }
 
-/// What a run is told.
+/// The parameters of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Task<'a> {
     pub contender: Contender,
     pub folder: &'a std::path::Path,
     pub seconds: f64,
-    /// What part of the full size: of bytes, of sessions, of events.
+    /// The fraction of the full size: of bytes, of sessions, of events.
     pub scale: f64,
 }
 
 impl Task<'_> {
-    /// So much of `full`, at least one.
+    /// Returns this fraction of `full`, at least one.
     pub fn scaled(&self, full: u32) -> u32 {
         ((f64::from(full) * self.scale) as u32).max(1)
     }
 }
 
-/// What a figure has to come to.
+/// The target of a metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Bar {
     pub figure: &'static str,
@@ -54,15 +54,15 @@ pub struct Bar {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Wanted {
-    /// At least so many times the best peer's.
+    /// At least this many times the best peer's.
     MoreThanPeers(f64),
-    /// At most so many times the best peer's.
+    /// At most this many times the best peer's.
     LessThanPeers(f64),
-    /// At least so many times what the floor gives, under this name.
+    /// At least this many times the floor's metric of this name.
     MoreThanFloor(&'static str, f64),
-    /// At most so many times what the floor gives, under this name.
+    /// At most this many times the floor's metric of this name.
     LessThanFloor(&'static str, f64),
-    /// At most so much.
+    /// At most this value.
     AtMost(f64),
 }
 
@@ -87,7 +87,8 @@ impl Workload {
             Self::Bulk8 => "8 writers, batches of 16 x 4 KiB, in bursts of 96 MiB",
             Self::Bulk64 => "64 writers, batches of 16 x 2 KiB, in bursts of 96 MiB",
             Self::Sustained => {
-                "sustained: 1 KiB events in batches of 4, 16 writers, 10,000 sessions, 4 GiB, to the end of background work"
+                "sustained: 1 KiB events in batches of 4, 16 writers, 10,000 sessions, \
+                 4 GiB, to the end of background work"
             }
             Self::Sessions => "1,000,000 sessions: one event each, then one more each, 64 writers",
             Self::Reads => "reads from 1,000,000 events of 256 B in 10,000 sessions",
@@ -105,8 +106,7 @@ impl Workload {
         )
     }
 
-    /// The figures of the report; the first is the one that stores are sorted by, and the chart
-    /// shows.
+    /// Returns the metrics of the report. The first sorts the stores and is drawn in the chart.
     pub fn figures(self) -> &'static [&'static str] {
         match self {
             Self::Append1 | Self::Append8 | Self::Append64 | Self::Async256 => &[

@@ -1,5 +1,5 @@
-//! Reading from a million events in ten thousand sessions, a hundred each: read before, and with
-//! every cache empty.
+//! Reads from a million events in ten thousand sessions, a hundred each: once read before, and once
+//! with every cache empty.
 
 use std::time::Instant;
 
@@ -20,12 +20,12 @@ const NEWEST: usize = 20;
 const READS: u32 = 5_000;
 const COLD_READS: u32 = 200;
 
-/// Without a common factor with the number of sessions, so that neighbours are far apart.
+/// No common factor with the number of sessions, so that neighbours are far apart.
 const STRIDE: u32 = 7_919;
 
 pub fn reads(task: Task<'_>) -> Figures {
     let sessions = task.scaled(SESSIONS).max(WRITERS);
-    // Behind these, one that has a turn for each tenth.
+    // After these sessions come others, one for each ten, that have a turn.
     let turns = sessions.div_ceil(10);
     let open = Open {
         folder: task.folder,
@@ -93,7 +93,7 @@ fn fill(store: &dyn Store, sessions: u32) {
     });
 }
 
-/// Fails unless as many events are shown.
+/// Fails unless this many events are shown.
 fn count(expected: usize, read: impl FnOnce(&mut dyn FnMut(&[u8]))) {
     let (mut events, mut bytes) = (0, 0);
     read(&mut |data| {

@@ -1,4 +1,4 @@
-//! What becomes of a store that grows: sustained load, many sessions, opening a large one.
+//! Stores that grow: sustained load, many sessions, opening a large one.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -24,8 +24,8 @@ const REOPENED: Load = Load {
 };
 const REOPENED_BATCHES: u32 = 625_000;
 
-/// Appends `batches` batches, each writer to sessions of its own in turn; returns how long each
-/// took, in microseconds.
+/// Appends `batches` batches, each writer alternating between sessions of its own. Returns the
+/// duration of each append, in microseconds.
 fn spread(store: &dyn Store, sessions: u32, writers: u32, batches: u32, load: Load) -> Vec<f64> {
     let write = |writer: u32| {
         let mut acks = Vec::new();
@@ -113,7 +113,7 @@ pub fn sessions(task: Task<'_>) -> Figures {
     figures
 }
 
-/// Filled in a process that is killed, opened, closed, opened.
+/// Fills a store in a process that is killed, then opens, closes and opens it.
 pub fn reopen(task: Task<'_>, sessions: u32) -> Figures {
     let open = Open {
         folder: task.folder,
@@ -150,7 +150,7 @@ pub fn reopen(task: Task<'_>, sessions: u32) -> Figures {
         drop_caches();
         let began = Instant::now();
         let store = task.contender.open(open);
-        // One that reads lazily has not opened anything before something was read.
+        // A store that reads lazily has opened nothing before the first read.
         let mut events = 0;
         store.newest(0, 1, &mut |_| events += 1);
         figures.insert(name.into(), began.elapsed().as_secs_f64());
