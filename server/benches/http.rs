@@ -1,9 +1,9 @@
-//! What HTTP costs: the same appends through the library and as requests, in turns; and what idle
-//! streams cost a server.
+//! The cost of HTTP: the same appends through the library and as requests, alternately, and the
+//! cost of idle streams to a server.
 //!
 //! `cargo bench -p sessionlog-server [-- append SECONDS ROUNDS | idle STREAMS SECONDS]`
 //!
-//! Library and server run in a process of their own, which this one starts, calls and watches.
+//! Library and server run in a process of their own, which this one starts, calls and measures.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-/// As the server has it.
+/// The limit that the server has.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -64,7 +64,7 @@ fn main() {
     }
 }
 
-/// The other process: serves, and appends through the library when it is told to.
+/// The other process: it serves, and appends through the library when told to.
 fn serve(folder: &Path) {
     allow_many_sockets();
     let log = SessionLog::open(folder).unwrap();
@@ -99,7 +99,7 @@ fn allow_many_sockets() {
     rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
 }
 
-/// Somebody who calls again as soon as the answer is there.
+/// A client that calls again as soon as the answer is there.
 enum Caller {
     Library {
         log: SessionLog,
@@ -165,7 +165,7 @@ impl Caller {
     }
 }
 
-/// Whether an answer's head and as much as it announces are here.
+/// Returns whether an answer's head and the body that it announces are complete.
 fn is_whole(answer: &[u8]) -> bool {
     let Some(head) = answer.windows(4).position(|end| end == b"\r\n\r\n") else {
         return false;
@@ -178,7 +178,7 @@ fn is_whole(answer: &[u8]) -> bool {
     answer.len() >= head + 4 + length.parse::<usize>().unwrap()
 }
 
-/// About what a user says.
+/// About the size of a user's message.
 fn message() -> UserMessage {
     UserMessage::text("x".repeat(200)).with_metadata("ticket_id", "T-1042")
 }
@@ -205,14 +205,14 @@ fn get(path: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Calls a second, and how long they took, in microseconds.
+/// Calls per second, and their latencies in microseconds.
 struct Rate {
     calls: f64,
     p50: f64,
     p99: f64,
 }
 
-/// Lets all of them call at once for so many seconds.
+/// Lets all clients call in parallel for `seconds` seconds.
 async fn at_once(callers: Vec<Caller>, seconds: f64) -> Rate {
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     let mut running = JoinSet::new();
@@ -303,7 +303,7 @@ impl Served {
         })
     }
 
-    /// Resident memory in bytes, and seconds of processor time so far.
+    /// Returns the resident memory in bytes, and the seconds of CPU time so far.
     fn usage(&self) -> (f64, f64) {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
         let fields: Vec<&str> = stat
@@ -322,14 +322,14 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        // Its input ends, so it closes the log and goes.
+        // Its input ends, so it closes the log and exits.
         drop(self.process.stdin.take());
         self.process.wait().unwrap();
     }
 }
 
-/// The same appends through the library and over connections, in turns; and how fast a request is
-/// answered that appends nothing.
+/// Compares the same appends through the library and over connections, alternately, and measures
+/// requests that append nothing.
 fn append(seconds: f64, rounds: usize) {
     let runtime = Runtime::new().unwrap();
     let mut served = Served::start();
@@ -381,8 +381,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// So many streams that wait, each on a session of its own: what each takes, and what keeping them
-/// costs.
+/// Measures idle streams, each on a session of its own: the memory of each, and the CPU time of
+/// keeping them open.
 fn idle(streams: usize, seconds: f64) {
     allow_many_sockets();
     let runtime = Runtime::new().unwrap();

@@ -1,4 +1,4 @@
-//! Programs that follow a session and tell each event: the clients in `examples/clients`.
+//! Programs that follow a session and print each event: the clients in `examples/clients`.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::process::{Ending, KEY, Server, eventually, free_address};
 
 /// An example client.
 pub(crate) struct Follower {
-    /// What runs it.
+    /// The program that runs it.
     pub(crate) program: &'static str,
     file: &'static str,
 }
@@ -28,7 +28,7 @@ pub(crate) const FOLLOWERS: &[Follower] = &[
     },
 ];
 
-/// The IDs that a client has told so far.
+/// The IDs that a client has printed so far.
 pub(crate) type Seen = Arc<Mutex<Vec<String>>>;
 
 impl Follower {
@@ -51,7 +51,7 @@ impl Follower {
     }
 }
 
-/// Takes in what `lines` give, by what `id` finds in a line.
+/// Records the lines, from each of which `id` extracts an event's ID.
 pub(crate) fn take_in(
     lines: impl Read + Send + 'static,
     id: impl Fn(&str) -> Option<String> + Send + 'static,
@@ -74,7 +74,7 @@ pub(crate) fn has(seen: &Seen, count: usize) -> bool {
     seen.lock().unwrap().len() >= count
 }
 
-/// Ends a client, and says all that it told.
+/// Ends a client, and returns everything that it printed.
 pub(crate) fn told(client: Ending, seen: &Seen) -> Vec<String> {
     drop(client);
     eventually("its output ends", || Arc::strong_count(seen) == 1);
@@ -89,7 +89,7 @@ pub(crate) fn an_example_client_comes_back_without_gap_or_duplicate(follower: &F
     eventually("the message it sent came back", || has(&seen, 1));
     for round in 0..3 {
         for n in 0..30 {
-            // What some take for the end of a line is none.
+            // Some programs take these for the end of a line, which they are not.
             server
                 .as_ref()
                 .unwrap()

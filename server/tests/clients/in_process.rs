@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::process::agent;
 
-/// A server in this process: its log takes through the library what no call over HTTP appends.
+/// A server in this process. Its log appends through the library what no HTTP call can append.
 pub(crate) struct InProcess {
     log: SessionLog,
     pub(crate) url: String,
@@ -42,7 +42,7 @@ impl InProcess {
             .unwrap();
     }
 
-    /// Whether the request was taken.
+    /// Returns whether the request was accepted.
     pub(crate) fn post(&self, session: &str, body: &str) -> bool {
         let request = agent().post(format!(
             "{}/v1/sessions/{}/events",
@@ -72,7 +72,7 @@ impl InProcess {
             .unwrap()
     }
 
-    /// The events of a session as they are listed.
+    /// Returns the events of a session as the list call has them.
     pub(crate) fn listed(&self, session: &str) -> Vec<Wire> {
         let mut events: Vec<Wire> = Vec::new();
         loop {
@@ -89,7 +89,7 @@ impl InProcess {
         }
     }
 
-    /// The events behind one as they are streamed.
+    /// Returns the events after one as the stream has them.
     pub(crate) fn streamed(&self, session: &str, after: &str) -> Vec<Wire> {
         let frames = self.get(session, &format!("stream?follow=false&after={after}"));
         let frames = frames
@@ -134,7 +134,7 @@ impl Wire {
     }
 }
 
-/// A name as a part of a URL.
+/// Encodes a name as a part of a URL.
 pub(crate) fn in_url(name: &str) -> String {
     let part = |byte: u8| {
         if byte.is_ascii_alphanumeric() {

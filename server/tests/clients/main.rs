@@ -1,6 +1,6 @@
-//! Programs of others in front of the server: a browser, a proxy, the example clients in the
-//! languages they are written in, and one that makes up requests. A test whose program is not here
-//! is ignored, and says so.
+//! Other programs in front of the server: a browser, a proxy, the example clients in their
+//! languages, and one that generates requests. A test whose program is missing is ignored, and the
+//! report has the reason.
 
 #![allow(
     clippy::unwrap_used,
@@ -131,13 +131,13 @@ fn following(
     )
 }
 
-/// Why a test that needs these programs cannot run here, if so.
+/// Returns why a test that needs these programs cannot run here, if so.
 fn missing(programs: &[&str]) -> Option<String> {
     let missing = programs.iter().find(|program| find(program).is_none());
     missing.map(|program| format!("there is no {program}"))
 }
 
-/// Where a program is. Servers may lie where the path of root alone leads.
+/// Returns where a program is. Servers may be where only root's path leads.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -8,7 +8,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::json;
 use sessionlog::NewEvent;
 
-/// Names that mean something to a script, to a stream of server-sent events, or to the page.
+/// Names with a meaning in a script, in a stream of server-sent events, or on the page.
 const NAMES: &[&str] = &[
     "__proto__",
     "arguments",
@@ -122,7 +122,7 @@ fn json() -> impl Strategy<Value = String> {
 const ARRAY: (&str, &str) = ("[", "]");
 const OBJECT: (&str, &str) = (r#"{"a":"#, "}");
 
-/// JSON of so many arrays or objects in each other. Tens of thousands exhaust the stack of a
+/// Returns nested JSON arrays or objects. Tens of thousands of levels exhaust the stack of a
 /// recursive reader.
 fn nested(levels: usize, (open, close): (&str, &str)) -> String {
     format!("{}0{}", open.repeat(levels), close.repeat(levels))
@@ -160,8 +160,8 @@ fn request() -> impl Strategy<Value = String> {
     })
 }
 
-/// K6: the events that were found to break the page, and others like them, of types that mean
-/// something to the page or to a stream.
+/// K6: the events that broke the page, and others like them, with types that have a meaning on the
+/// page or in a stream.
 pub(crate) fn odd_events() -> Vec<NewEvent> {
     let data = [
         r#"{"content":[{"type":"x","file_id":{"toString":1}}]}"#,

@@ -1,5 +1,5 @@
-//! The page at `/` in a browser: what is sent arrives, a server that comes back is found again,
-//! keys do what a mouse does, and every event that the log can hold is shown.
+//! The page at `/` in a browser: messages arrive, a restarted server is found again, keys work like
+//! a mouse, and every event that the log can hold is shown.
 //!
 //! Needs Chromium and its driver.
 
@@ -68,7 +68,7 @@ impl Browser {
             .unwrap()
     }
 
-    /// What a script on the page answers.
+    /// Returns the result of a script on the page.
     pub(crate) async fn ask(&self, script: &str) -> Value {
         self.client
             .execute(&format!("return {script}"), Vec::new())
@@ -100,7 +100,7 @@ impl Browser {
         assert_eq!(self.shown().await, ids);
     }
 
-    /// A key of the keyboard, wherever it goes.
+    /// Presses a key, wherever the focus is.
     async fn key(&self, value: char) {
         let keys = KeyActions::new("keyboard".into())
             .then(KeyAction::Down { value })
@@ -135,8 +135,8 @@ impl Browser {
         }
     }
 
-    /// Checks that these events are shown and no others, each with its text as it came, and none as
-    /// one that could not be rendered.
+    /// Checks that these events are shown and no others. Each shows its text as it came, and none
+    /// is marked as one that could not be rendered.
     async fn shows(&self, events: &[Wire]) {
         self.until(&format!(
             "document.querySelectorAll('.event').length >= {}",
@@ -190,7 +190,7 @@ pub(crate) async fn what_is_sent_arrives_and_a_server_that_comes_back_is_found_a
     let server = open();
     browser.client.goto(&url).await.unwrap();
 
-    // A session that is not there yet, by keyboard alone.
+    // A session that does not exist yet, by keyboard alone.
     browser.key('n').await;
     browser
         .element("dialog[open] #answer")
@@ -223,7 +223,7 @@ pub(crate) async fn what_is_sent_arrives_and_a_server_that_comes_back_is_found_a
         .until("document.querySelector('#sessions b')?.innerText === 'from the page'")
         .await;
 
-    // Somebody else writes, and it arrives.
+    // Another client writes, and the event arrives.
     let session = "from%20the%20page";
     for n in 0..5 {
         post(&url, session, &format!("first {n}"), "<b>no markup</b>").unwrap();
@@ -336,7 +336,7 @@ pub(crate) async fn a_long_session_is_read_backwards_and_sessions_are_chosen_by_
     browser
         .until("document.querySelector('#earlier').hidden")
         .await;
-    // What comes meanwhile does not move what is read.
+    // New events do not move what the user reads.
     let read = browser
         .ask("document.querySelector('#events').scrollTop")
         .await;
@@ -395,7 +395,7 @@ pub(crate) async fn an_odd_event_is_shown_and_hides_no_other() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;
     let plain = || (0..80).map(|n| NewEvent::new("note", n.to_string()));
-    // K6 as it was reported: 50 of 161 events were shown.
+    // K6 as it was reported: the page showed 50 of 161 events.
     server.append("reported", plain());
     let body =
         r#"{"events":[{"type":"user.message","content":[{"type":"x","file_id":{"toString":1}}]}]}"#;
@@ -417,7 +417,7 @@ pub(crate) async fn an_odd_event_is_shown_and_hides_no_other() {
     browser
         .shows(&listed.into_iter().chain(streamed).collect::<Vec<_>>())
         .await;
-    // What a limit of the page leaves out is said.
+    // The page names what its limit leaves out.
     for cut_off in [
         "480000 more characters, in the raw JSON",
         "149800 more blocks, in the raw JSON",
@@ -434,7 +434,7 @@ pub(crate) async fn an_odd_event_is_shown_and_hides_no_other() {
     browser.end().await;
 }
 
-/// K6, with whatever else there may be.
+/// K6, with any other odd events.
 pub(crate) async fn any_event_is_shown_and_its_raw_text_is_that_of_the_wire() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;
@@ -487,7 +487,7 @@ pub(crate) async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_sh
         .await;
     browser.key('e').await;
     browser.until(&says("no way back")).await;
-    // It is tried again, and the complaint goes.
+    // The page tries again, and the complaint disappears.
     browser.ask("void (window.fetch = real)").await;
     browser.key('e').await;
     browser
@@ -517,7 +517,7 @@ pub(crate) async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_sh
         .unwrap();
     browser.until(&format!("!{}", says("no list"))).await;
 
-    // What the stream says when it ends; nothing else is called by that name, unless it has an ID.
+    // The name of the event that ends a stream. Other events have that name only with an ID.
     let ended = r#"new Response('event: error\ndata: {"error":{"message":"no segment"}}\n\n')"#;
     browser.ask(&fail("/stream", ended)).await;
     server.append("t", [NewEvent::new("error", "1")]);
@@ -529,7 +529,7 @@ pub(crate) async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_sh
         .await;
     browser.shows(&server.listed("t")).await;
 
-    // A 404 that is no session without events.
+    // A 404 that does not mean a session without events.
     browser
         .ask(&fail(
             "/events?",
@@ -578,7 +578,7 @@ pub(crate) async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_sh
     browser.end().await;
 }
 
-/// K6: sessions, too, are called what they are called.
+/// K6: sessions, too, are shown under their exact names.
 pub(crate) async fn a_session_of_any_name_is_listed_and_opens() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;
@@ -645,7 +645,7 @@ pub(crate) async fn a_session_of_any_name_is_listed_and_opens() {
             .await;
         assert_eq!(from_hash, name);
     }
-    // No URL holds these: the page says so, and asks for no other session in their place.
+    // No URL holds these names: the page reports that, and requests no other session instead.
     for name in [".", ".."] {
         server.append(name, [NewEvent::new("note", "1")]);
         browser

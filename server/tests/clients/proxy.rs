@@ -1,5 +1,5 @@
-//! K3: the calls through a real nginx, as people put it before a server: with its defaults, with
-//! compression, without buffering.
+//! K3: the calls through a real nginx, configured as users do: with its defaults, with compression,
+//! without buffering.
 //!
 //! Needs nginx.
 
@@ -18,7 +18,7 @@ use crate::followers::{Follower, has, id_of_frame, take_in, told};
 use crate::page::Browser;
 use crate::process::{Ending, KEY, Server, command, eventually, free_address, post};
 
-/// What stands in a location behind `proxy_pass`.
+/// The settings of a location after `proxy_pass`.
 const VARIANTS: [(&str, &str); 4] = [
     ("the defaults", ""),
     (
@@ -38,7 +38,7 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// Before the server at `upstream`, and reachable at `listen`.
+    /// Starts nginx in front of the server at `upstream`, reachable at `listen`.
     fn start(folder: &Path, listen: &str, upstream: &str, settings: &str) -> Self {
         let folder = folder.to_str().unwrap();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -70,7 +70,7 @@ impl Nginx {
     }
 }
 
-/// A server, and a place for what is before it.
+/// A server, and the address of the proxy in front.
 struct Behind {
     folder: tempfile::TempDir,
     address: String,
@@ -116,7 +116,7 @@ pub(crate) fn a_stream_comes_through_a_proxy_at_once_and_is_resumed_there() {
             .unwrap()
             .to_owned();
         let open = |last: &str| {
-            // An answer that does not begin is a failure, and a stream takes as long as it takes.
+            // An answer that does not begin is a failure. A stream takes as long as it takes.
             let begins =
                 ureq::Agent::config_builder().timeout_recv_response(Some(Duration::from_secs(20)));
             let agent: ureq::Agent = begins.build().into();
@@ -144,7 +144,7 @@ pub(crate) fn a_stream_comes_through_a_proxy_at_once_and_is_resumed_there() {
             [stored.clone(), live.clone()],
             "{name}"
         );
-        // At the tail nothing is to be sent, and the answer begins all the same.
+        // At the tail there is nothing to send, and the answer begins all the same.
         let resumed = open(&live);
         let next = behind.server().post(&session, "3", "next").unwrap()["id"]
             .as_str()
@@ -206,7 +206,7 @@ pub(crate) fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
         let mut bytes = Vec::new();
         page.body_mut().as_reader().read_to_end(&mut bytes).unwrap();
         if bytes.starts_with(&[0x1f, 0x8b]) {
-            // The client here does not take compression apart; that it came whole is seen without.
+            // The client here does not decompress, so an uncompressed request checks the contents.
             bytes.clear();
             let plain = agent
                 .get(format!("{url}?limit=1000"))
@@ -288,7 +288,7 @@ pub(crate) fn curl_shows_a_stream_through_a_proxy() {
     assert_eq!(*seen.lock().unwrap(), behind.server().ids("s"));
 }
 
-/// An answer that the server did not finish ends like any other, since nginx asks for it in
+/// An answer that the server did not finish ends like any other, since nginx requests it with
 /// HTTP/1.0.
 pub(crate) fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole(
     follower: &Follower,
@@ -305,8 +305,8 @@ pub(crate) fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole(
     assert_eq!(*seen.lock().unwrap(), ["1", "2"]);
 }
 
-/// Ends each stream in the middle of its second event, which it sends whole to a client that comes
-/// back after the first.
+/// Ends each stream in the middle of its second event. A client that reconnects after the first
+/// event gets the second one whole.
 fn cut_off_first(upstream: &TcpListener) {
     let frame = |id: &str| format!("id: {id}\nevent: note\ndata: {{\"id\":\"{id}\"}}\n\n");
     let (first, second) = (frame("1"), frame("2"));

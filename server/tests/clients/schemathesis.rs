@@ -1,5 +1,6 @@
-//! Requests made up from the document, by [schemathesis](https://schemathesis.io), against a
-//! server. In the full tier alone; it is fetched with `pip` where it is not there.
+//! Requests generated from the document by [schemathesis](https://schemathesis.io), against a
+//! server. Runs with `SESSION_LOG_CAMPAIGN=full` only, and installs the program with `pip` where it
+//! is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -78,7 +78,7 @@ async fn the_request_of_the_reference_page_gets_the_answer_shown_there() {
 async fn content_and_metadata_come_back_as_they_were_sent() {
     let content = r#"[{"zeta":[1.10,1e2,123456789012345678901234,-0.0],"type":"sketch","nested":{"b":null,"a":[[],{}]}},{"type":"text","text":"a\u0041\n\"\\ \u2028 é"},{"type":"text","text":null,"cache_control":{"ttl":300}}]"#;
     let metadata = r#"{"null":null,"bool":true,"number":0.1,"string":"","array":[1,"two",[]],"object":{"a":{"b":{}}},"":"empty","type":"x"}"#;
-    // What JavaScript and Python write, and no Rust string or double holds.
+    // Spellings that JavaScript and Python write, and no Rust string or double holds.
     let odd_content =
         r#"[{"type":"text","text":"cut \ud83d"},{"type":"\udc00","\ud83d":[1e400,-1E+999]}]"#;
     let odd_metadata = r#"{"title":"\ude00\ud83d","limit":1e400}"#;
@@ -188,8 +188,7 @@ async fn what_is_no_batch_of_user_messages_is_refused_and_nothing_is_stored() {
         .refused(404, "unknown_session");
 }
 
-/// Where the nesting that is read ends, what a request nests and what the stored event nests
-/// differ.
+/// Near the limit of nesting. A request and its stored event nest to different depths.
 #[tokio::test]
 async fn what_is_taken_can_be_read_however_deep_it_is() {
     let scene = Scene::new();
@@ -375,7 +374,7 @@ async fn a_session_is_named_by_what_the_path_says_decoded_once() {
     }
 }
 
-/// K7: browsers, `fetch` and curl take these out of a path before they send it, also
+/// K7: browsers, `fetch` and curl remove these from a path before they send it, also
 /// percent-encoded.
 #[tokio::test]
 async fn a_session_that_no_client_can_name_in_a_path_is_refused() {
@@ -434,7 +433,7 @@ async fn a_tag_that_came_through_a_proxy_says_where_the_session_must_be() {
     );
 }
 
-/// K3: events carry their seq, so that a client has it also where a proxy takes the tag away.
+/// K3: events have their seq, so that a client knows it also where a proxy removes the tag.
 #[tokio::test]
 async fn events_carry_their_seq_everywhere() {
     let scene = Scene::new();
@@ -458,7 +457,7 @@ async fn events_carry_their_seq_everywhere() {
     }
 }
 
-/// K3: what a compressed body is, is said by the status and not by its first byte.
+/// K3: the status of a compressed body decides, and not its first byte.
 #[tokio::test]
 async fn a_compressed_body_is_an_unsupported_media_type() {
     let scene = Scene::new();
@@ -541,7 +540,7 @@ async fn a_retry_gets_the_first_answer_and_says_so() {
         conflict.refused(409, "idempotency_conflict")["type"],
         "conflict"
     );
-    // Of another session it is another key.
+    // In another session it is another key.
     assert!(
         !scene
             .call(

@@ -1,4 +1,4 @@
-//! Any request gets an answer: nothing panics, and what is refused is refused in JSON.
+//! Any request gets an answer: nothing panics, and a refusal is JSON.
 
 use std::time::Duration;
 
@@ -108,7 +108,7 @@ fn arbitrary() -> impl Strategy<Value = Arbitrary> {
     )
 }
 
-/// The request, unless it is one that no HTTP library would pass on.
+/// Returns the request, unless no HTTP library would pass it on.
 fn built(given: &Arbitrary) -> Option<Request<Body>> {
     let mut request = Request::new(Body::from(given.body.clone()));
     *request.method_mut() = given.method.parse::<Method>().ok()?;
@@ -140,7 +140,7 @@ fn any_request_gets_an_answer() {
         let status = response.status().as_u16();
         prop_assert!(status < 500, "{status}");
         if response.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream") {
-            // As much as comes at once: a stream has no end.
+            // Reads what comes at once, since a stream has no end.
             let mut frames = response.into_body().into_data_stream();
             let frames = async { while frames.next().await.is_some() {} };
             drop(runtime.block_on(async { tokio::time::timeout(Duration::from_millis(2), frames).await }));

@@ -1,4 +1,4 @@
-//! `GET /openapi.json`: the document and the router say the same.
+//! `GET /openapi.json`: the document and the router agree.
 
 use std::collections::BTreeSet;
 
@@ -57,7 +57,7 @@ async fn the_document_is_openapi_3_1_and_names_the_calls_of_the_contract() {
     );
 }
 
-/// An answer holds what the document says of its status.
+/// Checks that an answer matches the document's schema for its status.
 fn check(document: &Value, path: &str, method: &str, answer: &Answer) {
     let status = answer.status.as_u16().to_string();
     let responses = &document["paths"][path][method]["responses"];

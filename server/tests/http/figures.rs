@@ -1,4 +1,4 @@
-//! The figures at `/metrics`.
+//! The metrics at `/metrics`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ async fn a_clock_that_was_wrong_once_shows_until_it_has_caught_up() {
     let options =
         Options::new().clock(move || UNIX_EPOCH + Duration::from_secs(read.load(Ordering::SeqCst)));
     let scene = Scene::with(Config::with_api_key(KEY), options);
-    // Before the first event there is nothing to compare with. An hour off is no news.
+    // Before the first event there is nothing to compare with. Half a day off is not reported.
     for (then, now, skew) in [
         (None, NOW, 0),
         (Some(NOW), NOW, 0),

@@ -1,9 +1,8 @@
-//! Clients on plain sockets that take as much of the server as it lets them, and one beside them
-//! that behaves.
+//! Clients on plain sockets that use as much of the server as they can, and a well-behaved one.
 //!
-//! Ten seconds with 60 clients; in the full tier two minutes with 200. The server may take 512 MiB
-//! beside the caches: beside what is not yet in a segment, which `/metrics` says, and beside the
-//! options' defaults for blocks and for the index.
+//! Ten seconds with 60 clients, or two minutes with 200 in a full run. The server may use 512 MiB
+//! in addition to its caches. These are the events that are not yet in a segment, which `/metrics`
+//! reports, and the default limits for blocks and for the index.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -19,17 +18,17 @@ use crate::support::{KEY, said};
 
 const MIB: u64 = 1024 * 1024;
 
-/// What requests, answers and connections may take together.
+/// The memory that requests, answers and connections may use together.
 const RESIDENT_BYTES_MAX: u64 = 512 * MIB;
 
-/// The defaults for blocks and for the index. Where a few hundred sessions stand takes next to
+/// The default limits for blocks and for the index. The heads of a few hundred sessions take almost
 /// nothing.
 const CACHES_BYTES: u64 = (64 + 32) * MIB;
 
 /// Nearly the largest event.
 const LARGE: usize = 900_000;
 
-/// Within this a request that is refused as too much passes when it is sent again.
+/// The time within which a request that was refused as too much passes when it is sent again.
 const PASSES_WITHIN: Duration = Duration::from_mins(1);
 
 struct Size {
@@ -59,7 +58,7 @@ const FULL: Size = Size {
     endless_events: 100_000,
 };
 
-/// JSON that takes many times its length where it is read into values: a part that is repeated
+/// JSON that takes many times its length when it is read into values: a part that is repeated
 /// between a beginning and an end.
 const ODD: [(&str, &str, &str); 6] = [
     ("[0", ",0", "]"),
@@ -127,7 +126,7 @@ fn campaign_hostile_clients_cannot_take_the_server_over() {
     assert!(good.appended > 0);
 }
 
-/// The turns that clients ask for.
+/// The turns that clients request.
 struct Turns {
     endless: MessageId,
     odd: Vec<MessageId>,
@@ -226,10 +225,10 @@ fn append_many_calls(log: &SessionLog) -> MessageId {
     turn
 }
 
-/// The statuses that a client may see, whatever it does.
+/// The statuses that a client may see, for any request.
 const ANSWERS: [u16; 9] = [200, 400, 408, 413, 414, 429, 431, 503, 0];
 
-/// None at all: the connection was closed.
+/// No status: the connection was closed.
 const NO_ANSWER: u16 = 0;
 
 struct Scene {
@@ -240,12 +239,12 @@ struct Scene {
     answers: [AtomicU64; ANSWERS.len()],
 }
 
-/// How it went for the client that behaves.
+/// The results of the well-behaved client.
 #[derive(Debug, Default)]
 struct Good {
     appended: u64,
     listed: u64,
-    /// Answers that said to come again.
+    /// Answers that asked to try again.
     refused: u64,
     longest: Duration,
     recent_bytes_max: u64,
@@ -325,8 +324,8 @@ impl Scene {
         self.answers[place].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes what comes until it is enough, the connection ends, or the time is over. It is kept,
-    /// but for what is beyond a megabyte.
+    /// Reads until it is enough, the connection ends, or the time is over. Keeps at most a
+    /// megabyte.
     fn take(
         &self,
         socket: &mut TcpStream,
@@ -363,7 +362,7 @@ impl Scene {
         self.take_all(&mut self.get(path));
     }
 
-    /// A little faster than what is cut off.
+    /// A little faster than the rate at which the server closes the connection.
     fn trickle(&self, path: &str) {
         self.take(
             &mut self.get(path),
@@ -421,7 +420,7 @@ impl Scene {
         }
     }
 
-    /// As large as a body may be; no event is.
+    /// As large as a body may be. No event is that large.
     fn send_odd(&self, shape: (&str, &str, &str)) {
         let content = odd(shape, 4_000_000);
         let body = format!(
@@ -471,7 +470,7 @@ impl Scene {
         good
     }
 
-    /// The answer to a request that is sent until it is no longer one too many.
+    /// Returns the answer to a request, which is sent again while it is refused as too much.
     fn until_answered(good: &mut Good, send: impl Fn() -> TcpStream) -> Value {
         let began = Instant::now();
         loop {
@@ -509,7 +508,7 @@ fn status(answer: &[u8]) -> u16 {
     })
 }
 
-/// A whole answer, and how long it took.
+/// A whole answer, and its latency.
 fn whole(mut socket: TcpStream) -> (String, Duration) {
     let (began, mut answer) = (Instant::now(), String::new());
     socket.set_read_timeout(Some(PASSES_WITHIN)).unwrap();
@@ -517,7 +516,7 @@ fn whole(mut socket: TcpStream) -> (String, Duration) {
     (answer, began.elapsed())
 }
 
-/// Whether the server has not closed the connection; it takes nothing of what was sent.
+/// Returns whether the server has kept the connection open. It accepts nothing more.
 fn is_open(socket: &TcpStream) -> bool {
     match socket.peek(&mut [0]) {
         Ok(bytes) => bytes > 0,

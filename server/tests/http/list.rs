@@ -22,7 +22,7 @@ fn note(n: usize) -> NewEvent {
     )
 }
 
-/// A session of so many events, and their IDs.
+/// Returns a session of `events` events, and their IDs.
 fn filled(events: usize) -> (Scene, Vec<String>) {
     let scene = Scene::new();
     let ids = (1..=events)

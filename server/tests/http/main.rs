@@ -1,4 +1,4 @@
-//! The HTTP contract: what each call takes and answers, called on the router, and a server as a
+//! The HTTP API: what each call accepts and answers, called on the router and on a server as a
 //! process of its own.
 
 #![allow(

@@ -200,8 +200,8 @@ async fn the_messages_of_a_session_are_listed_in_order() {
         .refused(404, "unknown_session");
 }
 
-/// What a turn's own events hold is shown, however they were written; what opened it comes back as
-/// it was sent.
+/// The data of a turn's own events is shown in any spelling. The message that opened the turn comes
+/// back as it was sent.
 #[tokio::test]
 async fn a_message_is_shown_whatever_json_its_turn_was_told_in() {
     let scene = Scene::new();
@@ -243,7 +243,7 @@ async fn a_message_is_shown_whatever_json_its_turn_was_told_in() {
         text.contains(r#""error":{"limit":"1e999","trace":"#),
         "{text}"
     );
-    // The parts of an event that are no JSON are shown too, beside the bytes that were given.
+    // The parts of an event that are not JSON are shown too, next to the given bytes.
     let listed = String::from_utf8(scene.get("/v1/sessions/s/events").await.body).unwrap();
     assert!(
         listed.contains(&format!(
@@ -285,7 +285,7 @@ async fn who_waits_hears_of_an_end_that_a_strict_reader_does_not() {
     }
 }
 
-/// K5: pages in both orders, against each turn by itself.
+/// K5: pages in both orders, compared with each turn by itself.
 #[tokio::test]
 async fn pages_that_may_hold_little_lose_no_turn_and_show_none_twice() {
     let scene = Scene::with(
@@ -329,7 +329,7 @@ async fn pages_that_may_hold_little_lose_no_turn_and_show_none_twice() {
                 .await
                 .ok();
             let messages = page["messages"].as_array().unwrap();
-            // A page that comes to its end among outputs shows no turn, and says where to go on.
+            // A page that ends among outputs shows no turn, and reports where to continue.
             walked.extend(messages.iter().cloned());
             pages += 1;
             if page["has_more"] == false {
@@ -345,7 +345,7 @@ async fn pages_that_may_hold_little_lose_no_turn_and_show_none_twice() {
     }
 }
 
-/// Text as it was written, where nothing of it has to be left out.
+/// Text as it was written, where nothing has to be left out.
 #[tokio::test]
 async fn what_was_sent_and_said_comes_back_as_it_was_written() {
     let scene = Scene::new();

@@ -1,4 +1,4 @@
-//! The server as a process of its own, over real sockets: what it asks for, how it stops, and what
+//! The server as a process of its own, over real sockets: what it requires, how it stops, and what
 //! clients see of that.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -46,7 +46,7 @@ fn it_starts_only_with_a_key_or_open_on_loopback() {
     );
     drop(Server::of(command(&data, "[::1]:0").arg("--open")));
     assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    // K7: one that was there before stays as it is.
+    // K7: an existing folder keeps its permissions.
     for mode in [0o755, 0o1777] {
         std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode)).unwrap();
         drop(Server::start(&data, "127.0.0.1:0"));
@@ -184,7 +184,7 @@ fn killed_again_and_again_it_answers_retries_with_what_it_had_stored() {
     assert_eq!(Server::start(folder.path(), &address).ids("s"), ids);
 }
 
-/// The bytes of a stream behind its head.
+/// Returns the bytes of a stream after its head.
 fn open_stream(url: &str, session: &str) -> impl Read + use<> {
     let agent: ureq::Agent = ureq::Agent::config_builder().build().into();
     let request = agent
@@ -193,7 +193,7 @@ fn open_stream(url: &str, session: &str) -> impl Read + use<> {
     request.call().unwrap().into_body().into_reader()
 }
 
-/// A server in this process, and what stops it.
+/// A server in this process, and the signal that stops it.
 struct Here {
     log: SessionLog,
     address: std::net::SocketAddr,
@@ -222,7 +222,7 @@ impl Here {
                     .await
                     .unwrap();
                 over.send(()).unwrap();
-                // The runtime lives on, as that of an application does.
+                // The runtime keeps running, as that of an application does.
                 let _left = left.recv();
             });
         });
@@ -312,7 +312,7 @@ fn whoever_sends_too_much_or_without_a_key_hears_so_all_the_same() {
         };
         let check = |sent: &str| {
             let mut socket = server.connect();
-            // All of it is sent before the answer is looked at.
+            // All of it is sent before the answer is read.
             socket
                 .write_all(sent.as_bytes())
                 .unwrap_or_else(|error| panic!("{call}: {error}"));
@@ -327,7 +327,7 @@ fn whoever_sends_too_much_or_without_a_key_hears_so_all_the_same() {
             );
         };
         check(&format!("{}{body}", head("")));
-        // Nobody asks for what is refused unseen.
+        // The server does not ask for a body that it refuses unseen.
         check(&head("Expect: 100-continue\r\n"));
     }
 }

@@ -90,7 +90,7 @@ async fn who_comes_back_goes_on_strictly_after_what_was_seen() {
         let mut frames = scene.open(request).await;
         assert_eq!(&frames.next().await.unwrap().id.unwrap_or_default(), first);
     }
-    // A browser asks for the same address again and says beside it where it is.
+    // A browser requests the same address again, and adds its position in a header.
     let mut both = stream(&format!("?after={}", all[10]));
     both.headers_mut()
         .insert("last-event-id", all[20].parse().unwrap());
@@ -143,7 +143,7 @@ async fn a_place_that_is_none_is_said_before_the_first_byte() {
     assert_eq!(scene.log.stats().streams, 0);
 }
 
-/// K3: a client that has seen nothing yet may say so with an empty ID.
+/// K3: a client that has seen nothing yet may send an empty ID.
 #[tokio::test]
 async fn an_empty_last_event_id_is_none() {
     let scene = Scene::new();
@@ -151,8 +151,7 @@ async fn an_empty_last_event_id_is_none() {
     assert_eq!(scene.open(resumed("")).await.ids(1).await, [event]);
 }
 
-/// K3: a proxy may hold back the head of an answer until something of its body comes, and gather
-/// what comes.
+/// K3: a proxy may delay the head of an answer until some of its body comes, and collect the body.
 #[tokio::test]
 async fn a_stream_begins_at_once_and_asks_not_to_be_gathered() {
     let scene = Scene::new();
@@ -234,7 +233,7 @@ async fn a_client_that_vanishes_frees_its_stream() {
     for _ in 0..3 {
         open.push(scene.open(stream("")).await);
     }
-    // One in the middle of a replay, one at its end, one that was not looked at.
+    // Streams in the middle of a replay, at its end, and not read yet.
     open[0].ids(1).await;
     open[1].ids(600).await;
     assert_eq!(scene.log.stats().streams, 3);

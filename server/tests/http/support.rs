@@ -1,4 +1,4 @@
-//! A router over a log of its own, and what was answered.
+//! A router over a log of its own, and its answers.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Scene {
         self.call(request(Method::GET, path, Body::empty())).await
     }
 
-    /// The stream at `path`, which is open.
+    /// Opens the stream at `path`.
     pub(crate) async fn open(&self, request: Request<Body>) -> Frames {
         let response = self.router.clone().oneshot(request).await.unwrap();
         assert_eq!(
@@ -67,7 +67,7 @@ impl Scene {
         self.call(post(session, body).build()).await
     }
 
-    /// Waits until so many streams are open: one is dropped a moment after its end was seen.
+    /// Waits until `open` streams are open. A stream is dropped a moment after its end was read.
     pub(crate) async fn until_streams(&self, open: u64) {
         for _ in 0..4_000 {
             if self.log.stats().streams == open {
@@ -206,7 +206,7 @@ impl Frames {
         }
     }
 
-    /// The next bytes as they are.
+    /// The next bytes, unparsed.
     pub(crate) async fn raw(&mut self) -> String {
         let chunk = tokio::time::timeout(Duration::from_secs(20), self.body.next())
             .await

@@ -1,4 +1,4 @@
-//! What the tests share: the server as a process, and plain calls to it over a socket.
+//! Code that the tests share: the server as a process, and plain calls to it over a socket.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 pub(crate) const KEY: &str = "the key";
 
-/// A process that ends with this.
+/// A process that ends when this value is dropped.
 pub(crate) struct Ending(pub(crate) Child);
 
 impl Drop for Ending {
@@ -36,7 +36,7 @@ pub(crate) fn command(data: &Path, listen: &str) -> Command {
     command
 }
 
-/// An address that was free a moment ago, for a server that is to be found again at the same one.
+/// Returns an address that was free a moment ago, for a server that restarts at the same one.
 pub(crate) fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -50,7 +50,7 @@ impl Server {
         Self::of(command(data, listen).env("SESSIONLOG_API_KEY", KEY))
     }
 
-    /// Another program may have had its address for a moment, so a start that fails is tried again.
+    /// Another program may have taken the address for a moment, so a failed start is tried again.
     pub(crate) fn of(command: &mut Command) -> Self {
         for _ in 0..20 {
             match Self::try_start(command) {
@@ -85,7 +85,7 @@ impl Server {
             process.wait().unwrap();
             return Err(why);
         };
-        // What it logs is read on, so that it never waits for a reader.
+        // Its log output is read continuously, so that it never waits for a reader.
         let mut log = process.stderr.take().unwrap();
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
         Ok(Self {
@@ -94,7 +94,7 @@ impl Server {
         })
     }
 
-    /// As a power switch would, but for the disk.
+    /// Ends the process as a power cut would, except for the disk.
     pub(crate) fn kill(self) {
         drop(self);
     }
@@ -104,7 +104,7 @@ impl Server {
         rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
     }
 
-    /// The most memory that was resident so far.
+    /// Returns the peak of the resident memory so far.
     pub(crate) fn resident_bytes_max(&self) -> u64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.process.0.id())).unwrap();
@@ -164,7 +164,7 @@ pub(crate) fn agent() -> ureq::Agent {
         .into()
 }
 
-/// Sends a message under a key; answers its first event.
+/// Sends a message under a key, and returns its first event.
 pub(crate) fn post(url: &str, session: &str, key: &str, text: &str) -> Result<Value, ureq::Error> {
     let body =
         json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]});
