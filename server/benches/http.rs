@@ -191,7 +191,8 @@ fn post(session: &SessionId) -> Vec<u8> {
         json!({"events": [{"type": "user.message", "content": content, "metadata": metadata}]})
             .to_string();
     let head = format!(
-        "POST /v1/sessions/{session}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key"
+        "POST /v1/sessions/{session}/events HTTP/1.1\r\n\
+         Host: localhost\r\nAuthorization: Bearer key"
     );
     format!(
         "{head}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -389,14 +390,20 @@ fn idle(streams: usize, seconds: f64) {
     let served = Served::start();
     runtime.block_on(async {
         for nth in 0..streams {
-            Caller::through_http(&served.address, post(&session(nth))).await.call().await;
+            Caller::through_http(&served.address, post(&session(nth)))
+                .await
+                .call()
+                .await;
         }
         tokio::time::sleep(Duration::from_secs_f64(seconds.min(1.0))).await;
         let (memory_before, _) = served.usage();
         let mut open = Vec::with_capacity(streams);
         for nth in 0..streams {
             let mut socket = TcpStream::connect(&served.address).await.unwrap();
-            socket.write_all(&get(&format!("/v1/sessions/{}/stream", session(nth)))).await.unwrap();
+            socket
+                .write_all(&get(&format!("/v1/sessions/{}/stream", session(nth))))
+                .await
+                .unwrap();
             until_caught_up(&mut socket).await;
             open.push(socket);
         }
@@ -406,11 +413,18 @@ fn idle(streams: usize, seconds: f64) {
         for _part in 0..4 {
             let (_, before) = served.usage();
             tokio::time::sleep(Duration::from_secs_f64(seconds / 4.0)).await;
-            shares.push(format!("{:.2}", (served.usage().1 - before) / (seconds / 4.0) * 100.0));
+            shares.push(format!(
+                "{:.2}",
+                (served.usage().1 - before) / (seconds / 4.0) * 100.0
+            ));
         }
         let share = (served.usage().1 - before) / began.elapsed().as_secs_f64() * 100.0;
         let each = (memory - memory_before) / streams as f64 / 1024.0;
-        println!("{streams} idle streams: {each:.1} KiB each, {share:.2} % of a processor ({} in quarters)", shares.join(", "));
+        println!(
+            "{streams} idle streams: {each:.1} KiB each, \
+             {share:.2} % of a processor ({} in quarters)",
+            shares.join(", ")
+        );
     });
 }
 

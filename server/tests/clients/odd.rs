@@ -135,8 +135,12 @@ fn data() -> impl Strategy<Value = Vec<u8>> {
         4 => json().prop_map(String::into_bytes),
         4 => fields().prop_map(String::into_bytes),
         2 => prop::collection::vec(any::<u8>(), 0..60),
-        1 => fields().prop_map(|json| json.into_bytes().split_last().map(|(_last, cut_off)| cut_off.to_vec()).unwrap_or_default()),
-        1 => (1_usize..50_000, select(vec![ARRAY, OBJECT])).prop_map(|(levels, of)| nested(levels, of).into_bytes()),
+        1 => fields().prop_map(|json| json.into_bytes()
+                .split_last()
+                .map(|(_last, cut_off)| cut_off.to_vec())
+                .unwrap_or_default()),
+        1 => (1_usize..50_000, select(vec![ARRAY, OBJECT]))
+            .prop_map(|(levels, of)| nested(levels, of).into_bytes()),
     ]
 }
 
@@ -147,7 +151,13 @@ fn event() -> impl Strategy<Value = NewEvent> {
 
 /// The body of a request. The server refuses some, such as those with half a surrogate pair.
 fn request() -> impl Strategy<Value = String> {
-    let value = || prop_oneof![6 => json(), 1 => (1_usize..110, select(vec![ARRAY, OBJECT])).prop_map(|(levels, of)| nested(levels, of))];
+    let value = || {
+        prop_oneof![
+            6 => json(),
+            1 => (1_usize..110, select(vec![ARRAY, OBJECT]))
+                .prop_map(|(levels, of)| nested(levels, of))
+        ]
+    };
     let block = (string(), prop::collection::vec(field(value()), 0..4))
         .prop_map(|(name, fields)| object(&[vec![(quoted("type"), name)], fields].concat(), " "));
     let metadata =

@@ -89,14 +89,22 @@ impl Browser {
 
     /// The IDs of the events on the page, from top to bottom.
     async fn shown(&self) -> Vec<String> {
-        let ids = self.ask("[...document.querySelectorAll('.event:not(.waits)')].map(event => event.dataset.id)").await;
+        let ids = self
+            .ask(
+                "[...document.querySelectorAll('.event:not(.waits)')]\
+                 .map(event => event.dataset.id)",
+            )
+            .await;
         serde_json::from_value(ids).unwrap()
     }
 
     pub(crate) async fn until_shown(&self, ids: &[String]) {
         let last = ids.last().unwrap();
-        self.until(&format!("[...document.querySelectorAll('.event:not(.waits)')].some(event => event.dataset.id === '{last}')"))
-            .await;
+        self.until(&format!(
+            "[...document.querySelectorAll('.event:not(.waits)')]\
+             .some(event => event.dataset.id === '{last}')"
+        ))
+        .await;
         assert_eq!(self.shown().await, ids);
     }
 
@@ -145,7 +153,8 @@ impl Browser {
         .await;
         let raw = "[...document.querySelectorAll('.event')].map(event => { \
                    event.querySelector('.raw')?.click(); \
-                   const said = [event.dataset.id, event.querySelector('pre')?.textContent, event.querySelector('.bad')?.textContent]; \
+                   const said = [event.dataset.id, event.querySelector('pre')?.textContent, \
+                   event.querySelector('.bad')?.textContent]; \
                    event.querySelector('.raw')?.click(); \
                    return said; })";
         let shown: Vec<(String, Option<String>, Option<String>)> =
@@ -310,7 +319,8 @@ pub(crate) async fn a_long_session_is_read_backwards_and_sessions_are_chosen_by_
     assert!(
         browser
             .ask(
-                "(events => events.scrollHeight - events.scrollTop - events.clientHeight < 5)(document.querySelector('#events'))"
+                "(events => events.scrollHeight - events.scrollTop - events.clientHeight < 5)\
+                 (document.querySelector('#events'))"
             )
             .await
             == true
@@ -425,7 +435,8 @@ pub(crate) async fn an_odd_event_is_shown_and_hides_no_other() {
         let says = format!("document.querySelector('#events').textContent.includes('{cut_off}')");
         assert_eq!(browser.ask(&says).await, true);
     }
-    let gist = "[...document.querySelectorAll('.gist')].some(gist => gist.textContent.includes('9007199254740993'))";
+    let gist = "[...document.querySelectorAll('.gist')]\
+                .some(gist => gist.textContent.includes('9007199254740993'))";
     assert_eq!(
         browser.ask(gist).await,
         true,
@@ -619,7 +630,8 @@ pub(crate) async fn a_session_of_any_name_is_listed_and_opens() {
         .await;
     for name in names {
         let button = format!(
-            "[...document.querySelectorAll('#sessions button')].find(button => button.dataset.session === {})",
+            "[...document.querySelectorAll('#sessions button')]\
+             .find(button => button.dataset.session === {})",
             json!(name)
         );
         assert_eq!(
@@ -652,7 +664,10 @@ pub(crate) async fn a_session_of_any_name_is_listed_and_opens() {
             .ask(&format!("void (location.hash = '{name}')"))
             .await;
         browser
-            .until(&format!("document.querySelector('#state').textContent.startsWith('no URL holds the name \\\"{name}\\\"')"))
+            .until(&format!(
+                "document.querySelector('#state').textContent\
+                 .startsWith('no URL holds the name \\\"{name}\\\"')"
+            ))
             .await;
     }
     browser.end().await;

@@ -179,7 +179,11 @@ pub(crate) fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
                     request = request.header(header, value);
                 }
             }
-            request.send_json(json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": text}]}]})).unwrap()
+            request
+                .send_json(json!({"events": [
+                    {"type": "user.message", "content": [{"type": "text", "text": text}]}
+                ]}))
+                .unwrap()
         };
         let list = || {
             let request = agent
@@ -315,7 +319,12 @@ fn cut_off_first(upstream: &TcpListener) {
         let mut socket = socket.unwrap();
         let lines = BufReader::new(&socket).lines().map_while(Result::ok);
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-        socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Accel-Buffering: no\r\n\r\n").unwrap();
+        socket
+            .write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\
+                  X-Accel-Buffering: no\r\n\r\n",
+            )
+            .unwrap();
         if head
             .iter()
             .any(|line| line.eq_ignore_ascii_case("last-event-id: 1"))

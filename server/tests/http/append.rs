@@ -243,8 +243,14 @@ async fn a_body_may_begin_with_a_byte_order_mark() {
 #[tokio::test]
 async fn several_events_are_one_batch_in_order() {
     let scene = Scene::new();
-    let events: Vec<Value> =
-        (0..5).map(|n| json!({"type": "user.message", "content": [{"type": "text", "text": n.to_string()}]})).collect();
+    let events: Vec<Value> = (0..5)
+        .map(|n| {
+            json!({
+                "type": "user.message",
+                "content": [{"type": "text", "text": n.to_string()}]
+            })
+        })
+        .collect();
     let body = scene
         .post("s", json!({"events": events}).to_string())
         .await

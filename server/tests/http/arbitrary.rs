@@ -20,7 +20,11 @@ struct Arbitrary {
 fn segment() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => Just("v1".to_owned()),
-        3 => prop::sample::select(vec!["sessions", "messages", "events", "stream", "s", "t", "msg_01JQ3W8K5T0000000000000001", "healthz"]).prop_map(str::to_owned),
+        3 => prop::sample::select(vec![
+            "sessions", "messages", "events", "stream", "s", "t",
+            "msg_01JQ3W8K5T0000000000000001", "healthz",
+        ])
+        .prop_map(str::to_owned),
         1 => "(%[0-9a-fA-F]{2}|[a-z.%]){0,12}",
         1 => "\\PC{0,8}",
     ]
@@ -28,7 +32,10 @@ fn segment() -> impl Strategy<Value = String> {
 
 fn pair() -> impl Strategy<Value = String> {
     let name = prop_oneof![
-        4 => prop::sample::select(vec!["limit", "after", "before", "order", "type", "follow", "wait"]).prop_map(str::to_owned),
+        4 => prop::sample::select(vec![
+            "limit", "after", "before", "order", "type", "follow", "wait",
+        ])
+        .prop_map(str::to_owned),
         1 => "[a-z%&=]{0,6}",
     ];
     let value = prop_oneof![
@@ -45,7 +52,11 @@ fn pair() -> impl Strategy<Value = String> {
 
 fn header() -> impl Strategy<Value = (String, Vec<u8>)> {
     let name = prop_oneof![
-        6 => prop::sample::select(vec!["content-type", "idempotency-key", "if-match", "last-event-id", "content-length", "accept", "expect"]).prop_map(str::to_owned),
+        6 => prop::sample::select(vec![
+            "content-type", "idempotency-key", "if-match", "last-event-id", "content-length",
+            "accept", "expect",
+        ])
+        .prop_map(str::to_owned),
         1 => "[a-z-]{1,12}",
     ];
     let value = prop_oneof![
@@ -71,7 +82,10 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
             )),
         ]
     };
-    prop_oneof![4 => json().prop_map(String::into_bytes), 1 => prop::collection::vec(any::<u8>(), 0..200)]
+    prop_oneof![
+        4 => json().prop_map(String::into_bytes),
+        1 => prop::collection::vec(any::<u8>(), 0..200)
+    ]
 }
 
 fn arbitrary() -> impl Strategy<Value = Arbitrary> {
@@ -136,16 +150,22 @@ fn any_request_gets_an_answer() {
     runtime.block_on(scene.post("s", said("x")));
     proptest!(ProptestConfig::with_cases(2_000), |(given in arbitrary())| {
         let Some(request) = built(&given) else { return Ok(()) };
-        let response = runtime.block_on(tower::ServiceExt::oneshot(scene.router.clone(), request)).unwrap();
+        let response = runtime
+            .block_on(tower::ServiceExt::oneshot(scene.router.clone(), request))
+            .unwrap();
         let status = response.status().as_u16();
         prop_assert!(status < 500, "{status}");
         if response.headers().get("content-type").is_some_and(|kind| kind == "text/event-stream") {
             // Reads what comes at once, since a stream has no end.
             let mut frames = response.into_body().into_data_stream();
             let frames = async { while frames.next().await.is_some() {} };
-            drop(runtime.block_on(async { tokio::time::timeout(Duration::from_millis(2), frames).await }));
+            drop(runtime.block_on(async {
+                tokio::time::timeout(Duration::from_millis(2), frames).await
+            }));
         } else if status >= 400 && given.method != "HEAD" {
-            let body = runtime.block_on(axum::body::to_bytes(response.into_body(), usize::MAX)).unwrap();
+            let body = runtime
+                .block_on(axum::body::to_bytes(response.into_body(), usize::MAX))
+                .unwrap();
             let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
             prop_assert!(body["error"]["code"].is_string(), "{body}");
         }

@@ -80,7 +80,11 @@ fn check(document: &Value, path: &str, method: &str, answer: &Answer) {
     if media != "application/json" {
         return;
     }
-    let schema = json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "components": document["components"], "allOf": [schema]});
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "components": document["components"],
+        "allOf": [schema]
+    });
     let body = answer.json();
     if let Err(error) = jsonschema::validate(&schema, &body) {
         panic!(
@@ -259,7 +263,10 @@ async fn what_the_document_takes_the_router_takes() {
     };
     for body in [
         json!({"events": [message(json!({}))]}),
-        json!({"events": [message(json!({"metadata": {"a": [1, null]}})), message(json!({"content": []}))]}),
+        json!({"events": [
+            message(json!({"metadata": {"a": [1, null]}})),
+            message(json!({"content": []}))
+        ]}),
         json!({"events": [message(json!({"content": [{"type": "new", "any": {}}]}))]}),
         json!({"events": []}),
         json!({"events": [message(json!({"type": "other"}))]}),

@@ -111,7 +111,9 @@ fn campaign_hostile_clients_cannot_take_the_server_over() {
         |bytes: u64| bytes / MIB,
     );
     println!(
-        "{} clients for {:?}: {} MiB at the peak, of it {} not yet in a segment, {} beside all caches; they were answered {answers:?}; {good:?}",
+        "{} clients for {:?}: {} MiB at the peak, \
+         of it {} not yet in a segment, {} beside all caches; \
+         they were answered {answers:?}; {good:?}",
         size.clients,
         size.lasts,
         mib(peak),
@@ -296,7 +298,12 @@ impl Scene {
 
     fn get(&self, path: &str) -> TcpStream {
         let mut socket = self.connect();
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\n\r\n").unwrap();
+        write!(
+            socket,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Authorization: Bearer {KEY}\r\n\r\n"
+        )
+        .unwrap();
         socket
     }
 
@@ -305,7 +312,8 @@ impl Scene {
         let head = "Content-Type: application/json\r\nConnection: close\r\n";
         write!(
             socket,
-            "POST /v1/sessions/{session}/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{head}{more}Content-Length: {length}\r\n\r\n"
+            "POST /v1/sessions/{session}/events HTTP/1.1\r\nHost: x\r\n\
+             Authorization: Bearer {KEY}\r\n{head}{more}Content-Length: {length}\r\n\r\n"
         )
         .unwrap();
         socket

@@ -88,7 +88,10 @@ async fn a_session_is_read_page_by_page_in_either_order() {
         .ok();
     assert_eq!(
         behind,
-        json!({"events": [], "has_more": false, "first_id": null, "last_id": null, "tail_id": all[249]})
+        json!({
+            "events": [], "has_more": false,
+            "first_id": null, "last_id": null, "tail_id": all[249]
+        })
     );
 }
 

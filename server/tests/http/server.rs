@@ -275,7 +275,8 @@ fn who_does_not_finish_a_head_or_a_body_is_not_waited_for() {
         ""
     );
     let head = format!(
-        "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+        "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\n\
+         Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
     );
     assert!(answer_to(&format!("{head}Content-Length: 100\r\n\r\n{{")).starts_with("HTTP/1.1 408"));
     assert!(
@@ -307,7 +308,8 @@ fn whoever_sends_too_much_or_without_a_key_hears_so_all_the_same() {
         let head = |more: &str| {
             let length = body.len();
             format!(
-                "{call} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{more}\r\n"
+                "{call} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\
+                 Content-Type: application/json\r\nContent-Length: {length}\r\n{more}\r\n"
             )
         };
         let check = |sent: &str| {
@@ -338,7 +340,8 @@ fn a_request_that_takes_too_long_when_the_server_stops_is_cut_off() {
     let body = crate::support::said("late");
     let (sent, rest) = body.split_at(body.len() / 2);
     let head = format!(
-        "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
+        "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\n\
+         Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
         body.len()
     );
     let mut socket = server.connect();
@@ -408,7 +411,13 @@ fn a_client_that_takes_nothing_is_let_go_and_slows_no_writer() {
     append();
     let mut stuck = server.connect();
     stuck
-        .write_all(format!("GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n").as_bytes())
+        .write_all(
+            format!(
+                "GET /v1/sessions/s/stream HTTP/1.1\r\nHost: x\r\n\
+                 Authorization: Bearer {KEY}\r\n\r\n"
+            )
+            .as_bytes(),
+        )
         .unwrap();
     eventually("the stream is open", || server.log.stats().streams == 1);
     // More than the sockets' buffers take.

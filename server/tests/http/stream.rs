@@ -191,7 +191,9 @@ async fn line_ends_in_data_break_no_frame() {
             NewEvent::new("bytes", "\n\r\n"),
         ],
     );
-    let body = json!({"events": [{"type": "user.message", "content": [{"type": "text", "text": inside["text"]}]}]});
+    let body = json!({"events": [
+        {"type": "user.message", "content": [{"type": "text", "text": inside["text"]}]}
+    ]});
     scene
         .post("s", serde_json::to_string_pretty(&body).unwrap())
         .await
