@@ -1,4 +1,4 @@
-//! Folders that change their names under open logs (K1): moved, removed, replaced, mounted over.
+//! Folders that change their names under open logs: moved, removed, replaced, mounted over.
 //!
 //! This happens at random moments of appending, rotating, sealing, closing and recovery, while a
 //! second process opens the same path. Everything acknowledged to a process is in the folder that

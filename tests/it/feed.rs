@@ -76,7 +76,7 @@ fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
     assert_eq!(feed.next_timeout(DEADLINE).unwrap(), StreamItem::CaughtUp);
 }
 
-/// K8: an ID that the store does not have, such as one that was seen before a restore.
+/// An ID that the store does not have, such as one that was seen before a restore.
 #[test]
 fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     let dir = folder();

@@ -487,7 +487,7 @@ fn messages_are_listed_in_the_order_of_their_turns() {
 }
 
 /// Types and data of a turn's events, each turn with one leaf that `serde_json` refuses.
-const K2: &[(&[[&str; 2]], MessageStatus)] = &[
+const ODD_TURNS: &[(&[[&str; 2]], MessageStatus)] = &[
     (
         &[
             ["assistant.message_completed", r#"{"text":"cut \ud83d"}"#],
@@ -533,7 +533,7 @@ fn k2_a_leaf_that_cannot_be_shown_voids_no_event() {
     let dir = folder();
     let log = open(&dir);
     let id = session("s");
-    for (events, status) in K2 {
+    for (events, status) in ODD_TURNS {
         let turn = MessageId::from(ask(&log, &id, "hello").id);
         let told = events
             .iter()
@@ -617,7 +617,7 @@ fn check_latest_outputs(message: &Message, outputs: u64) {
     assert_eq!(kept, expected, "{}", message.seq);
 }
 
-/// K5: turns opened in one batch, with outputs that together are far more than a page may keep.
+/// Turns opened in one batch, with outputs that together are far more than a page may keep.
 #[test]
 fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
     let dir = folder();

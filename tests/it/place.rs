@@ -1,5 +1,5 @@
-//! A log keeps to the folder that it has locked, even if names change (K1, K7), and to the process
-//! that opened it (K9).
+//! A log keeps to the folder that it has locked, even if names change, and to the process
+//! that opened it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -162,7 +162,7 @@ fn image(folder: &Path) -> BTreeMap<OsString, Vec<u8>> {
     files
 }
 
-/// K1: acknowledged events are in the folder that the log holds, and nothing is written to another
+/// Acknowledged events are in the folder that the log holds, and nothing is written to another
 /// one.
 #[test]
 fn a_log_whose_folder_is_no_longer_in_its_place_says_so_and_writes_nowhere_else() {
@@ -215,7 +215,7 @@ fn a_log_whose_folder_is_no_longer_in_its_place_says_so_and_writes_nowhere_else(
     }
 }
 
-/// K1: `close` too.
+/// `close` too.
 #[test]
 fn a_log_that_was_moved_is_closed_without_a_record_in_another_folder() {
     for act in [
@@ -237,7 +237,7 @@ fn a_log_that_was_moved_is_closed_without_a_record_in_another_folder() {
     }
 }
 
-/// K1: two logs, one moved away and one begun in its place, each keep what they acknowledged.
+/// Two logs, one moved away and one begun in its place, each keep what they acknowledged.
 #[test]
 fn a_log_begun_where_another_was_moved_away_is_a_log_of_its_own() {
     let place = Place::new();
@@ -269,7 +269,7 @@ fn a_log_begun_where_another_was_moved_away_is_a_log_of_its_own() {
     );
 }
 
-/// K1: the folder itself is locked. A removed lock file therefore makes no difference.
+/// The folder itself is locked. A removed lock file therefore makes no difference.
 #[test]
 fn a_log_whose_lock_file_is_removed_is_still_locked() {
     let folder = folder();
@@ -290,7 +290,7 @@ fn a_log_whose_lock_file_is_removed_is_still_locked() {
     assert_eq!(read_all(&open(&folder), &session("s")).len(), 3);
 }
 
-/// K1, K7: a link in the folder leads out of it, so it is reported as a link and not followed.
+/// A link in the folder leads out of it, so it is reported as a link and not followed.
 #[test]
 fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
     for name in ["LOCK", "MANIFEST-0", "journal", "journal/*", "segments"] {
@@ -323,7 +323,7 @@ fn a_symbolic_link_in_a_logs_folder_is_refused_by_its_name() {
     }
 }
 
-/// K1: links that replace deletable files are not followed either, nor are those files missed.
+/// Links that replace deletable files are not followed either, nor are those files missed.
 #[test]
 fn a_symbolic_link_in_the_place_of_filters_or_index_is_not_followed() {
     for name in ["filters", "index"] {
@@ -362,7 +362,6 @@ fn a_symbolic_link_in_the_place_of_filters_or_index_is_not_followed() {
     }
 }
 
-/// K7.
 #[test]
 fn an_empty_path_is_invalid_and_nothing_is_made_for_it() {
     let before = fs::read_dir(".").unwrap().count();
@@ -374,7 +373,7 @@ fn an_empty_path_is_invalid_and_nothing_is_made_for_it() {
     assert_eq!(fs::read_dir(".").unwrap().count(), before);
 }
 
-/// K7: filters and index may be deleted at any time, so an unreadable one does not keep a log from
+/// Filters and index may be deleted at any time, so an unreadable one does not keep a log from
 /// opening.
 #[test]
 fn filters_and_index_that_cannot_be_read_keep_no_log_from_opening() {
@@ -390,7 +389,7 @@ fn filters_and_index_that_cannot_be_read_keep_no_log_from_opening() {
     }
 }
 
-/// K9: a copy of the process made by `fork` has none of the log's threads. It gets an error, and
+/// A copy of the process made by `fork` has none of the log's threads. It gets an error, and
 /// leaves the log and its lock alone.
 #[test]
 fn a_forked_copy_of_the_process_is_refused_and_gives_nothing_away() {
@@ -433,7 +432,7 @@ fn a_forked_copy_of_the_process_is_refused_and_gives_nothing_away() {
     );
 }
 
-/// K9: the clock is called without a lock of the log.
+/// The clock is called without a lock of the log.
 #[test]
 fn a_clock_may_call_the_log_it_is_the_clock_of() {
     use std::sync::{Arc, OnceLock};

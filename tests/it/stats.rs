@@ -47,10 +47,9 @@ fn the_figures_count_what_was_appended_and_no_replay() {
     assert_eq!((stats.events, stats.batches, stats.groups), (15, 0, 0));
 }
 
-/// K8: an event being sealed is in memory and in its segment for a moment.
+/// An event being sealed is in memory and in its segment for a moment.
 #[test]
-fn the_count_of_events_is_never_less_than_was_acknowledged_nor_more_than_was_appended_and_never_goes_down()
- {
+fn the_count_of_events_lies_between_acknowledged_and_appended_and_never_goes_down() {
     const SEGMENTS: u64 = 150;
     let dir = folder();
     let log = Options::new().recent_bytes_max(0).open(dir.path()).unwrap();

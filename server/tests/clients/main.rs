@@ -8,7 +8,7 @@
     clippy::panic,
     clippy::disallowed_methods,
     clippy::too_many_lines,
-    reason = "a test fails by panicking, and waits with the wall clock, and tells one story from start to end"
+    reason = "a test fails by panicking, waits with the wall clock, and tells one story"
 )]
 
 mod followers;

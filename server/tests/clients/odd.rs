@@ -170,7 +170,7 @@ fn request() -> impl Strategy<Value = String> {
     })
 }
 
-/// K6: the events that broke the page, and others like them, with types that have a meaning on the
+/// The events that broke the page, and others like them, with types that have a meaning on the
 /// page or in a stream.
 pub(crate) fn odd_events() -> Vec<NewEvent> {
     let data = [

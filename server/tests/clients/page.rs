@@ -405,7 +405,7 @@ pub(crate) async fn an_odd_event_is_shown_and_hides_no_other() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;
     let plain = || (0..80).map(|n| NewEvent::new("note", n.to_string()));
-    // K6 as it was reported: the page showed 50 of 161 events.
+    // The page showed 50 of 161 events.
     server.append("reported", plain());
     let body =
         r#"{"events":[{"type":"user.message","content":[{"type":"x","file_id":{"toString":1}}]}]}"#;
@@ -445,7 +445,7 @@ pub(crate) async fn an_odd_event_is_shown_and_hides_no_other() {
     browser.end().await;
 }
 
-/// K6, with any other odd events.
+/// Any other odd events.
 pub(crate) async fn any_event_is_shown_and_its_raw_text_is_that_of_the_wire() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;
@@ -474,7 +474,7 @@ pub(crate) async fn any_event_is_shown_and_its_raw_text_is_that_of_the_wire() {
     browser.end().await;
 }
 
-/// K6: nothing is swallowed.
+/// Nothing is swallowed.
 pub(crate) async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_shown_as_text() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;
@@ -589,7 +589,7 @@ pub(crate) async fn an_error_is_shown_and_an_event_that_cannot_be_rendered_is_sh
     browser.end().await;
 }
 
-/// K6: sessions, too, are shown under their exact names.
+/// Sessions, too, are shown under their exact names.
 pub(crate) async fn a_session_of_any_name_is_listed_and_opens() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;
@@ -673,7 +673,7 @@ pub(crate) async fn a_session_of_any_name_is_listed_and_opens() {
     browser.end().await;
 }
 
-/// K8: the walk to the recent sessions is bounded.
+/// The walk to the recent sessions is bounded.
 pub(crate) async fn a_list_of_recent_sessions_that_was_cut_short_says_so_and_leads_to_all() {
     let browser = Browser::start().await;
     let server = InProcess::start().await;

@@ -1,4 +1,4 @@
-//! K3: the calls through a real nginx, configured as users do: with its defaults, with compression,
+//! The calls through a real nginx, configured as users do: with its defaults, with compression,
 //! without buffering.
 //!
 //! Needs nginx.

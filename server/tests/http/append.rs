@@ -12,6 +12,12 @@ use sessionlog::{NewEvent, Options, SessionLog};
 
 use crate::support::{KEY, Scene, post, request, said};
 
+/// A batch whose second event has a block without a type.
+const ONE_BAD: &str = concat!(
+    r#"{"events":[{"type":"user.message","content":[]},"#,
+    r#"{"type":"user.message","content":[{}]}]}"#
+);
+
 /// The request of the reference page.
 const EXAMPLE: &str = r#"{
     "events": [
@@ -76,8 +82,16 @@ async fn the_request_of_the_reference_page_gets_the_answer_shown_there() {
 
 #[tokio::test]
 async fn content_and_metadata_come_back_as_they_were_sent() {
-    let content = r#"[{"zeta":[1.10,1e2,123456789012345678901234,-0.0],"type":"sketch","nested":{"b":null,"a":[[],{}]}},{"type":"text","text":"a\u0041\n\"\\ \u2028 é"},{"type":"text","text":null,"cache_control":{"ttl":300}}]"#;
-    let metadata = r#"{"null":null,"bool":true,"number":0.1,"string":"","array":[1,"two",[]],"object":{"a":{"b":{}}},"":"empty","type":"x"}"#;
+    let content = concat!(
+        r#"[{"zeta":[1.10,1e2,123456789012345678901234,-0.0],"type":"sketch","#,
+        r#""nested":{"b":null,"a":[[],{}]}},"#,
+        r#"{"type":"text","text":"a\u0041\n\"\\ \u2028 é"},"#,
+        r#"{"type":"text","text":null,"cache_control":{"ttl":300}}]"#
+    );
+    let metadata = concat!(
+        r#"{"null":null,"bool":true,"number":0.1,"string":"","array":[1,"two",[]],"#,
+        r#""object":{"a":{"b":{}}},"":"empty","type":"x"}"#
+    );
     // Spellings that JavaScript and Python write, and no Rust string or double holds.
     let odd_content =
         r#"[{"type":"text","text":"cut \ud83d"},{"type":"\udc00","\ud83d":[1e400,-1E+999]}]"#;
@@ -156,7 +170,7 @@ async fn what_is_no_batch_of_user_messages_is_refused_and_nothing_is_stored() {
         r#"{"events":[{"type":"user.message","content":[],"content":[]}]}"#,
         r#"{"events":[{"type":"user.message","content":[]}],"more":1}"#,
         r#"{"events":[{"type":"user.message","content":[]}]} x"#,
-        r#"{"events":[{"type":"user.message","content":[]},{"type":"user.message","content":[{}]}]}"#,
+        ONE_BAD,
     ];
     for body in cases {
         let error = scene.post("s", body).await.refused(400, "invalid");
@@ -172,8 +186,7 @@ async fn what_is_no_batch_of_user_messages_is_refused_and_nothing_is_stored() {
         .post("s", vec![0xFF, 0xFE])
         .await
         .refused(400, "invalid");
-    let message =
-        scene.post("s", r#"{"events":[{"type":"user.message","content":[]},{"type":"user.message","content":[{}]}]}"#).await;
+    let message = scene.post("s", ONE_BAD).await;
     assert!(
         message.json()["error"]["message"]
             .as_str()
@@ -199,7 +212,12 @@ async fn what_is_taken_can_be_read_however_deep_it_is() {
         let metadata = format!(r#"{{"a":{}}}"#, nested(depth));
         for (content, metadata) in [(content.as_str(), "{}"), ("[]", metadata.as_str())] {
             let body = format!(
-                r#"{{"events":[{{"type":"user.message","content":{content},"metadata":{metadata}}}]}}"#
+                concat!(
+                    r#"{{"events":[{{"type":"user.message","content":{content},"#,
+                    r#""metadata":{metadata}}}]}}"#
+                ),
+                content = content,
+                metadata = metadata
             );
             let answer = scene.post("s", body).await;
             if answer.status == 400 {
@@ -380,7 +398,7 @@ async fn a_session_is_named_by_what_the_path_says_decoded_once() {
     }
 }
 
-/// K7: browsers, `fetch` and curl remove these from a path before they send it, also
+/// Browsers, `fetch` and curl remove these from a path before they send it, also
 /// percent-encoded.
 #[tokio::test]
 async fn a_session_that_no_client_can_name_in_a_path_is_refused() {
@@ -400,7 +418,7 @@ async fn a_session_that_no_client_can_name_in_a_path_is_refused() {
     assert_eq!(scene.log.stats().events, 0);
 }
 
-/// K3: a proxy that compresses makes a tag weak, and a client may have several.
+/// A proxy that compresses makes a tag weak, and a client may have several.
 #[tokio::test]
 async fn a_tag_that_came_through_a_proxy_says_where_the_session_must_be() {
     let scene = Scene::new();
@@ -439,7 +457,7 @@ async fn a_tag_that_came_through_a_proxy_says_where_the_session_must_be() {
     );
 }
 
-/// K3: events have their seq, so that a client knows it also where a proxy removes the tag.
+/// Events have their seq, so that a client knows it also where a proxy removes the tag.
 #[tokio::test]
 async fn events_carry_their_seq_everywhere() {
     let scene = Scene::new();
@@ -463,7 +481,7 @@ async fn events_carry_their_seq_everywhere() {
     }
 }
 
-/// K3: the status of a compressed body decides, and not its first byte.
+/// The status of a compressed body decides, and not its first byte.
 #[tokio::test]
 async fn a_compressed_body_is_an_unsupported_media_type() {
     let scene = Scene::new();
@@ -486,7 +504,7 @@ async fn a_compressed_body_is_an_unsupported_media_type() {
         .ok();
 }
 
-/// K9: times of one length sort as text.
+/// Times of one length sort as text.
 #[tokio::test]
 async fn times_always_have_three_decimals() {
     use std::time::{Duration, UNIX_EPOCH};

@@ -75,11 +75,15 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
             Just(said("x")),
             "\\PC{0,40}",
             r#"[\[\]{}:,"0-9a-z\\. ]{0,60}"#,
-            (r#"[\[\]{}:,"0-9a-z\\]{0,40}"#)
-                .prop_map(|inside| format!(r#"{{"events":[{{"type":"user.message","content":[{inside}]}}]}}"#)),
-            (r#"[\[\]{}:,"0-9a-z\\]{0,40}"#).prop_map(|inside| format!(
-                r#"{{"events":[{{"type":"user.message","content":[],"metadata":{{"a":{inside}}}}}]}}"#
-            )),
+            (r#"[\[\]{}:,"0-9a-z\\]{0,40}"#).prop_map(|inside| {
+                let message = format!(r#"{{"type":"user.message","content":[{inside}]}}"#);
+                format!(r#"{{"events":[{message}]}}"#)
+            }),
+            (r#"[\[\]{}:,"0-9a-z\\]{0,40}"#).prop_map(|inside| {
+                let metadata = format!(r#"{{"a":{inside}}}"#);
+                let content = r#""content":[],"metadata""#;
+                format!(r#"{{"events":[{{"type":"user.message",{content}:{metadata}}}]}}"#)
+            }),
         ]
     };
     prop_oneof![

@@ -249,8 +249,8 @@ async fn every_call_may_be_answered_by_a_server_that_stops() {
 async fn what_the_document_takes_the_router_takes() {
     let scene = Scene::new();
     let document = scene.get("/openapi.json").await.ok();
-    let schema = &document["paths"]["/v1/sessions/{session_id}/events"]["post"]["requestBody"]["content"]
-        ["application/json"]["schema"];
+    let call = &document["paths"]["/v1/sessions/{session_id}/events"]["post"];
+    let schema = &call["requestBody"]["content"]["application/json"]["schema"];
     let schema = json!({"components": document["components"], "allOf": [schema]});
     let message = |more: Value| {
         let mut message =

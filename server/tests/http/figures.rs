@@ -12,7 +12,7 @@ use crate::support::{KEY, Scene};
 const DAY: u64 = 24 * 60 * 60;
 const NOW: u64 = 1_900_000_000;
 
-/// K8: a clock that was wrong once.
+/// A clock that was wrong once.
 #[tokio::test]
 async fn a_clock_that_was_wrong_once_shows_until_it_has_caught_up() {
     let clock = Arc::new(AtomicU64::new(NOW));

@@ -285,7 +285,7 @@ async fn who_waits_hears_of_an_end_that_a_strict_reader_does_not() {
     }
 }
 
-/// K5: pages in both orders, compared with each turn by itself.
+/// Pages in both orders, compared with each turn by itself.
 #[tokio::test]
 async fn pages_that_may_hold_little_lose_no_turn_and_show_none_twice() {
     let scene = Scene::with(

@@ -99,7 +99,7 @@ async fn a_router_may_answer_for_some_hosts_alone() {
     scene.call(bare("/")).await.refused(421, "wrong_host");
 }
 
-/// K9: headers that two servers on the way may read differently.
+/// Headers that two servers on the way may read differently.
 #[tokio::test]
 async fn a_request_for_an_ambiguous_host_or_in_an_unknown_coding_is_refused() {
     let local = Scene::with(Config::open().hosts(["localhost"]), Options::new());

@@ -46,7 +46,7 @@ fn it_starts_only_with_a_key_or_open_on_loopback() {
     );
     drop(Server::of(command(&data, "[::1]:0").arg("--open")));
     assert_eq!(data.metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    // K7: an existing folder keeps its permissions.
+    // An existing folder keeps its permissions.
     for mode in [0o755, 0o1777] {
         std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode)).unwrap();
         drop(Server::start(&data, "127.0.0.1:0"));

@@ -143,7 +143,7 @@ async fn a_place_that_is_none_is_said_before_the_first_byte() {
     assert_eq!(scene.log.stats().streams, 0);
 }
 
-/// K3: a client that has seen nothing yet may send an empty ID.
+/// A client that has seen nothing yet may send an empty ID.
 #[tokio::test]
 async fn an_empty_last_event_id_is_none() {
     let scene = Scene::new();
@@ -151,7 +151,7 @@ async fn an_empty_last_event_id_is_none() {
     assert_eq!(scene.open(resumed("")).await.ids(1).await, [event]);
 }
 
-/// K3: a proxy may delay the head of an answer until some of its body comes, and collect the body.
+/// A proxy may delay the head of an answer until some of its body comes, and collect the body.
 #[tokio::test]
 async fn a_stream_begins_at_once_and_asks_not_to_be_gathered() {
     let scene = Scene::new();
