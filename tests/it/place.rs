@@ -389,6 +389,26 @@ fn filters_and_index_that_cannot_be_read_keep_no_log_from_opening() {
     }
 }
 
+/// A reader has no threads, so a copy of its process drops all of it, the lock included.
+#[test]
+fn a_forked_copy_of_the_process_leaves_a_reader_its_lock() {
+    let folder = folder();
+    open(&folder).close().unwrap();
+    let reader = Options::new().open_read_only(folder.path()).unwrap();
+    match fork::fork().unwrap() {
+        fork::Fork::Child => {
+            drop(reader);
+            std::process::abort();
+        }
+        fork::Fork::Parent(child) => {
+            in_time("the child", move || fork::waitpid(child).map(drop)).unwrap();
+        }
+    }
+    assert_error!(SessionLog::open(folder.path()), Error::Locked { .. });
+    reader.close().unwrap();
+    open(&folder).close().unwrap();
+}
+
 /// A copy of the process made by `fork` has none of the log's threads. It gets an error, and
 /// leaves the log and its lock alone.
 #[test]
