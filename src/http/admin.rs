@@ -1,5 +1,4 @@
-//! What those want who run a server: is it in service, what does it do, what does it offer, and a
-//! page to look at it.
+//! Calls for operators: health, metrics, the OpenAPI document and a web page.
 
 use std::sync::Arc;
 
@@ -19,7 +18,7 @@ use utoipa::{Modify, OpenApi, ToSchema};
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::service::Service;
 
-/// What the document says beside the calls, which come from their handlers.
+/// The parts of the document other than the calls, which come from their handlers.
 #[derive(OpenApi)]
 #[openapi(
     info(title = "sessionlog", description = "The durable, ordered event log of agent sessions."),
@@ -40,7 +39,7 @@ impl Modify for Bearer {
     }
 }
 
-/// The document as it is answered.
+/// Returns the document as a response.
 pub(super) fn document(mut document: Openapi) -> ([(HeaderName, &'static str); 1], Bytes) {
     for item in document.paths.paths.values_mut() {
         for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
@@ -53,7 +52,7 @@ pub(super) fn document(mut document: Openapi) -> ([(HeaderName, &'static str); 1
     ([(CONTENT_TYPE, "application/json")], Bytes::from(json))
 }
 
-/// What may be left out is `null` to the types, and there is no `null` in a query or a header.
+/// Removes `null` from the type of an optional parameter: a query or a header has no `null`.
 fn not_null(parameter: &mut RefOr<Parameter>) {
     if let RefOr::T(Parameter {
         schema: Some(RefOr::T(Schema::Object(object))),
@@ -72,7 +71,7 @@ pub(super) struct Health {
     status: &'static str,
 }
 
-/// Say whether the log is in service
+/// Report whether the log is in service
 #[utoipa::path(
     get,
     path = "/healthz",
@@ -92,9 +91,9 @@ pub(super) async fn healthz(State(service): State<Arc<Service>>) -> Result<Json<
     Ok(Json(Health { status: "ok" }))
 }
 
-/// Show figures
+/// Show metrics
 ///
-/// In the text form of Prometheus. No session is named in it.
+/// In the text format of Prometheus. They name no session.
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -127,7 +126,7 @@ pub(super) async fn metrics(
     ))
 }
 
-/// The page. It is one file, and asks nobody but this server.
+/// The web page. It is one file and calls only this server.
 pub(super) async fn page() -> impl IntoResponse {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                   connect-src 'self'; \

@@ -1,8 +1,7 @@
-//! Appending: what a user sends becomes one atomic batch of `user.message` events.
+//! Appending: the messages of a request become one atomic batch of `user.message` events.
 //!
-//! What the body says of a message is checked by its types and then stored as it was written, but
-//! for white space, so that numbers, unknown fields and strings with half an emoji come back as
-//! they were sent.
+//! A message in the body is checked by its types. Then it is stored as written, except for white
+//! space. So numbers, unknown fields and strings with half an emoji come back as sent.
 
 use std::sync::Arc;
 
@@ -33,8 +32,8 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
 
 /// Append events to a session
 ///
-/// Stores all of them or none, and answers when they are on stable storage. A session begins with
-/// the first events that are sent to it.
+/// Stores all of them or none, and answers when they are on stable storage. The first events sent
+/// to a session create it.
 #[utoipa::path(
     post,
     path = "/v1/sessions/{session_id}/events",
@@ -126,24 +125,23 @@ pub(super) async fn append(
     Ok(([(name, value)], share.answer(&Appended { events })).into_response())
 }
 
-/// What to append.
+/// The events to append.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Append<'a> {
-    /// In order; at least one.
+    /// At least one event, in order.
     #[serde(borrow)]
     #[schema(value_type = Vec<NewMessage>, min_items = 1)]
     events: &'a RawValue,
 }
 
-/// Looked at first, to say of another type that it is unknown and not what is wrong with its
-/// fields.
+/// Parsed first, so that the error for another type names the type and not its fields.
 #[derive(Deserialize)]
 struct Typed {
     r#type: String,
 }
 
-/// A message of the user, which opens a turn.
+/// A user's message, which opens a turn.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewMessage<'a> {
@@ -166,8 +164,8 @@ enum MessageType {
     UserMessage,
 }
 
-/// A piece of content: any object with a type. Those of type `text` have a `text`, those of type
-/// `file` a `file_id`.
+/// A piece of content: any object with a type. A `text` has the field `text`, and a `file` has
+/// `file_id`.
 #[derive(ToSchema)]
 #[schema(as = ContentBlock)]
 #[expect(dead_code, reason = "it stands for `ContentBlock` in the document")]
@@ -176,12 +174,12 @@ struct Block {
     r#type: String,
 }
 
-/// `null` is something that was given, and no object.
+/// Reads `null` as a value that is present and not an object, instead of as a missing one.
 fn given<'de, D: Deserializer<'de>>(metadata: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(metadata).map(Some)
 }
 
-/// What a request asks for. Its body is read when its headers are found to be right.
+/// Reads the batch from a request. The body is read only if the headers are valid.
 async fn batch(
     headers: &HeaderMap,
     body: impl AsyncFnOnce() -> Result<(Bytes, Share), ApiError>,
@@ -192,15 +190,14 @@ async fn batch(
         batch = batch.idempotency_key(key);
     }
     let (body, share) = body().await?;
-    // Windows puts a mark before UTF-8.
+    // Software on Windows may put a byte order mark before UTF-8.
     let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&body);
     let in_body = |error| ApiError::invalid(format!("the body: {error}"));
     let Append { events } = serde_json::from_slice(body).map_err(in_body)?;
     if !events.get().starts_with('[') {
         return Err(ApiError::invalid("the body: events is no array"));
     }
-    // One by one: a list of what the body says are events may take many times as much memory as the
-    // body.
+    // Read one by one: a list of all events may take many times the memory of the body.
     let (mut at, mut made) = (0, Ok::<_, ApiError>(batch));
     let each = each_item(events, |event| {
         let add = |batch: Batch| {
@@ -215,7 +212,7 @@ async fn batch(
     Ok((made?, share))
 }
 
-/// The event that stores a message. An error is the field, and what is wrong with it.
+/// Returns the event that stores a message. An error names the field and the reason.
 fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
     let Typed { r#type } = parsed(event, "")?;
     if r#type != USER_MESSAGE {
@@ -239,8 +236,9 @@ fn message(event: &RawValue) -> Result<NewEvent, (&'static str, String)> {
     Ok(NewEvent::new(USER_MESSAGE, data))
 }
 
-/// Takes what a reader of the turn can show in part alone, such as a string with half an emoji.
-/// Parts that are right by themselves may yet be nested too deep in `data`.
+/// Accepts JSON that a turn can only show in part, such as a string with half an emoji.
+///
+/// Parts that are valid by themselves may still be nested too deep in `data`.
 fn check_repaired(
     content: &RawValue,
     metadata: Option<&RawValue>,
@@ -259,7 +257,7 @@ fn check_repaired(
     Ok(())
 }
 
-/// What is read as a [`UserMessage`](crate::UserMessage), of which nothing is kept.
+/// A check that JSON reads as a [`UserMessage`](crate::UserMessage). Nothing of it is kept.
 #[derive(Deserialize)]
 struct CheckedMessage {
     #[serde(rename = "content")]
@@ -333,8 +331,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     })
 }
 
-/// Where the session may be for the events to be stored: each would do. Nothing is expected without
-/// the header.
+/// Returns the seqs of which any one may be the session's last. Without the header any is accepted.
 fn expected(headers: &HeaderMap) -> Result<Vec<Expected>, ApiError> {
     let mut expected = Vec::new();
     for tags in headers.get_all(IF_MATCH) {
@@ -357,9 +354,9 @@ fn expected_by(tag: &str) -> Result<Expected, ApiError> {
     if tag == "*" {
         return Ok(Expected::Exists);
     }
-    // A proxy that compresses an answer makes its tag a weak one; the session is in the same place.
+    // A proxy that compresses an answer makes its tag weak. The seq in it is still the session's.
     let tag = tag.strip_prefix("W/").unwrap_or(tag);
-    // The quotes belong there; many a client forgets them, and nothing else can be meant.
+    // Many clients forget the quotes, and the meaning is clear without them.
     let seq = tag
         .strip_prefix('"')
         .and_then(|tag| tag.strip_suffix('"'))
@@ -371,8 +368,8 @@ fn expected_by(tag: &str) -> Result<Expected, ApiError> {
         .ok_or_else(|| ApiError::invalid("the header If-Match is neither seqs in quotes nor *"))
 }
 
-/// Appends where the session is one of the places where it may be. A session only grows, so that
-/// each place is tried once.
+/// Appends if the session is at one of `places`. A session only grows, so each place is tried at
+/// most once.
 async fn append_where(
     log: &SessionLog,
     session: &SessionId,
@@ -396,12 +393,12 @@ async fn append_where(
     }
 }
 
-/// Memory that an append takes, for a byte of its body: the body, the events made of it, the batch
-/// made of them, and the answer.
+/// The memory that an append takes for each byte of its body: the body, its events, their batch,
+/// and the answer.
 const BODY_COPIES: usize = 4;
 
-/// Reads a body that is not too long and does not take too long. The share of memory that comes
-/// with it is for all that is made of it.
+/// Reads a body within the limits of size and time. The returned share covers the memory of
+/// everything made from it.
 async fn read_body(
     headers: &HeaderMap,
     mut body: Body,

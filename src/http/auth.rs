@@ -1,4 +1,4 @@
-//! Who may call: the bearer of one of the keys.
+//! Authorization: a caller must send one of the keys as its bearer token.
 
 use std::sync::Arc;
 
@@ -31,8 +31,7 @@ pub(super) async fn check(
 }
 
 fn is_known(token: &[u8], tokens: &[blake3::Hash]) -> bool {
-    // Hashes are compared in constant time, and every one of them, so that the time taken says
-    // nothing about any key.
+    // All hashes are compared, each in constant time, so that the time reveals nothing about a key.
     let given = blake3::hash(token);
     tokens.iter().filter(|token| **token == given).count() > 0
 }

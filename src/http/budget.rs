@@ -1,6 +1,7 @@
-//! The memory that requests and answers may hold together: bodies on their way in, pages being
-//! read, answers that their clients are slow to take. What would go beyond it waits a moment, and
-//! is then refused.
+//! The memory that requests and answers may hold together.
+//!
+//! It covers bodies being received, pages being read, and answers that clients are slow to take. A
+//! request beyond it waits a moment and is then refused.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,19 +16,19 @@ use tokio::time::timeout;
 
 use crate::http::error::ApiError;
 
-/// How long to wait for others to be done.
+/// How long a request waits for others to release memory.
 const WAIT: Duration = Duration::from_secs(5);
 
-/// What a share is counted in.
+/// The unit of a share, in bytes.
 const UNIT: usize = 1024;
 
-/// All that there is.
+/// All memory for requests and answers.
 pub(super) struct Budget {
     units: Arc<Semaphore>,
     units_max: usize,
 }
 
-/// A part of it. It goes back when it is dropped.
+/// A part of the budget. Dropping it returns it.
 pub(super) struct Share {
     units: OwnedSemaphorePermit,
 }
@@ -41,7 +42,7 @@ impl Budget {
         }
     }
 
-    /// A share of so many bytes, once others leave room for it.
+    /// Returns a share of `bytes`, once there is room for it.
     pub(super) async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
         match timeout(WAIT, self.acquire(self.units(bytes))).await {
             Ok(units) => Ok(Share { units }),
@@ -49,14 +50,14 @@ impl Budget {
         }
     }
 
-    /// As [`share`](Self::share), for one who may wait for as long as it takes.
+    /// Like [`share`](Self::share), but waits for as long as it takes.
     pub(super) async fn share_in_time(&self, bytes: usize) -> Share {
         Share {
             units: self.acquire(self.units(bytes)).await,
         }
     }
 
-    /// Makes a share as large as so many bytes, once others leave room for it.
+    /// Grows a share to `bytes`, once there is room for it.
     pub(super) async fn grow(&self, share: &mut Share, bytes: usize) -> Result<(), ApiError> {
         let more = self.units(bytes).saturating_sub(share.units.num_permits());
         if more > 0 {
@@ -74,15 +75,15 @@ impl Budget {
             .expect("the semaphore is never closed")
     }
 
-    /// What is larger than all there is gets all of it.
+    /// A request for more than the whole budget gets all of it.
     fn units(&self, bytes: usize) -> usize {
         bytes.div_ceil(UNIT).min(self.units_max)
     }
 }
 
 impl Share {
-    /// Answers with `value` as JSON. The share is as large as the text from then on, and goes back
-    /// when that is sent.
+    /// Answers with `value` as JSON. The share shrinks to the size of the text and is returned once
+    /// the text is sent.
     pub(super) fn answer(mut self, value: &impl Serialize) -> Response {
         let text = serde_json::to_vec(value).expect("the shapes of answers have a JSON form");
         let surplus = self
@@ -98,7 +99,7 @@ impl Share {
     }
 }
 
-/// A text, and the memory it takes.
+/// A text and the memory it takes.
 struct Held {
     text: Vec<u8>,
     _share: Share,
@@ -157,7 +158,7 @@ mod tests {
         let (taken, ()) = tokio::join!(budget.share(ALL), leave);
         assert_eq!((taken.is_ok(), free(&budget)), (true, 0));
         drop(taken);
-        // What is larger than all there is has it alone.
+        // A request for more than the whole budget gets all of it.
         assert!(budget.share(100 * ALL).await.is_ok());
         assert_eq!(free(&budget), ALL);
     }
