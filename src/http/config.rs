@@ -1,4 +1,4 @@
-//! What a router may be told, with a default for everything but who may call it.
+//! The configuration of a router. Everything has a default except authorization.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-/// Longer waits would not fit the clocks they are counted with.
+/// Longer waits would overflow the clocks.
 const TIME_MAX: Duration = Duration::from_hours(24);
 
-/// Who may call, and the limits of a call. Each limit that is exceeded has an answer of its own.
+/// Authorization, and the limits of a call. A call beyond a limit gets that limit's own error.
 #[derive(Clone)]
 #[must_use = "a configuration does nothing until it is given to a router"]
 pub struct Config {
-    /// The hashes of the tokens that are let in; `None` lets everybody in.
+    /// The hashes of the accepted tokens. `None` accepts every caller.
     pub(super) tokens: Option<Vec<blake3::Hash>>,
-    /// The hosts that may be asked for; `None` for any.
+    /// The hosts that requests may name. `None` accepts any.
     pub(super) hosts: Option<Vec<String>>,
     pub(super) body_bytes_max: usize,
     pub(super) body_wait: Duration,
@@ -34,14 +34,14 @@ pub struct Config {
 }
 
 impl Config {
-    /// Lets in who sends `Authorization: Bearer` with this key, white space around it aside. An
-    /// empty key lets nobody in.
+    /// Accepts callers that send `Authorization: Bearer` with this key. White space around the key
+    /// is ignored. An empty key accepts no caller.
     pub fn with_api_key(key: impl AsRef<[u8]>) -> Self {
         Self::with_tokens(Some(Vec::new())).api_key(key)
     }
 
-    /// Lets everybody in. For a server that nobody else can reach, or that stands behind one that
-    /// asks.
+    /// Accepts every caller. For a server that is not reachable from outside, or behind a proxy
+    /// that authorizes.
     pub fn open() -> Self {
         Self::with_tokens(None)
     }
@@ -67,7 +67,7 @@ impl Config {
         }
     }
 
-    /// One more key that is let in, such as the next one while keys are changed.
+    /// Accepts one more key, such as the next one while keys are rotated.
     pub fn api_key(mut self, key: impl AsRef<[u8]>) -> Self {
         let key = key.as_ref().trim_ascii();
         if !key.is_empty() {
@@ -76,108 +76,120 @@ impl Config {
         self
     }
 
-    /// Answers only requests for these hosts, by name or address, with any port (421). Of an
-    /// [open](Config::open) server on loopback it keeps pages of other sites away, which may have
-    /// their own name lead to it.
+    /// Answers only requests for these hosts, by name or address, with any port. Others get status
+    /// 421. Default: any host.
+    ///
+    /// On an [open](Config::open) server on loopback this keeps other sites' pages out, since such
+    /// a site may point its own name at the server.
     pub fn hosts<H: Into<String>>(mut self, hosts: impl IntoIterator<Item = H>) -> Self {
         self.hosts = Some(hosts.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The largest body, in bytes: 4 MiB. A larger one is refused before it is read (413). nginx
-    /// refuses more than 1 MiB by itself, unless its `client_max_body_size` says otherwise.
+    /// The largest body, in bytes. Default: 4 MiB. A larger one gets status 413, before it is read
+    /// if its length is announced.
+    ///
+    /// nginx by itself refuses more than 1 MiB: raise its `client_max_body_size` too.
     pub fn body_bytes_max(mut self, bytes: usize) -> Self {
         self.body_bytes_max = bytes;
         self
     }
 
-    /// How long a body may take to arrive: 30 seconds (408).
+    /// How long a body may take to arrive. Default: 30 seconds. A slower one gets status 408.
     pub fn body_wait(mut self, wait: Duration) -> Self {
         self.body_wait = wait;
         self
     }
 
-    /// The longest path with its query, in bytes as sent: 8 KiB (414).
+    /// The longest path with query, in bytes as sent. Default: 8 KiB. A longer one gets status 414.
     pub fn url_bytes_max(mut self, bytes: usize) -> Self {
         self.url_bytes_max = bytes;
         self
     }
 
-    /// The largest head of a request, in bytes: 32 KiB (431).
+    /// The largest head of a request, in bytes. Default: 32 KiB. A larger one gets status 431.
     pub fn head_bytes_max(mut self, bytes: usize) -> Self {
         self.head_bytes_max = bytes;
         self
     }
 
-    /// How long a connection may be without a whole request's head: 75 seconds, after which
-    /// [`serve`](super::serve()) closes it. A proxy in front keeps idle connections for 60 as a
-    /// rule, and must be the one that closes them first, or it sends a request into one that is
-    /// closing.
+    /// How long a connection may wait for a complete request head. Default: 75 seconds. Maximum: a
+    /// day.
+    ///
+    /// After that [`serve`](super::serve()) closes it. A proxy usually keeps idle connections for
+    /// 60 seconds. It must be the side that closes first, or it sends a request into a closing
+    /// connection.
     pub fn head_wait(mut self, wait: Duration) -> Self {
         self.head_wait = wait.min(TIME_MAX);
         self
     }
 
-    /// How many may stream, or wait for a message, at once: 10,000 (429).
+    /// The most streams and waits for a message at once. Default: 10,000. More get status 429.
     pub fn streams_max(mut self, streams: usize) -> Self {
         self.streams_max = streams;
         self
     }
 
-    /// How long a stream is silent before it says that it is alive: 10 seconds. At least a
-    /// millisecond and at most a day.
+    /// How long a stream may be silent before it sends a heartbeat. Default: 10 seconds. Minimum: a
+    /// millisecond. Maximum: a day.
     pub fn heartbeat(mut self, every: Duration) -> Self {
         self.heartbeat = every.clamp(Duration::from_millis(1), TIME_MAX);
         self
     }
 
-    /// How many connections [`serve`](super::serve()) takes at once: 16,384. Others wait to be
-    /// accepted.
+    /// The most connections of [`serve`](super::serve()) at once. Default: 16,384. Others wait to
+    /// be accepted.
     pub fn connections_max(mut self, connections: usize) -> Self {
         self.connections_max = connections;
         self
     }
 
-    /// How long a client may leave what was sent to it untaken before [`serve`](super::serve())
-    /// closes the connection: 60 seconds. So a client that vanished without a word is found out,
-    /// and one that is too slow comes back from where it was. On Linux alone.
+    /// How long sent data may stay unacknowledged before [`serve`](super::serve()) closes the
+    /// connection. Default: 60 seconds. Only on Linux.
+    ///
+    /// This detects clients that vanished. A client that was only too slow can reconnect and
+    /// continue.
     pub fn stall_wait(mut self, wait: Duration) -> Self {
         self.stall_wait = wait;
         self
     }
 
-    /// The most memory, in bytes, that bodies being received, pages being read and answers being
-    /// sent take together: 256 MiB. A request that finds no room within five seconds is refused
-    /// (503, with `Retry-After`); a stream waits.
+    /// The memory for bodies being received, pages being read and answers being sent, in bytes.
+    /// Default: 256 MiB.
+    ///
+    /// A request that finds no room within five seconds gets status 503 with `Retry-After`. A
+    /// stream waits.
     pub fn memory_bytes_max(mut self, bytes: usize) -> Self {
         self.memory_bytes_max = bytes;
         self
     }
 
-    /// The most bytes of events on a page, one event at least: 4 MiB. A page ends early there, with
-    /// `has_more`. A page of messages ends before the turn that would exceed it, and a message
-    /// leaves out its earliest outputs beyond it.
+    /// The most bytes of events on a page. Default: 4 MiB. A page has at least one event.
+    ///
+    /// A page ends early there, with `has_more`. A page of messages ends before the turn that would
+    /// exceed the limit. A message beyond it leaves out its earliest outputs.
     pub fn page_bytes_max(mut self, bytes: usize) -> Self {
         self.page_bytes_max = bytes;
         self
     }
 
-    /// How many bytes a second a client must take of an answer, as long as some of it waits to be
-    /// taken: 8 KiB, over ten seconds. A slower one is cut off by [`serve`](super::serve()); one
-    /// that streams comes back from where it was.
+    /// The slowest rate at which a client may take an answer, in bytes per second. Default: 8 KiB.
+    ///
+    /// It is measured over ten seconds while data waits to be sent. [`serve`](super::serve())
+    /// disconnects a slower client. A client that streams can reconnect and continue.
     pub fn answer_rate_min(mut self, bytes_per_second: usize) -> Self {
         self.answer_rate_min = bytes_per_second;
         self
     }
 
-    /// How long [`serve`](super::serve()) lets requests under way finish when it stops: 10 seconds.
+    /// How long [`serve`](super::serve()) lets running requests finish when it stops. Default: 10
+    /// seconds.
     pub fn drain_wait(mut self, wait: Duration) -> Self {
         self.drain_wait = wait;
         self
     }
 
-    /// Ends the streams of every router made from this configuration, for a server that is to be
-    /// stopped.
+    /// Returns a handle that ends the streams of every router made from this configuration.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
@@ -192,15 +204,17 @@ impl fmt::Debug for Config {
     }
 }
 
-/// Says that a server is about to stop: streams end, so that clients come back with the last ID
-/// they have seen, and new calls are answered with 503.
+/// Announces that a server is about to stop.
+///
+/// Streams end, so that clients reconnect with the last ID they have seen. New calls get status
+/// 503.
 #[derive(Clone)]
 pub struct Stopper {
     stopping: Arc<watch::Sender<bool>>,
 }
 
 impl Stopper {
-    /// From now on. It does not wait.
+    /// Announces the stop. It does not wait.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
@@ -209,10 +223,10 @@ impl Stopper {
         *self.stopping.borrow()
     }
 
-    /// Resolves when it is time to stop.
+    /// Resolves once the server is to stop.
     pub(super) async fn stopped(&self) {
         let mut stopping = self.stopping.subscribe();
-        // The sender lives as long as `self`, so there is no other end.
+        // The sender lives as long as `self`, so waiting ends only with a stop.
         let _stopping = stopping.wait_for(|stopping| *stopping).await;
     }
 }
@@ -237,8 +251,8 @@ impl fmt::Debug for Stopper {
 mod tests {
     use super::*;
 
-    /// Load balancers keep idle connections for 60 seconds as a rule, and must be the ones that
-    /// close them.
+    /// Load balancers usually keep idle connections for 60 seconds, and must be the side that
+    /// closes them.
     #[test]
     fn an_idle_connection_is_kept_for_longer_than_proxies_keep_it() {
         assert!(Config::open().head_wait > Duration::from_mins(1));

@@ -1,4 +1,4 @@
-//! What a refused request is still sending is taken for a while: closing the connection on it would
+//! Reads the rest of a refused request for a while. Closing the connection on it at once would
 //! break off the answer too.
 
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use crate::sync::Mutex;
 const DRAINED_BYTES_MAX: usize = 16 * 1024 * 1024;
 const DRAINED_FOR_MAX: Duration = Duration::from_secs(2);
 
-/// Around all that may refuse a request.
+/// Wraps everything that may refuse a request.
 pub(super) async fn drain_refused(mut request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
@@ -34,7 +34,7 @@ pub(super) async fn drain_refused(mut request: Request, next: Next) -> Response 
     *request.body_mut() = Body::new(body.clone());
     let response = next.run(request).await;
     let is_refused = response.status().is_client_error() || response.status().is_server_error();
-    // Who waits for leave to send was not given it while nobody asked for the body.
+    // A client with `Expect: 100-continue` sends its body only after a handler began to read it.
     if is_refused && (body.was_begun() || !sends_when_told) {
         drain(body).await;
     }
@@ -51,18 +51,18 @@ async fn drain(mut body: Shared) {
             }
         }
     };
-    // Whoever sends for longer, or more, gets no more attention.
+    // A client that sends more, or for longer, is disconnected.
     let _in_time = timeout(DRAINED_FOR_MAX, drained).await;
 }
 
-/// A body that the one who answers has, and the one who sees to the rest of it.
+/// A body that the handler and the draining share.
 #[derive(Clone)]
 struct Shared(Arc<Mutex<Shareable>>);
 
 struct Shareable {
     body: Body,
     was_begun: bool,
-    /// Then it may not be asked again.
+    /// Whether the body has ended. It may not be polled after that.
     has_ended: bool,
 }
 

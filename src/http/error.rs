@@ -1,4 +1,4 @@
-//! What a call that failed answers: a status, and JSON that says why.
+//! The answer to a call that failed: a status, and JSON with the reason.
 
 use axum::Json;
 use axum::http::header::{ALLOW, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::http::wire::etag;
 use crate::model::{CursorProblem, Error, Limit, Seq};
 
-/// The body of every answer that is an error.
+/// The body of every error answer.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Error)]
 pub(super) struct ErrorBody {
@@ -20,29 +20,29 @@ pub(super) struct ErrorBody {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ErrorFields)]
 struct ErrorFields {
-    /// The kind of failure, one for each status.
+    /// The kind of failure. It depends only on the status.
     #[schema(example = "invalid_request")]
     r#type: &'static str,
-    /// The failure itself. It does not change.
+    /// The specific failure. Codes are stable.
     #[schema(example = "invalid")]
     code: &'static str,
-    /// For people.
+    /// A description for people.
     message: String,
     /// The limit that was exceeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u64>,
-    /// What there was of what is limited.
+    /// The actual value where a limit was exceeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     actual: Option<u64>,
-    /// Where the session is, when it was expected elsewhere.
+    /// The session's last seq, when another one was expected.
     #[serde(skip_serializing_if = "Option::is_none")]
     actual_seq: Option<Seq>,
-    /// The first seq that is still kept, when an earlier one was asked for.
+    /// The first seq that is still kept, when an earlier one was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     first_kept_seq: Option<Seq>,
 }
 
-/// Boxed, since a result that may be one is passed on often.
+/// Boxed, since results that may hold it are passed on often.
 #[derive(Debug)]
 pub(super) struct ApiError(Box<Failure>);
 
@@ -71,7 +71,7 @@ impl ApiError {
         }))
     }
 
-    /// The request breaks a rule.
+    /// Makes an error for a request that breaks a rule.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", message)
     }
@@ -110,7 +110,7 @@ impl ApiError {
         self
     }
 
-    /// The body alone, for a stream that fails when its status is long sent.
+    /// Returns the body alone, for a stream that fails after its status was sent.
     pub(super) fn into_body(self) -> ErrorBody {
         self.0.body
     }
@@ -120,7 +120,7 @@ impl ApiError {
     }
 }
 
-/// The word for a status in an error's `type`.
+/// The `type` of an error with this status.
 fn kind(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED => "unauthorized",
@@ -181,7 +181,7 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let status = status(&error);
         let message = if status.is_server_error() {
-            // What is wrong with the server's files is for those who run it.
+            // The details of a fault in the server's files are for its operators only.
             tracing::error!(
                 target: "sessionlog::http",
                 error = &error as &dyn std::error::Error,
@@ -212,29 +212,29 @@ impl From<Error> for ApiError {
     }
 }
 
-/// What a client is told when the server is at fault.
+/// The message to clients when the server is at fault.
 fn of_server(error: &Error) -> String {
     let text = match error {
         Error::Poisoned { .. } => {
             "a write has failed, and nothing more is taken until the server is started anew"
         }
         Error::Displaced { .. } => {
-            "the server's folder was moved or replaced; nothing was written, and nothing more is \
-             taken"
+            "the server's folder was moved or replaced; \
+             nothing was written, and nothing more is taken"
         }
         Error::Forked { .. } => "this is a copy of the server's process, which takes nothing",
         Error::NoSpace { .. } => "the server's disk is full; nothing was written",
         Error::Stalled { .. } => "the server's disk does not keep up; nothing was written",
         Error::Refused { .. } => {
-            "the server's disk refuses what the log needs, until somebody mends that; nothing was \
-             written"
+            "the server's disk refuses what the log needs, until somebody mends that; \
+             nothing was written"
         }
         Error::ReadOnly => "the log is open for reading only",
         Error::Closed => "the server is about to stop",
         Error::LookupFailed { .. } => "what is stored could not be read; nothing was written",
         Error::Io { .. } => {
-            "the server's disk refused a call; a batch that was sent may or may not be there \
-             afterwards"
+            "the server's disk refused a call; \
+             a batch that was sent may or may not be there afterwards"
         }
         _ => "what is stored cannot be read",
     };

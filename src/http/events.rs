@@ -1,4 +1,4 @@
-//! Listing a session's events.
+//! Lists a session's events.
 
 use std::sync::Arc;
 
@@ -83,7 +83,7 @@ pub(super) async fn list(
     Ok(([(ETAG, etag(tail))], share.answer(&events)))
 }
 
-/// What a page covers, whatever it shows of that.
+/// The seqs that a page covers, including those of events that it does not show.
 pub(super) struct Covered {
     pub seqs: (Seq, Seq),
     pub has_more: bool,
@@ -91,7 +91,7 @@ pub(super) struct Covered {
 }
 
 impl Covered {
-    /// The bounds of a page that shows these first and last IDs, if any.
+    /// Returns the bounds of a page. `shown` has the first and last IDs on it, if any.
     pub(super) fn bounds(
         self,
         log: &SessionLog,
@@ -106,7 +106,7 @@ impl Covered {
         } = self;
         let (first_id, last_id) = match shown {
             Some((first, last)) => (Some(first), Some(last)),
-            // A search that found nothing yet goes on from where it was.
+            // A filtered search that found nothing yet continues after the seqs it covered.
             None if has_more => {
                 let (first, last) = if order == Order::Asc {
                     (low, high)

@@ -1,4 +1,4 @@
-//! Turns as messages: one by its ID, waited for if wanted, and those of a session.
+//! Turns as messages: one message by its ID, with an optional wait, and the messages of a session.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const WAIT_MAX: u64 = 60;
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitParams {
-    /// How many seconds to wait for the turn to be over.
+    /// The most seconds to wait for the turn to end.
     #[serde(default)]
     #[param(minimum = 0, maximum = 60, default = 0)]
     wait: u64,
@@ -33,9 +33,9 @@ pub(super) struct WaitParams {
 
 /// Get a message
 ///
-/// A turn as one value: what the user sent, how far the work on it is, and what came of it. With
-/// `wait` it answers as soon as the turn is completed or has failed, or when the time is over, with
-/// how far it is then.
+/// A turn as one value: the user's message, the state of the work on it, and its output. With
+/// `wait` it answers as soon as the turn has completed or failed, or with the current state when
+/// the time is over.
 #[utoipa::path(
     get,
     path = "/v1/messages/{message_id}",
@@ -78,12 +78,12 @@ pub(super) async fn get(
     let read = move |log: &SessionLog| log.turn_within(id, bytes_max);
     let (mut turn, mut share) = service.read_page(read).await?;
     if wait > 0 && !turn.message.status.is_final() {
-        // Nothing is held while it waits.
+        // A waiting call holds no memory of the budget.
         drop(share);
         let _place = service.stream_permit()?;
         let session = turn.message.session_id.clone();
         let mut news = service.stream(session, StartAt::Now).await?.into_async();
-        // Once more, for what came before the stream was there.
+        // Read again, for events that came before the stream was open.
         (turn, share) = service.read_page(read).await?;
         let (mut may_change, stopper) = (true, service.config.stopper());
         while may_change && !turn.message.status.is_final() {
@@ -103,7 +103,7 @@ pub(super) async fn get(
     Ok(share.answer(&message))
 }
 
-/// Waits for an event that may end the turn. `false` when none will come.
+/// Waits for an event that may end the turn. Returns `false` when none will come.
 async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool> {
     while let Some(item) = news.next().await {
         if let StreamItem::Event(event) = item?

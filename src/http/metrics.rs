@@ -1,4 +1,4 @@
-//! What can be watched: a line for each request, and figures in the text form of Prometheus.
+//! Observability: a log line for each request, and metrics in the text format of Prometheus.
 
 use std::fmt;
 use std::iter::once;
@@ -21,7 +21,7 @@ use prometheus_client::registry::Registry;
 use crate::log::SessionLog;
 use crate::model::Stats;
 
-/// Seconds until a request is answered, from a tenth of a millisecond to ten seconds.
+/// The buckets of the request time, in seconds.
 const SECONDS: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0,
 ];
@@ -38,7 +38,7 @@ pub(super) struct Metrics {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
     method: String,
-    /// The path of the contract, not that of the request, of which there is no end.
+    /// The route of the API. The paths of requests would be unlimited in number.
     route: String,
     status: u16,
 }
@@ -68,7 +68,7 @@ impl Metrics {
     }
 
     fn note(&self, method: &Method, route: Option<&MatchedPath>, status: u16, took: Duration) {
-        // Anybody can make up methods, and each would stay here for good.
+        // Clients can make up methods, and each label is kept forever.
         let known = [
             Method::GET,
             Method::HEAD,
@@ -94,7 +94,7 @@ impl Metrics {
     }
 }
 
-/// Around every request: counts it, and writes a line of log. Headers are not in it, and so no
+/// Wraps every request: counts it and writes an access log line. The line has no headers and so no
 /// token.
 pub(super) async fn observe(
     State(metrics): State<Arc<Metrics>>,
@@ -116,7 +116,7 @@ pub(super) async fn observe(
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    // Pages of other sites cannot take it in, also where nobody is asked for a key.
+    // Pages of other sites cannot embed the answer, even if no key is required.
     headers.insert(
         CROSS_ORIGIN_RESOURCE_POLICY,
         HeaderValue::from_static("same-origin"),
@@ -124,11 +124,11 @@ pub(super) async fn observe(
     response
 }
 
-/// What is said of a request whose client did not wait for the answer, or that was cut off when the
-/// server stopped.
+/// The status of a request whose client left before the answer, or that was cut off when the server
+/// stopped.
 const CLIENT_LEFT: u16 = 499;
 
-/// A request, told when it is over, also when that is because its client left.
+/// A request in progress. It is logged when it ends, even if its client left.
 struct AccessLogGuard {
     metrics: Arc<Metrics>,
     began: Instant,
@@ -162,7 +162,7 @@ impl Drop for AccessLogGuard {
     }
 }
 
-/// The log's own metrics, read when they are asked for.
+/// The log's own metrics, read when they are collected.
 #[derive(Debug)]
 struct OfLog(SessionLog);
 

@@ -1,4 +1,4 @@
-//! The HTTP API: a router to mount and a server to run. Feature `http`.
+//! The HTTP API, as a router to mount and as a server to run. Feature `http`.
 //!
 //! ```no_run
 //! use sessionlog::{SessionLog, http};
@@ -13,27 +13,29 @@
 //! # }
 //! ```
 //!
-//! | call | does |
-//! |---|---|
-//! | `POST /v1/sessions/{session_id}/events` | appends `user.message` events as one batch |
-//! | `GET /v1/sessions/{session_id}/events` | a page of events |
-//! | `GET /v1/sessions/{session_id}/stream` | events as they come, over server-sent events |
-//! | `GET /v1/sessions/{session_id}/messages` | a page of turns, each as one message |
-//! | `GET /v1/messages/{message_id}` | one turn as a message; with `wait` when it is over |
-//! | `GET /v1/sessions` | the sessions, newest activity first or by ID |
-//! | `GET /openapi.json` | the document that describes these calls |
-//! | `GET /healthz` | whether the log is in service |
-//! | `GET /metrics` | metrics for Prometheus |
-//! | `GET /` | a page for people |
+//! Calls:
 //!
-//! Calls below `/v1` need a bearer token, unless the [`Config`] says otherwise. Errors are JSON:
-//! `{"error": {"type", "code", "message"}}`, with the codes of [`Error::code`](crate::Error::code)
-//! where the log refused. What is no HTTP, or has a head beyond all measure, is answered below the
+//! * `POST /v1/sessions/{session_id}/events` appends `user.message` events as one batch, and
+//!   answers when it is durable.
+//! * `GET /v1/sessions/{session_id}/events` returns a page of events.
+//! * `GET /v1/sessions/{session_id}/stream` streams stored and new events as server-sent events.
+//! * `GET /v1/sessions/{session_id}/messages` returns a page of turns, each as one message.
+//! * `GET /v1/messages/{message_id}` returns one turn as a message. With `wait` it answers when the
+//!   turn has ended.
+//! * `GET /v1/sessions` lists the sessions, by newest activity or by ID.
+//! * `GET /openapi.json` returns the OpenAPI document of these calls.
+//! * `GET /healthz` reports whether the log is in service.
+//! * `GET /metrics` returns metrics.
+//! * `GET /` returns a web page for people.
+//!
+//! Calls below `/v1` need a bearer token, unless the [`Config`] is [open](Config::open). Errors are
+//! JSON: `{"error": {"type", "code", "message"}}`. Errors of the log have the codes of
+//! [`Error::code`](crate::Error::code). Invalid HTTP, or a far too long head, is refused below the
 //! router, with a status alone.
 //!
-//! Reads from the disk run on the runtime's blocking threads, but for two: an append to a session
-//! that is not in memory, or with an idempotency key that is not, looks it up where it is polled,
-//! and a stream that is behind reads on there, 64 KiB at a time.
+//! Reads from the disk run on the runtime's blocking threads, with two exceptions. An append looks
+//! up a session or an idempotency key that is not in memory where the request is polled. A stream
+//! that is behind reads there too, 64 KiB at a time.
 
 mod admin;
 mod append;
@@ -69,21 +71,22 @@ pub use serve::serve;
 
 use service::Service;
 
-/// All calls and the [page](ui) for people, answered from `log`: what [`serve`](serve()) serves.
+/// Makes a router with all calls and the [page](ui) for people. [`serve`](serve()) serves it.
 ///
-/// It answers for unknown paths too. An application with routes of its own mounts [`api`] instead.
+/// It answers unknown paths too. An application with routes of its own mounts [`api`] instead.
 ///
-/// Streams end when the log is closed or [`Config::stopper`] says so. A router cannot limit how
-/// long a request's head may take, nor the number of connections. The server it is mounted in has
-/// to: [`serve`](serve()) does both.
+/// Streams end when the log is closed or [`Config::stopper`] is stopped. A router cannot limit the
+/// time of a request's head or the number of connections. Its server must do that, as
+/// [`serve`](serve()) does.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
     let routes = routes(&service).merge(ui()).fallback(error::not_found);
     around(routes, service)
 }
 
-/// All calls, without the page and without an answer for other paths: to nest or to merge in an
-/// application's own router.
+/// Makes a router with all calls, to nest or merge into an application's own router.
+///
+/// It has no page and does not answer unknown paths.
 ///
 /// ```
 /// # let dir = tempfile::tempdir()?;
@@ -102,12 +105,12 @@ pub fn api(log: SessionLog, config: Config) -> Router {
     around(routes, service)
 }
 
-/// The page for people, at `/`. It calls the API at the root of the same server.
+/// Makes a router with the page for people, at `/`. The page calls the API at the server's root.
 pub fn ui<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new().route("/", get(admin::page))
 }
 
-/// The calls with their document.
+/// The calls and their document.
 fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
     let (guarded, document) = guarded(service).split_for_parts();
     let (open, of_open) = OpenApiRouter::new()
@@ -120,7 +123,7 @@ fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
         .route("/openapi.json", get(move || async move { document }))
 }
 
-/// What is done to every request, before a route sees it and after.
+/// Wraps the routes in the layers that every request passes.
 fn around(routes: Router<Arc<Service>>, service: Arc<Service>) -> Router {
     let check_head = from_fn_with_state(Arc::clone(&service), service::check_head);
     let observe = from_fn_with_state(Arc::clone(&service.metrics), metrics::observe);
@@ -132,7 +135,7 @@ fn around(routes: Router<Arc<Service>>, service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-/// What needs a token.
+/// The calls that need a token.
 fn guarded(service: &Arc<Service>) -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::with_openapi(admin::Document::openapi())
         .routes(routes!(append::append, events::list))

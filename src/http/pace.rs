@@ -1,5 +1,5 @@
-//! A connection whose client must take its answers at a least rate: one that leaves them lying
-//! holds what they take.
+//! A connection whose client must take its answers at a minimum rate. A slower client would hold
+//! the memory of its answers.
 
 use std::io;
 use std::pin::Pin;
@@ -10,24 +10,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Over how long the rate is taken.
+/// The time over which the rate is measured.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
 pub(super) struct Paced {
     socket: TcpStream,
-    /// The least that is taken in a window; nothing is asked for while there is nothing to take.
+    /// The fewest bytes to take in a window. Without a window no rate is required.
     bytes_min: usize,
     window: Option<Window>,
 }
 
-/// Open from when the client left something lying until it has taken all there is.
+/// A measurement. It begins when the client leaves data waiting and ends when it has taken all.
 struct Window {
     ends: Pin<Box<Sleep>>,
     taken: usize,
 }
 
 impl Paced {
-    /// At least so many bytes a second.
+    /// Requires at least `rate_min` bytes per second.
     pub(super) fn new(socket: TcpStream, rate_min: usize) -> Self {
         let bytes_min =
             rate_min.saturating_mul(usize::try_from(WINDOW.as_secs()).unwrap_or(usize::MAX));
@@ -38,8 +38,8 @@ impl Paced {
         }
     }
 
-    /// Counts what became of a write of so many bytes, and ends the connection at the end of a
-    /// window in which too few were taken.
+    /// Counts the result of a write of `offered` bytes. Fails at the end of a window in which too
+    /// few bytes were taken.
     fn watch(
         &mut self,
         written: Poll<io::Result<usize>>,
@@ -61,7 +61,7 @@ impl Paced {
         written
     }
 
-    /// Pending until the client is found to be too slow.
+    /// Stays pending until the client proves too slow.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let window = self.window.get_or_insert_with(|| Window {
             ends: Box::pin(sleep(WINDOW)),
@@ -139,7 +139,7 @@ mod tests {
         (Paced::new(accepted.unwrap().0, 1024), client.unwrap())
     }
 
-    /// With the clock of the runtime, which jumps where everybody waits.
+    /// The paused clock of the runtime jumps ahead when every task waits.
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut_off_and_one_that_is_only_silent_is_not() {
         let (mut paced, mut client) = pair().await;

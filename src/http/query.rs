@@ -1,4 +1,4 @@
-//! The parameters of queries, and what they mean to the log.
+//! Query parameters and their translation for the log.
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -11,7 +11,7 @@ use crate::http::error::ApiError;
 use crate::model::{EventId, MessageId, Result};
 use crate::read::{Cursor, PageRequest};
 
-/// The part of a query that `T` knows; the rest is ignored.
+/// The parameters of a query that `T` knows. Others are ignored.
 pub(super) struct InQuery<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
@@ -25,16 +25,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
     }
 }
 
-/// A parameter that is there, also when it is empty: whoever sent an empty cursor did not mean to
-/// begin anew.
+/// Reads a parameter that is present even if it is empty. A client that sends an empty cursor did
+/// not mean to start over.
 pub(super) fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     value: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(value).map(Some)
 }
 
-/// What the document says of the session in a path; what reads it is
-/// [`SessionPath`](crate::http::service::SessionPath).
+/// The document's description of the session in a path.
+/// [`SessionPath`](crate::http::service::SessionPath) reads it.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(
@@ -51,23 +51,23 @@ pub(super) struct SessionParam {
     session_id: String,
 }
 
-/// Which stretch of a session.
+/// The range of a session and its order.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct PageParams {
-    /// At most so many; fewer where they are large.
+    /// The most items on the page. A page of large items may have fewer.
     #[serde(default, deserialize_with = "present")]
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
-    /// Only what comes after this event or message. Not together with `before`.
+    /// Only items after this event or message. Not together with `before`.
     #[serde(default, deserialize_with = "present")]
     #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
     after: Option<String>,
-    /// Only what comes before this event or message.
+    /// Only items before this event or message. Not together with `after`.
     #[serde(default, deserialize_with = "present")]
     #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
     before: Option<String>,
-    /// Oldest first, or newest first.
+    /// `asc` for oldest first, or `desc` for newest first.
     #[serde(default)]
     #[param(inline)]
     pub order: Order,
@@ -104,7 +104,7 @@ impl PageParams {
     }
 }
 
-/// The place of an event, or of the event that opened a turn.
+/// Returns the position of an event, or of the event that opened a turn.
 pub(super) fn cursor(id: &str) -> Result<Cursor> {
     let event = match id.parse::<MessageId>() {
         Ok(message) => message.event_id(),
@@ -113,7 +113,7 @@ pub(super) fn cursor(id: &str) -> Result<Cursor> {
     Ok(event.into())
 }
 
-/// Which events of the stretch.
+/// The types of the events to list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TypeParams {

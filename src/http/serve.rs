@@ -1,5 +1,5 @@
-//! A server around the router, with the limits that only a server can keep: on heads that do not
-//! come, on connections, on clients that take nothing.
+//! A server around the router. It keeps the limits that only a server can keep: on the time of a
+//! request's head, on connections, and on clients that take no data.
 
 use std::future::Future;
 use std::io;
@@ -21,15 +21,18 @@ use crate::http::pace::Paced;
 use crate::http::router;
 use crate::log::SessionLog;
 
-/// When accepting fails for want of descriptors or memory, it would fail again at once.
+/// How long to wait after a failed accept. Without descriptors or memory it would fail again at
+/// once.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Serves the [`router`] over HTTP/1.1 until `until` resolves.
 ///
-/// Then nothing new is taken, streams end, and requests under way are finished, for at most
-/// [`drain_wait`](Config::drain_wait); then they are cut off, and a client that had no answer does
-/// not know whether its batch landed. The log stays open: closing it is up to the caller. Dropping
-/// the future instead stops accepting and closes idle connections, and leaves streams open.
+/// Then it accepts nothing new, ends streams, and lets running requests finish for at most
+/// [`drain_wait`](Config::drain_wait). Requests that take longer are cut off. A client without an
+/// answer does not know whether its batch was stored. The log stays open, for the caller to close.
+///
+/// Dropping the future instead stops accepting and closes idle connections, and leaves streams
+/// open.
 ///
 /// # Errors
 ///
@@ -92,20 +95,20 @@ pub async fn serve(
             "requests were cut off that took longer"
         );
         cut_off.send_replace(());
-        // Until the last of them is gone.
+        // Waits until the last connection is gone.
         cut_off.closed().await;
     }
     Ok(())
 }
 
-/// The next connection; one that broke off before it was taken is no reason to stop.
+/// Returns the next connection. A connection that broke off before it was accepted is skipped.
 async fn accept(listener: &TcpListener, stall_wait: Duration) -> TcpStream {
     loop {
         match listener.accept().await {
             Ok((socket, _peer)) => {
                 let options = SockRef::from(&socket);
-                // Without them answers come later, and who vanished is found out later: no reason
-                // to refuse anybody.
+                // Without these options answers are later, and vanished clients are detected later.
+                // Neither is a reason to refuse a connection.
                 let _best = (
                     options.set_tcp_nodelay(true),
                     set_stall_wait(&options, stall_wait),

@@ -1,4 +1,4 @@
-//! What all handlers share, and what is asked of every request before one of them sees it.
+//! The state that all handlers share, and the checks that every request passes before its handler.
 
 use std::sync::Arc;
 
@@ -61,13 +61,12 @@ impl Service {
         .map_err(ApiError::from)
     }
 
-    /// As [`read`](Self::read), of a page of so many bytes, with the share of memory that its
-    /// answer takes.
+    /// Like [`read`](Self::read) for a page, with a share of memory for its answer.
     pub(super) async fn read_page<T: Send + 'static>(
         &self,
         read: impl FnOnce(&SessionLog) -> Result<T> + Send + 'static,
     ) -> Result<(T, Share), ApiError> {
-        // What is read, what is made of it, and the text of that.
+        // The page as read, the bodies made from it, and their text.
         let share = self
             .budget
             .share(self.config.page_bytes_max.saturating_mul(3))
@@ -75,8 +74,8 @@ impl Service {
         Ok((self.read(read).await?, share))
     }
 
-    /// Opens a stream that reads little ahead: there may be thousands of them, and slow ones among
-    /// them.
+    /// Opens a stream that reads only little ahead: there may be thousands of them, some of them
+    /// slow.
     pub(super) async fn stream(
         &self,
         session: SessionId,
@@ -87,7 +86,7 @@ impl Service {
             .map(|stream| stream.read_ahead_bytes(READ_AHEAD_BYTES))
     }
 
-    /// The place of one more who waits for events.
+    /// Returns a permit for one more stream or waiting call.
     pub(super) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
         Arc::clone(&self.streams)
             .try_acquire_owned()
@@ -102,8 +101,8 @@ impl Service {
     }
 }
 
-/// Refuses a request whose head is too long, that is meant for somebody else, or that comes when
-/// the server is about to stop.
+/// Refuses a request with a too long head or for another host, and every request once the server is
+/// about to stop.
 pub(super) async fn check_head(
     State(service): State<Arc<Service>>,
     request: Request,
@@ -169,8 +168,8 @@ pub(super) async fn check_head(
     Ok(next.run(request).await)
 }
 
-/// Whether a request is for this host, whatever the port: by its one header, and by its target
-/// where that names a host too.
+/// Whether a request is for this host, with any port. Its one `Host` header must name it, and so
+/// must its target if that names a host.
 fn is_for(request: &Request, host: &str) -> bool {
     let is_host = |asked: &Authority| {
         asked.host().eq_ignore_ascii_case(host) && !asked.as_str().contains('@')
@@ -185,8 +184,8 @@ fn is_for(request: &Request, host: &str) -> bool {
     in_header && request.uri().authority().is_none_or(is_host)
 }
 
-/// Refuses what two servers on the way might understand in two ways: more than one host, or one
-/// with a user's name, and a body in a coding that is not taken here.
+/// Refuses requests that two servers might parse differently: with several hosts, with a user name
+/// in the host, or with a body in an unsupported coding.
 fn check_framing(headers: &HeaderMap) -> Result<(), ApiError> {
     let mut hosts = headers.get_all(HOST).iter();
     if hosts
@@ -231,7 +230,7 @@ impl<T: std::str::FromStr<Err = crate::model::Error>, S: Send + Sync> FromReques
             .await
             .map_err(|error| ApiError::invalid(error.body_text()))?;
         if text == "." || text == ".." {
-            // Browsers and clients take them out of a path before they send it, also when they are
+            // Browsers and clients remove them from a path before they send it, even if they are
             // percent-encoded.
             let message =
                 format!("{text:?} stands for a place in a path and names no session in a URL");

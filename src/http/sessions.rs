@@ -1,4 +1,4 @@
-//! Listing the sessions of a store.
+//! Lists the sessions of a store.
 
 use std::sync::Arc;
 
@@ -19,15 +19,15 @@ use crate::read::{NewestSessions, PAGE_EVENTS_DEFAULT, SessionQuery};
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct SessionParams {
-    /// At most so many.
+    /// The most sessions on the page.
     #[serde(default, deserialize_with = "present")]
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
-    /// Newest activity first, or by ID.
+    /// `recent` for newest activity first, or `id` for the order of IDs.
     #[serde(default)]
     #[param(inline)]
     order: SessionOrder,
-    /// Only what comes after this ID, whether or not a session has it. With `order=id` alone.
+    /// Only sessions after this ID. A session with this ID need not exist. Only with `order=id`.
     #[serde(default, deserialize_with = "present")]
     #[param(
         min_length = 1,
@@ -47,8 +47,8 @@ enum SessionOrder {
 
 /// List sessions
 ///
-/// Those with the newest events first, as far back as a bounded walk goes, or all of them in the
-/// order of their IDs, page by page.
+/// By newest event, as far back as a bounded walk goes, or all sessions in the order of their IDs,
+/// page by page.
 #[utoipa::path(
     get,
     path = "/v1/sessions",

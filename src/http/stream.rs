@@ -1,7 +1,7 @@
-//! Events as they come: server-sent events, first what is there, then what is new.
+//! Streams a session as server-sent events: first stored events, then new ones.
 //!
-//! A client that comes back with the last ID it has seen misses nothing and gets nothing twice.
-//! What cannot be answered is said with a status, before the first byte of the stream.
+//! A client that reconnects with the last ID it has seen misses nothing and gets nothing twice. A
+//! request that cannot be served gets an error status, before the first byte of the stream.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -27,11 +27,11 @@ use crate::read::{AsyncEventStream, Cursor, StartAt, StreamItem};
 
 const LAST_EVENT_ID: &str = "last-event-id";
 
-/// The memory for an event of this size counts; for smaller ones the connection's own does.
+/// The size from which an event takes a share of the budget. Smaller ones are covered by the
+/// connection's memory.
 const LARGE_EVENT_BYTES: usize = 16 * 1024;
 
-/// Memory that an event takes on its way out, for a byte of its data: itself, and the frame made of
-/// it.
+/// The memory that an event takes for each byte of its data: the event, and the frame made from it.
 const EVENT_COPIES: usize = 3;
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -39,12 +39,12 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct StreamParams {
-    /// Only what comes after this event. The header Last-Event-ID, which a client sends that comes
-    /// back, counts before it.
+    /// Only events after this one. The header Last-Event-ID, which a reconnecting client sends,
+    /// takes precedence.
     #[serde(default, deserialize_with = "present")]
     #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
     after: Option<String>,
-    /// Whether to wait for more at the end.
+    /// Whether to wait for new events at the end.
     #[serde(default = "yes")]
     #[param(default = true)]
     follow: bool,
@@ -59,7 +59,7 @@ struct StreamFrame {
     /// The event's type, `caught_up`, or `error`.
     #[schema(example = "user.message")]
     event: String,
-    /// The event as JSON, `{}`, or what went wrong.
+    /// The event as JSON, `{}`, or the error.
     data: String,
 }
 
@@ -69,9 +69,10 @@ fn yes() -> bool {
 
 /// Stream the events of a session
 ///
-/// As server-sent events: `id` is the event's ID, `event` its type, `data` the event as it is
-/// listed. When all that is stored was sent, an event `caught_up` without an ID says so; an event
-/// `error` says why a stream ends that should not. Every ten seconds of silence a comment comes.
+/// As server-sent events: `id` is the event's ID, `event` its type, and `data` the event as in a
+/// list. An event `caught_up` without an ID follows once all stored events were sent. An event
+/// `error` gives the reason when a stream fails. A comment is sent after every ten seconds of
+/// silence.
 #[utoipa::path(
     get,
     path = "/v1/sessions/{session_id}/stream",
@@ -128,13 +129,13 @@ pub(super) async fn stream(
     let stopper = service.config.stopper();
     let until = async move { stopper.stopped().await };
     let heartbeat = service.config.heartbeat;
-    // Something at once, since a proxy may hold the head back until something comes.
+    // Sent at once, since a proxy may hold back the response head until there is data.
     let begin = once(ready(Frame::default().comment("")));
     let frames = begin
         .chain(frames(service, events.into_async(), place))
         .map(Ok::<_, Infallible>)
         .take_until(Box::pin(until));
-    // Neither nginx nor others are to gather a stream, or to compress it.
+    // Proxies such as nginx must neither buffer nor compress a stream.
     let headers = [
         (X_ACCEL_BUFFERING, "no"),
         (CACHE_CONTROL, "no-store, no-transform"),
@@ -145,10 +146,10 @@ pub(super) async fn stream(
     ))
 }
 
-/// Where the client is, by what it says.
+/// Returns the client's position. The header takes precedence over the parameter.
 fn cursor_of(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
     let after = after.map(cursor).transpose()?;
-    // Empty, it says that nothing was seen yet.
+    // An empty header means that the client has seen no event.
     let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) else {
         return Ok(after);
     };
@@ -158,7 +159,7 @@ fn cursor_of(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>,
     Ok(Some(cursor(last)?))
 }
 
-/// The frames of a stream; it has its place until it ends or is dropped.
+/// Returns the frames of a stream. It keeps its permit until it ends or is dropped.
 fn frames(
     service: Arc<Service>,
     events: AsyncEventStream,
@@ -166,7 +167,7 @@ fn frames(
 ) -> impl Stream<Item = Frame> {
     unfold(Some((service, events, place, None)), |open| async {
         let (service, mut events, place, last_share) = open?;
-        // The frame before is sent but for little, or this one would not be asked for.
+        // This frame is polled only once nearly all of the last one is sent.
         drop(last_share);
         let (frame, share) = match events.next().await? {
             Ok(StreamItem::Event(event)) => {
@@ -195,8 +196,7 @@ fn frames(
 
 fn frame(event: &Event) -> Frame {
     let data = json(&EventBody::from(event));
-    // What the server's own code appended may be JSON over several lines, and a line is all that a
-    // frame can hold.
+    // Data that the application appended may be JSON on several lines. A frame holds only one line.
     let data = if data.contains(['\n', '\r']) {
         compact(&data)
     } else {

@@ -1,4 +1,4 @@
-//! The shapes of the answers, and JSON that is passed on as it came.
+//! The shapes of the answers, and JSON that is passed through unchanged.
 
 use std::borrow::Cow;
 
@@ -17,14 +17,14 @@ use crate::turn::{JsonText, MessageStatus, Sent, TurnText, lenient};
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Event)]
 pub(super) struct EventBody {
-    /// Unique, and greater than those of all events stored before; as text too.
+    /// Unique, and greater than the IDs of all events stored before, also when compared as text.
     #[schema(example = "evt_01JQ3W8K5T0000000000000001")]
     id: String,
     /// The session.
     #[schema(example = "sess_123")]
     session_id: String,
-    /// The place in the session, from 1 and without gaps. That of the newest event goes into
-    /// If-Match.
+    /// The position in the session, from 1 and without gaps. If-Match takes that of the newest
+    /// event.
     #[schema(minimum = 1)]
     seq: Seq,
     /// The turn that the event opened or belongs to.
@@ -33,12 +33,12 @@ pub(super) struct EventBody {
     /// The type.
     #[schema(example = "user.message")]
     r#type: String,
-    /// What the event says, as it was given. That of a `user.message` has `content`, `metadata` and
-    /// the `message_id`. Where parts of it are no JSON, such as `NaN`, they are strings of what was
-    /// given; it is `null` where nothing of it is.
+    /// The data as it was appended. The data of a `user.message` has `content`, `metadata` and the
+    /// `message_id`. Parts that are not JSON, such as `NaN`, are strings of their text. If none of
+    /// it is JSON, this is `null`.
     #[schema(value_type = Value)]
     data: Box<RawValue>,
-    /// The data in base64, where it or a part of it is no JSON.
+    /// The data in base64, if it or a part of it is not JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
     data_base64: Option<String>,
     /// When it was stored, in UTC.
@@ -85,7 +85,7 @@ fn repaired(data: &[u8]) -> Box<RawValue> {
     json.unwrap_or_else(|| RawValue::NULL.to_owned())
 }
 
-/// The fields of an object, and the message ID behind them. What is no object stays as it is.
+/// Puts the message ID after the fields of an object. Other data stays as it is.
 fn with_message_id(data: &RawValue, id: &str) -> Box<RawValue> {
     let Ok(mut fields) = serde_json::from_str::<IndexMap<Cow<'_, str>, &RawValue>>(data.get())
     else {
@@ -97,7 +97,8 @@ fn with_message_id(data: &RawValue, id: &str) -> Box<RawValue> {
     to_raw_value(&fields).expect("JSON under string keys has a JSON form")
 }
 
-/// The same where no Rust string holds some key: of a repeated key, readers take the last.
+/// Like [`with_message_id`], for an object with a key that no Rust string can hold. Of a repeated
+/// key, readers use the last.
 fn with_last(data: &RawValue, id: &str) -> Box<RawValue> {
     let fields = data
         .get()
@@ -108,8 +109,8 @@ fn with_last(data: &RawValue, id: &str) -> Box<RawValue> {
         .unwrap_or_else(|| data.to_owned())
 }
 
-/// JSON without the white space between its parts, so that it takes one line. What it says, and how
-/// numbers and strings are spelled, stays.
+/// Removes the white space between the parts of JSON, so that it takes one line. The spelling of
+/// numbers and strings stays.
 pub(super) fn compact(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);
@@ -127,24 +128,24 @@ pub(super) fn compact(json: &str) -> String {
     out
 }
 
-/// What was appended.
+/// The events that were appended.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Appended {
     /// The stored events, in the order of the request.
     pub events: Vec<EventBody>,
 }
 
-/// Where a page lies, and what is beyond it.
+/// The range of a page, and whether there is more.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Bounds {
-    /// Whether the range goes on behind this page, in its order.
+    /// Whether the range continues after this page, in its order.
     pub has_more: bool,
-    /// The first on the page. `null` when it is empty; where a filter found nothing yet, the place
-    /// of the search.
+    /// The first ID on the page. `null` when the page is empty. If a filter has found nothing yet,
+    /// the position of the search.
     pub first_id: Option<String>,
-    /// The last on the page, to go on from: `after` it, or `before` it where the order is `desc`.
-    /// What comes before some event is read page by page with `desc` alone: with `asc` such a page
-    /// begins at the start of the session, and there is one cursor to a request.
+    /// The last ID on the page, to continue from: with `after`, or with `before` if the order is
+    /// `desc`. To read the events before some event page by page, use `desc`. With `asc` such a
+    /// page begins at the start of the session, and a request has only one cursor.
     pub last_id: Option<String>,
     /// The session's newest event.
     pub tail_id: String,
@@ -166,16 +167,16 @@ pub(super) struct Messages {
     pub bounds: Bounds,
 }
 
-/// A turn as one value: what the user sent, how far the work on it is, and what came of it.
+/// A turn as one value: the user's message, the state of the work on it, and its output.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Message)]
 pub(super) struct MessageBody {
-    /// That of the event that opened the turn, with `msg_`.
+    /// The ID of the event that opened the turn, with `msg_`.
     #[schema(example = "msg_01JQ3W8K5T0000000000000001")]
     id: String,
     #[schema(example = "sess_123")]
     session_id: String,
-    /// The place in the session of the event that opened the turn, from 1.
+    /// The position in the session of the event that opened the turn, from 1.
     #[schema(minimum = 1)]
     sequence_number: Seq,
     #[schema(value_type = Status)]
@@ -184,26 +185,26 @@ pub(super) struct MessageBody {
     content: Box<RawValue>,
     #[schema(value_type = Object)]
     metadata: Box<RawValue>,
-    /// Which try at the turn this is, from 1.
+    /// The number of the current attempt, from 1.
     #[schema(minimum = 1)]
     attempt: u32,
-    /// What the assistant said, in order; the last is the answer.
+    /// The assistant's messages, in order. The last is the answer.
     #[schema(value_type = Vec<Value>)]
     output: Vec<JsonText>,
-    /// How many of the earliest outputs are left out, since all of them are too much for one
-    /// answer. They are in the session's events.
+    /// The number of the earliest outputs that are left out, when all are too large for one answer.
+    /// They are in the session's events.
     output_omitted: u64,
-    /// What was given with the status `failed`.
+    /// The error that came with the status `failed`.
     #[schema(value_type = Option<Value>)]
     error: Option<JsonText>,
     #[schema(format = DateTime)]
     created_at: String,
-    /// When the turn was over.
+    /// When the turn ended.
     #[schema(format = DateTime)]
     completed_at: Option<String>,
 }
 
-/// How far the work on a turn is. `completed` and `failed` are final.
+/// The state of the work on a turn. `completed` and `failed` are final.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 #[expect(dead_code, reason = "it stands for `MessageStatus` in the document")]
@@ -247,17 +248,18 @@ impl From<TurnText> for MessageBody {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Sessions {
     pub sessions: Vec<SessionBody>,
-    /// Whether there are more in this order; of the recent ones, whether there may be.
+    /// Whether there are more sessions in this order. In the order `recent`, whether there may be
+    /// more.
     pub has_more: bool,
 }
 
-/// A session and where it stands.
+/// A session and its head.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Session)]
 pub(super) struct SessionBody {
     #[schema(example = "sess_123")]
     pub id: String,
-    /// How many events it has.
+    /// The number of its events.
     pub events: Seq,
     pub last_event_id: String,
     /// The time in the ID of its newest event, in UTC.
@@ -265,7 +267,7 @@ pub(super) struct SessionBody {
     pub last_event_at: String,
 }
 
-/// A place in a session as an entity tag, to be sent back in `If-Match`.
+/// A seq as an entity tag, to be sent back in `If-Match`.
 pub(super) fn etag(seq: Seq) -> HeaderValue {
     HeaderValue::try_from(format!("\"{seq}\"")).expect("a number in quotes is a header value")
 }
