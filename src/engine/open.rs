@@ -327,7 +327,7 @@ fn split_off_sealed(
 
 /// Whether the file system has no barriers because it takes no writes, as squashfs.
 ///
-/// A file system that reports being read-only is not one: it may have become so after a failed
+/// A file system that reports being read-only is not one. It may have become so after a failed
 /// write, and the device may hold data that it will lose.
 fn is_never_written(barrier: &Error) -> bool {
     let Error::Io { source, .. } = barrier else {

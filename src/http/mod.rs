@@ -20,8 +20,8 @@
 //! * `GET /v1/sessions/{session_id}/events` returns a page of events.
 //! * `GET /v1/sessions/{session_id}/stream` streams stored and new events as server-sent events.
 //! * `GET /v1/sessions/{session_id}/messages` returns a page of turns, each as one message.
-//! * `GET /v1/messages/{message_id}` returns one turn as a message. With `wait` it answers when the
-//!   turn has ended.
+//! * `GET /v1/messages/{message_id}` returns one turn as a message. With `wait` it first waits for
+//!   the turn to end.
 //! * `GET /v1/sessions` lists the sessions, by newest activity or by ID.
 //! * `GET /openapi.json` returns the OpenAPI document of these calls.
 //! * `GET /healthz` reports whether the log is in service.
@@ -33,9 +33,9 @@
 //! [`Error::code`](crate::Error::code). Invalid HTTP, or a far too long head, is refused below the
 //! router, with a status alone.
 //!
-//! Reads from the disk run on the runtime's blocking threads, with two exceptions. An append looks
-//! up a session or an idempotency key that is not in memory where the request is polled. A stream
-//! that is behind reads there too, 64 KiB at a time.
+//! Reads from the disk run on the runtime's blocking threads, with two exceptions that read on the
+//! thread that polls the request. An append looks up a session or an idempotency key that is not in
+//! memory. A stream that has not caught up reads 64 KiB at a time.
 
 mod admin;
 mod append;

@@ -6,8 +6,8 @@
 //!
 //! # Events
 //!
-//! An event is ignored in each of these cases: it is of another turn or session, it is not newer
-//! than the last applied event, its type is not listed here, or its data is not JSON.
+//! Events of another turn or session, events that are not newer than the last applied one, and
+//! events whose data is not JSON are ignored. So are events of types not listed here.
 //!
 //! * `message.status_changed` with `{status, attempt?, error?}` sets the status as in the next
 //!   section. It is ignored without a known `status`.

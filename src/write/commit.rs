@@ -17,7 +17,7 @@
 //! * Every answer is given after the barrier of the group it was decided in, and of all groups
 //!   before it. This includes replays, conflicts and mismatches. So no answer rests on anything
 //!   that a crash could undo.
-//! * After a failed write no group gets a place: the log is poisoned, and no reader sees records of
+//! * After a failed write the log is poisoned and no group gets a place. No reader sees records of
 //!   the failed group or of groups after it. A group that gets no place for lack of room undoes its
 //!   assignments. So does the open group, which rests on it.
 //! * The section does no I/O. Its lock is not held during I/O, nor while waking a waiter that might
