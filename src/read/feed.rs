@@ -139,7 +139,7 @@ impl Store {
         })
     }
 
-    /// Visits records from the newest backwards, until the list is full or [`WALK_BACK_RECORDS`]
+    /// Visits records from the newest backwards, until the list is full or `walk_back_records`
     /// sealed records are read. `Break` means that older records were not visited.
     fn walk_back(&self, newest: &mut Newest) -> Result<ControlFlow<()>> {
         let mut oldest = EventId::from_u128(u128::MAX);
