@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::futex;
 
-/// Opens again and again, each time for those who came since the last time.
+/// Opens again and again, each time for the threads that came since the last time.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     opened: AtomicU32,
@@ -26,7 +26,7 @@ impl Gate {
 
     pub(crate) fn open(&self) {
         self.opened.fetch_add(1, Ordering::SeqCst);
-        // Who is not counted yet will find it open.
+        // A thread that is not counted yet will find it open.
         if self.waiting.load(Ordering::SeqCst) > 0 {
             let all = i32::MAX.unsigned_abs();
             futex::wake(&self.opened, futex::Flags::PRIVATE, all)

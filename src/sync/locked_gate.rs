@@ -2,7 +2,7 @@
 
 use crate::sync::{Condvar, Mutex};
 
-/// Opens again and again, each time for those who came since the last time.
+/// Opens again and again, each time for the threads that came since the last time.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
     opened: Mutex<u32>,

@@ -308,6 +308,19 @@ fn no_line_is_wider_than_a_page() {
     });
 }
 
+/// A sentence about "who" seldom says which thread, caller or reader it means.
+#[test]
+fn a_comment_names_the_actor() {
+    check("a comment names the actor", sources(), |source| {
+        lines_with(&source.text, |line| {
+            let comment = line.split_once("//").map_or("", |(_, comment)| comment);
+            ["who", "whoever", "Who", "Whoever"]
+                .iter()
+                .any(|word| has_word(comment, word))
+        })
+    });
+}
+
 #[test]
 fn every_link_in_the_documentation_leads_somewhere() {
     let pages: Vec<Source> = texts().filter(|text| is_markdown(&text.name)).collect();
