@@ -29,6 +29,8 @@ const NO_INDEX: &str = "/dev/null/log";
 const BATCHES: &[u64] = &[40, 40, 270_000];
 const KIB: usize = 1024;
 const PREFERENCES: usize = 4;
+/// Power cuts that a run with two groups in flight is checked with beside the one of every run.
+const CUTS_AT_OVERLAPS: usize = 4;
 /// The type and the session of the event that ends a run.
 const LAST: &str = "last";
 
@@ -88,12 +90,14 @@ fn explore(scenario: Scenario, seed: u64, kind: Kind) {
 /// The number of runs in which two groups were in flight.
 static OVERLAPPED: Tally = Tally::new();
 
-fn have_overlapped(steps: &[Step]) -> bool {
+/// The numbers of steps after which two groups were in flight.
+fn overlaps(steps: &[Step]) -> Vec<usize> {
     let mut durability = Durability::default();
-    steps.iter().any(|step| {
+    let are_two = |(end, step): (usize, &Step)| {
         durability.step(step);
-        durability.written_through() > 1
-    })
+        (durability.written_through() > 1).then_some(end)
+    };
+    (1..).zip(steps).filter_map(are_two).collect()
 }
 
 struct Scene {
@@ -148,13 +152,23 @@ impl Scene {
         }
     }
 
-    /// Checks that everything acknowledged is there, also after a power cut at this moment.
+    /// Checks that everything acknowledged is there after a power cut: at any moment, and at some
+    /// moments with two groups in flight or just after.
     fn check(&self, seed: u64) {
         let (steps, mut dice) = (self.disk.steps(), Dice(seed));
-        if have_overlapped(&steps) {
-            OVERLAPPED.count();
+        self.check_cut(&steps, 1 + dice.index(steps.len()), &mut dice);
+        let overlaps = overlaps(&steps);
+        if overlaps.is_empty() {
+            return;
         }
-        let end = 1 + dice.index(steps.len());
+        OVERLAPPED.count();
+        for after in 0..CUTS_AT_OVERLAPS {
+            let end = overlaps[dice.index(overlaps.len())] + after % 2;
+            self.check_cut(&steps, end.min(steps.len()), &mut dice);
+        }
+    }
+
+    fn check_cut(&self, steps: &[Step], end: usize, dice: &mut Dice) {
         let mut durability = Durability::default();
         let mut ledger = Ledger::new(self.works);
         for step in &steps[..end] {
@@ -163,7 +177,7 @@ impl Scene {
                 ledger.note(line);
             }
         }
-        let image = durability.cut(Left::Nothing, NamesLeft::Synced, &mut dice);
+        let image = durability.cut(Left::Nothing, NamesLeft::Synced, dice);
         let log = open(&SimulatedDisk::of(Path::new(NO_INDEX), &image));
         ledger.check(&log);
     }

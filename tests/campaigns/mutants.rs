@@ -22,10 +22,13 @@ const UNIT: &[&str] = &["--lib"];
 const INTEGRATION: &[&str] = &["--test", "it"];
 
 /// A test that hangs has noticed too.
-const SECONDS_MAX: &str = "300";
+const SECONDS_MAX: &str = "900";
 
 /// The runs of the test's campaign.
 const RUNS: &str = "3000";
+
+/// Of the schedules, which are shorter and find some orders of events seldom.
+const SCHEDULES_RUNS: &str = "20000";
 
 /// Mutants that need a build of their own.
 const SCHEDULES: &str = "campaign_schedules";
@@ -315,9 +318,14 @@ impl Mutant {
             );
             tests.arg("cargo").args(&arguments);
         }
+        let runs = if self.test == SCHEDULES {
+            SCHEDULES_RUNS
+        } else {
+            RUNS
+        };
         let tested = tests
             .arg(self.test)
-            .env("SESSION_LOG_RUNS", RUNS)
+            .env("SESSION_LOG_RUNS", runs)
             .env_remove("SESSION_LOG_CAMPAIGN")
             .output();
         tested.expect("a process").status.success()
