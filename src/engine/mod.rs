@@ -51,7 +51,7 @@ pub(crate) struct Writer {
     pub commit: Commit,
     pub shared: Arc<Shared>,
     pub manifest: Mutex<ManifestFile>,
-    /// Whether there is a segment that the merging of filters has not seen.
+    /// Whether there is a segment that the filters thread has not seen.
     pub new_segment: Mailbox<bool>,
 }
 

@@ -1,6 +1,6 @@
 //! Maintains the filters over many segments: adopts existing ones and makes missing ones.
 //!
-//! A failure here costs only time: without a merged filter the segments' own filters answer.
+//! A failure here costs only time: without a span filter the segments' own filters answer.
 
 use std::collections::HashMap;
 

@@ -191,24 +191,20 @@ impl<T> Page<T> {
     }
 
     /// Returns the same page with other items.
-    pub(crate) fn map<U>(self, each: impl FnMut(T) -> U) -> Page<U> {
-        let Self {
-            items,
-            has_more,
-            first,
-            last,
-            tail,
-            tail_id,
-            request,
-        } = self;
+    pub(crate) fn with_items<U>(self, items: Vec<U>) -> Page<U> {
         Page {
-            items: items.into_iter().map(each).collect(),
-            has_more,
-            first,
-            last,
-            tail,
-            tail_id,
-            request,
+            items,
+            has_more: self.has_more,
+            first: self.first,
+            last: self.last,
+            tail: self.tail,
+            tail_id: self.tail_id,
+            request: self.request,
         }
+    }
+
+    pub(crate) fn map<U>(mut self, each: impl FnMut(T) -> U) -> Page<U> {
+        let items = std::mem::take(&mut self.items);
+        self.with_items(items.into_iter().map(each).collect())
     }
 }

@@ -308,7 +308,7 @@ mod tests {
             SegmentSet::new(self.infos.iter().map(segment).collect())
         }
 
-        fn merged(&self, set: &SegmentSet) -> Vec<SpanFilter> {
+        fn span_filters(&self, set: &SegmentSet) -> Vec<SpanFilter> {
             let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&self.cache));
             let dir = FilterDir {
                 disk,
@@ -413,8 +413,8 @@ mod tests {
             let scene = Scene::new(&segments);
             let set = scene.set();
             scene.check(&set, &BTreeSet::new());
-            let merged = set.with_filters(scene.merged(&set));
-            scene.check(&merged, &BTreeSet::new());
+            let filtered = set.with_filters(scene.span_filters(&set));
+            scene.check(&filtered, &BTreeSet::new());
             let damaged: BTreeSet<u64> = damaged
                 .into_iter()
                 .filter(|number| *number <= set.newest_number())
@@ -423,7 +423,7 @@ mod tests {
                 scene.damage(*number);
             }
             scene.check(&set, &damaged);
-            scene.check(&merged, &damaged);
+            scene.check(&filtered, &damaged);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::segment::{
 #[derive(Clone)]
 pub(crate) struct SegmentSet {
     pub(super) segments: Vec<Arc<Segment>>,
-    merged: HashMap<Span, Arc<SpanFilter>>,
+    filters: HashMap<Span, Arc<SpanFilter>>,
 }
 
 /// A run's entry and its segment.
@@ -28,7 +28,7 @@ impl SegmentSet {
     pub(crate) fn new(segments: Vec<Arc<Segment>>) -> Self {
         Self {
             segments,
-            merged: HashMap::new(),
+            filters: HashMap::new(),
         }
     }
 
@@ -41,7 +41,7 @@ impl SegmentSet {
     /// Returns the set with these span filters, which replace filters over the same spans.
     pub(crate) fn with_filters(&self, filters: impl IntoIterator<Item = SpanFilter>) -> Self {
         let mut set = self.clone();
-        set.merged.extend(
+        set.filters.extend(
             filters
                 .into_iter()
                 .map(|filter| (filter.span, Arc::new(filter))),
@@ -51,7 +51,7 @@ impl SegmentSet {
 
     /// Returns whether there is a usable filter over this span.
     pub(crate) fn has_filter(&self, span: Span) -> bool {
-        self.merged
+        self.filters
             .get(&span)
             .is_some_and(|filter| !filter.is_broken())
     }
@@ -147,7 +147,7 @@ impl SegmentSet {
     /// item.
     pub(super) fn ruled_out(&self, item: ItemHash, through: u64) -> Option<Span> {
         Span::ending_with(through)
-            .filter_map(|span| self.merged.get(&span))
+            .filter_map(|span| self.filters.get(&span))
             .find(|filter| filter.rules_out(item))
             .map(|filter| filter.span)
     }

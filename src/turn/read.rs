@@ -84,35 +84,20 @@ impl TurnReader {
             turns.list.reverse();
         }
         self.fold(&mut turns)?;
-        let Page {
-            mut has_more,
-            mut first,
-            mut last,
-            tail,
-            tail_id,
-            ..
-        } = opened;
+        opened.request = request;
         if let Some(cut) = turns.cut {
-            has_more = true;
+            opened.has_more = true;
             if newest_first {
-                first = cut + 1;
+                opened.first = cut + 1;
             } else {
-                last = cut - 1;
+                opened.last = cut - 1;
             }
         }
-        let mut items = turns.into_folds();
+        let mut folds = turns.into_folds();
         if newest_first {
-            items.reverse();
+            folds.reverse();
         }
-        Ok(Page {
-            items,
-            has_more,
-            first,
-            last,
-            tail,
-            tail_id,
-            request,
-        })
+        Ok(opened.with_items(folds))
     }
 
     /// Folds events into the turns until all of them are final or the session ends.

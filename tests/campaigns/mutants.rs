@@ -176,7 +176,7 @@ const MUTANTS: &[Mutant] = &[
         target: INTEGRATION,
     },
     Mutant {
-        name: "a merged filter is believed whichever segments it is over",
+        name: "a span filter is believed whichever segments it is over",
         edits: &[(
             "src/segment/span_filter.rs",
             "segments.iter().try_fold(salt,",

@@ -16,10 +16,10 @@ mod idempotency;
 mod index;
 mod limits;
 mod list;
-mod merged;
 mod message;
 mod model;
 mod options;
+mod span_filters;
 // Elsewhere a log is not protected from its folder being moved.
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 mod place;

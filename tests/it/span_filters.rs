@@ -10,7 +10,7 @@ use sessionlog::{Batch, Error, Expected, Options, SessionLog};
 use crate::support::{assert_error, eventually, folder, note, notes, segments, session};
 
 /// The number of segments under the narrowest such filter.
-const MERGED: usize = 16;
+const SPAN: usize = 16;
 
 /// Options under which every few appends make a segment.
 fn sealing() -> Options {
@@ -36,7 +36,7 @@ fn keyed(n: usize) -> Batch {
     notes(&format!("{n}"), 1).idempotency_key("key")
 }
 
-/// The merged filters, by name.
+/// The filters over spans of segments, by name.
 fn filters(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let files = fs::read_dir(folder.join("filters"))
         .into_iter()
@@ -73,7 +73,7 @@ fn check(log: &SessionLog, appended: usize, new: usize) {
 fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_filters() {
     let dir = folder();
     let log = sealing().open(dir.path()).unwrap();
-    let appended = fill(&log, dir.path(), 0, 2 * MERGED + 1);
+    let appended = fill(&log, dir.path(), 0, 2 * SPAN + 1);
     eventually("two filters", || filters(dir.path()).len() == 2);
     check(&log, appended, 0);
     log.close().unwrap();
@@ -129,7 +129,7 @@ fn a_retry_lands_once_and_a_session_begins_once_whatever_becomes_of_the_merged_f
 fn a_merged_filter_that_is_damaged_or_gone_is_made_again() {
     let dir = folder();
     let log = sealing().open(dir.path()).unwrap();
-    let mut appended = fill(&log, dir.path(), 0, MERGED);
+    let mut appended = fill(&log, dir.path(), 0, SPAN);
     eventually("a filter", || filters(dir.path()).len() == 1);
     log.close().unwrap();
     let before = filters(dir.path());
