@@ -18,6 +18,7 @@ mod limits;
 mod list;
 mod message;
 mod model;
+mod old_format;
 mod options;
 mod span_filters;
 // Elsewhere a log is not protected from its folder being moved.
