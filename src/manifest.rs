@@ -7,11 +7,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{
-    FRAMED_BYTES_MAX, MANIFEST, Salt, StoreId, decode_list, decode_value, encode_value,
+    Decoded, FRAMED_BYTES_MAX, MANIFEST, Salt, StoreId, decode_list, encode_value, open_value,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Layout, Mode, read_device};
 use crate::model::{Error, Result};
-use crate::segment::SegmentInfo;
+use crate::segment::{SegmentInfo, SegmentInfoV1};
 
 /// The files that the store consists of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +32,60 @@ pub(crate) struct Manifest {
     pub incarnation: u64,
     /// Whether the log was closed with its end at `durable_lsn`.
     pub clean: bool,
+    /// The segments that may hold something removed.
+    #[serde(deserialize_with = "decode_list")]
+    pub marks: Vec<Mark>,
+    /// When the first removal was committed whose bytes journal files may still hold. Files that
+    /// are not in use count too.
+    pub journal_removal_ms: Option<u64>,
+    /// Whether a session was ever given a retention of its own.
+    pub has_own_retention: bool,
+    /// The numbers of adopted segments whose removals have put no marks yet.
+    #[serde(deserialize_with = "decode_list")]
+    pub unmarked: Vec<u64>,
+}
+
+/// A mark on a segment that may hold something removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    pub segment: u64,
+    /// The number of removed events, by estimate.
+    pub events: u64,
+    /// When the first of them was removed, by the wall clock.
+    pub removal_ms: u64,
+}
+
+/// A [`Manifest`] as version 1 stores it.
+#[derive(Deserialize)]
+struct ManifestV1 {
+    sequence: u64,
+    store: StoreId,
+    #[serde(deserialize_with = "decode_list")]
+    segments: Vec<SegmentInfoV1>,
+    #[serde(deserialize_with = "decode_list")]
+    journal: Vec<JournalUse>,
+    durable_lsn: u64,
+    incarnation: u64,
+    clean: bool,
+}
+
+impl From<ManifestV1> for Manifest {
+    fn from(manifest: ManifestV1) -> Self {
+        let segments = manifest.segments.into_iter().map(SegmentInfo::from);
+        Self {
+            sequence: manifest.sequence,
+            store: manifest.store,
+            segments: segments.collect(),
+            journal: manifest.journal,
+            durable_lsn: manifest.durable_lsn,
+            incarnation: manifest.incarnation,
+            clean: manifest.clean,
+            marks: Vec::new(),
+            journal_removal_ms: None,
+            has_own_retention: false,
+            unmarked: Vec::new(),
+        }
+    }
 }
 
 /// The manifest and the two slots on the disk that hold it.
@@ -65,6 +119,10 @@ impl Manifest {
             durable_lsn: 0,
             incarnation: 0,
             clean: false,
+            marks: Vec::new(),
+            journal_removal_ms: None,
+            has_own_retention: false,
+            unmarked: Vec::new(),
         }
     }
 
@@ -101,7 +159,16 @@ impl Manifest {
             .unwrap_or(usize::MAX)
             .min(FRAMED_BYTES_MAX.next_multiple_of(BLOCK));
         let bytes = read_device(disk, slot, length)?;
-        decode_value(MANIFEST, salt(), bytes.as_slice()).map_err(|fault| fault.at(slot, 0))
+        Self::decode(bytes.as_slice()).map_err(|fault| fault.at(slot, 0))
+    }
+
+    fn decode(bytes: &[u8]) -> Decoded<Self> {
+        let value = open_value(MANIFEST, salt(), bytes)?;
+        if value.version == 1 {
+            value.decode::<ManifestV1>().map(Self::from)
+        } else {
+            value.decode()
+        }
     }
 }
 
@@ -163,6 +230,12 @@ impl ManifestFile {
             disk: Arc::clone(disk),
             layout: layout.clone(),
         }))
+    }
+
+    /// Takes another value. It is the manifest once it is [stored](Self::store).
+    pub(crate) fn replace(&mut self, value: Manifest) {
+        let sequence = self.value.sequence.max(value.sequence);
+        self.value = Manifest { sequence, ..value };
     }
 
     /// Makes the value the manifest.

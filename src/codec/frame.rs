@@ -1,4 +1,4 @@
-//! The fixed headers of journal files, groups, segments, blocks and pages.
+//! The fixed headers of journal files, groups, segments and pages.
 
 use crate::codec::{ByteReader, Decoded, FORMAT_VERSION, Fault, Salt, StoreId, check_version};
 use crate::model::EventId;
@@ -12,7 +12,6 @@ const FILE_CHECKED_FROM: usize = 16;
 const JOURNAL_HEADER_BYTES: usize = 72;
 const SEGMENT_HEADER_BYTES: usize = 64;
 pub(crate) const GROUP_HEADER_BYTES: usize = 64;
-pub(crate) const BLOCK_HEADER_BYTES: usize = 16;
 pub(crate) const PAGE_HEADER_BYTES: usize = 9;
 
 /// The header of a journal file.
@@ -108,6 +107,12 @@ impl SegmentHeader {
             return Err(Fault::Damaged {
                 at: 12,
                 what: "a checksum that does not match",
+            });
+        }
+        if reader.array()? != [0; 8] {
+            return Err(Fault::Damaged {
+                at: 56,
+                what: "reserved bytes that are not zero",
             });
         }
         Ok(header)
@@ -215,70 +220,6 @@ impl GroupHeader {
     }
 }
 
-/// The header of a block in a segment, before its records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BlockHeader {
-    pub record_bytes: u32,
-    pub records: u32,
-}
-
-impl BlockHeader {
-    /// Returns the header of a block whose records consist of these parts.
-    pub(crate) fn encode<'a>(
-        self,
-        salt: Salt,
-        records: impl IntoIterator<Item = &'a [u8]>,
-    ) -> [u8; BLOCK_HEADER_BYTES] {
-        let length = self.record_bytes.to_le_bytes();
-        let count = self.records.to_le_bytes();
-        let before = salt.over(&length).over(&count).over(&[0; 4]);
-        let checksum = records
-            .into_iter()
-            .fold(before, Salt::over)
-            .value()
-            .to_le_bytes();
-        let mut out = [0; BLOCK_HEADER_BYTES];
-        for (to, from) in out
-            .iter_mut()
-            .zip(length.iter().chain(&checksum).chain(&count))
-        {
-            *to = *from;
-        }
-        out
-    }
-
-    /// Checks a whole block, header and records.
-    pub(crate) fn decode(salt: Salt, block: &[u8]) -> Decoded<Self> {
-        let mut reader = ByteReader::new(block);
-        let record_bytes = reader.u32()?;
-        let checksum = reader.u32()?;
-        let (count, flags) = (reader.array::<4>()?, reader.array::<4>()?);
-        let records = reader.take(record_bytes as usize)?;
-        let found = salt
-            .over(&record_bytes.to_le_bytes())
-            .over(&count)
-            .over(&flags)
-            .checksum(records);
-        if found != checksum || reader.left() > 0 {
-            return Err(Fault::Damaged {
-                at: 4,
-                what: "a checksum that does not match",
-            });
-        }
-        if flags != [0; 4] {
-            return Err(Fault::Unknown {
-                what: "block flags",
-                found: u32::from_le_bytes(flags).into(),
-                supported: 0,
-            });
-        }
-        Ok(Self {
-            record_bytes,
-            records: u32::from_le_bytes(count),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,6 +268,22 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_header_whose_reserved_bytes_are_not_zero_is_damage() {
+        let fields = [STORE.0.to_le_bytes(), 3_u128.to_le_bytes(), [0; 16]].concat();
+        let salt = Salt::new(STORE, *b"sfil", 3);
+        for at in 40..48 {
+            let mut checked = fields.clone();
+            assert!(SegmentHeader::decode(&file_header(SEGMENT_MAGIC, salt, &checked)).is_ok());
+            checked[at] = 1;
+            let refused = SegmentHeader::decode(&file_header(SEGMENT_MAGIC, salt, &checked));
+            assert!(
+                matches!(refused, Err(Fault::Damaged { at: 56, .. })),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_group_header_reads_back_in_its_store_only_and_any_flipped_bit_is_refused() {
         let header = GroupHeader {
             incarnation: 4,
@@ -343,22 +300,6 @@ mod tests {
         assert_eq!(GroupHeader::decode(StoreId(78), &bytes), None);
         every_flip(&bytes, |bit, flipped| {
             assert_eq!(GroupHeader::decode(STORE, flipped), None, "bit {bit}");
-        });
-    }
-
-    #[test]
-    fn a_block_is_checked_whole() {
-        let (salt, records) = (Salt::NONE.at(64), b"some records");
-        let header = BlockHeader {
-            record_bytes: 12,
-            records: 2,
-        };
-        let mut block = header.encode(salt, [&records[..4], &records[4..]]).to_vec();
-        block.extend_from_slice(records);
-        assert_eq!(BlockHeader::decode(salt, &block), Ok(header));
-        assert!(BlockHeader::decode(Salt::NONE.at(65), &block).is_err());
-        every_flip(&block, |bit, flipped| {
-            assert!(BlockHeader::decode(salt, flipped).is_err(), "bit {bit}");
         });
     }
 }

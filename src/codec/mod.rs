@@ -1,6 +1,6 @@
 //! The on-disk format and its codec. This page is the specification of the format.
 //!
-//! # Format, version 1
+//! # Format, version 2
 //!
 //! Integers are little-endian unless a field says otherwise. Numbers in parentheses are sizes in
 //! bytes.
@@ -25,7 +25,6 @@
 //! | `MANIFEST-0`, `MANIFEST-1` | the two slots of the manifest |
 //! | `journal/<number>.journal` | a journal file |
 //! | `segments/<number>.segment` | a segment |
-//! | `filters/<number>-<level>.filter` | a span filter |
 //! | `index/` | the index |
 //! | `index.set-aside/` | the last index that was found to be wrong; nothing reads it |
 //! | `*.tmp` | an unfinished file; removed on open |
@@ -34,10 +33,20 @@
 //!   counts.
 //! * A journal file is pre-written with zeroes and recycled. Its number has 8 digits, or more if it
 //!   needs more.
-//! * A segment is immutable. Segments are numbered in commit order, with 16 digits.
-//! * A span filter is named by the number of its last segment, with 16 digits. It can be deleted at
-//!   any time.
+//! * A segment is immutable. Its number has 16 digits. A new segment has a number above all named
+//!   ones.
+//! * Segments follow each other by LSN: each begins where the one before it ends. Their numbers
+//!   need not rise, because merging replaces neighbours by a segment with a new number.
 //! * The index can be deleted at any time while the log is closed.
+//! * Version 1 had a folder `filters/`. It is removed on open.
+//!
+//! The manifest names the segments. A segment file that it does not name is one of these:
+//!
+//! * *Adopted*, if its number is above all named ones and it begins at the LSN where the named ones
+//!   end. Sealing was cut short before the manifest.
+//! * A *leftover*, if its number is lower than a named one or named segments cover its LSNs. It is
+//!   removed on open. It was merged, or its merge was cut short, or the journal has its records.
+//! * Damage, in any other case.
 //!
 //! ## Journal file
 //!
@@ -54,7 +63,7 @@
 //! | 40 | 8 | start LSN, which is the end LSN of the file before |
 //! | 48 | 4 | chain value: the checksum of the last group header before this file |
 //! | 52 | 4 | length of the file in blocks of 4096 bytes |
-//! | 56 | 16 | the highest event ID assigned before this file |
+//! | 56 | 16 | the highest ID assigned before this file |
 //!
 //! | offset | size | group header |
 //! |---|---|---|
@@ -67,14 +76,18 @@
 //! | 36 | 4 | bytes of records that follow |
 //! | 40 | 4 | number of records; 0 in a *witness*, which only records the durable LSN |
 //! | 44 | 4 | checksum of the record heads in order |
-//! | 48 | 16 | the highest event ID assigned, this group's included |
+//! | 48 | 16 | the highest ID assigned, this group's included |
 //!
 //! The records follow, then zeroes up to the next block boundary. The checksum of each body is in
 //! its record's head.
 //!
+//! A file that version 1 began may hold records of version 2.
+//!
 //! ## Record
 //!
-//! A record has the same bytes in a journal group and in a segment block: its head, then its body.
+//! A record is one batch: events of a session, changes of the session, or both. It has the same
+//! bytes in a journal group and, before compression, in a segment block: its head, then its body.
+//! A segment may hold a record [reduced](#reduced-record).
 //!
 //! | size | record head |
 //! |---|---|
@@ -83,30 +96,130 @@
 //! | 1 | bytes of the head |
 //! | 1 | kind: 1 = batch |
 //! | 1 | flags: 1 = an extension area ends the head |
-//! | 16 | event ID of the first event; event *i* has this plus *i* |
+//! | 16 | the first ID |
 //! | varint | generation of the session |
-//! | varint | seq of the first event |
+//! | varint | seq of the first event; without events, the seq that the next event gets |
 //! | zigzag | milliseconds of the wall clock at commit minus those of the ID |
+//!
+//! The IDs of a record follow each other. Event *i* has the first ID plus *i*. Change *i* has the
+//! first ID plus the number of events plus *i*. Event IDs and IDs of changes share one order.
 //!
 //! | size | body of a batch |
 //! |---|---|
 //! | 1 | flags: 1 = keyed, 2 = an extension area precedes the number of events |
 //! | varint, bytes | session ID |
 //! | varint, bytes | keyed only: the idempotency key |
-//! | 32 | keyed only: BLAKE3 of the body from the number of events on |
-//! | varint | number of events |
+//! | 32 | keyed only: the fingerprint |
+//! | varint, bytes | flag 2 only: the extension area |
+//! | varint | number of events; 0 only if the extension area holds a change |
 //! | | the events |
+//!
+//! The *fingerprint* is BLAKE3 of the body behind it: the extension area with its length, the
+//! number of events, and the events. So it covers the changes and the producer.
 //!
 //! | size | event |
 //! |---|---|
-//! | 1 | flags: 1 = opens a turn, 2 = belongs to a turn, 4 = an extension area precedes the type |
+//! | 1 | flags: 1 = opens a turn, 2 = belongs to a turn, 4 = an extension area precedes the type, 8 = redacted |
 //! | 16 | belongs to a turn only: the message ID |
+//! | varint, bytes | flag 4 only: the extension area |
 //! | varint, bytes | type |
-//! | varint, bytes | data |
+//! | varint, bytes | data; empty if the event is redacted |
 //!
-//! An extension area is a varint length, then that number of bytes. They hold entries of (varint
-//! tag, varint length, bytes). A reader skips an even tag that it does not know and refuses an odd
-//! one. This version writes no extension area.
+//! Flag 8 stands in segments alone. Until its segment is written again, a redacted event keeps its
+//! data there, and the state of its session names it.
+//!
+//! ### Extension area
+//!
+//! An extension area holds entries of (varint tag, varint length, bytes). A reader skips an even
+//! tag that it does not know and refuses an odd one. This version writes extension areas in bodies
+//! alone, with these entries:
+//!
+//! | tag | change | value |
+//! |---|---|---|
+//! | 1 | create the session | |
+//! | 3 | describe it | a [patch](#patch), as JSON |
+//! | 5 | close it | |
+//! | 7 | reopen it | |
+//! | 9 | trim it | first kept seq (varint), bytes of the removed events (varint) |
+//! | 11 | redact an event | its ID (16), bytes of its data (varint), reason |
+//! | 13 | delete the session | reason, number of ancestors (varint), their session IDs (varint, bytes) |
+//! | 15 | fork another session into it | a [lineage](#lineage) |
+//! | 17 | none: the producer | its ID (varint, bytes), epoch (varint), 1 if numbered or 0 (1), number or 0 (varint) |
+//!
+//! * The changes apply in their order, before the events of the record. A closing therefore does
+//!   not refuse the events beside it. A body has one producer at most.
+//! * A *reason* is a byte, 0 or 1, and after a 1 the text (varint, bytes).
+//! * The *ancestors* are the sessions that a deleted fork shared events with.
+//! * The record of a redaction belongs to the session that the event was appended to, which may
+//!   have been deleted since.
+//! * The first seq of a fork's own record is the seq at which it branches off, plus 1.
+//!
+//! #### Patch
+//!
+//! A JSON object with up to three members. `title` is a text or null, `metadata` is a merge patch
+//! (RFC 7396), `hold` is a boolean. A member that is absent changes nothing. A null `title` removes
+//! the title.
+//!
+//! #### Lineage
+//!
+//! A bare value in [bincode](#framed-value), with these fields in order:
+//!
+//! | field | type |
+//! |---|---|
+//! | parent | text: a session ID |
+//! | generation of the parent | `u32` |
+//! | first shared seq | `u64` |
+//! | pieces | list of (session ID as text, generation `u32`, last seq of the piece `u64`) |
+//! | seq at which the fork branches off | `u64` |
+//! | ID of the last shared event; nil if none is shared | text: an event ID |
+//! | bytes of the shared events | `u64` |
+//!
+//! The pieces are in the order of their seqs, and each begins where the one before it ends. A piece
+//! names the session that its events were appended to, so a fork of a fork names both.
+//!
+//! ### Reduced record
+//!
+//! A segment leaves out what was removed. A record of which a part is kept is written with the
+//! seqs from the first kept event to the last. Its first ID and its number of events are those of
+//! this part. Redacted events, and events in between that nobody keeps, get flag 8 and lose their
+//! data. The extension area stays. A record that has lost an event has no key.
+//!
+//! ## State
+//!
+//! The state of a session is a fold over its records. A run table holds it, encoded:
+//!
+//! | size | state |
+//! |---|---|
+//! | 1 | flags: 1 = closed, 2 = deleted, 4 = has details, 8, 16, 32 = has an ID of its own, see below |
+//! | varint | generation |
+//! | varint | first kept seq; the last seq plus 1 if no event is kept |
+//! | varint | last seq; 0 before the first event |
+//! | varint | bytes of the kept events |
+//! | varint | revision: the number of records with changes in this generation |
+//! | 16 | activity: the ID of the newest event of its own, or of the record that created it |
+//! | 16 | flag 8 only: the ID of the event at the last seq |
+//! | 16 | flag 16 only: the last ID of the last record in the state |
+//! | 16, or varint | creation: with flag 32 an ID, else the distance to it from the activity |
+//! | zigzag | milliseconds of the wall clock at the activity minus those of its ID |
+//! | zigzag | milliseconds of the wall clock at the creation minus those of its ID |
+//! | | flag 4 only: the details |
+//!
+//! Without flag 8 or 16 the ID is that of the activity. The details are a bare value in
+//! [bincode](#framed-value), with these fields in order:
+//!
+//! | field | type |
+//! |---|---|
+//! | title | optional text |
+//! | metadata | text of a JSON object; empty if it has no member |
+//! | hold | `bool` |
+//! | lineage | optional [lineage](#lineage) |
+//! | IDs of redacted events, in order | list of `u128` |
+//! | producers, the one used last at the end | list of (ID as text, epoch `u64`, optional number `u64`, first seq `u64`, last seq `u64`) |
+//! | deletion | optional (optional reason as text, milliseconds of the wall clock `u64`) |
+//!
+//! The number of a producer is that of its last numbered batch in the epoch, and the seqs are those
+//! of that batch. The details of a deleted session are its redactions and its deletion alone.
+//! Redactions stay when a generation ends, because forks may share the events.
 //!
 //! ## Segment
 //!
@@ -117,10 +230,15 @@
 //! 3. The filter: a Bloom filter over the session IDs and the keys of the key table.
 //! 4. The run table.
 //! 5. The ID table.
-//! 6. The key table, unless no record is keyed. Zeroes follow the last table up to the next
-//!    multiple of 4096 bytes.
-//! 7. The trailer, the last 4096 bytes: a framed value with counts, ranges and the roots of the
+//! 6. The key table, unless no record is keyed.
+//! 7. The tables of activity, creation, forks and blocks. Version 1 has none. Zeroes follow the
+//!    last table up to the next multiple of 4096 bytes.
+//! 8. The trailer, the last 4096 bytes: a framed value with counts, ranges and the roots of the
 //!    tables.
+//!
+//! The *tier* of a segment is 0 when it is sealed from the journal. Merging neighbours of one tier
+//! makes a segment of the next. A segment that is written again alone keeps its tier. A merged
+//! segment covers the LSNs and the IDs of its inputs, also where records were left out.
 //!
 //! | offset | size | segment header |
 //! |---|---|---|
@@ -137,28 +255,45 @@
 //!
 //! | offset | size | block |
 //! |---|---|---|
-//! | 0 | 4 | length of the records |
+//! | 0 | 4 | length of the records before compression |
 //! | 4 | 4 | checksum |
 //! | 8 | 4 | number of records |
-//! | 12 | 4 | flags, none of which is known |
+//! | 12 | 4 | flags: 1 = the records are compressed |
 //! | 16 | | the records, sorted by session, generation and seq |
 //!
-//! A block is closed at about 64 KiB, and from 4 KiB on where another session begins.
+//! A block is closed at about 64 KiB of records, and from 16 KiB on where another session begins.
 //!
-//! A *run* is a stretch of one session's records in one block. A *place* is block offset, block
-//! length, and offset within the block's records, as varints.
+//! Compressed records are one LZ4 block, without a frame. They are shorter than the records were,
+//! which had at most 16 MiB. The checksum covers the bytes in the file. Version 1 has no compressed
+//! blocks.
+//!
+//! A *run* is a stretch of one session's records in one block, without a gap in their seqs. A
+//! *place* is block offset, block length in the file, and offset within the block's records before
+//! compression, as varints.
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | run table | session ID, 0, generation (4), first seq (8) | place, events, last event ID |
-//! | ID table | event ID of a record's first event (16) | place |
-//! | key table | item hash (16), event ID of the record's first event (16) | place |
+//! | run table | session ID, 0, generation (4), first seq (8) | place, events (varint), state |
+//! | ID table | first ID of a record (16) | place |
+//! | key table | item hash (16), first ID of the record (16) | place |
+//! | activity | activity (16) | session ID |
+//! | creation | creation (16) | session ID |
+//! | forks | ancestor's session ID, 0, its generation (4), session ID of the fork | |
+//! | blocks | block offset (8) | block length in the file (varint) |
 //!
 //! * The integers in keys are big-endian, so that keys sort as their fields do.
-//! * In the run table's values, the number of events is a varint and the last event ID takes 16
-//!   bytes.
 //! * An *item hash* is the first 16 bytes of a BLAKE3 hash. For a session it is the hash of the
 //!   session ID. For a key of the key table it is the hash of `session ID, 0, idempotency key`.
+//! * The [state](#state) is that of the session as of the end of the segment. It stands in the last
+//!   run of the session alone, and takes the rest of the value.
+//! * In version 1 each run has the ID of its last event (16) in place of the state.
+//! * A session without events in the segment has one run of 0 events, for its state. Its first seq
+//!   is the session's last seq plus 1. Its place is that of a block without meaning.
+//! * The tables of activity and creation hold the positions in the state. Sessions that are deleted
+//!   as of the segment's end are in neither.
+//! * The tables of creation and forks hold the sessions that were created within the segment's
+//!   range of IDs. The table of forks has an entry for each piece of a lineage.
+//! * A table without entries is one page of level 0 without entries.
 //!
 //! A table is a tree of pages. Pages of one level follow each other.
 //!
@@ -188,21 +323,6 @@
 //! Checksums of blocks, pages and filter are salted (`sblk`, segment number). They cover the part's
 //! offset in the file (8), then all its bytes except the checksum.
 //!
-//! ## Span filter
-//!
-//! A filter of level *l*, from 1 to 3, is over the items of 16 to the power of *l* segments. The
-//! number of its last segment is a multiple of that count. The file consists of pages of 4096
-//! bytes, each such a filter with 510 words. An item's page is the second half of its hash, times
-//! the number of pages, divided by 2 to the power of 64.
-//!
-//! The salt (`mflt`, number of the last segment) continues over:
-//!
-//! 1. the level (1),
-//! 2. the length of the file (8),
-//! 3. of each segment in order, the first 8 bytes of its filter.
-//!
-//! Checksums cover the page's offset too, as in a segment.
-//!
 //! ## Framed value
 //!
 //! A framed value is a trailer or the content of a manifest slot.
@@ -226,16 +346,89 @@
 //!
 //! The salt of a manifest slot has a zero store ID.
 //!
+//! A *bare value* is a value in the same encoding without a frame. Session IDs and event IDs in
+//! values are texts unless a table says otherwise.
+//!
+//! ### Trailer
+//!
+//! The manifest holds the same value for each segment. A *root* is the offset (`u64`) and the
+//! length (`u32`) of a part.
+//!
+//! | field | type |
+//! |---|---|
+//! | segment number | `u64` |
+//! | format version of the file (not in version 1) | `u32` |
+//! | tier (not in version 1) | `u8` |
+//! | start LSN, end LSN | `u64`, `u64` |
+//! | first ID, last ID: the range that the segment covers | `u128`, `u128` |
+//! | length of the file | `u64` |
+//! | records, events, bytes of all bodies | `u64`, `u64`, `u64` |
+//! | run table, ID table | root, root |
+//! | key table | optional root |
+//! | filter | root |
+//! | records that were left out because they had been removed (not in version 1) | `u64` |
+//! | tables of activity, creation, forks and blocks (not in version 1) | optional (root, root, root, root) |
+//!
+//! ### Manifest
+//!
+//! | field | type |
+//! |---|---|
+//! | sequence: rises with every write of a slot | `u64` |
+//! | store ID | `u128` |
+//! | segments, in the order of their LSNs | list of trailers |
+//! | journal files in use, in commit order | list of (number `u32`, incarnation `u64`) |
+//! | durable LSN: everything before it was on stable storage | `u64` |
+//! | the highest incarnation of any journal file | `u64` |
+//! | whether the log was closed with its end at the durable LSN | `bool` |
+//! | marks, at most one a segment (not in version 1) | list of (segment `u64`, removed events by estimate `u64`, removal `u64`) |
+//! | removal in the journal (not in version 1) | optional `u64` |
+//!
+//! A *mark* says that a segment may hold what was removed. A *removal* is when the first such
+//! removal was committed, in milliseconds of the wall clock. That of the journal also counts for
+//! files that are not in use, which hold what they held before.
+//!
+//! ## Index
+//!
+//! The index is a sled database. It is derived from the segments and is checked on every use, so
+//! another version may give it another form. It covers segments from tier 1 on.
+//!
+//! | key | value, in bincode |
+//! |---|---|
+//! | 4, item hash of the session (16), generation (4), first seq (8) | segment `u64`, events `u64`, events of the first run `u32`, place of the first run (`u64`, `u32`, `u32`) |
+//! | 5 | store ID `u128`, list of the numbers of the covered segments `u64` |
+//!
+//! An entry is the stretch of a session in one segment. An index without key 5 is set aside and
+//! built again, as those of version 1 are. No session ID stands in the index.
+//!
 //! ## Versions
 //!
 //! | version | since | change |
 //! |---|---|---|
 //! | 1 | 0.1.0 | the first |
+//! | 2 | 0.2.0 | see below |
+//!
+//! A log of version 1 is read as it is. Opening it for writing makes it one of version 2, which
+//! earlier crates refuse. Its segments become segments of version 2 as they are merged.
+//!
+//! Version 2 changes:
+//!
+//! * The records of a block may be compressed.
+//! * A body may hold changes and a producer, and need not hold events. The fingerprint covers them.
+//! * An event may be redacted.
+//! * The last run of a session has its state. A run may be without events.
+//! * A segment has a tier and four more tables. Segment numbers are no longer in commit order.
+//! * The manifest has marks, and when something was removed that the journal may hold.
+//! * The folder `filters/` is gone.
+//! * The index has one entry for a session and merged segment, under a hash of the session ID.
 
 mod batch;
+mod block;
 mod chunk;
 mod frame;
+mod op;
 mod record;
+mod reduce;
+mod state;
 mod value;
 
 use std::path::Path;
@@ -245,18 +438,19 @@ use bytes::BufMut;
 use crate::model::Error;
 
 pub(crate) use batch::EncodedBatch;
+pub(crate) use block::{BLOCK_HEADER_BYTES, BlockCompressor, BlockHeader, Coding};
 pub(crate) use frame::{
-    BLOCK_HEADER_BYTES, BlockHeader, FileHeader, GROUP_HEADER_BYTES, GroupHeader,
-    PAGE_HEADER_BYTES, SegmentHeader,
+    FileHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE_HEADER_BYTES, SegmentHeader,
 };
 pub(crate) use record::{EventFrame, RawRecord, Record, RecordFrame};
+pub(crate) use state::{REDACTIONS_MAX, SessionState, Standing, Version};
 pub(crate) use value::{
-    FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, decode_list, decode_value, encode_bare,
-    encode_value,
+    FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, decode_list, encode_bare, encode_value,
+    open_value,
 };
 
 /// The format version that this crate writes, and the highest that it reads.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 /// The random ID of a store, in every file that belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -294,6 +488,13 @@ impl Fault {
                 supported,
             },
         }
+    }
+}
+
+impl Fault {
+    /// Returns the error for a record in memory, which was checked when it got there.
+    pub(crate) fn in_memory(self) -> Error {
+        self.at(Path::new("memory"), 0)
     }
 }
 

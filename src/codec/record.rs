@@ -1,7 +1,8 @@
-//! Records. A record is one appended batch.
+//! Records. A record is one appended batch: events, changes of the session, or both.
 //!
 //! Its body is encoded once, on the caller's thread. The same bytes go to the journal, to the
-//! segment and into the events that readers get.
+//! segment and into the events that readers get. Only a record that has lost events or data is
+//! encoded again.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -9,8 +10,14 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use jiff::Timestamp;
 
-use crate::codec::{ByteReader, Decoded, Fault, Salt, put_varint, put_zigzag};
-use crate::model::{Event, EventId, EventType, EventView, Seq, SessionId, timestamp};
+use crate::codec::op::Extra;
+use crate::codec::{
+    ByteReader, Decoded, Fault, Salt, prefixed_bytes, put_varint, put_zigzag, varint_bytes,
+};
+use crate::model::{
+    Event, EventId, EventType, EventView, MessageId, Op, Producer, Seq, SessionChange, SessionId,
+    timestamp,
+};
 
 const KIND_BATCH: u8 = 1;
 
@@ -24,7 +31,8 @@ pub(super) const BODY_FLAGS: u8 = BODY_KEYED | BODY_EXTENDED;
 pub(super) const EVENT_OPENS: u8 = 1;
 pub(super) const EVENT_IN_TURN: u8 = 2;
 pub(super) const EVENT_EXTENDED: u8 = 4;
-pub(super) const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED;
+pub(super) const EVENT_REDACTED: u8 = 8;
+pub(super) const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED | EVENT_REDACTED;
 
 /// No encoded event is shorter: flags and two lengths.
 pub(super) const EVENT_BYTES_MIN: usize = 3;
@@ -45,7 +53,7 @@ pub(crate) const HEAD_BYTES_MAX: usize = 27 + 5 + 10 + 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct IdempotencyKey {
     pub text: ByteString,
-    /// BLAKE3 of the caller's events, as encoded.
+    /// BLAKE3 of the changes, the producer and the events, as encoded.
     pub fingerprint: [u8; FINGERPRINT_BYTES],
 }
 
@@ -59,6 +67,7 @@ pub(crate) struct Record {
     pub base: EventId,
     pub created_ms: u64,
     pub key: Option<Box<IdempotencyKey>>,
+    pub(super) extra: Option<Box<Extra>>,
     /// The head's extension area as it was read, kept so that it is passed on.
     pub(super) extensions: Option<Box<[u8]>>,
     pub(super) body: Bytes,
@@ -67,14 +76,61 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Returns the seq of the last event.
+    /// Returns the seq of the last event. Without events it is the one before `first`.
     pub(crate) fn last(&self) -> Seq {
         self.first + u64::from(self.count) - 1
     }
 
-    /// Returns the ID of the last event.
+    /// Returns the last ID: each event has one, and each change after them.
     pub(crate) fn last_id(&self) -> EventId {
-        self.base.plus(self.count - 1)
+        self.base.plus(self.ids() - 1)
+    }
+
+    /// Returns the number of IDs that the record takes.
+    pub(crate) fn ids(&self) -> u32 {
+        let ops = u32::try_from(self.ops().len()).expect("a batch makes few changes");
+        self.count + ops
+    }
+
+    /// Returns the changes of the session besides the events.
+    pub(crate) fn ops(&self) -> &[Op] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.ops)
+    }
+
+    /// Whether it removes anything that was stored before.
+    pub(crate) fn removes(&self) -> bool {
+        self.ops()
+            .iter()
+            .any(|op| matches!(op, Op::Trim { .. } | Op::Redact { .. } | Op::Delete { .. }))
+    }
+
+    /// Whether it gives the session a retention of its own.
+    pub(crate) fn retains(&self) -> bool {
+        self.ops()
+            .iter()
+            .any(|op| matches!(op, Op::Describe(patch) if patch.retention.is_some()))
+    }
+
+    pub(crate) fn producer(&self) -> Option<&Producer> {
+        self.extra.as_ref()?.producer.as_ref()
+    }
+
+    /// Returns the changes as the feed yields them, in order. They come after the events.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = SessionChange> {
+        (self.count..)
+            .zip(self.ops())
+            .map(|(nth, op)| SessionChange {
+                id: self.base.plus(nth),
+                session_id: self.session.clone(),
+                generation: self.generation,
+                created_at: timestamp(self.created_ms),
+                change: op.change(),
+            })
+    }
+
+    /// Returns the size of the events as encoded.
+    pub(crate) fn event_bytes(&self) -> u64 {
+        (self.body.len() - self.events_at - varint_bytes(self.count as usize)) as u64
     }
 
     /// Returns the seq of the event with this ID if the batch has that event.
@@ -82,6 +138,12 @@ impl Record {
         let offset = id.offset_from(self.base)?;
         (offset < u128::from(self.count))
             .then(|| self.first + u64::try_from(offset).expect("less than a 32-bit count"))
+    }
+
+    /// Returns an upper bound of the stored size, in bytes.
+    pub(crate) fn stored_bytes_max(&self) -> usize {
+        let extensions = self.extensions.as_ref().map_or(0, |area| area.len());
+        HEAD_BYTES_MAX + extensions + self.body.len()
     }
 
     pub(crate) fn body(&self) -> &Bytes {
@@ -118,13 +180,19 @@ impl Record {
 
     /// Decodes the record at `at`. The body's checksum is not checked.
     pub(crate) fn decode(bytes: &Bytes, at: usize) -> Decoded<Self> {
+        Self::decode_with_end(bytes, at).map(|(record, _end)| record)
+    }
+
+    /// Decodes a record as [`decode`](Self::decode), and returns the offset of the next one.
+    pub(crate) fn decode_with_end(bytes: &Bytes, at: usize) -> Decoded<(Self, usize)> {
         let frame = RecordFrame::decode(bytes, at)?;
+        let end = frame.end();
         let session =
             SessionId::from_stored(frame.session, bytes).map_err(|_error| Fault::Damaged {
                 at: frame.body.start,
                 what: "a session ID that breaks the rules",
             })?;
-        frame.record(session, bytes)
+        Ok((frame.record(session, bytes)?, end))
     }
 
     /// Checks that every event decodes and that nothing follows the last one.
@@ -269,6 +337,8 @@ pub(crate) struct RecordFrame<'a> {
     /// The session ID, not checked yet.
     pub session: &'a [u8],
     key: Option<(&'a [u8], [u8; FINGERPRINT_BYTES])>,
+    /// The entries of the extension area, not decoded yet.
+    extensions: Option<&'a [u8]>,
     count: u32,
     body: Range<usize>,
     /// The offset of the events within the body.
@@ -294,12 +364,15 @@ impl<'a> RecordFrame<'a> {
         } else {
             Some((reader.prefixed()?, reader.array()?))
         };
-        if flags & BODY_EXTENDED != 0 {
-            reader.extensions()?;
-        }
+        let extensions = if flags & BODY_EXTENDED == 0 {
+            None
+        } else {
+            Some(reader.prefixed()?)
+        };
         let events_at = reader.position();
         let count = reader.varint_u32()?;
-        if count == 0 || reader.left() / EVENT_BYTES_MIN < count as usize {
+        let is_empty = count == 0 && extensions.is_none();
+        if is_empty || reader.left() / EVENT_BYTES_MIN < count as usize {
             return Err(reader.damaged("an impossible number of events"));
         }
         if head.first == 0 || head.first.checked_add(count.into()).is_none() {
@@ -309,6 +382,7 @@ impl<'a> RecordFrame<'a> {
             head,
             session,
             key,
+            extensions,
             count,
             body,
             events_at,
@@ -339,11 +413,20 @@ impl<'a> RecordFrame<'a> {
         let Self {
             head,
             key,
+            extensions,
             count,
             body,
             events_at,
             ..
         } = self;
+        let extra = extensions.map(Extra::decode).transpose();
+        let extra = extra.map_err(|fault| fault.moved(body.start))?;
+        if count == 0 && extra.as_ref().is_none_or(|extra| extra.ops.is_empty()) {
+            return Err(Fault::Damaged {
+                at: body.start,
+                what: "a record that changes nothing",
+            });
+        }
         let key = key.map(|(text, fingerprint)| {
             let text =
                 ByteString::try_from(stored.slice_ref(text)).map_err(|_error| Fault::Damaged {
@@ -360,6 +443,7 @@ impl<'a> RecordFrame<'a> {
             base: head.base,
             created_ms: head.created_ms,
             key: key.transpose()?,
+            extra: extra.filter(|extra| !extra.is_empty()).map(Box::new),
             extensions: head.extensions.map(Box::from),
             body_checksum: head.body_checksum,
             events_at,
@@ -382,6 +466,8 @@ pub(crate) struct EventFrames<'a> {
 /// [`Event`].
 pub(crate) struct EventFrame<'a> {
     pub view: EventView<'a>,
+    /// The event as it is stored.
+    pub(super) raw: &'a [u8],
     body: &'a Bytes,
 }
 
@@ -416,6 +502,7 @@ impl<'a> EventFrames<'a> {
             next: position,
             ..
         } = self;
+        let from = frames.position();
         let flags = known_flags(frames.u8()?, EVENT_FLAGS, "event flags")?;
         let mut message_id = (flags & EVENT_OPENS != 0).then(|| record.base.plus(*position).into());
         if flags & EVENT_IN_TURN != 0 {
@@ -436,16 +523,48 @@ impl<'a> EventFrames<'a> {
             data,
             message_id,
             created_at: *created_at,
+            redacted: flags & EVENT_REDACTED != 0,
         };
         *position += 1;
+        let raw = record.body.get(from..frames.position());
         Ok(EventFrame {
             view,
+            raw: raw.expect("the reader is within the body"),
             body: &record.body,
         })
     }
 }
 
-impl EventFrame<'_> {
+impl<'a> EventFrame<'a> {
+    /// Returns the size of the event as encoded.
+    ///
+    /// A redacted event counts without its data, also while that is stored.
+    pub(crate) fn encoded_bytes(&self) -> usize {
+        if !self.view.redacted {
+            return self.raw.len();
+        }
+        let opening = self.view.message_id.map(MessageId::event_id);
+        let opens = opening == Some(self.view.id);
+        let turn = match self.view.message_id {
+            Some(_) if !opens => size_of::<u128>(),
+            _ => 0,
+        };
+        1 + turn + prefixed_bytes(self.view.event_type.len()) + 1
+    }
+
+    /// Returns the event as one of `session`, which shares it.
+    pub(crate) fn shown_in(mut self, session: &'a SessionId) -> Self {
+        self.view.session_id = session;
+        self
+    }
+
+    /// Returns the event without its data.
+    pub(crate) fn redacted(mut self) -> Self {
+        self.view.data = &[];
+        self.view.redacted = true;
+        self
+    }
+
     /// Returns about how many bytes were read for this event.
     pub(crate) fn read_bytes(&self) -> usize {
         EVENT_OVERHEAD + self.view.event_type.len() + self.view.data.len()
@@ -461,15 +580,21 @@ impl EventFrame<'_> {
             data,
             message_id,
             created_at,
+            redacted,
         } = self.view;
         Event {
             id,
             session_id: session_id.clone(),
             seq,
             event_type: EventType::from_stored(event_type, self.body),
-            data: self.body.slice_ref(data),
+            data: if redacted {
+                Bytes::new()
+            } else {
+                self.body.slice_ref(data)
+            },
             message_id,
             created_at,
+            redacted,
         }
     }
 }

@@ -31,7 +31,7 @@ const VALUE_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// The largest framed value, in bytes.
 pub(crate) const FRAMED_BYTES_MAX: usize = HEADER_BYTES + VALUE_BYTES_MAX;
 
-/// Fixed for format version 1: little-endian, variable-length integers.
+/// The same in every format version: little-endian, variable-length integers.
 const CONFIG: bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
@@ -57,12 +57,24 @@ pub(crate) fn encode_value(kind: ValueKind, salt: Salt, value: &impl Serialize) 
     out
 }
 
-/// Decodes a framed value from the start of `bytes`, which may continue after it.
-pub(crate) fn decode_value<T: DeserializeOwned>(
-    kind: ValueKind,
-    salt: Salt,
-    bytes: &[u8],
-) -> Decoded<T> {
+/// A framed value whose checksum matches.
+pub(crate) struct OpenValue<'a> {
+    /// The version of the format that it was written with.
+    pub version: u32,
+    value: &'a [u8],
+}
+
+impl OpenValue<'_> {
+    pub(crate) fn decode<T: DeserializeOwned>(&self) -> Decoded<T> {
+        decode_bare(self.value).ok_or(Fault::Damaged {
+            at: HEADER_BYTES,
+            what: "a value that does not decode",
+        })
+    }
+}
+
+/// Checks the frame of a value at the start of `bytes`, which may continue after it.
+pub(crate) fn open_value(kind: ValueKind, salt: Salt, bytes: &[u8]) -> Decoded<OpenValue<'_>> {
     let mut reader = ByteReader::new(bytes);
     if reader.array()? != kind.magic {
         return Err(Fault::Damaged {
@@ -70,7 +82,8 @@ pub(crate) fn decode_value<T: DeserializeOwned>(
             what: "wrong magic bytes",
         });
     }
-    check_version(reader.u32()?, 8)?;
+    let version = reader.u32()?;
+    check_version(version, 8)?;
     let checksum = reader.u32()?;
     let length = reader.u32()?;
     if reader.array()? != [0; 4] {
@@ -87,10 +100,7 @@ pub(crate) fn decode_value<T: DeserializeOwned>(
             what: "a checksum that does not match",
         });
     }
-    decode_bare(value).ok_or(Fault::Damaged {
-        at: HEADER_BYTES,
-        what: "a value that does not decode",
-    })
+    Ok(OpenValue { version, value })
 }
 
 /// Encodes a value without a frame, for an entry of the index.
@@ -137,12 +147,15 @@ mod tests {
         let value = (7_u64, vec![1_u32, 2, 3], Some(String::from("x")));
         let salt = Salt::NONE.at(3);
         let bytes = encode_value(MANIFEST, salt, &value);
-        assert_eq!(decode_value(MANIFEST, salt, &bytes), Ok(value));
+        assert_eq!(
+            open_value(MANIFEST, salt, &bytes).and_then(|value| value.decode()),
+            Ok(value)
+        );
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             let read: Decoded<(u64, Vec<u32>, Option<String>)> =
-                decode_value(MANIFEST, salt, &flipped);
+                open_value(MANIFEST, salt, &flipped).and_then(|value| value.decode());
             assert!(read.is_err(), "bit {bit}");
         }
     }
@@ -151,13 +164,14 @@ mod tests {
     fn a_value_of_a_later_version_is_unsupported_not_damaged() {
         let mut bytes = encode_value(TRAILER, Salt::NONE, &1_u64);
         bytes[8] = 9;
-        let read: Decoded<u64> = decode_value(TRAILER, Salt::NONE, &bytes);
+        let read: Decoded<u64> =
+            open_value(TRAILER, Salt::NONE, &bytes).and_then(|value| value.decode());
         assert_eq!(
             read,
             Err(Fault::Unknown {
                 what: "format version",
                 found: 9,
-                supported: 1
+                supported: FORMAT_VERSION.into()
             })
         );
     }

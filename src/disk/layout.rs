@@ -12,7 +12,7 @@ pub(crate) struct Layout {
     pub root: PathBuf,
     pub journal: PathBuf,
     pub segments: PathBuf,
-    /// Span filters, which can be rebuilt from the segments.
+    /// The folder in which version 1 kept filters over many segments.
     pub filters: PathBuf,
     /// The index, which can be rebuilt from the segments.
     pub index: PathBuf,

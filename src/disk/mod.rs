@@ -59,6 +59,11 @@ pub(crate) trait Disk: Send + Sync {
     /// A file that is removed or renamed in the meantime may be left out.
     fn list(&self, dir: &Path) -> Result<Vec<(String, u64)>>;
     fn exists(&self, path: &Path) -> Result<bool>;
+    /// Gives a file a second name, if the disk can. `from` may lie outside the entered folder.
+    fn link(&self, _from: &Path, to: &Path) -> Result<()> {
+        let unsupported = std::io::Error::from(std::io::ErrorKind::Unsupported);
+        Err(io_error("link a file to", to)(unsupported))
+    }
     fn remove(&self, path: &Path) -> Result<()>;
     fn remove_tree(&self, path: &Path) -> Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;

@@ -71,6 +71,10 @@ impl Disk for RealDisk {
         removed.map_err(io_error("remove", path))
     }
 
+    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        fs::hard_link(from, to).map_err(io_error("link", from))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         fs::rename(from, to).map_err(io_error("rename", from))
     }

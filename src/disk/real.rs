@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, openat, renameat, statat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, OFlags, linkat, openat, renameat, statat, unlinkat};
 use rustix::io::Errno;
 
 use crate::disk::file::{Barrier, RealFile};
@@ -70,6 +70,13 @@ impl Disk for RealDisk {
     fn remove_tree(&self, path: &Path) -> Result<()> {
         self.held.forget(path);
         self.held.place(path)?.remove_tree()
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        let to = self.held.place(to)?;
+        // The path may lead over a link to an open folder. The file itself is none.
+        linkat(CWD, from, to.dir(), to.name, AtFlags::empty())
+            .map_err(|refused| errno("link", from)(refused))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {

@@ -17,8 +17,8 @@ pub(crate) enum Work {
     /// Writing segments and naming them in the manifest.
     Sealing,
     Indexing,
-    /// Filters over many segments.
-    Filters,
+    /// Merging segments, and erasing what was removed.
+    Merging,
 }
 
 /// Why background work ended before it was done.
@@ -61,7 +61,7 @@ impl Work {
             Work::JournalFiles => "journal files",
             Work::Sealing => "sealing",
             Work::Indexing => "index",
-            Work::Filters => "filters",
+            Work::Merging => "merging",
         }
     }
 
@@ -73,6 +73,15 @@ impl Work {
 }
 
 impl Refusals {
+    /// Returns the error that sealing is refused with.
+    pub(crate) fn of_sealing(&self) -> Option<Error> {
+        let standing = self.standing.lock();
+        let sealing = standing
+            .iter()
+            .find(|refused| refused.work == Work::Sealing);
+        sealing.map(|refused| Error::clone(&refused.error))
+    }
+
     /// Records how an attempt at some work ended. A change is logged.
     pub(crate) fn note(&self, work: Work, error: Option<&Error>) {
         match error {

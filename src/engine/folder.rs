@@ -3,7 +3,7 @@
 //! Opening makes missing ones, removes unfinished ones, and refuses a folder that has lost
 //! something.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
@@ -20,8 +20,11 @@ impl Opening {
     pub(super) fn remove_unfinished(&self) -> Result<()> {
         self.remove_unfinished_in(&self.layout.journal)?;
         self.remove_unfinished_in(&self.layout.segments)?;
-        let removed = self.remove_unfinished_in(&self.layout.filters);
-        self.refusals.note(Work::Filters, removed.as_ref().err());
+        // Version 1 kept filters in a folder of their own.
+        if self.disk.exists(&self.layout.filters)? {
+            let removed = self.disk.remove_tree(&self.layout.filters);
+            self.refusals.note(Work::Merging, removed.as_ref().err());
+        }
         Ok(())
     }
 
@@ -66,9 +69,6 @@ impl Opening {
             self.disk.make_dir(folder)?;
             self.disk.sync_dir(folder)?;
         }
-        // The filters may be lost, and so may their folder.
-        let made = self.disk.make_dir(&self.layout.filters);
-        self.refusals.note(Work::Filters, made.as_ref().err());
         self.disk.sync_dir(&self.layout.root)?;
         self.disk.sync_dir(parent(&self.layout.root))
     }
@@ -150,20 +150,36 @@ impl Opening {
         Ok(manifest)
     }
 
-    /// Checks the segments, and adds segments to the manifest that a crash kept out of it.
+    /// Checks the segments, and adds segments to the manifest that a crash kept out of it. Returns
+    /// the files that are left over from merges.
     pub(super) fn adopt_segments(
         &self,
         manifest: &mut Manifest,
         recovery: &mut Recovery,
-    ) -> Result<()> {
+    ) -> Result<Vec<PathBuf>> {
         let folder = &self.layout.segments;
         let files = self.disk.list(folder)?;
         segment::check_files(folder, &manifest.segments, &files)?;
         let (store, known) = (manifest.store, &manifest.segments);
-        let adopted = segment::adopt(&*self.disk, folder, store, known, &files)?;
-        recovery.adopted_segments = adopted.len() as u64;
-        manifest.segments.extend(adopted);
-        Ok(())
+        let found = segment::unnamed(&*self.disk, folder, store, known, &files)?;
+        recovery.adopted_segments = found.adopted.len() as u64;
+        let adopted = found.adopted.iter().map(|info| info.number);
+        manifest.unmarked.extend(adopted);
+        manifest.segments.extend(found.adopted);
+        Ok(found.leftovers)
+    }
+
+    /// Removes files that are left over from merges. To be called once both slots name what
+    /// replaced them.
+    pub(super) fn remove_leftovers(&self, leftovers: &[PathBuf]) -> Result<()> {
+        leftovers
+            .iter()
+            .try_for_each(|leftover| self.disk.remove(leftover))?;
+        if leftovers.is_empty() {
+            Ok(())
+        } else {
+            self.disk.sync_dir(&self.layout.segments)
+        }
     }
 }
 

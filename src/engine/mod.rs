@@ -2,25 +2,29 @@
 //!
 //! All parts of a log are wired together here and nowhere else.
 
+mod backup;
+mod calls;
 mod folder;
 mod open;
 
 use std::sync::Arc;
 
 use crate::disk::{Disk, Layout, Refusals};
-use crate::index::{Index, Locator};
+use crate::index::{Index, Locator, is_indexed};
 use crate::journal::{JournalWriter, Spares};
 use crate::manifest::ManifestFile;
 use crate::model::{
-    Batch, Counters, Error, IdClock, Options, Recovery, Result, SessionId, Stats, clock_skew,
+    CompactProgress, Compacted, Counters, Erasure, Error, IdClock, Options, Recovery, Result,
+    Stats, clock_skew, now_ms, timestamp,
 };
 use crate::read::Store;
 use crate::recent::Recent;
-use crate::segment::{BlockCache, FilterDir, Segment, SegmentInfo, SegmentSet};
+use crate::segment::{BlockCache, SegmentFolder, SegmentSet};
 use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
 use crate::turn::TurnReader;
-use crate::write::{Commit, LogState, Request, SealSignal, Shared, Ticket};
+use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
 
+pub(crate) use calls::Call;
 pub(crate) use open::open;
 
 /// The divisor for the index's memory: this part of it caches recent lookups, and sled gets the
@@ -34,8 +38,7 @@ pub(crate) struct Engine {
     pub writer: Option<Writer>,
     pub index: Arc<Index>,
     pub refusals: Arc<Refusals>,
-    /// The span filters' folder. Segments are opened with the same disk, store and cache.
-    pub filter_dir: FilterDir,
+    pub segments: SegmentFolder,
     pub layout: Layout,
     counters: Arc<Counters>,
     recovery: Recovery,
@@ -51,8 +54,28 @@ pub(crate) struct Writer {
     pub commit: Commit,
     pub shared: Arc<Shared>,
     pub manifest: Mutex<ManifestFile>,
-    /// Whether there is a segment that the filters thread has not seen.
-    pub new_segment: Mailbox<bool>,
+    /// The merging thread's mailbox: whether the segments have changed.
+    pub merge: Mailbox<MergeOrders>,
+    /// Journal files before this LSN were sealed, and given back or removed.
+    pub recycled: Mailbox<u64>,
+    /// The highest number of a segment, also of one that is being written.
+    segment_number: AtomicU64,
+}
+
+/// The orders for the merging thread.
+#[derive(Default)]
+pub(crate) struct MergeOrders {
+    /// Whether the segments have changed.
+    pub changed: bool,
+    /// The number of requests to erase everything at once.
+    pub asked: u64,
+    /// The number of these that have been answered.
+    pub answered: u64,
+    /// The answer to the last one.
+    pub answer: Option<Result<Compacted>>,
+    /// The number of waiting callers.
+    pub waiting: usize,
+    pub progress: CompactProgress,
 }
 
 /// The result of opening a log, to be [assembled](Engine::assemble).
@@ -90,30 +113,26 @@ impl Engine {
             writer,
         } = parts;
         let counters: Arc<Counters> = Arc::default();
-        let filter_dir = FilterDir {
+        let segments = SegmentFolder {
             disk,
-            folder: layout.filters.clone(),
+            path: layout.segments.clone(),
             store: manifest.value.store,
             cache: Arc::new(BlockCache::new(options.cache_bytes_max)),
         };
-        let segments = manifest.value.segments.iter().map(|info| {
-            let segment = segment(&filter_dir, &layout, info.clone());
-            Arc::new(segment)
-        });
-        let segments = SegmentSet::new(segments.collect());
+        let infos = manifest.value.segments.iter().cloned();
+        let set = SegmentSet::new(infos.map(|info| Arc::new(segments.segment(info))).collect());
         let runs_bytes_max = options.index_cache_bytes_max / RUNS_SHARE;
         let index = Arc::new(Index::new(
-            Arc::clone(&filter_dir.disk),
+            Arc::clone(&segments.disk),
             layout.index.clone(),
-            filter_dir.store,
+            segments.store,
             options.index_cache_bytes_max - runs_bytes_max,
             Arc::clone(&refusals),
         ));
-        index.note_segment(segments.newest_number());
-        let locator = Arc::new(Locator::new(segments, Arc::clone(&index), runs_bytes_max));
-        if writer.is_none() {
-            locator.adopt_later(filter_dir.clone());
-        }
+        index.note_segments();
+        let segment_number = set.highest_number();
+        let has_own_retention = manifest.value.has_own_retention || recent.has_own_retention();
+        let locator = Arc::new(Locator::new(set, Arc::clone(&index), runs_bytes_max));
         let writer = writer.map(|parts| {
             let shared = Arc::new(Shared {
                 state: LogState::new(parts.journal.end_lsn()),
@@ -121,6 +140,10 @@ impl Engine {
                 locator: Arc::clone(&locator),
                 spares: parts.spares,
                 seal: SealSignal::default(),
+                retain: Mailbox::new(RetainOrders {
+                    has_own: has_own_retention,
+                    look: true,
+                }),
                 counters: Arc::clone(&counters),
                 refusals: Arc::clone(&refusals),
             });
@@ -131,7 +154,9 @@ impl Engine {
                 commit,
                 shared,
                 manifest: Mutex::new(manifest),
-                new_segment: Mailbox::default(),
+                merge: Mailbox::default(),
+                recycled: Mailbox::default(),
+                segment_number: AtomicU64::new(segment_number),
             }
         });
         let store = Arc::new(Store::new(recent, locator, Arc::clone(&counters), options));
@@ -141,7 +166,7 @@ impl Engine {
             writer,
             index,
             refusals,
-            filter_dir,
+            segments,
             layout,
             counters,
             recovery,
@@ -153,29 +178,12 @@ impl Engine {
         self.writer.as_ref().ok_or(Error::ReadOnly)
     }
 
-    /// Checks and encodes a batch, and loads the state that the commit section decides by.
-    pub(crate) fn request(
-        &self,
-        session: &SessionId,
-        batch: Batch,
-        ticket: &Arc<Ticket>,
-    ) -> Result<Request> {
-        let shared = &self.writer()?.shared;
-        self.store.check_open()?;
-        Request::new(shared, &self.store.options, session, batch, ticket)
-    }
-
-    /// Makes a segment of this log.
-    pub(crate) fn segment(&self, info: SegmentInfo) -> Segment {
-        segment(&self.filter_dir, &self.layout, info)
-    }
-
     pub(crate) fn stats(&self) -> Stats {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let recent = &self.store.recent;
         let segments = self.store.locator.segments();
-        // Read once, so that all segments are compared with the same number.
-        let indexed = self.index.through();
+        // Read once, so that all segments are compared with the same list.
+        let covered = self.index.covered();
         let groups = self.counters.groups();
         let (barrier_time, barrier_time_max) = self.counters.barrier_time();
         Stats {
@@ -187,10 +195,12 @@ impl Engine {
             barrier_time_max,
             segments: segments.iter().count() as u64,
             segment_bytes: segments.iter().map(|segment| segment.info.file_bytes).sum(),
+            seals: count(&self.counters.seals),
+            merges: count(&self.counters.merges),
             recent_bytes: recent.bytes(),
             index_lag: segments
                 .iter()
-                .filter(|segment| segment.info.number > indexed)
+                .filter(|segment| is_indexed(segment) && !covered.contains(&segment.info.number))
                 .count() as u64,
             index_rebuilds: self.index.rebuilds(),
             streams: count(&self.counters.streams),
@@ -201,6 +211,27 @@ impl Engine {
         }
     }
 
+    /// Returns what was removed and is not erased yet.
+    pub(crate) fn erasure(&self) -> Erasure {
+        let Some(writer) = &self.writer else {
+            return Erasure::default();
+        };
+        let options = &self.store.options;
+        let in_memory = self.store.recent.oldest_removal_ms();
+        let manifest = writer.manifest.lock();
+        let marks = &manifest.value.marks;
+        let stored = marks.iter().map(|mark| mark.removal_ms);
+        let in_journal = manifest.value.journal_removal_ms;
+        let oldest = stored.chain(in_memory).chain(in_journal).min();
+        let within = u64::try_from(options.erase_within.as_millis()).unwrap_or(u64::MAX);
+        let due_ms = oldest.map(|removed| removed.saturating_add(within));
+        Erasure {
+            due: due_ms.map(timestamp),
+            overdue: due_ms.is_some_and(|due| due < now_ms(&options.clock)),
+            events: marks.iter().map(|mark| mark.events).sum(),
+        }
+    }
+
     /// Releases the log's folder.
     pub(crate) fn unlock(&self) {
         drop(self.lock.lock().take());
@@ -208,19 +239,20 @@ impl Engine {
 }
 
 impl Writer {
+    /// Returns the number of the next segment. No other has it.
+    pub(crate) fn next_segment(&self) -> u64 {
+        self.segment_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Records in the manifest that the log ends here. No append may follow.
     pub(crate) fn record_clean_stop(&self) -> Result<()> {
         self.commit.check_place()?;
         let durable_lsn = self.commit.write_witness()?;
         let mut manifest = self.manifest.lock();
-        manifest.value.journal = self.shared.recent.files_in_use(0);
+        let sealed_lsn = manifest.value.sealed_lsn();
+        manifest.value.journal = self.shared.recent.files_in_use(sealed_lsn);
         manifest.value.durable_lsn = durable_lsn;
         manifest.value.clean = true;
         manifest.store()
     }
-}
-
-fn segment(dir: &FilterDir, layout: &Layout, info: SegmentInfo) -> Segment {
-    let (disk, cache) = (Arc::clone(&dir.disk), Arc::clone(&dir.cache));
-    Segment::new(info, dir.store, &layout.segments, disk, cache)
 }

@@ -70,7 +70,7 @@ impl Opening {
             return Err(no_log_in(root));
         };
         let mut recovery = Recovery::default();
-        self.adopt_segments(&mut manifest.value, &mut recovery)?;
+        let _leftovers = self.adopt_segments(&mut manifest.value, &mut recovery)?;
         let replayed = replay(&*self.disk, &self.layout.journal, &manifest.value)?;
         for file in &replayed.files {
             // Replay reads past the page cache. This flushes the device's own cache.
@@ -103,11 +103,12 @@ impl Opening {
             }
             None => self.create()?,
         };
-        self.adopt_segments(&mut manifest.value, &mut recovery)?;
+        let leftovers = self.adopt_segments(&mut manifest.value, &mut recovery)?;
         let mut replayed = replay(&*self.disk, &self.layout.journal, &manifest.value)?;
         let end = LogEnd::of(&replayed, &manifest.value);
         self.remove_unfinished()?;
         manifest.put_in_both()?;
+        self.remove_leftovers(&leftovers)?;
         let spares = self.spares(&mut replayed)?;
         recovery.clean = manifest.value.is_clean_at(replayed.end_lsn);
         let last = replayed.files.last_mut().expect("the journal has a file");

@@ -42,7 +42,13 @@ impl Modify for Bearer {
 /// Returns the document as a response.
 pub(super) fn document(mut document: Openapi) -> ([(HeaderName, &'static str); 1], Bytes) {
     for item in document.paths.paths.values_mut() {
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        let calls = [
+            &mut item.get,
+            &mut item.post,
+            &mut item.patch,
+            &mut item.delete,
+        ];
+        for operation in calls.into_iter().flatten() {
             for parameter in operation.parameters.iter_mut().flatten() {
                 not_null(parameter);
             }

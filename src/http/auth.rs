@@ -6,21 +6,37 @@ use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, OfOtherSession};
+use crate::http::key::{Access, Key, Scope};
 use crate::http::service::Service;
 
 pub(super) async fn check(
     State(service): State<Arc<Service>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let Some(tokens) = &service.config.tokens else {
-        return Ok(next.run(request).await);
-    };
-    let (code, message) = match bearer(request.headers()) {
-        Some(token) if is_known(token, tokens) => return Ok(next.run(request).await),
+    let access = access(request.headers(), &service)?;
+    let is_bound = access.is_bound();
+    request.extensions_mut().insert(access);
+    let mut answer = next.run(request).await;
+    // For the caller of a bound key, an event of another session might as well not exist.
+    if is_bound && let Some(OfOtherSession(unknown)) = answer.extensions_mut().remove() {
+        return Ok(ApiError::from(unknown).into_response());
+    }
+    Ok(answer)
+}
+
+fn access(headers: &HeaderMap, service: &Service) -> Result<Access, ApiError> {
+    let token = bearer(headers);
+    if let Some(access) = token.and_then(|token| Key::access_of(token, &service.config.keys)) {
+        return Ok(access);
+    }
+    if service.config.open {
+        return Ok(Access::everywhere(Scope::Client));
+    }
+    let (code, message) = match token {
         Some(_wrong) => ("wrong_token", "the bearer token is not known here"),
         None => (
             "missing_token",
@@ -28,12 +44,6 @@ pub(super) async fn check(
         ),
     };
     Err(ApiError::new(StatusCode::UNAUTHORIZED, code, message))
-}
-
-fn is_known(token: &[u8], tokens: &[blake3::Hash]) -> bool {
-    // All hashes are compared, each in constant time, so that the time reveals nothing about a key.
-    let given = blake3::hash(token);
-    tokens.iter().filter(|token| **token == given).count() > 0
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::http::key::{Key, Scope};
+
 /// Longer waits would overflow the clocks.
 const TIME_MAX: Duration = Duration::from_hours(24);
 
@@ -13,8 +15,9 @@ const TIME_MAX: Duration = Duration::from_hours(24);
 #[derive(Clone)]
 #[must_use = "a configuration does nothing until it is given to a router"]
 pub struct Config {
-    /// The hashes of the accepted tokens. `None` accepts every caller.
-    pub(super) tokens: Option<Vec<blake3::Hash>>,
+    pub(super) keys: Vec<Key>,
+    /// Whether a caller without a key is accepted as a client.
+    pub(super) open: bool,
     /// The hosts that requests may name. `None` accepts any.
     pub(super) hosts: Option<Vec<String>>,
     pub(super) body_bytes_max: usize,
@@ -37,18 +40,19 @@ impl Config {
     /// Accepts callers that send `Authorization: Bearer` with this key. White space around the key
     /// is ignored. An empty key accepts no caller.
     pub fn with_api_key(key: impl AsRef<[u8]>) -> Self {
-        Self::with_tokens(Some(Vec::new())).api_key(key)
-    }
-
-    /// Accepts every caller. For a server that is not reachable from outside, or behind a proxy
-    /// that authorizes.
-    pub fn open() -> Self {
-        Self::with_tokens(None)
-    }
-
-    fn with_tokens(tokens: Option<Vec<blake3::Hash>>) -> Self {
         Self {
-            tokens,
+            open: false,
+            ..Self::open()
+        }
+        .api_key(key)
+    }
+
+    /// Accepts every caller as a client. For a server that is not reachable from outside, or
+    /// behind a proxy that authorizes.
+    pub fn open() -> Self {
+        Self {
+            keys: Vec::new(),
+            open: true,
             hosts: None,
             body_bytes_max: 4 * 1024 * 1024,
             body_wait: Duration::from_secs(30),
@@ -68,11 +72,22 @@ impl Config {
     }
 
     /// Accepts one more key, such as the next one while keys are rotated.
-    pub fn api_key(mut self, key: impl AsRef<[u8]>) -> Self {
-        let key = key.as_ref().trim_ascii();
-        if !key.is_empty() {
-            self.tokens.get_or_insert_default().push(blake3::hash(key));
-        }
+    pub fn api_key(self, key: impl AsRef<[u8]>) -> Self {
+        self.key(Key::new(key))
+    }
+
+    /// Accepts a key of the scope [`Worker`](Scope::Worker) for all sessions. Without one, the
+    /// calls of workers are refused with status 403.
+    pub fn worker_key(self, key: impl AsRef<[u8]>) -> Self {
+        self.key(Key::new(key).scope(Scope::Worker))
+    }
+
+    /// Accepts a key, which may be bound to a part of the sessions.
+    ///
+    /// A key for clients ends an [open](Config::open) configuration. A key for workers does not.
+    pub fn key(mut self, key: Key) -> Self {
+        self.open &= !key.is_for_clients() || key.is_empty();
+        self.keys.push(key);
         self
     }
 
@@ -199,7 +214,7 @@ impl Config {
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")
-            .field("open", &self.tokens.is_none())
+            .field("open", &self.open)
             .finish_non_exhaustive()
     }
 }

@@ -5,9 +5,9 @@ use axum::http::header::{ALLOW, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
-use crate::http::wire::etag;
+use crate::http::etag::etag;
 use crate::model::{CursorProblem, Error, Limit, Seq};
 
 /// The body of every error answer.
@@ -17,7 +17,7 @@ pub(super) struct ErrorBody {
     error: ErrorFields,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 #[schema(as = ErrorFields)]
 struct ErrorFields {
     /// The kind of failure. It depends only on the status.
@@ -34,12 +34,72 @@ struct ErrorFields {
     /// The actual value where a limit was exceeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     actual: Option<u64>,
-    /// The session's last seq, when another one was expected.
+    /// The session's last seq, when another one was expected or the session is closed.
     #[serde(skip_serializing_if = "Option::is_none")]
     actual_seq: Option<Seq>,
     /// The first seq that is still kept, when an earlier one was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     first_kept_seq: Option<Seq>,
+    /// The session that exists already.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_id: Option<String>,
+    /// The turn that is not over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_id: Option<String>,
+    /// The epoch of the producer that has taken over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    current_epoch: Option<u64>,
+    /// The next number of the producer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<u64>,
+    /// The number that the producer sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    received: Option<u64>,
+    /// The event that came in between.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_id: Option<String>,
+    /// Its seq.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event_seq: Option<Seq>,
+}
+
+/// The answers of every call that takes a key to a request that it cannot serve.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "it stands for these answers in the document")]
+pub(super) enum RefusesCall {
+    /// No token, or a wrong one
+    #[response(status = 401)]
+    Unauthorized(ErrorBody),
+    /// The log takes nothing at the moment, or the server is about to stop
+    #[response(status = 503)]
+    Unavailable(ErrorBody),
+    /// A head that is too long, or a fault of the server
+    #[response(status = "default")]
+    Other(ErrorBody),
+}
+
+/// The answers of calls for workers to other callers.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "it stands for this answer in the document")]
+pub(super) enum RefusesClient {
+    /// The key is not one of a worker
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
+}
+
+/// The answers of calls with a body to one that they do not take.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "it stands for these answers in the document")]
+pub(super) enum RefusesBody {
+    /// The body took too long
+    #[response(status = 408)]
+    Late(ErrorBody),
+    /// Too much at once; `limit` says how much is taken
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// The content type is not JSON, or the body is compressed
+    #[response(status = 415)]
+    Unsupported(ErrorBody),
 }
 
 /// Boxed, since results that may hold it are passed on often.
@@ -51,7 +111,13 @@ struct Failure {
     status: StatusCode,
     body: ErrorBody,
     retry_after: Option<u32>,
+    of_other_session: Option<OfOtherSession>,
 }
+
+/// Goes with an answer that an event belongs to another session. It holds the answer for a caller
+/// that may not know of that session.
+#[derive(Debug, Clone)]
+pub(super) struct OfOtherSession(pub Error);
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
@@ -59,15 +125,13 @@ impl ApiError {
             r#type: kind(status),
             code,
             message: message.into(),
-            limit: None,
-            actual: None,
-            actual_seq: None,
-            first_kept_seq: None,
+            ..ErrorFields::default()
         };
         Self(Box::new(Failure {
             status,
             body: ErrorBody { error },
             retry_after: None,
+            of_other_session: None,
         }))
     }
 
@@ -124,6 +188,7 @@ impl ApiError {
 fn kind(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED => "unauthorized",
+        StatusCode::FORBIDDEN => "forbidden",
         StatusCode::NOT_FOUND => "not_found",
         StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
         StatusCode::REQUEST_TIMEOUT => "timeout",
@@ -159,8 +224,16 @@ fn status(error: &Error) -> StatusCode {
         Error::UnknownSession { .. }
         | Error::UnknownEvent { .. }
         | Error::UnknownMessage { .. } => StatusCode::NOT_FOUND,
-        Error::ExpectedMismatch { .. } => StatusCode::PRECONDITION_FAILED,
-        Error::IdempotencyConflict { .. } => StatusCode::CONFLICT,
+        Error::ExpectedMismatch { .. } | Error::ConditionFailed { .. } => {
+            StatusCode::PRECONDITION_FAILED
+        }
+        Error::IdempotencyConflict { .. }
+        | Error::SessionExists { .. }
+        | Error::SessionClosed { .. }
+        | Error::Held { .. }
+        | Error::TurnOpen { .. }
+        | Error::ProducerGap { .. } => StatusCode::CONFLICT,
+        Error::Fenced { .. } => StatusCode::FORBIDDEN,
         Error::Poisoned { .. }
         | Error::Displaced { .. }
         | Error::Forked { .. }
@@ -200,10 +273,36 @@ impl From<Error> for ApiError {
             }
             Error::ExpectedMismatch { actual, .. } => answer.fields().actual_seq = Some(actual),
             Error::Cursor {
-                problem: CursorProblem::Trimmed { first_kept },
+                problem: CursorProblem::Trimmed { first },
                 ..
             } => {
-                answer.fields().first_kept_seq = Some(first_kept);
+                answer.fields().first_kept_seq = Some(first);
+            }
+            Error::Cursor {
+                session,
+                problem: CursorProblem::OtherSession(id),
+            } => {
+                let problem = CursorProblem::Unknown(id);
+                answer.0.of_other_session =
+                    Some(OfOtherSession(Error::Cursor { session, problem }));
+            }
+            Error::SessionExists { session } => {
+                answer.fields().session_id = Some(session.id.to_string());
+            }
+            Error::SessionClosed { last, .. } => answer.fields().actual_seq = Some(last),
+            Error::TurnOpen { message, .. } => {
+                answer.fields().message_id = Some(message.to_string());
+            }
+            Error::Fenced { current, .. } => answer.fields().current_epoch = Some(current),
+            Error::ProducerGap {
+                expected, received, ..
+            } => {
+                answer.fields().expected = Some(expected);
+                answer.fields().received = Some(received);
+            }
+            Error::ConditionFailed { event, seq, .. } => {
+                answer.fields().event_id = Some(event.to_string());
+                answer.fields().event_seq = Some(seq);
             }
             error if error.is_retryable() => answer.0.retry_after = Some(1),
             _ => {}
@@ -247,6 +346,7 @@ impl IntoResponse for ApiError {
             status,
             body,
             retry_after,
+            of_other_session,
         } = *self.0;
         let mut headers = HeaderMap::new();
         if let Some(seconds) = retry_after {
@@ -258,7 +358,11 @@ impl IntoResponse for ApiError {
         if let Some(seq) = body.error.actual_seq {
             headers.insert(ETAG, etag(seq));
         }
-        (status, headers, Json(body)).into_response()
+        let mut answer = (status, headers, Json(body)).into_response();
+        if let Some(instead) = of_other_session {
+            answer.extensions_mut().insert(instead);
+        }
+        answer
     }
 }
 

@@ -5,16 +5,24 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::header::ETAG;
 use axum::response::IntoResponse;
+use futures_util::StreamExt;
+use tokio::time::{Instant, timeout_at};
 
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::query::{InQuery, Order, PageParams, SessionParam, TypeParams};
-use crate::http::service::{InPath, Service, SessionPath};
-use crate::http::wire::{Bounds, EventBody, Events, etag};
+use crate::http::etag::etag;
+use crate::http::query::{
+    InQuery, NewsParams, Order, PageParams, SessionParam, TypeParams, checked_wait,
+};
+use crate::http::service::{Service, SessionPath};
+use crate::http::wire::{Bounds, EventBody, Events};
 use crate::log::SessionLog;
 use crate::model::{EventId, Result, Seq, SessionId};
-use crate::read::PageRequest;
+use crate::read::{PageRequest, StartAt, StreamItem};
 
 /// List the events of a session
+///
+/// With `wait`, a page that would be empty is answered once there is an event for it, or when the
+/// time is over.
 #[utoipa::path(
     get,
     path = "/v1/sessions/{session_id}/events",
@@ -23,6 +31,7 @@ use crate::read::PageRequest;
         SessionParam,
         PageParams,
         TypeParams,
+        NewsParams,
     ),
     responses(
         (
@@ -38,8 +47,9 @@ use crate::read::PageRequest;
             body = ErrorBody,
         ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
-        (status = 404, description = "The session has no events", body = ErrorBody),
+        (status = 404, description = "There is no such session", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
+        (status = 429, description = "Too many wait already", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
         (
             status = "default",
@@ -50,44 +60,101 @@ use crate::read::PageRequest;
 )]
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
-    InPath(session): SessionPath,
+    SessionPath(session): SessionPath,
     InQuery(params): InQuery<PageParams>,
     InQuery(TypeParams { types }): InQuery<TypeParams>,
+    InQuery(NewsParams { wait }): InQuery<NewsParams>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let order = params.order;
+    let deadline = Instant::now() + checked_wait(wait)?;
+    let news = News {
+        from: (wait > 0).then(|| params.waits_after()).transpose()?,
+        session: session.clone(),
+        types: types.clone(),
+    };
     let mut page = params.page()?.bytes_max(service.config.page_bytes_max);
     if !types.is_empty() {
         page = page.types(types);
     }
-    let read = move |log: &SessionLog| {
-        let page = log.list(&session, page)?;
-        let events: Vec<EventBody> = page.items.iter().map(EventBody::from).collect();
-        let shown = events
-            .first()
-            .zip(events.last())
-            .map(|(first, last)| (first.id().to_owned(), last.id().to_owned()));
-        let covered = Covered {
-            seqs: (page.first, page.last),
-            has_more: page.has_more,
-            tail_id: page.tail_id,
-        };
-        Ok((
-            page.tail,
-            Events {
-                events,
-                bounds: covered.bounds(log, &session, order, shown)?,
-            },
-        ))
-    };
-    let ((tail, events), share) = service.read_page(read).await?;
+    let order = params.order;
+    let read = move |log: &SessionLog| shown(log, &session, page.clone(), order);
+    let ((tail, events), share) = service.read_page(read.clone()).await?;
+    if events.events.is_empty() && !events.bounds.has_more && news.from.is_some() {
+        // A waiting call holds no memory of the budget.
+        drop(share);
+        news.wait(&service, deadline).await?;
+        let ((tail, events), share) = service.read_page(read).await?;
+        return Ok(([(ETAG, etag(tail))], share.answer(&events)));
+    }
     Ok(([(ETAG, etag(tail))], share.answer(&events)))
+}
+
+/// Reads a page and the session's last seq.
+fn shown(
+    log: &SessionLog,
+    session: &SessionId,
+    page: PageRequest,
+    order: Order,
+) -> Result<(Seq, Events)> {
+    let page = log.list(session, page)?;
+    let events: Vec<EventBody> = page.items.iter().map(EventBody::from).collect();
+    let shown = events
+        .first()
+        .zip(events.last())
+        .map(|(first, last)| (first.id().to_owned(), last.id().to_owned()));
+    let covered = Covered {
+        seqs: (page.first, page.last),
+        has_more: page.has_more,
+        tail_id: page.tail_id,
+    };
+    let bounds = covered.bounds(log, session, order, shown)?;
+    Ok((page.tail, Events { events, bounds }))
+}
+
+/// What a list of events waits for.
+struct News {
+    /// `None` does not wait.
+    from: Option<StartAt>,
+    session: SessionId,
+    types: Vec<String>,
+}
+
+impl News {
+    /// Waits until an event comes that belongs on the page, or none will come.
+    async fn wait(self, service: &Service, deadline: Instant) -> Result<(), ApiError> {
+        let Some(from) = self.from else {
+            return Ok(());
+        };
+        let _place = service.stream_permit()?;
+        let mut events = service.stream(self.session, from).await?.into_async();
+        let types = self.types;
+        let comes = async {
+            while let Some(item) = events.next().await.transpose()? {
+                match item {
+                    StreamItem::Event(event) => {
+                        let named = |named: &String| event.event_type == **named;
+                        if types.is_empty() || types.iter().any(named) {
+                            return Ok(());
+                        }
+                    }
+                    StreamItem::CaughtUp | StreamItem::Change(_) => {}
+                    StreamItem::Closed | StreamItem::Deleted => return Ok(()),
+                }
+            }
+            Ok(())
+        };
+        let stopper = service.config.stopper();
+        tokio::select! {
+            comes = timeout_at(deadline, comes) => comes.unwrap_or(Ok(())),
+            () = stopper.stopped() => Ok(()),
+        }
+    }
 }
 
 /// The seqs that a page covers, including those of events that it does not show.
 pub(super) struct Covered {
     pub seqs: (Seq, Seq),
     pub has_more: bool,
-    pub tail_id: EventId,
+    pub tail_id: Option<EventId>,
 }
 
 impl Covered {
@@ -121,7 +188,7 @@ impl Covered {
             has_more,
             first_id,
             last_id,
-            tail_id: tail_id.to_string(),
+            tail_id: tail_id.map(|id| id.to_string()),
         })
     }
 }

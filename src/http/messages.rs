@@ -1,7 +1,6 @@
 //! Turns as messages: one message by its ID, with an optional wait, and the messages of a session.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -12,15 +11,16 @@ use utoipa::IntoParams;
 
 use crate::http::error::{ApiError, ErrorBody};
 use crate::http::events::Covered;
-use crate::http::query::{InQuery, PageParams, SessionParam};
+use crate::http::key::Access;
+use crate::http::query::{
+    InQuery, PageParams, SessionParam, StatusFilter, StatusParams, checked_wait,
+};
 use crate::http::service::{InPath, Service, SessionPath};
 use crate::http::wire::{MessageBody, Messages};
 use crate::log::SessionLog;
 use crate::model::{MessageId, Result};
 use crate::read::{AsyncEventStream, StartAt, StreamItem};
 use crate::turn::{Fold, may_end_turn};
-
-const WAIT_MAX: u64 = 60;
 
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -34,8 +34,8 @@ pub(super) struct WaitParams {
 /// Get a message
 ///
 /// A turn as one value: the user's message, the state of the work on it, and its output. With
-/// `wait` it answers as soon as the turn has completed or failed, or with the current state when
-/// the time is over.
+/// `wait` it answers as soon as the turn has completed, failed or been cancelled, or with the
+/// current state when the time is over.
 #[utoipa::path(
     get,
     path = "/v1/messages/{message_id}",
@@ -65,18 +65,15 @@ pub(super) struct WaitParams {
 )]
 pub(super) async fn get(
     State(service): State<Arc<Service>>,
+    access: Access,
     InPath(id): InPath<MessageId>,
     InQuery(WaitParams { wait }): InQuery<WaitParams>,
 ) -> Result<Response, ApiError> {
-    if wait > WAIT_MAX {
-        return Err(ApiError::invalid(format!(
-            "wait is {wait} seconds, and at most {WAIT_MAX} are allowed"
-        )));
-    }
-    let deadline = Instant::now() + Duration::from_secs(wait);
+    let deadline = Instant::now() + checked_wait(wait)?;
     let bytes_max = service.config.page_bytes_max;
     let read = move |log: &SessionLog| log.turn_within(id, bytes_max);
     let (mut turn, mut share) = service.read_page(read).await?;
+    access.check_message(&turn.message.session_id, id)?;
     if wait > 0 && !turn.message.status.is_final() {
         // A waiting call holds no memory of the budget.
         drop(share);
@@ -124,17 +121,18 @@ async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool>
     params(
         SessionParam,
         PageParams,
+        StatusParams,
     ),
     responses(
         (status = 200, description = "A page", body = Messages),
         (
             status = 400,
-            description = "A bad limit or ID, both cursors, or a cursor that is not of this \
-                session",
+            description = "A bad limit, ID or status, both cursors, or a cursor that is not of \
+                this session",
             body = ErrorBody,
         ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
-        (status = 404, description = "The session has no events", body = ErrorBody),
+        (status = 404, description = "There is no such session", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
         (
@@ -146,11 +144,15 @@ async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool>
 )]
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
-    InPath(session): SessionPath,
+    SessionPath(session): SessionPath,
     InQuery(params): InQuery<PageParams>,
+    InQuery(StatusParams { status }): InQuery<StatusParams>,
 ) -> Result<Response, ApiError> {
     let order = params.order;
-    let page = params.page()?.bytes_max(service.config.page_bytes_max);
+    let mut page = params.page()?.bytes_max(service.config.page_bytes_max);
+    if let Some(StatusFilter::Open) = status {
+        page = page.open_turns();
+    }
     let read = move |log: &SessionLog| {
         let page = log.turns(&session, page)?;
         let id = |fold: Option<&Fold>| fold.map(|fold| fold.id().to_string());

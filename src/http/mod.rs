@@ -15,18 +15,33 @@
 //!
 //! Calls:
 //!
-//! * `POST /v1/sessions/{session_id}/events` appends `user.message` events as one batch, and
-//!   answers when it is durable.
-//! * `GET /v1/sessions/{session_id}/events` returns a page of events.
+//! * `POST /v1/sessions/{session_id}/events` appends events as one batch, and answers when it is
+//!   durable: `user.message` for clients, any type for workers.
+//! * `GET /v1/sessions/{session_id}/events` returns a page of events. With `wait` it first waits
+//!   for an event.
 //! * `GET /v1/sessions/{session_id}/stream` streams stored and new events as server-sent events.
-//! * `GET /v1/sessions/{session_id}/messages` returns a page of turns, each as one message.
+//! * `GET /v1/sessions/{session_id}/messages` returns a page of turns, each as one message. With
+//!   `status=open` it returns only those that wait for an answer.
 //! * `GET /v1/messages/{message_id}` returns one turn as a message. With `wait` it first waits for
 //!   the turn to end.
-//! * `GET /v1/sessions` lists the sessions, by newest activity or by ID.
+//! * `GET /v1/sessions` lists the sessions, by newest activity, by creation or by ID.
+//! * `GET /v1/sessions/{session_id}` returns one session.
+//! * `GET /v1/events/{event_id}` returns one event.
 //! * `GET /openapi.json` returns the OpenAPI document of these calls.
 //! * `GET /healthz` reports whether the log is in service.
 //! * `GET /metrics` returns metrics.
 //! * `GET /` returns a web page for people.
+//!
+//! Calls that need the key of a [worker](Scope::Worker):
+//!
+//! * `POST /v1/sessions` creates a session, also with its first events.
+//! * `PATCH /v1/sessions/{session_id}` changes its title or metadata, and closes or holds it.
+//! * `DELETE /v1/sessions/{session_id}` deletes it.
+//! * `DELETE /v1/sessions/{session_id}/events` trims it.
+//! * `POST /v1/sessions/{session_id}/fork` forks it.
+//! * `DELETE /v1/events/{event_id}` redacts an event.
+//! * `GET /v1/feed` returns a page of all sessions' events and changes in commit order.
+//! * `POST /v1/compact` erases what was removed. `GET /v1/stats` returns the figures of the store.
 //!
 //! Calls below `/v1` need a bearer token, unless the [`Config`] is [open](Config::open). Errors are
 //! JSON: `{"error": {"type", "code", "message"}}`. Errors of the log have the codes of
@@ -40,17 +55,26 @@
 mod admin;
 mod append;
 mod auth;
+mod body;
 mod budget;
+mod conditions;
 mod config;
 mod drain;
 mod error;
+mod etag;
 mod events;
+mod feed;
+mod key;
 mod messages;
 mod metrics;
+mod operate;
 mod pace;
 mod query;
+mod removal;
+mod sent;
 mod serve;
 mod service;
+mod session;
 mod sessions;
 mod stream;
 mod wire;
@@ -67,6 +91,7 @@ use utoipa_axum::routes;
 use crate::log::SessionLog;
 
 pub use config::{Config, Stopper};
+pub use key::{Key, Scope};
 pub use serve::serve;
 
 use service::Service;
@@ -138,10 +163,16 @@ fn around(routes: Router<Arc<Service>>, service: Arc<Service>) -> Router {
 /// The calls that need a token.
 fn guarded(service: &Arc<Service>) -> OpenApiRouter<Arc<Service>> {
     OpenApiRouter::with_openapi(admin::Document::openapi())
-        .routes(routes!(append::append, events::list))
+        .routes(routes!(append::append, events::list, removal::trim))
         .routes(routes!(stream::stream))
         .routes(routes!(messages::list))
         .routes(routes!(messages::get))
-        .routes(routes!(sessions::list))
+        .routes(routes!(session::create, sessions::list))
+        .routes(routes!(session::get, session::patch, session::delete))
+        .routes(routes!(session::fork))
+        .routes(routes!(removal::get, removal::redact))
+        .routes(routes!(feed::read))
+        .routes(routes!(operate::compact))
+        .routes(routes!(operate::stats))
         .route_layer(from_fn_with_state(Arc::clone(service), auth::check))
 }

@@ -1,5 +1,7 @@
 //! Query parameters and their translation for the log.
 
+use std::time::Duration;
+
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum_extra::extract::Query;
@@ -8,8 +10,8 @@ use serde::{Deserialize, Deserializer};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::http::error::ApiError;
-use crate::model::{EventId, MessageId, Result};
-use crate::read::{Cursor, PageRequest};
+use crate::model::{Cursor, EventId, MessageId, Result, Seq};
+use crate::read::{PageRequest, StartAt};
 
 /// The parameters of a query that `T` knows. Others are ignored.
 pub(super) struct InQuery<T>(pub T);
@@ -82,6 +84,17 @@ pub(super) enum Order {
 }
 
 impl PageParams {
+    /// Returns where a page begins that may wait for its first event.
+    pub(super) fn waits_after(&self) -> Result<StartAt, ApiError> {
+        if self.order == Order::Desc || self.before.is_some() {
+            return Err(ApiError::invalid(
+                "wait goes with order=asc and without before",
+            ));
+        }
+        let after = self.after.as_deref().map(cursor).transpose()?;
+        Ok(after.map_or(StartAt::Beginning, StartAt::After))
+    }
+
     pub(super) fn page(&self) -> Result<PageRequest, ApiError> {
         let mut page = match (&self.after, &self.before) {
             (Some(_), Some(_)) => {
@@ -113,6 +126,45 @@ pub(super) fn cursor(id: &str) -> Result<Cursor> {
     Ok(event.into())
 }
 
+/// Returns a position that is given by an ID or by a seq.
+pub(super) fn position(text: &str) -> Result<Cursor> {
+    let is_number = !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit());
+    match is_number.then(|| text.parse::<Seq>().ok()).flatten() {
+        Some(seq) => Ok(seq.into()),
+        None => cursor(text),
+    }
+}
+
+/// The longest wait of a call, in seconds.
+const WAIT_MAX: u64 = 60;
+
+/// Returns the time that a call may wait.
+pub(super) fn checked_wait(seconds: u64) -> Result<Duration, ApiError> {
+    if seconds > WAIT_MAX {
+        return Err(ApiError::invalid(format!(
+            "wait is {seconds} seconds, and at most {WAIT_MAX} are allowed"
+        )));
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
+/// The turns to list.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StatusParams {
+    /// Only messages whose status is not final. Such a page looks at a bounded part of the session
+    /// and may hold few messages or none with `has_more`: continue after `last_id`.
+    #[serde(default, deserialize_with = "present")]
+    #[param(inline)]
+    pub status: Option<StatusFilter>,
+}
+
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum StatusFilter {
+    Open,
+}
+
 /// The types of the events to list.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -120,4 +172,34 @@ pub(super) struct TypeParams {
     /// Only events of this type. May be given several times.
     #[serde(default, rename = "type")]
     pub types: Vec<String>,
+}
+
+/// How long a list of events may wait for the first of them.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct NewsParams {
+    /// The most seconds to wait until there is an event on the page. Only with `order=asc`, and
+    /// without `before`.
+    #[serde(default)]
+    #[param(minimum = 0, maximum = 60, default = 0)]
+    pub wait: u64,
+}
+
+/// The types of the events that a stream sends.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct FilterParams {
+    /// Only events of this type. May be given several times.
+    #[serde(default, rename = "type")]
+    types: Vec<String>,
+    /// No events of this type. May be given several times.
+    #[serde(default)]
+    exclude_type: Vec<String>,
+}
+
+impl FilterParams {
+    pub(super) fn takes(&self, event_type: &str) -> bool {
+        let has = |types: &[String]| types.iter().any(|named| named == event_type);
+        (self.types.is_empty() || has(&self.types)) && !has(&self.exclude_type)
+    }
 }

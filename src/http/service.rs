@@ -14,9 +14,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::http::budget::{Budget, Share};
 use crate::http::config::Config;
 use crate::http::error::ApiError;
+use crate::http::key::Access;
 use crate::http::metrics::Metrics;
 use crate::log::SessionLog;
-use crate::model::{Result, SessionId};
+use crate::model::{EventId, Result, SessionId};
 use crate::read::{EventStream, StartAt};
 
 const READ_AHEAD_BYTES: usize = 64 * 1024;
@@ -84,6 +85,13 @@ impl Service {
         self.read(move |log| log.stream(&session, from))
             .await
             .map(|stream| stream.read_ahead_bytes(READ_AHEAD_BYTES))
+    }
+
+    /// Opens the feed of all sessions, which also reads only little ahead.
+    pub(super) async fn feed(&self, after: Option<EventId>) -> Result<EventStream, ApiError> {
+        self.read(move |log| log.feed_from(after))
+            .await
+            .map(|feed| feed.read_ahead_bytes(READ_AHEAD_BYTES))
     }
 
     /// Returns a permit for one more stream or waiting call.
@@ -229,19 +237,35 @@ impl<T: std::str::FromStr<Err = crate::model::Error>, S: Send + Sync> FromReques
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|error| ApiError::invalid(error.body_text()))?;
-        if text == "." || text == ".." {
-            // Browsers and clients remove them from a path before they send it, even if they are
-            // percent-encoded.
-            let message =
-                format!("{text:?} stands for a place in a path and names no session in a URL");
-            return Err(ApiError::new(
-                StatusCode::BAD_REQUEST,
-                "dot_segment",
-                message,
-            ));
-        }
+        check_names_a_path(&text)?;
         Ok(Self(text.parse::<T>()?))
     }
 }
 
-pub(super) type SessionPath = InPath<SessionId>;
+/// Refuses the IDs that no path can hold: browsers and clients remove them from a path before they
+/// send it, even if they are percent-encoded.
+pub(super) fn check_names_a_path(text: &str) -> Result<(), ApiError> {
+    if text != "." && text != ".." {
+        return Ok(());
+    }
+    let message = format!("{text:?} stands for a place in a path and names no session in a URL");
+    Err(ApiError::new(
+        StatusCode::BAD_REQUEST,
+        "dot_segment",
+        message,
+    ))
+}
+
+/// The session in a path. One that the caller may not know of does not exist.
+pub(super) struct SessionPath(pub SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let InPath(session) = InPath::<SessionId>::from_request_parts(parts, state).await?;
+        let Ok(access) = Access::from_request_parts(parts, state).await;
+        access.check(&session)?;
+        Ok(Self(session))
+    }
+}

@@ -19,11 +19,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::query::{InQuery, SessionParam, cursor, present};
-use crate::http::service::{InPath, Service, SessionPath};
+use crate::http::query::{FilterParams, InQuery, SessionParam, cursor, present};
+use crate::http::service::{Service, SessionPath};
 use crate::http::wire::{EventBody, compact};
+use crate::model::Cursor;
 use crate::model::{Event, Result};
-use crate::read::{AsyncEventStream, Cursor, StartAt, StreamItem};
+use crate::read::{AsyncEventStream, StartAt, StreamItem};
 
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -54,9 +55,9 @@ pub(super) struct StreamParams {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it stands for `Frame` in the document")]
 struct StreamFrame {
-    /// The event's ID. `caught_up` and `error` have none.
+    /// The event's ID. `caught_up`, `closed`, `deleted` and `error` have none.
     id: Option<String>,
-    /// The event's type, `caught_up`, or `error`.
+    /// The event's type, `caught_up`, `closed`, `deleted`, or `error`.
     #[schema(example = "user.message")]
     event: String,
     /// The event as JSON, `{}`, or the error.
@@ -70,9 +71,9 @@ fn yes() -> bool {
 /// Stream the events of a session
 ///
 /// As server-sent events: `id` is the event's ID, `event` its type, and `data` the event as in a
-/// list. An event `caught_up` without an ID follows once all stored events were sent. An event
-/// `error` gives the reason when a stream fails. A comment is sent after every ten seconds of
-/// silence.
+/// list. An event `caught_up` without an ID follows once all stored events were sent. A stream ends
+/// with an event `closed` or `deleted` when the session is, and with an event `error` that gives
+/// the reason when it fails. A comment is sent after every ten seconds of silence.
 #[utoipa::path(
     get,
     path = "/v1/sessions/{session_id}/stream",
@@ -86,6 +87,7 @@ fn yes() -> bool {
             pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$",
         ),
         StreamParams,
+        FilterParams,
     ),
     responses(
         (
@@ -100,7 +102,7 @@ fn yes() -> bool {
             body = ErrorBody,
         ),
         (status = 401, description = "No token, or a wrong one", body = ErrorBody),
-        (status = 404, description = "The session has no events", body = ErrorBody),
+        (status = 404, description = "There is no such session", body = ErrorBody),
         (status = 410, description = "The ID is older than what is kept", body = ErrorBody),
         (status = 429, description = "Too many stream already", body = ErrorBody),
         (status = 503, description = "The server is about to stop", body = ErrorBody),
@@ -113,8 +115,9 @@ fn yes() -> bool {
 )]
 pub(super) async fn stream(
     State(service): State<Arc<Service>>,
-    InPath(session): SessionPath,
+    SessionPath(session): SessionPath,
     InQuery(params): InQuery<StreamParams>,
+    InQuery(filter): InQuery<FilterParams>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
     let from =
@@ -132,7 +135,7 @@ pub(super) async fn stream(
     // Sent at once, since a proxy may hold back the response head until there is data.
     let begin = once(ready(Frame::default().comment("")));
     let frames = begin
-        .chain(frames(service, events.into_async(), place))
+        .chain(frames(service, events.into_async(), filter, place))
         .map(Ok::<_, Infallible>)
         .take_until(Box::pin(until));
     // Proxies such as nginx must neither buffer nor compress a stream.
@@ -163,13 +166,15 @@ fn cursor_of(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>,
 fn frames(
     service: Arc<Service>,
     events: AsyncEventStream,
+    filter: FilterParams,
     place: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Frame> {
-    unfold(Some((service, events, place, None)), |open| async {
-        let (service, mut events, place, last_share) = open?;
+    let opened = (service, events, filter, place, None);
+    unfold(Some(opened), |open| async {
+        let (service, mut events, filter, place, last_share) = open?;
         // This frame is polled only once nearly all of the last one is sent.
         drop(last_share);
-        let (frame, share) = match events.next().await? {
+        let (frame, share) = match next(&mut events, &filter).await? {
             Ok(StreamItem::Event(event)) => {
                 let is_large = event.data.len() >= LARGE_EVENT_BYTES;
                 let bytes = event.data.len().saturating_mul(EVENT_COPIES);
@@ -181,6 +186,11 @@ fn frames(
                 (frame(&event), share)
             }
             Ok(StreamItem::CaughtUp) => (Frame::default().event("caught_up").data("{}"), None),
+            Ok(StreamItem::Change(_)) => {
+                unreachable!("only the feed of all sessions yields changes")
+            }
+            Ok(StreamItem::Closed) => return Some((last_frame("closed"), None)),
+            Ok(StreamItem::Deleted) => return Some((last_frame("deleted"), None)),
             Err(error) => {
                 return Some((
                     Frame::default()
@@ -190,8 +200,23 @@ fn frames(
                 ));
             }
         };
-        Some((frame, Some((service, events, place, share))))
+        Some((frame, Some((service, events, filter, place, share))))
     })
+}
+
+/// Returns the next item that the filter takes.
+async fn next(events: &mut AsyncEventStream, filter: &FilterParams) -> Option<Result<StreamItem>> {
+    loop {
+        match events.next().await? {
+            Ok(StreamItem::Event(event)) if !filter.takes(event.event_type.as_str()) => {}
+            item => return Some(item),
+        }
+    }
+}
+
+/// The frame that ends a stream. It has no ID, so that a client goes on from the last event.
+fn last_frame(name: &str) -> Frame {
+    Frame::default().event(name).data("{}")
 }
 
 fn frame(event: &Event) -> Frame {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use axum::http::HeaderValue;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use indexmap::IndexMap;
@@ -10,7 +9,8 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
-use crate::model::{Event, Seq, opens_turn, time_text};
+use crate::http::key::Access;
+use crate::model::{Event, Metadata, Seq, SessionInfo, opens_turn, time_text};
 use crate::turn::{JsonText, MessageStatus, Sent, TurnText, lenient};
 
 /// A stored event.
@@ -44,6 +44,10 @@ pub(super) struct EventBody {
     /// When it was stored, in UTC.
     #[schema(format = DateTime)]
     created_at: String,
+    /// `true` when the data was redacted, and is then `null`. Absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = bool, required = false)]
+    redacted: Option<bool>,
 }
 
 impl From<&Event> for EventBody {
@@ -51,6 +55,7 @@ impl From<&Event> for EventBody {
         let message_id = event.message_id.map(|id| id.to_string());
         let (data, data_base64) = match serde_json::from_slice::<&RawValue>(&event.data) {
             Ok(data) => (Cow::Borrowed(data), None),
+            Err(_no_data) if event.redacted => (Cow::Owned(RawValue::NULL.to_owned()), None),
             Err(_no_json) => (
                 Cow::Owned(repaired(&event.data)),
                 Some(BASE64_STANDARD.encode(&event.data)),
@@ -69,6 +74,7 @@ impl From<&Event> for EventBody {
             data,
             data_base64,
             created_at: time_text(event.created_at),
+            redacted: event.redacted.then_some(true),
         }
     }
 }
@@ -147,8 +153,8 @@ pub(super) struct Bounds {
     /// `desc`. To read the events before some event page by page, use `desc`. With `asc` such a
     /// page begins at the start of the session, and a request has only one cursor.
     pub last_id: Option<String>,
-    /// The session's newest event.
-    pub tail_id: String,
+    /// The session's newest event. `null` when it has had none.
+    pub tail_id: Option<String>,
 }
 
 /// A page of a session's events.
@@ -204,7 +210,7 @@ pub(super) struct MessageBody {
     completed_at: Option<String>,
 }
 
-/// The state of the work on a turn. `completed` and `failed` are final.
+/// The state of the work on a turn. `completed`, `failed` and `cancelled` are final.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 #[expect(dead_code, reason = "it stands for `MessageStatus` in the document")]
@@ -214,6 +220,7 @@ pub(super) enum Status {
     WaitingForTool,
     Completed,
     Failed,
+    Cancelled,
 }
 
 impl From<TurnText> for MessageBody {
@@ -245,31 +252,97 @@ impl From<TurnText> for MessageBody {
 }
 
 /// The sessions of a store.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "clients know the field by this name"
+)]
 pub(super) struct Sessions {
     pub sessions: Vec<SessionBody>,
-    /// Whether there are more sessions in this order. In the order `recent`, whether there may be
-    /// more.
+    /// Whether there may be more sessions, in the direction of the page. A filtered page looks at a
+    /// bounded number of sessions, and may hold few or none.
     pub has_more: bool,
+    /// The position of the first session, to continue from with `before`.
+    pub first_cursor: Option<String>,
+    /// The position of the last session, to continue from with `after`.
+    pub last_cursor: Option<String>,
 }
 
-/// A session and its head.
+/// A session.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Session)]
 pub(super) struct SessionBody {
     #[schema(example = "sess_123")]
-    pub id: String,
-    /// The number of its events.
-    pub events: Seq,
-    pub last_event_id: String,
-    /// The time in the ID of its newest event, in UTC.
+    id: String,
+    /// How often it has begun: 1, and one more for each time that it was deleted before.
+    #[schema(minimum = 1)]
+    generation: u32,
+    /// The first seq that is kept, which is `last_seq + 1` when none is.
+    #[schema(minimum = 1)]
+    first_seq: Seq,
+    /// The last seq, for If-Match; 0 when it has had no event.
+    last_seq: Seq,
+    /// The number of its events that are kept.
+    events: Seq,
+    /// The bytes of these events.
+    bytes: u64,
+    /// The newest event.
+    last_event_id: Option<String>,
+    /// The time of its newest event, in UTC. Before the first event, when it was created.
     #[schema(format = DateTime)]
-    pub last_event_at: String,
+    last_event_at: String,
+    /// When it was created, in UTC.
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// Whether it takes no more events.
+    closed: bool,
+    /// Whether it is exempt from deletion.
+    hold: bool,
+    title: Option<String>,
+    #[schema(value_type = Object)]
+    metadata: Metadata,
+    /// The session that it was forked from.
+    parent: Option<ParentBody>,
+    /// Changes with every change that is no event.
+    revision: u64,
 }
 
-/// A seq as an entity tag, to be sent back in `If-Match`.
-pub(super) fn etag(seq: Seq) -> HeaderValue {
-    HeaderValue::try_from(format!("\"{seq}\"")).expect("a number in quotes is a header value")
+/// The origin of a fork.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Parent)]
+struct ParentBody {
+    id: String,
+    generation: u32,
+    /// The seq of the last event that both share.
+    at: Seq,
+}
+
+impl SessionBody {
+    /// Shows a session to a caller. A parent that the caller may not know of is left out.
+    pub(super) fn new(session: SessionInfo, access: &Access) -> Self {
+        let parent = session.parent.filter(|parent| access.has(&parent.id));
+        Self {
+            id: session.id.to_string(),
+            generation: session.generation,
+            first_seq: session.first,
+            last_seq: session.last,
+            events: session.events,
+            bytes: session.bytes,
+            last_event_id: session.last_id.map(|id| id.to_string()),
+            last_event_at: time_text(session.active_at),
+            created_at: time_text(session.created_at),
+            closed: session.closed,
+            hold: session.hold,
+            title: session.title,
+            metadata: session.metadata,
+            parent: parent.map(|parent| ParentBody {
+                id: parent.id.to_string(),
+                generation: parent.generation,
+                at: parent.at,
+            }),
+            revision: session.revision,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,70 +1,92 @@
-//! The content of the index: one entry per run, and the position that the index has reached.
+//! The content of the index: one entry per session and merged segment, and what the index covers.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{StoreId, decode_bare};
 use crate::model::{Seq, SessionId};
-use crate::segment::{Address, Run, run_key, split_run_key};
+use crate::segment::{Address, ItemHash, Run, session_hash};
 
-pub(super) const KIND_RUN: u8 = 1;
+const KIND_SESSION: u8 = 4;
 
-/// The key of the position. It is raised when the form of an entry changes: an index without this
-/// position is rebuilt.
-pub(super) const KIND_POSITION: u8 = 3;
+/// The key of the [`Coverage`]. It is raised when the form of an entry changes, because an index
+/// without this key is rebuilt.
+pub(super) const KIND_COVERAGE: u8 = 5;
 
-/// An entry of the index.
+/// The stretch of a session in one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IndexEntry {
     pub segment: u64,
+    /// The first run of the stretch. Its generation and first seq are those of the stretch.
     pub run: Run,
+    /// The last seq of the stretch.
+    pub last: Seq,
 }
 
-/// The value under a run's key.
-///
-/// It repeats nothing from the key, and holds nothing that only the segment is queried for. sled
-/// stores up to 22 bytes without an allocation for each entry.
+/// The value under the key of an entry. It repeats nothing from the key.
 #[derive(Serialize, Deserialize)]
 pub(super) struct IndexValue {
     pub(super) segment: u64,
-    pub(super) events: u32,
+    /// The events of the stretch.
+    pub(super) events: u64,
+    /// The events of its first run.
+    pub(super) run_events: u32,
     pub(super) address: Address,
 }
 
-/// The position that the index has reached. It is stored in the index itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Position {
+/// The segments that the index covers. It is stored in the index itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Coverage {
     pub(super) store: StoreId,
-    /// All segments up to this number are in the index.
-    pub(super) through: u64,
+    /// The numbers of the segments whose sessions are in the index, in no order.
+    pub(super) segments: Vec<u64>,
 }
 
 impl IndexEntry {
-    /// Decodes a key and its value; `None` if they were not written as an entry.
+    /// Decodes a key and its value. Returns `None` if they were not written as an entry.
     pub(crate) fn read(key: &[u8], value: &[u8]) -> Option<Self> {
-        let (_kind, key) = key.split_first()?;
-        let (_session, generation, first) = split_run_key(key)?;
+        let rest = key.get(1 + size_of::<ItemHash>()..)?;
+        let (generation, first) = rest.split_at_checked(4)?;
         let IndexValue {
             segment,
             events,
+            run_events,
             address,
         } = decode_bare(value)?;
         let run = Run {
-            generation,
-            first,
-            events,
+            generation: u32::from_be_bytes(generation.try_into().ok()?),
+            first: u64::from_be_bytes(first.try_into().ok()?),
+            events: run_events,
             address,
         };
-        run.is_possible().then_some(Self { segment, run })
+        let last = run.first.checked_add(events.checked_sub(1)?)?;
+        (run.is_possible() && run.events > 0 && run.last() <= last).then_some(Self {
+            segment,
+            run,
+            last,
+        })
+    }
+
+    pub(crate) fn holds(&self, seq: Seq) -> bool {
+        (self.run.first..=self.last).contains(&seq)
     }
 }
 
-pub(super) fn run_tree_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
-    tree_key(&run_key(session, generation, first))
+/// Returns the prefix of the keys of a session.
+///
+/// It has the hash of the session's ID. So nothing in the index names a session.
+pub(super) fn session_prefix(session: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + size_of::<ItemHash>() + 12);
+    key.push(KIND_SESSION);
+    key.extend_from_slice(&session_hash(session));
+    key
 }
 
-pub(super) fn tree_key(run_key: &[u8]) -> Vec<u8> {
-    let mut key = Vec::with_capacity(run_key.len() + 2);
-    key.push(KIND_RUN);
-    key.extend_from_slice(run_key);
-    key
+pub(super) fn entry_key(session: &SessionId, generation: u32, first: Seq) -> Vec<u8> {
+    key_in(session_prefix(session.as_bytes()), generation, first)
+}
+
+pub(super) fn key_in(mut prefix: Vec<u8>, generation: u32, first: Seq) -> Vec<u8> {
+    prefix.extend_from_slice(&generation.to_be_bytes());
+    prefix.extend_from_slice(&first.to_be_bytes());
+    prefix
 }

@@ -1,18 +1,21 @@
-//! Finds sealed records. It queries the index, checks the answer against the segments, and searches
-//! their footers if the index has no right answer.
+//! Finds sealed records. It asks the segments that are not in the index, then the index, and checks
+//! the answer against the segments. If the index has no right answer, it searches their footers.
 //!
 //! Seqs are dense, so an entry that the index lost shows as a seq without a run. The filters give a
-//! session's head, or show that the session has none.
+//! session's state, or show that no segment has any of the session.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::codec::Record;
+use crate::codec::{Record, SessionState};
 use crate::index::runs_cache::{IndexedRuns, RunsCache};
-use crate::index::{Asked, Index, IndexEntry};
-use crate::model::{Error, FIRST_SEQ, Head, Result, Seq, SessionId};
-use crate::segment::{FilterDir, RunEntry, Segment, SegmentSet, SpanFilter};
-use crate::sync::{Mutex, RwLock};
+use crate::index::{Asked, Index, IndexEntry, is_indexed};
+use crate::model::{Error, Result, Seq, SessionId};
+use crate::segment::{Run, RunEntry, RunTail, Segment, SegmentSet, session_hash};
+use crate::sync::RwLock;
+
+/// The segments that are asked one by one, at most.
+const UNINDEXED_MAX: usize = 16;
 
 /// The number of seqs in one query of the index.
 const ASKED_SEQS: Seq = 128;
@@ -25,21 +28,17 @@ pub(crate) struct Locator {
     segments: RwLock<Arc<SegmentSet>>,
     index: Arc<Index>,
     runs: RunsCache,
-    unadopted: Mutex<Option<Unadopted>>,
-}
-
-/// Span filters that no background work adopts.
-struct Unadopted {
-    dir: FilterDir,
-    /// The number of segments that lookups have passed.
-    passed: u64,
 }
 
 /// Reads a session's records from the segments, in either direction.
 pub(crate) struct SealedReader<'a> {
     locator: &'a Locator,
-    session: &'a SessionId,
+    session: SessionId,
     generation: u32,
+    /// The segments of the last call. They stay while the reader uses them.
+    segments: Arc<SegmentSet>,
+    /// The segments that are not in the index and may hold the session, newest first.
+    unindexed: Option<Vec<Arc<Segment>>>,
     /// The last answer of the index.
     indexed: Option<Arc<IndexedRuns>>,
     /// The seqs that this reader queried, so that it does not query again for missing ones.
@@ -53,21 +52,11 @@ pub(crate) struct SealedReader<'a> {
 impl Locator {
     /// Returns a locator for `segments`, with `runs_bytes_max` of memory for answers of the index.
     pub(crate) fn new(segments: SegmentSet, index: Arc<Index>, runs_bytes_max: usize) -> Self {
-        let (segments, runs) = (
-            RwLock::new(Arc::new(segments)),
-            RunsCache::new(runs_bytes_max),
-        );
         Self {
-            segments,
+            segments: RwLock::new(Arc::new(segments)),
             index,
-            runs,
-            unadopted: Mutex::default(),
+            runs: RunsCache::new(runs_bytes_max),
         }
-    }
-
-    /// Makes lookups adopt the filters of this folder, once that is worth it.
-    pub(crate) fn adopt_later(&self, dir: FilterDir) {
-        *self.unadopted.lock() = Some(Unadopted { dir, passed: 0 });
     }
 
     /// Returns the current segments.
@@ -75,66 +64,54 @@ impl Locator {
         Arc::clone(&self.segments.read())
     }
 
-    /// Makes a new segment visible to readers.
-    pub(crate) fn publish(&self, segment: Segment) {
-        let number = segment.info.number;
+    /// Makes other segments visible to readers.
+    pub(crate) fn publish(&self, change: impl FnOnce(&SegmentSet) -> SegmentSet) {
         let mut segments = self.segments.write();
-        *segments = Arc::new(segments.with(Arc::new(segment)));
+        *segments = Arc::new(change(&segments));
         drop(segments);
-        self.index.note_segment(number);
+        self.index.note_segments();
     }
 
-    /// Makes span filters available to readers.
-    pub(crate) fn publish_filters(&self, filters: impl IntoIterator<Item = SpanFilter>) {
-        let mut segments = self.segments.write();
-        *segments = Arc::new(segments.with_filters(filters));
-    }
-
-    /// Returns the head of a session in the segments.
+    /// Returns the state of a session as the segments have it.
     ///
     /// It is found through the filters alone, like a [key](Self::record_of_key). They must show in
     /// any case that no newer segment has more of the session.
-    pub(crate) fn head(&self, session: &SessionId) -> Result<Option<Head>> {
+    pub(crate) fn state(&self, session: &SessionId) -> Result<SessionState> {
         let segments = self.segments();
-        let last = segments.last_run(session)?;
-        let holder = last.as_ref().map_or(0, |(segment, _)| segment.info.number);
-        self.note_passed(segments.newest_number().saturating_sub(holder), &segments);
-        Ok(last.map(|(_, RunEntry { run, last_id })| Head {
-            generation: run.generation,
-            first: FIRST_SEQ,
-            last: run.last(),
-            last_id,
-        }))
-    }
-
-    /// Adopts the span filters once lookups have passed as many segments as there are, because
-    /// adopting reads a little of each segment.
-    fn note_passed(&self, passed: u64, segments: &SegmentSet) {
-        let mut unadopted = self.unadopted.lock();
-        let Some(waiting) = unadopted.as_mut() else {
-            return;
+        let Some((segment, entry)) = segments.last_run(session)? else {
+            return Ok(SessionState::default());
         };
-        waiting.passed += passed;
-        let is_time = waiting.passed > segments.newest_number();
-        let taken = if is_time { unadopted.take() } else { None };
-        drop(unadopted);
-        if let Some(Unadopted { dir, .. }) = taken {
-            let filters = SpanFilter::list::<Error>(&dir, segments, || Ok(()));
-            // Without a list of filters, each segment is probed.
-            self.publish_filters(filters.unwrap_or_default());
+        match entry.tail {
+            RunTail::State(state) => segment.decode_state(&state),
+            RunTail::LastId(_) => self.state_of_v1(session, &entry.run),
+            RunTail::None => Err(segment.impossible("run without a state")),
         }
     }
 
+    /// Returns the state of a session whose last segment version 1 wrote: the state in the segments
+    /// that were written again since, and the records after these.
+    fn state_of_v1(&self, session: &SessionId, last: &Run) -> Result<SessionState> {
+        let mut state = self.segments().newest_state(session)?;
+        let mut reader = self.reader(session, last.generation);
+        let mut next = state.last + 1;
+        while next <= last.last() {
+            let (_segment, records) = reader.records(next, &(next..=last.last()))?;
+            for record in &records {
+                state.apply(record);
+                next = record.last() + 1;
+            }
+        }
+        Ok(state)
+    }
+
     /// Reads a session's records from the segments.
-    pub(crate) fn reader<'a>(
-        &'a self,
-        session: &'a SessionId,
-        generation: u32,
-    ) -> SealedReader<'a> {
+    pub(crate) fn reader(&self, session: &SessionId, generation: u32) -> SealedReader<'_> {
         SealedReader {
             locator: self,
-            session,
+            session: session.clone(),
             generation,
+            segments: self.segments(),
+            unindexed: None,
             indexed: None,
             asked: None,
             prefetched: false,
@@ -156,7 +133,19 @@ impl Locator {
     }
 }
 
+/// A run, with its segment.
+type Located = (Arc<Segment>, Run);
+
 impl SealedReader<'_> {
+    /// Uses the segments of now. Records that have left memory since the last look are in them.
+    pub(crate) fn look_again(&mut self) {
+        let segments = self.locator.segments();
+        if !Arc::ptr_eq(&segments, &self.segments) {
+            self.segments = segments;
+            self.unindexed = None;
+        }
+    }
+
     /// Returns the records of the run that holds `seq` which overlap `range`, in order.
     ///
     /// `seq` must be the start or the end of `range`. There is at least one record.
@@ -165,68 +154,150 @@ impl SealedReader<'_> {
         seq: Seq,
         range: &RangeInclusive<Seq>,
     ) -> Result<(Arc<Segment>, Vec<Record>)> {
-        let Self {
-            locator,
-            session,
-            generation,
-            ..
-        } = *self;
+        self.refresh();
+        if let Some(located) = self.in_unindexed(seq)? {
+            if !located.0.is_cached(&located.1) {
+                self.prefetch_unindexed(range);
+            }
+            return self.read(located, range);
+        }
         let (asked, entry) = self.ask(seq, range);
-        let segments = locator.segments();
-        let indexed = entry.and_then(|entry| Some((segments.by_number(entry.segment)?, entry.run)));
+        let indexed = entry.and_then(|entry| self.run_of(&entry, seq));
         if let Some((segment, run)) = &indexed
             && !segment.is_cached(run)
         {
-            self.prefetch(seq, range, &segments);
+            self.prefetch(seq, range);
         }
-        if let Some((segment, run)) = &indexed
-            && let Ok(records) = segment.run_records(session, run, range)
-            && let Ok(records) = records.collect()
+        if let Some(located) = &indexed
+            && let Ok(read) = self.read(located.clone(), range)
         {
-            self.near = Some(segment.info.number);
-            return Ok((Arc::clone(segment), records));
+            return Ok(read);
         }
-        let Some((segment, RunEntry { run, .. })) =
-            segments.run_at(session, (generation, seq), self.near)?
-        else {
-            let file = segments
-                .iter()
-                .next_back()
-                .map(|segment| segment.path().to_path_buf())
-                .unwrap_or_default();
-            return Err(Error::corrupt(
-                file,
-                0,
-                format!("seq {seq} of session {session} is in no segment"),
-            ));
+        let found = self
+            .segments
+            .run_at(&self.session, (self.generation, seq), self.near)?;
+        let Some((segment, RunEntry { run, .. })) = found else {
+            return Err(self.missing(seq));
         };
-        self.near = Some(segment.info.number);
         // If the index and the footer agree, the segment is unreadable and the index is right.
-        let is_indexed = indexed.is_some_and(|(indexed, said)| {
-            (indexed.info.number, said) == (segment.info.number, run)
+        let is_indexed = indexed.as_ref().is_some_and(|(indexed, said)| {
+            (indexed.info.number, *said) == (segment.info.number, run)
         });
-        if segment.info.number <= asked.through && !is_indexed {
-            locator.index.distrust(asked);
+        if asked.covers(segment.info.number) && !is_indexed {
+            self.locator.index.distrust(&asked);
         }
-        if indexed.is_some() && !is_indexed {
-            locator.runs.forget(session);
+        if entry.is_some() && !is_indexed {
+            self.locator.runs.forget(&self.session);
         }
+        self.read((segment, run), range)
+    }
+
+    /// Takes the segments of now. A record that left memory since the last call is in one of them.
+    fn refresh(&mut self) {
+        let segments = self.locator.segments();
+        if !Arc::ptr_eq(&segments, &self.segments) {
+            self.segments = segments;
+            self.unindexed = None;
+        }
+    }
+
+    fn read(
+        &mut self,
+        (segment, run): Located,
+        range: &RangeInclusive<Seq>,
+    ) -> Result<(Arc<Segment>, Vec<Record>)> {
         let records = segment
-            .run_records(session, &run, range)?
+            .run_records(&self.session, &run, range)?
             .collect::<Result<_>>()?;
+        self.near = Some(segment.info.number);
         Ok((segment, records))
+    }
+
+    /// Returns the run of a segment that is not in the index.
+    ///
+    /// A segment that cannot be read is passed over here. If the run is in it, the search in all
+    /// segments reports the error.
+    fn in_unindexed(&mut self, seq: Seq) -> Result<Option<Located>> {
+        let unindexed = self.segments.iter().filter(|segment| !is_indexed(segment));
+        // So many are there only if merging has fallen behind. A search asks fewer of them.
+        if unindexed.count() > UNINDEXED_MAX {
+            let found = self
+                .segments
+                .run_at(&self.session, (self.generation, seq), self.near)?;
+            return Ok(found.map(|(segment, entry)| (segment, entry.run)));
+        }
+        let item = session_hash(self.session.as_bytes());
+        let unindexed = self.unindexed.get_or_insert_with(|| {
+            let all = self.segments.iter().rev();
+            let may_hold = |segment: &&Arc<Segment>| {
+                !is_indexed(segment) && segment.may_hold(item).unwrap_or(false)
+            };
+            all.filter(may_hold).map(Arc::clone).collect()
+        });
+        for segment in unindexed {
+            let found = segment.floor_run(&self.session, self.generation, seq);
+            if let Ok(Some(RunEntry { run, .. })) = found
+                && run.generation == self.generation
+                && run.holds(seq)
+            {
+                return Ok(Some((Arc::clone(segment), run)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Lets the disk prefetch the last run of the range in each segment that is not in the index.
+    /// Most segments hold one.
+    fn prefetch_unindexed(&mut self, range: &RangeInclusive<Seq>) {
+        if std::mem::replace(&mut self.prefetched, true) {
+            return;
+        }
+        for segment in self.unindexed.iter().flatten() {
+            let found = segment.floor_run(&self.session, self.generation, *range.end());
+            if let Ok(Some(RunEntry { run, .. })) = found
+                && run.generation == self.generation
+                && run.last() >= *range.start()
+            {
+                segment.prefetch(&run);
+            }
+        }
+    }
+
+    /// Returns the run that holds `seq` in the stretch of an entry, if its segment is there.
+    fn run_of(&self, entry: &IndexEntry, seq: Seq) -> Option<Located> {
+        let segment = self.segments.by_number(entry.segment)?;
+        let run = if entry.run.holds(seq) {
+            entry.run
+        } else {
+            let found = segment.floor_run(&self.session, self.generation, seq);
+            let run = found.ok().flatten()?.run;
+            (run.generation == self.generation && run.holds(seq)).then_some(run)?
+        };
+        Some((Arc::clone(segment), run))
+    }
+
+    fn missing(&self, seq: Seq) -> Error {
+        let file = self
+            .segments
+            .iter()
+            .next_back()
+            .map(|segment| segment.path().to_path_buf())
+            .unwrap_or_default();
+        let what = format!("seq {seq} of session {} is in no segment", self.session);
+        Error::corrupt(file, 0, what)
     }
 
     /// Lets the disk prefetch the runs of the last answer in parallel, since a page reads its runs
     /// one after the other.
-    fn prefetch(&mut self, seq: Seq, range: &RangeInclusive<Seq>, segments: &SegmentSet) {
+    fn prefetch(&mut self, seq: Seq, range: &RangeInclusive<Seq>) {
         let Some(indexed) = self.indexed.as_ref().filter(|_| !self.prefetched) else {
             return;
         };
         let mut bytes = 0;
         let fetch = |entry: &IndexEntry| {
             bytes += u64::from(entry.run.address.block_bytes);
-            if let Some(segment) = segments
+            if let Some(segment) = self
+                .segments
                 .by_number(entry.segment)
                 .filter(|_| bytes <= PREFETCHED_BYTES_MAX)
             {
@@ -245,13 +316,12 @@ impl SealedReader<'_> {
     /// Returns the entry of the index for `seq`, from a recent answer or from a query. A page needs
     /// only one query or a few.
     fn ask(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> (Asked, Option<IndexEntry>) {
-        let Self {
-            locator: Locator { index, runs, .. },
-            session,
-            generation,
-            ..
-        } = *self;
-        let is_known = |indexed: &Arc<IndexedRuns>| indexed.at(seq).is_some();
+        let Locator { index, runs, .. } = self.locator;
+        let is_known = |indexed: &Arc<IndexedRuns>| {
+            indexed
+                .at(seq)
+                .is_some_and(|entry| self.segments.by_number(entry.segment).is_some())
+        };
         let was_asked = self
             .asked
             .as_ref()
@@ -262,10 +332,11 @@ impl SealedReader<'_> {
             .filter(|indexed| was_asked || is_known(indexed));
         let indexed = indexed.unwrap_or_else(|| {
             (self.asked, self.prefetched) = (None, false);
-            if let Some(known) = runs.get(session, generation, seq) {
+            if let Some(known) = runs.get(&self.session, self.generation, seq)
+                && is_known(&known)
+            {
                 return known;
             }
-            let asked = index.ask();
             let (from, to) = if is_upwards(seq, range) {
                 (seq, (*range.end()).min(seq.saturating_add(ASKED_SEQS - 1)))
             } else {
@@ -274,15 +345,16 @@ impl SealedReader<'_> {
                     seq,
                 )
             };
-            let entries = index.runs_down(session, generation, (from, to));
-            let indexed = Arc::new(IndexedRuns::new(asked, generation, entries));
+            let (asked, entries) = index.stretches_down(&self.session, self.generation, (from, to));
+            let indexed = Arc::new(IndexedRuns::new(asked, self.generation, entries));
             if is_known(&indexed) {
-                runs.put(session, &indexed);
+                runs.put(&self.session, &indexed);
             }
             self.asked = Some(from..=to);
             indexed
         });
-        (indexed.asked, self.indexed.insert(indexed).at(seq))
+        let indexed = self.indexed.insert(indexed);
+        (indexed.asked.clone(), indexed.at(seq))
     }
 }
 

@@ -1,11 +1,14 @@
-//! The index maps a session's seq to a segment and a run in it. This is the only file that names
-//! sled.
+//! The index maps a session's seq to its place in a merged segment. This is the only file that
+//! names sled.
 //!
-//! It is one tree with an append-only key range per session: `(session, generation, first seq) ->
-//! (segment, run)`. The index only accelerates reads. One thread writes it in the background, after
-//! the segments. Readers check its answers against the segments, and find in the segments' footers
-//! what it lacks. So nothing here can lose or change anything. Every failure, panics inside sled
-//! included, has one remedy: set the folder aside and rebuild it.
+//! It is one tree with a key range for each session: `(session, generation, first seq) -> (segment,
+//! first run)`. The session is its hash. Only merged segments are in it, because the few others are
+//! asked one by one.
+//!
+//! The index only accelerates reads. One thread writes it in the background, after the segments.
+//! Readers check its answers against the segments, whose footers tell what it lacks. So nothing
+//! here can lose or change anything. Every failure, panics inside sled included, has one remedy:
+//! set the folder aside and rebuild it.
 
 mod entry;
 mod locate;
@@ -19,11 +22,11 @@ use std::time::Duration;
 pub(crate) use entry::IndexEntry;
 pub(crate) use locate::{Locator, SealedReader};
 
-use crate::codec::{StoreId, decode_bare, encode_bare};
+use crate::codec::{SessionState, StoreId, decode_bare, encode_bare};
 use crate::disk::{Disk, Refusals, Work};
-use crate::index::entry::{IndexValue, KIND_POSITION, Position, run_tree_key, tree_key};
+use crate::index::entry::{Coverage, IndexValue, KIND_COVERAGE, entry_key, key_in, session_prefix};
 use crate::model::{Error, Result, Seq, SessionId};
-use crate::segment::{Run, RunEntry, Segment, SegmentSet, session_key};
+use crate::segment::{Run, RunEntry, RunTail, Segment, SegmentSet, split_run_key};
 use crate::sync::{AtomicU64, Mailbox, Ordering, RwLock, Stopped};
 
 /// The segment size of sled, in bytes. It is above sled's default, so that no value or consolidated
@@ -60,7 +63,7 @@ pub(crate) struct Index {
     cache_bytes: u64,
     refusals: Arc<Refusals>,
     db: RwLock<Option<sled::Db>>,
-    through: AtomicU64,
+    covered: RwLock<Arc<[u64]>>,
     rebuilds: AtomicU64,
     mailbox: Mailbox<Orders>,
 }
@@ -68,16 +71,28 @@ pub(crate) struct Index {
 #[derive(Default)]
 struct Orders {
     distrusted: bool,
-    /// The number of the newest segment.
-    newest: u64,
+    /// Whether the segments have changed.
+    changed: bool,
 }
 
-/// What the index could know when it was queried.
-#[derive(Debug, Clone, Copy)]
+/// The segments that the index covered when it was queried.
+#[derive(Debug, Clone)]
 pub(crate) struct Asked {
-    /// All segments up to this number are in it.
-    pub through: u64,
+    /// The numbers of the segments that were in it.
+    covered: Arc<[u64]>,
     rebuilds: u64,
+}
+
+impl Asked {
+    /// Whether the index should have known the sessions of a segment.
+    pub(crate) fn covers(&self, segment: u64) -> bool {
+        self.covered.contains(&segment)
+    }
+}
+
+/// Whether the index holds the sessions of a segment.
+pub(crate) fn is_indexed(segment: &Segment) -> bool {
+    segment.info.tier > 0
 }
 
 /// Why the background thread stopped what it was doing.
@@ -129,40 +144,33 @@ impl Index {
             cache_bytes: (cache_bytes as u64).max(SLED_CACHE_BYTES_MIN),
             refusals,
             db: RwLock::new(None),
-            through: AtomicU64::new(0),
+            covered: RwLock::new(Arc::from([])),
             rebuilds: AtomicU64::new(0),
             mailbox: Mailbox::default(),
         }
     }
 
-    /// Returns the known entries for the runs of `session` that hold the seqs `from..=to` of
-    /// `generation`.
+    /// Returns the known entries of `session` that hold the seqs `from..=to` of `generation`.
     ///
     /// The last comes first. The entries may be wrong. The tree is walked downwards in one pass,
     /// because sled copies a node for each query of a neighbour.
-    pub(crate) fn runs_down(
+    pub(crate) fn stretches_down(
         &self,
         session: &SessionId,
         generation: u32,
         (from, to): (Seq, Seq),
-    ) -> Vec<IndexEntry> {
+    ) -> (Asked, Vec<IndexEntry>) {
         let db = self.db.read();
+        // What the index covers is read first: it may come to cover more during the query.
         let (asked, Some(db)) = (self.ask(), db.as_ref()) else {
-            return Vec::new();
+            return (self.ask(), Vec::new());
         };
-        let mut above = run_tree_key(session, generation, to);
+        let prefix = session_prefix(session.as_bytes());
+        let mut above = entry_key(session, generation, to);
         above.push(0);
         let read = || {
             let mut entries = Vec::new();
-            // A run has at least one event.
-            let runs_max = usize::try_from(to - from)
-                .unwrap_or(usize::MAX)
-                .saturating_add(1);
-            for found in db
-                .range(tree_key(&session_key(session))..above)
-                .rev()
-                .take(runs_max)
-            {
+            for found in db.range(prefix..above).rev() {
                 let (key, value) = found.ok()?;
                 let entry = IndexEntry::read(&key, &value)?;
                 entries.push(entry);
@@ -172,25 +180,24 @@ impl Index {
             }
             Some(entries)
         };
-        guarded(read).flatten().unwrap_or_else(|| {
-            self.distrust(asked);
+        let entries = guarded(read).flatten().unwrap_or_else(|| {
+            self.distrust(&asked);
             Vec::new()
-        })
+        });
+        (asked, entries)
     }
 
-    /// Returns the segment number up to which all segments are in the index.
-    pub(crate) fn through(&self) -> u64 {
-        self.through.load(Ordering::Acquire)
+    /// Returns the numbers of the segments whose sessions are in the index.
+    pub(crate) fn covered(&self) -> Arc<[u64]> {
+        Arc::clone(&self.covered.read())
     }
 
-    /// Returns what the index covers. This must be called before a query, since the answer may lack
-    /// what the index comes to cover during the query.
-    pub(crate) fn ask(&self) -> Asked {
+    fn ask(&self) -> Asked {
         // The order matters. What an index covered that was set aside must not count for its
         // successor.
         Asked {
             rebuilds: self.rebuilds(),
-            through: self.through(),
+            covered: self.covered(),
         }
     }
 
@@ -202,17 +209,16 @@ impl Index {
     /// Reports that the index gave an untrue answer.
     ///
     /// The report does not count if the index that answered was already set aside.
-    pub(crate) fn distrust(&self, asked: Asked) {
+    pub(crate) fn distrust(&self, asked: &Asked) {
         self.mailbox.update(|orders| {
             // The count is read under the lock, as it is raised under it.
             orders.distrusted |= asked.rebuilds == self.rebuilds();
         });
     }
 
-    /// Notifies the background thread that there are segments up to `number`.
-    pub(crate) fn note_segment(&self, number: u64) {
-        self.mailbox
-            .update(|orders| orders.newest = orders.newest.max(number));
+    /// Notifies the background thread that the segments have changed.
+    pub(crate) fn note_segments(&self) {
+        self.mailbox.update(|orders| orders.changed = true);
     }
 
     pub(crate) fn stop(&self) {
@@ -246,25 +252,25 @@ impl Index {
     }
 
     fn wait_for_work(&self) -> Result<(), Stopped> {
-        self.mailbox
-            .wait_for(|orders| (orders.distrusted || orders.newest > self.through()).then_some(()))
+        self.mailbox.wait_for(|orders| {
+            (orders.distrusted || std::mem::take(&mut orders.changed)).then_some(())
+        })
     }
 
     fn catch_up(&self, segments: &SegmentSet) -> Result<(), IndexFailure> {
         self.check_trust()?;
-        let db = self.opened()?;
-        for segment in segments
-            .iter()
-            .filter(|segment| segment.info.number > self.through())
-        {
-            self.insert(&db, segment)?;
-            self.set_position(&db, segment.info.number)?;
+        let db = self.opened(segments)?;
+        for segment in segments.iter().filter(|segment| is_indexed(segment)) {
+            if !self.covered().contains(&segment.info.number) {
+                self.insert(&db, segments, segment)?;
+                self.cover(&db, segments, segment.info.number)?;
+            }
         }
         Ok(())
     }
 
-    /// Returns the open database. Opening it sets `through` to the position that it holds.
-    fn opened(&self) -> Result<sled::Db, IndexFailure> {
+    /// Returns the open database. Opening it reads what it covers.
+    fn opened(&self, segments: &SegmentSet) -> Result<sled::Db, IndexFailure> {
         if let Some(db) = self.db.read().as_ref() {
             return Ok(db.clone());
         }
@@ -277,24 +283,26 @@ impl Index {
             .segment_size(SLED_SEGMENT_BYTES)
             .flush_every_ms(None);
         let db = whole(guarded(|| config.open()))?;
-        let position = whole(guarded(|| db.get([KIND_POSITION])))?;
-        let position = match position {
+        let coverage = whole(guarded(|| db.get([KIND_COVERAGE])))?;
+        let coverage: Coverage = match coverage {
             Some(bytes) => decode_bare(&bytes)
-                .ok_or_else(|| IndexFailure::broken("its position is damaged"))?,
-            None if db.is_empty() => Position {
+                .ok_or_else(|| IndexFailure::broken("what it covers is damaged"))?,
+            None if db.is_empty() => Coverage {
                 store: self.store,
-                through: 0,
+                segments: Vec::new(),
             },
-            None => return Err(IndexFailure::broken("it has no position")),
+            None => return Err(IndexFailure::broken("it does not say what it covers")),
         };
-        if position.store != self.store || position.through > self.newest() {
+        let is_known = |number: &u64| *number <= segments.highest_number();
+        if coverage.store != self.store || !coverage.segments.iter().all(is_known) {
             return Err(IndexFailure::broken(
                 "it is of another store, or of a later state of this one",
             ));
         }
-        // The order matters. A reader must not see a position whose entries it cannot query.
+        // The order matters. A reader must not see a segment covered whose entries it cannot
+        // query.
         *self.db.write() = Some(db.clone());
-        self.through.store(position.through, Ordering::Release);
+        *self.covered.write() = coverage.segments.into();
         self.read_ahead(&db)?;
         Ok(db)
     }
@@ -311,8 +319,7 @@ impl Index {
                 .take(BATCH_ENTRIES)
                 .try_fold(0, |read, entry| entry.map(|_in_cache| read + 1))
         };
-        let newest = self.newest();
-        let has_time = || self.check_trust().is_ok() && self.newest() == newest;
+        let has_time = || self.check_trust().is_ok() && !self.mailbox.with(|orders| orders.changed);
         let mut read = 0;
         while read < self.cache_bytes / CACHED_ENTRY_BYTES && has_time() {
             match whole(guarded(&mut read_some))? {
@@ -321,10 +328,6 @@ impl Index {
             }
         }
         Ok(read)
-    }
-
-    fn newest(&self) -> u64 {
-        self.mailbox.with(|orders| orders.newest)
     }
 
     /// Checks that the log is open and that no reader has found the index wrong.
@@ -337,32 +340,29 @@ impl Index {
         }
     }
 
-    fn insert(&self, db: &sled::Db, segment: &Segment) -> Result<(), IndexFailure> {
-        let mut batch = sled::Batch::default();
-        let mut entries = 0;
+    /// Inserts the sessions of a segment. Entries of segments that it was merged from go, and so do
+    /// those of sessions that were deleted.
+    fn insert(
+        &self,
+        db: &sled::Db,
+        segments: &SegmentSet,
+        segment: &Segment,
+    ) -> Result<(), IndexFailure> {
+        let mut inserter = Inserter {
+            index: self,
+            db,
+            segments,
+            segment,
+            batch: sled::Batch::default(),
+            entries: 0,
+            open: None,
+        };
         for run in segment.runs()? {
-            let (
-                key,
-                RunEntry {
-                    run: Run {
-                        events, address, ..
-                    },
-                    ..
-                },
-            ) = run?;
-            let value = IndexValue {
-                segment: segment.info.number,
-                events,
-                address,
-            };
-            batch.insert(tree_key(&key), encode_bare(&value));
-            entries += 1;
-            if entries == BATCH_ENTRIES {
-                self.apply(db, std::mem::take(&mut batch))?;
-                entries = 0;
-            }
+            let (key, entry) = run?;
+            inserter.run(&key, &entry)?;
         }
-        self.apply(db, batch)
+        inserter.close_stretch()?;
+        self.apply(db, inserter.batch)
     }
 
     fn apply(&self, db: &sled::Db, batch: sled::Batch) -> Result<(), IndexFailure> {
@@ -370,24 +370,30 @@ impl Index {
         whole(guarded(|| db.apply_batch(batch)))
     }
 
-    fn set_position(&self, db: &sled::Db, through: u64) -> Result<(), IndexFailure> {
-        let position = Position {
+    /// Records that a segment is in the index, beside those of `segments` that were before.
+    fn cover(&self, db: &sled::Db, segments: &SegmentSet, number: u64) -> Result<(), IndexFailure> {
+        let covered = self.covered();
+        let still_there = covered
+            .iter()
+            .copied()
+            .filter(|number| segments.by_number(*number).is_some());
+        let coverage = Coverage {
             store: self.store,
-            through,
+            segments: still_there.chain([number]).collect(),
         };
         whole(guarded(|| {
-            db.insert([KIND_POSITION], encode_bare(&position))
+            db.insert([KIND_COVERAGE], encode_bare(&coverage))
         }))?;
         // The index does not need this flush for safety. It leaves less to write on close.
         whole(guarded(|| db.flush()))?;
-        self.through.store(through, Ordering::Release);
+        *self.covered.write() = coverage.segments.into();
         Ok(())
     }
 
     /// Moves the folder aside for inspection, replaces an earlier one there, and begins anew.
     fn set_aside(&self, why: &str) {
         tracing::warn!(target: "sessionlog", why, "the index is set aside and built again");
-        self.through.store(0, Ordering::Release);
+        *self.covered.write() = Arc::from([]);
         self.close();
         let aside = self.folder.with_extension("set-aside");
         match self.move_to(&aside) {
@@ -395,10 +401,20 @@ impl Index {
             Ok(()) => self.mailbox.with(|orders| {
                 self.rebuilds.fetch_add(1, Ordering::Release);
                 orders.distrusted = false;
+                orders.changed = true;
             }),
         }
         // The cause, such as a full disk, may break it again. The segments answer in the meantime.
         self.pause(RETRY_AFTER, |_orders| false);
+    }
+
+    /// Removes the last index that was set aside.
+    pub(crate) fn remove_set_aside(&self) -> Result<()> {
+        let aside = self.folder.with_extension("set-aside");
+        if self.disk.exists(&aside)? {
+            self.disk.remove_tree(&aside)?;
+        }
+        Ok(())
     }
 
     /// Moves the folder, unless there is none.
@@ -439,6 +455,117 @@ impl Index {
     }
 }
 
+/// Inserts the sessions of one segment in batches.
+struct Inserter<'a> {
+    index: &'a Index,
+    db: &'a sled::Db,
+    segments: &'a SegmentSet,
+    segment: &'a Segment,
+    batch: sled::Batch,
+    entries: usize,
+    /// The stretch that the last runs belong to: its key and its value.
+    open: Option<(Vec<u8>, IndexValue)>,
+}
+
+impl Inserter<'_> {
+    fn run(&mut self, key: &[u8], entry: &RunEntry) -> Result<(), IndexFailure> {
+        let Some((session, generation, first)) = split_run_key(key) else {
+            return Ok(());
+        };
+        let prefix = session_prefix(session);
+        let Run {
+            events, address, ..
+        } = entry.run;
+        let continues = self.open.as_ref().is_some_and(|(open, _)| {
+            let (of_generation, _first) = open.split_at(open.len() - size_of::<Seq>());
+            of_generation.starts_with(&prefix) && of_generation.ends_with(&generation.to_be_bytes())
+        });
+        match &mut self.open {
+            Some((_, value)) if continues => value.events += u64::from(events),
+            _ if events > 0 => {
+                self.close_stretch()?;
+                let value = IndexValue {
+                    segment: self.segment.info.number,
+                    events: events.into(),
+                    run_events: events,
+                    address,
+                };
+                self.open = Some((key_in(prefix.clone(), generation, first), value));
+            }
+            _ => {}
+        }
+        if let RunTail::State(state) = &entry.tail
+            && SessionState::is_deleted(state)
+        {
+            self.close_stretch()?;
+            self.remove_stale(&prefix)?;
+        }
+        Ok(())
+    }
+
+    /// Inserts the open stretch.
+    fn close_stretch(&mut self) -> Result<(), IndexFailure> {
+        let Some((key, value)) = self.open.take() else {
+            return Ok(());
+        };
+        // The lowest merged tier replaces nothing that was in the index.
+        if self.segment.info.tier > 1
+            && let Some(entry) = IndexEntry::read(&key, &encode_bare(&value))
+        {
+            let prefix = key.get(..key.len() - size_of::<Seq>()).unwrap_or_default();
+            let mut last = prefix.to_vec();
+            last.extend_from_slice(&entry.last.to_be_bytes());
+            self.remove(key.clone()..=last, Some(&key))?;
+        }
+        self.batch.insert(key, encode_bare(&value));
+        self.count_entry()
+    }
+
+    /// Removes the entries of a deleted session whose segments are gone. A fork may still read the
+    /// others.
+    fn remove_stale(&mut self, prefix: &[u8]) -> Result<(), IndexFailure> {
+        let found = whole(guarded(|| {
+            let entries = self.db.scan_prefix(prefix);
+            entries.collect::<sled::Result<Vec<_>>>()
+        }))?;
+        for (key, value) in found {
+            let segment = IndexEntry::read(&key, &value).map(|entry| entry.segment);
+            let is_there = |number| self.segments.by_number(number).is_some();
+            if !segment.is_some_and(is_there) {
+                self.batch.remove(key);
+                self.count_entry()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the entries with keys in a range, but for one.
+    fn remove(
+        &mut self,
+        range: std::ops::RangeInclusive<Vec<u8>>,
+        kept: Option<&[u8]>,
+    ) -> Result<(), IndexFailure> {
+        let found = whole(guarded(|| {
+            let keys = self.db.range(range).keys();
+            keys.collect::<sled::Result<Vec<_>>>()
+        }))?;
+        for key in found.into_iter().filter(|key| Some(&**key) != kept) {
+            self.batch.remove(key);
+            self.count_entry()?;
+        }
+        Ok(())
+    }
+
+    fn count_entry(&mut self) -> Result<(), IndexFailure> {
+        self.entries += 1;
+        if self.entries < BATCH_ENTRIES {
+            return Ok(());
+        }
+        self.entries = 0;
+        self.index.apply(self.db, std::mem::take(&mut self.batch))
+    }
+}
+
 /// Calls into sled, which panics on some kinds of damage, and catches the panic.
 fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(call)).ok()
@@ -467,7 +594,7 @@ mod tests {
             0,
             Arc::default(),
         );
-        let Ok(db) = index.opened() else {
+        let Ok(db) = index.opened(&SegmentSet::new(Vec::new())) else {
             panic!("the index opens")
         };
         let mut batch = sled::Batch::default();
@@ -492,18 +619,18 @@ mod tests {
         );
         // A stopped index does not pause before it retries.
         index.stop();
-        assert!(index.opened().is_ok());
+        assert!(index.opened(&SegmentSet::new(Vec::new())).is_ok());
         let asked = index.ask();
-        index.distrust(asked);
+        index.distrust(&asked);
         assert!(index.mailbox.with(|orders| orders.distrusted));
         index.set_aside("a test");
-        index.distrust(asked);
+        index.distrust(&asked);
         assert!(
             !index.mailbox.with(|orders| orders.distrusted),
             "the index that is to be built is blamed"
         );
         // It does not stay distrusted if there is nothing to set aside, either.
-        index.distrust(index.ask());
+        index.distrust(&index.ask());
         index.set_aside("a test");
         assert!(
             !index.mailbox.with(|orders| orders.distrusted),

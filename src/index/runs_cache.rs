@@ -1,8 +1,8 @@
 //! A cache of the index's answers for recently read sessions. It saves queries, in each of which
 //! sled copies a node.
 //!
-//! Runs are immutable and never move, so a true answer stays true. But the index may know more by
-//! now. So an answer serves only the seqs that it has a run for. It is trusted no more than the
+//! A merge moves runs, and the index may know more by now. So an answer serves only the seqs that
+//! it has an entry for, and only while the entry's segment is there. It is trusted no more than the
 //! index: a reader that finds it untrue removes it.
 
 use std::ops::RangeInclusive;
@@ -20,7 +20,7 @@ const ANSWER_BYTES_TYPICAL: usize = 512;
 /// The bookkeeping that counts with each answer, in bytes.
 const ANSWER_OVERHEAD: usize = 192;
 
-/// The runs of one session in an answer of the index.
+/// The entries of one session in an answer of the index.
 #[derive(Debug)]
 pub(crate) struct IndexedRuns {
     pub asked: Asked,
@@ -43,22 +43,22 @@ impl IndexedRuns {
         }
     }
 
-    /// Returns the entry of the run that holds `seq`.
+    /// Returns the entry that holds `seq`.
     pub(crate) fn at(&self, seq: Seq) -> Option<IndexEntry> {
         self.overlapping(&(seq..=seq))
             .first()
-            .filter(|entry| entry.run.holds(seq))
+            .filter(|entry| entry.holds(seq))
             .copied()
     }
 
-    /// Returns the entries of the runs that overlap the range, the last first.
+    /// Returns the entries that overlap the range, the last first.
     pub(crate) fn overlapping(&self, range: &RangeInclusive<Seq>) -> &[IndexEntry] {
         let above = self
             .entries
             .partition_point(|entry| entry.run.first > *range.end());
         let through = self
             .entries
-            .partition_point(|entry| entry.run.last() >= *range.start());
+            .partition_point(|entry| entry.last >= *range.start());
         self.entries.get(above..through).unwrap_or_default()
     }
 }
@@ -84,7 +84,7 @@ impl RunsCache {
         ))
     }
 
-    /// Returns the cached answer if it has the run that holds `seq`.
+    /// Returns the cached answer if it has the entry that holds `seq`.
     pub(crate) fn get(
         &self,
         session: &SessionId,

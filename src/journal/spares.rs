@@ -33,6 +33,8 @@ const WRITE_MAX: Duration = Duration::from_millis(10);
 pub(crate) struct Spare {
     pub number: u32,
     pub bytes: u64,
+    /// Whether it holds nothing but zeroes. A recycled file holds what it held before.
+    is_clean: bool,
     pub file: Arc<dyn DiskFile>,
 }
 
@@ -52,6 +54,8 @@ struct Stock {
     wanted: u64,
     /// The number of threads that wait for a file.
     waiting: usize,
+    /// The number of those that wait for a clean one.
+    waiting_for_clean: usize,
 }
 
 impl Spares {
@@ -67,6 +71,7 @@ impl Spares {
             next_number,
             wanted: 0,
             waiting: 0,
+            waiting_for_clean: 0,
         };
         Self {
             disk,
@@ -123,10 +128,55 @@ impl Spares {
         let spare = Spare {
             number,
             bytes,
+            is_clean: false,
             file,
         };
         self.mailbox.update(|stock| stock.ready.push(spare));
         Ok(())
+    }
+
+    /// Takes a file of `bytes` that holds nothing but zeroes, once there is one.
+    ///
+    /// Returns `None` if there is none at the deadline.
+    pub(crate) fn take_clean(
+        &self,
+        bytes: u64,
+        deadline: Deadline,
+    ) -> Result<Option<Spare>, Stopped> {
+        self.mailbox.update(|stock| {
+            stock.wanted = stock.wanted.max(bytes);
+            stock.waiting += 1;
+            stock.waiting_for_clean += 1;
+        });
+        let taken = self.mailbox.wait_until(deadline, |stock| {
+            stock.take(
+                |spare| spare.is_clean && spare.bytes >= bytes,
+                |spare| spare.bytes,
+            )
+        });
+        self.mailbox.with(|stock| {
+            stock.waiting -= 1;
+            stock.waiting_for_clean -= 1;
+        });
+        taken
+    }
+
+    /// Removes the spare files that still hold what they held when they were in use.
+    pub(crate) fn remove_used(&self) -> Result<()> {
+        let used = self.mailbox.update(|stock| {
+            let (clean, used) = std::mem::take(&mut stock.ready)
+                .into_iter()
+                .partition(|spare| spare.is_clean);
+            stock.ready = clean;
+            let used: Vec<Spare> = used;
+            used
+        });
+        if used.is_empty() {
+            return Ok(());
+        }
+        used.iter()
+            .try_for_each(|spare| self.disk.remove(&journal::path(&self.folder, spare.number)))?;
+        self.disk.sync_dir(&self.folder)
     }
 
     /// Removes the spare files that an idle log does not need, the smallest first.
@@ -164,7 +214,10 @@ impl Spares {
     /// Waits until no ready file has the wanted size, and returns that size.
     fn next_wanted(&self) -> Result<u64, Stopped> {
         self.mailbox.wait_for(|stock| {
-            let is_ready = stock.ready.iter().any(|spare| spare.bytes >= stock.wanted);
+            let has_to_be_clean = stock.waiting_for_clean > 0;
+            let fits =
+                |spare: &Spare| spare.bytes >= stock.wanted && (spare.is_clean || !has_to_be_clean);
+            let is_ready = stock.ready.iter().any(fits);
             if is_ready {
                 self.refusals.note(Work::JournalFiles, None);
             }
@@ -221,6 +274,7 @@ impl Spares {
         Ok(Spare {
             number,
             bytes,
+            is_clean: true,
             file,
         })
     }

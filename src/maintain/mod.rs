@@ -1,8 +1,14 @@
-//! Background work that keeps the journal short and lookups cheap. No caller waits for it, except a
-//! writer that outruns it.
+//! Background work: seals, merges and erases. No caller waits for it, except a writer that outruns
+//! it and a call of `compact`.
 
-mod filters;
+mod erase;
+mod keep;
+mod marks;
+mod merge;
+mod name;
+mod retain;
 mod seal;
 mod threads;
 
+pub(crate) use retain::plan;
 pub(crate) use threads::Threads;

@@ -10,14 +10,20 @@
 //! in memory. A segment that the manifest has no room for is not begun. A failed manifest write
 //! poisons the log.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::codec::Record;
 use crate::disk::{Halt, Work};
 use crate::engine::{Engine, Writer};
-use crate::manifest::{ManifestFile, Reserved};
-use crate::model::{Error, Result};
+use crate::maintain::keep::{Keep, Kept};
+use crate::maintain::marks::NewMarks;
+use crate::maintain::name::{name_segments, reserve};
+use crate::model::{EventId, Result, SessionId};
 use crate::recent::{Sealable, Timing};
-use crate::segment::{SegmentInfo, SegmentPlan, write_segment};
+use crate::segment::{SegmentSpec, SegmentWriter, write_segment};
+use crate::sync::Ordering;
 
 /// How long to wait after a failure before sealing again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -86,43 +92,93 @@ impl Sealer<'_> {
         } = sealable;
         let Engine {
             store,
-            filter_dir,
-            layout,
+            segments,
             refusals,
             ..
         } = self.engine;
-        let manifest = self.writer.manifest.lock();
-        let segments = &manifest.value.segments;
-        let number = segments.last().map_or(0, |newest| newest.number) + 1;
         // Reserved first, so that no segment is written that the manifest cannot name.
-        let slots = self.reserve(&manifest)?;
-        drop(manifest);
-        let plan = SegmentPlan {
-            store: filter_dir.store,
-            number,
+        let slots = reserve(self.writer)?;
+        let set = store.locator.segments();
+        // A stretch without records has no ID of its own. It ends where the one before it does, so
+        // that it is not taken for the one that holds what came after it.
+        let before = set.iter().next_back();
+        let before = before.map_or(EventId::from_u128(0), |segment| segment.info.last_id());
+        let first_id = records.first().map_or(before, |first| first.base);
+        let last_id = records.last().map_or(before, |last| last.last_id());
+        let keys = records.iter().filter(|record| record.key.is_some()).count();
+        let by_session = by_session(&records);
+        let spec = SegmentSpec {
+            store: segments.store,
+            number: self.writer.next_segment(),
+            tier: 0,
             start_lsn,
             end_lsn,
-            records,
+            first_id,
+            last_id,
+            compression: store.options.compression,
+            items_max: (by_session.len() + keys) as u64,
         };
-        let record_memory = memory / plan.records.len() as u64;
-        let info = write_segment(&*filter_dir.disk, &layout.segments, &plan, |written| {
-            self.on_progress(record_memory * written as u64)
+        let record_memory = memory / (records.len() as u64).max(1);
+        let marks = NewMarks::of(store, &set, &records)?;
+        let info = write_segment(&*segments.disk, &segments.path, spec, |out| {
+            self.write_sessions(out, by_session, record_memory)
         })?;
-        let mut manifest = self.writer.manifest.lock();
-        self.store_manifest(&mut manifest, &slots, files.len(), Some(info.clone()))?;
-        drop(manifest);
-        store.locator.publish(self.engine.segment(info));
-        self.writer.new_segment.update(|is_new| *is_new = true);
+        name_segments(self.writer, &slots, |manifest| {
+            manifest.segments.push(info.clone());
+            marks.put(manifest);
+        })?;
+        let segment = Arc::new(segments.segment(info));
+        store.locator.publish(|set| set.with(segment));
+        store.counters.seals.fetch_add(1, Ordering::Relaxed);
+        self.writer.merge.update(|orders| orders.changed = true);
         self.writer
             .shared
             .recent
-            .release_sealed(files.len(), plan.records);
+            .release_sealed(files.len(), records);
         for (file, bytes) in &files {
             // A file that cannot be opened is removed. The next open finds a file that cannot be
             // removed.
             if let Err(refused) = self.writer.shared.spares.give(file.number, *bytes) {
                 refusals.note(Work::JournalFiles, Some(&refused));
             }
+        }
+        self.writer.recycled.update(|lsn| *lsn = end_lsn);
+        Ok(())
+    }
+
+    /// Writes each session's records, and its state after them.
+    fn write_sessions(
+        &self,
+        out: &mut SegmentWriter,
+        sessions: Vec<(SessionId, Vec<Arc<Record>>)>,
+        record_memory: u64,
+    ) -> Result<(), Halt> {
+        let store = &self.engine.store;
+        let (mut done, mut reported) = (0, 0);
+        for (session, records) in sessions {
+            let pin = store
+                .recent
+                .sessions
+                .pin(&session, || store.locator.state(&session))?;
+            let mut state = pin.lock().sealed();
+            let mut keep = Keep::of(store, &session)?;
+            for record in &records {
+                state.apply(record);
+                match keep
+                    .record(store, record)?
+                    .map_err(crate::codec::Fault::in_memory)?
+                {
+                    Kept::Whole => out.put(record)?,
+                    Kept::Part(record) => out.put(&record)?,
+                    Kept::Nothing => out.note_dropped(1),
+                }
+                done += 1;
+                if out.written() > reported {
+                    reported = out.written();
+                    self.on_progress(record_memory * done)?;
+                }
+            }
+            out.end_session(&session, &state);
         }
         Ok(())
     }
@@ -138,41 +194,32 @@ impl Sealer<'_> {
     /// Names in the manifest the journal files begun since it was written. Replay finds them even
     /// if they are not named, but notices a lost file only if it is.
     fn name_new_files(&self) -> Result<()> {
-        let mut manifest = self.writer.manifest.lock();
-        if manifest.value.journal == self.writer.shared.recent.files_in_use(0) {
+        let is_named = {
+            let manifest = self.writer.manifest.lock();
+            let sealed_lsn = manifest.value.sealed_lsn();
+            manifest.value.journal == self.writer.shared.recent.files_in_use(sealed_lsn)
+        };
+        if is_named {
             return Ok(());
         }
-        let slots = self.reserve(&manifest)?;
-        self.store_manifest(&mut manifest, &slots, 0, None)
+        let slots = reserve(self.writer)?;
+        name_segments(self.writer, &slots, |_manifest| {})
     }
+}
 
-    /// Returns the slots of the next manifest. Poisons the log if its folder was moved or replaced.
-    fn reserve(&self, manifest: &ManifestFile) -> Result<Reserved> {
-        manifest.reserve().map_err(|error| match error {
-            Error::Displaced { .. } => self.writer.shared.state.poison(error),
-            other => other,
-        })
+/// Returns each session's records in commit order, in the order of sessions.
+fn by_session(records: &[Arc<Record>]) -> Vec<(SessionId, Vec<Arc<Record>>)> {
+    let mut sessions: HashMap<&SessionId, Vec<Arc<Record>>> = HashMap::new();
+    for record in records {
+        sessions
+            .entry(&record.session)
+            .or_default()
+            .push(Arc::clone(record));
     }
-
-    /// Writes the current state to the manifest: the `new` segment, and all journal files in use
-    /// except the first `sealed`. A failure poisons the log.
-    fn store_manifest(
-        &self,
-        manifest: &mut ManifestFile,
-        slots: &Reserved,
-        sealed: usize,
-        new: Option<SegmentInfo>,
-    ) -> Result<()> {
-        let state = &self.writer.shared.state;
-        let value = &mut manifest.value;
-        value.segments.extend(new);
-        value.journal = self.writer.shared.recent.files_in_use(sealed);
-        value.durable_lsn = state.durable_lsn();
-        if let Some(newest) = value.journal.last() {
-            value.incarnation = newest.incarnation;
-        }
-        manifest
-            .store_in(slots)
-            .map_err(|error| state.poison(error))
-    }
+    let mut sessions: Vec<_> = sessions
+        .into_iter()
+        .map(|(session, records)| (session.clone(), records))
+        .collect();
+    sessions.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    sessions
 }

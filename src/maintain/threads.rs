@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::disk::io_error;
 use crate::engine::Engine;
-use crate::maintain::{filters, seal};
+use crate::maintain::{merge, retain, seal};
 use crate::model::Result;
 use crate::sync::{JoinHandle, spawn};
 use crate::write::IN_FLIGHT_MAX;
@@ -33,7 +33,8 @@ impl Threads {
         self.background.push(start("log-spares", run_spares)?);
         self.background.push(start("log-seal", seal::run)?);
         self.background.push(start("log-index", run_index)?);
-        self.background.push(start("log-filters", filters::run)?);
+        self.background.push(start("log-merge", merge::run)?);
+        self.background.push(start("log-retain", retain::run)?);
         Ok(())
     }
 
@@ -48,7 +49,9 @@ impl Threads {
         writer.shared.seal.stop();
         writer.shared.spares.stop();
         engine.index.stop();
-        writer.new_segment.stop();
+        writer.recycled.stop();
+        writer.merge.stop();
+        writer.shared.retain.stop();
         self.background.drain(..).for_each(join);
     }
 }

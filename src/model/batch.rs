@@ -1,4 +1,4 @@
-//! What goes into a log: new events, a batch of them, and what the batch expects of its session.
+//! The input of a log: new events, a batch of them, and what the batch expects of its session.
 
 use std::fmt;
 
@@ -6,10 +6,15 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use serde::Serialize;
 
+use crate::model::change::{Op, SessionPatch};
 use crate::model::error::{Error, Limit, Result, check_limit};
 use crate::model::event::EventType;
 use crate::model::ids::{MessageId, Seq};
+use crate::model::lifecycle::Producer;
 use crate::model::options::{BATCH_BYTES_CEILING, Limits};
+
+/// The most changes of a session, besides events, in a batch.
+const OPS_MAX: usize = 16;
 
 /// The type of the event that opens a turn.
 pub(crate) const USER_MESSAGE: &str = "user.message";
@@ -110,12 +115,21 @@ pub struct Batch {
     pub(crate) events: Vec<NewEvent>,
     pub(crate) key: Option<ByteString>,
     pub(crate) expected: Expected,
+    /// The other changes of the session, in order. The state applies them before the events, and
+    /// the feed yields them after the events.
+    pub(crate) ops: Vec<Op>,
+    pub(crate) producer: Option<Producer>,
+    /// The generation and the revision of the session that the changes were made for.
+    pub(crate) based_on: Option<(u32, u64)>,
+    /// The last seq of the session that they were made for.
+    pub(crate) based_on_tail: Option<Seq>,
     /// Why a user message could not be made an event.
     pub(crate) unfit: Option<String>,
 }
 
 impl Batch {
-    /// Makes an empty batch. Appending an empty batch is [`Error::Invalid`].
+    /// Makes an empty batch. Appending a batch without events is [`Error::Invalid`], unless it
+    /// changes the session otherwise.
     pub fn new() -> Self {
         Self::default()
     }
@@ -135,7 +149,9 @@ impl Batch {
     /// Makes a retry safe: within its session, a key lands once.
     ///
     /// An append with the same key and content returns the events that were stored the first time.
-    /// With other content it is [`Error::IdempotencyConflict`]. A key lives as long as its batch.
+    /// With other content it is [`Error::IdempotencyConflict`]. Changes of the session and the
+    /// producer are content too. A key lives as long as its batch: keys of trimmed or deleted
+    /// batches are forgotten.
     pub fn idempotency_key(mut self, key: impl AsRef<str>) -> Self {
         self.key = Some(ByteString::from(key.as_ref()));
         self
@@ -150,12 +166,72 @@ impl Batch {
         self
     }
 
+    /// Sets the title, the metadata or the hold of the session together with the events.
+    ///
+    /// This is [`set_metadata`](crate::SessionLog::set_metadata) and an append in one. A session
+    /// without events is created with them.
+    pub fn patch(mut self, patch: SessionPatch) -> Self {
+        self.ops.push(Op::Describe(patch));
+        self
+    }
+
+    /// Sets the title of the session together with the events.
+    pub fn title(self, title: impl Into<String>) -> Self {
+        self.patch(SessionPatch::new().title(title))
+    }
+
+    /// Applies a JSON merge patch to the metadata of the session together with the events.
+    pub fn metadata(self, patch: impl Into<serde_json::Value>) -> Self {
+        self.patch(SessionPatch::new().metadata(patch))
+    }
+
+    /// Closes the session behind the events, of which there may be none.
+    ///
+    /// A later append is [`Error::SessionClosed`]. A retry of an earlier one, by its idempotency
+    /// key or its producer's number, still returns the stored events.
+    pub fn closing(mut self) -> Self {
+        self.ops.push(Op::Close);
+        self
+    }
+
+    /// Names the writer of the batch. See [`Producer`].
+    ///
+    /// The session decides in this order:
+    ///
+    /// 1. A stale epoch is [`Error::Fenced`].
+    /// 2. A number that is not above the last is a replay. So is a used idempotency key.
+    /// 3. A closed session is [`Error::SessionClosed`].
+    /// 4. A number that is not the next, or not 0 in a new epoch, is [`Error::ProducerGap`].
+    /// 5. [`expected`](Self::expected) must hold.
+    ///
+    /// A session remembers 64 producers. The one that was unused for longest is forgotten first.
+    pub fn producer(mut self, producer: Producer) -> Self {
+        self.producer = Some(producer);
+        self
+    }
+
+    /// A batch that changes a session without an event.
+    pub(crate) fn of_op(op: Op) -> Self {
+        Self {
+            ops: vec![op],
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn check(&self, limits: &Limits) -> Result<()> {
         if let Some(why) = &self.unfit {
             return Err(Error::invalid("user message", why));
         }
-        if self.events.is_empty() {
+        if self.events.is_empty() && self.ops.is_empty() {
             return Err(Error::invalid("batch", "it has no events"));
+        }
+        if self.ops.len() > OPS_MAX {
+            let why = format!("it changes the session more than {OPS_MAX} times");
+            return Err(Error::invalid("batch", why));
+        }
+        self.ops.iter().try_for_each(Op::check)?;
+        if let Some(producer) = &self.producer {
+            producer.check()?;
         }
         check_limit(
             Limit::BatchEvents,
@@ -207,30 +283,39 @@ impl Extend<NewEvent> for Batch {
     }
 }
 
-/// Where a session must end for a batch to be appended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// The condition on its session for a batch to be appended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Expected {
     /// Any end, also no session.
     #[default]
     Any,
-    /// The session has no event.
+    /// The session has had no event. It may have been created.
     NoSession,
-    /// The session has at least one event.
+    /// The session has had at least one event.
     Exists,
     /// The session ends with this seq. `Seq(0)` is [`NoSession`](Expected::NoSession).
     Seq(Seq),
+    /// The session was never created, or was deleted since. A session that was
+    /// [created](crate::SessionLog::create) without an event is not absent.
+    Absent,
+    /// No event of these types came after `seq`. If one did, the error is
+    /// [`Error::ConditionFailed`].
+    NothingSince {
+        /// The last seq that the caller has seen.
+        seq: Seq,
+        /// The types that must not have come after it.
+        types: Vec<EventType>,
+    },
 }
 
 impl Expected {
-    /// Whether a session that ends with seq `last` is as expected. 0 is a session without events.
-    pub(crate) fn holds(self, last: Seq) -> bool {
-        match self {
-            Expected::Any => true,
-            Expected::NoSession => last == 0,
-            Expected::Exists => last > 0,
-            Expected::Seq(seq) => last == seq,
-        }
+    /// Expects that no event of these types came after `seq`.
+    ///
+    /// So a worker cannot append a tool call behind an interrupt that it has not seen.
+    pub fn nothing_since<T: AsRef<str>>(seq: Seq, types: impl IntoIterator<Item = T>) -> Self {
+        let types = types.into_iter().map(EventType::unchecked).collect();
+        Expected::NothingSince { seq, types }
     }
 }
 
@@ -241,6 +326,8 @@ impl fmt::Display for Expected {
             Expected::NoSession => f.write_str("seq 0 (no events)"),
             Expected::Exists => f.write_str("seq 1 or later"),
             Expected::Seq(seq) => write!(f, "seq {seq}"),
+            Expected::Absent => f.write_str("no session"),
+            Expected::NothingSince { seq, .. } => write!(f, "no such event after seq {seq}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong: one error type, each variant a branch a caller can take.
+//! The errors: one type, each variant a branch that a caller can take.
 //!
 //! It never names a type of a crate we use, so an upgrade below cannot break a caller's `match`.
 
@@ -8,6 +8,7 @@ use std::{fmt, io};
 
 use crate::model::batch::Expected;
 use crate::model::ids::{EventId, MessageId, Seq};
+use crate::model::lifecycle::SessionInfo;
 use crate::model::session::SessionId;
 
 /// The result of every fallible call in this crate.
@@ -35,14 +36,15 @@ pub enum Error {
     TooLarge {
         /// Which limit.
         limit: Limit,
-        /// What the caller gave, in the limit's unit.
+        /// The value that the caller gave, in the limit's unit.
         actual: u64,
         /// The limit in force.
         max: u64,
     },
 
-    /// The session has no event, so there is nothing to read. A first append creates it.
-    #[error("session {session} has no events")]
+    /// There is no such session: it was never created, or it was deleted. A first append creates
+    /// it.
+    #[error("there is no session {session}")]
     UnknownSession {
         /// The session asked for.
         session: SessionId,
@@ -67,7 +69,7 @@ pub enum Error {
     Cursor {
         /// The session being read.
         session: SessionId,
-        /// What is wrong with the cursor.
+        /// The fault of the cursor.
         problem: CursorProblem,
     },
 
@@ -76,10 +78,82 @@ pub enum Error {
     ExpectedMismatch {
         /// The session appended to.
         session: SessionId,
-        /// What the batch asked for.
+        /// The condition of the batch.
         expected: Expected,
         /// The last seq of the session; 0 when it has no event.
         actual: Seq,
+    },
+
+    /// The session to be created is there already. Nothing was written.
+    #[error("session {} exists already", session.id)]
+    SessionExists {
+        /// The session as it is.
+        session: Box<SessionInfo>,
+    },
+
+    /// The session is closed. Nothing was written. [`reopen`](crate::SessionLog::reopen) opens it
+    /// again.
+    #[error("session {session} is closed at seq {last}")]
+    SessionClosed {
+        /// The session appended to.
+        session: SessionId,
+        /// Its last seq.
+        last: Seq,
+    },
+
+    /// The session is on hold and cannot be deleted. Nothing was written.
+    #[error("session {session} is on hold")]
+    Held {
+        /// The session.
+        session: SessionId,
+    },
+
+    /// The newest turn of the session has no final status, and the call said
+    /// [`unless_open`](crate::Delete::unless_open). Nothing was written.
+    #[error("turn {message} of session {session} is not over")]
+    TurnOpen {
+        /// The session.
+        session: SessionId,
+        /// The turn.
+        message: MessageId,
+    },
+
+    /// Another writer has taken over with a higher epoch. Nothing was written.
+    #[error("producer {producer:?} of session {session} is at epoch {current}")]
+    Fenced {
+        /// The session appended to.
+        session: SessionId,
+        /// The producer's ID.
+        producer: String,
+        /// The epoch that the session has seen.
+        current: u64,
+    },
+
+    /// The number of the producer's batch is not the next. Nothing was written.
+    #[error(
+        "producer {producer:?} of session {session} comes to number {expected}, not {received}"
+    )]
+    ProducerGap {
+        /// The session appended to.
+        session: SessionId,
+        /// The producer's ID.
+        producer: String,
+        /// The next number.
+        expected: u64,
+        /// The number of the batch.
+        received: u64,
+    },
+
+    /// An event that [`NothingSince`](Expected::NothingSince) excludes came in between. Nothing
+    /// was written.
+    #[error("event {event} at seq {seq} of session {session} came in between")]
+    ConditionFailed {
+        /// The session appended to.
+        session: SessionId,
+        /// The first such event.
+        event: EventId,
+        /// Its seq.
+        seq: Seq,
     },
 
     /// The idempotency key was used for a batch of other content. Nothing was written; the first
@@ -113,7 +187,7 @@ pub enum Error {
     Displaced {
         /// The path that leads elsewhere.
         path: PathBuf,
-        /// What seems to have happened to it.
+        /// The likely reason.
         what: String,
     },
 
@@ -130,9 +204,9 @@ pub enum Error {
     Corrupt {
         /// The damaged file.
         file: PathBuf,
-        /// Where in the file, in bytes from its start.
+        /// The place in the file, in bytes from its start.
         offset: u64,
-        /// What does not hold.
+        /// The check that failed.
         what: String,
     },
 
@@ -142,7 +216,7 @@ pub enum Error {
     Unsupported {
         /// The file.
         file: PathBuf,
-        /// What is unknown: a format version, a record kind, a required extension.
+        /// The unknown thing: a format version, a record kind, a required extension.
         what: &'static str,
         /// The number found.
         found: u64,
@@ -154,11 +228,11 @@ pub enum Error {
     /// Nothing was written, and the same call may be repeated.
     #[error("could not {doing} {}, before anything was written", path.display())]
     LookupFailed {
-        /// What we were doing.
+        /// The call that failed.
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: Arc<io::Error>,
     },
 
@@ -168,11 +242,11 @@ pub enum Error {
     /// [poisoned](Error::Poisoned) until then. On any other call nothing changed.
     #[error("could not {doing} {}", path.display())]
     Io {
-        /// What we were doing.
+        /// The call that failed.
         doing: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: Arc<io::Error>,
     },
 
@@ -190,7 +264,7 @@ pub enum Error {
     NoSpace {
         /// The folder that is full.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: Arc<io::Error>,
     },
 
@@ -201,18 +275,18 @@ pub enum Error {
     Stalled {
         /// How long the append waited.
         waited: std::time::Duration,
-        /// What the system refused the background work, if that is the cause. It may pass by
-        /// itself, such as a lack of file descriptors.
+        /// The error of the background work, if that is the cause. It may pass by itself, such as
+        /// a lack of file descriptors.
         source: Option<Arc<Error>>,
     },
 
-    /// The system refuses a file that the log needs, and waiting does not help: missing rights, a
-    /// limit on the size of files, a disk with errors.
+    /// The system refuses a file that the log needs, and waiting does not help. Rights are missing,
+    /// the size of files is limited, or the disk has errors.
     ///
     /// Nothing was written. Once the cause is mended, appends work again without reopening.
     #[error("the log takes no more appends, because the system refuses what it needs for them")]
     Refused {
-        /// What the system refused.
+        /// The error that the system gave.
         source: Arc<Error>,
     },
 
@@ -225,7 +299,7 @@ pub enum Error {
     Closed,
 }
 
-/// What is wrong with a cursor.
+/// The fault of a cursor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CursorProblem {
@@ -236,10 +310,10 @@ pub enum CursorProblem {
     #[error("event {0} belongs to another session")]
     OtherSession(EventId),
     /// The event is older than what is kept.
-    #[error("it is older than the first kept seq {first_kept}")]
+    #[error("it is older than the first kept seq {first}")]
     Trimmed {
-        /// The first seq that is still there.
-        first_kept: Seq,
+        /// The first seq that is kept.
+        first: Seq,
     },
     /// The seq lies beyond the last event.
     #[error("seq {seq} is beyond the tail, seq {tail}")]
@@ -267,6 +341,18 @@ pub enum Limit {
     IdempotencyKeyBytes,
     /// Events in a page, or sessions in a listing.
     PageEvents,
+    /// Bytes of a session's title; fixed at 1,024.
+    TitleBytes,
+    /// Bytes of a session's metadata as JSON; fixed at 16 KiB, and a patch at 64 KiB.
+    MetadataBytes,
+    /// Bytes of the reason for a removal; fixed at 256.
+    ReasonBytes,
+    /// Bytes of a producer's ID; fixed at 256.
+    ProducerBytes,
+    /// The sessions that a fork shares events with, one after the other; fixed at 256.
+    ForkDepth,
+    /// The redacted events of a session; fixed at 1,000.
+    Redactions,
     /// Bytes of a session ID; fixed at [`SessionId::BYTES_MAX`].
     SessionIdBytes,
 }
@@ -280,6 +366,12 @@ impl fmt::Display for Limit {
             Limit::EventTypeBytes => "the length in bytes of an event type",
             Limit::IdempotencyKeyBytes => "the length in bytes of an idempotency key",
             Limit::PageEvents => "the size of a page",
+            Limit::TitleBytes => "the length in bytes of a title",
+            Limit::MetadataBytes => "the size in bytes of the metadata",
+            Limit::ReasonBytes => "the length in bytes of a reason",
+            Limit::ProducerBytes => "the length in bytes of a producer ID",
+            Limit::ForkDepth => "the number of sessions that a fork descends from",
+            Limit::Redactions => "the number of redacted events that are not erased yet",
             Limit::SessionIdBytes => "the length in bytes of a session ID",
         })
     }
@@ -302,6 +394,13 @@ impl Error {
                 CursorProblem::BeyondTail { .. } => "cursor_beyond_tail",
             },
             Error::ExpectedMismatch { .. } => "expected_mismatch",
+            Error::SessionExists { .. } => "session_exists",
+            Error::SessionClosed { .. } => "session_closed",
+            Error::Held { .. } => "held",
+            Error::TurnOpen { .. } => "turn_open",
+            Error::Fenced { .. } => "fenced",
+            Error::ProducerGap { .. } => "producer_gap",
+            Error::ConditionFailed { .. } => "condition_failed",
             Error::IdempotencyConflict { .. } => "idempotency_conflict",
             Error::Locked { .. } => "locked",
             Error::Displaced { .. } => "displaced",
@@ -346,7 +445,7 @@ impl Error {
         }
     }
 
-    /// What an append says of an error while it looks something up.
+    /// Returns the error of an append that failed while it looked something up.
     pub(crate) fn before_append(self) -> Self {
         match self {
             Error::Io {

@@ -1,4 +1,4 @@
-//! What comes out of a log: a stored event, its type, and the acknowledgement of an append.
+//! The output of a log: a stored event, its type, and the acknowledgement of an append.
 
 use std::fmt;
 
@@ -102,7 +102,8 @@ impl PartialEq<&str> for EventType {
 /// A stored event.
 ///
 /// Its data, and a long type or session ID, share the memory of the block or batch that they came
-/// from: about 64 KiB at most, unless the batch was larger. Copy them to keep one event for long.
+/// from. That is about 64 KiB at most, unless the batch was larger. Copy them to keep one event for
+/// long.
 ///
 /// With serde, `data` is a sequence of bytes, so every format gives it back unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,13 +117,16 @@ pub struct Event {
     pub seq: Seq,
     /// Its type.
     pub event_type: EventType,
-    /// Its data, as given.
+    /// Its data, as given. It is empty if the event was redacted.
     pub data: Bytes,
     /// The turn that it opened or belongs to.
     pub message_id: Option<MessageId>,
     /// The wall clock when it was committed, in milliseconds. Order comes from `seq` and `id`,
     /// never from this.
     pub created_at: Timestamp,
+    /// Whether its data was [redacted](crate::SessionLog::redact).
+    #[serde(default)]
+    pub redacted: bool,
 }
 
 /// An event, borrowed from a record or from an [`Event`].
@@ -135,6 +139,7 @@ pub(crate) struct EventView<'a> {
     pub data: &'a [u8],
     pub message_id: Option<MessageId>,
     pub created_at: Timestamp,
+    pub redacted: bool,
 }
 
 impl Event {
@@ -147,6 +152,7 @@ impl Event {
             data: &self.data,
             message_id: self.message_id,
             created_at: self.created_at,
+            redacted: self.redacted,
         }
     }
 

@@ -2,28 +2,39 @@
 //! wrong. Plain values; nothing here reads, writes or waits.
 
 mod batch;
+mod change;
 mod error;
 mod event;
 mod ids;
+mod lifecycle;
 mod options;
+mod retention;
 mod session;
 mod stats;
 mod text;
 
 pub(crate) use batch::{Turn, USER_MESSAGE, opens_turn};
+pub(crate) use change::{Lineage, METADATA_BYTES_MAX, Op, Piece, merge};
 pub(crate) use error::{check_limit, may_pass};
 pub(crate) use event::EventView;
 pub(crate) use ids::{
     IdClock, Stamp, clock_skew, fresh_store_number, now_ms, time_text, timestamp,
 };
+pub(crate) use lifecycle::ForkPoint;
 pub(crate) use options::JOURNAL_FILE_BYTES_CEILING;
 pub(crate) use session::FIRST_SEQ;
 pub(crate) use stats::Counters;
 
 pub use batch::{Batch, Expected, NewEvent};
+pub use change::{Change, Metadata, SessionChange, SessionPatch};
 pub use error::{CursorProblem, Error, Limit, Result};
 pub use event::{Ack, Event, EventType};
 pub use ids::{EventId, MessageId, Seq};
-pub use options::Options;
-pub use session::{Head, SessionId};
+pub use lifecycle::{
+    BackupReport, CompactProgress, Compacted, Delete, Erasure, Fork, NewSession, ParentInfo,
+    Producer, Removed, SessionInfo,
+};
+pub use options::{Compression, Options};
+pub use retention::{Retention, RetentionPlan};
+pub use session::{Cursor, Head, SessionId};
 pub use stats::{Recovery, Refusal, Stats};

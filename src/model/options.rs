@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::model::error::{Error, Result};
 use crate::model::ids::{WallClock, system_clock};
+use crate::model::retention::Retention;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -32,11 +33,32 @@ pub struct Options {
     pub(crate) cache_bytes_max: usize,
     pub(crate) index_cache_bytes_max: usize,
     pub(crate) head_cache_bytes_max: usize,
+    pub(crate) merge_fanout: usize,
+    pub(crate) tier_bytes_max: usize,
     pub(crate) scan_bytes_max: usize,
-    /// How many sealed records the list of newest sessions looks at. Tests make it fewer.
-    pub(crate) walk_back_records: usize,
+    pub(crate) compression: Compression,
+    pub(crate) retention: Retention,
+    pub(crate) erase_within: Duration,
     pub(crate) stall_wait: Duration,
     pub(crate) clock: WallClock,
+}
+
+/// How segments store events.
+///
+/// It applies to the segments that are written from now on. A log reads all of them under either
+/// value, so the value may differ from one opening to the next. The journal is never compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Compression {
+    /// Blocks are compressed with LZ4, except those that it makes less than an eighth smaller.
+    ///
+    /// A segment of JSON or text takes about half the space, and a cold read fetches less from the
+    /// disk. Sealing spends more CPU time, and so does the first read of a block. The cache holds
+    /// blocks decompressed, so cached reads cost the same.
+    #[default]
+    Lz4,
+    /// Events are stored as they are, for data that is already compressed or encrypted.
+    None,
 }
 
 /// The limits of what a caller may pass in.
@@ -79,8 +101,12 @@ impl Default for Options {
             cache_bytes_max: 64 * MIB,
             index_cache_bytes_max: 32 * MIB,
             head_cache_bytes_max: 128 * MIB,
+            merge_fanout: 8,
+            tier_bytes_max: 2048 * MIB,
             scan_bytes_max: 16 * MIB,
-            walk_back_records: 10_000,
+            compression: Compression::default(),
+            retention: Retention::new(),
+            erase_within: Duration::from_hours(24),
             stall_wait: Duration::from_secs(10),
             clock: system_clock(),
         }
@@ -196,6 +222,23 @@ impl Options {
         self
     }
 
+    /// The number of neighbouring segments that are merged into one. Default: 8. Minimum: 2.
+    ///
+    /// A larger number writes each record less often, and leaves more segments to look in.
+    pub fn merge_fanout(mut self, segments: usize) -> Self {
+        self.merge_fanout = segments;
+        self
+    }
+
+    /// The largest segment that merging makes, in bytes. Default: 2 GiB.
+    ///
+    /// A merge needs as much free space on the disk until it is done. Larger segments make fewer
+    /// places to look in.
+    pub fn tier_bytes_max(mut self, bytes: usize) -> Self {
+        self.tier_bytes_max = bytes;
+        self
+    }
+
     /// The most bytes that one page reads. Default: 16 MiB.
     ///
     /// A page that reaches it ends there and says that there is more. Every page reads at least one
@@ -206,6 +249,31 @@ impl Options {
     /// outputs](crate::Message::output_omitted).
     pub fn scan_bytes_max(mut self, bytes: usize) -> Self {
         self.scan_bytes_max = bytes;
+        self
+    }
+
+    /// How segments store events. Default: [`Compression::Lz4`].
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = compression;
+        self
+    }
+
+    /// What is removed by itself, of all sessions. Default: nothing.
+    ///
+    /// It is decided by the log's [clock](Self::clock), and looked after at least 16 times within
+    /// the shortest time that is kept, but no more often than 50 times a second and at least once
+    /// a minute.
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// How long removed bytes may stay in the files of the log. Default: 24 hours.
+    ///
+    /// A removal hides what it removed from readers at once. The bytes leave every file within this
+    /// time while the log is open. Erasing begins when half of it has passed.
+    pub fn erase_within(mut self, time: Duration) -> Self {
+        self.erase_within = time;
         self
     }
 
@@ -225,8 +293,9 @@ impl Options {
 
     /// Takes the wall clock from `clock`, for tests and simulations.
     ///
-    /// It is called once per batch, on the thread that appends, and by
-    /// [`stats`](crate::SessionLog::stats). No lock of the log is held during the call, so the
+    /// It is called once per batch, on the thread that appends. So it is by
+    /// [`stats`](crate::SessionLog::stats), by [`erasure`](crate::SessionLog::erasure), and by the
+    /// thread that erases. No lock of the log is held during the call, so the
     /// clock may wait, and may read from the log.
     pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
@@ -291,6 +360,8 @@ impl Options {
             1,
             self.journal_file_bytes_max,
         )?;
+        self.retention.check()?;
+        within("merge_fanout", self.merge_fanout, 2, usize::MAX)?;
         within("scan_bytes_max", self.scan_bytes_max, 1, usize::MAX)
     }
 }
@@ -307,6 +378,7 @@ impl fmt::Debug for Options {
             .field("index_cache_bytes_max", &self.index_cache_bytes_max)
             .field("head_cache_bytes_max", &self.head_cache_bytes_max)
             .field("scan_bytes_max", &self.scan_bytes_max)
+            .field("compression", &self.compression)
             .field("stall_wait", &self.stall_wait)
             .finish_non_exhaustive()
     }

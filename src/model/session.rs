@@ -50,6 +50,11 @@ impl SessionId {
         Self::checked(Name::stored(name, stored))
     }
 
+    /// Returns a name that sorts before all session IDs. It is none itself.
+    pub(crate) fn lowest() -> Self {
+        Self(Name::from(""))
+    }
+
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -77,6 +82,13 @@ impl SessionId {
     }
 }
 
+/// IDs are compared byte by byte.
+impl std::borrow::Borrow<[u8]> for SessionId {
+    fn borrow(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
 impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SessionId({:?})", self.as_str())
@@ -91,19 +103,42 @@ impl fmt::Display for SessionId {
 
 text_conversions!(SessionId);
 
-/// The seq of a session's first event. All events are kept, so it is the first kept one as well.
+/// A position in a session: a seq, or the event at it.
+///
+/// A filter does not change what a cursor means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cursor {
+    /// The event at this seq. 0 is the position before the first event.
+    Seq(Seq),
+    /// The event with this ID, which must belong to the session.
+    Event(EventId),
+}
+
+impl From<Seq> for Cursor {
+    fn from(seq: Seq) -> Self {
+        Cursor::Seq(seq)
+    }
+}
+
+impl From<EventId> for Cursor {
+    fn from(id: EventId) -> Self {
+        Cursor::Event(id)
+    }
+}
+
+/// The seq of a session's first event.
 pub(crate) const FIRST_SEQ: Seq = 1;
 
 /// The durable extent of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Head {
-    /// Counts how often the session began. It is always 1 in this version.
+    /// How often the session has begun: 1, and one more for each time that it was deleted before.
     pub generation: u32,
-    /// The first seq that is kept.
+    /// The first seq that is kept. It is `last + 1` when no event is.
     pub first: Seq,
-    /// The last seq.
+    /// The last seq; 0 when the session has had no event.
     pub last: Seq,
-    /// The ID of the event at `last`.
-    pub last_id: EventId,
+    /// The ID of the event at `last`; `None` when the session has had no event.
+    pub last_id: Option<EventId>,
 }

@@ -27,9 +27,13 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes of the segments' files.
     pub segment_bytes: u64,
+    /// Segments made of the journal's records since the log was opened.
+    pub seals: u64,
+    /// Segments made of other segments since the log was opened.
+    pub merges: u64,
     /// Memory for records that are not yet in a segment or not yet freed, by estimate.
     pub recent_bytes: u64,
-    /// Segments that the index does not cover yet. Reads use their footers.
+    /// Merged segments that the index does not cover yet. Reads use their footers.
     pub index_lag: u64,
     /// How often the index was found wrong and rebuilt since the log was opened.
     pub index_rebuilds: u64,
@@ -42,7 +46,7 @@ pub struct Stats {
     /// The difference between the wall clock and the newest event ID, when it is over a day. One of
     /// the two is wrong.
     pub clock_skew: Option<Duration>,
-    /// What was found when the log was opened.
+    /// The result of opening the log.
     pub recovery: Recovery,
 }
 
@@ -77,7 +81,7 @@ pub struct Refusal {
     pub lasts: Duration,
 }
 
-/// What opening a log found and did.
+/// The result of opening a log.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Recovery {
@@ -104,6 +108,8 @@ pub(crate) struct Counters {
     barrier_nanos: AtomicU64,
     barrier_nanos_max: AtomicU64,
     pub streams: AtomicU64,
+    pub seals: AtomicU64,
+    pub merges: AtomicU64,
 }
 
 impl Counters {

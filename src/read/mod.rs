@@ -2,19 +2,21 @@
 //!
 //! It reads from memory and from the segments. A reader never waits for a writer.
 
+mod cursor;
+mod directory;
 mod feed;
+mod item;
+mod measure;
 mod page;
+mod query;
 mod scan;
 mod store;
 mod stream;
 
-#[cfg(feature = "http")]
-pub(crate) use feed::NewestSessions;
-#[cfg(feature = "http")]
-pub(crate) use page::PAGE_EVENTS_DEFAULT;
 pub(crate) use scan::Visitor;
-pub(crate) use store::Store;
+pub(crate) use store::{Store, shared_with};
 
-pub use feed::SessionQuery;
-pub use page::{Cursor, Page, PageRequest};
-pub use stream::{AsyncEventStream, EventStream, RecvTimeout, StartAt, StreamItem};
+pub use item::StreamItem;
+pub use page::{Page, PageRequest};
+pub use query::{SessionCursor, SessionPage, SessionQuery};
+pub use stream::{AsyncEventStream, EventStream, RecvTimeout, StartAt};

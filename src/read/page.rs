@@ -2,33 +2,10 @@
 
 use serde::Serialize;
 
-use crate::model::{Error, EventId, EventType, Limit, Options, Result, Seq, check_limit};
+use crate::model::{Cursor, Error, EventId, EventType, Limit, Options, Result, Seq, check_limit};
 
 /// The limit of a request that sets none.
-pub(crate) const PAGE_EVENTS_DEFAULT: usize = 100;
-
-/// A position in a session: a seq, or the event at it.
-///
-/// A filter does not change what a cursor means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cursor {
-    /// The event at this seq. 0 is the position before the first event.
-    Seq(Seq),
-    /// The event with this ID, which must belong to the session.
-    Event(EventId),
-}
-
-impl From<Seq> for Cursor {
-    fn from(seq: Seq) -> Self {
-        Cursor::Seq(seq)
-    }
-}
-
-impl From<EventId> for Cursor {
-    fn from(id: EventId) -> Self {
-        Cursor::Event(id)
-    }
-}
+const PAGE_EVENTS_DEFAULT: usize = 100;
 
 /// Which events or messages of a session to read. Default: the first 100.
 ///
@@ -39,6 +16,7 @@ impl From<EventId> for Cursor {
 /// let next = PageRequest::new().after(20).limit(20);
 /// let newest = PageRequest::new().newest_first().limit(20);
 /// let some = PageRequest::new().after(100).before(200).types(["user.message"]);
+/// let unanswered = PageRequest::new().open_turns();
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[must_use = "a request does nothing until it is listed"]
@@ -48,6 +26,7 @@ pub struct PageRequest {
     pub(super) limit: Option<usize>,
     pub(super) order: Order,
     pub(super) types: Option<Vec<EventType>>,
+    open_turns: bool,
     pub(super) bytes_max: Option<usize>,
 }
 
@@ -101,6 +80,36 @@ impl PageRequest {
         self
     }
 
+    /// Reads only messages whose status is not [final](crate::MessageStatus::is_final): turns that
+    /// still wait for an answer. A page of events ignores this filter.
+    ///
+    /// A page looks at up to 16 turns for each message of its limit, at most
+    /// [`page_events_max`](Options::page_events_max), in up to
+    /// [`scan_bytes_max`](Options::scan_bytes_max) of the session. Then it ends, even if it found
+    /// fewer messages than its limit, and sets [`has_more`](Page::has_more). As for every message,
+    /// the events after an open turn are read up to the session's end.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let log = sessionlog::SessionLog::open(dir.path())?;
+    /// use sessionlog::{Batch, NewEvent, PageRequest, SessionId};
+    ///
+    /// let session: SessionId = "s".parse()?;
+    /// let both = Batch::new().user_message("first").user_message("second");
+    /// let first = log.append(&session, both)?.events[0].id;
+    /// let end = NewEvent::new("message.status_changed", r#"{"status":"cancelled"}"#);
+    /// log.append(&session, end.in_turn(first.into()))?;
+    ///
+    /// let open = log.messages(&session, PageRequest::new().open_turns())?;
+    /// assert_eq!(open.items.len(), 1);
+    /// assert_eq!(open.items[0].content[0].as_text(), Some("second"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open_turns(mut self) -> Self {
+        self.open_turns = true;
+        self
+    }
+
     /// Ends the page after the event that reaches `bytes`, if that is less than
     /// [`scan_bytes_max`](Options::scan_bytes_max).
     #[cfg(feature = "http")]
@@ -120,7 +129,11 @@ impl PageRequest {
         self.order == Order::NewestFirst
     }
 
-    pub(super) fn checked_limit(&self, options: &Options) -> Result<usize> {
+    pub(crate) fn wants_open_turns(&self) -> bool {
+        self.open_turns
+    }
+
+    pub(crate) fn checked_limit(&self, options: &Options) -> Result<usize> {
         checked_limit(self.limit, options.limits.page_events_max)
     }
 }
@@ -172,8 +185,8 @@ pub struct Page<T> {
     pub last: Seq,
     /// The last seq of the session when the page was read.
     pub tail: Seq,
-    /// The ID of the event at `tail`.
-    pub tail_id: EventId,
+    /// The ID of the event at `tail`. `None` when the session has had no event.
+    pub tail_id: Option<EventId>,
     #[serde(skip)]
     pub(crate) request: PageRequest,
 }

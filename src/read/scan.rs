@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::codec::{EventFrame, Fault, Record};
 use crate::index::SealedReader;
-use crate::model::{Error, Event, EventType, Result, Seq};
+use crate::model::{Error, Event, EventId, EventType, Result, Seq, SessionId};
 use crate::recent::SessionPin;
 use crate::segment::Segment;
 
@@ -48,15 +48,42 @@ impl RecordSlice {
 }
 
 /// Reads a session's records, from memory and from the segments, in either direction.
+///
+/// A fork reads the events that it shares from the ancestors that they were appended to.
 pub(super) struct SessionReader<'a> {
-    /// `None` when the session is sealed as a whole.
+    session: &'a SessionId,
+    /// In the order of seqs. The last is the session's own.
+    pieces: Vec<PieceReader<'a>>,
+    /// The redacted events whose data may still be stored, in order.
+    redacted: Vec<EventId>,
+}
+
+/// Reads what was appended to one generation of one session.
+pub(super) struct PieceReader<'a> {
+    /// `None` when the piece is sealed as a whole.
     pub(super) entry: Option<SessionPin>,
     pub(super) sealed: SealedReader<'a>,
+    pub(super) generation: u32,
+    /// The last seq of the piece.
+    pub(super) through: Seq,
     /// Records before this seq have left memory. They never come back.
     pub(super) sealed_below: Seq,
 }
 
-impl SessionReader<'_> {
+impl<'a> SessionReader<'a> {
+    pub(super) fn new(
+        session: &'a SessionId,
+        pieces: Vec<PieceReader<'a>>,
+        mut redacted: Vec<EventId>,
+    ) -> Self {
+        redacted.sort_unstable();
+        Self {
+            session,
+            pieces,
+            redacted,
+        }
+    }
+
     /// Visits the events of `range` in ascending order. Returns the last seq visited.
     pub(super) fn scan_up(
         &mut self,
@@ -66,10 +93,10 @@ impl SessionReader<'_> {
         let (mut next, to) = range.into_inner();
         while next <= to {
             let wanted = next..=to.min(next.saturating_add(visitor.lookahead()));
-            let slice = self.slice(next, &wanted)?;
+            let (slice, wanted) = self.slice(next, &wanted)?;
             for record in slice.records() {
                 for frame in record.events_in(&wanted) {
-                    let frame = frame.map_err(|fault| slice.fault(fault))?;
+                    let frame = self.shown(frame.map_err(|fault| slice.fault(fault))?);
                     next = frame.view.seq + 1;
                     if visitor.visit(&frame).is_break() {
                         return Ok(next - 1);
@@ -90,13 +117,13 @@ impl SessionReader<'_> {
         let mut seen = to + 1;
         while to >= from && seen > from {
             let wanted = from.max(to.saturating_sub(visitor.lookahead()))..=to;
-            let slice = self.slice(to, &wanted)?;
+            let (slice, wanted) = self.slice(to, &wanted)?;
             let mut frames = Vec::new();
             for record in slice.records().rev() {
                 let events = record.events_in(&wanted);
                 frames.reserve(events.count_max());
                 for frame in events {
-                    frames.push(frame.map_err(|fault| slice.fault(fault))?);
+                    frames.push(self.shown(frame.map_err(|fault| slice.fault(fault))?));
                 }
                 for frame in frames.drain(..).rev() {
                     seen = frame.view.seq;
@@ -110,21 +137,55 @@ impl SessionReader<'_> {
         Ok(seen)
     }
 
+    /// Returns the event as a reader of the session sees it.
+    fn shown<'f>(&'f self, frame: EventFrame<'f>) -> EventFrame<'f> {
+        let frame = frame.shown_in(self.session);
+        if self.redacted.binary_search(&frame.view.id).is_ok() {
+            frame.redacted()
+        } else {
+            frame
+        }
+    }
+
     /// Returns the records around `seq` that overlap `range` and are stored together, either in
-    /// memory or in one run of a segment. `seq` must not exceed the head.
+    /// memory or in one run of a segment. Returns the part of the range that they are read for as
+    /// well. `seq` must not exceed the session's end.
+    fn slice(
+        &mut self,
+        seq: Seq,
+        range: &RangeInclusive<Seq>,
+    ) -> Result<(RecordSlice, RangeInclusive<Seq>)> {
+        let nth = self.pieces.partition_point(|piece| piece.through < seq);
+        let before = nth
+            .checked_sub(1)
+            .and_then(|before| self.pieces.get(before))
+            .map_or(0, |before| before.through);
+        let piece = self
+            .pieces
+            .get_mut(nth)
+            .expect("the session's own piece is without an end");
+        let range = (before + 1).max(*range.start())..=piece.through.min(*range.end());
+        Ok((piece.slice(seq, &range)?, range))
+    }
+}
+
+impl PieceReader<'_> {
     fn slice(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<RecordSlice> {
         if let Some(entry) = self.entry.as_ref().filter(|_| seq >= self.sealed_below) {
             let state = entry.lock();
-            let oldest = state
-                .records
-                .front()
-                .map_or(Seq::MAX, |record| record.first);
+            let oldest = state.oldest(self.generation).unwrap_or(Seq::MAX);
             if oldest <= seq {
-                return Ok(RecordSlice::Recent(
-                    state.overlapping(*range.start(), *range.end()),
-                ));
+                return Ok(RecordSlice::Recent(state.overlapping(
+                    self.generation,
+                    *range.start(),
+                    *range.end(),
+                )));
             }
-            self.sealed_below = oldest;
+            if self.sealed_below != oldest {
+                self.sealed_below = oldest;
+                // They are in a segment by now, which the reader may not have seen.
+                self.sealed.look_again();
+            }
         }
         let (segment, records) = self.sealed.records(seq, range)?;
         Ok(RecordSlice::Sealed(segment, records))

@@ -6,14 +6,11 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use crate::codec::EventFrame;
+use crate::codec::{EventFrame, Record, SessionState};
 use crate::index::Locator;
-use crate::model::{
-    Counters, CursorProblem, Error, Event, EventId, FIRST_SEQ, Head, Options, Result, Seq,
-    SessionId,
-};
-use crate::read::page::{Cursor, Order, Page, PageRequest};
-use crate::read::scan::{ReadLimit, RecordSlice, Scan, SessionReader, Visitor};
+use crate::model::{Counters, Error, Event, EventId, FIRST_SEQ, Options, Result, Seq, SessionId};
+use crate::read::page::{Order, Page, PageRequest};
+use crate::read::scan::{PieceReader, ReadLimit, RecordSlice, Scan, SessionReader, Visitor};
 use crate::recent::{Recent, SessionPin};
 use crate::sync::{AtomicBool, Ordering};
 
@@ -75,24 +72,44 @@ impl Store {
         }
     }
 
-    pub(crate) fn known_head(&self, session: &SessionId) -> Result<Head> {
+    /// Returns the durable state of a session that exists.
+    pub(crate) fn known_state(&self, session: &SessionId) -> Result<SessionState> {
         Ok(self.find(session)?.1)
     }
 
-    /// Returns the session's head and its entry. Without an entry the whole session is sealed.
-    fn find(&self, session: &SessionId) -> Result<(Option<SessionPin>, Head)> {
-        let (entry, head) = self
+    /// The newest durable event or change.
+    #[cfg(feature = "http")]
+    pub(crate) fn last_id(&self) -> EventId {
+        self.recent.last_id()
+    }
+
+    /// Returns the durable state of a session. It may be absent.
+    pub(crate) fn state(&self, session: &SessionId) -> Result<SessionState> {
+        let found = self
             .recent
             .sessions
-            .find(session, || self.locator.head(session))?;
-        Ok((entry, head.ok_or_else(|| unknown(session))?))
+            .find(session, || self.locator.state(session));
+        found.map(|(_entry, state)| state)
+    }
+
+    /// Returns the session's state and its entry. Without an entry the whole session is sealed.
+    fn find(&self, session: &SessionId) -> Result<(Option<SessionPin>, SessionState)> {
+        let (entry, state) = self
+            .recent
+            .sessions
+            .find(session, || self.locator.state(session))?;
+        if state.is_there() {
+            Ok((entry, state))
+        } else {
+            Err(unknown(session))
+        }
     }
 
     pub(crate) fn list(&self, session: &SessionId, request: PageRequest) -> Result<Page<Event>> {
         let limit = request.checked_limit(&self.options)?;
-        let (entry, head) = self.find(session)?;
-        let range = self.range(session, &head, &request)?;
-        let mut reader = self.reader(session, entry, &head);
+        let (entry, state) = self.find(session)?;
+        let range = self.range(session, &state, &request)?;
+        let mut reader = self.reader(session, entry, &state)?;
         let order = request.order;
         let read_limit = ReadLimit {
             events: limit,
@@ -114,8 +131,8 @@ impl Store {
             has_more,
             first,
             last,
-            tail: head.last,
-            tail_id: head.last_id,
+            tail: state.last,
+            tail_id: state.shown_last_id(),
             request,
         })
     }
@@ -125,12 +142,12 @@ impl Store {
     pub(crate) fn events_from(
         &self,
         session: &SessionId,
-        head: &Head,
+        state: &SessionState,
         range: RangeInclusive<Seq>,
         read_limit: ReadLimit,
     ) -> Result<Vec<Event>> {
         let mut scan = Scan::new(None, &range, read_limit);
-        match self.visit(session, head, range, &mut scan) {
+        match self.visit(session, state, range, &mut scan) {
             // The events before the damage are intact. A read that starts at the damage returns the
             // error.
             Err(error) if scan.events.is_empty() => Err(error),
@@ -142,11 +159,11 @@ impl Store {
     pub(crate) fn visit(
         &self,
         session: &SessionId,
-        head: &Head,
+        state: &SessionState,
         range: RangeInclusive<Seq>,
         visitor: &mut impl Visitor,
     ) -> Result<Seq> {
-        self.reader(session, self.recent.sessions.look(session), head)
+        self.reader(session, self.recent.sessions.look(session), state)?
             .scan_up(range, visitor)
     }
 
@@ -155,7 +172,8 @@ impl Store {
         self.look_at(id, |frame| frame.event())
     }
 
-    /// Returns the result of `look` on the event with this ID.
+    /// Returns the result of `look` on the event with this ID, as one of the session that it was
+    /// appended to. If that session does not keep it, it is one of a fork that does.
     pub(crate) fn look_at<T>(
         &self,
         id: EventId,
@@ -167,75 +185,123 @@ impl Store {
         let found = slice
             .records()
             .find_map(|record| Some((record, record.seq_of(id)?)));
-        let (record, seq) = found.expect("the record was found by this ID");
+        let Some((record, seq)) = found else {
+            return Ok(None);
+        };
+        let owner = self.state(&record.session)?;
+        let Some(session) = self.keeper(&owner, record, seq)? else {
+            return Ok(None);
+        };
         let frame = record
             .events_in(&(seq..=seq))
             .next()
             .transpose()
             .map_err(|fault| slice.fault(fault))?;
-        Ok(frame.map(look))
+        Ok(frame.map(|frame| {
+            let frame = frame.shown_in(&session);
+            if owner.redacted().binary_search(&id).is_ok() {
+                look(frame.redacted())
+            } else {
+                look(frame)
+            }
+        }))
     }
 
-    /// Resolves a cursor to a seq.
-    pub(crate) fn seq_of(&self, session: &SessionId, cursor: Cursor) -> Result<Seq> {
-        let id = match cursor {
-            Cursor::Seq(seq) => return Ok(seq),
-            Cursor::Event(id) => id,
-        };
-        let problem = match self.event(id)? {
-            Some(event) if event.session_id == *session => return Ok(event.seq),
-            Some(_) => CursorProblem::OtherSession(id),
-            None => CursorProblem::Unknown(id),
-        };
-        Err(Error::Cursor {
-            session: session.clone(),
-            problem,
-        })
-    }
-
-    /// Refuses a position that the session has not reached.
-    pub(crate) fn check_cursor(
-        session: &SessionId,
-        seq: Seq,
-        reached: Seq,
-        tail: Seq,
-    ) -> Result<()> {
-        if seq <= reached {
-            return Ok(());
+    /// Returns the session that an event was appended to, and the bytes of its data there. They
+    /// are 0 if that session does not keep the event and a fork does.
+    pub(crate) fn owner_of(&self, id: EventId) -> Result<Option<(SessionId, u64)>> {
+        if self.look_at(id, |_shown| ())?.is_none() {
+            return Ok(None);
         }
-        let problem = CursorProblem::BeyondTail { seq, tail };
-        Err(Error::Cursor {
-            session: session.clone(),
-            problem,
-        })
+        let Some(slice) = self.slice_of(id)? else {
+            return Ok(None);
+        };
+        let found = slice
+            .records()
+            .find_map(|record| Some((record, record.seq_of(id)?)));
+        let Some((record, seq)) = found else {
+            return Ok(None);
+        };
+        let owner = self.state(&record.session)?;
+        let frame = record.events_in(&(seq..=seq)).next().transpose();
+        let frame = frame.map_err(|fault| slice.fault(fault))?;
+        let data = frame.map_or(0, |frame| frame.view.data.len() as u64);
+        let bytes = if Self::is_kept(&owner, record, seq) {
+            data
+        } else {
+            0
+        };
+        Ok(Some((record.session.detached(), bytes)))
     }
 
-    /// Returns the seqs between the page's cursors. Without any, `from` is `to` + 1.
-    fn range(
+    /// Whether the session of a record keeps the event at `seq`.
+    pub(super) fn is_kept(owner: &SessionState, record: &Record, seq: Seq) -> bool {
+        owner.is_there() && record.generation == owner.generation && seq >= owner.first
+    }
+
+    /// Returns the session that shows the event at `seq` of a record: the one that it was appended
+    /// to, or a fork.
+    pub(super) fn keeper(
+        &self,
+        owner: &SessionState,
+        record: &Record,
+        seq: Seq,
+    ) -> Result<Option<SessionId>> {
+        if Self::is_kept(owner, record, seq) {
+            return Ok(Some(record.session.clone()));
+        }
+        for (fork, state) in self.forks(&record.session, record.generation)? {
+            let shares = shared_with(&state, &record.session, record.generation);
+            if shares.is_some_and(|shared| shared.contains(&seq)) {
+                return Ok(Some(fork));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the sessions that share events with a generation of this one, with their states.
+    pub(crate) fn forks(
         &self,
         session: &SessionId,
-        head: &Head,
-        page: &PageRequest,
-    ) -> Result<RangeInclusive<Seq>> {
-        let (mut from, mut to) = (FIRST_SEQ, head.last);
-        if let Some(after) = page.after {
-            let after = self.seq_of(session, after)?;
-            Self::check_cursor(session, after, head.last, head.last)?;
-            from = from.max(after + 1);
+        generation: u32,
+    ) -> Result<Vec<(SessionId, SessionState)>> {
+        // Memory first: a fork that leaves memory after this is in the segments listed next.
+        let mut names = self.recent.forks_of(session, generation);
+        names.append(&mut self.locator.segments().forks(session, generation)?);
+        names.sort_unstable();
+        names.dedup();
+        let mut forks = Vec::new();
+        for name in names {
+            let state = self.state(&name)?;
+            if shared_with(&state, session, generation).is_some() {
+                forks.push((name, state));
+            }
         }
-        if let Some(before) = page.before {
-            let before = self.seq_of(session, before)?;
-            Self::check_cursor(session, before, head.last + 1, head.last)?;
-            to = before.saturating_sub(1);
+        Ok(forks)
+    }
+
+    /// Whether the store has given this ID to an event or a change, as far as can be told. It has
+    /// forgotten which IDs erased records had.
+    pub(crate) fn was_committed(&self, id: EventId) -> Result<bool> {
+        if let Some(record) = self.recent.records_from(id, 1).first()
+            && (record.base..=record.last_id()).contains(&id)
+        {
+            return Ok(true);
         }
-        Ok(match page.order {
-            Order::OldestFirst => from..=to.max(from - 1),
-            Order::NewestFirst => from.min(to + 1)..=to,
-        })
+        let segments = self.locator.segments();
+        let Some(segment) = segments.ending_at_or_after(id).first() else {
+            return Ok(false);
+        };
+        if segment.info.first_id() > id {
+            return Ok(false);
+        }
+        let found = segment.records_from(id)?.next().transpose()?;
+        let is_stored = found.is_some_and(|record| (record.base..=record.last_id()).contains(&id));
+        Ok(is_stored || segment.info.dropped > 0)
     }
 
     /// Returns the record that holds the event with this ID.
-    fn slice_of(&self, id: EventId) -> Result<Option<RecordSlice>> {
+    pub(super) fn slice_of(&self, id: EventId) -> Result<Option<RecordSlice>> {
         if let Some(record) = self.recent.record_of(id) {
             return Ok(Some(RecordSlice::Recent(vec![record])));
         }
@@ -249,20 +315,61 @@ impl Store {
         Ok(Some(RecordSlice::Sealed(Arc::clone(segment), vec![record])))
     }
 
-    /// Makes a reader of the session's durable records up to `head`. Without an entry all of them
-    /// must be sealed.
-    fn reader<'a>(
+    /// Makes a reader of the session's durable records up to `state`. Without an entry all of its
+    /// own must be sealed.
+    pub(super) fn reader<'a>(
         &'a self,
         session: &'a SessionId,
         entry: Option<SessionPin>,
-        head: &Head,
-    ) -> SessionReader<'a> {
-        SessionReader {
+        state: &SessionState,
+    ) -> Result<SessionReader<'a>> {
+        let mut redacted = state.redacted().to_vec();
+        let mut pieces = Vec::with_capacity(1);
+        for piece in state.pieces() {
+            let ancestor = &piece.session;
+            let (entry, ancestor_state) = self
+                .recent
+                .sessions
+                .find(ancestor, || self.locator.state(ancestor))?;
+            redacted.extend_from_slice(ancestor_state.redacted());
+            pieces.push(self.piece(ancestor, piece.generation, piece.through, entry));
+        }
+        pieces.push(self.piece(session, state.generation, Seq::MAX, entry));
+        Ok(SessionReader::new(session, pieces, redacted))
+    }
+
+    fn piece(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        through: Seq,
+        entry: Option<SessionPin>,
+    ) -> PieceReader<'_> {
+        PieceReader {
             entry,
-            sealed: self.locator.reader(session, head.generation),
+            sealed: self.locator.reader(session, generation),
+            generation,
+            through,
             sealed_below: FIRST_SEQ,
         }
     }
+}
+
+/// Returns the seqs that a session shares with a generation of an ancestor and still keeps.
+pub(crate) fn shared_with(
+    state: &SessionState,
+    ancestor: &SessionId,
+    generation: u32,
+) -> Option<RangeInclusive<Seq>> {
+    let lineage = state.lineage().filter(|_| state.is_there())?;
+    let mut first = state.first;
+    for piece in &lineage.pieces {
+        if piece.session == *ancestor && piece.generation == generation {
+            return (first <= piece.through).then_some(first..=piece.through);
+        }
+        first = first.max(piece.through + 1);
+    }
+    None
 }
 
 fn unknown(session: &SessionId) -> Error {

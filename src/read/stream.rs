@@ -5,13 +5,15 @@
 //! sessions. It reads only durable events.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use crate::model::{Error, Event, EventId, FIRST_SEQ, Result, Seq};
-use crate::read::page::Cursor;
+use crate::codec::{SessionState, Standing};
+use crate::model::{Cursor, Error, Event, EventId, FIRST_SEQ, Result, Seq};
+use crate::read::item::StreamItem;
 use crate::read::scan::ReadLimit;
 use crate::read::store::Store;
 use crate::recent::SessionPin;
@@ -48,29 +50,6 @@ impl StartAt {
     }
 }
 
-/// An item of a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StreamItem {
-    /// The next event.
-    Event(Event),
-    /// The reader has caught up: every durable event has been yielded.
-    ///
-    /// This item comes once each time the reader catches up.
-    CaughtUp,
-}
-
-impl StreamItem {
-    /// Returns the event. `None` for [`CaughtUp`](Self::CaughtUp).
-    #[must_use]
-    pub fn into_event(self) -> Option<Event> {
-        match self {
-            StreamItem::Event(event) => Some(event),
-            StreamItem::CaughtUp => None,
-        }
-    }
-}
-
 /// Why [`EventStream::next_timeout`] returned no item.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -98,7 +77,9 @@ pub enum RecvTimeout {
 pub struct EventStream {
     store: Arc<Store>,
     source: Source,
-    ahead: VecDeque<Event>,
+    ahead: VecDeque<StreamItem>,
+    /// The removals before `ahead` was read.
+    removals: u64,
     waiter: Arc<Waiter>,
     /// Whether `waiter` is in the source's list.
     registered: bool,
@@ -117,6 +98,8 @@ enum Phase {
 enum Source {
     Session {
         entry: SessionPin,
+        /// The generation that is streamed; 0 while the session does not exist.
+        generation: u32,
         last: Seq,
         until: Seq,
     },
@@ -124,6 +107,57 @@ enum Source {
         last: EventId,
         until: EventId,
     },
+}
+
+/// What comes next in a stream.
+enum Ahead {
+    Items(Vec<StreamItem>),
+    /// The last item of the stream.
+    Over(StreamItem),
+    /// Nothing yet.
+    Nothing,
+}
+
+impl Ahead {
+    fn of(items: impl IntoIterator<Item = StreamItem>) -> Self {
+        let items: Vec<_> = items.into_iter().collect();
+        if items.is_empty() {
+            Ahead::Nothing
+        } else {
+            Ahead::Items(items)
+        }
+    }
+}
+
+/// Returns the events of a session in a range. A part of it that was trimmed since is an error.
+fn session_items(
+    store: &Store,
+    entry: &SessionPin,
+    state: &SessionState,
+    range: RangeInclusive<Seq>,
+    limit: ReadLimit,
+) -> Result<Vec<Event>> {
+    if range.is_empty() {
+        return Ok(Vec::new());
+    }
+    Store::check_cursor(entry.id(), *range.start() - 1, state.last, state)?;
+    store.events_from(entry.id(), state, range, limit)
+}
+
+/// Whether a stream has to wait at `last` of a generation.
+fn is_at_the_end(state: &SessionState, generation: u32, last: Seq) -> bool {
+    if generation == 0 {
+        return !state.is_there();
+    }
+    state.standing == Standing::Open && state.generation == generation && state.last <= last
+}
+
+fn id_of(item: &StreamItem) -> Option<EventId> {
+    match item {
+        StreamItem::Event(event) => Some(event.id),
+        StreamItem::Change(change) => Some(change.id),
+        _ => None,
+    }
 }
 
 /// The result of one step of the stream.
@@ -135,22 +169,29 @@ enum Next {
 
 impl EventStream {
     pub(crate) fn of_session(store: Arc<Store>, entry: SessionPin, from: StartAt) -> Result<Self> {
-        let head = entry.lock().head;
-        let tail = head.map_or(0, |head| head.last);
-        if from != StartAt::Creation && head.is_none() {
+        let state = entry.lock().durable.clone();
+        if from != StartAt::Creation && !state.is_there() {
             let session = entry.id().clone();
             return Err(Error::UnknownSession { session });
         }
+        let tail = state.tail();
         let last = match from {
-            StartAt::Creation | StartAt::Beginning => FIRST_SEQ - 1,
+            _ if !state.is_there() => FIRST_SEQ - 1,
+            StartAt::Creation | StartAt::Beginning => state.first - 1,
             StartAt::Now => tail,
-            StartAt::After(cursor) => store.seq_of(entry.id(), cursor)?,
+            StartAt::After(cursor) => store.seq_of(entry.id(), &state, cursor)?,
         };
-        Store::check_cursor(entry.id(), last, tail, tail)?;
+        let generation = if state.is_there() {
+            Store::check_cursor(entry.id(), last, tail, &state)?;
+            state.generation
+        } else {
+            0
+        };
         Ok(Self::new(
             store,
             Source::Session {
                 entry,
+                generation,
                 last,
                 until: tail,
             },
@@ -175,6 +216,7 @@ impl EventStream {
             store,
             source,
             ahead: VecDeque::new(),
+            removals: 0,
             waiter,
             registered: false,
             bounded: false,
@@ -247,33 +289,44 @@ impl EventStream {
     }
 
     fn advance(&mut self) -> Next {
-        if let Some(event) = self.ahead.pop_front() {
-            return Next::Item(Ok(StreamItem::Event(event)));
+        loop {
+            self.drop_outdated();
+            if let Some(item) = self.ahead.pop_front() {
+                return Next::Item(Ok(item));
+            }
+            if self.phase == Phase::Ended || self.store.is_closed() {
+                return self.end();
+            }
+            if let Err(forked) = self.store.check_process() {
+                self.phase = Phase::Ended;
+                return Next::Item(Err(forked));
+            }
+            match self.read_ahead() {
+                Err(error) => return self.failed(error),
+                Ok(Ahead::Items(items)) => {
+                    self.phase = Phase::Behind;
+                    self.ahead.extend(items);
+                }
+                Ok(Ahead::Over(item)) => {
+                    self.phase = Phase::Ended;
+                    return Next::Item(Ok(item));
+                }
+                Ok(Ahead::Nothing) if self.phase == Phase::Behind => {
+                    self.phase = Phase::CaughtUp;
+                    return Next::Item(Ok(StreamItem::CaughtUp));
+                }
+                Ok(Ahead::Nothing) if self.bounded => return self.end(),
+                Ok(Ahead::Nothing) => return self.register(),
+            }
         }
-        if self.phase == Phase::Ended || self.store.is_closed() {
-            return self.end();
-        }
-        if let Err(forked) = self.store.check_process() {
+    }
+
+    /// Passes on an error. After one that stays, the stream has ended.
+    fn failed(&mut self, error: Error) -> Next {
+        if matches!(error, Error::Cursor { .. }) {
             self.phase = Phase::Ended;
-            return Next::Item(Err(forked));
         }
-        match self.read_ahead() {
-            Err(error) => return Next::Item(Err(error)),
-            Ok(events) => self.ahead.extend(events),
-        }
-        if let Some(event) = self.ahead.pop_front() {
-            self.phase = Phase::Behind;
-            return Next::Item(Ok(StreamItem::Event(event)));
-        }
-        if self.phase == Phase::Behind {
-            self.phase = Phase::CaughtUp;
-            return Next::Item(Ok(StreamItem::CaughtUp));
-        }
-        if self.bounded {
-            self.end()
-        } else {
-            self.register()
-        }
+        Next::Item(Err(error))
     }
 
     fn end(&mut self) -> Next {
@@ -281,31 +334,74 @@ impl EventStream {
         Next::End
     }
 
-    /// Reads the events after the last event read. Returns an empty list at the end.
-    fn read_ahead(&mut self) -> Result<Vec<Event>> {
+    /// Forgets what was read ahead if anything was removed since: it may be that.
+    fn drop_outdated(&mut self) {
+        let removals = self.store.recent.removals();
+        if std::mem::replace(&mut self.removals, removals) == removals {
+            return;
+        }
+        let Some(next) = self.ahead.front() else {
+            return;
+        };
+        match (&mut self.source, next) {
+            (Source::Session { last, .. }, StreamItem::Event(event)) => *last = event.seq - 1,
+            (Source::All { last, .. }, item) => {
+                let before = id_of(item).map(|id| EventId::from_u128(id.to_u128() - 1));
+                *last = before.unwrap_or(*last);
+            }
+            _ => {}
+        }
+        self.ahead.clear();
+    }
+
+    /// Reads what comes after the last event read.
+    fn read_ahead(&mut self) -> Result<Ahead> {
         let store = &self.store;
         match &mut self.source {
-            Source::Session { entry, last, until } => {
-                let Some(head) = entry.lock().head else {
-                    return Ok(Vec::new());
-                };
+            Source::Session {
+                entry,
+                generation,
+                last,
+                until,
+            } => {
+                let state = entry.lock().durable.clone();
+                if *generation == 0 && state.is_there() {
+                    (*generation, *last) = (state.generation, state.first - 1);
+                }
+                if *generation == 0 {
+                    return Ok(Ahead::Nothing);
+                }
+                if !state.is_there() || state.generation != *generation {
+                    return Ok(Ahead::Over(StreamItem::Deleted));
+                }
                 let to = if self.bounded {
                     (*until).max(*last)
                 } else {
-                    head.last
+                    state.last
                 };
-                let events =
-                    store.events_from(entry.id(), &head, *last + 1..=to, self.read_limit)?;
-                *last = events.last().map_or(*last, |event| event.seq);
-                Ok(events)
+                let items = session_items(store, entry, &state, *last + 1..=to, self.read_limit)?;
+                if items.is_empty() && state.standing == Standing::Closed && !self.bounded {
+                    // It comes after the mark that the reader has caught up.
+                    return Ok(match self.phase {
+                        Phase::Behind => Ahead::Nothing,
+                        _ => Ahead::Over(StreamItem::Closed),
+                    });
+                }
+                *last = items.last().map_or(*last, |event| event.seq);
+                Ok(Ahead::of(items.into_iter().map(StreamItem::Event)))
             }
             Source::All { last, until } => {
-                let mut events = store.committed_after(*last, self.read_limit)?;
+                let mut fed = store.committed_after(*last, self.read_limit)?;
                 if self.bounded {
-                    events.retain(|event| event.id <= *until);
+                    fed.items.retain(|item| id_of(item) <= Some(*until));
                 }
-                *last = events.last().map_or(*last, |event| event.id);
-                Ok(events)
+                let has_moved = fed.through > *last && !(self.bounded && *last >= *until);
+                *last = fed.through;
+                if fed.items.is_empty() && has_moved {
+                    // What was removed is passed over.
+                    return self.read_ahead();
+                }
+                Ok(Ahead::of(fed.items))
             }
         }
     }
@@ -315,13 +411,18 @@ impl EventStream {
     fn register(&mut self) -> Next {
         if !self.registered {
             self.registered = match &self.source {
-                Source::Session { entry, last, .. } => {
+                Source::Session {
+                    entry,
+                    generation,
+                    last,
+                    ..
+                } => {
                     let mut state = entry.lock();
-                    let at_the_end = state.head.is_none_or(|head| head.last <= *last);
-                    if at_the_end {
+                    let is_at_the_end = is_at_the_end(&state.durable, *generation, *last);
+                    if is_at_the_end {
                         state.waiters.add(&self.waiter);
                     }
-                    at_the_end
+                    is_at_the_end
                 }
                 Source::All { last, .. } => self.store.recent.wait_for_any(*last, &self.waiter),
             };

@@ -53,6 +53,8 @@ pub(crate) enum Timing {
     Needed,
     /// Now, because the log is idle, or because an earlier attempt failed.
     Now,
+    /// Now, and also if the files are not worth a segment, because they have to be erased.
+    All,
 }
 
 /// The oldest full journal files, ready to be sealed.
@@ -124,8 +126,9 @@ impl Recent {
             (disk + file.file_bytes, memory + file.bytes)
         });
         let is_worth_it = file_bytes >= worth_file_bytes || memory >= worth_bytes;
-        let is_time = timing == Timing::Now || self.bytes() > seal_from_bytes;
-        if !(is_worth_it && is_time) && self.unsealed_bytes() <= unsealed_bytes_max {
+        let is_time = timing >= Timing::Now || self.bytes() > seal_from_bytes;
+        let is_due = timing == Timing::All || (is_worth_it && is_time);
+        if !is_due && self.unsealed_bytes() <= unsealed_bytes_max {
             return None;
         }
         let mut memory = 0;
@@ -156,6 +159,7 @@ impl Recent {
             .iter()
             .flat_map(|group| group.iter().map(Arc::clone))
             .collect();
-        (!sealable.records.is_empty()).then_some(sealable)
+        let is_worth_erasing = timing == Timing::All && !sealable.files.is_empty();
+        (is_worth_erasing || !sealable.records.is_empty()).then_some(sealable)
     }
 }

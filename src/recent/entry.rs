@@ -1,4 +1,4 @@
-//! A session that is in use or has recent records, with its head for the commit section and for
+//! A session that is in use or has recent records, with its state for the commit section and for
 //! readers.
 //!
 //! Its lock is held only for moments and never during I/O. Only the commit section assigns seqs,
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 
-use crate::codec::Record;
-use crate::model::{EventId, FIRST_SEQ, Head, Result, Seq, SessionId};
+use crate::codec::{Record, SessionState};
+use crate::model::{EventId, FIRST_SEQ, Op, Result, Seq, SessionId};
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, WaitList};
 
 /// The memory for a record besides its body, in bytes: itself, its counters and its places in two
@@ -26,20 +26,26 @@ const ENTRY_OVERHEAD: usize = size_of::<SessionEntry>() + 160;
 /// A session that is in use or has recent records.
 pub(crate) struct SessionEntry {
     id: SessionId,
-    /// Whether `state` holds the session's head. It is set once, under `loading`.
+    /// Whether the sealed state is known. It is set once, under `loading`.
     loaded: AtomicBool,
     loading: Mutex<()>,
-    state: Mutex<SessionState>,
+    state: Mutex<EntryState>,
 }
 
 #[derive(Default)]
-pub(crate) struct SessionState {
-    /// The head of the session for readers.
-    pub head: Option<Head>,
-    /// The last assigned seq. It is ahead of `head` only while a group is in flight.
-    pub assigned: Seq,
-    /// The recent records, oldest first, without gaps up to the head.
+pub(crate) struct EntryState {
+    /// The state of the session before the first of `records`, as segments have it. `None` while
+    /// no segment has any of the session.
+    sealed: Option<Box<SessionState>>,
+    /// The state of the session for readers. It includes all of `records`.
+    pub durable: SessionState,
+    /// The state of the session for the next request. `None` while nothing is in flight: then it
+    /// is the durable one.
+    assigned: Option<Box<SessionState>>,
+    /// The recent records, oldest first, without gaps up to the durable state.
     pub records: VecDeque<Arc<Record>>,
+    /// The records that have a place and are not durable.
+    in_flight: VecDeque<Arc<Record>>,
     /// The recent keyed batches. `None` while there is none, which is most of the time.
     #[expect(
         clippy::box_collection,
@@ -55,13 +61,17 @@ pub(crate) struct SessionState {
 }
 
 impl SessionEntry {
-    /// Returns the entry of a session with the head `known`. Without one, the entry is not loaded.
-    pub(crate) fn new(id: SessionId, known: Option<Head>) -> Self {
-        let mut state = SessionState::default();
-        state.stand_at(known);
+    /// Returns the entry of a session whose sealed state is `known`. Without one, the entry is not
+    /// loaded.
+    pub(crate) fn new(id: SessionId, known: Option<SessionState>) -> Self {
+        let mut state = EntryState::default();
+        let loaded = AtomicBool::new(known.is_some());
+        if let Some(sealed) = known {
+            state.stand_on(sealed);
+        }
         Self {
             id,
-            loaded: AtomicBool::new(known.is_some()),
+            loaded,
             loading: Mutex::default(),
             state: Mutex::new(state),
         }
@@ -75,48 +85,76 @@ impl SessionEntry {
         self.loaded.load(Ordering::Acquire)
     }
 
-    /// Loads the head of the session unless it is known. A second caller waits for the first.
-    pub(crate) fn load(&self, load: impl FnOnce() -> Result<Option<Head>>) -> Result<()> {
+    /// Loads the sealed state of the session unless it is known. A second caller waits for the
+    /// first.
+    pub(crate) fn load(&self, load: impl FnOnce() -> Result<SessionState>) -> Result<()> {
         if self.is_loaded() {
             return Ok(());
         }
         let _alone = self.loading.lock();
         if !self.is_loaded() {
-            let head = load()?;
-            self.lock().stand_at(head);
+            let sealed = load()?;
+            self.lock().stand_on(sealed);
             self.loaded.store(true, Ordering::Release);
         }
         Ok(())
     }
 
-    /// Adopts a record found in the journal, which gives the session's head itself.
+    /// Adopts a record found in the journal. The sealed state is loaded when it is needed.
     ///
     /// Returns the memory that it takes, or `None` if it does not follow the record before it.
     pub(crate) fn restore(&self, record: &Arc<Record>) -> Option<usize> {
         let mut state = self.lock();
-        if state.head.is_some_and(|head| head.last + 1 != record.first) {
-            return None;
+        if let Some(before) = state.records.back() {
+            let next = if record.generation == before.generation {
+                before.last() + 1
+            } else {
+                first_of_generation(record)
+            };
+            if record.first != next || record.generation < before.generation {
+                return None;
+            }
         }
-        state.assign(record);
-        self.loaded.store(true, Ordering::Release);
-        Some(state.publish(Arc::clone(record)))
+        state.note_key(record);
+        // An entry that is not loaded includes it when it is.
+        if self.is_loaded() {
+            state.durable.apply(record);
+        }
+        Some(state.keep(Arc::clone(record)))
     }
 
-    pub(crate) fn lock(&self) -> MutexGuard<'_, SessionState> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, EntryState> {
         self.state.lock()
     }
 }
 
-impl SessionState {
-    /// Begins at the durable head of the session.
-    fn stand_at(&mut self, head: Option<Head>) {
-        self.assigned = head.map_or(0, |head| head.last);
-        self.head = head;
+/// Returns the seq that a generation begins with, if a record is its first.
+fn first_of_generation(record: &Record) -> Seq {
+    let forked_at = record.ops().iter().find_map(|op| match op {
+        Op::Fork(lineage) => Some(lineage.at),
+        _ => None,
+    });
+    forked_at.map_or(FIRST_SEQ, |at| at + 1)
+}
+
+impl EntryState {
+    /// Begins with the sealed state of the session.
+    fn stand_on(&mut self, sealed: SessionState) {
+        self.durable = sealed.clone();
+        for record in &self.records {
+            self.durable.apply(record);
+        }
+        self.sealed = (sealed.generation > 0).then(|| Box::new(sealed));
     }
 
-    /// Returns the generation of the next record.
-    pub(crate) fn generation(&self) -> u32 {
-        self.head.map_or(1, |head| head.generation)
+    /// Returns the state that the next request is decided by.
+    pub(crate) fn assigned(&self) -> &SessionState {
+        self.assigned.as_deref().unwrap_or(&self.durable)
+    }
+
+    /// Returns the state as of the last record in a segment.
+    pub(crate) fn sealed(&self) -> SessionState {
+        self.sealed.as_deref().cloned().unwrap_or_default()
     }
 
     /// Returns the recent record that was appended under a key.
@@ -124,34 +162,76 @@ impl SessionState {
         self.keys.as_ref()?.get(key)
     }
 
-    /// Counts a record's seqs as assigned, before the record is durable.
+    /// Includes a record in the assigned state, before it is durable.
     pub(crate) fn assign(&mut self, record: &Arc<Record>) {
-        self.assigned = record.last();
-        if let Some(key) = &record.key {
-            self.keys
-                .get_or_insert_default()
-                .insert(key.text.clone(), Arc::clone(record));
-        }
+        self.assigned
+            .get_or_insert_with(|| Box::new(self.durable.clone()))
+            .apply(record);
+        self.in_flight.push_back(Arc::clone(record));
+        self.note_key(record);
     }
 
     /// Reverts the last [assigned](Self::assign) record, which was not written.
     pub(crate) fn take_back(&mut self, record: &Record) {
-        self.assigned = record.first - 1;
+        self.in_flight.pop_back();
+        self.assigned = None;
+        if !self.in_flight.is_empty() {
+            let mut assigned = Box::new(self.durable.clone());
+            for record in &self.in_flight {
+                assigned.apply(record);
+            }
+            self.assigned = Some(assigned);
+        }
         self.forget_key(record);
     }
 
-    /// Returns the records that overlap the seqs from `from` to `to`, oldest first.
-    pub(crate) fn overlapping(&self, from: Seq, to: Seq) -> Vec<Arc<Record>> {
-        let first = self.records.partition_point(|record| record.last() < from);
-        let end = self.records.partition_point(|record| record.first <= to);
+    /// Returns the records of a generation that overlap the seqs from `from` to `to`, oldest first.
+    pub(crate) fn overlapping(&self, generation: u32, from: Seq, to: Seq) -> Vec<Arc<Record>> {
+        let first = self
+            .records
+            .partition_point(|record| (record.generation, record.last()) < (generation, from));
+        let end = self
+            .records
+            .partition_point(|record| (record.generation, record.first) <= (generation, to));
         self.records
             .range(first..end.max(first))
             .map(Arc::clone)
             .collect()
     }
 
+    /// Returns the first seq of a generation that is in memory.
+    pub(crate) fn oldest(&self, generation: u32) -> Option<Seq> {
+        let first = self
+            .records
+            .partition_point(|record| record.generation < generation);
+        let record = self.records.get(first)?;
+        (record.generation == generation).then_some(record.first)
+    }
+
+    /// Returns the records after `seq` of the current generation that are assigned, in order.
+    /// Returns `None` if some of them are no longer in memory.
+    pub(crate) fn assigned_after(&self, seq: Seq) -> Option<impl Iterator<Item = &Arc<Record>>> {
+        let generation = self.assigned().generation;
+        let all = || self.records.iter().chain(&self.in_flight);
+        let oldest = all().find(|record| record.generation == generation);
+        let is_whole = oldest.map_or(self.assigned().last, |record| record.first - 1) <= seq;
+        is_whole.then(|| {
+            all().filter(move |record| record.generation == generation && record.last() > seq)
+        })
+    }
+
     /// Makes a durable record visible. Returns the memory that it takes.
     pub(crate) fn publish(&mut self, record: Arc<Record>) -> usize {
+        self.in_flight.pop_front();
+        if self.in_flight.is_empty() {
+            self.assigned = None;
+        }
+        self.durable.apply(&record);
+        self.keep(record)
+    }
+
+    /// Keeps a durable record. Returns the memory that it takes.
+    fn keep(&mut self, record: Arc<Record>) -> usize {
         let entry = if self.records.is_empty() {
             ENTRY_OVERHEAD
         } else {
@@ -159,12 +239,6 @@ impl SessionState {
         };
         let key = record.key.as_ref().map_or(0, |_| KEY_OVERHEAD);
         let bytes = RECORD_OVERHEAD + record.body().len() + entry + key;
-        self.head = Some(Head {
-            generation: record.generation,
-            first: FIRST_SEQ,
-            last: record.last(),
-            last_id: record.last_id(),
-        });
         self.records.push_back(record);
         bytes
     }
@@ -173,16 +247,17 @@ impl SessionState {
     ///
     /// Releases at most `count_max` records and returns their number.
     pub(crate) fn release(&mut self, through: EventId, count_max: usize) -> usize {
-        let sealed = self
+        let released = self
             .records
             .partition_point(|record| record.last_id() <= through)
             .min(count_max);
-        for _ in 0..sealed {
+        for _ in 0..released {
             let record = self.records.pop_front().expect("they were counted");
+            self.sealed.get_or_insert_default().apply(&record);
             self.keys_released += u64::from(record.key.is_some());
             self.forget_key(&record);
         }
-        sealed
+        released
     }
 
     /// Returns whether nothing needs the entry.
@@ -190,12 +265,27 @@ impl SessionState {
         self.pins == 0 && self.records.is_empty()
     }
 
+    fn note_key(&mut self, record: &Arc<Record>) {
+        if let Some(key) = &record.key {
+            self.keys
+                .get_or_insert_default()
+                .insert(key.text.clone(), Arc::clone(record));
+        }
+    }
+
     fn forget_key(&mut self, record: &Record) {
-        if let (Some(key), Some(keys)) = (&record.key, &mut self.keys) {
+        let (Some(key), Some(keys)) = (&record.key, &mut self.keys) else {
+            return;
+        };
+        // A later generation may have used the key again.
+        let is_it = keys
+            .get(&key.text)
+            .is_some_and(|kept| kept.base == record.base);
+        if is_it {
             keys.remove(&key.text);
-            if keys.is_empty() {
-                self.keys = None;
-            }
+        }
+        if keys.is_empty() {
+            self.keys = None;
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Records that are durable but not yet in a segment, in memory, by session and in commit order.
-//! Also the heads of the sessions in use.
+//! Also the states of the sessions in use.
 //!
 //! Invariants:
 //! * A record gets here after its group's barrier. So a record that a reader finds here survives a
@@ -10,7 +10,7 @@
 //!   a key absent from the segments. It then finds a later use of the key in the entry. Or it finds
 //!   there that keys have left the entry since, and that it must prove the absence again.
 //! * An entry without pins and records is dropped, so memory does not grow with the number of
-//!   sessions. Its head goes to the [idle heads](crate::recent::idle), under the lock that also
+//!   sessions. Its state goes to the [idle states](crate::recent::idle), under the lock that also
 //!   covers the making of the session's next entry.
 
 mod backlog;
@@ -18,19 +18,18 @@ mod entry;
 mod idle;
 mod sessions;
 
-use std::collections::VecDeque;
-use std::ops::ControlFlow;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::codec::Record;
 use crate::manifest::JournalUse;
-use crate::model::EventId;
+use crate::model::{EventId, Op, SessionId};
 use crate::recent::entry::SessionEntry;
 use crate::recent::sessions::Sessions;
 use crate::sync::{AtomicU64, Mutex, Ordering, RwLock, WaitList, Waiter};
 
 pub(crate) use backlog::{Bounds, Sealable, Timing};
-pub(crate) use entry::SessionState;
+pub(crate) use entry::EntryState;
 pub(crate) use sessions::SessionPin;
 
 pub(crate) struct Recent {
@@ -41,7 +40,20 @@ pub(crate) struct Recent {
     bytes: AtomicU64,
     /// The part of `bytes` that the segment being written already holds.
     written: AtomicU64,
+    /// The number of removals that were published since the log was opened.
+    removals: AtomicU64,
     feeds: Mutex<WaitList>,
+    forks: Mutex<RecentForks>,
+}
+
+/// The sessions that share events with another, whose forks are recent: by that one and its
+/// generation.
+#[derive(Default)]
+struct RecentForks {
+    /// The last is the generation of the fork.
+    by_ancestor: BTreeSet<(SessionId, u32, SessionId, u32)>,
+    /// The number of forks that were published since the log was opened.
+    published: u64,
 }
 
 /// The records in commit order, by journal file.
@@ -63,6 +75,8 @@ struct RecentFile {
     begun: bool,
     groups: Vec<GroupRecords>,
     bytes: u64,
+    /// When the first removal among the records was committed, by the wall clock.
+    removal_ms: Option<u64>,
 }
 
 /// The records of a commit group. They are shared, so that a walk over many groups holds no lock.
@@ -92,7 +106,9 @@ impl Recent {
             bounds,
             bytes: AtomicU64::new(0),
             written: AtomicU64::new(0),
+            removals: AtomicU64::new(0),
             feeds: Mutex::default(),
+            forks: Mutex::default(),
         }
     }
 
@@ -105,6 +121,7 @@ impl Recent {
             begun: false,
             groups: Vec::new(),
             bytes: 0,
+            removal_ms: None,
         };
         self.commits.write().files.push_back(file);
     }
@@ -118,6 +135,7 @@ impl Recent {
             begun: true,
             groups: Vec::new(),
             bytes: 0,
+            removal_ms: None,
         };
         self.commits.write().files.push_back(file);
     }
@@ -125,7 +143,7 @@ impl Recent {
     /// Makes a group on stable storage visible to readers. Returns the work that follows.
     pub(crate) fn publish<'a>(
         &self,
-        appended: impl Iterator<Item = (&'a SessionEntry, &'a Arc<Record>)>,
+        appended: impl Iterator<Item = (&'a SessionEntry, &'a Arc<Record>)> + Clone,
     ) -> Published {
         let mut to_wake = Vec::new();
         let mut bytes = 0;
@@ -133,20 +151,25 @@ impl Recent {
         // The lock is held from the first record to the last. So a reader that has an event from
         // its session finds it by its ID too.
         let mut commits = self.commits.write();
+        // A fork is known before the deletion of its parent is seen. So a merge keeps what it
+        // shares.
+        self.note_forks(appended.clone().map(|(_entry, record)| record));
         for (entry, record) in appended {
             let mut state = entry.lock();
             bytes += state.publish(Arc::clone(record));
             to_wake.append(&mut state.waiters.take());
             group.push(Arc::clone(record));
         }
+        let removals = group.iter().filter(|record| record.removes()).count();
+        self.removals.fetch_add(removals as u64, Ordering::Release);
         let seal_due = self.push_group(&mut commits, group, bytes as u64);
         drop(commits);
         to_wake.append(&mut self.feeds.lock().take());
         Published { to_wake, seal_due }
     }
 
-    /// Adopts a group found in the journal. A record gives its session's head itself, so nothing is
-    /// looked up.
+    /// Adopts a group found in the journal. Nothing is looked up: a session's sealed state is
+    /// loaded when it is needed.
     ///
     /// # Errors
     ///
@@ -160,8 +183,61 @@ impl Recent {
             bytes += pin.restore(&record).ok_or(at)?;
             group.push(record);
         }
+        self.note_forks(group.iter());
         self.push_group(&mut self.commits.write(), group, bytes as u64);
         Ok(())
+    }
+
+    /// Returns the sessions that share events with a generation of this one, and whose forks are
+    /// recent. They may have been deleted since.
+    pub(crate) fn forks_of(&self, session: &SessionId, generation: u32) -> Vec<SessionId> {
+        let forks = self.forks.lock();
+        let nothing = SessionId::lowest();
+        let from = (session.clone(), generation, nothing, 0);
+        forks
+            .by_ancestor
+            .range(from..)
+            .take_while(|(ancestor, of, ..)| ancestor == session && *of == generation)
+            .map(|(_, _, fork, _)| fork.clone())
+            .collect()
+    }
+
+    /// Returns the number of forks that were published since the log was opened. If it has not
+    /// changed, there was none meanwhile.
+    pub(crate) fn forks_published(&self) -> u64 {
+        self.forks.lock().published
+    }
+
+    /// Forgets the forks of sealed records, which the segments have now.
+    fn forget_forks(&self, records: &[Arc<Record>]) {
+        let is_fork = |record: &&Arc<Record>| {
+            let mut ops = record.ops().iter();
+            ops.any(|op| matches!(op, Op::Fork(_)))
+        };
+        for record in records.iter().filter(is_fork) {
+            // A later generation of the session may be a fork too, and not be sealed.
+            let sealed = (&record.session, record.generation);
+            let mut forks = self.forks.lock();
+            forks
+                .by_ancestor
+                .retain(|(_, _, fork, generation)| (fork, *generation) != sealed);
+        }
+    }
+
+    fn note_forks<'a>(&self, records: impl Iterator<Item = &'a Arc<Record>>) {
+        for record in records {
+            for op in record.ops() {
+                if let Op::Fork(lineage) = op {
+                    let mut forks = self.forks.lock();
+                    forks.published += 1;
+                    let of = lineage.pieces.iter().map(|piece| {
+                        let (ancestor, fork) = (piece.session.clone(), record.session.detached());
+                        (ancestor, piece.generation, fork, record.generation)
+                    });
+                    forks.by_ancestor.extend(of);
+                }
+            }
+        }
     }
 
     /// Returns the estimated memory of all recent records, in bytes.
@@ -176,16 +252,48 @@ impl Recent {
         self.commits.read().events
     }
 
-    /// Returns the journal files with a durable header, in commit order, without the first
-    /// `sealed`.
-    pub(crate) fn files_in_use(&self, sealed: usize) -> Vec<JournalUse> {
+    /// Notes that the header of the last file is durable, without a group in it.
+    pub(crate) fn note_begun(&self) {
+        if let Some(file) = self.commits.write().files.back_mut() {
+            file.begun = true;
+        }
+    }
+
+    /// Whether a recent record gives a session a retention of its own.
+    pub(crate) fn has_own_retention(&self) -> bool {
         let commits = self.commits.read();
-        commits
-            .files
-            .iter()
-            .skip(sealed)
-            .filter(|file| file.begun)
-            .map(|file| file.file)
+        let groups = commits.files.iter().flat_map(|file| &file.groups);
+        groups
+            .flat_map(|group| group.iter())
+            .any(|record| record.retains())
+    }
+
+    /// Returns the number of removals that were published since the log was opened. What was read
+    /// before it changed may have been removed.
+    pub(crate) fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
+    }
+
+    /// Returns when the first removal was committed that is not sealed yet.
+    pub(crate) fn oldest_removal_ms(&self) -> Option<u64> {
+        let commits = self.commits.read();
+        let files = commits.files.iter();
+        files.filter_map(|file| file.removal_ms).min()
+    }
+
+    /// Returns the journal files with a durable header, in commit order, from the first that no
+    /// segment holds: segments end at `sealed_lsn`.
+    ///
+    /// Files are sealed whole. They stay here until their records are released, a little longer.
+    pub(crate) fn files_in_use(&self, sealed_lsn: u64) -> Vec<JournalUse> {
+        let commits = self.commits.read();
+        let next = commits.files.iter().skip(1).map(Some).chain([None]);
+        let is_sealed =
+            |next: Option<&RecentFile>| next.is_some_and(|next| next.start_lsn <= sealed_lsn);
+        let files = commits.files.iter().zip(next);
+        files
+            .filter(|(file, next)| file.begun && !is_sealed(*next))
+            .map(|(file, _)| file.file)
             .collect()
     }
 
@@ -194,9 +302,11 @@ impl Recent {
     /// The segment must be visible to readers already. IDs rise in commit order. So each session
     /// releases its records up to the last ID.
     pub(crate) fn release_sealed(&self, files: usize, records: Vec<Arc<Record>>) {
-        let through = records.last().expect("something was sealed").last_id();
         let files: Vec<_> = self.commits.write().files.drain(..files).collect();
-        self.sessions.release(through);
+        if let Some(last) = records.last() {
+            self.forget_forks(&records);
+            self.sessions.release(last.last_id());
+        }
         let bytes = files.iter().map(|file| file.bytes).sum();
         // The records are freed here, with no lock held, in the order of their allocation. Freed
         // session by session, the memory would return in pieces, which slows appends.
@@ -228,23 +338,19 @@ impl Recent {
         records.take(count).map(Arc::clone).collect()
     }
 
-    /// Calls `visit` with the records, newest first, until `visit` breaks.
-    pub(crate) fn visit_newest(
-        &self,
-        mut visit: impl FnMut(&Record) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    /// Returns at most `count` records that begin before `id`, newest first.
+    pub(crate) fn records_below(&self, id: EventId, count: usize) -> Vec<Arc<Record>> {
         let commits = self.commits.read();
-        let groups: Vec<GroupRecords> = commits
-            .files
-            .iter()
-            .rev()
-            .flat_map(|file| file.groups.iter().rev().map(Arc::clone))
-            .collect();
-        drop(commits);
-        groups
-            .iter()
+        let begins_before =
+            |group: &GroupRecords| group.first().is_some_and(|record| record.base < id);
+        let groups = commits.files.iter().rev().flat_map(|file| {
+            let before = file.groups.partition_point(begins_before);
+            file.groups.get(..before).unwrap_or_default().iter().rev()
+        });
+        let records = groups
             .flat_map(|group| group.iter().rev())
-            .try_for_each(|record| visit(record))
+            .filter(|record| record.base < id);
+        records.take(count).map(Arc::clone).collect()
     }
 
     /// Returns the newest durable event of the store; a nil ID before the first.
@@ -295,6 +401,9 @@ impl Recent {
             .files
             .back_mut()
             .expect("a file is begun before its first group");
+        let removals = group.iter().filter(|record| record.removes());
+        let removal_ms = removals.map(|record| record.created_ms).min();
+        file.removal_ms = file.removal_ms.into_iter().chain(removal_ms).min();
         let began_file = !std::mem::replace(&mut file.begun, true);
         file.groups.push(group.into());
         file.bytes += bytes;
@@ -320,6 +429,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::Batch;
     use crate::codec::EncodedBatch;
+    use crate::codec::SessionState;
     use crate::model::{NewEvent, Options, SessionId, Stamp};
 
     /// Returns a record as it would be in the journal.
@@ -355,7 +465,10 @@ pub(crate) mod tests {
         let recent = recent();
         let pin = recent
             .sessions
-            .pin(&SessionId::new("s").unwrap(), || Ok(None))
+            .pin(
+                &SessionId::new("s").unwrap(),
+                || Ok(SessionState::default()),
+            )
             .unwrap();
         recent.restore_file(file(1), 4096, 0);
         recent.restore(vec![record("s", 1)]).unwrap();
@@ -376,11 +489,19 @@ pub(crate) mod tests {
         let recent = recent();
         let id = SessionId::new("s").unwrap();
         let not_again = || panic!("it was looked up again");
-        assert_eq!(recent.sessions.find(&id, || Ok(None)).unwrap().1, None);
+        let absent = || Ok(SessionState::default());
+        assert!(!recent.sessions.find(&id, absent).unwrap().1.is_there());
         for seq in 1..4 {
             recent.restore_file(file(1), 4096, 0);
             recent.restore(vec![record("s", seq)]).unwrap();
             recent.restore_file(file(2), 4096, 4096);
+            let sealed = || panic!("a state in memory is known");
+            let pin = if seq == 1 {
+                recent.sessions.pin(&id, absent)
+            } else {
+                recent.sessions.pin(&id, sealed)
+            };
+            drop(pin.unwrap());
             assert!(recent.sessions.look(&id).is_some(), "it is not idle");
             let sealable = recent.sealable(Timing::Now).unwrap();
             recent.release_sealed(sealable.files.len(), sealable.records);
@@ -389,16 +510,10 @@ pub(crate) mod tests {
                 "the session is not let go"
             );
             let (entry, head) = recent.sessions.find(&id, not_again).unwrap();
-            assert_eq!(
-                (entry.is_none(), head.map(|head| head.last)),
-                (true, Some(seq))
-            );
+            assert_eq!((entry.is_none(), head.last), (true, seq));
             let pin = recent.sessions.pin(&id, not_again).unwrap();
             let state = pin.lock();
-            assert_eq!(
-                (state.head.map(|head| head.last), state.assigned),
-                (Some(seq), seq)
-            );
+            assert_eq!((state.durable.last, state.assigned().last), (seq, seq));
         }
     }
 
@@ -412,7 +527,7 @@ pub(crate) mod tests {
         recent.restore(vec![record("s", 2)]).unwrap();
         let sealable = recent.sealable(Timing::Now).unwrap();
         let sealed: Vec<JournalUse> = sealable.files.iter().map(|(file, _)| *file).collect();
-        let in_use = recent.files_in_use(sealable.files.len());
+        let in_use = recent.files_in_use(sealable.end_lsn);
         assert!(
             sealed.iter().all(|file| !in_use.contains(file)),
             "{sealed:?} and {in_use:?}"

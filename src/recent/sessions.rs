@@ -1,22 +1,23 @@
 //! The sessions in use. Finds the entry of each, keeps it in memory while it is needed, and
-//! remembers the heads of idle sessions.
+//! remembers the states of idle sessions.
 //!
 //! Invariants:
 //! * While a [`SessionPin`] on a session exists, the session's entry stays.
 //! * An entry without pins and records is dropped, so memory does not grow with the number of
-//!   sessions. Its head goes to the [idle heads](crate::recent::idle), under the lock that also
+//!   sessions. Its state goes to the [idle states](crate::recent::idle), under the lock that also
 //!   covers the making of the session's next entry.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
-use std::ops::Deref;
+use std::ops::{Bound, Deref};
 use std::sync::Arc;
 
 use quick_cache::DefaultHashBuilder;
 
-use crate::model::{EventId, Head, Result, SessionId};
-use crate::recent::entry::{SessionEntry, SessionState};
-use crate::recent::idle::IdleHeads;
+use crate::codec::SessionState;
+use crate::model::{EventId, Result, SessionId};
+use crate::recent::entry::{EntryState, SessionEntry};
+use crate::recent::idle::IdleStates;
 use crate::sync::{Mutex, MutexGuard, Waiter};
 
 /// The number of locks that sessions are spread over.
@@ -35,16 +36,19 @@ pub(crate) struct Sessions {
 /// Some of the sessions.
 struct Shard {
     entries: HashMap<SessionId, Arc<SessionEntry>, DefaultHashBuilder>,
-    /// The heads that entries left behind. A head counts only if its session has no entry.
-    idle: IdleHeads,
+    /// The IDs of all entries, for listing them in order.
+    ids: BTreeSet<SessionId>,
+    /// The states that entries left behind. A state counts only if its session has no entry.
+    idle: IdleStates,
 }
 
 impl Sessions {
-    /// Returns an empty set, with `idle_bytes_max` of memory for idle heads.
+    /// Returns an empty set, with `idle_bytes_max` of memory for idle states.
     pub(super) fn new(idle_bytes_max: usize) -> Self {
         let shard = |_| Shard {
             entries: HashMap::default(),
-            idle: IdleHeads::new(idle_bytes_max / SHARDS),
+            ids: BTreeSet::new(),
+            idle: IdleStates::new(idle_bytes_max / SHARDS),
         };
         Self {
             shards: (0..SHARDS).map(shard).map(Mutex::new).collect(),
@@ -54,12 +58,12 @@ impl Sessions {
 
     /// Pins the session: its entry stays in memory for as long as the pin lives.
     ///
-    /// `load` finds the head of a session that is not in memory. It may read from the disk, and no
-    /// lock that a commit takes is held meanwhile.
+    /// `load` finds the sealed state of a session that is not in memory. It may read from the disk,
+    /// and no lock that a commit takes is held meanwhile.
     pub(crate) fn pin(
         self: &Arc<Self>,
         id: &SessionId,
-        load: impl FnOnce() -> Result<Option<Head>>,
+        load: impl FnOnce() -> Result<SessionState>,
     ) -> Result<SessionPin> {
         let pin = self.pin_unloaded(id);
         pin.load(load)?;
@@ -74,15 +78,15 @@ impl Sessions {
         Some(SessionPin::new(self, entry))
     }
 
-    /// Returns the head of a session, and a pin if it has an entry.
+    /// Returns the durable state of a session, and a pin if it has an entry.
     ///
-    /// Without an entry, the segments have all of the session. `load` finds an unknown head, as for
-    /// [`pin`](Self::pin).
+    /// Without an entry, the segments have all of the session. `load` finds an unknown state, as
+    /// for [`pin`](Self::pin).
     pub(crate) fn find(
         self: &Arc<Self>,
         id: &SessionId,
-        load: impl FnOnce() -> Result<Option<Head>>,
-    ) -> Result<(Option<SessionPin>, Option<Head>)> {
+        load: impl FnOnce() -> Result<SessionState>,
+    ) -> Result<(Option<SessionPin>, SessionState)> {
         let shard = self.shard(id).lock();
         let idle = if shard.entries.contains_key(id) {
             None
@@ -90,14 +94,14 @@ impl Sessions {
             shard.idle.get(id)
         };
         drop(shard);
-        if idle.is_some() {
+        if let Some(idle) = idle {
             return Ok((None, idle));
         }
-        // The entry makes sure that no append comes between finding the head and remembering it. It
-        // is returned because records may have been added in the meantime.
+        // The entry makes sure that no append comes between finding the state and remembering it.
+        // It is returned because records may have been added in the meantime.
         let pin = self.pin(id, load)?;
-        let head = pin.lock().head;
-        Ok((Some(pin), head))
+        let state = pin.lock().durable.clone();
+        Ok((Some(pin), state))
     }
 
     pub(super) fn pin_unloaded(self: &Arc<Self>, id: &SessionId) -> SessionPin {
@@ -107,26 +111,27 @@ impl Sessions {
         }
         let entry = Arc::new(SessionEntry::new(id.detached(), shard.idle.get(id)));
         shard.entries.insert(entry.id().clone(), Arc::clone(&entry));
+        shard.ids.insert(entry.id().clone());
         SessionPin::new(self, &entry)
     }
 
-    /// Returns the sessions in memory that have events and whose IDs come after `after`, in no
-    /// order.
-    pub(crate) fn sessions_after(&self, after: Option<&SessionId>) -> Vec<SessionId> {
-        let mut found = Vec::new();
-        for shard in &self.shards {
-            let shard = shard.lock();
-            let later = shard
-                .entries
-                .values()
-                .filter(|entry| after.is_none_or(|after| entry.id() > after));
-            found.extend(
-                later
-                    .filter(|entry| entry.lock().head.is_some())
-                    .map(|entry| entry.id().clone()),
-            );
-        }
-        found
+    /// Returns the number of shards that sessions are listed from.
+    pub(crate) fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Returns the first session of a shard from a position on. It may not exist.
+    pub(crate) fn next_in(&self, shard: usize, from: Bound<&[u8]>) -> Option<SessionId> {
+        let shard = self.shards.get(shard)?.lock();
+        let mut ids = shard.ids.range::<[u8], _>((from, Bound::Unbounded));
+        ids.next().cloned()
+    }
+
+    /// Returns the last session of a shard below a position. It may not exist.
+    pub(crate) fn previous_in(&self, shard: usize, below: Bound<&[u8]>) -> Option<SessionId> {
+        let shard = self.shards.get(shard)?.lock();
+        let mut ids = shard.ids.range::<[u8], _>((Bound::Unbounded, below));
+        ids.next_back().cloned()
     }
 
     /// Releases the records of all sessions up to an ID.
@@ -167,25 +172,26 @@ impl Sessions {
     }
 
     /// Releases an entry's lock, and drops the entry if nothing needs it any more.
-    fn unlock(&self, entry: &SessionEntry, state: MutexGuard<'_, SessionState>) {
+    fn unlock(&self, entry: &SessionEntry, state: MutexGuard<'_, EntryState>) {
         let may_be_unused = state.is_unused();
         drop(state);
         if !may_be_unused {
             return;
         }
         let mut shard = self.shard(entry.id()).lock();
-        let Shard { entries, idle } = &mut *shard;
+        let Shard { entries, ids, idle } = &mut *shard;
         // Pins are made under this lock. Another entry may have replaced this one by now. The same
         // check holds for it.
         let state = entries.get(entry.id()).map(|entry| entry.lock());
-        let Some(head) = state
-            .filter(|state| state.is_unused())
-            .map(|state| state.head)
-        else {
+        let Some(state) = state.filter(|state| state.is_unused()) else {
             return;
         };
-        if let (Some((id, _entry)), Some(head)) = (entries.remove_entry(entry.id()), head) {
-            idle.put(id, head);
+        // The state of an entry that was never loaded is not known.
+        let known = (state.durable.generation > 0).then(|| state.durable.clone());
+        drop(state);
+        ids.remove(entry.id());
+        if let (Some((id, _entry)), Some(known)) = (entries.remove_entry(entry.id()), known) {
+            idle.put(id, known);
         }
     }
 

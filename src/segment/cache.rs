@@ -1,5 +1,5 @@
-//! The bounded cache of verified parts of segments and span filters: blocks, pages and filters. It
-//! also keeps files open.
+//! The bounded cache of verified parts of segments: blocks, pages and filters. A block is held, and
+//! counted, as it was before compression. The cache also keeps files open.
 
 use std::sync::Arc;
 
@@ -9,7 +9,6 @@ use quick_cache::sync::Cache;
 
 use crate::disk::DiskFile;
 use crate::model::Result;
-use crate::segment::Span;
 
 /// The typical size of an entry, in bytes. It only serves to size the cache's own tables.
 const ENTRY_BYTES_TYPICAL: usize = 16 * 1024;
@@ -20,15 +19,10 @@ const ENTRY_OVERHEAD: u64 = 128;
 /// The number of files that are kept open. Others are opened again when they are read.
 const FILES_MAX: usize = 256;
 
-/// The file of a part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum FileKey {
-    Segment(u64),
-    /// A span filter with its length, which decides which item is on which page.
-    SpanFilter(Span, u64),
-}
+/// The number of the segment of a part. A number is never used again.
+pub(crate) type FileKey = u64;
 
-/// The cache that all segments and span filters of a log share. Every part in it was checked before
+/// The cache that all segments of a log share. Every part in it was checked before
 /// it was inserted.
 pub(crate) struct BlockCache {
     parts: Cache<(FileKey, u64), Bytes, ByBytes>,

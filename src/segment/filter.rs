@@ -38,13 +38,6 @@ impl FilterBuilder {
         }
     }
 
-    /// Returns an empty filter as large as this one.
-    pub(super) fn as_large_as(filter: &[u8]) -> Self {
-        Self {
-            words: vec![0; filter.len().saturating_sub(HEADER_BYTES) / 8],
-        }
-    }
-
     pub(super) fn insert(&mut self, hash: [u8; 16]) {
         let words = self.words.len() as u64;
         for (word, bit) in probes(hash, words) {

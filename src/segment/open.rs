@@ -2,32 +2,29 @@
 
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::codec::{
     BLOCK_HEADER_BYTES, BlockHeader, ByteReader, Decoded, Fault, RawRecord, Record, RecordFrame,
-    Salt, SegmentHeader, StoreId, TRAILER, decode_value,
+    Salt, SegmentHeader, SessionState, StoreId, TRAILER, open_value,
 };
 use crate::disk::{BLOCK, Disk, DiskFile};
 use crate::model::{Error, EventId, Result, Seq, SessionId};
-use crate::segment::cache::FileKey;
-use crate::segment::filter::FilterBuilder;
 use crate::segment::parts::Parts;
 use crate::segment::table::{PageAddress, Pages, TableIter, admit_page};
 use crate::segment::write::trailer_salt;
 use crate::segment::{
-    self, Address, BlockCache, ItemHash, Run, RunEntry, SegmentInfo, filter, run_key, session_hash,
-    session_key, split_run_key,
+    self, Address, BlockCache, ItemHash, Run, RunEntry, SegmentInfo, SegmentInfoV1, filter,
+    fork_prefix, run_key, session_hash, split_run_key,
 };
 
 /// A segment of the store.
 pub(crate) struct Segment {
     pub info: SegmentInfo,
     store: StoreId,
-    parts: Parts,
-    filter_identity: OnceLock<[u8; 8]>,
+    pub(super) parts: Parts,
 }
 
 impl Segment {
@@ -43,19 +40,14 @@ impl Segment {
             segment::salt(store, info.number),
         );
         let parts = Parts {
-            key: FileKey::Segment(info.number),
+            key: info.number,
             path,
             file_bytes: info.file_bytes,
             salt,
             disk,
             cache,
         };
-        Self {
-            info,
-            store,
-            parts,
-            filter_identity: OnceLock::new(),
-        }
+        Self { info, store, parts }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -83,7 +75,7 @@ impl Segment {
         };
         match split_run_key(&key) {
             Some((name, generation, first)) if name == session.as_bytes() => {
-                RunEntry::read(generation, first, &value)
+                RunEntry::read(self.info.format, generation, first, &value)
                     .map(Some)
                     .map_err(|fault| fault.at(self.path(), 0))
             }
@@ -98,71 +90,31 @@ impl Segment {
     }
 
     /// Returns an upper bound of the number of items in the filter.
-    pub(super) fn filter_items(&self) -> u64 {
+    pub(crate) fn filter_items(&self) -> u64 {
         filter::items_in(self.info.filter.bytes.into())
     }
 
-    /// Returns the bytes that identify this filter: its size and the checksum of its words.
-    ///
-    /// The words are not checked against the checksum. The bytes are read once.
-    pub(super) fn filter_identity(&self) -> Result<[u8; 8]> {
-        if let Some(identity) = self.filter_identity.get() {
-            return Ok(*identity);
-        }
-        let mut identity = [0; 8];
-        self.file()?
-            .read_exact_at(&mut identity, self.info.filter.offset)?;
-        Ok(*self.filter_identity.get_or_init(|| identity))
-    }
-
-    /// Calls `visit` with every item in the filter.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Corrupt`] if a filter of the tables' items differs from the segment's. Errors of
-    /// reads and of `visit` are passed on.
-    pub(super) fn for_each_item<E: From<Error>>(
+    /// Appends the sessions that share events with a generation of this one, and that were forked
+    /// within the segment.
+    pub(super) fn collect_forks(
         &self,
-        mut visit: impl FnMut(ItemHash) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let filter = self.filter()?;
-        let mut again = FilterBuilder::as_large_as(&filter);
-        for item in self.items()? {
-            let item = item?;
-            again.insert(item);
-            visit(item)?;
+        ancestor: &SessionId,
+        generation: u32,
+        forks: &mut Vec<SessionId>,
+    ) -> Result<()> {
+        let Some(directory) = &self.info.directory else {
+            return Ok(());
+        };
+        let prefix = fork_prefix(ancestor, generation);
+        for entry in directory.forks.iter_from(self, &prefix)? {
+            let (key, _) = entry?;
+            let Some(fork) = key.strip_prefix(&*prefix) else {
+                break;
+            };
+            let fork = SessionId::from_stored(fork, &key);
+            forks.push(fork.map_err(|_error| self.impossible("fork"))?);
         }
-        let is_same = again.encode(self.parts.salt.at(self.info.filter.offset)) == filter;
-        if is_same {
-            Ok(())
-        } else {
-            Err(self.impossible("filter").into())
-        }
-    }
-
-    fn items(&self) -> Result<impl Iterator<Item = Result<ItemHash>>> {
-        let mut session = Bytes::new();
-        let sessions = self.runs()?.filter_map(move |run| {
-            let begun = run.and_then(|(key, _)| {
-                let (name, ..) = split_run_key(&key).ok_or_else(|| self.impossible("run"))?;
-                let is_next = name != session;
-                session = key.slice(..name.len());
-                Ok(is_next.then(|| session_hash(&session)))
-            });
-            begun.transpose()
-        });
-        let keys = self.info.keys.iter().map(|keys| keys.iter_from(self, &[]));
-        let keys = keys
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .flatten()
-            .map(|entry| {
-                let (key, _) = entry?;
-                key.first_chunk()
-                    .copied()
-                    .ok_or_else(|| self.impossible("key"))
-            });
-        Ok(sessions.chain(keys))
+        Ok(())
     }
 
     /// Returns the record that holds the event with this ID.
@@ -215,34 +167,47 @@ impl Segment {
         Ok(ids.map(|entry| entry.and_then(|(_, address)| self.record_at(self.address(&address)?))))
     }
 
-    /// Returns the last record in commit order that begins before `id`.
-    pub(crate) fn record_before(&self, id: EventId) -> Result<Option<Record>> {
-        let Some(below) = id.to_u128().checked_sub(1) else {
-            return Ok(None);
-        };
-        let found = self.info.ids.floor(self, &below.to_be_bytes())?;
-        found
-            .map(|(_, address)| self.record_at(self.address(&address)?))
-            .transpose()
+    /// Returns the ID of the first event of a run.
+    pub(super) fn first_id_of(&self, session: &SessionId, run: &Run) -> Result<EventId> {
+        let first = self
+            .run_records(session, run, &(run.first..=run.first))?
+            .next();
+        let first = first.transpose()?;
+        first
+            .map(|record| record.base)
+            .ok_or_else(|| self.impossible("run"))
     }
 
-    /// Returns the first session in ID order that comes after `session`.
-    pub(crate) fn session_after(&self, session: Option<&SessionId>) -> Result<Option<SessionId>> {
-        // No byte of a session ID is below 1. So this key sorts after all runs of `session` and
-        // before any longer ID.
-        let from = session.map(|session| {
-            let mut key = session_key(session);
-            key.extend_from_slice(&[0xFF; 13]);
-            key
-        });
-        let mut runs = self.info.runs.iter_from(self, &from.unwrap_or_default())?;
-        let Some(run) = runs.next() else {
+    /// Returns the number of a session's events before a generation and a seq in it. Returns `None`
+    /// if the segment has nothing of the session before that.
+    pub(crate) fn events_before(
+        &self,
+        session: &SessionId,
+        (generation, seq): (u32, Seq),
+    ) -> Result<Option<u64>> {
+        if !self.may_hold(session_hash(session.as_bytes()))? {
             return Ok(None);
-        };
-        let (key, _) = run?;
-        let name = split_run_key(&key).map(|(name, ..)| Bytes::copy_from_slice(name));
-        let session = name.and_then(|name| SessionId::from_stored(&name, &name).ok());
-        session.map(Some).ok_or_else(|| self.impossible("session"))
+        }
+        let mut events = None;
+        for entry in self.info.runs.iter_from(self, &run_key(session, 0, 0))? {
+            let (key, value) = entry?;
+            let Some((name, of, first)) = split_run_key(&key) else {
+                return Err(self.impossible("run"));
+            };
+            if name != session.as_bytes() || (of, first) >= (generation, seq) {
+                break;
+            }
+            let run = RunEntry::read(self.info.format, of, first, &value)
+                .map_err(|fault| fault.at(self.path(), 0))?
+                .run;
+            let before = if of == generation {
+                u64::from(run.events).min(seq - first)
+            } else {
+                run.events.into()
+            };
+            *events.get_or_insert(0) += before;
+        }
+        Ok(events)
     }
 
     /// Returns all runs with their keys, in order.
@@ -252,7 +217,7 @@ impl Segment {
             let (key, value) = entry?;
             let (_, generation, first) =
                 split_run_key(&key).ok_or_else(|| self.impossible("run"))?;
-            let run = RunEntry::read(generation, first, &value)
+            let run = RunEntry::read(self.info.format, generation, first, &value)
                 .map_err(|fault| fault.at(self.path(), 0))?;
             Ok((key, run))
         }))
@@ -260,8 +225,7 @@ impl Segment {
 
     /// Returns the records of a run that overlap the seqs, in order.
     ///
-    /// The iterator decodes them on demand. `before_read` is called before a read from the disk, if
-    /// one is needed. A run that does not match its entry is damage.
+    /// The iterator decodes them on demand. A run that does not match its entry is damage.
     pub(crate) fn run_records<'a>(
         &'a self,
         session: &'a SessionId,
@@ -314,15 +278,18 @@ impl Segment {
         Address::read(&mut ByteReader::new(value)).map_err(|fault| fault.at(self.path(), 0))
     }
 
+    /// Returns the header of a block, followed by its records as they were before compression.
     fn block(&self, address: Address) -> Result<Bytes> {
-        self.part(address.block_offset, address.block_bytes, |salt, bytes| {
-            let header = BlockHeader::decode(salt, bytes)?;
-            check_bodies(header, bytes)
-        })
+        self.part(address.block_offset, address.block_bytes, admit_block)
+    }
+
+    /// Decodes the state in the entry of a run.
+    pub(crate) fn decode_state(&self, state: &[u8]) -> Result<SessionState> {
+        SessionState::decode(state).map_err(|fault| fault.at(self.path(), 0))
     }
 
     /// Returns the error for a table entry that this version would not have written.
-    fn impossible(&self, what: &str) -> Error {
+    pub(crate) fn impossible(&self, what: &str) -> Error {
         Error::corrupt(self.path(), 0, format!("an impossible {what}"))
     }
 
@@ -334,8 +301,7 @@ impl Segment {
         )
     }
 
-    /// Returns a part of the file. On a cache miss, `before_read` is called before the read and
-    /// `admit` checks the part after it.
+    /// Returns a part of the file. On a cache miss it is read, and `admit` checks it.
     fn part(
         &self,
         offset: u64,
@@ -345,7 +311,7 @@ impl Segment {
         self.parts.part(offset, bytes, || self.file(), admit)
     }
 
-    fn file(&self) -> Result<Arc<dyn DiskFile>> {
+    pub(super) fn file(&self) -> Result<Arc<dyn DiskFile>> {
         self.parts.file(|file| {
             if read_info(file, self.info.number, self.info.file_bytes, self.store)? == self.info {
                 return Ok(());
@@ -367,6 +333,13 @@ impl Pages for Segment {
     fn fault(&self, address: PageAddress, fault: Fault) -> Error {
         fault.at(self.path(), address.offset)
     }
+}
+
+/// Checks a block as it is read, and leaves its header and its plain records.
+pub(super) fn admit_block(salt: Salt, bytes: &mut Vec<u8>) -> Decoded<()> {
+    let header = BlockHeader::decode(salt, bytes)?;
+    header.decompress(bytes)?;
+    check_bodies(header, bytes)
 }
 
 /// Checks each record's body against the checksum made on its caller's thread.
@@ -452,6 +425,15 @@ impl Iterator for RunRecords<'_> {
     }
 }
 
+fn decode_trailer(store: StoreId, number: u64, block: &[u8]) -> Decoded<SegmentInfo> {
+    let value = open_value(TRAILER, trailer_salt(store, number), block)?;
+    if value.version == 1 {
+        value.decode::<SegmentInfoV1>().map(SegmentInfo::from)
+    } else {
+        value.decode()
+    }
+}
+
 /// Reads a segment's header and trailer, which must agree.
 pub(crate) fn read_info(
     file: &dyn DiskFile,
@@ -468,8 +450,7 @@ pub(crate) fn read_info(
     let header = SegmentHeader::decode(&block).map_err(|fault| fault.at(path, 0))?;
     let trailer_at = file_bytes - BLOCK as u64;
     file.read_exact_at(&mut block, trailer_at)?;
-    let info: SegmentInfo = decode_value(TRAILER, trailer_salt(store, number), &block)
-        .map_err(|fault| fault.at(path, trailer_at))?;
+    let info = decode_trailer(store, number, &block).map_err(|fault| fault.at(path, trailer_at))?;
     let said = (
         header.store,
         header.number,

@@ -24,8 +24,8 @@ pub(super) struct Parts {
 impl Parts {
     /// Returns a part of the file.
     ///
-    /// On a cache miss the part is read from `file()`. Then `admit` verifies it, and may append
-    /// lookup data before it is cached.
+    /// On a cache miss the part is read from `file()`. Then `admit` verifies it, and may decompress
+    /// it or append lookup data before it is cached.
     pub(super) fn part(
         &self,
         offset: u64,
@@ -34,19 +34,34 @@ impl Parts {
         admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
     ) -> Result<Bytes> {
         self.cache.part(self.key, offset, || {
-            if !self.has(offset, bytes) {
-                return Err(Error::corrupt(
-                    &self.path,
-                    offset,
-                    "a part beyond the end of the file",
-                ));
-            }
-            let mut part = vec![0; bytes as usize];
-            let read = file().and_then(|file| file.read_exact_at(&mut part, offset));
-            read.map_err(|error| self.shortened(offset, error))?;
-            admit(self.salt.at(offset), &mut part).map_err(|fault| fault.at(&self.path, offset))?;
-            Ok(Bytes::from(part))
+            self.check_has(offset, bytes)?;
+            self.read(offset, bytes, &file()?, admit)
         })
+    }
+
+    /// Reads a part past the cache.
+    pub(super) fn read(
+        &self,
+        offset: u64,
+        bytes: u32,
+        file: &Arc<dyn DiskFile>,
+        admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
+    ) -> Result<Bytes> {
+        self.check_has(offset, bytes)?;
+        let mut part = vec![0; bytes as usize];
+        file.read_exact_at(&mut part, offset)
+            .map_err(|error| self.shortened(offset, error))?;
+        admit(self.salt.at(offset), &mut part).map_err(|fault| fault.at(&self.path, offset))?;
+        Ok(Bytes::from(part))
+    }
+
+    /// Refuses bytes beyond the end of the file, before any memory is taken for them.
+    fn check_has(&self, offset: u64, bytes: u32) -> Result<()> {
+        if self.has(offset, bytes) {
+            return Ok(());
+        }
+        let what = "a part beyond the end of the file";
+        Err(Error::corrupt(&self.path, offset, what))
     }
 
     /// Returns the open file. If it has to be opened, `admit` checks it.

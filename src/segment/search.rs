@@ -125,18 +125,10 @@ impl<'a> RunSearch<'a> {
     }
 
     /// Returns the newest segment, of those left up to a position, that holds some of the session.
-    ///
-    /// Segments that a span filter rules out are not probed.
     fn newest_through(&mut self, position: usize) -> Option<(usize, Side)> {
         let mut end = position + 1;
         while end > self.left.start {
             let at = end - 1;
-            let newest = self.set.segments.get(at)?;
-            if let Some(ruled_out) = self.set.ruled_out(self.item, newest.info.number) {
-                end =
-                    end.saturating_sub(usize::try_from(ruled_out.segments()).unwrap_or(usize::MAX));
-                continue;
-            }
             if let Some(side) = self.ask(at) {
                 return Some((at, side));
             }
@@ -218,13 +210,11 @@ mod tests {
     use super::*;
     use crate::codec::{EncodedBatch, Record, StoreId};
     use crate::disk::{Disk, Layout, Mode, RealDisk};
-    use crate::model::{Batch, EventId, NewEvent, Stamp};
-    use crate::segment::{
-        self, BlockCache, FilterDir, Segment, SegmentInfo, SegmentPlan, Span, SpanFilter,
-        write_segment,
-    };
+    use crate::model::{Batch, Compression, EventId, NewEvent, Stamp};
+    use crate::segment::write::tests::write_records;
+    use crate::segment::{self, BlockCache, Segment, SegmentInfo};
 
-    const STORE: StoreId = StoreId(1);
+    const STORE: StoreId = StoreId(0);
     const SESSIONS: usize = 4;
     /// Two of these do not fit into a block, so they are two runs.
     const LARGE: usize = 50 * 1024;
@@ -254,9 +244,7 @@ mod tests {
                 infos: Vec::new(),
                 places: BTreeMap::new(),
             };
-            for folder in [scene.segments(), scene.filters()] {
-                scene.disk.make_dir(&folder).unwrap();
-            }
+            scene.disk.make_dir(&scene.segments()).unwrap();
             let mut tails = [0; SESSIONS];
             let mut id = 0;
             for (number, members) in (1..).zip(segments) {
@@ -269,29 +257,16 @@ mod tests {
                     scene.places.insert((nth, tails[nth]), number);
                     record(nth, tails[nth], id)
                 });
-                let plan = SegmentPlan {
-                    store: STORE,
-                    number,
-                    start_lsn: number - 1,
-                    end_lsn: number,
-                    records: records.collect(),
-                };
-                scene.infos.push(
-                    write_segment::<Error>(&*scene.disk, &scene.segments(), &plan, |_written| {
-                        Ok(())
-                    })
-                    .unwrap(),
-                );
+                let records = records.collect();
+                let info =
+                    write_records(&scene.segments(), number, records, Compression::default());
+                scene.infos.push(info);
             }
             scene
         }
 
         fn segments(&self) -> std::path::PathBuf {
             Layout::of(self.folder.path()).segments
-        }
-
-        fn filters(&self) -> std::path::PathBuf {
-            Layout::of(self.folder.path()).filters
         }
 
         fn set(&self) -> SegmentSet {
@@ -306,25 +281,6 @@ mod tests {
                 ))
             };
             SegmentSet::new(self.infos.iter().map(segment).collect())
-        }
-
-        fn span_filters(&self, set: &SegmentSet) -> Vec<SpanFilter> {
-            let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&self.cache));
-            let dir = FilterDir {
-                disk,
-                folder: self.filters(),
-                store: STORE,
-                cache,
-            };
-            let spans = Span::up_to(set.newest_number())
-                .filter_map(|span| Some((span, set.of_span(span)?)));
-            spans
-                .map(|(span, segments)| {
-                    SpanFilter::make::<Error>(&dir, span, segments, || Ok(()))
-                        .unwrap()
-                        .unwrap()
-                })
-                .collect()
         }
 
         fn damage(&self, number: u64) {
@@ -342,8 +298,8 @@ mod tests {
             let nears = [
                 None,
                 Some(1),
-                Some(set.newest_number() / 2 + 1),
-                Some(set.newest_number()),
+                Some(set.highest_number() / 2 + 1),
+                Some(set.highest_number()),
                 Some(1_000),
             ];
             for (nth, near) in (0..SESSIONS).flat_map(|nth| nears.map(|near| (nth, near))) {
@@ -413,17 +369,14 @@ mod tests {
             let scene = Scene::new(&segments);
             let set = scene.set();
             scene.check(&set, &BTreeSet::new());
-            let filtered = set.with_filters(scene.span_filters(&set));
-            scene.check(&filtered, &BTreeSet::new());
             let damaged: BTreeSet<u64> = damaged
                 .into_iter()
-                .filter(|number| *number <= set.newest_number())
+                .filter(|number| *number <= set.highest_number())
                 .collect();
             for number in &damaged {
                 scene.damage(*number);
             }
             scene.check(&set, &damaged);
-            scene.check(&filtered, &damaged);
         }
     }
 }

@@ -2,22 +2,22 @@
 //! the folder belong to the store.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::codec::{Record, StoreId};
+use crate::codec::{Record, SessionState, StoreId};
 use crate::disk::{Disk, Mode};
 use crate::model::{Error, EventId, Result, Seq, SessionId};
 use crate::segment::open::read_info;
 use crate::segment::{
-    self, ItemHash, RunEntry, Segment, SegmentInfo, Span, SpanFilter, key_hash, session_hash,
+    self, ItemHash, RunEntry, RunTail, Segment, SegmentInfo, key_hash, session_hash,
 };
 
-/// An immutable list of segments, with their span filters. Sealing makes a new one.
+/// An immutable list of segments. Sealing and merging make a new one.
 #[derive(Clone)]
 pub(crate) struct SegmentSet {
     pub(super) segments: Vec<Arc<Segment>>,
-    filters: HashMap<Span, Arc<SpanFilter>>,
+    positions: HashMap<u64, usize>,
 }
 
 /// A run's entry and its segment.
@@ -26,47 +26,41 @@ pub(crate) type FoundRun = (Arc<Segment>, RunEntry);
 impl SegmentSet {
     /// Returns a set of these segments, in commit order.
     pub(crate) fn new(segments: Vec<Arc<Segment>>) -> Self {
+        let numbers = segments.iter().map(|segment| segment.info.number);
+        let positions = numbers.zip(0..).collect();
         Self {
             segments,
-            filters: HashMap::new(),
+            positions,
         }
     }
 
+    /// Returns the set with a segment after the others.
     pub(crate) fn with(&self, segment: Arc<Segment>) -> Self {
-        let mut set = self.clone();
-        set.segments.push(segment);
-        set
+        let mut segments = self.segments.clone();
+        segments.push(segment);
+        Self::new(segments)
     }
 
-    /// Returns the set with these span filters, which replace filters over the same spans.
-    pub(crate) fn with_filters(&self, filters: impl IntoIterator<Item = SpanFilter>) -> Self {
-        let mut set = self.clone();
-        set.filters.extend(
-            filters
-                .into_iter()
-                .map(|filter| (filter.span, Arc::new(filter))),
-        );
-        set
+    /// Returns the set with one segment in the place of neighbours that it was merged from.
+    pub(crate) fn merged(&self, inputs: &[Arc<Segment>], merged: Arc<Segment>) -> Self {
+        let mut merged = Some(merged);
+        let mut segments = Vec::with_capacity(self.segments.len());
+        for segment in &self.segments {
+            let is_input = inputs
+                .iter()
+                .any(|input| input.info.number == segment.info.number);
+            if is_input {
+                segments.extend(merged.take());
+            } else {
+                segments.push(Arc::clone(segment));
+            }
+        }
+        Self::new(segments)
     }
 
-    /// Returns whether there is a usable filter over this span.
-    pub(crate) fn has_filter(&self, span: Span) -> bool {
-        self.filters
-            .get(&span)
-            .is_some_and(|filter| !filter.is_broken())
-    }
-
-    /// Returns the segments of a span if all of them are in the set.
-    pub(crate) fn of_span(&self, span: Span) -> Option<&[Arc<Segment>]> {
-        let before = self
-            .segments
-            .partition_point(|segment| segment.info.number <= span.before());
-        let through = self
-            .segments
-            .partition_point(|segment| segment.info.number <= span.last);
-        self.segments
-            .get(before..through)
-            .filter(|segments| segments.len() as u64 == span.segments())
+    /// Returns the highest number of a segment. It may not be the newest one's.
+    pub(crate) fn highest_number(&self) -> u64 {
+        self.positions.keys().copied().max().unwrap_or(0)
     }
 
     /// Returns the segments in commit order.
@@ -79,15 +73,7 @@ impl SegmentSet {
     }
 
     pub(super) fn position(&self, number: u64) -> Option<usize> {
-        self.segments
-            .binary_search_by_key(&number, |segment| segment.info.number)
-            .ok()
-    }
-
-    pub(crate) fn newest_number(&self) -> u64 {
-        self.segments
-            .last()
-            .map_or(0, |segment| segment.info.number)
+        self.positions.get(&number).copied()
     }
 
     /// Returns the last run of a session.
@@ -99,6 +85,21 @@ impl SegmentSet {
             }
         }
         Ok(None)
+    }
+
+    /// Returns the state of a session as of the end of the segment before this one.
+    pub(crate) fn state_before(
+        &self,
+        session: &SessionId,
+        segment: &Segment,
+    ) -> Result<SessionState> {
+        let place = self.position(segment.info.number).unwrap_or(0);
+        newest_state(self.segments.get(..place).unwrap_or_default(), session)
+    }
+
+    /// Returns the newest state of a session in a segment. Segments of version 1 hold none.
+    pub(crate) fn newest_state(&self, session: &SessionId) -> Result<SessionState> {
+        newest_state(&self.segments, session)
     }
 
     pub(crate) fn record_of_key(
@@ -116,40 +117,26 @@ impl SegmentSet {
         Ok(None)
     }
 
-    /// Returns the segments that may hold the item, newest first.
-    ///
-    /// The filters of segments that a span filter rules out are not probed.
-    fn that_may_hold(&self, item: ItemHash) -> impl Iterator<Item = Result<&Arc<Segment>>> {
-        let mut left = self.segments.as_slice();
-        std::iter::from_fn(move || {
-            while let Some((newest, older)) = left.split_last() {
-                if let Some(ruled_out) = self.ruled_out(item, newest.info.number) {
-                    let kept = (left.len() as u64)
-                        .checked_sub(ruled_out.segments())
-                        .and_then(|kept| usize::try_from(kept).ok());
-                    left = kept
-                        .and_then(|kept| left.get(..kept))
-                        .expect("a span filter is over segments that are there");
-                    continue;
-                }
-                left = older;
-                match newest.may_hold(item) {
-                    Ok(true) => return Some(Ok(newest)),
-                    Ok(false) => {}
-                    Err(error) => return Some(Err(error)),
-                }
-            }
-            None
-        })
+    /// Returns the sessions that share events with a generation of this one. They may have been
+    /// deleted since.
+    pub(crate) fn forks(&self, session: &SessionId, generation: u32) -> Result<Vec<SessionId>> {
+        let mut forks = Vec::new();
+        for segment in &self.segments {
+            segment.collect_forks(session, generation, &mut forks)?;
+        }
+        Ok(forks)
     }
 
-    /// Returns the widest span that ends with segment `through` and whose filter rules out the
-    /// item.
-    pub(super) fn ruled_out(&self, item: ItemHash, through: u64) -> Option<Span> {
-        Span::ending_with(through)
-            .filter_map(|span| self.filters.get(&span))
-            .find(|filter| filter.rules_out(item))
-            .map(|filter| filter.span)
+    /// Returns the segments that may hold the item, newest first.
+    fn that_may_hold(&self, item: ItemHash) -> impl Iterator<Item = Result<&Arc<Segment>>> {
+        self.segments
+            .iter()
+            .rev()
+            .filter_map(move |segment| match segment.may_hold(item) {
+                Ok(true) => Some(Ok(segment)),
+                Ok(false) => None,
+                Err(error) => Some(Err(error)),
+            })
     }
 
     /// Returns the segments from the first whose range of IDs ends at or above `id`.
@@ -159,6 +146,19 @@ impl SegmentSet {
             .partition_point(|segment| segment.info.last_id() < id);
         self.segments.get(before..).unwrap_or_default()
     }
+}
+
+fn newest_state(segments: &[Arc<Segment>], session: &SessionId) -> Result<SessionState> {
+    let item = session_hash(session.as_bytes());
+    for segment in segments.iter().rev() {
+        if segment.may_hold(item)?
+            && let Some(entry) = segment.floor_run(session, u32::MAX, Seq::MAX)?
+            && let RunTail::State(state) = entry.tail
+        {
+            return segment.decode_state(&state);
+        }
+    }
+    Ok(SessionState::default())
 }
 
 /// Checks that every segment in the manifest exists with its length, and that they follow each
@@ -198,37 +198,51 @@ pub(crate) fn check_files(
     Ok(())
 }
 
-/// Returns the whole segments that continue the manifest's but are not named in it.
-///
-/// Such a segment remains if a crash came between its last barrier and the manifest.
-pub(crate) fn adopt(
+/// The segment files in the folder that the manifest does not name.
+#[derive(Default)]
+pub(crate) struct Unnamed {
+    /// Whole segments that continue the named ones. Such a segment remains if a crash came between
+    /// its last barrier and the manifest.
+    pub adopted: Vec<SegmentInfo>,
+    /// Files that named segments cover: inputs of a merge, or its result.
+    pub leftovers: Vec<PathBuf>,
+}
+
+/// Looks at the segments that the manifest does not name.
+pub(crate) fn unnamed(
     disk: &dyn Disk,
     folder: &Path,
     store: StoreId,
     known: &[SegmentInfo],
     files: &[(String, u64)],
-) -> Result<Vec<SegmentInfo>> {
-    let newest = known.last().map_or(0, |info| info.number);
+) -> Result<Unnamed> {
+    let highest = known.iter().map(|info| info.number).max().unwrap_or(0);
+    let start_lsn = known.first().map_or(0, |info| info.start_lsn);
     let mut end_lsn = known.last().map_or(0, |info| info.end_lsn);
-    let mut later: Vec<(u64, u64)> = files
+    let mut others: Vec<(u64, u64)> = files
         .iter()
         .filter_map(|(name, bytes)| Some((segment::number(name)?, *bytes)))
-        .filter(|(n, _)| *n > newest)
+        .filter(|(number, _)| known.iter().all(|info| info.number != *number))
         .collect();
-    later.sort_unstable();
-    let mut adopted = Vec::new();
-    for (number, bytes) in later {
+    others.sort_unstable();
+    let mut found = Unnamed::default();
+    for (number, bytes) in others {
         let path = segment::path(folder, number);
-        let info = read_info(&*disk.open(&path, Mode::Read)?, number, bytes, store)?;
-        if info.start_lsn != end_lsn {
-            return Err(Error::corrupt(
-                path,
-                0,
-                "the segment does not follow the one before",
-            ));
+        if number < highest {
+            // Numbers rise. So it was merged, or the journal still has its records.
+            found.leftovers.push(path);
+            continue;
         }
-        end_lsn = info.end_lsn;
-        adopted.push(info);
+        let info = read_info(&*disk.open(&path, Mode::Read)?, number, bytes, store)?;
+        if info.start_lsn >= start_lsn && info.end_lsn <= end_lsn {
+            found.leftovers.push(path);
+        } else if info.start_lsn == end_lsn {
+            end_lsn = info.end_lsn;
+            found.adopted.push(info);
+        } else {
+            let what = "the segment does not follow the one before";
+            return Err(Error::corrupt(path, 0, what));
+        }
     }
-    Ok(adopted)
+    Ok(found)
 }

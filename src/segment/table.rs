@@ -31,8 +31,7 @@ pub(crate) trait Sink {
     fn put(&mut self, bytes: &[u8]) -> Result<()>;
 }
 
-/// Writes a table from entries in strictly ascending order of their keys. There must be at least
-/// one.
+/// Writes a table from entries in strictly ascending order of their keys.
 pub(crate) fn write_table<S: Sink>(
     sink: &mut S,
     salt: Salt,
@@ -50,9 +49,10 @@ pub(crate) fn write_table<S: Sink>(
         });
         pages = write_level(sink, salt, level, above)?;
     }
-    let (_first_key, page) = pages
-        .pop()
-        .expect("a table is written from at least one entry");
+    let page = match pages.pop() {
+        Some((_first_key, page)) => page,
+        None => write_page(sink, salt, 0, &[])?,
+    };
     Ok(TableRoot { page })
 }
 
@@ -156,6 +156,21 @@ impl TableRoot {
             let mut page = OpenPage::read(pages, address)?;
             let found = page
                 .floor(key)
+                .map_err(|fault| pages.fault(address, fault))?;
+            let (Some((_, value)), false) = (&found, page.is_leaf()) else {
+                return Ok(found);
+            };
+            address = child(value).map_err(|fault| pages.fault(address, fault))?;
+        }
+    }
+
+    /// Returns the last entry whose key is below `key`.
+    pub(crate) fn below(&self, pages: &impl Pages, key: &[u8]) -> Result<Option<TableEntry>> {
+        let mut address = self.page;
+        loop {
+            let mut page = OpenPage::read(pages, address)?;
+            let found = page
+                .below(key)
                 .map_err(|fault| pages.fault(address, fault))?;
             let (Some((_, value)), false) = (&found, page.is_leaf()) else {
                 return Ok(found);
@@ -293,6 +308,16 @@ impl OpenPage {
             return Ok(None);
         };
         self.nth = floor;
+        self.next()
+    }
+
+    /// Returns the last entry whose key is below `key`.
+    fn below(&mut self, key: &[u8]) -> Decoded<Option<TableEntry>> {
+        let at_or_above = self.partition_point(|found| found < key)?;
+        let Some(below) = at_or_above.checked_sub(1) else {
+            return Ok(None);
+        };
+        self.nth = below;
         self.next()
     }
 

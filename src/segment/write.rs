@@ -1,19 +1,27 @@
 //! Writes a segment: records in session order, then the filter, the tables and the trailer. The
 //! file gets its name after all of it is durable.
+//!
+//! The writer is given records one by one, in the order of sessions, generations and seqs, and the
+//! state of each session behind its records. In memory it keeps the records of one block, and the
+//! tables, which grow with the number of records and sessions.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::codec::{
-    BLOCK_HEADER_BYTES, BlockHeader, Record, Salt, SegmentHeader, StoreId, TRAILER, encode_value,
+    BlockCompressor, BlockHeader, Coding, FORMAT_VERSION, Record, Salt, SegmentHeader,
+    SessionState, StoreId, TRAILER, encode_value, put_varint,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
-use crate::model::{Error, Result};
+use crate::model::{Compression, Error, EventId, Result, Seq, SessionId};
 use crate::segment::filter::FilterBuilder;
+use crate::segment::spool::Spool;
 use crate::segment::table::{Sink, write_table};
 use crate::segment::{
-    self, Address, FilterRoot, Run, RunEntry, SegmentInfo, key_hash, run_key, session_hash,
+    self, Address, DirectoryRoots, FilterRoot, ItemHash, Run, RunEntry, RunTail, SegmentInfo,
+    fork_key, key_hash, run_key, session_hash,
 };
 
 /// A block is closed before its records exceed this size, in bytes. A single larger record is a
@@ -21,56 +29,80 @@ use crate::segment::{
 const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
 
 /// A block of this size, in bytes, is closed at the end of a session's records. A block is read
-/// whole, so a reader of one session reads the others in the block for nothing.
-const BLOCK_OF_SESSIONS_BYTES: usize = 4 * 1024;
+/// whole, so a reader of one session reads the others in the block for nothing. A smaller block
+/// compresses worse, because what its sessions have in common is repeated in the next one.
+const BLOCK_OF_SESSIONS_BYTES: usize = 16 * 1024;
 
 /// The size of one write, in bytes.
 const WRITE_BYTES: usize = 256 * 1024;
 
-/// The content of a segment that is to be written.
-pub(crate) struct SegmentPlan {
+/// The properties of a segment, apart from its records.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SegmentSpec {
     pub store: StoreId,
     pub number: u64,
+    pub tier: u8,
     pub start_lsn: u64,
     pub end_lsn: u64,
-    /// The records in commit order. There is at least one.
-    pub records: Vec<Arc<Record>>,
+    /// The range of IDs that the segment covers. It may have fewer, as records are dropped.
+    pub first_id: EventId,
+    pub last_id: EventId,
+    pub compression: Compression,
+    /// The most sessions and keys that it will hold.
+    pub items_max: u64,
 }
 
-/// Writes the segment and makes it durable.
+/// Writes a segment and makes it durable. `fill` passes it the records.
 ///
-/// `on_progress` is called with the number of records written as the segment grows, and may end the
-/// write with an error. A failure leaves no segment, and the caller may try again.
+/// A failure, of `fill` too, leaves no segment, and the caller may try again.
 pub(crate) fn write_segment<E: From<Error>>(
     disk: &dyn Disk,
     folder: &Path,
-    plan: &SegmentPlan,
-    on_progress: impl Fn(usize) -> Result<(), E>,
+    spec: SegmentSpec,
+    fill: impl FnOnce(&mut SegmentWriter) -> Result<(), E>,
 ) -> Result<SegmentInfo, E> {
-    write_whole(disk, &segment::path(folder, plan.number), |unfinished| {
-        let file = disk.open(unfinished, Mode::WriteBlocks)?;
-        SegmentWriter::new(file, plan)?.write(plan, on_progress)
+    write_whole(disk, &segment::path(folder, spec.number), |unfinished| {
+        let mut writer = SegmentWriter::new(disk.open(unfinished, Mode::WriteBlocks)?, spec)?;
+        fill(&mut writer)?;
+        Ok(writer.finish()?)
     })
 }
 
-struct SegmentWriter {
+/// Writes one segment.
+pub(crate) struct SegmentWriter {
+    spec: SegmentSpec,
     sink: BlockSink,
     salt: Salt,
-    runs: Vec<(usize, RunEntry)>,
-    /// The places of the records, by position in the plan.
-    addresses: Vec<Address>,
+    /// `None` if all blocks are stored plain.
+    compressor: Option<BlockCompressor>,
+    block: Block,
+    /// The last run, and its session. It is not spooled yet, since it may grow, or be the last of
+    /// its session.
+    run: Option<(SessionId, RunEntry)>,
+    filter: FilterBuilder,
+    runs: Spool,
+    ids: Spool,
+    keys: Spool,
+    activity: Spool,
+    creation: Spool,
+    forks: Spool,
+    blocks: Spool,
+    records: u64,
+    events: u64,
+    body_bytes: u64,
+    dropped: u64,
 }
 
 impl SegmentWriter {
-    fn new(file: Arc<dyn DiskFile>, plan: &SegmentPlan) -> Result<Self> {
+    fn new(file: Arc<dyn DiskFile>, spec: SegmentSpec) -> Result<Self> {
         let mut sink = BlockSink::new(file);
-        let SegmentPlan {
+        let SegmentSpec {
             store,
             number,
             start_lsn,
             end_lsn,
             ..
-        } = *plan;
+        } = spec;
         sink.put(
             &SegmentHeader {
                 store,
@@ -81,160 +113,209 @@ impl SegmentWriter {
             .encode(),
         )?;
         sink.buf.pad_to_block();
-        let nowhere = Address {
-            block_offset: 0,
-            block_bytes: 0,
-            at: 0,
-        };
-        let addresses = vec![nowhere; plan.records.len()];
         Ok(Self {
+            spec,
             sink,
             salt: segment::salt(store, number),
-            runs: Vec::new(),
-            addresses,
+            compressor: match spec.compression {
+                Compression::Lz4 => Some(BlockCompressor::new()),
+                Compression::None => None,
+            },
+            block: Block::default(),
+            run: None,
+            filter: FilterBuilder::new(spec.items_max),
+            runs: Spool::default(),
+            ids: Spool::default(),
+            keys: Spool::default(),
+            activity: Spool::default(),
+            creation: Spool::default(),
+            forks: Spool::default(),
+            blocks: Spool::default(),
+            records: 0,
+            events: 0,
+            body_bytes: 0,
+            dropped: 0,
         })
     }
 
-    fn write<E: From<Error>>(
-        mut self,
-        plan: &SegmentPlan,
-        on_progress: impl Fn(usize) -> Result<(), E>,
-    ) -> Result<SegmentInfo, E> {
-        self.write_blocks(&plan.records, on_progress)?;
-        let records = &plan.records;
-        let mut hashes: Vec<_> = (0..)
-            .zip(records)
-            .filter_map(|(at, record)| hash_of_key(record, at))
-            .collect();
-        hashes.sort_unstable();
-        let filter = self.write_filter(records, &hashes)?;
-        let (sink, salt, addresses) = (&mut self.sink, self.salt, &self.addresses);
-        let runs = self.runs.iter().map(|(at, entry)| {
-            let record = record_at(records, *at);
-            (
-                run_key(&record.session, entry.run.generation, entry.run.first),
-                encoded(|out| entry.put(out)),
-            )
+    /// Adds a record. It comes after all records of its session so far.
+    pub(crate) fn put(&mut self, record: &Record) -> Result<()> {
+        if self.block.is_full_before(record) {
+            self.write_block()?;
+        }
+        self.block.put(record);
+        self.records += 1;
+        self.events += u64::from(record.count);
+        self.body_bytes += record.body().len() as u64;
+        Ok(())
+    }
+
+    /// Ends a session, of which there may be no record, with its state as of the segment's end.
+    pub(crate) fn end_session(&mut self, session: &SessionId, state: &SessionState) {
+        self.filter.insert(session_hash(session.as_bytes()));
+        if state.is_there() {
+            let name = session.as_bytes();
+            let key = |id: EventId| id.to_u128().to_be_bytes();
+            let ids = self.spec.first_id..=self.spec.last_id;
+            // A walk goes through one segment after the other, so each lists its own positions
+            // alone. What a change left as it was is listed where it was reached.
+            if ids.contains(&state.active_id) {
+                self.activity.push(&key(state.active_id), name);
+            }
+            if ids.contains(&state.created_id) {
+                self.creation.push(&key(state.created_id), name);
+                for piece in state.pieces() {
+                    let key = fork_key(&piece.session, piece.generation, session);
+                    self.forks.push(&key, &[]);
+                }
+            }
+        }
+        let mut encoded = Vec::with_capacity(48);
+        state.put(&mut encoded);
+        self.block.members.push(Member::End {
+            session: session.clone(),
+            generation: state.generation,
+            next: state.last + 1,
+            state: encoded.into(),
         });
-        let runs = write_table(sink, salt, runs)?;
-        let address = |at: usize| {
-            encoded(|out| {
-                addresses
-                    .get(at)
-                    .expect("every record got an address")
-                    .put(out);
-            })
-        };
-        let ids = records
-            .iter()
-            .enumerate()
-            .map(|(at, record)| (record.base.to_u128().to_be_bytes().to_vec(), address(at)));
-        let ids = write_table(sink, salt, ids)?;
-        let keys = hashes.iter().map(|(key, at)| (key.to_vec(), address(*at)));
-        let keys = if hashes.is_empty() {
+    }
+
+    /// Counts records that are left out because they were removed.
+    pub(crate) fn note_dropped(&mut self, records: u64) {
+        self.dropped += records;
+    }
+
+    /// Returns the number of bytes written to the file so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.sink.written
+    }
+
+    /// Writes the last block, the filter, the tables and the trailer.
+    fn finish(mut self) -> Result<SegmentInfo> {
+        self.write_block()?;
+        let filter = self.write_filter()?;
+        let (sink, salt) = (&mut self.sink, self.salt);
+        let mut table = |spool: Spool| write_table(sink, salt, spool.into_sorted());
+        let runs = table(self.runs)?;
+        let ids = table(self.ids)?;
+        let keys = if self.keys.is_empty() {
             None
         } else {
-            Some(write_table(sink, salt, keys)?)
+            Some(table(self.keys)?)
         };
-        let (first, last) = (record_at(records, 0), record_at(records, records.len() - 1));
-        sink.buf.pad_to_block();
+        let directory = DirectoryRoots {
+            activity: table(self.activity)?,
+            creation: table(self.creation)?,
+            forks: table(self.forks)?,
+            blocks: table(self.blocks)?,
+        };
+        self.sink.buf.pad_to_block();
+        let spec = self.spec;
         let info = SegmentInfo {
-            number: plan.number,
-            start_lsn: plan.start_lsn,
-            end_lsn: plan.end_lsn,
-            first_id: first.base.to_u128(),
-            last_id: last.last_id().to_u128(),
-            file_bytes: sink.offset() + BLOCK as u64,
-            records: records.len() as u64,
-            events: records.iter().map(|record| u64::from(record.count)).sum(),
-            body_bytes: records
-                .iter()
-                .map(|record| record.body().len() as u64)
-                .sum(),
+            number: spec.number,
+            format: FORMAT_VERSION,
+            tier: spec.tier,
+            start_lsn: spec.start_lsn,
+            end_lsn: spec.end_lsn,
+            first_id: spec.first_id.to_u128(),
+            last_id: spec.last_id.to_u128(),
+            file_bytes: self.sink.offset() + BLOCK as u64,
+            records: self.records,
+            events: self.events,
+            body_bytes: self.body_bytes,
             runs,
             ids,
             keys,
             filter,
+            dropped: self.dropped,
+            directory: Some(directory),
         };
-        sink.finish(&encode_value(
+        self.sink.finish(&encode_value(
             TRAILER,
-            trailer_salt(plan.store, plan.number),
+            trailer_salt(spec.store, spec.number),
             &info,
         ))?;
         Ok(info)
     }
 
-    /// Writes the records in session order and notes the place of each.
-    fn write_blocks<E: From<Error>>(
-        &mut self,
-        records: &[Arc<Record>],
-        on_progress: impl Fn(usize) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut block = Block::default();
-        let mut head = Vec::new();
-        let mut reported = 0;
-        for (written, at) in in_session_order(records).flatten().enumerate() {
-            let record = record_at(records, at);
-            record.put_head(&mut head);
-            if block.is_full_before(record, head.len(), records) {
-                self.write_block(&mut block, records)?;
-                if self.sink.written > reported {
-                    reported = self.sink.written;
-                    on_progress(written)?;
-                }
-            }
-            block.put(at, &head, record.body().len());
-        }
-        Ok(self.write_block(&mut block, records)?)
-    }
-
-    fn write_block(&mut self, block: &mut Block, records: &[Arc<Record>]) -> Result<()> {
+    /// Writes the block, unless it has no record, and notes what is where.
+    fn write_block(&mut self) -> Result<()> {
         let block_offset = self.sink.offset();
-        let record_bytes = u32::try_from(block.bytes).expect("the caps on a batch fit 32 bits");
-        let header = BlockHeader {
-            record_bytes,
-            records: u32::try_from(block.members.len()).expect("records have bytes"),
-        };
-        let block_bytes =
-            record_bytes + u32::try_from(BLOCK_HEADER_BYTES).expect("a small constant");
-        for &Member { record, at, .. } in &block.members {
-            let address = Address {
-                block_offset,
-                block_bytes,
-                at,
+        let mut block = std::mem::take(&mut self.block);
+        if block.records > 0 {
+            let salt = self.salt.at(block_offset);
+            let mut header = BlockHeader {
+                record_bytes: u32::try_from(block.bytes).expect("the caps on a batch fit 32 bits"),
+                records: block.records,
+                coding: Coding::Plain,
             };
-            *self
-                .addresses
-                .get_mut(record)
-                .expect("every record has an address") = address;
-            self.note_run(records, record, address);
+            let compressed = self
+                .compressor
+                .as_mut()
+                .and_then(|compressor| compressor.compress(block.bytes, block.parts()));
+            if let Some(compressed) = compressed {
+                header.coding = Coding::Lz4;
+                self.sink.put(&header.encode(salt, [compressed]))?;
+                self.sink.put(compressed)?;
+            } else {
+                self.sink.put(&header.encode(salt, block.parts()))?;
+                block.parts().try_for_each(|part| self.sink.put(part))?;
+            }
         }
-        self.sink
-            .put(&header.encode(self.salt.at(block_offset), block.parts(records)))?;
-        block
-            .parts(records)
-            .try_for_each(|part| self.sink.put(part))?;
+        let block_bytes = u32::try_from(self.sink.offset() - block_offset)
+            .expect("the caps on a batch fit 32 bits");
+        if block.records > 0 {
+            let mut length = Vec::with_capacity(5);
+            put_varint(&mut length, block_bytes.into());
+            self.blocks.push(&block_offset.to_be_bytes(), &length);
+        }
+        let nowhere = Address {
+            block_offset,
+            block_bytes,
+            at: 0,
+        };
+        for member in block.members.drain(..) {
+            match member {
+                Member::Record(record) => self.note_record(&record, nowhere),
+                Member::End {
+                    session,
+                    generation,
+                    next,
+                    state,
+                } => self.note_end(&session, (generation, next), state, nowhere),
+            }
+        }
         block.clear();
+        self.block = block;
         Ok(())
     }
 
-    /// Makes the record part of the run before it, or begins a run.
-    fn note_run(&mut self, records: &[Arc<Record>], member: usize, address: Address) {
-        let record = record_at(records, member);
-        let last_id = record.last_id();
-        if let Some((
-            at,
-            RunEntry {
-                run,
-                last_id: run_last_id,
-            },
-        )) = self.runs.last_mut()
-        {
-            let same_block = run.address.block_offset == address.block_offset;
+    /// Enters a record in the tables, and makes it part of the run before it or begins a run.
+    fn note_record(&mut self, record: &PlacedRecord, block: Address) {
+        let address = Address {
+            at: record.at,
+            ..block
+        };
+        let mut encoded = Vec::with_capacity(16);
+        address.put(&mut encoded);
+        let id = record.base.to_u128().to_be_bytes();
+        self.ids.push(&id, &encoded);
+        if let Some(hash) = record.key {
+            self.filter.insert(hash);
+            let mut key = [0; 32];
+            let (to_hash, to_id) = key.split_at_mut(16);
+            to_hash.copy_from_slice(&hash);
+            to_id.copy_from_slice(&id);
+            self.keys.push(&key, &encoded);
+        }
+        if record.count == 0 {
+            return;
+        }
+        if let Some((session, RunEntry { run, .. })) = &mut self.run {
+            let is_here = run.address.block_offset == address.block_offset;
             let continues = run.generation == record.generation && run.last() + 1 == record.first;
-            if same_block && continues && record_at(records, *at).session == record.session {
+            if is_here && continues && *session == record.session {
                 run.events += record.count;
-                *run_last_id = last_id;
                 return;
             }
         }
@@ -244,23 +325,50 @@ impl SegmentWriter {
             events: record.count,
             address,
         };
-        self.runs.push((member, RunEntry { run, last_id }));
+        self.begin_run(&record.session, run);
     }
 
-    fn write_filter(
+    /// Gives the last run of a session its state. A session without a run gets one without events.
+    fn note_end(
         &mut self,
-        records: &[Arc<Record>],
-        keys: &[([u8; 32], usize)],
-    ) -> Result<FilterRoot> {
-        let mut builder = FilterBuilder::new((self.runs.len() + keys.len()) as u64);
-        for (at, _) in &self.runs {
-            builder.insert(session_hash(record_at(records, *at).session.as_bytes()));
+        session: &SessionId,
+        (generation, next): (u32, Seq),
+        state: Bytes,
+        nowhere: Address,
+    ) {
+        if self.run.as_ref().is_none_or(|(last, _)| last != session) {
+            let run = Run {
+                generation,
+                first: next,
+                events: 0,
+                address: nowhere,
+            };
+            self.begin_run(session, run);
         }
-        for (key, _) in keys {
-            builder.insert(*key.first_chunk().expect("a key begins with its hash"));
+        if let Some((_, entry)) = &mut self.run {
+            entry.tail = RunTail::State(state);
         }
+        self.spool_run();
+    }
+
+    fn begin_run(&mut self, session: &SessionId, run: Run) {
+        self.spool_run();
+        let tail = RunTail::None;
+        self.run = Some((session.detached(), RunEntry { run, tail }));
+    }
+
+    fn spool_run(&mut self) {
+        if let Some((session, entry)) = self.run.take() {
+            let key = run_key(&session, entry.run.generation, entry.run.first);
+            let mut value = Vec::with_capacity(64);
+            entry.put(&mut value);
+            self.runs.push(&key, &value);
+        }
+    }
+
+    fn write_filter(&mut self) -> Result<FilterRoot> {
         let offset = self.sink.offset();
-        let bytes = builder.encode(self.salt.at(offset));
+        let bytes = self.filter.encode(self.salt.at(offset));
         self.sink.put(&bytes)?;
         Ok(FilterRoot {
             offset,
@@ -275,94 +383,96 @@ struct Block {
     members: Vec<Member>,
     heads: Vec<u8>,
     bytes: usize,
+    records: u32,
+    /// For encoding a head.
+    head: Vec<u8>,
 }
 
-/// A record of a block, by its position in the plan.
-struct Member {
-    record: usize,
+enum Member {
+    Record(PlacedRecord),
+    /// The end of a session, with its encoded state.
+    End {
+        session: SessionId,
+        generation: u32,
+        next: Seq,
+        state: Bytes,
+    },
+}
+
+/// A record of a block, with what the tables say of it.
+struct PlacedRecord {
+    session: SessionId,
+    generation: u32,
+    first: Seq,
+    count: u32,
+    base: EventId,
+    key: Option<ItemHash>,
     /// Its offset among the block's records.
     at: u32,
     head_bytes: usize,
+    body: Bytes,
 }
 
 impl Block {
     /// Returns whether the block should be closed before `record` is added.
-    fn is_full_before(&self, record: &Record, head_bytes: usize, records: &[Arc<Record>]) -> bool {
-        let Some(last) = self.members.last() else {
+    fn is_full_before(&self, record: &Record) -> bool {
+        if self.records == 0 {
             return false;
+        }
+        let continues = match self.members.last() {
+            Some(Member::Record(last)) => last.session == record.session,
+            Some(Member::End { session, .. }) => *session == record.session,
+            None => false,
         };
-        self.bytes + head_bytes + record.body().len() > BLOCK_RECORDS_BYTES
-            || self.bytes >= BLOCK_OF_SESSIONS_BYTES
-                && record_at(records, last.record).session != record.session
+        self.bytes + record.stored_bytes_max() > BLOCK_RECORDS_BYTES
+            || self.bytes >= BLOCK_OF_SESSIONS_BYTES && !continues
     }
 
-    fn put(&mut self, record: usize, head: &[u8], body_bytes: usize) {
+    fn put(&mut self, record: &Record) {
+        record.put_head(&mut self.head);
         let at = u32::try_from(self.bytes).expect("a block is small until its last record");
-        self.members.push(Member {
-            record,
+        self.members.push(Member::Record(PlacedRecord {
+            session: record.session.clone(),
+            generation: record.generation,
+            first: record.first,
+            count: record.count,
+            base: record.base,
+            key: record
+                .key
+                .as_ref()
+                .map(|key| key_hash(&record.session, &key.text)),
             at,
-            head_bytes: head.len(),
-        });
-        self.heads.extend_from_slice(head);
-        self.bytes += head.len() + body_bytes;
+            head_bytes: self.head.len(),
+            body: record.body().clone(),
+        }));
+        self.heads.extend_from_slice(&self.head);
+        self.bytes += self.head.len() + record.body().len();
+        self.records += 1;
     }
 
     /// Returns heads and bodies alternately, in the order of the file.
-    fn parts<'a>(&'a self, records: &'a [Arc<Record>]) -> impl Iterator<Item = &'a [u8]> {
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let mut heads = self.heads.as_slice();
-        self.members.iter().flat_map(move |member| {
-            let (head, behind) = heads.split_at(member.head_bytes);
+        let records = self.members.iter().filter_map(|member| match member {
+            Member::Record(record) => Some(record),
+            Member::End { .. } => None,
+        });
+        records.flat_map(move |record| {
+            let (head, behind) = heads.split_at(record.head_bytes);
             heads = behind;
-            [head, record_at(records, member.record).body()]
+            [head, &*record.body]
         })
     }
 
     fn clear(&mut self) {
         self.members.clear();
         self.heads.clear();
-        self.bytes = 0;
+        (self.bytes, self.records) = (0, 0);
     }
-}
-
-/// Returns the record's key in the key table, and its position; `None` if it is not keyed.
-fn hash_of_key(record: &Record, at: usize) -> Option<([u8; 32], usize)> {
-    let key = record.key.as_ref()?;
-    let mut out = [0; 32];
-    let (hash, id) = out.split_at_mut(16);
-    hash.copy_from_slice(&key_hash(&record.session, &key.text));
-    id.copy_from_slice(&record.base.to_u128().to_be_bytes());
-    Some((out, at))
 }
 
 pub(crate) fn trailer_salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"trlr", number)
-}
-
-/// Returns the positions of each session's records, in the order of sessions.
-///
-/// The records are given in commit order. So a session's records are in order already, and only the
-/// sessions are sorted.
-fn in_session_order(records: &[Arc<Record>]) -> impl Iterator<Item = Vec<usize>> {
-    let mut sessions: HashMap<(&[u8], u32), Vec<usize>> = HashMap::new();
-    for (at, record) in records.iter().enumerate() {
-        sessions
-            .entry((record.session.as_bytes(), record.generation))
-            .or_default()
-            .push(at);
-    }
-    let mut sessions: Vec<_> = sessions.into_iter().collect();
-    sessions.sort_unstable_by_key(|(session, _)| *session);
-    sessions.into_iter().map(|(_, members)| members)
-}
-
-fn record_at(records: &[Arc<Record>], at: usize) -> &Record {
-    records.get(at).expect("positions come from the same list")
-}
-
-fn encoded(put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = Vec::with_capacity(48);
-    put(&mut out);
-    out
 }
 
 /// A sink that turns parts of any length into large writes of whole blocks.
@@ -422,11 +532,11 @@ impl BlockSink {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::codec::EncodedBatch;
     use crate::disk::RealDisk;
-    use crate::model::{Batch, EventId, NewEvent, SessionId, Stamp};
+    use crate::model::{Batch, Compression, EventId, NewEvent, SessionId, Stamp};
     use crate::segment::{BlockCache, Segment};
 
     const DATA_BYTES: usize = 1024;
@@ -447,30 +557,117 @@ mod tests {
         stamped.collect()
     }
 
-    fn runs(records: Vec<Arc<Record>>) -> Vec<Run> {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Arc::new(RealDisk::default());
-        let store = StoreId::default();
-        let plan = SegmentPlan {
-            store,
-            number: 1,
-            start_lsn: 0,
-            end_lsn: 1,
-            records,
+    /// Writes a segment of these records, which are all that their sessions have so far, or follow
+    /// what segments before it have.
+    pub(in crate::segment) fn write_records(
+        folder: &Path,
+        number: u64,
+        mut records: Vec<Arc<Record>>,
+        compression: Compression,
+    ) -> SegmentInfo {
+        let spec = SegmentSpec {
+            store: StoreId::default(),
+            number,
+            tier: 0,
+            start_lsn: number - 1,
+            end_lsn: number,
+            first_id: records.first().unwrap().base,
+            last_id: records.last().unwrap().last_id(),
+            compression,
+            items_max: records.len() as u64,
         };
-        let info = write_segment::<Error>(&*disk, folder.path(), &plan, |_written| Ok(())).unwrap();
-        let segment = Segment::new(
-            info,
-            store,
-            folder.path(),
-            disk,
-            Arc::new(BlockCache::new(1 << 20)),
-        );
-        segment
+        records.sort_by(|a, b| a.session.cmp(&b.session));
+        write_segment::<Error>(&RealDisk::default(), folder, spec, |out| {
+            for of_session in records.chunk_by(|a, b| a.session == b.session) {
+                let mut state = SessionState::default();
+                for record in of_session {
+                    state.apply(record);
+                    out.put(record)?;
+                }
+                out.end_session(&of_session[0].session, &state);
+            }
+            Ok(())
+        })
+        .unwrap()
+    }
+
+    /// Writes a segment in a folder of its own.
+    struct Scene {
+        folder: tempfile::TempDir,
+        info: SegmentInfo,
+    }
+
+    impl Scene {
+        fn new(records: Vec<Arc<Record>>, compression: Compression) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let info = write_records(folder.path(), 1, records, compression);
+            Self { folder, info }
+        }
+
+        /// Returns the segment with nothing cached.
+        fn segment(&self) -> Segment {
+            Segment::new(
+                self.info.clone(),
+                StoreId::default(),
+                self.folder.path(),
+                Arc::new(RealDisk::default()),
+                Arc::new(BlockCache::new(1 << 20)),
+            )
+        }
+
+        fn bodies(&self) -> Result<Vec<Vec<u8>>> {
+            let segment = self.segment();
+            let records = segment.records_from(EventId::from_u128(0))?;
+            records
+                .map(|record| record.map(|record| record.body().to_vec()))
+                .collect()
+        }
+    }
+
+    fn runs(records: Vec<Arc<Record>>) -> Vec<Run> {
+        let scene = Scene::new(records, Compression::None);
+        scene
+            .segment()
             .runs()
             .unwrap()
             .map(|entry| entry.unwrap().1.run)
             .collect()
+    }
+
+    #[test]
+    fn a_compressed_segment_is_smaller_and_reads_the_same() {
+        let records = records(20, 40);
+        let bodies: Vec<Vec<u8>> = records
+            .iter()
+            .map(|record| record.body().to_vec())
+            .collect();
+        let [plain, compressed] = [Compression::None, Compression::Lz4].map(|compression| {
+            let scene = Scene::new(records.clone(), compression);
+            assert_eq!(scene.bodies().unwrap(), bodies);
+            scene.info.file_bytes
+        });
+        assert!(compressed < plain / 4, "{compressed} and {plain} bytes");
+    }
+
+    #[test]
+    fn a_flipped_byte_of_a_compressed_block_is_corruption() {
+        let scene = Scene::new(records(1, 2), Compression::Lz4);
+        let path = segment::path(scene.folder.path(), 1);
+        let whole = std::fs::read(&path).unwrap();
+        let (from, to) = (BLOCK, usize::try_from(scene.info.filter.offset).unwrap());
+        assert!(to - from < DATA_BYTES, "one small block");
+        for at in from..to {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 0x10;
+            std::fs::write(&path, flipped).unwrap();
+            let read = scene.bodies();
+            assert!(
+                matches!(read, Err(Error::Corrupt { .. })),
+                "byte {at}: {read:?}"
+            );
+        }
+        std::fs::write(&path, whole).unwrap();
+        assert_eq!(scene.bodies().unwrap().len(), 2);
     }
 
     #[test]

@@ -237,7 +237,8 @@ impl Contents {
             .events()
             .collect::<Result<Vec<Event>>>()?;
         let mut sessions = BTreeMap::new();
-        for session in log.sessions(SessionQuery::new().limit(1_000))? {
+        for session in log.sessions(SessionQuery::by_id().limit(1_000))?.items {
+            let session = session.id;
             let mut page = log.list(&session, PageRequest::new().limit(1_000))?;
             let mut events = page.items;
             while page.has_more {

@@ -27,7 +27,7 @@
 //! | `queued` | ignored: a turn does not go back | begins that attempt |
 //! | `running` | running | begins that attempt |
 //! | `waiting_for_tool` | waiting | ignored: it announces no attempt |
-//! | `completed`, `failed` | final | final, with that `attempt` and the output so far |
+//! | `completed`, `failed`, `cancelled` | final | final, with that `attempt` and the output |
 //!
 //! To begin an attempt drops the output and the calls of the earlier one.
 //!
@@ -182,6 +182,15 @@ impl Fold {
         self.said_bytes -= bytes;
     }
 
+    /// Gives up the message's memory. Its status and its position stay.
+    pub(crate) fn drop_content(&mut self) {
+        self.sent = None;
+        self.said.clear();
+        self.said_bytes = 0;
+        self.error = None;
+        self.calls = Calls::default();
+    }
+
     /// Applies the session's next event, if it is part of this turn.
     pub(crate) fn apply(&mut self, event: EventView<'_>) {
         if self.is_final() || !self.is_next(event) {
@@ -273,7 +282,9 @@ impl Fold {
         }
         let is_later = attempt > self.message.attempt;
         match (status, is_later) {
-            (MessageStatus::Completed, _) => self.finish(status, attempt, None, event.created_at),
+            (MessageStatus::Completed | MessageStatus::Cancelled, _) => {
+                self.finish(status, attempt, None, event.created_at);
+            }
             (MessageStatus::Failed, _) => self.finish(status, attempt, error, event.created_at),
             (MessageStatus::Queued | MessageStatus::Running, true) => self.begin(status, attempt),
             (MessageStatus::Running | MessageStatus::WaitingForTool, false) => {
@@ -465,6 +476,7 @@ mod tests {
             data: bytes::Bytes::copy_from_slice(data.as_ref()),
             message_id: Some(EventId::from_u128(1_000).into()),
             created_at: Timestamp::from_second(1_774_982_400).unwrap(),
+            redacted: false,
         }
     }
 
@@ -541,7 +553,7 @@ mod tests {
         assert_eq!(message(events).status, status);
     }
 
-    use MessageStatus::{Completed, Failed, Queued, Running, WaitingForTool};
+    use MessageStatus::{Cancelled, Completed, Failed, Queued, Running, WaitingForTool};
 
     #[test]
     fn of_a_repeated_field_the_last_counts() {
@@ -560,7 +572,7 @@ mod tests {
             Running,
         );
         let misfits =
-            r#"{"status":"running","attempt":2,"status":7,"attempt":null,"status":"cancelled"}"#;
+            r#"{"status":"running","attempt":2,"status":7,"attempt":null,"status":"paused"}"#;
         check(&[event(STATUS_CHANGED, misfits)], Running, 2, &[]);
         let failed = message(&[event(
             STATUS_CHANGED,
@@ -656,7 +668,14 @@ mod tests {
 
     #[test]
     fn a_status_has_one_name() {
-        for status in [Queued, Running, WaitingForTool, Completed, Failed] {
+        for status in [
+            Queued,
+            Running,
+            WaitingForTool,
+            Completed,
+            Failed,
+            Cancelled,
+        ] {
             assert_eq!(serde_json::to_value(status).unwrap(), status.to_string());
         }
     }
@@ -719,6 +738,13 @@ mod tests {
             whole
         );
         assert_eq!(whole.error, None);
+        let cancelled = status(&json!({"status": "cancelled", "error": "no"}));
+        let gave_up = message(&[said("a"), cancelled.clone(), done.clone(), again.clone()]);
+        assert_eq!(gave_up, message(&[said("a"), cancelled]));
+        assert_eq!(
+            (gave_up.status, gave_up.error, gave_up.attempt),
+            (Cancelled, None, 1)
+        );
         let message = message(&[failed, done, again]);
         assert_eq!(
             (message.status, message.error, message.attempt),
@@ -773,6 +799,7 @@ mod tests {
             "waiting_for_tool",
             "completed",
             "failed",
+            "cancelled",
         ] {
             let late = [
                 retried.as_slice(),
@@ -963,7 +990,8 @@ mod tests {
         let before = [said("a"), requested(&json!({"call_id": "c1"}))];
         let expected = message(&before);
         let statuses = [
-            json!({"status": "cancelled"}),
+            json!({"status": "paused"}),
+            json!({"status": "canceled"}),
             json!({"status": 1}),
             json!({}),
             json!("completed"),
@@ -1130,6 +1158,7 @@ mod tests {
             "completed",
             "failed",
             "cancelled",
+            "paused",
         ];
         let status = (
             proptest::sample::select(statuses),
@@ -1228,9 +1257,13 @@ mod tests {
         }
 
         #[test]
-        fn a_final_message_stays_as_it_is(events in any_events(), later in any_events()) {
-            let completed = status(&json!({"status": "completed", "attempt": u32::MAX}));
-            let done = [events, vec![completed]].concat();
+        fn a_final_message_stays_as_it_is(
+            events in any_events(),
+            end in proptest::sample::select(vec!["completed", "failed", "cancelled"]),
+            later in any_events(),
+        ) {
+            let end = status(&json!({"status": end, "attempt": u32::MAX}));
+            let done = [events, vec![end]].concat();
             prop_assert!(fold(&done).is_final());
             prop_assert_eq!(message(&[done.clone(), later].concat()), message(&done));
         }

@@ -15,9 +15,9 @@ use crate::turn::user_message::ContentBlock;
 /// under their names, except that `seq` is `sequence_number`. Times are RFC 3339 in UTC.
 ///
 /// The events may be written by any language. A part of their JSON that no [`Value`] holds is a
-/// string of its text here: a number beyond a double, `NaN`, what lies deeper than 127 levels. So
-/// is, within a string, an escape for half a character such as `\ud83d`; bytes that are no UTF-8
-/// are U+FFFD. The events themselves stay as they were given.
+/// string of its text here. That is a number beyond a double, `NaN`, or what lies deeper than 127
+/// levels. So is, within a string, an escape for half a character such as `\ud83d`; bytes that are
+/// no UTF-8 are U+FFFD. The events themselves stay as they were given.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Message {
@@ -73,13 +73,20 @@ pub enum MessageStatus {
     Completed,
     /// The turn failed. Final.
     Failed,
+    /// Somebody gave the turn up before it came to an end. Final.
+    ///
+    /// Only a status event says so. No silence and no interrupt cancels a turn.
+    Cancelled,
 }
 
 impl MessageStatus {
     /// Whether the turn is over. Later events do not change the message.
     #[must_use]
     pub fn is_final(self) -> bool {
-        matches!(self, MessageStatus::Completed | MessageStatus::Failed)
+        matches!(
+            self,
+            MessageStatus::Completed | MessageStatus::Failed | MessageStatus::Cancelled
+        )
     }
 
     /// The name of the status, as in JSON.
@@ -91,6 +98,7 @@ impl MessageStatus {
             MessageStatus::WaitingForTool => "waiting_for_tool",
             MessageStatus::Completed => "completed",
             MessageStatus::Failed => "failed",
+            MessageStatus::Cancelled => "cancelled",
         }
     }
 }

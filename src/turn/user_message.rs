@@ -320,6 +320,7 @@ mod tests {
             data: bytes::Bytes::copy_from_slice(data.as_ref()),
             message_id: Some(id.into()),
             created_at: Timestamp::UNIX_EPOCH,
+            redacted: false,
         }
     }
 

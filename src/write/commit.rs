@@ -55,7 +55,8 @@ pub(crate) struct Commit {
 
 /// The result of submitting a request.
 pub(crate) enum Submitted {
-    Joined,
+    /// A thread may wait for the answer here.
+    Joined(Joined),
     /// There is no room. The request is to be submitted again once the waiter is woken.
     NoRoom(Request, Arc<Waiter>),
 }
@@ -114,10 +115,11 @@ impl Commit {
             section.room_waiters.push(Arc::clone(&waiter));
             return Ok(Submitted::NoRoom(request, waiter));
         }
+        let joined = section.open.joined();
         if section.wants_leader() {
             self.work.notify_one();
         }
-        Ok(Submitted::Joined)
+        Ok(Submitted::Joined(joined))
     }
 
     /// Puts the request into the open group. Returns it if the group has no room for it.
@@ -201,6 +203,51 @@ impl Commit {
         placed.write(&buffer).map_err(|error| self.poison(error))?;
         self.shared.state.set_durable_lsn(placed.end_lsn);
         Ok(placed.end_lsn)
+    }
+
+    /// Ends the active journal file and begins one that holds nothing else. Returns its first LSN.
+    ///
+    /// All records so far can then be sealed.
+    pub(crate) fn roll(&self) -> Result<u64> {
+        let mut section = self.section.lock();
+        while section.is_led() {
+            self.turn.wait(&mut section);
+        }
+        self.check_open(&section)?;
+        let mut rolled = Err(Error::Closed);
+        self.lead(&mut section, &mut Group::default(), |_lead, _group| {
+            rolled = self.begin_clean_file();
+        });
+        if section.wants_leader() || section.closing {
+            self.work.notify_one();
+        }
+        rolled
+    }
+
+    fn begin_clean_file(&self) -> Result<u64> {
+        let Shared {
+            recent,
+            spares,
+            state,
+            ..
+        } = &*self.shared;
+        state.check_poison()?;
+        let mut journal = self.journal.lock();
+        let spare = spares
+            .take_clean(journal.active_bytes(), Deadline::after(self.stall_wait))
+            .map_err(|_stopped| Error::Closed)?
+            .ok_or_else(|| self.no_room())?;
+        journal.rotate(spare);
+        let start_lsn = journal.end_lsn();
+        recent.begin_file(journal.active_use(), journal.active_bytes(), start_lsn);
+        spares.prepare_next(journal.active_bytes());
+        let mut buffer = GroupBuffer::default();
+        let placed = journal.place(&mut buffer, state.durable_lsn());
+        drop(journal);
+        placed.write(&buffer).map_err(|error| self.poison(error))?;
+        state.set_durable_lsn(placed.end_lsn);
+        recent.note_begun();
+        Ok(start_lsn)
     }
 
     /// Poisons the log if its folder was moved or replaced. No thread may be leading.
@@ -378,9 +425,10 @@ impl Commit {
             .members
             .iter()
             .filter_map(|member| match &member.outcome {
-                Outcome::Append(record) => Some((&*member.session, record)),
+                Outcome::Append { record, .. } => Some((&*member.session, record)),
                 Outcome::Tell(_) => None,
             });
+        let retains = appended.clone().any(|(_, record)| record.retains());
         let published = self.shared.recent.publish(appended);
         self.reach(placed.end_lsn);
         self.turn.notify_all();
@@ -388,6 +436,11 @@ impl Commit {
         wake_all(published.to_wake);
         if published.seal_due {
             self.shared.seal.notify();
+        }
+        if retains {
+            self.shared
+                .retain
+                .update(|orders| (orders.has_own, orders.look) = (true, true));
         }
     }
 

@@ -4,6 +4,7 @@
 //! the group is durable.
 
 mod commit;
+mod decide;
 mod request;
 mod section;
 mod shared;
@@ -12,9 +13,9 @@ mod state;
 mod ticket;
 
 pub(crate) use commit::{Commit, Submitted};
-pub(crate) use request::Request;
+pub(crate) use request::{Parent, Prepared, Request, Scanned};
 pub(crate) use section::IN_FLIGHT_MAX;
 pub(crate) use shared::Shared;
-pub(crate) use signal::SealSignal;
+pub(crate) use signal::{RetainOrders, SealSignal};
 pub(crate) use state::LogState;
-pub(crate) use ticket::{Landed, Ticket};
+pub(crate) use ticket::{Landed, Outcome, Ticket};

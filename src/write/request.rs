@@ -10,13 +10,13 @@
 
 use std::sync::Arc;
 
-use crate::codec::{EncodedBatch, Record};
+use crate::codec::{EncodedBatch, Record, Version};
 use crate::index::Locator;
-use crate::model::{Batch, Error, Expected, Options, Result, SessionId, now_ms};
-use crate::recent::{SessionPin, SessionState};
+use crate::model::{Batch, Error, EventId, Expected, Options, Result, Seq, SessionId, now_ms};
+use crate::recent::{EntryState, SessionPin};
 use crate::sync::Deadline;
 use crate::write::shared::Shared;
-use crate::write::ticket::{Answer, Landed, Ticket};
+use crate::write::ticket::{Answer, Landed, Outcome, Ticket};
 
 /// A batch to append, with everything that the commit section needs to decide on it.
 pub(crate) struct Request {
@@ -28,7 +28,41 @@ pub(crate) struct Request {
     /// How long the request may wait for room.
     pub deadline: Deadline,
     pub answer: Answer,
+    /// The version of the session that its changes were made for.
+    pub based_on: Option<Version>,
+    /// The last seq of the session then.
+    pub based_on_tail: Option<Seq>,
+    /// The result of a scan for excluded events.
+    pub scanned: Option<Scanned>,
+    parent: Option<Parent>,
     sealed: SealedKey,
+}
+
+/// The session to be forked, with the version that its fork was made for.
+pub(crate) struct Parent {
+    pub session: SessionPin,
+    pub version: Version,
+}
+
+/// The result of a scan for events that a batch excludes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scanned {
+    Found {
+        event: EventId,
+        seq: Seq,
+    },
+    /// There is none up to this seq.
+    Nothing {
+        generation: u32,
+        through: Seq,
+    },
+}
+
+/// The lookups that were made for a batch.
+#[derive(Default)]
+pub(crate) struct Prepared {
+    pub scanned: Option<Scanned>,
+    pub parent: Option<Parent>,
 }
 
 /// The result of looking up an idempotency key in the segments.
@@ -36,7 +70,7 @@ pub(crate) struct Request {
 pub(crate) struct SealedKey {
     /// The record that was committed under the key.
     record: Option<Arc<Record>>,
-    /// The entry's [`keys_released`](SessionState::keys_released) before the lookup.
+    /// The entry's [`keys_released`](EntryState::keys_released) before the lookup.
     as_of: u64,
 }
 
@@ -48,16 +82,18 @@ impl Request {
         options: &Options,
         session: &SessionId,
         batch: Batch,
+        prepared: Prepared,
         ticket: &Arc<Ticket>,
     ) -> Result<Self> {
         let deadline = Deadline::after(options.stall_wait);
         batch.check(&options.limits)?;
-        let expected = batch.expected;
+        let expected = batch.expected.clone();
+        let (based_on, based_on_tail) = (batch.based_on, batch.based_on_tail);
         let batch = EncodedBatch::new(session, batch);
         let entry = shared
             .recent
             .sessions
-            .pin(session, || shared.locator.head(session))
+            .pin(session, || shared.locator.state(session))
             .map_err(Error::before_append)?;
         let request = Self {
             batch,
@@ -66,6 +102,10 @@ impl Request {
             session: entry,
             deadline,
             answer: Answer::owed_to(ticket),
+            based_on,
+            based_on_tail,
+            scanned: prepared.scanned,
+            parent: prepared.parent,
             sealed: SealedKey::default(),
         };
         request.with_key_looked_up(&shared.locator)
@@ -77,18 +117,20 @@ impl Request {
             return Ok(self);
         };
         let state = self.session.lock();
-        let (head, is_recent, as_of) = (
-            state.head,
-            state.record_of_key(&key.text).is_some(),
+        let (generation, is_there, as_of) = (
+            state.durable.generation,
+            state.durable.is_there(),
             state.keys_released,
         );
+        let is_recent = self.recent_record(&state, generation).is_some();
         drop(state);
         let session = self.session.id();
-        let record = match head {
-            Some(head) if !is_recent => locator
-                .record_of_key(session, head.generation, &key.text)
-                .map_err(Error::before_append)?,
-            _ => None,
+        let record = if is_there && !is_recent {
+            locator
+                .record_of_key(session, generation, &key.text)
+                .map_err(Error::before_append)?
+        } else {
+            None
         };
         self.sealed = SealedKey {
             record: record.map(Arc::new),
@@ -99,30 +141,48 @@ impl Request {
 
     /// Whether the key's record may have left memory for a segment since the lookup.
     pub(crate) fn is_stale(&self) -> bool {
-        let Some(key) = self.batch.key() else {
+        if self.batch.key().is_none() {
             return false;
-        };
+        }
         let state = self.session.lock();
-        state.record_of_key(&key.text).is_none() && state.keys_released != self.sealed.as_of
+        let generation = state.assigned().generation;
+        self.recent_record(&state, generation).is_none() && state.keys_released != self.sealed.as_of
     }
 
-    /// Returns the answer for a key that was used before.
-    pub(crate) fn replay(&self, state: &SessionState) -> Option<Result<Landed>> {
+    /// Whether the session to be forked is no longer as it was.
+    pub(crate) fn parent_has_changed(&self) -> bool {
+        self.parent.as_ref().is_some_and(|parent| {
+            let state = parent.session.lock();
+            !state.assigned().is_there() || state.assigned().version() != parent.version
+        })
+    }
+
+    /// Returns the answer for a key that was used before in this generation and whose batch is
+    /// kept.
+    pub(crate) fn replay(&self, entry: &EntryState) -> Option<Result<Landed>> {
         let key = self.batch.key()?;
-        let record = state
-            .record_of_key(&key.text)
-            .or(self.sealed.record.as_ref())?;
+        let state = entry.assigned();
+        let sealed = self.sealed.record.as_ref();
+        let record = self
+            .recent_record(entry, state.generation)
+            .or(sealed.filter(|record| record.generation == state.generation))
+            .filter(|record| state.is_there() && record.first >= state.first)?;
         let stored = record.key.as_ref().map(|stored| stored.fingerprint);
         if stored == Some(key.fingerprint) {
-            return Some(Ok(Landed {
-                record: Arc::clone(record),
-                replayed: true,
-            }));
+            let outcome = Outcome::Replay(Arc::clone(record));
+            return Some(Ok(Landed::without_record(outcome, state)));
         }
         Some(Err(Error::IdempotencyConflict {
             session: self.session.id().clone(),
             key: key.text.to_string(),
             first_seq: record.first,
         }))
+    }
+
+    /// Returns the recent record that this generation appended under the request's key.
+    fn recent_record<'a>(&self, entry: &'a EntryState, generation: u32) -> Option<&'a Arc<Record>> {
+        entry
+            .record_of_key(&self.batch.key()?.text)
+            .filter(|record| record.generation == generation)
     }
 }

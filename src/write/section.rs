@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use crate::codec::Record;
 use crate::journal::GroupBuffer;
-use crate::model::{Error, IdClock, Result};
+use crate::model::{IdClock, Result};
 use crate::recent::SessionPin;
 use crate::sync::{Deadline, Gate, Instant, Waiter};
+use crate::write::decide::{Decision, decide};
 use crate::write::request::Request;
-use crate::write::ticket::{Answer, Joined, Landed};
+use crate::write::ticket::{self, Answer, Joined, Landed};
 
 /// The most groups that are written at once. A second keeps the disk busy. More would only make
 /// groups smaller.
@@ -46,7 +47,7 @@ pub(crate) struct Group {
     pub buffer: GroupBuffer,
     /// How long the group may wait for room: until the deadline of its first batch.
     pub deadline: Deadline,
-    /// Where member threads wait.
+    /// The gate at which member threads wait.
     gate: Arc<Gate>,
 }
 
@@ -58,8 +59,11 @@ pub(crate) struct Decided {
 }
 
 pub(crate) enum Outcome {
-    /// The request becomes this record once the group is durable.
-    Append(Arc<Record>),
+    /// The request becomes this record once the group is durable, and gets this answer.
+    Append {
+        record: Arc<Record>,
+        landed: Box<Landed>,
+    },
     /// The request writes nothing and gets this answer once the group is durable.
     Tell(Result<Landed>),
 }
@@ -85,22 +89,29 @@ impl Section {
             return Some(request);
         }
         let mut state = request.session.lock();
-        let outcome = if let Some(answer) = request.replay(&state) {
-            Outcome::Tell(answer)
-        } else if request.expected.holds(state.assigned) {
-            let stamp = self.clock.stamp(request.batch.count(), request.created_ms);
-            let record = request
-                .batch
-                .stamped(state.generation(), state.assigned + 1, stamp);
-            self.open.put(&record, request.deadline);
-            state.assign(&record);
-            Outcome::Append(record)
-        } else {
-            Outcome::Tell(Err(Error::ExpectedMismatch {
-                session: request.session.id().clone(),
-                expected: request.expected,
-                actual: state.assigned,
-            }))
+        let decision = match decide(&request, &state) {
+            Decision::Append if request.parent_has_changed() => Decision::Tell(Ok(
+                Landed::without_record(ticket::Outcome::Outdated, state.assigned()),
+            )),
+            decision => decision,
+        };
+        let outcome = match decision {
+            Decision::Tell(answer) => Outcome::Tell(answer),
+            Decision::Append => {
+                let stamp = self.clock.stamp(request.batch.ids(), request.created_ms);
+                let assigned = state.assigned();
+                let before = assigned.extent();
+                let (generation, first) = request.batch.place_in(assigned);
+                let record = request.batch.stamped(generation, first, stamp);
+                self.open.put(&record, request.deadline);
+                state.assign(&record);
+                let landed = Box::new(Landed {
+                    outcome: ticket::Outcome::Stored(Arc::clone(&record)),
+                    before,
+                    state: state.assigned().clone(),
+                });
+                Outcome::Append { record, landed }
+            }
         };
         drop(state);
         let Request {
@@ -191,14 +202,7 @@ impl Decided {
     /// Answers with the outcome that was decided.
     pub(crate) fn answer(self) {
         match self.outcome {
-            Outcome::Append(record) => finish(
-                self.session,
-                self.owed,
-                Ok(Landed {
-                    record,
-                    replayed: false,
-                }),
-            ),
+            Outcome::Append { landed, .. } => finish(self.session, self.owed, Ok(*landed)),
             Outcome::Tell(answer) => finish(self.session, self.owed, answer),
         }
     }
@@ -210,7 +214,7 @@ impl Decided {
 
     /// Undoes the assignment in the session, which must be its last.
     pub(crate) fn take_back(&self) {
-        if let Outcome::Append(record) = &self.outcome {
+        if let Outcome::Append { record, .. } = &self.outcome {
             self.session.lock().take_back(record);
         }
     }

@@ -7,7 +7,8 @@ use crate::index::Locator;
 use crate::journal::Spares;
 use crate::model::Counters;
 use crate::recent::Recent;
-use crate::write::signal::SealSignal;
+use crate::sync::Mailbox;
+use crate::write::signal::{RetainOrders, SealSignal};
 use crate::write::state::LogState;
 
 /// The parts of a log that requests, commit groups and sealing work on.
@@ -17,6 +18,8 @@ pub(crate) struct Shared {
     pub locator: Arc<Locator>,
     pub spares: Spares,
     pub seal: SealSignal,
+    /// The retaining thread's mailbox.
+    pub retain: Mailbox<RetainOrders>,
     pub counters: Arc<Counters>,
     pub refusals: Arc<Refusals>,
 }

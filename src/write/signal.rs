@@ -20,6 +20,11 @@ impl SealSignal {
         self.post(Timing::Now);
     }
 
+    /// Reports that everything has to be sealed, to be erased from the journal.
+    pub(crate) fn notify_everything(&self) {
+        self.post(Timing::All);
+    }
+
     fn post(&self, timing: Timing) {
         self.0.update(|work| *work = (*work).max(Some(timing)));
     }
@@ -58,4 +63,12 @@ impl SealSignal {
     pub(crate) fn stop(&self) {
         self.0.stop();
     }
+}
+
+/// What the retaining thread is to do.
+pub(crate) struct RetainOrders {
+    /// Whether a session was ever given a retention of its own.
+    pub has_own: bool,
+    /// Whether to look after sessions now.
+    pub look: bool,
 }

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use crate::codec::Record;
-use crate::model::{Error, Result};
+use crate::codec::{Record, SessionState};
+use crate::model::{Error, Result, Seq};
 use crate::sync::{Gate, Mutex, Opening, wake_task};
 
 /// Owes an answer to the holder of the ticket. If it is dropped unanswered, because a thread
@@ -32,14 +32,42 @@ impl Drop for Answer {
     }
 }
 
-/// The result of an append: the record, and whether it was there before.
+/// The result of a request: what became of it, and the state of its session then.
 #[derive(Debug, Clone)]
 pub(crate) struct Landed {
-    pub record: Arc<Record>,
-    pub replayed: bool,
+    pub outcome: Outcome,
+    /// The events and bytes of the session before the request.
+    pub before: (u64, u64),
+    pub state: SessionState,
 }
 
-/// Where the caller finds the answer.
+/// The outcome of a request.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    /// It became this record.
+    Stored(Arc<Record>),
+    /// It had become this record before.
+    Replay(Arc<Record>),
+    /// It had become the record with these seqs before. There are none if it is not known which.
+    ReplayOf((Seq, Seq)),
+    /// Nothing: the change is in force already.
+    Unchanged,
+    /// The session has changed since the request was made. It has to be made again.
+    Outdated,
+}
+
+impl Landed {
+    /// Returns the result of a request that writes nothing.
+    pub(crate) fn without_record(outcome: Outcome, state: &SessionState) -> Self {
+        Self {
+            outcome,
+            before: state.extent(),
+            state: state.clone(),
+        }
+    }
+}
+
+/// The place where the caller finds the answer.
 #[derive(Default)]
 pub(crate) struct Ticket {
     given: Mutex<Given>,

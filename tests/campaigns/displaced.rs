@@ -508,8 +508,11 @@ fn append(log: &SessionLog, name: &str, nth: u64, bytes: u64) -> sessionlog::Res
 /// Returns the sessions of a log, and how many events of each are as they were appended.
 fn contents(log: &SessionLog) -> Vec<(String, u64)> {
     let sessions = log
-        .sessions(SessionQuery::new().limit(1_000))
-        .expect("the sessions");
+        .sessions(SessionQuery::by_id().limit(1_000))
+        .expect("the sessions")
+        .items
+        .into_iter()
+        .map(|session| session.id);
     let count = |session: &SessionId| {
         let (mut nth, mut page) = (
             0_u64,
@@ -533,8 +536,7 @@ fn contents(log: &SessionLog) -> Vec<(String, u64)> {
         }
     };
     sessions
-        .iter()
-        .map(|session| (session.to_string(), count(session)))
+        .map(|session| (session.to_string(), count(&session)))
         .collect()
 }
 

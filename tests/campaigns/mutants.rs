@@ -35,6 +35,8 @@ const SCHEDULES: &str = "campaign_schedules";
 const POWER_CUTS: &str = "campaign_power_cuts_on";
 const DISPLACED: &str = "place::a_log_whose_folder_is_no_longer_in_its_place";
 const LYING_INDEX: &str = "index::an_index_that";
+const LIFECYCLE: &str = "lifecycle::";
+const ERASURE: &str = "erasure::";
 
 const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -159,8 +161,8 @@ const MUTANTS: &[Mutant] = &[
         name: "where a session stood is remembered past what it stands at next",
         edits: &[(
             "src/recent/sessions.rs",
-            "            idle.put(id, head);",
-            "            if idle.get(&id).is_none() {\nidle.put(id, head);\n}",
+            "            idle.put(id, known);",
+            "            if idle.get(&id).is_none() {\nidle.put(id, known);\n}",
         )],
         test: "where_an_idle_session_stands_is_remembered_and_never_less_than_that",
         target: UNIT,
@@ -176,14 +178,44 @@ const MUTANTS: &[Mutant] = &[
         target: INTEGRATION,
     },
     Mutant {
-        name: "a span filter is believed whichever segments it is over",
+        name: "a session's state is taken from an older segment",
         edits: &[(
-            "src/segment/span_filter.rs",
-            "segments.iter().try_fold(salt,",
-            "segments.iter().take(0).try_fold(salt,",
+            "src/segment/set.rs",
+            "            .rev()\n            .filter_map(",
+            "            .filter_map(",
         )],
-        test: "bytes_that_belong_to_anything_else_rule_nothing_out",
-        target: UNIT,
+        test: LIFECYCLE,
+        target: INTEGRATION,
+    },
+    Mutant {
+        name: "a merge leaves out what is kept",
+        edits: &[(
+            "src/maintain/keep.rs",
+            "kept.push(self.state.first..=Seq::MAX);",
+            "kept.push(self.state.first + 1..=Seq::MAX);",
+        )],
+        test: ERASURE,
+        target: INTEGRATION,
+    },
+    Mutant {
+        name: "a fork shows what its parent appended later",
+        edits: &[(
+            "src/read/store.rs",
+            "piece.generation, piece.through, entry)",
+            "piece.generation, Seq::MAX, entry)",
+        )],
+        test: LIFECYCLE,
+        target: INTEGRATION,
+    },
+    Mutant {
+        name: "the journal is left out when something is erased",
+        edits: &[(
+            "src/maintain/erase.rs",
+            "        self.erase_journal()?;\n",
+            "",
+        )],
+        test: ERASURE,
+        target: INTEGRATION,
     },
     Mutant {
         name: "names below the log's folder are looked up from its path",

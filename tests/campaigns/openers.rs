@@ -106,8 +106,9 @@ fn contend(paths: &[PathBuf], end: Holder, sessions: &mut usize) {
         .open(&paths[1])
         .unwrap_or_else(|error| panic!("the next open fails: {error:?}"));
     let known = log
-        .sessions(SessionQuery::new().limit(1_000))
-        .expect("the sessions");
+        .sessions(SessionQuery::by_id().limit(1_000))
+        .expect("the sessions")
+        .items;
     assert_eq!(known.len(), *sessions, "each holder's append is there");
     drop(log);
     for mut opener in openers {

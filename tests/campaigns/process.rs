@@ -237,9 +237,10 @@ impl Enduring {
         thread::park_timeout(Duration::from_millis(150));
         if self.reads == Reads::Succeed {
             let sessions = log
-                .sessions(SessionQuery::new().limit(100))
+                .sessions(SessionQuery::by_id().limit(100))
                 .expect("sessions are listed");
-            for session in sessions {
+            for session in sessions.items {
+                let session = session.id;
                 log.list(&session, PageRequest::new())
                     .expect("what is durable can be read");
             }

@@ -244,9 +244,11 @@ impl Soaking {
 fn list(log: &SessionLog, mut dice: Dice) {
     loop {
         for session in log
-            .sessions(SessionQuery::new().limit(100))
+            .sessions(SessionQuery::by_id().limit(100))
             .expect("the sessions")
+            .items
         {
+            let session = session.id;
             let tail = log.head(&session).expect("a session has a head").last;
             let page = log
                 .list(

@@ -12,8 +12,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually, feed_all, folder,
-    in_time, notes, of_session, on_tokio, open, poll_once, read_all, segments, session,
+    ListIds, assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually, feed_all,
+    folder, in_time, notes, of_session, on_tokio, open, poll_once, read_all, segments, session,
     small_files, take_events, threads,
 };
 
@@ -57,7 +57,7 @@ fn check_readable(log: &SessionLog, ack: &Ack) {
         .unwrap();
     assert_eq!(take_events(&mut stream, ack.events.len()), ack.events);
     assert!(
-        log.sessions(SessionQuery::new().limit(1_000))
+        log.session_ids(SessionQuery::by_id().limit(1_000))
             .unwrap()
             .contains(id)
     );
@@ -485,7 +485,7 @@ fn readers_of_a_growing_log_never_see_anything_go_back() {
                         assert!(all.len() >= seen.len().max(usize::try_from(head.last).unwrap()));
                         assert_eq!(all[..seen.len()], seen);
                         assert_eq!(
-                            all[usize::try_from(head.last).unwrap() - 1].id,
+                            Some(all[usize::try_from(head.last).unwrap() - 1].id),
                             head.last_id
                         );
                         assert!(log.stats().events >= head.last);

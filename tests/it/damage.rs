@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Access, open_for};
+use crate::support::{Access, ListIds, open_for};
 use sessionlog::{
     Ack, Batch, Error, Event, EventId, Expected, NewEvent, Options, PageRequest, SessionId,
     SessionLog, SessionQuery, StartAt,
@@ -25,6 +25,9 @@ use sessionlog::{
 
 /// Every header has its format version here: journal file, segment, and framed value.
 const VERSION_AT: usize = 8;
+/// The format version that is written, and the one after it.
+const VERSION: u8 = 2;
+const LATER_VERSION: u8 = VERSION + 1;
 /// A framed value begins after such a header.
 const VALUE_AT: usize = 24;
 const JOURNAL_MAGIC: &[u8] = b"slogjrnl";
@@ -495,7 +498,11 @@ fn damage_to_both_manifest_slots_is_an_error_and_never_an_empty_log() {
 #[test]
 fn a_later_format_version_is_refused_as_unsupported_and_nothing_is_changed() {
     let sealed = Sealed::new();
-    let set = |name: &Path, at: usize| with(&sealed.image, |image| bytes_of(image, name)[at] = 2);
+    let set = |name: &Path, at: usize| {
+        with(&sealed.image, |image| {
+            bytes_of(image, name)[at] = LATER_VERSION;
+        })
+    };
     for slot in SLOTS {
         check_refused(
             &set(Path::new(slot), VERSION_AT),
@@ -759,11 +766,8 @@ fn is_corrupt(error: &Error) -> bool {
 fn is_unsupported(error: &Error) -> bool {
     matches!(
         error,
-        Error::Unsupported {
-            found: 2,
-            supported: 1,
-            ..
-        }
+        Error::Unsupported { found, supported, .. }
+            if (*found, *supported) == (LATER_VERSION.into(), VERSION.into())
     )
 }
 
@@ -1021,11 +1025,11 @@ fn contents(log: &SessionLog) -> Result<Contents, Error> {
         .events()
         .collect::<Result<Vec<_>, _>>()?;
     let mut sessions = Vec::new();
-    for session in log.sessions(SessionQuery::new().limit(PAGE))? {
+    for session in log.session_ids(SessionQuery::by_id().limit(PAGE))? {
         let events = all_pages(log, &session)?;
         let head = log.head(&session)?;
         assert_eq!(
-            (head.first, head.last, Some(head.last_id)),
+            (head.first, head.last, head.last_id),
             (1, events.len() as u64, events.last().map(|e| e.id)),
             "the head of {session}"
         );
@@ -1065,7 +1069,7 @@ fn contents(log: &SessionLog) -> Result<Contents, Error> {
     }
     Ok(Contents {
         sessions,
-        recent: log.recent_sessions(PAGE)?,
+        recent: log.recent_ids(PAGE)?,
         feed,
     })
 }

@@ -37,7 +37,7 @@ fn the_feed_gives_every_session_in_commit_order_from_any_event() {
     append(&log, &mut all);
     check(&log, &all);
     for _ in 0..2 {
-        all.extend(seal_once(&dir, &log, &session("filler")));
+        all.extend(seal_once(&log, &session("filler")));
         append(&log, &mut all);
         check(&log, &all);
     }
@@ -85,7 +85,7 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     assert_error!(log.feed_after(nil), Error::UnknownEvent { id } if *id == nil);
     let mut all = log.append(&session("a"), notes("n", 5)).unwrap().events;
     check_places(&log, &all);
-    all.extend(seal_once(&dir, &log, &session("b")));
+    all.extend(seal_once(&log, &session("b")));
     all.extend(log.append(&session("a"), notes("m", 5)).unwrap().events);
     check_places(&log, &all);
     log.close().unwrap();

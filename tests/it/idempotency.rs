@@ -156,7 +156,7 @@ fn the_key_is_looked_at_before_the_expected_seq() {
         Expected::Exists,
         Expected::Any,
     ] {
-        check_replay(&log, &id, keyed().expected(expected), &ack.events);
+        check_replay(&log, &id, keyed().expected(expected.clone()), &ack.events);
         check_conflict(
             &log,
             &id,
@@ -233,9 +233,9 @@ fn a_key_holds_in_memory_in_segments_and_over_reopening() {
     drop(log);
     let log = small_files().open(dir.path()).unwrap();
     check(&log);
-    seal_once(&dir, &log, &filler);
+    seal_once(&log, &filler);
     check(&log);
-    seal_once(&dir, &log, &filler);
+    seal_once(&log, &filler);
     check(&log);
     log.close().unwrap();
     let log = small_files().open(dir.path()).unwrap();

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use sessionlog::{Event, Expected, PageRequest, SessionId};
+use sessionlog::{Compression, Event, Expected, Options, PageRequest, SessionId};
 
 use crate::list::check_walk;
 use crate::support::{
@@ -11,13 +11,15 @@ use crate::support::{
 };
 
 const SESSIONS: usize = 6;
-/// Journal files may be sealed together, so that there are fewer runs of a session.
-const ROUNDS: usize = 6;
+/// Two neighbours are merged, so these make several merged segments.
+const ROUNDS: usize = 8;
 const RUNS_MIN: usize = 3;
 
-/// The keys of runs begin with this byte. The key of the index's progress does not.
-const KIND_RUN: u8 = 1;
-const KIND_POSITION_BEFORE: u8 = 2;
+/// The keys of entries begin with this byte. The key of what the index covers does not.
+const KIND_SESSION: u8 = 4;
+const KIND_COVERAGE_BEFORE: u8 = 3;
+/// The bytes of a key that are the session's.
+const SESSION_BYTES: std::ops::Range<usize> = 1..17;
 /// sled opens a folder only with the size that it was made with.
 const SLED_SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 
@@ -84,7 +86,7 @@ fn what_the_index_said_of_a_session_that_grew_since_is_no_limit_and_no_lie() {
     let mut events = Vec::new();
     for nth in 0..ROUNDS {
         events.extend(append_notes(&log, &read, &nth.to_string(), 7));
-        seal_once(&dir, &log, &filler);
+        seal_once(&log, &filler);
         eventually("the index to have all segments", || {
             log.stats().index_lag == 0
         });
@@ -119,10 +121,10 @@ fn an_index_of_an_earlier_format_is_built_again() {
     let position = db
         .iter()
         .map(Result::unwrap)
-        .find(|(key, _)| key[0] != KIND_RUN)
+        .find(|(key, _)| key[0] != KIND_SESSION)
         .unwrap();
     db.remove(position.0).unwrap();
-    db.insert([KIND_POSITION_BEFORE], position.1).unwrap();
+    db.insert([KIND_COVERAGE_BEFORE], position.1).unwrap();
     db.flush().unwrap();
     drop(db);
     let log = small_files().open(dir.path()).unwrap();
@@ -157,7 +159,7 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
     let written = write_sealed(&dir);
     change_index(&dir.path().join("index"), lie);
 
-    let log = small_files().open(dir.path()).unwrap();
+    let log = merging().open(dir.path()).unwrap();
     // The index is not queried before it has been opened.
     eventually("the index to be open and to have all segments", || {
         log.stats().index_lag == 0
@@ -166,7 +168,7 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
         let (head, newest) = (log.head(session).unwrap(), events.last().unwrap());
         assert_eq!(
             (head.last, head.last_id),
-            (newest.seq, newest.id),
+            (newest.seq, Some(newest.id)),
             "the head of {session}"
         );
         assert!(
@@ -211,7 +213,7 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
 /// Returns a closed log with several segments, each with events of each session, and these events.
 /// The journal holds none of them.
 fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
-    let log = small_files().open(dir.path()).unwrap();
+    let log = merging().open(dir.path()).unwrap();
     let mut written: Vec<_> = (0..SESSIONS)
         .map(|nth| (session(&format!("s{nth}")), Vec::new()))
         .collect();
@@ -221,14 +223,22 @@ fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
         for (count, (session, events)) in (1..).zip(&mut written) {
             events.extend(append_notes(&log, session, &nth.to_string(), count));
         }
-        seal_once(dir, &log, &session("filler"));
+        seal_once(&log, &session("filler"));
     }
-    seal_once(dir, &log, &session("filler"));
+    seal_once(&log, &session("filler"));
     eventually("the index to have all segments", || {
         log.stats().index_lag == 0
     });
     log.close().unwrap();
     written
+}
+
+fn merging() -> Options {
+    // Two segments of a journal file each fit, and no more.
+    small_files()
+        .compression(Compression::None)
+        .merge_fanout(2)
+        .tier_bytes_max(14 << 20)
 }
 
 fn sled_in(folder: &Path) -> sled::Db {
@@ -242,7 +252,7 @@ fn sled_in(folder: &Path) -> sled::Db {
 fn change_index(folder: &Path, lie: impl Fn(&mut [Runs])) {
     let db = sled_in(folder);
     let entries: Runs = db
-        .scan_prefix([KIND_RUN])
+        .scan_prefix([KIND_SESSION])
         .map(Result::unwrap)
         .map(|(key, run)| (key.to_vec(), Some(run.to_vec())))
         .collect();
@@ -263,7 +273,6 @@ fn change_index(folder: &Path, lie: impl Fn(&mut [Runs])) {
     db.flush().unwrap();
 }
 
-/// A session ID ends with a NUL.
 fn session_of(key: &[u8]) -> Option<&[u8]> {
-    key.split(|byte| *byte == 0).next()
+    key.get(SESSION_BYTES)
 }

@@ -8,7 +8,7 @@ use sessionlog::{
 };
 
 use crate::support::{
-    assert_error, block_on, folder, note, notes, open, read_all, session, small_files,
+    ListIds, assert_error, block_on, folder, note, notes, open, read_all, session, small_files,
 };
 
 /// Fails unless the call was refused for this limit with these values.
@@ -271,25 +271,25 @@ fn check_pages(options: Options, max: usize) {
         assert_error!(log.list(&id, page.clone().limit(0)), Error::Invalid { .. });
         assert_error!(log.messages(&id, page.limit(0)), Error::Invalid { .. });
     }
-    log.sessions(SessionQuery::new().limit(max)).unwrap();
-    log.recent_sessions(max).unwrap();
+    log.session_ids(SessionQuery::by_id().limit(max)).unwrap();
+    log.recent_ids(max).unwrap();
     check_refused(
-        log.sessions(SessionQuery::new().limit(max + 1)),
+        log.session_ids(SessionQuery::by_id().limit(max + 1)),
         Limit::PageEvents,
         above,
         max as u64,
     );
     check_refused(
-        log.recent_sessions(max + 1),
+        log.recent_ids(max + 1),
         Limit::PageEvents,
         above,
         max as u64,
     );
     assert_error!(
-        log.sessions(SessionQuery::new().limit(0)),
+        log.session_ids(SessionQuery::by_id().limit(0)),
         Error::Invalid { .. }
     );
-    assert_error!(log.recent_sessions(0), Error::Invalid { .. });
+    assert_error!(log.recent_ids(0), Error::Invalid { .. });
 }
 
 #[test]

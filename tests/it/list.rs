@@ -102,11 +102,7 @@ fn check_page(page: &Page<Event>, form: Form, all: &[Event]) {
     assert_eq!(page.items, expected, "{form:?}");
     assert_eq!(page.has_more, range.len() > form.limit, "{form:?}");
     assert_eq!(page.tail, all.len() as Seq, "{form:?}");
-    assert_eq!(
-        Some(page.tail_id),
-        all.last().map(|event| event.id),
-        "{form:?}"
-    );
+    assert_eq!(page.tail_id, all.last().map(|event| event.id), "{form:?}");
     match (seqs(expected).iter().min(), seqs(expected).iter().max()) {
         (Some(first), Some(last)) => {
             assert_eq!((page.first, page.last), (*first, *last), "{form:?}");
@@ -295,7 +291,7 @@ fn pages_over_segments_and_memory_match_the_model() {
         let end = all.len() as Seq;
         places.extend([end - 1, end, end + 1]);
         if round < 3 {
-            seal_once(&dir, &log, &filler);
+            seal_once(&log, &filler);
         }
     }
     all.extend(
@@ -312,7 +308,7 @@ fn pages_over_segments_and_memory_match_the_model() {
     log.close().unwrap();
     let log = small_files().open(dir.path()).unwrap();
     check(&log);
-    seal_once(&dir, &log, &filler);
+    seal_once(&log, &filler);
     check(&log);
 }
 
@@ -323,7 +319,7 @@ fn a_session_larger_than_a_segment_reads_back_whole() {
     let id = session("s");
     let mut all = log.append(&id, mixed(0, 3, 10)).unwrap().events;
     for _ in 0..3 {
-        all.extend(seal_once(&dir, &log, &id));
+        all.extend(seal_once(&log, &id));
     }
     let tail = all.len() as Seq;
     let check = |log: &SessionLog| {
@@ -546,7 +542,7 @@ fn a_cursor_that_does_not_fit_is_named() {
         }
     };
     check(&log);
-    seal_once(&dir, &log, &session("filler"));
+    seal_once(&log, &session("filler"));
     check(&log);
     append_notes(&log, &id, "more", 2);
     check(&log);

@@ -9,22 +9,25 @@
 )]
 
 mod append;
+mod backup;
 mod concurrency;
 mod damage;
+mod erasure;
 mod feed;
 mod idempotency;
 mod index;
+mod lifecycle;
 mod limits;
 mod list;
 mod message;
 mod model;
 mod old_format;
 mod options;
-mod span_filters;
 // Elsewhere a log is not protected from its folder being moved.
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 mod place;
 mod reopen;
+mod retention;
 mod sessions;
 mod stats;
 mod stream;

@@ -10,7 +10,7 @@ use crate::support::{
     append_notes, assert_error, folder, note, notes, open, seal_once, session, small_files,
 };
 
-use MessageStatus::{Completed, Failed, Queued, Running, WaitingForTool};
+use MessageStatus::{Cancelled, Completed, Failed, Queued, Running, WaitingForTool};
 
 /// Opens a turn and returns its event.
 fn ask(log: &SessionLog, session: &SessionId, text: &str) -> Event {
@@ -157,6 +157,53 @@ fn a_turn_may_begin_and_end_in_one_batch() {
 }
 
 #[test]
+fn a_turn_is_cancelled_by_a_status_alone_and_stays_so() {
+    let dir = folder();
+    let mut log = small_files().open(dir.path()).unwrap();
+    let id = session("s");
+    let turn = MessageId::from(ask(&log, &id, "a long task").id);
+    let said = json!({"text": "I look."});
+    tell(&log, &id, turn, "assistant.message_completed", &said);
+    tell(
+        &log,
+        &id,
+        turn,
+        "tool.call_requested",
+        &json!({"call_id": 1}),
+    );
+    for no_end in ["user.interrupt", "message.cancelled"] {
+        let told = tell(&log, &id, turn, no_end, &json!({"status": "cancelled"}));
+        let message = log.message(turn).unwrap();
+        assert_eq!(
+            (message.status, message.completed_at),
+            (WaitingForTool, None)
+        );
+        assert_eq!(told.message_id, Some(turn), "{no_end}");
+    }
+    tell_status(&log, &id, turn, &json!({"status": "canceled"}));
+    assert_eq!(log.message(turn).unwrap().status, WaitingForTool, "unknown");
+
+    let cancelled = json!({"status": "cancelled", "error": "only a failure has one"});
+    let end = tell_status(&log, &id, turn, &cancelled);
+    let message = log.message(turn).unwrap();
+    assert_eq!(
+        (message.status, message.completed_at, &message.error),
+        (Cancelled, Some(end.created_at), &None)
+    );
+    assert_eq!((message.attempt, &message.output), (1, &vec![said]));
+    assert!(message.status.is_final());
+    for late in ["completed", "failed", "running"] {
+        let data = json!({"status": late, "attempt": 2});
+        tell_status(&log, &id, turn, &data);
+        assert_eq!(log.message(turn).unwrap(), message, "after {late}");
+    }
+    seal_once(&log, &session("filler"));
+    log.close().unwrap();
+    log = small_files().open(dir.path()).unwrap();
+    assert_eq!(log.message(turn).unwrap(), message);
+}
+
+#[test]
 fn only_events_of_its_own_session_that_name_it_change_a_message() {
     let dir = folder();
     let log = open(&dir);
@@ -213,7 +260,7 @@ fn what_opened_no_turn_is_an_unknown_message() {
         assert_eq!(log.message(asked.id.into()).unwrap().status, Running);
     };
     check();
-    seal_once(&dir, &log, &session("filler"));
+    seal_once(&log, &session("filler"));
     check();
 }
 
@@ -251,7 +298,7 @@ fn a_turn_over_several_segments_reads_back_whole() {
             "tool.call_requested",
             &json!({"call_id": round}),
         );
-        seal_once(&dir, &log, &filler);
+        seal_once(&log, &filler);
         assert_eq!(log.message(turn).unwrap().status, WaitingForTool);
         ask(&log, &id, "another task");
         tell(
@@ -278,7 +325,7 @@ fn a_turn_over_several_segments_reads_back_whole() {
     tell_status(&log, &id, turn, &json!({"status": "completed"}));
     let done = log.message(turn).unwrap();
     assert_eq!((done.status, &done.output), (Completed, &said));
-    seal_once(&dir, &log, &filler);
+    seal_once(&log, &filler);
     assert_eq!(log.message(turn).unwrap(), done);
     assert_eq!(
         log.messages(&id, PageRequest::new()).unwrap().items.len(),
@@ -462,7 +509,7 @@ fn messages_are_listed_in_the_order_of_their_turns() {
             &json!({"status": "completed"}),
         );
         if round < 2 {
-            seal_once(&dir, &log, &session("filler"));
+            seal_once(&log, &session("filler"));
         }
     }
     let tail = log.head(&id).unwrap().last;
@@ -716,5 +763,145 @@ fn outputs_that_are_large_as_values_are_left_out_as_if_they_were_long() {
     }
     for page in [PageRequest::new(), PageRequest::new().newest_first()] {
         assert_eq!(log.messages(&id, page).unwrap().items.len(), 1);
+    }
+}
+
+/// Walks the open turns by `next_page`, in both orders, and compares them with those among all
+/// messages. Returns the most pages that one walk took.
+fn check_open(log: &SessionLog, session: &SessionId, limits: &[usize]) -> usize {
+    let walk = |request: PageRequest, limit: usize| {
+        let (mut walked, mut pages, mut next) = (Vec::new(), 0, Some(request.limit(limit)));
+        let mut covered = 0;
+        while let Some(request) = next {
+            let page = log.messages(session, request).unwrap();
+            assert!(page.items.len() <= limit);
+            assert!(
+                page.first <= page.last || !page.has_more,
+                "a page gets nowhere"
+            );
+            covered += page.last + 1 - page.first;
+            let inside = |message: &Message| (page.first..=page.last).contains(&message.seq);
+            assert!(page.items.iter().all(inside));
+            next = page.next_page();
+            walked.extend(page.items);
+            pages += 1;
+        }
+        (walked, pages, covered)
+    };
+    let mut expected = walk(PageRequest::new(), limits[0]).0;
+    expected.retain(|message| !message.status.is_final());
+    let tail = log.head(session).unwrap().last;
+    let mut most = 0;
+    for &limit in limits {
+        let open = PageRequest::new().open_turns();
+        let (up, pages, covered) = walk(open.clone(), limit);
+        assert_eq!((&up, covered), (&expected, tail), "in pages of {limit}");
+        let (mut down, pages_down, covered) = walk(open.newest_first(), limit);
+        down.reverse();
+        assert_eq!((&down, covered), (&expected, tail), "newest first, {limit}");
+        most = most.max(pages).max(pages_down);
+    }
+    most
+}
+
+#[test]
+fn a_page_of_open_turns_holds_all_that_wait_and_none_that_is_over() {
+    let dir = folder();
+    let log = small_files().page_events_max(20).open(dir.path()).unwrap();
+    let id = session("s");
+    append_notes(&log, &id, "before any turn", 3);
+    check_open(&log, &id, &[1, 20]);
+    let turns: Vec<MessageId> = (0..70)
+        .map(|n| ask(&log, &id, &n.to_string()).id.into())
+        .collect();
+    check_open(&log, &id, &[1, 2, 7, 20]);
+    // Turns end late, and in another order than they began.
+    let names = ["completed", "failed", "cancelled", "running", "completed"];
+    for (n, turn) in turns.iter().enumerate().rev().filter(|(n, _)| n % 9 > 0) {
+        let name = names[n % names.len()];
+        tell_status(&log, &id, *turn, &json!({ "status": name }));
+    }
+    let call = json!({"call_id": 1});
+    tell(&log, &id, turns[18], "tool.call_requested", &call);
+    check_open(&log, &id, &[1, 2, 7, 20]);
+    let shown = |request: PageRequest| -> Vec<MessageStatus> {
+        let page = log.messages(&id, request.open_turns()).unwrap();
+        page.items.into_iter().map(|item| item.status).collect()
+    };
+    let first = PageRequest::new().limit(5);
+    let expected = [Queued, Running, Running, Queued, Running];
+    assert_eq!(shown(first.clone()), expected);
+    let (after, before) = (turns[13].event_id(), turns[24].event_id());
+    let some = first.after(after).before(before);
+    assert_eq!(shown(some.clone()), [WaitingForTool, Running]);
+    assert_eq!(shown(some.newest_first()), [Running, WaitingForTool]);
+
+    seal_once(&log, &session("filler"));
+    check_open(&log, &id, &[1, 20]);
+    for turn in turns {
+        tell_status(&log, &id, turn, &json!({"status": "cancelled"}));
+    }
+    check_open(&log, &id, &[1, 20]);
+}
+
+#[test]
+fn a_search_for_open_turns_reads_a_bounded_part_and_goes_on_from_there() {
+    let dir = folder();
+    let bytes_max = 64 * 1024;
+    let options = Options::new().scan_bytes_max(bytes_max);
+    let log = options.open(dir.path()).unwrap();
+    let id = session("s");
+    for n in 0..40 {
+        let asked = ask(&log, &id, &"x".repeat(8 * 1024));
+        if n != 33 {
+            tell_status(&log, &id, asked.id.into(), &json!({"status": "completed"}));
+        }
+    }
+    let first = log
+        .messages(&id, PageRequest::new().open_turns().limit(1))
+        .unwrap();
+    assert!(first.items.is_empty() && first.has_more);
+    // A turn of 8 KiB is two events, and the last event may lie across the bound.
+    assert!((8..=18).contains(&first.last), "{first:?}");
+    let pages = check_open(&log, &id, &[1, 100, 1_000]);
+    assert!((4..=40).contains(&pages), "{pages}");
+}
+
+#[test]
+fn open_turns_that_keep_too_much_for_a_page_come_on_the_next() {
+    let dir = folder();
+    let options = Options::new().scan_bytes_max(64 * 1024);
+    let log = options.open(dir.path()).unwrap();
+    let id = session("s");
+    let turns: Vec<MessageId> = (0..12)
+        .map(|n| ask(&log, &id, &n.to_string()).id.into())
+        .collect();
+    for round in 0..12 {
+        for turn in &turns {
+            let said = json!({"n": round, "text": "x".repeat(4_000)});
+            tell(&log, &id, *turn, "assistant.message_completed", &said);
+        }
+    }
+    for turn in turns.iter().step_by(2) {
+        tell_status(&log, &id, *turn, &json!({"status": "failed"}));
+    }
+    let pages = check_open(&log, &id, &[1, 3, 100]);
+    assert!((6..=150).contains(&pages), "{pages}");
+}
+
+#[test]
+fn a_page_of_events_ignores_the_filter_for_open_turns() {
+    let dir = folder();
+    let log = open(&dir);
+    let id = session("s");
+    let turn = ask(&log, &id, "one").id.into();
+    tell_status(&log, &id, turn, &json!({"status": "cancelled"}));
+    append_notes(&log, &id, "n", 3);
+    let page = |request: PageRequest| log.list(&id, request.limit(2)).unwrap().items;
+    let request = PageRequest::new();
+    assert_eq!(page(request.clone().open_turns()), page(request));
+    for limit in [0, 1_001] {
+        let request = PageRequest::new().open_turns().limit(limit);
+        assert!(log.messages(&id, request).is_err(), "a limit of {limit}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sessionlog::{Error, Event, Options, PageRequest, SessionLog};
+use sessionlog::{Compression, Error, Event, Options, PageRequest, SessionLog};
 use tempfile::TempDir;
 
 use crate::support::{
@@ -22,7 +22,7 @@ fn check_works(options: &Options) {
             opened => opened.unwrap(),
         };
         all.extend(append_notes(&log, &id, &round.to_string(), 3));
-        all.extend(seal_once(&dir, &log, &id));
+        all.extend(seal_once(&log, &id));
         all.extend(append_notes(&log, &id, &round.to_string(), 3));
         for _ in 0..2 {
             assert_eq!(read_all(&log, &id), all, "{options:?}");
@@ -69,7 +69,7 @@ fn an_index_that_is_given_no_cache_still_comes_to_hold_everything() {
         .index_cache_bytes_max(0)
         .open(dir.path())
         .unwrap();
-    seal_once(&dir, &log, &session("s"));
+    seal_once(&log, &session("s"));
     eventually("the index has caught up", || log.stats().index_lag == 0);
     assert_eq!(log.stats().index_rebuilds, 0);
 }
@@ -93,6 +93,35 @@ fn the_largest_sizes_ask_for_nothing_in_advance() {
 #[test]
 fn a_writer_may_wait_for_room_without_end() {
     check_works(&small_files().stall_wait(Duration::MAX));
+}
+
+#[test]
+fn a_log_reads_segments_of_either_compression() {
+    let dir = folder();
+    let (mut all, mut sizes) = (Vec::new(), Vec::new());
+    for compression in [Compression::None, Compression::Lz4, Compression::None] {
+        let log = small_files()
+            .compression(compression)
+            .open(dir.path())
+            .unwrap();
+        let before = log.stats().segment_bytes;
+        all.extend(seal_once(&log, &session("s")));
+        eventually("the segment is in use", || {
+            log.stats().segment_bytes > before
+        });
+        sizes.push(log.stats().segment_bytes - before);
+        assert_eq!(read_all(&log, &session("s")), all, "{compression:?}");
+        assert_eq!(feed_all(&log), all, "{compression:?}");
+        log.close().unwrap();
+    }
+    assert!(sizes[1] < sizes[0] / 10, "{sizes:?}");
+    for compression in [Compression::None, Compression::Lz4] {
+        let log = Options::new()
+            .compression(compression)
+            .open(dir.path())
+            .unwrap();
+        assert_eq!(read_all(&log, &session("s")), all, "{compression:?}");
+    }
 }
 
 /// A log with a turn, large and small batches, and a key, in more than one of the smallest journal

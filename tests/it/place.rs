@@ -329,27 +329,26 @@ fn a_symbolic_link_in_the_place_of_filters_or_index_is_not_followed() {
     for name in ["filters", "index"] {
         let (folder, elsewhere) = (folder(), folder());
         let log = small_files().open(folder.path()).unwrap();
-        let mut kept = seal_once(&folder, &log, &session("s"));
+        let mut kept = seal_once(&log, &session("s"));
         eventually("the index has it", || {
             log.stats().segments > 0 && log.stats().index_lag == 0
         });
         log.close().unwrap();
         let linked = folder.path().join(name);
-        fs::rename(&linked, elsewhere.path().join("moved")).unwrap();
+        if name == "index" {
+            fs::rename(&linked, elsewhere.path().join("moved")).unwrap();
+        } else {
+            // An earlier version had this folder.
+            fs::create_dir(elsewhere.path().join("moved")).unwrap();
+            fs::write(elsewhere.path().join("moved").join("file"), "kept").unwrap();
+        }
         symlink(elsewhere.path().join("moved"), &linked).unwrap();
         let before = image(elsewhere.path());
         let log = small_files().open(folder.path()).unwrap();
-        kept.append(&mut seal_once(&folder, &log, &session("s")));
+        kept.append(&mut seal_once(&log, &session("s")));
         if name == "index" {
             eventually("the link is set aside", || {
                 !linked.is_symlink() && log.stats().index_lag == 0
-            });
-        } else {
-            eventually("what is refused is said", || {
-                log.stats()
-                    .refused
-                    .iter()
-                    .any(|refusal| refusal.work == "filters")
             });
         }
         log.health().unwrap();

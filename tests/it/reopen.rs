@@ -15,7 +15,7 @@ use sessionlog::{
 use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_dense, assert_error, assert_rising, block_on, copy_folder, drain,
+    ListIds, append_notes, assert_dense, assert_error, assert_rising, block_on, copy_folder, drain,
     feed_all, folder, listing, notes, open, paths_below, read_all, seal_once, session, small_files,
 };
 
@@ -30,7 +30,7 @@ struct Seen {
 
 fn seen(log: &SessionLog) -> Seen {
     let sessions = log
-        .sessions(SessionQuery::new().limit(1_000))
+        .session_ids(SessionQuery::by_id().limit(1_000))
         .unwrap()
         .into_iter()
         .map(|id| {
@@ -56,7 +56,7 @@ fn seen(log: &SessionLog) -> Seen {
     let sessions = sessions.collect();
     Seen {
         sessions,
-        recent: log.recent_sessions(1_000).unwrap(),
+        recent: log.recent_ids(1_000).unwrap(),
         feed: feed_all(log),
         events: log.stats().events,
     }
@@ -93,7 +93,7 @@ fn check_goes_on(log: &SessionLog, tag: &str) {
     );
     let new = append_notes(log, &id, "new", 1).remove(0);
     assert!(new.id > newest, "{new:?} came after {newest}");
-    assert_eq!(log.head(&id).unwrap().last_id, new.id);
+    assert_eq!(log.head(&id).unwrap().last_id, Some(new.id));
 }
 
 /// Ends the log in some way, again and again, with appends in between; everything must be there
@@ -119,8 +119,8 @@ fn check_reopening(
     }
 }
 
-fn seal(dir: &TempDir, log: &SessionLog) {
-    seal_once(dir, log, &session("filler"));
+fn seal(_dir: &TempDir, log: &SessionLog) {
+    seal_once(log, &session("filler"));
 }
 
 #[expect(
@@ -430,7 +430,7 @@ fn a_log_opened_for_reading_only_shows_everything_and_changes_no_byte() {
         let log = small_files().open(dir.path()).unwrap();
         append_some(&log, "one");
         if seals {
-            seal_once(&dir, &log, &session("filler"));
+            seal_once(&log, &session("filler"));
             append_some(&log, "two");
         }
         let expected = seen(&log);
@@ -483,7 +483,7 @@ fn files_of_others_are_left_alone() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     append_some(&log, "one");
-    seal_once(&dir, &log, &session("filler"));
+    seal_once(&log, &session("filler"));
     let expected = seen(&log);
     log.close().unwrap();
     let folders = paths_below(dir.path())
@@ -568,8 +568,11 @@ fn a_closed_log_refuses_every_call_and_may_be_closed_again() {
         assert_error!(log.event(event.id), Error::Closed);
         assert_error!(log.message(event.id.into()), Error::Closed);
         assert_error!(log.messages(&id, PageRequest::new()), Error::Closed);
-        assert_error!(log.sessions(SessionQuery::new().limit(1)), Error::Closed);
-        assert_error!(log.recent_sessions(1), Error::Closed);
+        assert_error!(
+            log.session_ids(SessionQuery::by_id().limit(1)),
+            Error::Closed
+        );
+        assert_error!(log.recent_ids(1), Error::Closed);
         // A second close may be refused or not. It must return and leave the folder alone.
         drop(log.close());
     }
@@ -587,7 +590,7 @@ fn an_async_append_outlives_its_handle_and_ends() {
     let outcome = block_on(append);
     let found = open(&dir).head(&id);
     match outcome {
-        Ok(ack) => assert_eq!(found.unwrap().last_id, ack.events[1].id),
+        Ok(ack) => assert_eq!(found.unwrap().last_id, Some(ack.events[1].id)),
         Err(Error::Closed) => assert_error!(found, Error::UnknownSession { .. }),
         Err(error) => panic!("{error:?}"),
     }

@@ -7,8 +7,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_dense, assert_error, drain, feed_all, folder, note, of_session, open,
-    paths_below, read_all, seal_once, session, small_files, take_events,
+    ListIds, append_notes, assert_dense, assert_error, drain, feed_all, folder, note, of_session,
+    open, paths_below, read_all, seal_once, session, small_files, take_events,
 };
 
 /// Names that would collide in a folder, in a key without lengths, or after folding case or Unicode
@@ -107,13 +107,13 @@ fn check_apart(log: &SessionLog, sessions: &[SessionId], each: usize) {
         let head = log.head(id).unwrap();
         assert_eq!(
             (head.first, head.last, head.last_id),
-            (1, each as u64, events.last().unwrap().id)
+            (1, each as u64, Some(events.last().unwrap().id))
         );
     }
     let mut sorted = sessions.to_vec();
     sorted.sort_by(|a, b| a.as_str().as_bytes().cmp(b.as_str().as_bytes()));
     assert_eq!(
-        log.sessions(SessionQuery::new().limit(1_000)).unwrap(),
+        log.session_ids(SessionQuery::by_id().limit(1_000)).unwrap(),
         sorted
     );
 }
@@ -132,7 +132,7 @@ fn sessions_with_awkward_names_never_meet() {
 
     // From here on they are in a segment, together with one more that fills it.
     let filler = session("filler");
-    seal_once(&dir, &log, &filler);
+    seal_once(&log, &filler);
     append_next(&log, &sessions, 3);
     for id in &sessions {
         let data: Vec<_> = read_all(&log, id)
@@ -142,7 +142,7 @@ fn sessions_with_awkward_names_never_meet() {
         assert_eq!(data, [1, 2, 3].map(|seq| data_of(id, seq)), "{id:?}");
     }
     assert_eq!(
-        log.sessions(SessionQuery::new().limit(1_000))
+        log.session_ids(SessionQuery::by_id().limit(1_000))
             .unwrap()
             .len(),
         sessions.len() + 1
@@ -158,7 +158,7 @@ fn no_file_is_ever_named_after_a_session() {
     for name in awkward_names() {
         append_notes(&log, &session(&name), "n", 1);
     }
-    seal_once(&dir, &log, &session("a/../../filler"));
+    seal_once(&log, &session("a/../../filler"));
     log.close().unwrap();
 
     let inside_only: Vec<_> = fs::read_dir(outer.path())
@@ -247,9 +247,9 @@ fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
         loop {
             let page = match walked.last() {
                 Some(last) => log
-                    .sessions(SessionQuery::new().after(last).limit(limit))
+                    .session_ids(SessionQuery::by_id().after(last).limit(limit))
                     .unwrap(),
-                None => log.sessions(SessionQuery::new().limit(limit)).unwrap(),
+                None => log.session_ids(SessionQuery::by_id().limit(limit)).unwrap(),
             };
             assert_eq!(page.len(), limit.min(sorted.len() - walked.len()));
             if page.is_empty() {
@@ -268,7 +268,7 @@ fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
             .cloned()
             .collect();
         assert_eq!(
-            log.sessions(SessionQuery::new().after(&cursor).limit(1_000))
+            log.session_ids(SessionQuery::by_id().after(&cursor).limit(1_000))
                 .unwrap(),
             expected,
             "after {name:?}"
@@ -287,12 +287,15 @@ fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
     sorted.push(session("filler"));
     sorted.push(session("later"));
     sorted.sort();
-    assert_eq!(log.sessions(SessionQuery::new().limit(10)).unwrap(), []);
+    assert_eq!(
+        log.session_ids(SessionQuery::by_id().limit(10)).unwrap(),
+        []
+    );
     let (early, late) = names.split_at(6);
     for name in early {
         append_notes(&log, &session(name), "early", 2);
     }
-    seal_once(&dir, &log, &session("filler"));
+    seal_once(&log, &session("filler"));
     for name in late.iter().chain(early.first()).chain([&"later"]) {
         append_notes(&log, &session(name), "late", 1);
     }
@@ -300,7 +303,7 @@ fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
     log.close().unwrap();
     let log = small_files().open(dir.path()).unwrap();
     check_listing(&log, &sorted);
-    seal_once(&dir, &log, &session("filler"));
+    seal_once(&log, &session("filler"));
     check_listing(&log, &sorted);
 }
 
@@ -308,7 +311,7 @@ fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
 fn recent_sessions_come_newest_first_and_once() {
     let dir = folder();
     let mut log = small_files().open(dir.path()).unwrap();
-    assert_eq!(log.recent_sessions(10).unwrap(), []);
+    assert_eq!(log.recent_ids(10).unwrap(), []);
     let mut order: Vec<SessionId> = Vec::new();
     let mut touch = |log: &SessionLog, name: &str| {
         let id = session(name);
@@ -317,7 +320,7 @@ fn recent_sessions_come_newest_first_and_once() {
         order.insert(0, id);
         for limit in [1, 2, 3, 100] {
             assert_eq!(
-                log.recent_sessions(limit).unwrap(),
+                log.recent_ids(limit).unwrap(),
                 order[..limit.min(order.len())],
                 "the newest {limit}"
             );
@@ -326,7 +329,7 @@ fn recent_sessions_come_newest_first_and_once() {
     for name in ["a", "b", "c", "a", "d", "a", "b"] {
         touch(&log, name);
     }
-    seal_once(&dir, &log, &session("filler"));
+    seal_once(&log, &session("filler"));
     touch(&log, "filler");
     touch(&log, "e");
     touch(&log, "c");

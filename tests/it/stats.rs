@@ -88,7 +88,7 @@ fn the_count_of_events_lies_between_acknowledged_and_appended_and_never_goes_dow
                     "{stats:?}"
                 );
                 before = stats.events;
-                if stats.segments >= SEGMENTS {
+                if stats.seals >= SEGMENTS {
                     break;
                 }
             }
@@ -136,7 +136,7 @@ fn the_figures_show_segments_and_an_index_that_catches_up() {
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     assert_eq!((log.stats().segments, log.stats().segment_bytes), (0, 0));
-    let filled = seal_once(&dir, &log, &session("s"));
+    let filled = seal_once(&log, &session("s"));
     let caught_up = |log: &SessionLog| {
         eventually("the index to cover every segment", || {
             let stats = log.stats();

@@ -91,7 +91,12 @@ fn a_stream_begins_where_it_was_asked_to() {
         );
     }
     let tail = log.head(&id).unwrap();
-    check_from(&log, &id, StartAt::After(tail.last_id.into()), tail.last);
+    check_from(
+        &log,
+        &id,
+        StartAt::After(tail.last_id.unwrap().into()),
+        tail.last,
+    );
     check_from(&log, &id, StartAt::Now, tail.last + 1);
 }
 
@@ -245,12 +250,12 @@ fn a_stream_that_lags_behind_sealing_misses_nothing() {
     assert_eq!(take_events(&mut by_one, 1), all[..1]);
     assert_eq!(take_events(&mut feed, 1), all[..1]);
     for round in 0..3 {
-        seal_once(&dir, &log, &filler);
+        seal_once(&log, &filler);
         all.extend(append_notes(&log, &id, &round.to_string(), 5));
         let at = 1 + round * 4;
         assert_eq!(take_events(&mut by_one, 4), all[at..at + 4]);
     }
-    all.extend(seal_once(&dir, &log, &id));
+    all.extend(seal_once(&log, &id));
     assert_eq!(take_events(&mut by_one, all.len() - 13), all[13..]);
     assert_eq!(take_events(&mut untouched, all.len()), all);
     let rest = feed_all(&log).split_off(1);
@@ -278,7 +283,7 @@ fn a_reader_that_stops_reading_stops_no_writer() {
         assert_eq!(next(stream), StreamItem::Event(all[0].clone()));
     }
     all.extend(append_notes(&log, &id, "n", 500));
-    all.extend(seal_once(&dir, &log, &id));
+    all.extend(seal_once(&log, &id));
     all.extend(append_notes(&log, &id, "m", 500));
     for (n, stream) in stalled.iter_mut().enumerate() {
         let from = usize::from(n % 2 == 0);

@@ -15,7 +15,7 @@ use std::{fs, io};
 use futures_core::Stream;
 use sessionlog::{
     Ack, AsyncEventStream, Batch, Event, EventStream, NewEvent, Options, PageRequest, Result, Seq,
-    SessionId, SessionLog, StreamItem,
+    SessionId, SessionLog, SessionQuery, StreamItem,
 };
 use tempfile::TempDir;
 
@@ -111,13 +111,13 @@ pub(crate) fn segments(folder: &Path) -> usize {
 
 /// Appends to `session` more than a journal file of [`small_files`] holds, and waits for one more
 /// segment.
-pub(crate) fn seal_once(folder: &TempDir, log: &SessionLog, session: &SessionId) -> Vec<Event> {
-    let before = segments(folder.path());
+pub(crate) fn seal_once(log: &SessionLog, session: &SessionId) -> Vec<Event> {
+    let before = log.stats().seals;
     let filler = |n| Batch::new().event(NewEvent::new("filler", vec![n; 256 * 1024]));
     let events = (0..20)
         .flat_map(|n| log.append(session, filler(n)).unwrap().events)
         .collect();
-    eventually("one more segment", || segments(folder.path()) > before);
+    eventually("one more segment", || log.stats().seals > before);
     events
 }
 
@@ -370,5 +370,23 @@ pub(crate) fn open_for(access: Access, options: Options, folder: &Path) -> Resul
     match access {
         Access::Write => options.open(folder),
         Access::ReadOnly => options.open_read_only(folder),
+    }
+}
+
+/// Lists the IDs of sessions.
+pub(crate) trait ListIds {
+    fn session_ids(&self, query: SessionQuery) -> Result<Vec<SessionId>>;
+    /// The sessions with the newest events, newest first.
+    fn recent_ids(&self, limit: usize) -> Result<Vec<SessionId>>;
+}
+
+impl ListIds for SessionLog {
+    fn session_ids(&self, query: SessionQuery) -> Result<Vec<SessionId>> {
+        let page = self.sessions(query)?;
+        Ok(page.items.into_iter().map(|session| session.id).collect())
+    }
+
+    fn recent_ids(&self, limit: usize) -> Result<Vec<SessionId>> {
+        self.session_ids(SessionQuery::by_activity().limit(limit))
     }
 }

@@ -53,6 +53,10 @@ const WALLS: &[Wall] = &[
         only_in: &["src/codec/"],
     },
     Wall {
+        named: Named::Path("lz4_flex"),
+        only_in: &["src/codec/block.rs"],
+    },
+    Wall {
         named: Named::Path("std::fs"),
         only_in: DISK,
     },

@@ -409,56 +409,6 @@ fn copy(from: &Path, to: &Path) {
 
 /// A filter over 16 segments is one over many.
 #[test]
-fn a_filter_over_many_segments_that_cannot_be_written_is_missed_by_nobody_and_made_later() {
-    let (scene, log) = Scene::new();
-    log.close().unwrap();
-    scene.plan.refuse("filters/", 0);
-    let log = scene.open_with(Options::new().recent_bytes_max(0)).unwrap();
-    let filters = || {
-        RealDisk::default()
-            .list(&scene.folder.path().join("filters"))
-            .unwrap()
-    };
-    let nth = |n: u64| {
-        (
-            SessionId::new(n.to_string()).unwrap(),
-            Batch::new()
-                .event(NewEvent::new("note", "x"))
-                .idempotency_key("key"),
-        )
-    };
-    let mut appended = 0;
-    let mut fill = |log: &SessionLog, segments| {
-        while log.stats().segments < segments {
-            let (session, batch) = nth(appended);
-            assert!(!log.append(&session, batch).unwrap().replayed);
-            appended += 1;
-        }
-        appended
-    };
-    fill(&log, 16);
-    eventually("a filter is refused", || {
-        scene.plan.refused.load(Ordering::SeqCst) > 0
-    });
-    scene.plan.relent();
-    let appended = fill(&log, 32);
-    eventually("both are there", || {
-        filters()
-            .iter()
-            .filter(|(name, _)| name.ends_with(".filter"))
-            .count()
-            == 2
-    });
-    for n in 0..appended {
-        let (session, batch) = nth(n);
-        assert!(
-            log.append(&session, batch).unwrap().replayed,
-            "batch {n} landed again"
-        );
-    }
-}
-
-#[test]
 fn a_failed_segment_write_is_done_again_and_appends_go_on_meanwhile() {
     let (scene, log) = Scene::new();
     scene.plan.refuse("segments/", 0);

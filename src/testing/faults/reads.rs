@@ -15,7 +15,8 @@ const READS_A_PAGE: u64 = 60;
 fn fill(segments: u64) -> (Scene, Vec<Event>, u64) {
     let (scene, log) = Scene::new();
     log.close().unwrap();
-    let log = scene.open_with(Options::new().recent_bytes_max(0)).unwrap();
+    let options = Options::new().recent_bytes_max(0);
+    let log = scene.open_with(options.merge_fanout(usize::MAX)).unwrap();
     let mut events = log
         .append(
             &scene.session,
@@ -33,15 +34,6 @@ fn fill(segments: u64) -> (Scene, Vec<Event>, u64) {
         );
     }
     let segments = log.stats().segments;
-    let filters = || {
-        RealDisk::default()
-            .list(&scene.folder.path().join("filters"))
-            .unwrap()
-    };
-    let is_filter = |(name, _): &(String, u64)| name.ends_with(".filter");
-    eventually("the span filters", || {
-        filters().iter().filter(|file| is_filter(file)).count() as u64 >= segments / 16
-    });
     log.close().unwrap();
     (scene, events, segments)
 }
@@ -170,32 +162,4 @@ fn without_the_index_a_damaged_segment_hides_its_own_events_and_no_others() {
             events.len()
         );
     }
-}
-
-/// The filters over 16 segments answer this. A log opened for reading only did not load them.
-#[test]
-fn a_log_for_reading_only_finds_that_a_session_is_nowhere_without_a_look_into_each_segment() {
-    let (scene, _events, segments) = fill(96);
-    let log = scene
-        .open_with(Options::new().read_only().cache_bytes_max(0))
-        .unwrap();
-    let reads_of = |session: &str| {
-        scene.plan.reads.store(0, Ordering::SeqCst);
-        let head = log.head(&SessionId::new(session).unwrap());
-        assert!(matches!(head, Err(Error::UnknownSession { .. })));
-        scene.plan.reads.load(Ordering::SeqCst)
-    };
-    // The first pass opens each segment, the second loads the filters.
-    for passed in ["nowhere", "nor this"] {
-        let reads = reads_of(passed);
-        assert!(
-            reads <= 5 * segments,
-            "{reads} reads of {segments} segments"
-        );
-    }
-    let later = reads_of("this neither");
-    assert!(
-        later <= segments / 16 + 16,
-        "{later} reads of {segments} segments"
-    );
 }

@@ -341,6 +341,7 @@ fn any_said() -> impl Strategy<Value = Said> {
         "completed",
         "failed",
         "cancelled",
+        "paused",
     ];
     let status = (select(statuses), option::of(1_u32..4), any::<bool>());
     let id = option::weighted(

@@ -1,6 +1,8 @@
 //! The handle of an open log. Each call is one line here: what it does is in the part it calls.
 
-use std::future::{Future, poll_fn};
+mod sessions;
+
+use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,14 +12,11 @@ use crate::maintain::Threads;
 use crate::model::{
     Ack, Batch, Error, Event, EventId, Head, MessageId, Options, Result, SessionId, Stats,
 };
-#[cfg(feature = "http")]
-use crate::read::NewestSessions;
-use crate::read::{EventStream, Page, PageRequest, SessionQuery, StartAt, Store};
+use crate::read::{EventStream, Page, PageRequest, SessionPage, SessionQuery, StartAt, Store};
 use crate::sync::Mutex;
 #[cfg(feature = "http")]
 use crate::turn::TurnText;
 use crate::turn::{Fold, Message, TurnReader};
-use crate::write::{Landed, Submitted, Ticket};
 
 /// An open log.
 ///
@@ -96,8 +95,8 @@ impl SessionLog {
     /// Opens the log in `folder` with the default [`Options`]. Makes the folder if it is missing.
     ///
     /// When this returns, every acknowledged batch is readable, and everything readable is durable.
-    /// The time depends on the journal and not on the size of the store: up to 0.1 s after a clean
-    /// close, up to 0.5 s after a crash.
+    /// The time depends on the journal and not on the size of the store. It is up to 0.1 s after a
+    /// clean close, and up to 0.5 s after a crash.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -150,13 +149,12 @@ impl SessionLog {
     /// and [`Error::Refused`] once its cause is mended.
     ///
     /// The log is poisoned until it is opened again: [`Error::Displaced`], where nothing was
-    /// written, and [`Error::Io`], where the batch may or may not be found after reopening.
+    /// written, and [`Error::Io`]. After the latter the batch may or may not be found after
+    /// reopening.
     pub fn append(&self, session: &SessionId, batch: impl Into<Batch>) -> Result<Ack> {
         let engine = &self.handle.engine;
-        let ticket: Arc<Ticket> = Arc::default();
-        let request = engine.request(session, batch.into(), &ticket)?;
-        let joined = engine.writer()?.commit.append(request)?;
-        ticket.wait(&joined).map(|landed| to_ack(&landed))
+        let landed = engine.call(Engine::append_of(session, batch.into()))?;
+        engine.ack(session, &landed)
     }
 
     /// Appends `batch` to `session` without blocking a thread, on any runtime.
@@ -169,7 +167,8 @@ impl SessionLog {
     /// may still land. While its group is full, it waits for room without a limit.
     ///
     /// The waker is called on a thread of the log. An executor that runs the task inside `wake`
-    /// (none in common use does) would deadlock if the task closes the log or blocks on an append.
+    /// would deadlock if the task closes the log or blocks on an append. None in common use does
+    /// so.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
@@ -194,18 +193,10 @@ impl SessionLog {
         batch: B,
     ) -> impl Future<Output = Result<Ack>> + Send + use<B> {
         let (engine, session) = (Arc::clone(&self.handle.engine), session.clone());
-        let batch = batch.into();
+        let make = Engine::append_of(&session, batch.into());
         async move {
-            let commit = &engine.writer()?.commit;
-            let ticket = Arc::default();
-            let mut request = engine.request(&session, batch, &ticket)?;
-            while let Submitted::NoRoom(full, room) = commit.submit(request)? {
-                poll_fn(|context| room.poll(context)).await;
-                request = full;
-            }
-            poll_fn(|context| ticket.poll(context))
-                .await
-                .map(|landed| to_ack(&landed))
+            let landed = engine.call_async(make).await?;
+            engine.ack(&session, &landed)
         }
     }
 
@@ -230,9 +221,9 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSession`]; [`Error::Cursor`] for a cursor that is not in the session;
-    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit; [`Error::Corrupt`] and
-    /// [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
+    /// [`Error::UnknownSession`]; [`Error::Closed`]. [`Error::Cursor`] for a cursor that is not in
+    /// the session. [`Error::Invalid`] and [`Error::TooLarge`] for the limit. [`Error::Corrupt`]
+    /// and [`Error::Io`] when what is stored cannot be read.
     pub fn list(&self, session: &SessionId, page: PageRequest) -> Result<Page<Event>> {
         self.store()?.list(session, page)
     }
@@ -265,11 +256,11 @@ impl SessionLog {
         let entry = store
             .recent
             .sessions
-            .pin(session, || store.locator.head(session))?;
+            .pin(session, || store.locator.state(session))?;
         EventStream::of_session(Arc::clone(store), entry, from)
     }
 
-    /// Streams all sessions in commit order: the events that are stored, then new ones.
+    /// Streams all sessions in commit order: the events and changes that are stored, then new ones.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -291,18 +282,32 @@ impl SessionLog {
         Ok(EventStream::of_all(Arc::clone(self.store()?), None))
     }
 
-    /// Streams all sessions in commit order, from the first event after this one.
+    /// Streams all sessions in commit order, from the first event or change after this one. It may
+    /// have been removed since.
     ///
     /// # Errors
     ///
     /// Those of [`feed`](Self::feed). [`Error::UnknownEvent`] when the store has no event with this
-    /// ID, as after a restore from an older copy: the store cannot tell what came after it.
+    /// ID. That is so after a restore from an older copy, after the event was removed, and for the
+    /// ID of a change.
     pub fn feed_after(&self, id: EventId) -> Result<EventStream> {
         let store = self.store()?;
-        store
-            .look_at(id, |_event| ())?
-            .ok_or(Error::UnknownEvent { id })?;
+        if !store.was_committed(id)? {
+            return Err(Error::UnknownEvent { id });
+        }
         Ok(EventStream::of_all(Arc::clone(store), Some(id)))
+    }
+
+    /// Streams all sessions from a position in the commit order, at which there need not be an
+    /// event any more.
+    #[cfg(feature = "http")]
+    pub(crate) fn feed_from(&self, after: Option<EventId>) -> Result<EventStream> {
+        let store = self.store()?;
+        // The store cannot tell what comes after a position that it has not reached.
+        if let Some(id) = after.filter(|id| *id > store.last_id()) {
+            return Err(Error::UnknownEvent { id });
+        }
+        Ok(EventStream::of_all(Arc::clone(store), after))
     }
 
     /// Reads the event with this ID.
@@ -375,7 +380,8 @@ impl SessionLog {
     /// Reads a page of a session's messages.
     ///
     /// The request's limit counts messages. Its cursors are positions in the session, as for
-    /// [`list`](Self::list).
+    /// [`list`](Self::list). To find the turns that wait for an answer, ask for
+    /// [open turns](PageRequest::open_turns).
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -418,10 +424,16 @@ impl SessionLog {
     /// [`Error::UnknownSession`] when it has no event; [`Error::Corrupt`] and [`Error::Io`] when
     /// what is stored cannot be read; [`Error::Closed`].
     pub fn head(&self, session: &SessionId) -> Result<Head> {
-        self.store()?.known_head(session)
+        let state = self.store()?.known_state(session)?;
+        state.head().ok_or_else(|| Error::UnknownSession {
+            session: session.clone(),
+        })
     }
 
-    /// Lists sessions in the byte order of their IDs.
+    /// Lists sessions: by ID, by newest activity or by creation, in either direction.
+    ///
+    /// The list is exact and complete, and a page takes time in proportion to its length. A query
+    /// with a filter looks at up to 10,000 sessions more for a page.
     ///
     /// ```
     /// # let dir = tempfile::tempdir()?;
@@ -431,44 +443,20 @@ impl SessionLog {
     /// for session in ["a", "b", "c"] {
     ///     log.append(&session.parse()?, NewEvent::new("note", "{}"))?;
     /// }
-    /// let first = log.sessions(SessionQuery::new().limit(2))?;
-    /// let rest = log.sessions(SessionQuery::new().after(&first[1]).limit(2))?;
-    /// assert_eq!(rest[0].as_str(), "c");
+    /// let first = log.sessions(SessionQuery::by_id().limit(2))?;
+    /// let rest = log.sessions(first.next_page().expect("there is one more"))?;
+    /// assert_eq!(rest.items[0].id.as_str(), "c");
+    /// let newest = log.sessions(SessionQuery::by_activity().limit(1))?;
+    /// assert_eq!(newest.items[0].id.as_str(), "c");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] and [`Error::TooLarge`] for the query's limit; [`Error::Corrupt`] and
+    /// [`Error::Invalid`] and [`Error::TooLarge`] for what the query asks; [`Error::Corrupt`] and
     /// [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
-    pub fn sessions(&self, query: SessionQuery) -> Result<Vec<SessionId>> {
+    pub fn sessions(&self, query: SessionQuery) -> Result<SessionPage> {
         self.store()?.sessions(query)
-    }
-
-    /// Lists at most `limit` sessions, those with the newest events first.
-    ///
-    /// The list is found by walking back from the newest event: over all records in memory, and
-    /// over 10,000 batches in segments. It may hold fewer sessions than the store.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Invalid`] and [`Error::TooLarge`] for the limit, which is bounded like a page's;
-    /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
-    pub fn recent_sessions(&self, limit: usize) -> Result<Vec<SessionId>> {
-        self.store()?
-            .newest_sessions(limit)
-            .map(|newest| newest.ids)
-    }
-
-    /// As [`recent_sessions`](Self::recent_sessions), with whether there may be more.
-    #[cfg(feature = "http")]
-    pub(crate) fn newest_sessions(&self, limit: usize) -> Result<NewestSessions> {
-        self.store()?.newest_sessions(limit)
-    }
-
-    #[cfg(feature = "http")]
-    pub(crate) fn page_events_max(&self) -> usize {
-        self.handle.engine.store.options.limits.page_events_max
     }
 
     /// Returns the log's metrics.
@@ -536,7 +524,7 @@ impl SessionLog {
         self.handle.stop(Stop::Clean)
     }
 
-    /// What reads from the log, while it is open.
+    /// Returns the store to read from, while the log is open.
     fn store(&self) -> Result<&Arc<Store>> {
         let store = &self.handle.engine.store;
         store.check_open().map(|()| store)
@@ -553,18 +541,6 @@ impl std::fmt::Debug for SessionLog {
         f.debug_struct("SessionLog")
             .field("closed", &self.handle.engine.store.is_closed())
             .finish_non_exhaustive()
-    }
-}
-
-fn to_ack(landed: &Landed) -> Ack {
-    let record = &landed.record;
-    let whole = "the record was encoded here, or checked when it was read";
-    let events = record.events().map(|frame| frame.expect(whole).event());
-    Ack {
-        events: events.collect(),
-        first: record.first,
-        last: record.last(),
-        replayed: landed.replayed,
     }
 }
 
@@ -608,8 +584,10 @@ impl Drop for Handle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::SessionState;
     use crate::model::NewEvent;
     use crate::sync::yield_now;
+    use crate::write::{Outcome, Ticket};
 
     /// The race of a retry with the sealing of what it retries.
     #[test]
@@ -630,12 +608,13 @@ mod tests {
             .store
             .recent
             .sessions
-            .pin(&session, || Ok(None))
+            .pin(&session, || Ok(SessionState::default()))
             .unwrap();
         log.append(&session, Batch::new().event(NewEvent::new("note", "first")))
             .unwrap();
-        let ticket = Arc::default();
-        let late = engine.request(&session, keyed(), &ticket).unwrap();
+        let ticket: Arc<Ticket> = Arc::default();
+        let made = Engine::append_of(&session, keyed())(engine).unwrap();
+        let late = engine.request(made, &ticket).unwrap();
         let first = log.append(&session, keyed()).unwrap();
         while log.stats().segments < 2 {
             log.append(&session, Batch::new().event(NewEvent::new("note", "more")))
@@ -645,36 +624,10 @@ mod tests {
         assert!(late.is_stale(), "the key has to be looked up again");
         let joined = engine.writer().unwrap().commit.append(late).unwrap();
         let found = ticket.wait(&joined).unwrap();
-        assert!(found.replayed);
-        let found = found.record;
+        let Outcome::Replay(found) = found.outcome else {
+            panic!("it landed again: {found:?}");
+        };
         assert_eq!((found.first, found.last()), (first.first, first.last));
         assert!(log.append(&session, keyed()).unwrap().replayed);
-    }
-
-    #[test]
-    fn a_list_of_the_newest_sessions_that_was_ended_early_says_so() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut options = Options::new().recent_bytes_max(0);
-        options.walk_back_records = 10;
-        let log = options.open(folder.path()).unwrap();
-        let append = |session: &str| {
-            let batch = Batch::new().event(NewEvent::new("note", "x"));
-            log.append(&SessionId::new(session).unwrap(), batch)
-                .unwrap();
-        };
-        let newest = || log.handle.engine.store.newest_sessions(10).unwrap();
-        let until_sealed = |segments: u64| {
-            while log.stats().segments < segments {
-                append("hot");
-                yield_now();
-            }
-        };
-        append("cold");
-        append("hot");
-        let both = newest();
-        assert_eq!((both.ids.len(), both.truncated), (2, false));
-        until_sealed(30);
-        let one = newest();
-        assert_eq!((one.ids.len(), one.truncated), (1, true));
     }
 }

@@ -1,0 +1,213 @@
+//! Keys, and what a caller with one may do. A key is kept as a hash alone.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+
+use crate::http::error::ApiError;
+use crate::model::{Error, EventId, MessageId, SessionId};
+
+/// Which calls a key admits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scope {
+    /// Appends user messages, and reads everything.
+    #[default]
+    Client,
+    /// Also appends events of any type, and creates, changes and removes sessions.
+    Worker,
+}
+
+/// A key that callers send as bearer token.
+///
+/// ```
+/// use sessionlog::http::{Config, Key, Scope};
+///
+/// let of_tenant = Key::new("a secret of tenant 9").prefix("t9/").scope(Scope::Worker);
+/// let config = Config::with_api_key("a secret").key(of_tenant);
+/// ```
+#[derive(Clone)]
+#[must_use = "a key admits nobody until it is given to a configuration"]
+pub struct Key {
+    hash: Option<blake3::Hash>,
+    access: Access,
+}
+
+impl Key {
+    /// A key of the scope [`Client`](Scope::Client) for all sessions. White space around it is
+    /// ignored. An empty key admits nobody.
+    pub fn new(secret: impl AsRef<[u8]>) -> Self {
+        let secret = secret.as_ref().trim_ascii();
+        Self {
+            hash: (!secret.is_empty()).then(|| blake3::hash(secret)),
+            access: Access::everywhere(Scope::Client),
+        }
+    }
+
+    /// Binds the key to the sessions whose IDs begin with `prefix`. For its callers there are no
+    /// others.
+    ///
+    /// End the prefix with a character that its IDs use nowhere else: `t9` includes `t90`.
+    pub fn prefix(mut self, prefix: impl AsRef<str>) -> Self {
+        self.access.prefix = prefix.as_ref().into();
+        self
+    }
+
+    /// Sets the calls that the key admits.
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.access.scope = scope;
+        self
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.hash.is_none()
+    }
+
+    pub(super) fn is_for_clients(&self) -> bool {
+        self.access.scope == Scope::Client
+    }
+
+    /// Returns what a caller with this token may do. Of equal keys the last one decides.
+    ///
+    /// All hashes are compared, each in constant time, so that the time reveals nothing about a
+    /// key.
+    pub(super) fn access_of(token: &[u8], keys: &[Key]) -> Option<Access> {
+        let given = blake3::hash(token);
+        let found = keys.iter().fold(None, |found, key| {
+            if key.hash.is_some_and(|hash| hash == given) {
+                Some(key)
+            } else {
+                found
+            }
+        });
+        found.map(|key| key.access.clone())
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key")
+            .field("access", &self.access)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the caller of a request may do.
+#[derive(Debug, Clone)]
+pub(super) struct Access {
+    scope: Scope,
+    prefix: Arc<str>,
+}
+
+impl Access {
+    pub(super) fn everywhere(scope: Scope) -> Self {
+        Self {
+            scope,
+            prefix: Arc::from(""),
+        }
+    }
+
+    pub(super) fn is_worker(&self) -> bool {
+        self.scope == Scope::Worker
+    }
+
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether the caller's key is bound to a part of the sessions.
+    pub(super) fn is_bound(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
+    pub(super) fn has(&self, session: &SessionId) -> bool {
+        session.as_str().starts_with(&*self.prefix)
+    }
+
+    /// Passes a session that the caller may know of. Any other one does not exist for it.
+    pub(super) fn check(&self, session: &SessionId) -> Result<(), Error> {
+        if self.has(session) {
+            return Ok(());
+        }
+        Err(Error::UnknownSession {
+            session: session.clone(),
+        })
+    }
+
+    /// Passes an event of a session that the caller may know of.
+    pub(super) fn check_event(&self, session: &SessionId, id: EventId) -> Result<(), Error> {
+        if self.has(session) {
+            return Ok(());
+        }
+        Err(Error::UnknownEvent { id })
+    }
+
+    /// Passes a message of a session that the caller may know of.
+    pub(super) fn check_message(&self, session: &SessionId, id: MessageId) -> Result<(), Error> {
+        if self.has(session) {
+            return Ok(());
+        }
+        Err(Error::UnknownMessage { id })
+    }
+
+    /// Refuses what only a worker may do.
+    pub(super) fn check_worker(&self, what: &str) -> Result<(), ApiError> {
+        if self.is_worker() {
+            return Ok(());
+        }
+        Err(forbidden(format!("{what} takes the key of a worker")))
+    }
+}
+
+fn forbidden(message: impl Into<String>) -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, "forbidden", message)
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Access {
+    type Rejection = Infallible;
+
+    /// A request that passed no authorization has the access of a client to no session.
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        let access = parts.extensions.get::<Self>().cloned();
+        Ok(access.unwrap_or_else(|| Self {
+            scope: Scope::Client,
+            // No session ID holds a control character.
+            prefix: Arc::from("\0"),
+        }))
+    }
+}
+
+/// The access of a caller with the key of a worker. Others are refused.
+///
+/// It comes first among the arguments of a handler, so that a refusal says nothing about the rest
+/// of the request.
+pub(super) struct Worker(pub Access);
+
+impl<S: Send + Sync> FromRequestParts<S> for Worker {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Ok(access) = Access::from_request_parts(parts, state).await;
+        access.check_worker("this call")?;
+        Ok(Self(access))
+    }
+}
+
+/// A caller with the key of a worker for all sessions.
+pub(super) struct Operator;
+
+impl<S: Send + Sync> FromRequestParts<S> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Worker(access) = Worker::from_request_parts(parts, state).await?;
+        if access.is_bound() {
+            return Err(forbidden("this call takes a key for all sessions"));
+        }
+        Ok(Self)
+    }
+}

@@ -1,0 +1,197 @@
+//! Calls for the operators of a store: its figures, and the erasure of what was removed.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::http::error::{ApiError, ErrorBody, RefusesCall, RefusesClient};
+use crate::http::key::Operator;
+use crate::http::service::Service;
+use crate::log::SessionLog;
+use crate::model::{Compacted, Erasure, Stats, time_text};
+use crate::sync::{AtomicBool, Ordering};
+
+/// What was written anew.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Compacted)]
+pub(super) struct CompactedBody {
+    /// The number of segments that were written.
+    segments: u64,
+    /// The bytes of all segments before.
+    bytes_before: u64,
+    /// The bytes of all segments after.
+    bytes_after: u64,
+}
+
+impl From<Compacted> for CompactedBody {
+    fn from(done: Compacted) -> Self {
+        Self {
+            segments: done.segments,
+            bytes_before: done.bytes_before,
+            bytes_after: done.bytes_after,
+        }
+    }
+}
+
+/// Erase what was removed
+///
+/// Writes each file anew that holds something removed, and answers when it is done. A caller that
+/// leaves ends it: what is left is erased in time, in the background.
+#[utoipa::path(
+    post,
+    path = "/v1/compact",
+    operation_id = "compact",
+    responses(
+        (status = 200, description = "It is erased", body = CompactedBody),
+        (status = 429, description = "Too many wait already", body = ErrorBody),
+        RefusesClient,
+        RefusesCall,
+    ),
+)]
+pub(super) async fn compact(
+    _operator: Operator,
+    State(service): State<Arc<Service>>,
+) -> Result<Json<CompactedBody>, ApiError> {
+    let _place = service.stream_permit()?;
+    let left = CallerLeft::default();
+    let (has_left, stopper) = (Arc::clone(&left.0), service.config.stopper());
+    let done = service.read(move |log| {
+        log.compact(|_progress| {
+            if has_left.load(Ordering::Relaxed) || stopper.is_stopping() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+    });
+    Ok(Json(done.await?.into()))
+}
+
+/// Says, when it is dropped, that the caller does not wait any more.
+#[derive(Default)]
+struct CallerLeft(Arc<AtomicBool>);
+
+impl Drop for CallerLeft {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The figures of the store.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Stats)]
+pub(super) struct StatsBody {
+    /// The number of events in the store.
+    events: u64,
+    /// Batches since the start of the server.
+    batches: u64,
+    /// Commit groups since then: each is one write and one barrier.
+    groups: u64,
+    /// Bytes written to the journal since then.
+    journal_bytes: u64,
+    /// Seconds spent in writes and barriers of groups.
+    barrier_seconds: f64,
+    /// The longest of them.
+    barrier_seconds_max: f64,
+    /// The number of segments.
+    segments: u64,
+    /// The bytes of their files.
+    segment_bytes: u64,
+    /// Merges of segments since the start of the server.
+    merges: u64,
+    /// The memory for events that are in no segment, by estimate.
+    recent_bytes: u64,
+    /// Segments that the index does not cover yet.
+    index_lag: u64,
+    /// How often the index was rebuilt since the start of the server.
+    index_rebuilds: u64,
+    /// The number of open streams.
+    streams: u64,
+    /// Failed attempts of background work since the start of the server.
+    refusals: u64,
+    /// Background work that the system refuses now.
+    refused: Vec<RefusalBody>,
+    erasure: ErasureBody,
+}
+
+/// Background work that the system refuses.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Refusal)]
+struct RefusalBody {
+    work: &'static str,
+    /// The code of the last error.
+    code: &'static str,
+    /// The last error, for people.
+    error: String,
+    /// How long it has been refused, in seconds.
+    seconds: f64,
+}
+
+/// What was removed and is not erased yet.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Erasure)]
+struct ErasureBody {
+    /// When the next of it has to be gone. `null` if nothing removed is stored.
+    #[schema(format = DateTime)]
+    due: Option<String>,
+    /// Whether that time has passed.
+    overdue: bool,
+    /// The number of removed events that segments still hold, by estimate.
+    events: u64,
+}
+
+impl StatsBody {
+    fn new(stats: Stats, erasure: Erasure) -> Self {
+        let refused = stats.refused.into_iter().map(|refusal| RefusalBody {
+            work: refusal.work,
+            code: refusal.code,
+            error: refusal.error,
+            seconds: refusal.lasts.as_secs_f64(),
+        });
+        Self {
+            events: stats.events,
+            batches: stats.batches,
+            groups: stats.groups,
+            journal_bytes: stats.journal_bytes,
+            barrier_seconds: stats.barrier_time.as_secs_f64(),
+            barrier_seconds_max: stats.barrier_time_max.as_secs_f64(),
+            segments: stats.segments,
+            segment_bytes: stats.segment_bytes,
+            merges: stats.merges,
+            recent_bytes: stats.recent_bytes,
+            index_lag: stats.index_lag,
+            index_rebuilds: stats.index_rebuilds,
+            streams: stats.streams,
+            refusals: stats.refusals,
+            refused: refused.collect(),
+            erasure: ErasureBody {
+                due: erasure.due.map(time_text),
+                overdue: erasure.overdue,
+                events: erasure.events,
+            },
+        }
+    }
+}
+
+/// Get the figures of the store
+#[utoipa::path(
+    get,
+    path = "/v1/stats",
+    operation_id = "get_stats",
+    responses(
+        (status = 200, description = "The figures", body = StatsBody),
+        RefusesClient,
+        RefusesCall,
+    ),
+)]
+pub(super) async fn stats(
+    _operator: Operator,
+    State(service): State<Arc<Service>>,
+) -> Result<Json<StatsBody>, ApiError> {
+    let read = |log: &SessionLog| Ok(StatsBody::new(log.stats(), log.erasure()?));
+    Ok(Json(service.read(read).await?))
+}

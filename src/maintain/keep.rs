@@ -1,0 +1,127 @@
+//! Decides which records of a session are kept when a segment is written, and which are left out.
+//!
+//! Invariant: nothing is left out that a reader may still be shown. A record is left out only if
+//! its removal is durable, and if no session that shares it with its owner keeps it.
+
+use std::ops::RangeInclusive;
+
+use crate::codec::{Decoded, Record, SessionState};
+use crate::model::{Op, Result, Seq, SessionId};
+use crate::read::{Store, shared_with};
+
+/// Tells what of one session's records is kept.
+pub(super) struct Keep {
+    state: SessionState,
+    /// The seqs of a generation that other sessions share, once they were looked up.
+    shared: Vec<(u32, Vec<RangeInclusive<Seq>>)>,
+}
+
+/// The part of a record that is kept.
+pub(super) enum Kept {
+    Whole,
+    /// It is kept without some of its events or of their data.
+    Part(Box<Record>),
+    Nothing,
+}
+
+impl Keep {
+    /// Looks up the durable state of a session.
+    pub(super) fn of(store: &Store, session: &SessionId) -> Result<Self> {
+        Ok(Self {
+            state: store.state(session)?,
+            shared: Vec::new(),
+        })
+    }
+
+    /// Returns what is kept of a record of the session.
+    pub(super) fn record(&mut self, store: &Store, record: &Record) -> Result<Decoded<Kept>> {
+        let is_current = self.state.is_there() && record.generation == self.state.generation;
+        if is_current && record.first >= self.state.first && self.state.redacted().is_empty() {
+            return Ok(Ok(Kept::Whole));
+        }
+        if record.count == 0 {
+            let is_removal = |op: &Op| matches!(op, Op::Delete { .. });
+            let is_kept = is_current || record.ops().iter().any(is_removal);
+            return Ok(Ok(if is_kept { Kept::Whole } else { Kept::Nothing }));
+        }
+        let mut kept = Vec::new();
+        if is_current {
+            kept.push(self.state.first..=Seq::MAX);
+        }
+        if !is_current || record.first < self.state.first {
+            kept.extend_from_slice(self.shared(store, record)?);
+        }
+        let part = self.part(record, &kept);
+        if is_current && !record.ops().is_empty() && matches!(part, Ok(Kept::Nothing)) {
+            // What else the batch changed was not removed, and the feed goes on showing it.
+            let none = record.last() + 1..=record.last();
+            let changes = record.reduced(&none, |_view| false);
+            return Ok(changes.map(|record| Kept::Part(Box::new(record))));
+        }
+        Ok(part)
+    }
+
+    /// Returns what is kept of a record's events, given the seqs that some session keeps.
+    fn part(&self, record: &Record, kept: &[RangeInclusive<Seq>]) -> Decoded<Kept> {
+        let is_kept = |seq: &Seq| kept.iter().any(|range| range.contains(seq));
+        let mut seqs = (record.first..=record.last()).filter(is_kept);
+        let Some(first) = seqs.next() else {
+            return Ok(Kept::Nothing);
+        };
+        let last = seqs.next_back().unwrap_or(first);
+        let redacted = self.state.redacted();
+        let ids = record.base..=record.last_id();
+        let has_redacted = redacted.iter().any(|id| ids.contains(id));
+        let is_whole = (first..=last) == (record.first..=record.last());
+        let has_gap = (first..=last).any(|seq| !is_kept(&seq));
+        if is_whole && !has_redacted && !has_gap {
+            return Ok(Kept::Whole);
+        }
+        let reduced = record.reduced(&(first..=last), |view| {
+            redacted.binary_search(&view.id).is_ok() || !is_kept(&view.seq)
+        });
+        reduced.map(|record| Kept::Part(Box::new(record)))
+    }
+
+    /// Returns the seqs of a record's generation that other sessions share and keep.
+    fn shared(&mut self, store: &Store, record: &Record) -> Result<&[RangeInclusive<Seq>]> {
+        let known = self
+            .shared
+            .iter()
+            .position(|(generation, _)| *generation == record.generation);
+        let place = if let Some(place) = known {
+            place
+        } else {
+            let shared = shared_of(store, &record.session, record.generation)?;
+            self.shared.push((record.generation, shared));
+            self.shared.len() - 1
+        };
+        Ok(self
+            .shared
+            .get(place)
+            .map(|(_, shared)| shared.as_slice())
+            .unwrap_or_default())
+    }
+}
+
+/// Returns the seqs of a generation that other sessions share and keep.
+///
+/// A fork of a fork may be made and the first one deleted while they are looked at. So they are
+/// looked at again until no fork was made meanwhile.
+fn shared_of(
+    store: &Store,
+    session: &SessionId,
+    generation: u32,
+) -> Result<Vec<RangeInclusive<Seq>>> {
+    loop {
+        let published = store.recent.forks_published();
+        let forks = store.forks(session, generation)?;
+        let shared = forks
+            .iter()
+            .filter_map(|(_, state)| shared_with(state, session, generation))
+            .collect();
+        if store.recent.forks_published() == published {
+            return Ok(shared);
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Merging: writes the records of neighbouring segments again into one, session by session, and
+//! leaves out what was removed.
+//!
+//! Eight segments of one tier make one of the next, so a record is written once a tier. A merge
+//! reads its inputs from front to back and keeps one block of each in memory.
+//!
+//! Invariants:
+//! * A merged segment covers the stretch of its inputs. The manifest names it in the same write
+//!   that no longer names them.
+//! * An input is removed after both slots are durable and no reader holds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::codec::{Record, SessionState};
+use crate::disk::{Halt, Work};
+use crate::engine::{Engine, MergeOrders, Writer};
+use crate::maintain::keep::{Keep, Kept};
+use crate::maintain::marks::{NewMarks, carry_over};
+use crate::maintain::name::{name_segments, reserve};
+use crate::model::{Error, Result, SessionId};
+use crate::segment::{
+    Records, RunTail, Segment, SegmentSet, SegmentSpec, SegmentWriter, Sessions, Uncached,
+    write_segment,
+};
+use crate::sync::{Ordering, Stopped};
+
+/// How long to wait after a failure before merging again. The time doubles with each failure in a
+/// row, because a merge that cannot be finished writes much for nothing.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The number of times that it doubles.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// How long to wait before looking again whether readers have let go of a merged segment.
+const RELEASE_AFTER: Duration = Duration::from_millis(100);
+
+/// The log that merging works on.
+pub(super) struct Merger<'a> {
+    pub(super) engine: &'a Engine,
+    pub(super) writer: &'a Writer,
+    /// Segments that were merged, until no reader holds them.
+    replaced: Vec<Arc<Segment>>,
+    /// Whether the work is done for waiting callers.
+    pub(super) compacting: bool,
+}
+
+/// Runs the background thread until the log stops.
+pub(crate) fn run(engine: &Engine) {
+    let Some(writer) = &engine.writer else {
+        return;
+    };
+    let mut merger = Merger {
+        engine,
+        writer,
+        replaced: Vec::new(),
+        compacting: false,
+    };
+    let mut failures = 0;
+    loop {
+        let worked = merger.work();
+        let waited = match worked {
+            Ok(()) => {
+                engine.refusals.note(Work::Merging, None);
+                failures = 0;
+                merger.wait()
+            }
+            Err(Halt::Failed(refused)) if writer.shared.state.check_poison().is_ok() => {
+                engine.refusals.note(Work::Merging, Some(&refused));
+                let time = RETRY_AFTER * 2_u32.pow(failures);
+                failures = DOUBLINGS_MAX.min(failures + 1);
+                writer
+                    .merge
+                    .pause(time, |orders| orders.asked > orders.answered)
+            }
+            Err(_for_good) => break,
+        };
+        if waited.is_err() {
+            break;
+        }
+    }
+    merger.remove_replaced();
+    merger.answer_nobody();
+}
+
+impl Merger<'_> {
+    /// Does all that is due: erases, merges, and removes what was merged.
+    fn work(&mut self) -> Result<(), Halt> {
+        self.mark_adopted()?;
+        self.compact_if_asked()?;
+        let erased = self.erase_due();
+        let merged = self.merge_all();
+        self.remove_replaced();
+        erased.and(merged)
+    }
+
+    /// Waits until the segments have changed, something has to be erased, or it is time to look
+    /// after replaced segments.
+    fn wait(&self) -> Result<(), Stopped> {
+        let signal = &self.writer.merge;
+        let has_orders = |orders: &MergeOrders| orders.changed || orders.asked > orders.answered;
+        let time = if self.replaced.is_empty() {
+            self.time_until_due()
+        } else {
+            RELEASE_AFTER
+        };
+        signal.pause(time, has_orders)?;
+        signal.with(|orders| orders.changed = false);
+        Ok(())
+    }
+
+    fn merge_all(&mut self) -> Result<(), Halt> {
+        loop {
+            let set = self.engine.store.locator.segments();
+            let options = &self.engine.store.options;
+            let (fanout, bytes_max) = (options.merge_fanout, options.tier_bytes_max as u64);
+            let chosen = choose_old(&set, fanout)
+                .or_else(|| self.choose_dead(&set))
+                .or_else(|| choose(&set, fanout, bytes_max));
+            let Some((inputs, tier)) = chosen else {
+                return Ok(());
+            };
+            self.merge(&set, &inputs, tier)?;
+            self.remove_replaced();
+        }
+    }
+
+    /// Puts the marks that a crash kept from the manifest, of segments that were adopted.
+    fn mark_adopted(&self) -> Result<(), Halt> {
+        let unmarked = self.writer.manifest.lock().value.unmarked.clone();
+        let store = &self.engine.store;
+        for number in unmarked {
+            let set = store.locator.segments();
+            let mut removals = Vec::new();
+            if let Some(segment) = set.by_number(number) {
+                for record in segment.uncached()?.records()? {
+                    let record = record?;
+                    if record.removes() || record.retains() {
+                        removals.push(Arc::new(record));
+                    }
+                }
+            }
+            let marks = NewMarks::of(store, &set, &removals)?;
+            let slots = reserve(self.writer)?;
+            name_segments(self.writer, &slots, |manifest| {
+                marks.put(manifest);
+                manifest.unmarked.retain(|left| *left != number);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Replaces neighbouring segments by one.
+    pub(super) fn merge(
+        &mut self,
+        set: &SegmentSet,
+        inputs: &[Arc<Segment>],
+        tier: u8,
+    ) -> Result<(), Halt> {
+        let (Some(first), Some(last)) = (inputs.first(), inputs.last()) else {
+            return Ok(());
+        };
+        let Engine {
+            store, segments, ..
+        } = self.engine;
+        let slots = reserve(self.writer)?;
+        // Read first: what is marked later may be of a removal that this merge has not seen.
+        let marks_before = self.writer.manifest.lock().value.marks.clone();
+        let spec = SegmentSpec {
+            store: segments.store,
+            number: self.writer.next_segment(),
+            tier,
+            start_lsn: first.info.start_lsn,
+            end_lsn: last.info.end_lsn,
+            first_id: first.info.first_id(),
+            last_id: last.info.last_id(),
+            compression: store.options.compression,
+            items_max: inputs.iter().map(|segment| segment.filter_items()).sum(),
+        };
+        let info = write_segment(&*segments.disk, &segments.path, spec, |out| {
+            let dropped = inputs.iter().map(|segment| segment.info.dropped).sum();
+            out.note_dropped(dropped);
+            self.write_sessions(out, set, inputs)
+        })?;
+        let numbers: Vec<u64> = inputs.iter().map(|input| input.info.number).collect();
+        name_segments(self.writer, &slots, |manifest| {
+            let named = &mut manifest.segments;
+            let place = named.iter().position(|info| numbers.contains(&info.number));
+            named.retain(|info| !numbers.contains(&info.number));
+            named.insert(place.unwrap_or(0), info.clone());
+            carry_over(manifest, &marks_before, &numbers, info.number);
+        })?;
+        let merged = Arc::new(segments.segment(info));
+        store.locator.publish(|set| set.merged(inputs, merged));
+        store.counters.merges.fetch_add(1, Ordering::Relaxed);
+        self.replaced.extend(inputs.iter().map(Arc::clone));
+        Ok(())
+    }
+
+    fn write_sessions(
+        &self,
+        out: &mut SegmentWriter,
+        set: &SegmentSet,
+        inputs: &[Arc<Segment>],
+    ) -> Result<(), Halt> {
+        let store = &self.engine.store;
+        let sources = inputs
+            .iter()
+            .map(|segment| segment.uncached())
+            .collect::<Result<Vec<_>>>()?;
+        let mut cursors = inputs
+            .iter()
+            .zip(&sources)
+            .map(|(segment, source)| Input::new(segment, source))
+            .collect::<Result<Vec<_>>>()?;
+        while let Some(session) = next_session(&cursors) {
+            self.check_on()?;
+            let mut keep = Keep::of(store, &session)?;
+            let mut state = None;
+            for input in &mut cursors {
+                let Some(tail) = input.enter(&session)? else {
+                    continue;
+                };
+                if matches!(tail, RunTail::LastId(_)) && state.is_none() {
+                    state = Some(set.state_before(&session, input.segment)?);
+                }
+                while let Some(record) = input.record_of(&session)? {
+                    if let (RunTail::LastId(_), Some(state)) = (&tail, &mut state) {
+                        SessionState::apply(state, &record);
+                    }
+                    let kept = keep.record(store, &record)?;
+                    match kept.map_err(|fault| input.segment.fault_in_records(fault))? {
+                        Kept::Whole => out.put(&record)?,
+                        Kept::Part(record) => out.put(&record)?,
+                        Kept::Nothing => out.note_dropped(1),
+                    }
+                }
+                if let RunTail::State(tail) = &tail {
+                    state = Some(input.segment.decode_state(tail)?);
+                }
+            }
+            let state = state.ok_or_else(|| out_of_order(inputs, &session))?;
+            out.end_session(&session, &state);
+        }
+        Ok(())
+    }
+
+    /// Whether all replaced segments are removed.
+    pub(super) fn is_clean(&self) -> bool {
+        self.replaced.is_empty()
+    }
+
+    /// Removes the replaced segments that no reader holds any more.
+    pub(super) fn remove_replaced(&mut self) {
+        let (engine, folder) = (self.engine, &self.engine.segments);
+        let mut removed = false;
+        self.replaced.retain(|segment| {
+            if Arc::strong_count(segment) > 1 {
+                return true;
+            }
+            folder.cache.close(segment.info.number);
+            if let Err(refused) = folder.disk.remove(segment.path()) {
+                // The next open finds it, and that others cover it.
+                engine.refusals.note(Work::Merging, Some(&refused));
+            }
+            removed = true;
+            false
+        });
+        if removed && let Err(refused) = folder.disk.sync_dir(&folder.path) {
+            engine.refusals.note(Work::Merging, Some(&refused));
+        }
+    }
+}
+
+/// The neighbours to merge, and the tier of the result.
+pub(super) type Choice = (Vec<Arc<Segment>>, u8);
+
+fn merged_from(chosen: &[&Arc<Segment>], tier: u8) -> Choice {
+    let chosen = chosen.iter().map(|segment| Arc::clone(segment)).collect();
+    (chosen, tier.saturating_add(1))
+}
+
+/// Chooses segments of version 1, from the oldest on, because they hold no states of sessions.
+///
+/// So those before the first one hold states, and no other merge touches one.
+pub(super) fn choose_old(set: &SegmentSet, fanout: usize) -> Option<Choice> {
+    let segments: Vec<&Arc<Segment>> = set.iter().collect();
+    let is_old = |segment: &&&Arc<Segment>| segment.info.format == 1;
+    let begin = segments
+        .iter()
+        .position(|segment| segment.info.format == 1)?;
+    let old = segments.get(begin..)?;
+    let count = old.iter().take(fanout).take_while(is_old).count();
+    old.get(..count).map(|old| merged_from(old, 0))
+}
+
+/// Chooses the newest neighbours of one tier that are enough. Of these the oldest are merged: as
+/// many as `fanout`, or fewer if more would exceed the largest segment.
+fn choose(set: &SegmentSet, fanout: usize, bytes_max: u64) -> Option<Choice> {
+    let segments: Vec<&Arc<Segment>> = set.iter().collect();
+    let mut end = segments.len();
+    while let Some(newest) = end.checked_sub(1).and_then(|last| segments.get(last)) {
+        let tier = newest.info.tier;
+        let of_tier = |segment: &&&Arc<Segment>| segment.info.tier == tier;
+        let begin = end - segments.iter().take(end).rev().take_while(of_tier).count();
+        // A segment that fits with none of those after it stays as it is.
+        for from in begin..end {
+            let neighbours = segments.get(from..end).unwrap_or_default();
+            let fitting = fitting(neighbours, fanout, bytes_max);
+            let is_enough = fitting == fanout || (fitting > 1 && fitting < neighbours.len());
+            if is_enough && neighbours.len() >= fanout.min(fitting + 1) {
+                return neighbours
+                    .get(..fitting)
+                    .map(|chosen| merged_from(chosen, tier));
+            }
+        }
+        end = begin;
+    }
+    None
+}
+
+/// Returns how many of the first segments make one that is not too large.
+fn fitting(segments: &[&Arc<Segment>], fanout: usize, bytes_max: u64) -> usize {
+    let mut bytes = 0;
+    let fits = |segment: &&&Arc<Segment>| {
+        bytes += segment.info.file_bytes;
+        bytes <= bytes_max
+    };
+    segments.iter().take(fanout).take_while(fits).count()
+}
+
+/// One segment that is merged, from front to back.
+struct Input<'a> {
+    segment: &'a Segment,
+    sessions: Sessions<'a>,
+    /// The next session that the segment holds anything of.
+    next: Option<(SessionId, RunTail)>,
+    records: Records<'a>,
+    record: Option<Record>,
+}
+
+impl<'a> Input<'a> {
+    fn new(segment: &'a Segment, source: &'a Uncached<'a>) -> Result<Self> {
+        let mut sessions = source.sessions()?;
+        let mut records = source.records()?;
+        Ok(Self {
+            segment,
+            next: sessions.next().transpose()?,
+            sessions,
+            record: records.next().transpose()?,
+            records,
+        })
+    }
+
+    /// Moves past a session if it is the next. Returns what the segment says of its state.
+    fn enter(&mut self, session: &SessionId) -> Result<Option<RunTail>> {
+        if self.next.as_ref().is_none_or(|(next, _)| next != session) {
+            return Ok(None);
+        }
+        let after = self.sessions.next().transpose()?;
+        let entered = std::mem::replace(&mut self.next, after);
+        Ok(entered.map(|(_, tail)| tail))
+    }
+
+    /// Returns the next record if it is of this session.
+    fn record_of(&mut self, session: &SessionId) -> Result<Option<Record>> {
+        if self
+            .record
+            .as_ref()
+            .is_none_or(|record| record.session != *session)
+        {
+            return Ok(None);
+        }
+        let after = self.records.next().transpose()?;
+        Ok(std::mem::replace(&mut self.record, after))
+    }
+}
+
+/// Returns the first session of those that come next.
+fn next_session(inputs: &[Input<'_>]) -> Option<SessionId> {
+    let next = inputs
+        .iter()
+        .filter_map(|input| input.next.as_ref())
+        .map(|(session, _)| session);
+    next.min().cloned()
+}
+
+fn out_of_order(inputs: &[Arc<Segment>], session: &SessionId) -> Error {
+    let path = inputs.first().map(|segment| segment.path().to_path_buf());
+    let what = format!("session {session} has no state");
+    Error::corrupt(path.unwrap_or_default(), 0, what)
+}

@@ -1,0 +1,39 @@
+//! Names segments and journal files in the manifest.
+//!
+//! Invariant: a file is removed or used again only after both slots are durable that no longer name
+//! it.
+
+use crate::engine::Writer;
+use crate::manifest::{Manifest, Reserved};
+use crate::model::{Error, Result};
+
+/// Returns the slots of the next manifest. Poisons the log if its folder was moved or replaced.
+pub(super) fn reserve(writer: &Writer) -> Result<Reserved> {
+    let manifest = writer.manifest.lock();
+    manifest.reserve().map_err(|error| match error {
+        Error::Displaced { .. } => writer.shared.state.poison(error),
+        other => other,
+    })
+}
+
+/// Writes the current state to the manifest: what `change` leaves, and the journal files after its
+/// segments. A failure poisons the log.
+pub(super) fn name_segments(
+    writer: &Writer,
+    slots: &Reserved,
+    change: impl FnOnce(&mut Manifest),
+) -> Result<()> {
+    let state = &writer.shared.state;
+    let mut manifest = writer.manifest.lock();
+    let value = &mut manifest.value;
+    change(value);
+    // By position, not by what is released yet: sealing and merging both come here.
+    value.journal = writer.shared.recent.files_in_use(value.sealed_lsn());
+    value.durable_lsn = state.durable_lsn();
+    if let Some(newest) = value.journal.last() {
+        value.incarnation = newest.incarnation;
+    }
+    manifest
+        .store_in(slots)
+        .map_err(|error| state.poison(error))
+}

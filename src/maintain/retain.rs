@@ -1,0 +1,197 @@
+//! Retention: removes sessions and events that are older, or more, than is to be kept.
+//!
+//! It walks the sessions page by page and removes like any caller does, in groups that an append
+//! does not wait for longer than for any other. So memory is bounded, and a crash in between leaves
+//! nothing half done.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use crate::codec::SessionState;
+use crate::disk::Halt;
+use crate::engine::{Call, Engine, Writer};
+use crate::model::{
+    Delete, Error, Expected, Result, Retention, RetentionPlan, Seq, SessionId, now_ms,
+};
+use crate::read::{SessionPage, SessionQuery};
+
+/// The reason that the feed gives for a session that was deleted by retention.
+const REASON: &str = "retention";
+
+/// How often sessions are looked at: this often in the shortest time that is kept.
+const LOOKS: u32 = 16;
+
+/// The bounds of the time between two looks.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
+const LOOK_EVERY_MAX: Duration = Duration::from_mins(1);
+
+/// The sessions of one step.
+const STEP: usize = 256;
+
+/// What is due of a session.
+#[derive(Clone, Copy)]
+enum Due {
+    Nothing,
+    Deletion,
+    /// The events before this seq.
+    Trim(Seq),
+}
+
+/// Runs the background thread until the log stops.
+pub(crate) fn run(engine: &Engine) {
+    let Some(writer) = &engine.writer else {
+        return;
+    };
+    loop {
+        let waited = match look_every(engine, writer) {
+            Some(every) => writer.shared.retain.pause(every, |orders| orders.look),
+            None => writer
+                .shared
+                .retain
+                .wait_for(|orders| orders.has_own.then_some(())),
+        };
+        if waited.is_err() {
+            return;
+        }
+        writer.shared.retain.with(|orders| orders.look = false);
+        // Any failure but these, such as a full disk, is reported by the work that it stops. The
+        // next look tries again.
+        let looked = remove_due(engine, writer);
+        if matches!(looked, Err(Halt::Stopped)) || writer.shared.state.check_poison().is_err() {
+            return;
+        }
+    }
+}
+
+/// Returns how often to look, or `None` if nothing is removed by itself.
+fn look_every(engine: &Engine, writer: &Writer) -> Option<Duration> {
+    let retention = engine.store.options.retention;
+    if retention.is_empty() && !writer.shared.retain.with(|orders| orders.has_own) {
+        return None;
+    }
+    let times = [retention.idle, retention.max_age];
+    let shortest = times.into_iter().flatten().min();
+    let every = shortest.map_or(LOOK_EVERY_MAX, |time| time / LOOKS);
+    Some(every.clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX))
+}
+
+/// Removes what is due of all sessions.
+fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
+    let for_all = engine.store.options.retention;
+    let is_by_idleness = !writer.shared.retain.with(|orders| orders.has_own)
+        && for_all
+            == Retention {
+                idle: for_all.idle,
+                ..Retention::new()
+            };
+    walk(engine, |page| {
+        writer.shared.retain.check_stop()?;
+        let mut calls: Vec<Call> = Vec::new();
+        let mut is_over = false;
+        for session in &page.items {
+            let state = engine.store.state(&session.id)?;
+            match due(engine, &session.id, &state, for_all)? {
+                // Sessions come in the order of their activity, so no later one is idle for longer.
+                Due::Nothing => is_over |= is_by_idleness && !state.is_held(),
+                Due::Deletion => {
+                    let delete = Delete::new()
+                        .reason(REASON)
+                        .expected(Expected::Seq(state.last));
+                    calls.push(Box::new(Engine::delete_of(&session.id, delete)));
+                }
+                Due::Trim(first) => {
+                    calls.push(Box::new(Engine::trim_of(&session.id, first.into())));
+                }
+            }
+        }
+        engine.call_all(calls)?;
+        Ok(if is_over {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
+    })
+}
+
+/// Returns what a retention for all sessions would remove now.
+pub(crate) fn plan(engine: &Engine, retention: Retention) -> Result<RetentionPlan> {
+    retention.check()?;
+    let mut plan = RetentionPlan::default();
+    walk(engine, |page| {
+        for session in &page.items {
+            let state = engine.store.state(&session.id)?;
+            match due(engine, &session.id, &state, retention)? {
+                Due::Nothing => {}
+                Due::Deletion => {
+                    plan.sessions_deleted += 1;
+                    plan.events += state.events();
+                    plan.bytes += state.bytes;
+                }
+                Due::Trim(first) => {
+                    let events = first - state.first;
+                    plan.sessions_trimmed += 1;
+                    plan.events += events;
+                    plan.bytes += state.bytes * events / state.events().max(1);
+                }
+            }
+        }
+        Result::<_, Error>::Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(plan)
+}
+
+/// Visits all sessions page by page, those that were idle for longest first.
+fn walk<E: From<Error>>(
+    engine: &Engine,
+    mut visit: impl FnMut(&SessionPage) -> Result<ControlFlow<()>, E>,
+) -> Result<(), E> {
+    let mut query = Some(SessionQuery::by_activity().reversed().limit(STEP));
+    while let Some(next) = query {
+        let page = engine.store.sessions(next)?;
+        query = page.next_page();
+        if visit(&page)?.is_break() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Returns what is due of a session. Its own retention stands in for the one for all.
+fn due(
+    engine: &Engine,
+    session: &SessionId,
+    state: &SessionState,
+    for_all: Retention,
+) -> Result<Due> {
+    let retention = state.retention().unwrap_or(for_all);
+    if state.is_held() || !state.is_there() || retention.is_empty() {
+        return Ok(Due::Nothing);
+    }
+    let now = now_ms(&engine.store.options.clock);
+    let before =
+        |time: Duration| now.saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    if retention
+        .idle
+        .is_some_and(|idle| state.active_ms < before(idle))
+    {
+        return Ok(Due::Deletion);
+    }
+    let mut first = state.first;
+    if let Some(max) = retention.max_events {
+        first = first.max((state.last + 1).saturating_sub(max));
+    }
+    if let Some(age) = retention
+        .max_age
+        .filter(|age| state.created_ms < before(*age))
+    {
+        first = first.max(engine.store.first_since(session, state, before(age))?);
+    }
+    if let Some(max) = retention.max_bytes.filter(|max| state.bytes > *max) {
+        first = first.max(engine.store.first_within(session, state, max)?);
+    }
+    Ok(if first > state.first {
+        Due::Trim(first)
+    } else {
+        Due::Nothing
+    })
+}
