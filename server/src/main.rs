@@ -4,7 +4,7 @@
 //! SESSIONLOG_API_KEY=secret cargo run --release -p sessionlog-server -- --data ./data
 //! ```
 //!
-//! Clients send the key as a bearer token.
+//! Clients send the key as a bearer token. Workers send that of `SESSIONLOG_WORKER_KEY`.
 
 #![expect(
     clippy::print_stdout,
@@ -30,7 +30,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves a session log over HTTP.
 ///
-/// The environment variable `SESSIONLOG_API_KEY` holds the key that clients send as bearer token.
+/// The environment variable `SESSIONLOG_API_KEY` holds the key that clients send as bearer token,
+/// and `SESSIONLOG_WORKER_KEY` the one for workers, without which their calls are refused.
 /// A missing folder is created, with access for its owner. `RUST_LOG` filters the log, for example
 /// `info,sessionlog::access=off`. SIGTERM stops the server without losing anything.
 #[derive(Parser)]
@@ -96,10 +97,19 @@ async fn run(args: Args) -> Result<(), Box<dyn Error>> {
 }
 
 fn config(args: &Args) -> Result<http::Config, String> {
-    match env::var("SESSIONLOG_API_KEY")
-        .ok()
-        .filter(|key| !key.is_empty())
-    {
+    let config = client_config(args)?;
+    Ok(match variable("SESSIONLOG_WORKER_KEY") {
+        Some(key) => config.worker_key(key),
+        None => config,
+    })
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn client_config(args: &Args) -> Result<http::Config, String> {
+    match variable("SESSIONLOG_API_KEY") {
         Some(_) if args.open => Err("use either --open or SESSIONLOG_API_KEY".into()),
         Some(key) => Ok(http::Config::with_api_key(key)),
         None if !args.open => {

@@ -23,6 +23,7 @@ mod proxy;
 #[path = "../../../tests/support/report.rs"]
 mod report;
 mod schemathesis;
+mod standing;
 #[path = "../../../tests/support/trial.rs"]
 mod trial;
 
@@ -69,6 +70,9 @@ fn main() {
         in_browser(test!(page::a_session_of_any_name_is_listed_and_opens)),
         in_browser(test!(
             page::a_list_of_recent_sessions_that_was_cut_short_says_so_and_leads_to_all
+        )),
+        in_browser(test!(
+            standing::a_session_is_renamed_closed_forked_and_deleted_on_the_page
         )),
         behind_nginx(
             test!(proxy::a_stream_comes_through_a_proxy_at_once_and_is_resumed_there),

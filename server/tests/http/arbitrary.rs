@@ -33,7 +33,7 @@ fn segment() -> impl Strategy<Value = String> {
 fn pair() -> impl Strategy<Value = String> {
     let name = prop_oneof![
         4 => prop::sample::select(vec![
-            "limit", "after", "before", "order", "type", "follow", "wait",
+            "limit", "after", "before", "order", "type", "status", "follow", "wait",
         ])
         .prop_map(str::to_owned),
         1 => "[a-z%&=]{0,6}",

@@ -40,14 +40,25 @@ async fn the_document_is_openapi_3_1_and_names_the_calls_of_the_contract() {
         .map(|(method, path)| format!("{method} {path}"))
         .collect();
     let contract = [
+        "DELETE /v1/events/{event_id}",
+        "DELETE /v1/sessions/{session_id}",
+        "DELETE /v1/sessions/{session_id}/events",
         "GET /healthz",
         "GET /metrics",
+        "GET /v1/events/{event_id}",
+        "GET /v1/feed",
         "GET /v1/messages/{message_id}",
         "GET /v1/sessions",
+        "GET /v1/sessions/{session_id}",
         "GET /v1/sessions/{session_id}/events",
         "GET /v1/sessions/{session_id}/messages",
         "GET /v1/sessions/{session_id}/stream",
+        "GET /v1/stats",
+        "PATCH /v1/sessions/{session_id}",
+        "POST /v1/compact",
+        "POST /v1/sessions",
         "POST /v1/sessions/{session_id}/events",
+        "POST /v1/sessions/{session_id}/fork",
     ];
     assert_eq!(named, contract.map(String::from).into());
     assert_eq!(document["security"], json!([{"bearer": []}]));
@@ -66,6 +77,9 @@ fn check(document: &Value, path: &str, method: &str, answer: &Answer) {
         response.is_object(),
         "{method} {path} answers {status}, which is not in the document"
     );
+    if answer.body.is_empty() {
+        return assert_eq!(response.get("content"), None, "{method} {path} {status}");
+    }
     let media = answer.headers["content-type"]
         .to_str()
         .unwrap()
@@ -110,6 +124,8 @@ fn reads(event: &str, message: &str) -> Vec<(&'static str, String)> {
         (events, "/v1/sessions/s/events?limit=0".to_owned()),
         (events, "/v1/sessions/t/events".to_owned()),
         (messages, "/v1/sessions/s/messages".to_owned()),
+        (messages, "/v1/sessions/s/messages?status=open".to_owned()),
+        (messages, "/v1/sessions/s/messages?status=closed".to_owned()),
         (messages, "/v1/sessions/t/messages".to_owned()),
         (
             "/v1/messages/{message_id}",
@@ -139,6 +155,7 @@ async fn check_that_each_call_is_there(scene: &Scene, document: &Value, message:
     for (method, path) in calls(document) {
         let at = path
             .replace("{session_id}", "s")
+            .replace("{event_id}", &message.replace("msg_", "evt_"))
             .replace("{message_id}", message);
         let mut unauthorized = request(method.clone(), &at, Body::empty());
         unauthorized.headers_mut().remove("authorization");
@@ -221,6 +238,48 @@ async fn every_answer_is_as_the_document_says() {
         check(&document, path, "get", &scene.get(&at).await);
     }
     check_that_each_call_is_there(&scene, &document, &message).await;
+    check_calls_of_workers(&scene, &document, &id).await;
+}
+
+async fn check_calls_of_workers(scene: &Scene, document: &Value, event: &str) {
+    let worker = scene.as_worker();
+    let one = "/v1/sessions/{session_id}";
+    let events = "/v1/sessions/{session_id}/events";
+    let fork = "/v1/sessions/{session_id}/fork";
+    let of_event = format!("/v1/events/{event}");
+    let step = json!({"events": [{"type": "step", "data": 1}], "close": true});
+    let full = json!({"id": "u", "title": "T", "metadata": {"a": 1}, "events": step["events"]});
+    let none = Value::Null;
+    for (method, path, at, body) in [
+        ("post", "/v1/sessions", "/v1/sessions", &full),
+        ("post", "/v1/sessions", "/v1/sessions", &full),
+        ("post", "/v1/sessions", "/v1/sessions", &json!({"id": 1})),
+        ("get", one, "/v1/sessions/u", &none),
+        ("get", one, "/v1/sessions/nobody", &none),
+        ("patch", one, "/v1/sessions/u", &json!({"hold": false})),
+        ("patch", one, "/v1/sessions/u", &json!({"hold": 1})),
+        ("patch", one, "/v1/sessions/nobody", &json!({})),
+        ("delete", one, "/v1/sessions/nobody", &none),
+        ("post", fork, "/v1/sessions/u/fork", &json!({"id": "f"})),
+        ("post", fork, "/v1/sessions/u/fork", &json!({"id": "f"})),
+        ("post", fork, "/v1/sessions/nobody/fork", &json!({})),
+        ("get", "/v1/sessions", "/v1/sessions?order=id", &none),
+        ("post", events, "/v1/sessions/u/events", &step),
+        ("post", events, "/v1/sessions/u/events", &step),
+        ("delete", events, "/v1/sessions/s/events?before=2", &none),
+        ("delete", events, "/v1/sessions/s/events", &none),
+        ("get", events, "/v1/sessions/s/events?after=evt_x", &none),
+        ("get", "/v1/events/{event_id}", &*of_event, &none),
+        ("delete", "/v1/events/{event_id}", &*of_event, &none),
+        ("delete", one, "/v1/sessions/u", &none),
+        ("get", "/v1/feed", "/v1/feed", &none),
+        ("get", "/v1/feed", "/v1/feed?wait=x", &none),
+        ("post", "/v1/compact", "/v1/compact", &none),
+        ("get", "/v1/stats", "/v1/stats", &none),
+    ] {
+        let sent = method.to_uppercase().parse().unwrap();
+        check(document, path, method, &worker.send(sent, at, body).await);
+    }
 }
 
 #[tokio::test]
@@ -236,6 +295,7 @@ async fn every_call_may_be_answered_by_a_server_that_stops() {
     {
         let at = path
             .replace("{session_id}", "s")
+            .replace("{event_id}", "evt_x")
             .replace("{message_id}", "msg_x");
         let answer = scene
             .call(request(method.clone(), &at, Body::empty()))

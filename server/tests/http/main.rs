@@ -12,15 +12,21 @@
 mod append;
 mod arbitrary;
 mod document;
+mod feed;
 mod figures;
 mod hostile;
+mod keys;
+mod lifecycle;
 mod list;
 mod messages;
 mod mounted;
 #[allow(dead_code, reason = "the tests with clients use the rest")]
 #[path = "../process/mod.rs"]
 mod process;
+mod removal;
 mod security;
 mod server;
+mod sessions;
 mod stream;
 mod support;
+mod worker;

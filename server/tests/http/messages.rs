@@ -89,7 +89,7 @@ async fn a_message_shows_how_far_its_turn_is() {
 #[tokio::test]
 async fn who_waits_hears_of_the_end_when_it_comes() {
     let scene = Scene::new();
-    for end in ["completed", "failed"] {
+    for end in ["completed", "failed", "cancelled"] {
         let id = asked(&scene).await;
         let append = async {
             scene.until_streams(1).await;
@@ -198,6 +198,56 @@ async fn the_messages_of_a_session_are_listed_in_order() {
         .get("/v1/sessions/nobody/messages")
         .await
         .refused(404, "unknown_session");
+}
+
+#[tokio::test]
+async fn the_open_turns_of_a_session_are_found_page_by_page() {
+    let config = Config::with_api_key(KEY).page_bytes_max(20_000);
+    let scene = Scene::with(config, Options::new());
+    let mut open = Vec::new();
+    let ends = ["completed", "failed", "cancelled", "running"];
+    for n in 0..60 {
+        let asked = NewEvent::new("user.message", said_data(&"x".repeat(1_000)));
+        let id = MessageId::from(scene.note("s", [asked])[0].id);
+        let name = if n == 41 { "queued" } else { ends[n % 3] };
+        scene.note("s", [status(id, if n == 7 { ends[3] } else { name })]);
+        if n == 7 || n == 41 {
+            open.push(scene.get(&format!("/v1/messages/{id}")).await.ok());
+        }
+    }
+    for (order, on) in [("asc", "after"), ("desc", "before")] {
+        for limit in [1, 1000] {
+            let (mut walked, mut empty, mut place) = (Vec::new(), 0, String::new());
+            let path = format!("/v1/sessions/s/messages?status=open&limit={limit}&order={order}");
+            for round in 0.. {
+                assert!(round < 100, "the pages do not end");
+                let page = scene.get(&format!("{path}{place}")).await.ok();
+                let messages = page["messages"].as_array().unwrap();
+                empty += usize::from(messages.is_empty());
+                walked.extend(messages.iter().cloned());
+                if page["has_more"] == false {
+                    break;
+                }
+                place = format!("&{on}={}", page["last_id"].as_str().unwrap());
+            }
+            if order == "desc" {
+                walked.reverse();
+            }
+            assert_eq!(walked, open, "{order} by {limit}");
+            assert!(empty > 0, "no search came to its bound");
+        }
+    }
+    for bad in ["", "closed", "Open", "cancelled", "open&status=open"] {
+        scene
+            .get(&format!("/v1/sessions/s/messages?status={bad}"))
+            .await
+            .refused(400, "invalid");
+    }
+    // A page of events has no such filter, and ignores what it does not know.
+    assert_eq!(
+        scene.get("/v1/sessions/s/events?status=x").await.status,
+        200
+    );
 }
 
 /// The data of a turn's own events is shown in any spelling. The message that opened the turn comes

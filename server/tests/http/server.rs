@@ -13,8 +13,38 @@ use serde_json::Value;
 use sessionlog::http::{self, Config};
 use sessionlog::{Batch, NewEvent, SessionLog};
 
-use crate::process::{Server, command, eventually, free_address, post};
+use crate::process::{Server, agent, command, eventually, free_address, post};
 use crate::support::KEY;
+
+#[test]
+fn a_worker_is_let_in_by_the_key_of_its_variable() {
+    let folder = tempfile::tempdir().unwrap();
+    let with_keys = |worker_key: &str| {
+        let mut command = command(folder.path(), "127.0.0.1:0");
+        command.env("SESSIONLOG_API_KEY", KEY);
+        Server::of(command.env("SESSIONLOG_WORKER_KEY", worker_key))
+    };
+    let status = |server: &Server, key: &str| {
+        let call = agent().get(format!("{}/v1/stats", server.url));
+        let answer = call.header("authorization", format!("Bearer {key}")).call();
+        match answer {
+            Ok(answer) => answer.status().as_u16(),
+            Err(ureq::Error::StatusCode(status)) => status,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let server = with_keys("a worker");
+    assert_eq!(
+        (status(&server, "a worker"), status(&server, KEY)),
+        (200, 403)
+    );
+    drop(server);
+    let without = with_keys("");
+    assert_eq!(
+        (status(&without, "a worker"), status(&without, KEY)),
+        (401, 403)
+    );
+}
 
 #[test]
 fn it_starts_only_with_a_key_or_open_on_loopback() {

@@ -291,3 +291,59 @@ async fn streams_end_when_the_server_is_about_to_stop_or_the_log_is_closed() {
     scene.log.close().unwrap();
     assert_eq!(frames.next().await, None);
 }
+
+#[tokio::test]
+async fn a_stream_sends_the_types_that_were_asked_for() {
+    let scene = Scene::new();
+    let events = || ["a", "b", "c", "a"].map(|named| NewEvent::new(named, "1"));
+    scene.note("s", events());
+    for (query, expected) in [
+        ("?type=a", &["a", "a"][..]),
+        ("?type=a&type=b", &["a", "b", "a"]),
+        ("?exclude_type=a", &["b", "c"]),
+        ("?exclude_type=a&exclude_type=b", &["c"]),
+        ("?type=a&type=b&exclude_type=a", &["b"]),
+        ("?type=none", &[]),
+    ] {
+        let mut frames = scene.open(stream(query)).await;
+        for expected in [expected.iter(), ["caught_up"].iter()]
+            .into_iter()
+            .flatten()
+        {
+            assert_eq!(frames.next().await.unwrap().event, *expected, "{query}");
+        }
+    }
+    let mut frames = scene.open(stream("?exclude_type=a")).await;
+    assert_eq!(frames.ids(2).await.len(), 2);
+    assert_eq!(frames.next().await.unwrap(), caught_up());
+    scene.note("s", events());
+    assert_eq!(frames.next().await.unwrap().event, "b");
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_a_frame_when_its_session_is_closed_or_deleted() {
+    let scene = Scene::new();
+    let session = "s".parse().unwrap();
+    scene.note("s", notes(1));
+    let last = |name: &str| Frame {
+        id: None,
+        event: name.into(),
+        data: "{}".into(),
+    };
+    let mut frames = scene.open(stream("")).await;
+    assert_eq!(frames.ids(1).await.len(), 1);
+    assert_eq!(frames.next().await.unwrap(), caught_up());
+    scene.log.close_session(&session).unwrap();
+    assert_eq!(frames.next().await.unwrap(), last("closed"));
+    assert_eq!(frames.next().await, None);
+    scene.log.reopen(&session).unwrap();
+    let mut frames = scene.open(stream("?type=none")).await;
+    assert_eq!(frames.next().await.unwrap(), caught_up());
+    scene
+        .log
+        .delete(&session, sessionlog::Delete::new())
+        .unwrap();
+    assert_eq!(frames.next().await.unwrap(), last("deleted"));
+    assert_eq!(frames.next().await, None);
+    scene.until_streams(0).await;
+}

@@ -14,6 +14,8 @@ use tower::ServiceExt;
 
 pub(crate) use crate::process::KEY;
 
+pub(crate) const WORKER_KEY: &str = "the key of the workers";
+
 pub(crate) struct Scene {
     pub(crate) log: SessionLog,
     pub(crate) router: Router,
@@ -22,7 +24,10 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        Self::with(Config::with_api_key(KEY), Options::new())
+        Self::with(
+            Config::with_api_key(KEY).worker_key(WORKER_KEY),
+            Options::new(),
+        )
     }
 
     pub(crate) fn with(config: Config, options: Options) -> Self {
@@ -44,6 +49,16 @@ impl Scene {
             headers: head.headers,
             body,
         }
+    }
+
+    /// A caller with the key of clients.
+    pub(crate) fn as_client(&self) -> Caller<'_> {
+        Caller::new(self, KEY)
+    }
+
+    /// A caller with the key of workers.
+    pub(crate) fn as_worker(&self) -> Caller<'_> {
+        Caller::new(self, WORKER_KEY)
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -91,6 +106,59 @@ impl Scene {
             .append(&session.parse().unwrap(), Batch::new().events(events))
             .unwrap()
             .events
+    }
+}
+
+/// A caller with a key.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    scene: &'a Scene,
+    key: &'a str,
+}
+
+impl<'a> Caller<'a> {
+    pub(crate) fn new(scene: &'a Scene, key: &'a str) -> Self {
+        Self { scene, key }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &Value::Null).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::POST, path, body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &Value::Null).await
+    }
+
+    /// Sends a body, unless it is `null`.
+    pub(crate) async fn send(&self, method: Method, path: &str, body: &Value) -> Answer {
+        self.with_headers(method, path, body, &[]).await
+    }
+
+    pub(crate) async fn with_headers(
+        &self,
+        method: Method,
+        path: &str,
+        body: &Value,
+        headers: &[(&'static str, &str)],
+    ) -> Answer {
+        let text = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let mut request = request(method, path, text);
+        let bearer = format!("Bearer {}", self.key);
+        let json = ("content-type", "application/json");
+        let json = (!body.is_null()).then_some(json);
+        let all = [("authorization", &*bearer)].into_iter().chain(json);
+        for (name, value) in all.chain(headers.iter().copied()) {
+            request.headers_mut().insert(name, value.parse().unwrap());
+        }
+        self.scene.call(request).await
     }
 }
 
@@ -147,6 +215,13 @@ impl Answer {
             "{}",
             String::from_utf8_lossy(&self.body)
         );
+        self.json()
+    }
+
+    /// The body of an answer with this status.
+    pub(crate) fn with_status(&self, status: u16) -> Value {
+        let body = String::from_utf8_lossy(&self.body);
+        assert_eq!(self.status.as_u16(), status, "{body}");
         self.json()
     }
 

@@ -32,6 +32,7 @@ pub(crate) fn command(data: &Path, listen: &str) -> Command {
         .args(["--listen", listen, "--data"])
         .arg(data)
         .env_remove("SESSIONLOG_API_KEY")
+        .env_remove("SESSIONLOG_WORKER_KEY")
         .stdin(Stdio::null());
     command
 }
