@@ -231,7 +231,10 @@ impl Merger<'_> {
                     let kept = keep.record(store, &record)?;
                     match kept.map_err(|fault| input.segment.fault_in_records(fault))? {
                         Kept::Whole => out.put(&record)?,
-                        Kept::Part(record) => out.put(&record)?,
+                        Kept::Part(record) => {
+                            out.note_dropped(1);
+                            out.put(&record)?;
+                        }
                         Kept::Nothing => out.note_dropped(1),
                     }
                 }

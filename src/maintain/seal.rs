@@ -169,7 +169,10 @@ impl Sealer<'_> {
                     .map_err(crate::codec::Fault::in_memory)?
                 {
                     Kept::Whole => out.put(record)?,
-                    Kept::Part(record) => out.put(&record)?,
+                    Kept::Part(record) => {
+                        out.note_dropped(1);
+                        out.put(&record)?;
+                    }
                     Kept::Nothing => out.note_dropped(1),
                 }
                 done += 1;

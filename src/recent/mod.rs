@@ -288,8 +288,9 @@ impl Recent {
     pub(crate) fn files_in_use(&self, sealed_lsn: u64) -> Vec<JournalUse> {
         let commits = self.commits.read();
         let next = commits.files.iter().skip(1).map(Some).chain([None]);
-        let is_sealed =
-            |next: Option<&RecentFile>| next.is_some_and(|next| next.start_lsn <= sealed_lsn);
+        let is_sealed = |next: Option<&RecentFile>| {
+            next.is_some_and(|next| next.begun && next.start_lsn <= sealed_lsn)
+        };
         let files = commits.files.iter().zip(next);
         files
             .filter(|(file, next)| file.begun && !is_sealed(*next))

@@ -77,7 +77,7 @@ pub(crate) struct SegmentInfo {
     ids: TableRoot,
     keys: Option<TableRoot>,
     filter: FilterRoot,
-    /// The number of records that were left out because they had been removed.
+    /// The number of records that were left out, or written in part, because of removals.
     pub dropped: u64,
     directory: Option<DirectoryRoots>,
 }

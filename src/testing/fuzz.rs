@@ -36,7 +36,6 @@ pub fn decode(bytes: &[u8]) {
     let _refused_or_not = (
         codec::open_value(MANIFEST, Salt::NONE, bytes).is_ok(),
         codec::open_value(TRAILER, Salt::NONE, bytes).is_ok(),
-        codec::SessionState::decode(bytes),
     );
     // Skips the checksums, which random bytes do not pass.
     let _refused_or_not = (
