@@ -56,7 +56,8 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
         (
             "Producer-Id" = Option<String>,
             Header,
-            description = "For workers: who writes. Of a stale epoch, nothing is stored",
+            description = "For workers: the ID of the worker that sends this. The server stores nothing of a \
+                           worker whose epoch is stale",
             min_length = 1,
             max_length = 256,
             pattern = r"^[!-~]([\t -~]*[!-~])?$",

@@ -92,7 +92,7 @@ pub struct Removed {
 pub struct CompactProgress {
     /// Segments written so far.
     pub segments: u64,
-    /// Segments that are to be written yet, as far as is known.
+    /// Estimate of the segments that the store has yet to write.
     pub segments_left: u64,
 }
 

@@ -280,8 +280,8 @@ impl Store {
         Ok(forks)
     }
 
-    /// Whether the store has given this ID to an event or a change, as far as can be told. It has
-    /// forgotten which IDs erased records had.
+    /// Whether the store may have given this ID to an event or a change. The store no longer knows
+    /// the IDs of erased records, so near those the answer is `true` for an ID it never gave.
     pub(crate) fn was_committed(&self, id: EventId) -> Result<bool> {
         if let Some(record) = self.recent.records_from(id, 1).first()
             && (record.base..=record.last_id()).contains(&id)
