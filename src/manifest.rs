@@ -6,11 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{
-    Decoded, FRAMED_BYTES_MAX, MANIFEST, Salt, StoreId, decode_list, encode_value, open_value,
-};
+use crate::codec::{Decoded, FRAMED_BYTES_MAX, MANIFEST, Salt, StoreId, encode_value, open_value};
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Layout, Mode, read_device};
-use crate::model::{Error, Result};
+use crate::model::{Error, Result, read_list};
 use crate::segment::{SegmentInfo, SegmentInfoV1};
 
 /// The files that the store consists of.
@@ -20,11 +18,11 @@ pub(crate) struct Manifest {
     sequence: u64,
     pub store: StoreId,
     /// In commit order.
-    #[serde(deserialize_with = "decode_list")]
+    #[serde(deserialize_with = "read_list")]
     pub segments: Vec<SegmentInfo>,
     /// The journal files in use when this was written, in commit order. Replay finds later ones by
     /// following the chain.
-    #[serde(deserialize_with = "decode_list")]
+    #[serde(deserialize_with = "read_list")]
     pub journal: Vec<JournalUse>,
     /// Everything before this LSN was on stable storage when this was written.
     pub durable_lsn: u64,
@@ -33,7 +31,7 @@ pub(crate) struct Manifest {
     /// Whether the log was closed with its end at `durable_lsn`.
     pub clean: bool,
     /// The segments that may hold something removed.
-    #[serde(deserialize_with = "decode_list")]
+    #[serde(deserialize_with = "read_list")]
     pub marks: Vec<Mark>,
     /// When the first removal was committed whose bytes journal files may still hold. Files that
     /// are not in use count too.
@@ -41,7 +39,7 @@ pub(crate) struct Manifest {
     /// Whether a session was ever given a retention of its own.
     pub has_own_retention: bool,
     /// The numbers of adopted segments whose removals have put no marks yet.
-    #[serde(deserialize_with = "decode_list")]
+    #[serde(deserialize_with = "read_list")]
     pub unmarked: Vec<u64>,
 }
 
@@ -60,9 +58,9 @@ pub(crate) struct Mark {
 struct ManifestV1 {
     sequence: u64,
     store: StoreId,
-    #[serde(deserialize_with = "decode_list")]
+    #[serde(deserialize_with = "read_list")]
     segments: Vec<SegmentInfoV1>,
-    #[serde(deserialize_with = "decode_list")]
+    #[serde(deserialize_with = "read_list")]
     journal: Vec<JournalUse>,
     durable_lsn: u64,
     incarnation: u64,

@@ -445,8 +445,7 @@ pub(crate) use frame::{
 pub(crate) use record::{EventFrame, RawRecord, Record, RecordFrame};
 pub(crate) use state::{REDACTIONS_MAX, SessionState, Standing, Version};
 pub(crate) use value::{
-    FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, decode_list, encode_bare, encode_value,
-    open_value,
+    FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, encode_bare, encode_value, open_value,
 };
 
 /// The format version that this crate writes, and the highest that it reads.

@@ -13,7 +13,8 @@ use crate::codec::{
 };
 use crate::model::{
     EventId, FIRST_SEQ, Head, Lineage, METADATA_BYTES_MAX, Metadata, Op, ParentInfo, Piece,
-    Producer, Retention, Seq, SessionId, SessionInfo, SessionPatch, merge, timestamp,
+    Producer, Retention, Seq, SessionId, SessionInfo, SessionPatch, merge, read_list, read_text,
+    read_text_if_any, timestamp,
 };
 
 /// The number of producers that a session remembers.
@@ -86,6 +87,7 @@ pub(crate) struct Details {
 /// The last batch of a producer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProducerState {
+    #[serde(deserialize_with = "read_text")]
     pub id: String,
     pub epoch: u64,
     /// The number of its last numbered batch in this epoch.
@@ -98,6 +100,7 @@ pub(crate) struct ProducerState {
 /// The deletion of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Removal {
+    #[serde(deserialize_with = "read_text_if_any")]
     pub reason: Option<String>,
     pub at_ms: u64,
 }
@@ -556,12 +559,16 @@ const FLAGS: u8 = CLOSED | DELETED | HAS_DETAILS | HAS_LAST_ID | HAS_THROUGH | H
 /// [`Details`] as they are stored.
 #[derive(Serialize, Deserialize)]
 struct StoredDetails {
+    #[serde(deserialize_with = "read_text_if_any")]
     title: Option<String>,
+    #[serde(deserialize_with = "read_text")]
     metadata: String,
     hold: bool,
     retention: Option<Retention>,
     lineage: Option<Lineage>,
+    #[serde(deserialize_with = "read_list")]
     redacted: Vec<u128>,
+    #[serde(deserialize_with = "read_list")]
     producers: Vec<ProducerState>,
     removal: Option<Removal>,
 }

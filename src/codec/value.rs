@@ -2,11 +2,8 @@
 //!
 //! A length is checked against the bytes that are present before anything is decoded.
 
-use std::fmt;
-use std::marker::PhantomData;
-
-use serde::de::{DeserializeOwned, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::codec::{ByteReader, Decoded, FORMAT_VERSION, Fault, Salt, check_version};
 
@@ -110,32 +107,11 @@ pub(crate) fn encode_bare(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// Decodes bytes written by [`encode_bare`]; `None` if they were not.
+///
+/// Texts are borrowed from `bytes`, so that their length is checked before any is allocated.
 pub(crate) fn decode_bare<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    let (value, used) = bincode::serde::decode_from_slice(bytes, CONFIG).ok()?;
+    let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, CONFIG).ok()?;
     (used == bytes.len()).then_some(value)
-}
-
-/// Decodes a list, and allocates for the items that are present, not for the number it claims.
-pub(crate) fn decode_list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error> {
-    struct List<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
-            while let Some(item) = items.next_element()? {
-                list.push(item);
-            }
-            Ok(list)
-        }
-    }
-    deserializer.deserialize_seq(List(PhantomData))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{StoreId, decode_bare};
-use crate::model::{Seq, SessionId};
+use crate::model::{Seq, SessionId, read_list};
 use crate::segment::{Address, ItemHash, Run, session_hash};
 
 const KIND_SESSION: u8 = 4;
@@ -38,6 +38,7 @@ pub(super) struct IndexValue {
 pub(super) struct Coverage {
     pub(super) store: StoreId,
     /// The numbers of the segments whose sessions are in the index, in no order.
+    #[serde(deserialize_with = "read_list")]
     pub(super) segments: Vec<u64>,
 }
 

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::model::bounded::read_list;
 use crate::model::error::{Error, Limit, Result, check_limit};
 use crate::model::ids::{EventId, Seq};
 use crate::model::retention::Retention;
@@ -243,6 +244,7 @@ pub(crate) struct Lineage {
     pub first: Seq,
     /// The sessions that the shared events were appended to, in the order of their seqs. Each
     /// piece begins where the one before it ends.
+    #[serde(deserialize_with = "read_list")]
     pub pieces: Vec<Piece>,
     /// The seq at which the fork branches off: the last shared one, if any is shared.
     pub at: Seq,

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use ulid::Ulid;
 
+use crate::model::bounded::read_text;
 use crate::model::error::{Error, Result};
 
 /// The number of an event in its session: from 1, without gaps.
@@ -148,7 +149,7 @@ impl Serialize for MessageId {
 
 impl<'de> Deserialize<'de> for EventId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
+        read_text(deserializer)?
             .parse()
             .map_err(serde::de::Error::custom)
     }
@@ -156,7 +157,7 @@ impl<'de> Deserialize<'de> for EventId {
 
 impl<'de> Deserialize<'de> for MessageId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
+        read_text(deserializer)?
             .parse()
             .map_err(serde::de::Error::custom)
     }

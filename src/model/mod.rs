@@ -2,6 +2,7 @@
 //! wrong. Plain values; nothing here reads, writes or waits.
 
 mod batch;
+mod bounded;
 mod change;
 mod error;
 mod event;
@@ -14,6 +15,7 @@ mod stats;
 mod text;
 
 pub(crate) use batch::{Turn, USER_MESSAGE, opens_turn};
+pub(crate) use bounded::{read_list, read_text, read_text_if_any};
 pub(crate) use change::{Lineage, METADATA_BYTES_MAX, Op, Piece, merge};
 pub(crate) use error::{check_limit, may_pass};
 pub(crate) use event::EventView;

@@ -178,7 +178,7 @@ macro_rules! text_conversions {
 
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
+                let text = $crate::model::read_text(deserializer)?;
                 Self::new(text).map_err(serde::de::Error::custom)
             }
         }

@@ -41,6 +41,7 @@ pub fn decode(bytes: &[u8]) {
     let _refused_or_not = (
         codec::decode_bare::<Manifest>(bytes),
         codec::decode_bare::<SegmentInfo>(bytes),
+        codec::SessionState::decode(bytes),
     );
     let (key, value) = bytes.split_at(bytes.len() / 2);
     let _refused_or_not = IndexEntry::read(key, value);
