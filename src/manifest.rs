@@ -129,6 +129,16 @@ impl Manifest {
         self.segments.iter().map(|segment| segment.events).sum()
     }
 
+    /// Returns the marked segments, each with the bytes that its removed events take, by estimate.
+    pub(crate) fn dead_bytes(&self) -> impl Iterator<Item = (&SegmentInfo, u64)> {
+        self.marks.iter().filter_map(|mark| {
+            let mut segments = self.segments.iter();
+            let info = segments.find(|info| info.number == mark.segment)?;
+            let events = info.events.max(1);
+            Some((info, info.file_bytes * mark.events.min(events) / events))
+        })
+    }
+
     /// Returns the LSN where the segments end and the journal begins.
     pub(crate) fn sealed_lsn(&self) -> u64 {
         self.segments.last().map_or(0, |segment| segment.end_lsn)

@@ -25,6 +25,12 @@ const _: () = assert!(COMPRESSED_RECORDS_BYTES_MAX <= u32::MAX as usize / EXPANS
 /// A block is stored compressed if that saves at least this share of its records: an eighth.
 const SAVED_SHARE: usize = 8;
 
+/// After this many blocks in a row that compression does not make small enough, most of the next
+/// ones are not tried: only one of `TRIED_ONE_IN`. So data that is compressed or encrypted already
+/// costs little, and a mix of both kinds is tried block by block.
+const PATIENCE: u32 = 4;
+const TRIED_ONE_IN: u32 = 8;
+
 const FLAG_LZ4: u32 = 1;
 
 /// The header of a block in a segment, before its records.
@@ -170,6 +176,8 @@ pub(crate) struct BlockCompressor {
     table: CompressTable,
     plain: Vec<u8>,
     compressed: Vec<u8>,
+    /// The blocks since the last one that was stored compressed.
+    plain_blocks: u32,
 }
 
 impl BlockCompressor {
@@ -178,6 +186,7 @@ impl BlockCompressor {
             table: CompressTable::large(),
             plain: Vec::new(),
             compressed: Vec::new(),
+            plain_blocks: 0,
         }
     }
 
@@ -192,6 +201,14 @@ impl BlockCompressor {
         if record_bytes > COMPRESSED_RECORDS_BYTES_MAX {
             return None;
         }
+        let is_tried = self
+            .plain_blocks
+            .checked_sub(PATIENCE)
+            .is_none_or(|over| over % TRIED_ONE_IN == TRIED_ONE_IN - 1);
+        self.plain_blocks = self.plain_blocks.saturating_add(1);
+        if !is_tried {
+            return None;
+        }
         self.plain.clear();
         self.plain.reserve_exact(record_bytes);
         for part in records {
@@ -204,6 +221,9 @@ impl BlockCompressor {
         let bytes = compress_into_with_table(&self.plain, &mut self.compressed, &mut self.table)
             .expect("the buffer has room for the largest output");
         let is_worth_it = bytes <= record_bytes - record_bytes.div_ceil(SAVED_SHARE);
+        if is_worth_it {
+            self.plain_blocks = 0;
+        }
         self.compressed.get(..bytes).filter(|_| is_worth_it)
     }
 }
@@ -224,6 +244,25 @@ mod tests {
             Some(compressed) => block(records.len(), Coding::Lz4, compressed),
             None => block(records.len(), Coding::Plain, records),
         }
+    }
+
+    #[test]
+    fn blocks_that_do_not_compress_are_tried_now_and_then() {
+        let mut compressor = BlockCompressor::new();
+        let (text, noise) = (vec![7; 4096], noise(4096));
+        let mut is_compressed =
+            |records: &[u8]| compressor.compress(records.len(), [records]).is_some();
+        // Fewer than would lead to blocks that are not tried.
+        for _ in 0..3 {
+            for _ in 0..PATIENCE - 1 {
+                assert!(!is_compressed(&noise));
+            }
+            assert!(is_compressed(&text));
+        }
+        (0..PATIENCE).for_each(|_| assert!(!is_compressed(&noise)));
+        let untried = (0..).take_while(|_| !is_compressed(&text)).count();
+        assert_eq!(untried, TRIED_ONE_IN as usize - 1);
+        assert!(is_compressed(&text), "each is tried again");
     }
 
     fn block(record_bytes: usize, coding: Coding, stored: &[u8]) -> Vec<u8> {

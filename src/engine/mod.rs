@@ -6,6 +6,7 @@ mod backup;
 mod calls;
 mod folder;
 mod open;
+mod space;
 
 use std::sync::Arc;
 
@@ -206,6 +207,7 @@ impl Engine {
             streams: count(&self.counters.streams),
             refusals: self.refusals.count(),
             refused: self.refusals.standing(),
+            space: self.space(&segments),
             clock_skew: clock_skew(&self.store.options.clock, recent.last_id()),
             recovery: self.recovery.clone(),
         }

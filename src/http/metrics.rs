@@ -230,7 +230,7 @@ fn of_appends(stats: &Stats) -> [Metric; 6] {
     ]
 }
 
-fn of_store(stats: &Stats) -> [Metric; 5] {
+fn of_store(stats: &Stats) -> [Metric; 8] {
     [
         ("events", "Durable events in the store", Gauge(stats.events)),
         ("segments", "Segments in the store", Gauge(stats.segments)),
@@ -238,6 +238,21 @@ fn of_store(stats: &Stats) -> [Metric; 5] {
             "segment_bytes",
             "Bytes of the segments",
             Gauge(stats.segment_bytes),
+        ),
+        (
+            "dead_bytes",
+            "Bytes of the segments that hold what was removed, by estimate",
+            Gauge(stats.space.dead_bytes),
+        ),
+        (
+            "space_bytes",
+            "Bytes of the segments and of the journal",
+            Gauge(stats.space.total_bytes),
+        ),
+        (
+            "merging_bytes",
+            "Bytes of the segments that are being merged",
+            Gauge(stats.space.merging_bytes),
         ),
         (
             "recent_bytes",

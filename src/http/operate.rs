@@ -12,7 +12,7 @@ use crate::http::error::{ApiError, ErrorBody, RefusesCall, RefusesClient};
 use crate::http::key::Operator;
 use crate::http::service::Service;
 use crate::log::SessionLog;
-use crate::model::{Compacted, Erasure, Stats, time_text};
+use crate::model::{Compacted, Erasure, Space, Stats, time_text};
 use crate::sync::{AtomicBool, Ordering};
 
 /// What was written anew.
@@ -116,6 +116,46 @@ pub(super) struct StatsBody {
     /// Background work that the system refuses now.
     refused: Vec<RefusalBody>,
     erasure: ErasureBody,
+    space: SpaceBody,
+}
+
+/// The space that the log takes on the disk, without the index.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Space)]
+struct SpaceBody {
+    /// The bytes of segments, without the dead ones.
+    live_bytes: u64,
+    /// The bytes of segments that hold what was removed, by estimate.
+    dead_bytes: u64,
+    /// The bytes of journal files, spare ones included.
+    journal_bytes: u64,
+    /// The bytes of the segments and of the journal.
+    total_bytes: u64,
+    /// The number of segments and journal files.
+    files: u64,
+    /// The bytes of the segments that are being merged now.
+    merging_bytes: u64,
+    /// The bytes that were stored in the last 24 hours and are still there, by estimate.
+    growth_bytes_a_day: u64,
+    /// The time of the oldest stored event or change, which may have been removed since. `null` in
+    /// an empty store.
+    #[schema(format = DateTime)]
+    oldest: Option<String>,
+}
+
+impl SpaceBody {
+    fn new(space: Space) -> Self {
+        Self {
+            live_bytes: space.live_bytes,
+            dead_bytes: space.dead_bytes,
+            journal_bytes: space.journal_bytes,
+            total_bytes: space.total_bytes,
+            files: space.files,
+            merging_bytes: space.merging_bytes,
+            growth_bytes_a_day: space.growth_bytes_a_day,
+            oldest: space.oldest.map(time_text),
+        }
+    }
 }
 
 /// Background work that the system refuses.
@@ -173,6 +213,7 @@ impl StatsBody {
                 overdue: erasure.overdue,
                 events: erasure.events,
             },
+            space: SpaceBody::new(stats.space),
         }
     }
 }

@@ -179,6 +179,14 @@ impl Spares {
         self.disk.sync_dir(&self.folder)
     }
 
+    /// Returns the number of spare files and their bytes.
+    pub(crate) fn ready(&self) -> (u64, u64) {
+        self.mailbox.with(|stock| {
+            let bytes = stock.ready.iter().map(|spare| spare.bytes).sum();
+            (stock.ready.len() as u64, bytes)
+        })
+    }
+
     /// Removes the spare files that an idle log does not need, the smallest first.
     pub(crate) fn trim(&self) -> Result<()> {
         let surplus = self.mailbox.with(|stock| {

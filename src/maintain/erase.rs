@@ -13,7 +13,7 @@ use crate::maintain::marks::earlier;
 use crate::maintain::merge::{Choice, Merger, choose_old};
 use crate::maintain::name::{name_segments, reserve};
 use crate::model::{CompactProgress, Compacted, Error, now_ms};
-use crate::segment::{Segment, SegmentSet};
+use crate::segment::{SegmentInfo, SegmentSet};
 
 /// The longest wait before looking at the clock again. It is not the system's own, so it may move
 /// in any way.
@@ -196,24 +196,18 @@ impl Merger<'_> {
     /// Chooses a segment to write again for its space.
     pub(super) fn choose_dead(&self, set: &SegmentSet) -> Option<Choice> {
         let manifest = self.writer.manifest.lock();
-        let marked = manifest.value.marks.iter().filter_map(|mark| {
-            let segment = set.by_number(mark.segment)?;
-            let events = segment.info.events.max(1);
-            let dead = segment.info.file_bytes * mark.events.min(events) / events;
-            Some((segment, dead))
-        });
-        let marked: Vec<_> = marked.collect();
-        let dead_bytes: u64 = marked.iter().map(|(_, dead)| dead).sum();
-        if dead_bytes < DEAD_BYTES_MIN {
+        let dead: Vec<(&SegmentInfo, u64)> = manifest.value.dead_bytes().collect();
+        if dead.iter().map(|(_, bytes)| bytes).sum::<u64>() < DEAD_BYTES_MIN {
             return None;
         }
         let is_worth_it =
-            |(segment, dead): &&(&Arc<Segment>, u64)| dead * DEAD_SHARE > segment.info.file_bytes;
-        let (segment, _) = marked
+            |(info, bytes): &&(&SegmentInfo, u64)| bytes * DEAD_SHARE > info.file_bytes;
+        let (info, _) = dead
             .iter()
             .filter(is_worth_it)
-            .max_by_key(|(_, dead)| *dead)?;
-        Some((vec![Arc::clone(segment)], segment.info.tier))
+            .max_by_key(|(_, bytes)| *bytes)?;
+        let segment = set.by_number(info.number)?;
+        Some((vec![Arc::clone(segment)], info.tier))
     }
 }
 

@@ -18,7 +18,7 @@ use crate::engine::{Engine, MergeOrders, Writer};
 use crate::maintain::keep::{Keep, Kept};
 use crate::maintain::marks::{NewMarks, carry_over};
 use crate::maintain::name::{name_segments, reserve};
-use crate::model::{Error, Result, SessionId};
+use crate::model::{Counters, Error, Result, SessionId};
 use crate::segment::{
     Records, RunTail, Segment, SegmentSet, SegmentSpec, SegmentWriter, Sessions, Uncached,
     write_segment,
@@ -177,6 +177,8 @@ impl Merger<'_> {
             compression: store.options.compression,
             items_max: inputs.iter().map(|segment| segment.filter_items()).sum(),
         };
+        let merging = inputs.iter().map(|input| input.info.file_bytes).sum();
+        let _merging = Merging::begin(&store.counters, merging);
         let info = write_segment(&*segments.disk, &segments.path, spec, |out| {
             let dropped = inputs.iter().map(|segment| segment.info.dropped).sum();
             out.note_dropped(dropped);
@@ -272,6 +274,26 @@ impl Merger<'_> {
         if removed && let Err(refused) = folder.disk.sync_dir(&folder.path) {
             engine.refusals.note(Work::Merging, Some(&refused));
         }
+    }
+}
+
+/// Counts the bytes of a merge until it ends.
+struct Merging<'a> {
+    counters: &'a Counters,
+    bytes: u64,
+}
+
+impl<'a> Merging<'a> {
+    fn begin(counters: &'a Counters, bytes: u64) -> Self {
+        counters.merging_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { counters, bytes }
+    }
+}
+
+impl Drop for Merging<'_> {
+    fn drop(&mut self) {
+        let counter = &self.counters.merging_bytes;
+        counter.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

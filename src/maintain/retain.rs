@@ -14,6 +14,7 @@ use crate::model::{
     Delete, Error, Expected, Result, Retention, RetentionPlan, Seq, SessionId, now_ms,
 };
 use crate::read::{SessionPage, SessionQuery};
+use crate::sync::Instant;
 
 /// The reason that the feed gives for a session that was deleted by retention.
 const REASON: &str = "retention";
@@ -27,6 +28,10 @@ const LOOK_EVERY_MAX: Duration = Duration::from_mins(1);
 
 /// The sessions of one step.
 const STEP: usize = 256;
+
+/// The pause after each step, in multiples of the time that the step took. Appends have the log to
+/// themselves in the pause.
+const PAUSES: u32 = 2;
 
 /// What is due of a session.
 #[derive(Clone, Copy)]
@@ -85,7 +90,7 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
                 ..Retention::new()
             };
     walk(engine, |page| {
-        writer.shared.retain.check_stop()?;
+        let began = Instant::now();
         let mut calls: Vec<Call> = Vec::new();
         let mut is_over = false;
         for session in &page.items {
@@ -105,6 +110,8 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
             }
         }
         engine.call_all(calls)?;
+        let signal = &writer.shared.retain;
+        signal.pause(began.elapsed() * PAUSES, |_orders| false)?;
         Ok(if is_over {
             ControlFlow::Break(())
         } else {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::sync::{AtomicU64, Ordering};
@@ -43,6 +44,8 @@ pub struct Stats {
     pub refusals: u64,
     /// Background work that is refused at this moment.
     pub refused: Vec<Refusal>,
+    /// The space that the log takes.
+    pub space: Space,
     /// The difference between the wall clock and the newest event ID, when it is over a day. One of
     /// the two is wrong.
     pub clock_skew: Option<Duration>,
@@ -64,6 +67,30 @@ impl Stats {
             self.batches as f64 / self.groups as f64
         }
     }
+}
+
+/// The space that a log takes on the disk. The index comes on top: it is small, and can be removed
+/// from a log that is closed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Space {
+    /// Bytes of segments, without the dead ones.
+    pub live_bytes: u64,
+    /// Bytes of segments that hold what was removed, by estimate. Merging gives them back.
+    pub dead_bytes: u64,
+    /// Bytes of journal files, spare ones included.
+    pub journal_bytes: u64,
+    /// Bytes of the segments and of the journal.
+    pub total_bytes: u64,
+    /// Segments and journal files.
+    pub files: u64,
+    /// Bytes of the segments that are being merged at this moment.
+    pub merging_bytes: u64,
+    /// Bytes that were stored in the last 24 hours and are still there, by estimate.
+    pub growth_bytes_a_day: u64,
+    /// The time of the oldest stored event or change, which may have been removed since. `None` in
+    /// an empty log.
+    pub oldest: Option<Timestamp>,
 }
 
 /// Background work that the system refuses. It is retried until it succeeds.
@@ -110,6 +137,7 @@ pub(crate) struct Counters {
     pub streams: AtomicU64,
     pub seals: AtomicU64,
     pub merges: AtomicU64,
+    pub merging_bytes: AtomicU64,
 }
 
 impl Counters {

@@ -281,6 +281,13 @@ impl Recent {
         files.filter_map(|file| file.removal_ms).min()
     }
 
+    /// Returns the number of journal files with records in memory, and their bytes.
+    pub(crate) fn journal(&self) -> (u64, u64) {
+        let commits = self.commits.read();
+        let bytes = commits.files.iter().map(|file| file.file_bytes).sum();
+        (commits.files.len() as u64, bytes)
+    }
+
     /// Returns the journal files with a durable header, in commit order, from the first that no
     /// segment holds: segments end at `sealed_lsn`.
     ///

@@ -1,11 +1,13 @@
 //! The metrics count what happened, and the open report lists what was found.
 
+use std::fs;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-use sessionlog::{Options, SessionLog, StartAt};
+use sessionlog::{Delete, Options, PageRequest, SessionLog, StartAt};
 
 use crate::support::{
     Access, append_notes, copy_folder, eventually, folder, notes, open, open_for, paths_below,
@@ -45,6 +47,44 @@ fn the_figures_count_what_was_appended_and_no_replay() {
     log.close().unwrap();
     let stats = open(&dir).stats();
     assert_eq!((stats.events, stats.batches, stats.groups), (15, 0, 0));
+}
+
+#[test]
+fn the_space_is_that_of_the_files_and_shows_what_erasing_gives_back() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let (kept, removed) = (session("kept"), session("removed"));
+    assert_eq!(log.stats().space.oldest, None);
+    append_notes(&log, &kept, "a", 1);
+    let first = log.list(&kept, PageRequest::new()).unwrap().items[0].id;
+    seal_once(&log, &removed);
+    let before = log.stats().space;
+    assert_eq!(before.dead_bytes, 0);
+    assert_eq!(
+        before.oldest.map(|time| time.as_millisecond()),
+        Some(i64::try_from(first.timestamp_ms()).unwrap())
+    );
+    assert!(before.growth_bytes_a_day >= before.live_bytes, "{before:?}");
+    log.delete(&removed, Delete::new()).unwrap();
+    seal_once(&log, &kept);
+    let space = log.stats().space;
+    assert!(space.dead_bytes >= before.live_bytes / 2, "{space:?}");
+    let compacted = log.compact(|_progress| ControlFlow::Continue(())).unwrap();
+    let after = log.stats().space;
+    assert_eq!((after.dead_bytes, after.merging_bytes), (0, 0));
+    assert_eq!(after.live_bytes, compacted.bytes_after);
+    let bytes_in = |folder: &str| -> u64 {
+        let files = fs::read_dir(dir.path().join(folder)).unwrap();
+        files
+            .map(|file| file.unwrap().metadata().unwrap().len())
+            .sum()
+    };
+    assert_eq!(after.live_bytes, bytes_in("segments"));
+    assert_eq!(after.total_bytes, after.live_bytes + after.journal_bytes);
+    // A spare file may be made at any moment.
+    eventually("the bytes of the journal's files", || {
+        log.stats().space.journal_bytes == bytes_in("journal")
+    });
 }
 
 /// An event being sealed is in memory and in its segment for a moment.

@@ -118,6 +118,6 @@ pub fn append(contender: Contender, folder: &Path, count: u32, events: usize) {
         ids: Ids::Unused,
     });
     for _ in 0..count {
-        store.append(0, Load { events, bytes: 256 });
+        store.append(0, Load::noise(events, 256));
     }
 }

@@ -101,6 +101,10 @@ fn measured(run: &Run) -> Report {
 /// A contender that shares barriers by itself needs no application in front, except for tasks,
 /// where that may be faster. One that does not is not called from 256 threads at once.
 fn takes_part(workload: Workload, contender: Contender) -> bool {
+    let sustained = matches!(workload, Workload::Sustained | Workload::SustainedAgent);
+    if contender == Contender::Unmerged {
+        return sustained;
+    }
     let grouped = contender.is_grouped_by_application();
     let finds = contender.finds() >= workload.finds();
     finds
@@ -110,13 +114,17 @@ fn takes_part(workload: Workload, contender: Contender) -> bool {
                 !(grouped && contender.groups())
             }
             Workload::Async256 => grouped || contender.groups(),
-            Workload::Sustained | Workload::Sessions => {
+            Workload::Sustained
+            | Workload::SustainedAgent
+            | Workload::Sessions
+            | Workload::Scattered => {
                 grouped != contender.groups() || contender == Contender::SessionLog
             }
             Workload::Reads | Workload::Reopen | Workload::ReopenFew => {
                 !grouped || !contender.groups()
             }
             Workload::Live => contender.streams(),
+            Workload::Calls | Workload::Deletes | Workload::Directory => contender.is_ours(),
         }
 }
 
@@ -166,9 +174,13 @@ impl Workload {
     /// Returns what a contender must be able to do.
     fn finds(self) -> Finds {
         match self {
-            Self::Reads | Self::Reopen | Self::ReopenFew | Self::Sustained | Self::Sessions => {
-                Finds::Sessions
-            }
+            Self::Reads
+            | Self::Scattered
+            | Self::Reopen
+            | Self::ReopenFew
+            | Self::Sustained
+            | Self::SustainedAgent
+            | Self::Sessions => Finds::Sessions,
             _ => Finds::Nothing,
         }
     }

@@ -14,10 +14,8 @@ use crate::store::{Ids, Load, Open, Store};
 use crate::stores::sessionlog::Ours;
 
 const SESSIONS: u32 = 10_000;
-const BATCH: Load = Load {
-    events: 16,
-    bytes: 1_000,
-};
+const BATCH_EVENTS: usize = 16;
+const BATCH_EVENT_BYTES: usize = 1_000;
 const SAMPLES: u32 = 2_000;
 const GIGABYTES: [f64; 5] = [0.1, 1.0, 3.0, 10.0, 30.0];
 const STRIDE: u32 = 7_919;
@@ -25,10 +23,8 @@ const STRIDE: u32 = 7_919;
 /// A million events in total, over this many sessions.
 const SESSION_COUNTS: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 const SPREAD_EVENTS: u32 = 1_000_000;
-const SPREAD: Load = Load {
-    events: 1,
-    bytes: 256,
-};
+const SPREAD_BYTES: usize = 256;
+const SPREAD: Load = Load::noise(1, SPREAD_BYTES);
 
 const ABOUT: &str = "\
 # As a store grows
@@ -107,15 +103,14 @@ fn by_size(folder: &Path, gigabytes: f64) -> Series {
     };
     let mut from = 0;
     for size in GIGABYTES.into_iter().filter(|size| *size <= gigabytes) {
-        let to = (size * 1e9 / (BATCH.events * BATCH.bytes) as f64) as u32;
-        let Load { events, bytes } = BATCH;
+        let to = (size * 1e9 / (BATCH_EVENTS * BATCH_EVENT_BYTES) as f64) as u32;
         series.measure(
             size,
             &Row {
                 folder: folder.path().into(),
                 sessions: SESSIONS,
-                events,
-                bytes,
+                events: BATCH_EVENTS,
+                bytes: BATCH_EVENT_BYTES,
                 from,
                 to,
             },
@@ -133,12 +128,11 @@ fn by_sessions(folder: &Path) -> Series {
     };
     for sessions in SESSION_COUNTS {
         let folder = tempfile::tempdir_in(folder).expect("a folder");
-        let Load { events, bytes } = SPREAD;
         let row = Row {
             folder: folder.path().into(),
             sessions,
-            events,
-            bytes,
+            events: 1,
+            bytes: SPREAD_BYTES,
             from: 0,
             to: SPREAD_EVENTS,
         };
@@ -257,10 +251,7 @@ pub fn measure(row: &Row) {
     let Row {
         sessions, from, to, ..
     } = *row;
-    let load = Load {
-        events: row.events,
-        bytes: row.bytes,
-    };
+    let load = Load::noise(row.events, row.bytes);
     let open = Open {
         folder: &row.folder,
         sessions,

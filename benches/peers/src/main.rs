@@ -16,6 +16,7 @@
 )]
 
 mod barriers;
+mod content;
 mod driver;
 mod growth;
 mod measure;

@@ -221,7 +221,7 @@ impl Report {
         let best = || {
             self.ranked(workload, figure)
                 .into_iter()
-                .find(|(contender, _)| *contender != OURS)
+                .find(|(contender, _)| !contender.starts_with(OURS))
         };
         let floor = |name: &str| self.summary(workload, OURS, name).map(|found| found.median);
         let (share, text) = match bar.wanted {
@@ -265,6 +265,21 @@ impl Report {
                     ),
                 )
             }
+            Wanted::LessThanUnmerged(times) => {
+                let unmerged = Contender::Unmerged.to_string();
+                let unmerged = self.summary(workload, &unmerged, figure)?.median;
+                (
+                    times * unmerged / ours,
+                    format!(
+                        "{figure} {:.2} of the log's without merging, at most {times} wanted",
+                        ours / unmerged
+                    ),
+                )
+            }
+            Wanted::AtLeast(least) => (
+                if ours >= least { 1.0 } else { ours / least },
+                format!("{figure} {}, at least {least} wanted", short(ours)),
+            ),
             Wanted::AtMost(most) => (
                 if ours <= most { 1.0 } else { most / ours },
                 format!("{figure} {}, at most {most} wanted", short(ours)),

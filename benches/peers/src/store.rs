@@ -1,5 +1,6 @@
 //! The store that a workload needs, and the few lines of an application that make one of a peer.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
@@ -10,6 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use crate::content::Content;
 use crate::turn;
 
 /// The limit of the cache, for every store that has its own.
@@ -20,11 +22,29 @@ pub type Answer<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 /// Called with the data of an event.
 pub type See<'a> = &'a mut dyn FnMut(&[u8]);
 
-/// A batch of events with `bytes` bytes of data each.
+/// A batch of events.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     pub events: usize,
-    pub bytes: usize,
+    pub content: Content,
+}
+
+impl Load {
+    /// Events with `bytes` bytes each of data that does not compress.
+    pub const fn noise(events: usize, bytes: usize) -> Self {
+        Self {
+            events,
+            content: Content::Noise(bytes),
+        }
+    }
+
+    /// The next events of agent sessions.
+    pub const fn agent(events: usize) -> Self {
+        Self {
+            events,
+            content: Content::Agent,
+        }
+    }
 }
 
 /// An event log. Anything that fails ends the run.
@@ -163,8 +183,6 @@ struct Pending {
 /// The most that the log itself writes at once.
 const GROUP_BYTES_MAX: usize = 4 << 20;
 
-const EVENT_TYPE: &str = "bench.event";
-
 impl<P: Peer> Application<P> {
     pub fn new(peer: P, committing: Committing, open: Open<'_>) -> Self {
         let peer = Arc::new(peer);
@@ -187,12 +205,16 @@ impl<P: Peer> Application<P> {
     }
 
     fn entries(&self, session: u32, load: Load) -> Vec<Entry> {
-        let entry = |nth| self.entry(session, |seq| (EVENT_TYPE, data(seq + nth, load.bytes)));
-        (0..load.events as u64).map(entry).collect()
+        let entry = |_nth| self.entry(session, |seq| load.content.event(session, seq));
+        (0..load.events).map(entry).collect()
     }
 
     /// Returns the next event of a session, with the type and the data for its seq.
-    fn entry<'a>(&self, session: u32, event: impl FnOnce(u64) -> (&'a str, &'a [u8])) -> Entry {
+    fn entry<'a>(
+        &self,
+        session: u32,
+        event: impl FnOnce(u64) -> (&'a str, Cow<'a, [u8]>),
+    ) -> Entry {
         let seq = self.last[session as usize].fetch_add(1, Ordering::Relaxed) + 1;
         let id = u128::from(self.began_ms) << 80
             | u128::from(self.last_id.fetch_add(1, Ordering::Relaxed));
@@ -201,7 +223,7 @@ impl<P: Peer> Application<P> {
             session,
             seq,
             id,
-            value: value_of(id, event_type, data),
+            value: value_of(id, event_type, &data),
         }
     }
 
@@ -268,7 +290,7 @@ impl<P: Peer> Store for Application<P> {
 
     fn append_turn(&self, session: u32) {
         let entry = |(event_type, data): (&str, String)| {
-            self.entry(session, |_seq| (event_type, data.as_bytes()))
+            self.entry(session, |_seq| (event_type, data.as_bytes().into()))
         };
         self.commit(turn::events().into_iter().map(entry).collect());
     }
@@ -365,21 +387,4 @@ pub fn id_key(id: u128) -> [u8; 19] {
     let mut key = *b"id:................";
     key[3..].copy_from_slice(&id.to_be_bytes());
     key
-}
-
-/// Data that does not compress, different for each number.
-pub fn data(nth: u64, bytes: usize) -> &'static [u8] {
-    static NOISE: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
-        let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-        let words = std::iter::repeat_with(move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        });
-        words.take(64 * 1024).flatten().collect()
-    });
-    let from = usize::try_from(nth.wrapping_mul(7_919) % (NOISE.len() - bytes) as u64)
-        .expect("a place in the noise");
-    &NOISE[from..from + bytes]
 }

@@ -31,6 +31,8 @@ use crate::store::{Application, Committing, Open, Peer, Store};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contender {
     SessionLog,
+    /// The log without merging, to show what merging costs.
+    Unmerged,
     #[cfg(feature = "raft-engine")]
     RaftEngine(Form),
     #[cfg(feature = "tephra")]
@@ -66,7 +68,7 @@ const FORMS: [Form; 2] = [Form::Direct, Form::Grouped];
 
 impl Contender {
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::SessionLog];
+        let mut all = vec![Self::SessionLog, Self::Unmerged];
         for form in FORMS {
             all.extend([
                 #[cfg(feature = "raft-engine")]
@@ -110,6 +112,11 @@ impl Contender {
                 finds: Finds::Ids,
                 setting: "its defaults",
             },
+            Self::Unmerged => Described {
+                name: "sessionlog, not merging",
+                setting: "its defaults, and no segments are merged",
+                ..Self::SessionLog.described()
+            },
             #[cfg(feature = "raft-engine")]
             Self::RaftEngine(form) => raft_engine::DESCRIBED.of(form),
             #[cfg(feature = "tephra")]
@@ -142,6 +149,7 @@ impl Contender {
     pub fn open(self, open: Open<'_>) -> Box<dyn Store> {
         match self {
             Self::SessionLog => Box::new(sessionlog::Ours::open(open)),
+            Self::Unmerged => Box::new(sessionlog::Ours::open_unmerged(open)),
             #[cfg(feature = "raft-engine")]
             Self::RaftEngine(form) => log_on(raft_engine::RaftEngine::open(open), form, open),
             #[cfg(feature = "tephra")]
@@ -203,6 +211,11 @@ impl Contender {
 
     pub fn finds(self) -> Finds {
         self.described().finds
+    }
+
+    /// Returns whether it is the log, in any setting.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::SessionLog | Self::Unmerged)
     }
 
     /// Returns whether readers can follow appends.

@@ -1,18 +1,18 @@
 //! The log itself, with its defaults, and the same cache limit as the others.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sessionlog::{
     Batch, EventId, MessageId, NewEvent, Options, PageRequest, SessionId, SessionLog, StartAt,
-    StreamItem,
+    Stats, StreamItem,
 };
 
 use crate::measure::pause;
-use crate::store::{
-    Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, data, session_name,
-};
+use crate::store::{Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, session_name};
 use crate::turn;
 
 /// Longer than a segment takes, during which its statistics stand still.
@@ -21,12 +21,22 @@ const QUIET: Duration = Duration::from_secs(1);
 pub struct Ours {
     log: SessionLog,
     sessions: Vec<SessionId>,
+    /// The number of events appended to each.
+    appended: Vec<AtomicU64>,
     turns: Vec<OnceLock<MessageId>>,
 }
 
 impl Ours {
     pub fn open(open: Open<'_>) -> Self {
-        let log = Options::new()
+        Self::open_with(Options::new(), open)
+    }
+
+    pub fn open_unmerged(open: Open<'_>) -> Self {
+        Self::open_with(Options::new().merge_fanout(usize::MAX), open)
+    }
+
+    pub fn open_with(options: Options, open: Open<'_>) -> Self {
+        let log = options
             .cache_bytes_max(CACHE_BYTES)
             .open(open.folder)
             .expect("the log opens");
@@ -35,6 +45,7 @@ impl Ours {
             sessions: (0..open.sessions)
                 .map(|nth| SessionId::new(session_name(nth)).expect("a name"))
                 .collect(),
+            appended: (0..open.sessions).map(|_| AtomicU64::new(0)).collect(),
             turns: (0..open.sessions).map(|_| OnceLock::new()).collect(),
         }
     }
@@ -44,7 +55,7 @@ impl Ours {
     }
 
     pub fn append_keyed(&self, session: u32, load: Load, key: &str) {
-        let keyed = batch(session, load).idempotency_key(key);
+        let keyed = self.batch(session, load).idempotency_key(key);
         self.log
             .append(self.session(session), keyed)
             .expect("the append succeeds");
@@ -54,31 +65,36 @@ impl Ours {
     pub fn begin(&self, name: &str, load: Load) {
         let session = SessionId::new(name).expect("a name");
         self.log
-            .append(&session, batch(0, load))
+            .append(&session, self.batch(0, load))
             .expect("the append succeeds");
     }
 
-    fn session(&self, session: u32) -> &SessionId {
+    pub fn session(&self, session: u32) -> &SessionId {
         &self.sessions[session as usize]
     }
-}
 
-fn batch(session: u32, load: Load) -> Batch {
-    let event = |nth| NewEvent::new("bench.event", data(u64::from(session) + nth, load.bytes));
-    Batch::new().events((0..load.events as u64).map(event))
+    pub fn batch(&self, session: u32, load: Load) -> Batch {
+        let events = load.events as u64;
+        let appended = self.appended[session as usize].fetch_add(events, Relaxed);
+        let event = |nth| {
+            let (event_type, data) = load.content.event(session, appended + nth);
+            NewEvent::new(event_type, data.into_owned())
+        };
+        Batch::new().events((1..=events).map(event))
+    }
 }
 
 impl Store for Ours {
     fn append(&self, session: u32, load: Load) {
         self.log
-            .append(self.session(session), batch(session, load))
+            .append(self.session(session), self.batch(session, load))
             .expect("the append succeeds");
     }
 
     fn append_async(&self, session: u32, load: Load) -> Answer<'_> {
         let ack = self
             .log
-            .append_async(self.session(session), batch(session, load));
+            .append_async(self.session(session), self.batch(session, load));
         Box::pin(async { drop(ack.await.expect("the append succeeds")) })
     }
 
@@ -156,13 +172,14 @@ impl Store for Ours {
     }
 
     fn settle(&self) -> Instant {
-        // An idle log seals full files and enters them into the index. The rest stays in the
-        // journal.
+        // An idle log seals full files, merges, and enters merged segments into the index. The rest
+        // stays in the journal.
+        let done = |stats: &Stats| (stats.batches, stats.seals, stats.merges, stats.refusals);
         let (mut before, mut since) = (self.log.stats(), Instant::now());
         while since.elapsed() < QUIET {
             pause(Duration::from_millis(20));
             let now = self.log.stats();
-            if now != before || now.index_lag > 0 {
+            if done(&now) != done(&before) || now.index_lag > 0 || now.space.merging_bytes > 0 {
                 (before, since) = (now, Instant::now());
             }
         }

@@ -38,7 +38,7 @@ pub fn blocking(task: Task<'_>, writers: u32, load: Load) -> Figures {
 
 pub fn bursts(task: Task<'_>, writers: u32, load: Load) -> Figures {
     let burst = |store: &dyn Store| {
-        let left = AtomicUsize::new(BURST_BYTES / (load.events * load.bytes));
+        let left = AtomicUsize::new(BURST_BYTES / batch_bytes(load) as usize);
         let take = |left: usize| left.checked_sub(1);
         let burst = from_threads(store, writers, load, &|| {
             left.fetch_update(Relaxed, Relaxed, take).is_ok()
@@ -98,7 +98,7 @@ fn measured(
     let (batches, seconds) = (round.acks.len() as f64, round.took.as_secs_f64());
     let (events, bytes) = (
         batches * load.events as f64,
-        batches * (load.events * load.bytes) as f64,
+        batches * batch_bytes(load) as f64,
     );
     usage.add_since(&mut figures, events, bytes);
     figures.insert("appends/s".into(), batches / seconds);
@@ -194,4 +194,9 @@ async fn from_tasks(store: &Arc<dyn Store>, writers: u32, load: Load, time: Dura
         acks,
         took: began.elapsed(),
     }
+}
+
+/// The bytes of a batch of noise.
+fn batch_bytes(load: Load) -> u64 {
+    load.content.bytes_of(0, load.events as u64)
 }

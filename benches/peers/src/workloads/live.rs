@@ -8,10 +8,7 @@ use super::Task;
 use crate::measure::{Figures, micros, percentile};
 use crate::store::{Following, Ids, Load, Open};
 
-const LOAD: Load = Load {
-    events: 1,
-    bytes: 256,
-};
+const LOAD: Load = Load::noise(1, 256);
 const OTHERS: u32 = 999;
 
 pub fn live(task: Task<'_>) -> Figures {

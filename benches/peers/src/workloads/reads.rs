@@ -4,6 +4,7 @@
 use std::time::Instant;
 
 use super::Task;
+use super::stores::spread;
 use crate::measure::{Figures, drop_caches, micros, percentile};
 use crate::store::{Ids, Load, Open, Store};
 use crate::stores::Finds;
@@ -11,10 +12,11 @@ use crate::stores::Finds;
 const SESSIONS: u32 = 10_000;
 const WRITERS: u32 = 16;
 const BATCHES: u32 = 10;
-const BATCH: Load = Load {
-    events: 10,
-    bytes: 256,
-};
+const BATCH: Load = Load::noise(10, 256);
+const SCATTERED_WRITERS: u32 = 64;
+const SCATTERED_BATCHES: u32 = 200;
+const SCATTERED: Load = Load::noise(1, 1_024);
+
 const PAGE: usize = 100;
 const NEWEST: usize = 20;
 const READS: u32 = 5_000;
@@ -33,7 +35,7 @@ pub fn reads(task: Task<'_>) -> Figures {
         ids: Ids::Found,
     };
     let store = task.contender.open(open);
-    fill(&*store, sessions);
+    spread(&*store, sessions, WRITERS, sessions * BATCHES, BATCH);
     (sessions..sessions + turns).for_each(|session| store.append_turn(session));
     store.settle();
     let nth = |nth: u32| nth * STRIDE % sessions;
@@ -79,18 +81,32 @@ pub fn reads(task: Task<'_>) -> Figures {
     figures
 }
 
-fn fill(store: &dyn Store, sessions: u32) {
-    std::thread::scope(|scope| {
-        for writer in 0..WRITERS {
-            scope.spawn(move || {
-                for _ in 0..BATCHES {
-                    for session in (writer..sessions).step_by(WRITERS as usize) {
-                        store.append(session, BATCH);
-                    }
-                }
-            });
-        }
-    });
+/// Pages of sessions whose events came one by one, with those of all other sessions in between.
+pub fn scattered(task: Task<'_>) -> Figures {
+    let sessions = task.scaled(SESSIONS).max(SCATTERED_WRITERS);
+    let open = Open {
+        folder: task.folder,
+        sessions,
+        ids: Ids::Unused,
+    };
+    let store = task.contender.open(open);
+    let batches = sessions * SCATTERED_BATCHES;
+    spread(&*store, sessions, SCATTERED_WRITERS, batches, SCATTERED);
+    store.settle();
+    drop(store);
+    let store = task.contender.open(open);
+    store.settle();
+    let mut figures = Figures::new();
+    let page = |at: u32| {
+        count(PAGE, |see| {
+            store.page(at * STRIDE % sessions, 50, PAGE, see)
+        })
+    };
+    if drop_caches() {
+        figures.insert("cold us".into(), time(COLD_READS, page));
+    }
+    figures.insert("warm us".into(), time(COLD_READS, page));
+    figures
 }
 
 /// Fails unless this many events are shown.

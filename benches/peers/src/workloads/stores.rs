@@ -9,24 +9,26 @@ use crate::store::{Ids, Load, Open, Store};
 
 const SUSTAINED_SESSIONS: u32 = 10_000;
 const SUSTAINED_WRITERS: u32 = 16;
-const SUSTAINED: Load = Load {
-    events: 4,
-    bytes: 1024,
-};
+const SUSTAINED: Load = Load::noise(4, 1024);
 const SUSTAINED_BATCHES: u32 = 1024 * 1024;
+const SUSTAINED_AGENT: Load = Load::agent(4);
 
 const SESSIONS: u32 = 1_000_000;
 const SESSIONS_WRITERS: u32 = 64;
+const SESSION_EVENT_BYTES: usize = 256;
 
-const REOPENED: Load = Load {
-    events: 16,
-    bytes: 1_000,
-};
+const REOPENED: Load = Load::noise(16, 1_000);
 const REOPENED_BATCHES: u32 = 625_000;
 
 /// Appends `batches` batches, each writer alternating between sessions of its own. Returns the
 /// duration of each append, in microseconds.
-fn spread(store: &dyn Store, sessions: u32, writers: u32, batches: u32, load: Load) -> Vec<f64> {
+pub(super) fn spread(
+    store: &dyn Store,
+    sessions: u32,
+    writers: u32,
+    batches: u32,
+    load: Load,
+) -> Vec<f64> {
     let write = |writer: u32| {
         let mut acks = Vec::new();
         let mut session = writer;
@@ -53,7 +55,30 @@ fn spread(store: &dyn Store, sessions: u32, writers: u32, batches: u32, load: Lo
     })
 }
 
+/// Returns the bytes of data that [`spread`] appends.
+fn spread_bytes(sessions: u32, writers: u32, batches: u32, load: Load) -> f64 {
+    let of_writer = |writer: u32| {
+        let appends = batches / writers + u32::from(writer < batches % writers);
+        let own = (sessions - writer).div_ceil(writers);
+        let of_session = |nth: u32| {
+            let appends = appends / own + u32::from(nth < appends % own);
+            let events = u64::from(appends) * load.events as u64;
+            load.content.bytes_of(writer + nth * writers, events)
+        };
+        (0..own).map(of_session).sum::<u64>()
+    };
+    (0..writers).map(of_writer).sum::<u64>() as f64
+}
+
 pub fn sustained(task: Task<'_>) -> Figures {
+    sustained_with(task, SUSTAINED)
+}
+
+pub fn sustained_agent(task: Task<'_>) -> Figures {
+    sustained_with(task, SUSTAINED_AGENT)
+}
+
+fn sustained_with(task: Task<'_>, load: Load) -> Figures {
     let (sessions, batches) = (
         task.scaled(SUSTAINED_SESSIONS).max(SUSTAINED_WRITERS),
         task.scaled(SUSTAINED_BATCHES),
@@ -64,21 +89,18 @@ pub fn sustained(task: Task<'_>) -> Figures {
         ids: Ids::Unused,
     });
     let (usage, began) = (Usage::now(), Instant::now());
-    let mut acks = spread(&*store, sessions, SUSTAINED_WRITERS, batches, SUSTAINED);
+    let mut acks = spread(&*store, sessions, SUSTAINED_WRITERS, batches, load);
     let appended = began.elapsed();
     let settled = store.settle() - began;
     let mut figures = Figures::new();
-    let bytes = f64::from(batches) * (SUSTAINED.events * SUSTAINED.bytes) as f64;
-    usage.add_since(
-        &mut figures,
-        f64::from(batches) * SUSTAINED.events as f64,
-        bytes,
-    );
+    let bytes = spread_bytes(sessions, SUSTAINED_WRITERS, batches, load);
+    usage.add_since(&mut figures, f64::from(batches) * load.events as f64, bytes);
     figures.insert("MB/s".into(), bytes / 1e6 / settled.as_secs_f64());
     figures.insert(
         "MB/s of appends alone".into(),
         bytes / 1e6 / appended.as_secs_f64(),
     );
+    figures.insert("p99 us".into(), percentile(&mut acks, 0.99));
     figures.insert("max ms".into(), percentile(&mut acks, 1.0) / 1e3);
     figures.insert("rss MB".into(), peak_rss_mb());
     figures.insert("disk/byte".into(), disk_bytes(task.folder) / bytes);
@@ -92,10 +114,7 @@ pub fn sessions(task: Task<'_>) -> Figures {
         sessions,
         ids: Ids::Unused,
     });
-    let load = Load {
-        events: 1,
-        bytes: 256,
-    };
+    let load = Load::noise(1, SESSION_EVENT_BYTES);
     let usage = Usage::now();
     let mut rates = [0.0; 2];
     for rate in &mut rates {
@@ -105,7 +124,7 @@ pub fn sessions(task: Task<'_>) -> Figures {
     }
     let mut figures = Figures::new();
     let events = f64::from(sessions) * 2.0;
-    usage.add_since(&mut figures, events, events * load.bytes as f64);
+    usage.add_since(&mut figures, events, events * SESSION_EVENT_BYTES as f64);
     figures.insert("first/s".into(), rates[0]);
     figures.insert("second/s".into(), rates[1]);
     figures.insert("first/second".into(), rates[0] / rates[1]);
