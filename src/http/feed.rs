@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::header::ACCEPT;
 use axum::response::Response;
+use axum::response::sse::Event as Frame;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,10 +17,11 @@ use crate::http::error::{ApiError, ErrorBody, RefusesCall, RefusesClient};
 use crate::http::key::{Access, Worker};
 use crate::http::query::{InQuery, checked_wait, present};
 use crate::http::service::Service;
+use crate::http::stream::{Show, StreamFrame, last_seen, one_line, respond};
 use crate::http::wire::EventBody;
 use crate::log::SessionLog;
 use crate::model::{
-    Change, EventId, Limit, Result, SessionChange, SessionId, check_limit, time_text,
+    Change, Event, EventId, Limit, Result, SessionChange, SessionId, check_limit, time_text,
 };
 use crate::read::{AsyncEventStream, StreamItem};
 
@@ -108,13 +112,32 @@ impl ChangeBody {
 ///
 /// Events and other changes in commit order. With `wait` it answers as soon as there is something
 /// behind `after`, or with an empty page when the time is over.
+///
+/// To a client that accepts `text/event-stream` it sends them as server-sent events, and goes on
+/// with new ones: `event` or `change` with its `id` and, as `data`, what a page shows of it. An
+/// event `caught_up` without an ID follows once all stored ones were sent.
 #[utoipa::path(
     get,
     path = "/v1/feed",
     operation_id = "read_feed",
-    params(FeedParams),
+    params(
+        FeedParams,
+        (
+            "Last-Event-ID" = Option<String>,
+            Header,
+            description = "Only what comes after this, of a stream",
+            pattern = "^evt_[0-7][0-9A-HJKMNP-TV-Z]{25}$",
+        ),
+    ),
     responses(
-        (status = 200, description = "A page", body = Feed),
+        (
+            status = 200,
+            description = "A page, or a stream of server-sent events",
+            content(
+                (Feed = "application/json"),
+                (StreamFrame = "text/event-stream"),
+            ),
+        ),
         (status = 400, description = "A bad ID, limit or time", body = ErrorBody),
         (
             status = 404,
@@ -130,9 +153,22 @@ pub(super) async fn read(
     Worker(access): Worker,
     State(service): State<Arc<Service>>,
     InQuery(params): InQuery<FeedParams>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let deadline = Instant::now() + checked_wait(params.wait)?;
-    let after = params.after.map(|id| id.parse::<EventId>()).transpose()?;
+    let mut after = params.after.map(|id| id.parse::<EventId>()).transpose()?;
+    let shown = Shown {
+        access,
+        prefix: params.prefix.unwrap_or_default(),
+    };
+    if accepts_stream(&headers) {
+        if let Some(last) = last_seen(&headers)? {
+            after = Some(last.parse::<EventId>()?);
+        }
+        let place = service.stream_permit()?;
+        let feed = service.feed(after).await?;
+        return Ok(respond(service, feed, shown, place));
+    }
     let limit = params.limit.unwrap_or(LIMIT_DEFAULT);
     check_limit(Limit::PageEvents, limit, LIMIT_MAX)?;
     if limit == 0 {
@@ -142,8 +178,7 @@ pub(super) async fn read(
     }
     let _place = service.stream_permit()?;
     let page = PageOfFeed {
-        access,
-        prefix: params.prefix.unwrap_or_default(),
+        shown,
         limit,
         bytes_max: service.config.page_bytes_max,
         bytes: 0,
@@ -174,9 +209,55 @@ enum Left {
     Nothing,
 }
 
-struct PageOfFeed {
+/// Whether a client wants the feed as server-sent events, as an `EventSource` says.
+fn accepts_stream(headers: &HeaderMap) -> bool {
+    let mut accepted = headers.get_all(ACCEPT).iter();
+    accepted.any(|types| {
+        let types = types.to_str().unwrap_or_default();
+        types.split(',').any(|one| {
+            let essence = one.split(';').next().unwrap_or_default().trim();
+            essence.eq_ignore_ascii_case("text/event-stream")
+        })
+    })
+}
+
+/// The part of the feed that is shown.
+struct Shown {
     access: Access,
     prefix: String,
+}
+
+impl Shown {
+    fn has(&self, session: &SessionId) -> bool {
+        self.access.has(session) && session.as_str().starts_with(&self.prefix)
+    }
+}
+
+impl Show for Shown {
+    fn takes(&self, event: &Event) -> bool {
+        self.has(&event.session_id)
+    }
+
+    fn event(&self, event: &Event) -> Frame {
+        frame(event.id, "event", &EventBody::from(event))
+    }
+
+    fn change(&self, change: &SessionChange) -> Option<Frame> {
+        let body = || ChangeBody::new(change, &self.access);
+        self.has(&change.session_id)
+            .then(|| frame(change.id, "change", &body()))
+    }
+}
+
+fn frame(id: EventId, name: &str, body: &impl Serialize) -> Frame {
+    Frame::default()
+        .id(id.to_string())
+        .event(name)
+        .data(one_line(body))
+}
+
+struct PageOfFeed {
+    shown: Shown,
     limit: usize,
     bytes_max: usize,
     bytes: usize,
@@ -226,8 +307,10 @@ impl PageOfFeed {
             StreamItem::Change(change) => {
                 self.last = Some(change.id);
                 if self.has(&change.session_id) {
-                    self.items
-                        .push(FeedItem::Change(ChangeBody::new(&change, &self.access)));
+                    self.items.push(FeedItem::Change(ChangeBody::new(
+                        &change,
+                        &self.shown.access,
+                    )));
                 }
             }
             StreamItem::CaughtUp | StreamItem::Closed | StreamItem::Deleted => {}
@@ -236,7 +319,7 @@ impl PageOfFeed {
 
     /// Whether the page shows a session. One that it does not show is counted.
     fn has(&mut self, session: &SessionId) -> bool {
-        let has = self.access.has(session) && session.as_str().starts_with(&self.prefix);
+        let has = self.shown.has(session);
         self.skipped += usize::from(!has);
         has
     }

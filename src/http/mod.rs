@@ -40,8 +40,10 @@
 //! * `DELETE /v1/sessions/{session_id}/events` trims it.
 //! * `POST /v1/sessions/{session_id}/fork` forks it.
 //! * `DELETE /v1/events/{event_id}` redacts an event.
-//! * `GET /v1/feed` returns a page of all sessions' events and changes in commit order.
+//! * `GET /v1/feed` returns a page of all sessions' events and changes in commit order, or streams
+//!   them as server-sent events.
 //! * `POST /v1/compact` erases what was removed. `GET /v1/stats` returns the figures of the store.
+//! * `POST /v1/retention/plan` says what a retention would remove.
 //!
 //! Calls below `/v1` need a bearer token, unless the [`Config`] is [open](Config::open). Errors are
 //! JSON: `{"error": {"type", "code", "message"}}`. Errors of the log have the codes of
@@ -174,5 +176,6 @@ fn guarded(service: &Arc<Service>) -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(feed::read))
         .routes(routes!(operate::compact))
         .routes(routes!(operate::stats))
+        .routes(routes!(operate::plan))
         .route_layer(from_fn_with_state(Arc::clone(service), auth::check))
 }

@@ -1,18 +1,24 @@
-//! Calls for the operators of a store: its figures, and the erasure of what was removed.
+//! Calls for the operators of a store: its figures, the erasure of what was removed, and what a
+//! retention would remove.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
-use serde::Serialize;
+use axum::http::HeaderMap;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ErrorBody, RefusesCall, RefusesClient};
 use crate::http::key::Operator;
+use crate::http::query::present;
 use crate::http::service::Service;
 use crate::log::SessionLog;
-use crate::model::{Compacted, Erasure, Space, Stats, time_text};
+use crate::model::{Compacted, Erasure, Retention, RetentionPlan, Space, Stats, time_text};
 use crate::sync::{AtomicBool, Ordering};
 
 /// What was written anew.
@@ -235,4 +241,95 @@ pub(super) async fn stats(
 ) -> Result<Json<StatsBody>, ApiError> {
     let read = |log: &SessionLog| Ok(StatsBody::new(log.stats(), log.erasure()?));
     Ok(Json(service.read(read).await?))
+}
+
+/// How long sessions and their events would be kept. What is left out has no limit.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Retention)]
+pub(super) struct RetentionBody {
+    /// A session that got no event for so many seconds would be deleted.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(minimum = 1)]
+    idle_seconds: Option<u64>,
+    /// Events that are older, in seconds, would be trimmed.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(minimum = 1)]
+    max_age_seconds: Option<u64>,
+    /// The events that a session would keep at most.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(minimum = 1)]
+    max_events: Option<u64>,
+    /// The bytes of events that a session would keep at most.
+    #[serde(default, deserialize_with = "present")]
+    #[schema(minimum = 1)]
+    max_bytes: Option<u64>,
+}
+
+impl From<RetentionBody> for Retention {
+    fn from(body: RetentionBody) -> Self {
+        let mut retention = Self::new();
+        retention.idle = body.idle_seconds.map(Duration::from_secs);
+        retention.max_age = body.max_age_seconds.map(Duration::from_secs);
+        retention.max_events = body.max_events;
+        retention.max_bytes = body.max_bytes;
+        retention
+    }
+}
+
+/// What would be removed.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RetentionPlan)]
+pub(super) struct PlanBody {
+    /// Sessions that would be deleted.
+    sessions_deleted: u64,
+    /// Sessions that would be trimmed.
+    sessions_trimmed: u64,
+    /// Events that would be removed.
+    events: u64,
+    /// The bytes of these events. Those of trimmed events are estimated by their number.
+    bytes: u64,
+}
+
+impl From<RetentionPlan> for PlanBody {
+    fn from(plan: RetentionPlan) -> Self {
+        Self {
+            sessions_deleted: plan.sessions_deleted,
+            sessions_trimmed: plan.sessions_trimmed,
+            events: plan.events,
+            bytes: plan.bytes,
+        }
+    }
+}
+
+/// Say what a retention would remove now
+///
+/// Nothing is removed. Sessions on hold are exempt, and sessions with a retention of their own
+/// count by that. It looks at every session, which takes seconds for a million of them.
+#[utoipa::path(
+    post,
+    path = "/v1/retention/plan",
+    operation_id = "plan_retention",
+    request_body = RetentionBody,
+    responses(
+        (status = 200, description = "What would be removed", body = PlanBody),
+        (status = 400, description = "A limit of 0, or no JSON", body = ErrorBody),
+        (status = 413, description = "A body that is too large", body = ErrorBody),
+        (status = 415, description = "A body that is not JSON by its type", body = ErrorBody),
+        (status = 429, description = "Too many wait already", body = ErrorBody),
+        RefusesClient,
+        RefusesCall,
+    ),
+)]
+pub(super) async fn plan(
+    _operator: Operator,
+    State(service): State<Arc<Service>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<PlanBody>, ApiError> {
+    let body = JsonBody::of(&headers, body, &service).await?;
+    let retention = Retention::from(body.parsed::<RetentionBody>()?);
+    let _place = service.stream_permit()?;
+    let plan = service.read(move |log| log.plan(retention)).await?;
+    Ok(Json(plan.into()))
 }

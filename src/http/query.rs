@@ -198,7 +198,8 @@ pub(super) struct FilterParams {
 }
 
 impl FilterParams {
-    pub(super) fn takes(&self, event_type: &str) -> bool {
+    /// Whether events of a type are sent.
+    pub(super) fn has(&self, event_type: &str) -> bool {
         let has = |types: &[String]| types.iter().any(|named| named == event_type);
         (self.types.is_empty() || has(&self.types)) && !has(&self.exclude_type)
     }

@@ -11,7 +11,7 @@ use axum::extract::State;
 use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::sse::{Event as Frame, KeepAlive};
-use axum::response::{IntoResponse, Sse};
+use axum::response::{IntoResponse, Response, Sse};
 use futures_util::stream::{once, unfold};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
@@ -22,9 +22,8 @@ use crate::http::error::{ApiError, ErrorBody};
 use crate::http::query::{FilterParams, InQuery, SessionParam, cursor, present};
 use crate::http::service::{Service, SessionPath};
 use crate::http::wire::{EventBody, compact};
-use crate::model::Cursor;
-use crate::model::{Event, Result};
-use crate::read::{AsyncEventStream, StartAt, StreamItem};
+use crate::model::{Cursor, Event, Result, SessionChange};
+use crate::read::{AsyncEventStream, EventStream, StartAt, StreamItem};
 
 const LAST_EVENT_ID: &str = "last-event-id";
 
@@ -54,7 +53,7 @@ pub(super) struct StreamParams {
 /// One frame of the stream.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it stands for `Frame` in the document")]
-struct StreamFrame {
+pub(super) struct StreamFrame {
     /// The event's ID. `caught_up`, `closed`, `deleted` and `error` have none.
     id: Option<String>,
     /// The event's type, `caught_up`, `closed`, `deleted`, or `error`.
@@ -119,9 +118,9 @@ pub(super) async fn stream(
     InQuery(params): InQuery<StreamParams>,
     InQuery(filter): InQuery<FilterParams>,
     headers: HeaderMap,
-) -> Result<impl IntoResponse, ApiError> {
+) -> Result<Response, ApiError> {
     let from =
-        cursor_of(&headers, params.after.as_deref())?.map_or(StartAt::Beginning, StartAt::After);
+        position_of(&headers, params.after.as_deref())?.map_or(StartAt::Beginning, StartAt::After);
     let place = service.stream_permit()?;
     let events = service.stream(session, from).await?;
     let events = if params.follow {
@@ -129,13 +128,49 @@ pub(super) async fn stream(
     } else {
         events.until_tail()
     };
+    Ok(respond(service, events, filter, place))
+}
+
+/// What a stream sends.
+pub(super) trait Show: Send + Sync + 'static {
+    fn takes(&self, event: &Event) -> bool;
+
+    /// Returns the frame of an event that it takes.
+    fn event(&self, event: &Event) -> Frame;
+
+    /// Returns the frame of a change, if it is sent. Only the feed of all sessions has changes.
+    fn change(&self, _change: &SessionChange) -> Option<Frame> {
+        None
+    }
+}
+
+impl Show for FilterParams {
+    fn takes(&self, event: &Event) -> bool {
+        self.has(event.event_type.as_str())
+    }
+
+    fn event(&self, event: &Event) -> Frame {
+        Frame::default()
+            .id(event.id.to_string())
+            .event(event.event_type.as_str())
+            .data(one_line(&EventBody::from(event)))
+    }
+}
+
+/// Answers with the items of a stream. It keeps its permit until it ends or the client is gone.
+pub(super) fn respond(
+    service: Arc<Service>,
+    events: EventStream,
+    show: impl Show,
+    place: OwnedSemaphorePermit,
+) -> Response {
     let stopper = service.config.stopper();
     let until = async move { stopper.stopped().await };
     let heartbeat = service.config.heartbeat;
     // Sent at once, since a proxy may hold back the response head until there is data.
     let begin = once(ready(Frame::default().comment("")));
     let frames = begin
-        .chain(frames(service, events.into_async(), filter, place))
+        .chain(frames(service, events.into_async(), show, place))
         .map(Ok::<_, Infallible>)
         .take_until(Box::pin(until));
     // Proxies such as nginx must neither buffer nor compress a stream.
@@ -143,94 +178,85 @@ pub(super) async fn stream(
         (X_ACCEL_BUFFERING, "no"),
         (CACHE_CONTROL, "no-store, no-transform"),
     ];
-    Ok((
-        headers,
-        Sse::new(frames).keep_alive(KeepAlive::new().interval(heartbeat)),
-    ))
+    let stream = Sse::new(frames).keep_alive(KeepAlive::new().interval(heartbeat));
+    (headers, stream).into_response()
 }
 
 /// Returns the client's position. The header takes precedence over the parameter.
-fn cursor_of(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
+fn position_of(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
     let after = after.map(cursor).transpose()?;
-    // An empty header means that the client has seen no event.
-    let Some(last) = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) else {
-        return Ok(after);
-    };
-    let last = last
-        .to_str()
-        .map_err(|_error| ApiError::invalid("the header Last-Event-ID is no event ID"))?;
-    Ok(Some(cursor(last)?))
+    let last = last_seen(headers)?.map(cursor).transpose()?;
+    Ok(last.or(after))
 }
 
-/// Returns the frames of a stream. It keeps its permit until it ends or is dropped.
+/// Returns the header that a reconnecting client sends. An empty one means that it has seen no
+/// event.
+pub(super) fn last_seen(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let last = headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty());
+    last.map(|last| {
+        last.to_str()
+            .map_err(|_error| ApiError::invalid("the header Last-Event-ID is no event ID"))
+    })
+    .transpose()
+}
+
+/// Returns the frames of a stream.
 fn frames(
     service: Arc<Service>,
     events: AsyncEventStream,
-    filter: FilterParams,
+    show: impl Show,
     place: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Frame> {
-    let opened = (service, events, filter, place, None);
+    let opened = (service, events, show, place, None);
     unfold(Some(opened), |open| async {
-        let (service, mut events, filter, place, last_share) = open?;
+        let (service, mut events, show, place, last_share) = open?;
         // This frame is polled only once nearly all of the last one is sent.
         drop(last_share);
-        let (frame, share) = match next(&mut events, &filter).await? {
-            Ok(StreamItem::Event(event)) => {
-                let is_large = event.data.len() >= LARGE_EVENT_BYTES;
-                let bytes = event.data.len().saturating_mul(EVENT_COPIES);
-                let share = if is_large {
-                    Some(service.budget.share_in_time(bytes).await)
-                } else {
-                    None
-                };
-                (frame(&event), share)
-            }
-            Ok(StreamItem::CaughtUp) => (Frame::default().event("caught_up").data("{}"), None),
-            Ok(StreamItem::Change(_)) => {
-                unreachable!("only the feed of all sessions yields changes")
-            }
-            Ok(StreamItem::Closed) => return Some((last_frame("closed"), None)),
-            Ok(StreamItem::Deleted) => return Some((last_frame("deleted"), None)),
-            Err(error) => {
-                return Some((
-                    Frame::default()
-                        .event("error")
-                        .data(json(&ApiError::from(error).into_body())),
-                    None,
-                ));
+        let (frame, share) = loop {
+            match events.next().await? {
+                Ok(StreamItem::Event(event)) if show.takes(&event) => {
+                    let is_large = event.data.len() >= LARGE_EVENT_BYTES;
+                    let bytes = event.data.len().saturating_mul(EVENT_COPIES);
+                    let share = if is_large {
+                        Some(service.budget.share_in_time(bytes).await)
+                    } else {
+                        None
+                    };
+                    break (show.event(&event), share);
+                }
+                Ok(StreamItem::Event(_)) => {}
+                Ok(StreamItem::Change(change)) => {
+                    if let Some(frame) = show.change(&change) {
+                        break (frame, None);
+                    }
+                }
+                Ok(StreamItem::CaughtUp) => break (bare_frame("caught_up"), None),
+                Ok(StreamItem::Closed) => return Some((bare_frame("closed"), None)),
+                Ok(StreamItem::Deleted) => return Some((bare_frame("deleted"), None)),
+                Err(error) => {
+                    let body = json(&ApiError::from(error).into_body());
+                    return Some((Frame::default().event("error").data(body), None));
+                }
             }
         };
-        Some((frame, Some((service, events, filter, place, share))))
+        Some((frame, Some((service, events, show, place, share))))
     })
 }
 
-/// Returns the next item that the filter takes.
-async fn next(events: &mut AsyncEventStream, filter: &FilterParams) -> Option<Result<StreamItem>> {
-    loop {
-        match events.next().await? {
-            Ok(StreamItem::Event(event)) if !filter.takes(event.event_type.as_str()) => {}
-            item => return Some(item),
-        }
-    }
-}
-
-/// The frame that ends a stream. It has no ID, so that a client goes on from the last event.
-fn last_frame(name: &str) -> Frame {
+/// A frame without an ID, so that a client goes on from the last event.
+fn bare_frame(name: &str) -> Frame {
     Frame::default().event(name).data("{}")
 }
 
-fn frame(event: &Event) -> Frame {
-    let data = json(&EventBody::from(event));
-    // Data that the application appended may be JSON on several lines. A frame holds only one line.
-    let data = if data.contains(['\n', '\r']) {
+/// Returns the JSON of a body on one line. Data that the application appended may be JSON on
+/// several lines, and a frame holds only one.
+pub(super) fn one_line(body: &impl serde::Serialize) -> String {
+    let data = json(body);
+    if data.contains(['\n', '\r']) {
         compact(&data)
     } else {
         data
-    };
-    Frame::default()
-        .id(event.id.to_string())
-        .event(event.event_type.as_str())
-        .data(data)
+    }
 }
 
 fn json(body: &impl serde::Serialize) -> String {

@@ -56,6 +56,7 @@ async fn the_document_is_openapi_3_1_and_names_the_calls_of_the_contract() {
         "GET /v1/stats",
         "PATCH /v1/sessions/{session_id}",
         "POST /v1/compact",
+        "POST /v1/retention/plan",
         "POST /v1/sessions",
         "POST /v1/sessions/{session_id}/events",
         "POST /v1/sessions/{session_id}/fork",
@@ -246,6 +247,7 @@ async fn check_calls_of_workers(scene: &Scene, document: &Value, event: &str) {
     let one = "/v1/sessions/{session_id}";
     let events = "/v1/sessions/{session_id}/events";
     let fork = "/v1/sessions/{session_id}/fork";
+    let plan = "/v1/retention/plan";
     let of_event = format!("/v1/events/{event}");
     let step = json!({"events": [{"type": "step", "data": 1}], "close": true});
     let full = json!({"id": "u", "title": "T", "metadata": {"a": 1}, "events": step["events"]});
@@ -276,6 +278,8 @@ async fn check_calls_of_workers(scene: &Scene, document: &Value, event: &str) {
         ("get", "/v1/feed", "/v1/feed?wait=x", &none),
         ("post", "/v1/compact", "/v1/compact", &none),
         ("get", "/v1/stats", "/v1/stats", &none),
+        ("post", plan, plan, &json!({"max_events": 1})),
+        ("post", plan, plan, &json!({"max_events": 0})),
     ] {
         let sent = method.to_uppercase().parse().unwrap();
         check(document, path, method, &worker.send(sent, at, body).await);

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
+use axum::http::Request;
 use serde_json::{Value, json};
-use sessionlog::http::Config;
+use sessionlog::http::{Config, Key, Scope};
 use sessionlog::{Delete, NewEvent, NewSession, Options};
 
 use crate::support::{KEY, Scene, WORKER_KEY};
@@ -82,6 +84,71 @@ async fn a_follower_goes_on_after_an_event_that_is_gone() {
         .await
         .ok();
     assert_eq!(shown(&page), ["2", "deleted"]);
+}
+
+/// A request for the feed as a stream, with the key of a worker or of a tenant.
+fn streamed(key: &str, query: &str, last: Option<&str>) -> Request<Body> {
+    let mut request = Request::builder()
+        .uri(format!("/v1/feed?{query}"))
+        .header("accept", "text/html, Text/Event-Stream;q=0.9")
+        .header("authorization", format!("Bearer {key}"));
+    if let Some(last) = last {
+        request = request.header("last-event-id", last);
+    }
+    request.body(Body::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn the_feed_is_streamed_to_who_accepts_a_stream() {
+    let scene = Scene::new();
+    let a = "a".parse().unwrap();
+    scene.log.create(&a, NewSession::new().title("A")).unwrap();
+    scene.note("b", [NewEvent::new("odd", "{\n\"x\":\r\n1}")]);
+    let page = scene.as_worker().get("/v1/feed").await.ok();
+    let mut frames = scene.open(streamed(WORKER_KEY, "", None)).await;
+    for item in page["items"].as_array().unwrap() {
+        let (name, body) = item.as_object().unwrap().iter().next().unwrap();
+        let frame = frames.next().await.unwrap();
+        assert_eq!(
+            (&frame.event, frame.id.as_deref()),
+            (name, body["id"].as_str())
+        );
+        assert_eq!(frame.data.parse::<Value>().unwrap(), *body);
+    }
+    assert_eq!(frames.next().await.unwrap().event, "caught_up");
+    scene.note("a", [step(1)]);
+    scene.log.close_session(&a).unwrap();
+    let news = [frames.next().await.unwrap(), frames.next().await.unwrap()];
+    assert_eq!(
+        news.each_ref().map(|frame| &*frame.event),
+        ["event", "change"]
+    );
+    let seen = news[0].id.as_deref();
+    let mut frames = scene.open(streamed(WORKER_KEY, "", seen)).await;
+    assert_eq!(frames.next().await.unwrap(), news[1]);
+}
+
+#[tokio::test]
+async fn a_streamed_feed_leaves_out_what_is_of_others() {
+    let config = Config::with_api_key(KEY)
+        .worker_key(WORKER_KEY)
+        .key(Key::new("tenant").prefix("t9/").scope(Scope::Worker));
+    let scene = Scene::with(config, Options::new());
+    scene.note("t8/a", [step(1)]);
+    scene.note("t9/a", [step(2)]);
+    scene.note("t9/b", [step(3)]);
+    let mut of_tenant = scene.open(streamed("tenant", "", None)).await;
+    assert_eq!(of_tenant.ids(2).await.len(), 2);
+    assert_eq!(of_tenant.next().await.unwrap().event, "caught_up");
+    scene.note("t8/a", [step(4)]);
+    let last = scene.note("t9/b", [step(5)])[0].id.to_string();
+    assert_eq!(of_tenant.ids(1).await, [last.clone()]);
+    let mut of_b = scene.open(streamed("tenant", "prefix=t9/b", None)).await;
+    assert_eq!(of_b.ids(2).await[1], last);
+    let refused = scene.call(streamed(KEY, "", None)).await;
+    refused.refused(403, "forbidden");
+    let refused = scene.call(streamed(WORKER_KEY, "", Some("x"))).await;
+    refused.refused(400, "invalid");
 }
 
 #[tokio::test]

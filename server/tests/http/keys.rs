@@ -29,6 +29,7 @@ fn calls_of_workers(event: &str) -> Vec<(Method, String, Value)> {
         (Method::GET, "/v1/feed".to_owned(), none.clone()),
         (Method::POST, "/v1/compact".to_owned(), none.clone()),
         (Method::GET, "/v1/stats".to_owned(), none),
+        (Method::POST, "/v1/retention/plan".to_owned(), json!({})),
     ]
 }
 
@@ -149,11 +150,13 @@ async fn a_bound_worker_changes_no_session_of_others() {
     let path = format!("/v1/events/{other}");
     let answer = tenant.send(Method::DELETE, &path, &none).await;
     answer.refused(404, "unknown_event");
-    for (method, path) in [(Method::GET, "/v1/stats"), (Method::POST, "/v1/compact")] {
-        tenant
-            .send(method, path, &none)
-            .await
-            .refused(403, "forbidden");
+    for (method, path, body) in [
+        (Method::GET, "/v1/stats", &none),
+        (Method::POST, "/v1/compact", &none),
+        (Method::POST, "/v1/retention/plan", &json!({})),
+    ] {
+        let refused = tenant.send(method, path, body).await;
+        refused.refused(403, "forbidden");
     }
     let made = tenant.send(Method::POST, "/v1/sessions", &json!({})).await;
     assert!(made.json()["id"].as_str().unwrap().starts_with("t9/sess_"));

@@ -131,4 +131,39 @@ async fn a_store_is_compacted_and_says_what_it_holds() {
         json!({"due": null, "overdue": false, "events": 0})
     );
     assert!(stats["barrier_seconds"].is_f64(), "{stats}");
+    let space = &stats["space"];
+    assert_eq!(space["dead_bytes"], 0);
+    assert!(space["total_bytes"].as_u64() > Some(0), "{space}");
+}
+
+#[tokio::test]
+async fn a_plan_of_retention_removes_nothing() {
+    let scene = Scene::new();
+    let worker = scene.as_worker();
+    let path = "/v1/retention/plan";
+    scene.note("s", (1..=4).map(step));
+    scene.note("t", [step(1)]);
+    let plan = |sessions_trimmed, events| json!({"sessions_deleted": 0, "sessions_trimmed": sessions_trimmed, "events": events});
+    for (retention, expected) in [
+        (json!({"max_events": 3}), plan(1, 1)),
+        (json!({"max_bytes": 1, "idle_seconds": 60}), plan(1, 3)),
+        (json!({"max_age_seconds": 60}), plan(0, 0)),
+        (json!({}), plan(0, 0)),
+    ] {
+        let mut found = worker.post(path, &retention).await.ok();
+        assert!(found["bytes"].is_u64(), "{found}");
+        found.as_object_mut().unwrap().remove("bytes");
+        assert_eq!(found, expected, "{retention}");
+    }
+    for bad in [
+        json!({"max_events": 0}),
+        json!({"idle_seconds": 0}),
+        json!({"max_bytes": null}),
+        json!({"max_age": 60}),
+        json!([]),
+    ] {
+        worker.post(path, &bad).await.refused(400, "invalid");
+    }
+    let info = worker.get("/v1/sessions/s").await.ok();
+    assert_eq!(info["events"], 4);
 }
