@@ -201,7 +201,7 @@ impl Merger<'_> {
 
     fn write_sessions(
         &self,
-        out: &mut SegmentWriter,
+        out: &mut SegmentWriter<'_>,
         set: &SegmentSet,
         inputs: &[Arc<Segment>],
     ) -> Result<(), Halt> {
@@ -245,7 +245,7 @@ impl Merger<'_> {
                 }
             }
             let state = state.ok_or_else(|| out_of_order(inputs, &session))?;
-            out.end_session(&session, &state);
+            out.end_session(&session, &state)?;
         }
         Ok(())
     }

@@ -149,7 +149,7 @@ impl Sealer<'_> {
     /// Writes each session's records, and its state after them.
     fn write_sessions(
         &self,
-        out: &mut SegmentWriter,
+        out: &mut SegmentWriter<'_>,
         sessions: Vec<(SessionId, Vec<Arc<Record>>)>,
         record_memory: u64,
     ) -> Result<(), Halt> {
@@ -181,7 +181,7 @@ impl Sealer<'_> {
                     self.on_progress(record_memory * done)?;
                 }
             }
-            out.end_session(&session, &state);
+            out.end_session(&session, &state)?;
         }
         Ok(())
     }

@@ -8,10 +8,13 @@
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{ByteReader, Decoded, Fault, Salt};
+use crate::model::Result;
+use crate::segment::table::Sink;
 
 /// With 16 bits and 6 probes per item, about one answer in 2,000 is a false "maybe".
 const BITS_PER_ITEM: u64 = 16;
 const PROBES: u32 = 6;
+const RESERVED: [u8; 4] = [0; 4];
 pub(super) const HEADER_BYTES: usize = 16;
 
 /// The place of a segment's filter.
@@ -48,19 +51,19 @@ impl FilterBuilder {
         }
     }
 
-    pub(super) fn encode(&self, salt: Salt) -> Vec<u8> {
+    /// Writes the filter in small pieces: it may be large.
+    pub(super) fn write(&self, salt: Salt, sink: &mut impl Sink) -> Result<()> {
         let count = u32::try_from(self.words.len())
             .expect("a filter of 32 GiB is out of reach")
             .to_le_bytes();
-        let mut rest = PROBES.to_le_bytes().to_vec();
-        rest.extend_from_slice(&[0; 4]);
-        rest.extend(self.words.iter().flat_map(|word| word.to_le_bytes()));
-        let checksum = salt.over(&count).checksum(&rest);
-        let mut out = Vec::with_capacity(8 + rest.len());
-        out.extend_from_slice(&count);
-        out.extend_from_slice(&checksum.to_le_bytes());
-        out.extend_from_slice(&rest);
-        out
+        let probes = PROBES.to_le_bytes();
+        let before = salt.over(&count).over(&probes).over(&RESERVED);
+        let words = || self.words.iter().map(|word| word.to_le_bytes());
+        let checksum = words().fold(before, |salt, word| salt.over(&word)).value();
+        for part in [count, checksum.to_le_bytes(), probes, RESERVED] {
+            sink.put(&part)?;
+        }
+        words().try_for_each(|word| sink.put(&word))
     }
 }
 
@@ -120,6 +123,13 @@ fn probes(hash: [u8; 16], words: u64) -> impl Iterator<Item = (usize, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segment::table::tests::InMemory;
+
+    fn written(builder: &FilterBuilder) -> Vec<u8> {
+        let mut sink = InMemory::default();
+        builder.write(Salt::NONE, &mut sink).unwrap();
+        sink.0
+    }
 
     fn hash(item: u32) -> [u8; 16] {
         *blake3::hash(&item.to_le_bytes())
@@ -132,7 +142,7 @@ mod tests {
     fn what_went_in_is_found_and_little_else_is() {
         let mut builder = FilterBuilder::new(10_000);
         (0..10_000).for_each(|item| builder.insert(hash(item)));
-        let bytes = builder.encode(Salt::NONE);
+        let bytes = written(&builder);
         assert_eq!(check(Salt::NONE, &bytes), Ok(()));
         assert!((0..10_000).all(|item| may_hold(&bytes, hash(item))));
         let wrong = (10_000..110_000)
@@ -145,7 +155,7 @@ mod tests {
     fn a_flipped_bit_is_refused() {
         let mut builder = FilterBuilder::new(3);
         builder.insert(hash(1));
-        let bytes = builder.encode(Salt::NONE);
+        let bytes = written(&builder);
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{ByteReader, Decoded, Fault, PAGE_HEADER_BYTES, Salt, put_prefixed, put_varint};
 use crate::model::Result;
+use crate::segment::spool::Pair;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -35,7 +36,7 @@ pub(crate) trait Sink {
 pub(crate) fn write_table<S: Sink>(
     sink: &mut S,
     salt: Salt,
-    entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    entries: impl Iterator<Item = Result<Pair>>,
 ) -> Result<TableRoot> {
     let mut level = 0;
     let mut pages = write_level(sink, salt, level, entries)?;
@@ -45,7 +46,7 @@ pub(crate) fn write_table<S: Sink>(
             let mut value = Vec::with_capacity(8);
             put_varint(&mut value, page.offset);
             put_varint(&mut value, page.bytes.into());
-            (key, value)
+            Ok((key, value))
         });
         pages = write_level(sink, salt, level, above)?;
     }
@@ -61,12 +62,13 @@ fn write_level<S: Sink>(
     sink: &mut S,
     salt: Salt,
     level: u8,
-    entries: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    entries: impl Iterator<Item = Result<Pair>>,
 ) -> Result<Vec<(Vec<u8>, PageAddress)>> {
     let mut pages = Vec::new();
     let mut page = Vec::with_capacity(PAGE_BYTES);
     let mut first_key = None;
-    for (key, value) in entries {
+    for entry in entries {
+        let (key, value) = entry?;
         if !page.is_empty()
             && page.len() + key.len() + value.len() + 4 > PAGE_BYTES - PAGE_HEADER_BYTES
         {
@@ -404,14 +406,14 @@ pub(crate) fn decode_page(bytes: &[u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::model::Error;
 
     #[derive(Default)]
-    struct InMemory(Vec<u8>);
+    pub(in crate::segment) struct InMemory(pub Vec<u8>);
 
     impl Sink for InMemory {
         fn offset(&self) -> u64 {
@@ -449,7 +451,7 @@ mod tests {
             probes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 50),
         ) {
             let mut file = InMemory::default();
-            let root = write_table(&mut file, Salt::NONE, entries.clone().into_iter()).unwrap();
+            let root = write_table(&mut file, Salt::NONE, entries.clone().into_iter().map(Ok)).unwrap();
             for probe in probes.iter().chain(entries.keys()) {
                 let floor = root
                     .floor(&file, probe)

@@ -2,8 +2,8 @@
 //! file gets its name after all of it is durable.
 //!
 //! The writer is given records one by one, in the order of sessions, generations and seqs, and the
-//! state of each session behind its records. In memory it keeps the records of one block, and the
-//! tables, which grow with the number of records and sessions.
+//! state of each session behind its records. In memory it keeps the records of one block, a filter
+//! with two bytes for each session and key, and a bounded part of the tables' entries.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::codec::{
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
 use crate::model::{Compression, Error, EventId, Result, Seq, SessionId};
 use crate::segment::filter::FilterBuilder;
-use crate::segment::spool::Spool;
+use crate::segment::spool::{Spools, Table};
 use crate::segment::table::{Sink, write_table};
 use crate::segment::{
     self, Address, DirectoryRoots, FilterRoot, ItemHash, Run, RunEntry, RunTail, SegmentInfo,
@@ -32,6 +32,9 @@ const BLOCK_RECORDS_BYTES: usize = 64 * 1024;
 /// whole, so a reader of one session reads the others in the block for nothing. A smaller block
 /// compresses worse, because what its sessions have in common is repeated in the next one.
 const BLOCK_OF_SESSIONS_BYTES: usize = 16 * 1024;
+
+/// The end of the name of the file for entries of tables that exceed the memory.
+const SPOOLED: &str = "tables.tmp";
 
 /// The size of one write, in bytes.
 const WRITE_BYTES: usize = 256 * 1024;
@@ -59,17 +62,19 @@ pub(crate) fn write_segment<E: From<Error>>(
     disk: &dyn Disk,
     folder: &Path,
     spec: SegmentSpec,
-    fill: impl FnOnce(&mut SegmentWriter) -> Result<(), E>,
+    fill: impl FnOnce(&mut SegmentWriter<'_>) -> Result<(), E>,
 ) -> Result<SegmentInfo, E> {
     write_whole(disk, &segment::path(folder, spec.number), |unfinished| {
-        let mut writer = SegmentWriter::new(disk.open(unfinished, Mode::WriteBlocks)?, spec)?;
+        let spools = Spools::new(disk, unfinished.with_extension(SPOOLED));
+        let mut writer =
+            SegmentWriter::new(disk.open(unfinished, Mode::WriteBlocks)?, spools, spec)?;
         fill(&mut writer)?;
         Ok(writer.finish()?)
     })
 }
 
 /// Writes one segment.
-pub(crate) struct SegmentWriter {
+pub(crate) struct SegmentWriter<'a> {
     spec: SegmentSpec,
     sink: BlockSink,
     salt: Salt,
@@ -80,21 +85,15 @@ pub(crate) struct SegmentWriter {
     /// its session.
     run: Option<(SessionId, RunEntry)>,
     filter: FilterBuilder,
-    runs: Spool,
-    ids: Spool,
-    keys: Spool,
-    activity: Spool,
-    creation: Spool,
-    forks: Spool,
-    blocks: Spool,
+    spools: Spools<'a>,
     records: u64,
     events: u64,
     body_bytes: u64,
     dropped: u64,
 }
 
-impl SegmentWriter {
-    fn new(file: Arc<dyn DiskFile>, spec: SegmentSpec) -> Result<Self> {
+impl<'a> SegmentWriter<'a> {
+    fn new(file: Arc<dyn DiskFile>, spools: Spools<'a>, spec: SegmentSpec) -> Result<Self> {
         let mut sink = BlockSink::new(file);
         let SegmentSpec {
             store,
@@ -124,13 +123,7 @@ impl SegmentWriter {
             block: Block::default(),
             run: None,
             filter: FilterBuilder::new(spec.items_max),
-            runs: Spool::default(),
-            ids: Spool::default(),
-            keys: Spool::default(),
-            activity: Spool::default(),
-            creation: Spool::default(),
-            forks: Spool::default(),
-            blocks: Spool::default(),
+            spools,
             records: 0,
             events: 0,
             body_bytes: 0,
@@ -151,7 +144,7 @@ impl SegmentWriter {
     }
 
     /// Ends a session, of which there may be no record, with its state as of the segment's end.
-    pub(crate) fn end_session(&mut self, session: &SessionId, state: &SessionState) {
+    pub(crate) fn end_session(&mut self, session: &SessionId, state: &SessionState) -> Result<()> {
         self.filter.insert(session_hash(session.as_bytes()));
         if state.is_there() {
             let name = session.as_bytes();
@@ -160,13 +153,15 @@ impl SegmentWriter {
             // A walk goes through one segment after the other, so each lists its own positions
             // alone. What a change left as it was is listed where it was reached.
             if ids.contains(&state.active_id) {
-                self.activity.push(&key(state.active_id), name);
+                self.spools
+                    .push(Table::Activity, &key(state.active_id), name)?;
             }
             if ids.contains(&state.created_id) {
-                self.creation.push(&key(state.created_id), name);
+                self.spools
+                    .push(Table::Creation, &key(state.created_id), name)?;
                 for piece in state.pieces() {
                     let key = fork_key(&piece.session, piece.generation, session);
-                    self.forks.push(&key, &[]);
+                    self.spools.push(Table::Forks, &key, &[])?;
                 }
             }
         }
@@ -178,6 +173,7 @@ impl SegmentWriter {
             next: state.last + 1,
             state: encoded.into(),
         });
+        Ok(())
     }
 
     /// Counts records that are left out because they were removed.
@@ -194,20 +190,17 @@ impl SegmentWriter {
     fn finish(mut self) -> Result<SegmentInfo> {
         self.write_block()?;
         let filter = self.write_filter()?;
-        let (sink, salt) = (&mut self.sink, self.salt);
-        let mut table = |spool: Spool| write_table(sink, salt, spool.into_sorted());
-        let runs = table(self.runs)?;
-        let ids = table(self.ids)?;
-        let keys = if self.keys.is_empty() {
-            None
-        } else {
-            Some(table(self.keys)?)
-        };
+        let (sink, spools, salt) = (&mut self.sink, &mut self.spools, self.salt);
+        let has_keys = !spools.is_empty(Table::Keys);
+        let mut table = |table| write_table(sink, salt, spools.take(table)?);
+        let runs = table(Table::Runs)?;
+        let ids = table(Table::Ids)?;
+        let keys = has_keys.then(|| table(Table::Keys)).transpose()?;
         let directory = DirectoryRoots {
-            activity: table(self.activity)?,
-            creation: table(self.creation)?,
-            forks: table(self.forks)?,
-            blocks: table(self.blocks)?,
+            activity: table(Table::Activity)?,
+            creation: table(Table::Creation)?,
+            forks: table(Table::Forks)?,
+            blocks: table(Table::Blocks)?,
         };
         self.sink.buf.pad_to_block();
         let spec = self.spec;
@@ -267,7 +260,8 @@ impl SegmentWriter {
         if block.records > 0 {
             let mut length = Vec::with_capacity(5);
             put_varint(&mut length, block_bytes.into());
-            self.blocks.push(&block_offset.to_be_bytes(), &length);
+            self.spools
+                .push(Table::Blocks, &block_offset.to_be_bytes(), &length)?;
         }
         let nowhere = Address {
             block_offset,
@@ -276,13 +270,13 @@ impl SegmentWriter {
         };
         for member in block.members.drain(..) {
             match member {
-                Member::Record(record) => self.note_record(&record, nowhere),
+                Member::Record(record) => self.note_record(&record, nowhere)?,
                 Member::End {
                     session,
                     generation,
                     next,
                     state,
-                } => self.note_end(&session, (generation, next), state, nowhere),
+                } => self.note_end(&session, (generation, next), state, nowhere)?,
             }
         }
         block.clear();
@@ -291,7 +285,7 @@ impl SegmentWriter {
     }
 
     /// Enters a record in the tables, and makes it part of the run before it or begins a run.
-    fn note_record(&mut self, record: &PlacedRecord, block: Address) {
+    fn note_record(&mut self, record: &PlacedRecord, block: Address) -> Result<()> {
         let address = Address {
             at: record.at,
             ..block
@@ -299,24 +293,24 @@ impl SegmentWriter {
         let mut encoded = Vec::with_capacity(16);
         address.put(&mut encoded);
         let id = record.base.to_u128().to_be_bytes();
-        self.ids.push(&id, &encoded);
+        self.spools.push(Table::Ids, &id, &encoded)?;
         if let Some(hash) = record.key {
             self.filter.insert(hash);
             let mut key = [0; 32];
             let (to_hash, to_id) = key.split_at_mut(16);
             to_hash.copy_from_slice(&hash);
             to_id.copy_from_slice(&id);
-            self.keys.push(&key, &encoded);
+            self.spools.push(Table::Keys, &key, &encoded)?;
         }
         if record.count == 0 {
-            return;
+            return Ok(());
         }
         if let Some((session, RunEntry { run, .. })) = &mut self.run {
             let is_here = run.address.block_offset == address.block_offset;
             let continues = run.generation == record.generation && run.last() + 1 == record.first;
             if is_here && continues && *session == record.session {
                 run.events += record.count;
-                return;
+                return Ok(());
             }
         }
         let run = Run {
@@ -325,7 +319,7 @@ impl SegmentWriter {
             events: record.count,
             address,
         };
-        self.begin_run(&record.session, run);
+        self.begin_run(&record.session, run)
     }
 
     /// Gives the last run of a session its state. A session without a run gets one without events.
@@ -335,7 +329,7 @@ impl SegmentWriter {
         (generation, next): (u32, Seq),
         state: Bytes,
         nowhere: Address,
-    ) {
+    ) -> Result<()> {
         if self.run.as_ref().is_none_or(|(last, _)| last != session) {
             let run = Run {
                 generation,
@@ -343,36 +337,38 @@ impl SegmentWriter {
                 events: 0,
                 address: nowhere,
             };
-            self.begin_run(session, run);
+            self.begin_run(session, run)?;
         }
         if let Some((_, entry)) = &mut self.run {
             entry.tail = RunTail::State(state);
         }
-        self.spool_run();
+        self.spool_run()
     }
 
-    fn begin_run(&mut self, session: &SessionId, run: Run) {
-        self.spool_run();
+    fn begin_run(&mut self, session: &SessionId, run: Run) -> Result<()> {
+        self.spool_run()?;
         let tail = RunTail::None;
         self.run = Some((session.detached(), RunEntry { run, tail }));
+        Ok(())
     }
 
-    fn spool_run(&mut self) {
+    fn spool_run(&mut self) -> Result<()> {
         if let Some((session, entry)) = self.run.take() {
             let key = run_key(&session, entry.run.generation, entry.run.first);
             let mut value = Vec::with_capacity(64);
             entry.put(&mut value);
-            self.runs.push(&key, &value);
+            self.spools.push(Table::Runs, &key, &value)?;
         }
+        Ok(())
     }
 
     fn write_filter(&mut self) -> Result<FilterRoot> {
         let offset = self.sink.offset();
-        let bytes = self.filter.encode(self.salt.at(offset));
-        self.sink.put(&bytes)?;
+        self.filter.write(self.salt.at(offset), &mut self.sink)?;
+        let bytes = self.sink.offset() - offset;
         Ok(FilterRoot {
             offset,
-            bytes: u32::try_from(bytes.len()).expect("a filter of 4 GiB is out of reach"),
+            bytes: u32::try_from(bytes).expect("a filter of 4 GiB is out of reach"),
         })
     }
 }
@@ -509,6 +505,12 @@ impl BlockSink {
         }
     }
 
+    /// Writes everything so far. What comes next begins in a new block.
+    pub(super) fn end_part(&mut self) -> Result<()> {
+        self.buf.pad_to_block();
+        self.flush()
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.file.write_all_at(self.buf.as_slice(), self.written)?;
         self.written += self.buf.len() as u64;
@@ -525,8 +527,7 @@ impl BlockSink {
             );
         };
         self.buf.extend(trailer);
-        self.buf.pad_to_block();
-        self.flush()?;
+        self.end_part()?;
         self.file.sync()
     }
 }
@@ -584,7 +585,7 @@ pub(crate) mod tests {
                     state.apply(record);
                     out.put(record)?;
                 }
-                out.end_session(&of_session[0].session, &state);
+                out.end_session(&of_session[0].session, &state)?;
             }
             Ok(())
         })
