@@ -104,6 +104,11 @@ impl Record {
             .any(|op| matches!(op, Op::Trim { .. } | Op::Redact { .. } | Op::Delete { .. }))
     }
 
+    /// Whether it is the deletion of a session, which is kept to account for it.
+    pub(crate) fn deletes(&self) -> bool {
+        self.ops().iter().any(|op| matches!(op, Op::Delete { .. }))
+    }
+
     /// Whether it gives the session a retention of its own.
     pub(crate) fn retains(&self) -> bool {
         self.ops()

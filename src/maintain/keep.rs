@@ -6,8 +6,11 @@
 use std::ops::RangeInclusive;
 
 use crate::codec::{Decoded, Record, SessionState};
-use crate::model::{Op, Result, Seq, SessionId};
+use crate::model::{Result, Seq, SessionId};
 use crate::read::{Store, shared_with};
+
+/// The most generations of a session whose forks are looked up to tell whether all of it is gone.
+const GENERATIONS_MAX: u32 = 8;
 
 /// Tells what of one session's records is kept.
 pub(super) struct Keep {
@@ -40,8 +43,7 @@ impl Keep {
             return Ok(Ok(Kept::Whole));
         }
         if record.count == 0 {
-            let is_removal = |op: &Op| matches!(op, Op::Delete { .. });
-            let is_kept = is_current || record.ops().iter().any(is_removal);
+            let is_kept = is_current || record.deletes();
             return Ok(Ok(if is_kept { Kept::Whole } else { Kept::Nothing }));
         }
         let mut kept = Vec::new();
@@ -49,7 +51,7 @@ impl Keep {
             kept.push(self.state.first..=Seq::MAX);
         }
         if !is_current || record.first < self.state.first {
-            kept.extend_from_slice(self.shared(store, record)?);
+            kept.extend_from_slice(self.shared(store, &record.session, record.generation)?);
         }
         let part = self.part(record, &kept);
         if is_current && !record.ops().is_empty() && matches!(part, Ok(Kept::Nothing)) {
@@ -83,17 +85,34 @@ impl Keep {
         reduced.map(|record| Kept::Part(Box::new(record)))
     }
 
-    /// Returns the seqs of a record's generation that other sessions share and keep.
-    fn shared(&mut self, store: &Store, record: &Record) -> Result<&[RangeInclusive<Seq>]> {
-        let known = self
-            .shared
-            .iter()
-            .position(|(generation, _)| *generation == record.generation);
+    /// Whether nothing is kept of the session but a record that deletes it.
+    ///
+    /// `false` says nothing about a session that began often.
+    pub(super) fn is_gone(&mut self, store: &Store, session: &SessionId) -> Result<bool> {
+        if self.state.is_there() || self.state.generation > GENERATIONS_MAX {
+            return Ok(false);
+        }
+        for generation in 1..=self.state.generation {
+            if !self.shared(store, session, generation)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns the seqs of a generation that other sessions share and keep.
+    fn shared(
+        &mut self,
+        store: &Store,
+        session: &SessionId,
+        generation: u32,
+    ) -> Result<&[RangeInclusive<Seq>]> {
+        let known = self.shared.iter().position(|(of, _)| *of == generation);
         let place = if let Some(place) = known {
             place
         } else {
-            let shared = shared_of(store, &record.session, record.generation)?;
-            self.shared.push((record.generation, shared));
+            let shared = shared_of(store, session, generation)?;
+            self.shared.push((generation, shared));
             self.shared.len() - 1
         };
         Ok(self

@@ -19,6 +19,7 @@ use crate::maintain::keep::{Keep, Kept};
 use crate::maintain::marks::{NewMarks, carry_over};
 use crate::maintain::name::{name_segments, reserve};
 use crate::model::{Counters, Error, Result, SessionId};
+use crate::read::Store;
 use crate::segment::{
     Records, RunTail, Segment, SegmentSet, SegmentSpec, SegmentWriter, Sessions, Uncached,
     write_segment,
@@ -213,8 +214,11 @@ impl Merger<'_> {
         let mut cursors = inputs
             .iter()
             .zip(&sources)
-            .map(|(segment, source)| Input::new(segment, source))
+            .map(|(segment, source)| Input::new(store, segment, source))
             .collect::<Result<Vec<_>>>()?;
+        for input in cursors.iter().filter(|input| input.records.is_none()) {
+            out.note_dropped(input.segment.info.records);
+        }
         while let Some(session) = next_session(&cursors) {
             self.check_on()?;
             let mut keep = Keep::of(store, &session)?;
@@ -360,21 +364,30 @@ struct Input<'a> {
     sessions: Sessions<'a>,
     /// The next session that the segment holds anything of.
     next: Option<(SessionId, RunTail)>,
-    records: Records<'a>,
+    /// `None` if nothing is kept of the segment's records, which then are not read.
+    records: Option<Records<'a>>,
     record: Option<Record>,
 }
 
 impl<'a> Input<'a> {
-    fn new(segment: &'a Segment, source: &'a Uncached<'a>) -> Result<Self> {
+    fn new(store: &Store, segment: &'a Segment, source: &'a Uncached<'a>) -> Result<Self> {
         let mut sessions = source.sessions()?;
-        let mut records = source.records()?;
-        Ok(Self {
+        let mut input = Self {
             segment,
             next: sessions.next().transpose()?,
             sessions,
-            record: records.next().transpose()?,
-            records,
-        })
+            records: None,
+            record: None,
+        };
+        if !is_gone(store, segment, source)? {
+            input.records = Some(source.records()?);
+            input.record = input.next_record()?;
+        }
+        Ok(input)
+    }
+
+    fn next_record(&mut self) -> Result<Option<Record>> {
+        self.records.as_mut().and_then(Iterator::next).transpose()
     }
 
     /// Moves past a session if it is the next. Returns what the segment says of its state.
@@ -396,9 +409,25 @@ impl<'a> Input<'a> {
         {
             return Ok(None);
         }
-        let after = self.records.next().transpose()?;
+        let after = self.next_record()?;
         Ok(std::mem::replace(&mut self.record, after))
     }
+}
+
+/// Whether nothing is kept of a segment's records. Only what the segment says of sessions is read,
+/// up to the first one that is there.
+fn is_gone(store: &Store, segment: &Segment, source: &Uncached<'_>) -> Result<bool> {
+    // Without states in a segment they are made from its records.
+    if segment.info.format == 1 || segment.info.deletions > 0 {
+        return Ok(false);
+    }
+    for session in source.sessions()? {
+        let (session, _) = session?;
+        if !Keep::of(store, &session)?.is_gone(store, &session)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Returns the first session of those that come next.

@@ -79,6 +79,8 @@ pub(crate) struct SegmentInfo {
     filter: FilterRoot,
     /// The number of records that were left out, or written in part, because of removals.
     pub dropped: u64,
+    /// The number of records that delete a session.
+    pub deletions: u64,
     directory: Option<DirectoryRoots>,
 }
 
@@ -129,6 +131,7 @@ impl From<SegmentInfoV1> for SegmentInfo {
             keys: info.keys,
             filter: info.filter,
             dropped: 0,
+            deletions: 0,
             directory: None,
         }
     }

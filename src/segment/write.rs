@@ -90,6 +90,7 @@ pub(crate) struct SegmentWriter<'a> {
     events: u64,
     body_bytes: u64,
     dropped: u64,
+    deletions: u64,
 }
 
 impl<'a> SegmentWriter<'a> {
@@ -128,6 +129,7 @@ impl<'a> SegmentWriter<'a> {
             events: 0,
             body_bytes: 0,
             dropped: 0,
+            deletions: 0,
         })
     }
 
@@ -139,6 +141,7 @@ impl<'a> SegmentWriter<'a> {
         self.block.put(record);
         self.records += 1;
         self.events += u64::from(record.count);
+        self.deletions += u64::from(record.deletes());
         self.body_bytes += record.body().len() as u64;
         Ok(())
     }
@@ -221,6 +224,7 @@ impl<'a> SegmentWriter<'a> {
             keys,
             filter,
             dropped: self.dropped,
+            deletions: self.deletions,
             directory: Some(directory),
         };
         self.sink.finish(&encode_value(

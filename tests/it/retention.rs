@@ -1,15 +1,19 @@
 //! Sessions and events that are removed by themselves, by the clock that is given.
 
+use std::fs;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use sessionlog::{
-    Change, Error, Options, Retention, SessionId, SessionLog, SessionPatch, StreamItem,
+    Change, Delete, Error, Fork, NewSession, Options, PageRequest, Retention, SessionId,
+    SessionLog, SessionPatch, StreamItem,
 };
 
 use crate::support::{
-    append_notes, assert_error, eventually, folder, note, read_all, seqs, session,
+    append_notes, assert_error, eventually, folder, note, notes, open, paths_below, read_all,
+    seal_once, seqs, session, small_files,
 };
 
 const SECOND: u64 = 1_000;
@@ -177,4 +181,50 @@ fn many_idle_sessions_are_deleted_while_others_are_appended_to() {
         names.iter().all(|id| !is_there(&log, id))
     });
     assert_eq!(log.head(&busy).unwrap().last, appended);
+}
+
+/// Whole segments go without a look at what they held, so it does not even have to be readable.
+#[test]
+fn the_events_of_a_segment_whose_sessions_are_all_gone_are_not_read() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let (gone, also_gone, kept) = (session("a"), session("b"), session("c"));
+    log.create(&also_gone, NewSession::new().title("b"))
+        .unwrap();
+    seal_once(&log, &gone);
+    let segment = paths_below(&dir.path().join("segments")).pop().unwrap();
+    append_notes(&log, &kept, "kept", 3);
+    log.delete(&gone, Delete::new()).unwrap();
+    log.delete(&also_gone, Delete::new()).unwrap();
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[4096..16_384].fill(0xFF);
+    fs::write(&segment, bytes).unwrap();
+    let done = log.compact(|_progress| ControlFlow::Continue(())).unwrap();
+    assert!(done.bytes_after < done.bytes_before, "{done:?}");
+    assert!(!segment.exists());
+    log.close().unwrap();
+    let log = open(&dir);
+    assert_eq!(log.head(&kept).unwrap().last, 3);
+    let again = log.append(&gone, notes("again", 1)).unwrap();
+    assert_eq!(
+        (again.events[0].seq, log.session(&gone).unwrap().generation),
+        (1, 2)
+    );
+}
+
+/// A fork keeps what it shares, though the session that it was appended to is gone.
+#[test]
+fn the_events_of_a_segment_that_a_fork_shares_are_kept() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let (parent, child) = (session("a"), session("b"));
+    let events = seal_once(&log, &parent);
+    log.fork(Fork::new(&parent).at(2), &child).unwrap();
+    log.delete(&parent, Delete::new()).unwrap();
+    log.compact(|_progress| ControlFlow::Continue(())).unwrap();
+    let shared = log.list(&child, PageRequest::new()).unwrap().items;
+    for (shared, event) in shared.iter().zip(&events) {
+        assert_eq!((shared.seq, &shared.data), (event.seq, &event.data));
+    }
+    assert_eq!(shared.len(), 2);
 }
