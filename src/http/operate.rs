@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::http::body::JsonBody;
-use crate::http::error::{ApiError, ErrorBody, RefusesCall, RefusesClient};
+use crate::http::error::{ApiError, ErrorBody, RefusesBody, RefusesCall, RefusesClient};
 use crate::http::key::Operator;
 use crate::http::query::present;
 use crate::http::service::Service;
@@ -314,9 +314,8 @@ impl From<RetentionPlan> for PlanBody {
     responses(
         (status = 200, description = "What would be removed", body = PlanBody),
         (status = 400, description = "A limit of 0, or no JSON", body = ErrorBody),
-        (status = 413, description = "A body that is too large", body = ErrorBody),
-        (status = 415, description = "A body that is not JSON by its type", body = ErrorBody),
         (status = 429, description = "Too many wait already", body = ErrorBody),
+        RefusesBody,
         RefusesClient,
         RefusesCall,
     ),

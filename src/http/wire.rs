@@ -187,6 +187,11 @@ pub(super) struct MessageBody {
     sequence_number: Seq,
     #[schema(value_type = Status)]
     status: MessageStatus,
+    /// `true` when the event that opened the turn was redacted. There is no content then. Absent
+    /// otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = bool, required = false)]
+    redacted: Option<bool>,
     #[schema(value_type = Vec<Object>)]
     content: Box<RawValue>,
     #[schema(value_type = Object)]
@@ -239,6 +244,7 @@ impl From<TurnText> for MessageBody {
             session_id: message.session_id.to_string(),
             sequence_number: message.seq,
             status: message.status,
+            redacted: message.redacted.then_some(true),
             content,
             metadata,
             attempt: message.attempt,

@@ -142,6 +142,7 @@ impl Fold {
             session_id: opening.session_id.detached(),
             seq: opening.seq,
             status: MessageStatus::Queued,
+            redacted: opening.redacted,
             content: Vec::new(),
             metadata: Map::new(),
             attempt: 1,

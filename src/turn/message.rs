@@ -30,6 +30,9 @@ pub struct Message {
     pub seq: Seq,
     /// The state of the work on the turn.
     pub status: MessageStatus,
+    /// Whether the event that opened the turn was redacted. Then there is no content and no metadata.
+    #[serde(default)]
+    pub redacted: bool,
     /// The content that the user sent. Items that are not a [`ContentBlock`] are left out.
     pub content: Vec<ContentBlock>,
     /// The metadata that the sender attached. Empty when the event's data has no such object.

@@ -937,11 +937,13 @@ fn a_turn_that_was_read_before_does_not_show_what_was_redacted() {
         .unwrap();
     let turn = ack.events[0].message_id.unwrap();
     append_many(&log, &id);
-    assert_eq!(log.message(turn).unwrap().content.len(), 1);
+    let before = log.message(turn).unwrap();
+    assert_eq!((before.content.len(), before.redacted), (1, false));
     log.redact(ack.events[0].id, "asked").unwrap();
-    assert!(log.message(turn).unwrap().content.is_empty());
     let page = log.messages(&id, PageRequest::new()).unwrap();
-    assert!(page.items[0].content.is_empty());
+    for message in [log.message(turn).unwrap(), page.items[0].clone()] {
+        assert!(message.content.is_empty() && message.redacted);
+    }
 }
 
 #[test]

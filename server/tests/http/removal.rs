@@ -59,6 +59,7 @@ async fn a_redacted_event_keeps_its_place_without_its_data() {
     }
     let messages = scene.get("/v1/sessions/s/messages").await;
     assert!(!String::from_utf8_lossy(&messages.body).contains("a secret"));
+    assert_eq!(messages.ok()["messages"][0]["redacted"], true);
     let unknown = worker.delete(&format!("/v1/events/{UNKNOWN}")).await;
     unknown.refused(404, "unknown_event");
     worker.delete("/v1/events/x").await.refused(400, "invalid");
