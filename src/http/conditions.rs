@@ -87,6 +87,18 @@ pub(super) fn expected(headers: &HeaderMap) -> Result<Vec<Expected>, ApiError> {
     Ok(expected)
 }
 
+/// Does the same for a call that is refused without the session in any case, where `*` asks for
+/// nothing more. The session may be without events.
+pub(super) fn expected_of_existing(headers: &HeaderMap) -> Result<Vec<Expected>, ApiError> {
+    let places = expected(headers)?;
+    let is_anywhere = places.contains(&Expected::Exists);
+    Ok(if is_anywhere {
+        vec![Expected::Any]
+    } else {
+        places
+    })
+}
+
 fn expected_by(tag: &str) -> Result<Expected, ApiError> {
     if tag == "*" {
         return Ok(Expected::Exists);

@@ -126,7 +126,7 @@ impl ChangeBody {
             "Last-Event-ID" = Option<String>,
             Header,
             description = "Only what comes after this, of a stream",
-            pattern = "^evt_[0-7][0-9A-HJKMNP-TV-Z]{25}$",
+            pattern = "^(evt_[0-7][0-9A-HJKMNP-TV-Z]{25})?$",
         ),
     ),
     responses(
@@ -156,17 +156,17 @@ pub(super) async fn read(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let deadline = Instant::now() + checked_wait(params.wait)?;
-    let mut after = params.after.map(|id| id.parse::<EventId>()).transpose()?;
+    let after = params.after.map(|id| id.parse::<EventId>()).transpose()?;
+    let last_seen = last_seen(&headers)?
+        .map(str::parse::<EventId>)
+        .transpose()?;
     let shown = Shown {
         access,
         prefix: params.prefix.unwrap_or_default(),
     };
     if accepts_stream(&headers) {
-        if let Some(last) = last_seen(&headers)? {
-            after = Some(last.parse::<EventId>()?);
-        }
         let place = service.stream_permit()?;
-        let feed = service.feed(after).await?;
+        let feed = service.feed(last_seen.or(after)).await?;
         return Ok(respond(service, feed, shown, place));
     }
     let limit = params.limit.unwrap_or(LIMIT_DEFAULT);

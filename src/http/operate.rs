@@ -250,30 +250,45 @@ pub(super) async fn stats(
 pub(super) struct RetentionBody {
     /// A session that got no event for so many seconds would be deleted.
     #[serde(default, deserialize_with = "present")]
-    #[schema(minimum = 1)]
+    #[schema(value_type = i64, required = false, minimum = 1)]
     idle_seconds: Option<u64>,
     /// Events that are older, in seconds, would be trimmed.
     #[serde(default, deserialize_with = "present")]
-    #[schema(minimum = 1)]
+    #[schema(value_type = i64, required = false, minimum = 1)]
     max_age_seconds: Option<u64>,
     /// The events that a session would keep at most.
     #[serde(default, deserialize_with = "present")]
-    #[schema(minimum = 1)]
+    #[schema(value_type = i64, required = false, minimum = 1)]
     max_events: Option<u64>,
     /// The bytes of events that a session would keep at most.
     #[serde(default, deserialize_with = "present")]
-    #[schema(minimum = 1)]
+    #[schema(value_type = i64, required = false, minimum = 1)]
     max_bytes: Option<u64>,
 }
 
-impl From<RetentionBody> for Retention {
-    fn from(body: RetentionBody) -> Self {
+impl TryFrom<RetentionBody> for Retention {
+    type Error = ApiError;
+
+    fn try_from(body: RetentionBody) -> Result<Self, ApiError> {
+        let limits = [
+            body.idle_seconds,
+            body.max_age_seconds,
+            body.max_events,
+            body.max_bytes,
+        ];
+        if limits
+            .into_iter()
+            .flatten()
+            .any(|limit| i64::try_from(limit).is_err())
+        {
+            return Err(ApiError::invalid("a limit does not fit 63 bits"));
+        }
         let mut retention = Self::new();
         retention.idle = body.idle_seconds.map(Duration::from_secs);
         retention.max_age = body.max_age_seconds.map(Duration::from_secs);
         retention.max_events = body.max_events;
         retention.max_bytes = body.max_bytes;
-        retention
+        Ok(retention)
     }
 }
 
@@ -327,7 +342,7 @@ pub(super) async fn plan(
     body: Body,
 ) -> Result<Json<PlanBody>, ApiError> {
     let body = JsonBody::of(&headers, body, &service).await?;
-    let retention = Retention::from(body.parsed::<RetentionBody>()?);
+    let retention = Retention::try_from(body.parsed::<RetentionBody>()?)?;
     let _place = service.stream_permit()?;
     let plan = service.read(move |log| log.plan(retention)).await?;
     Ok(Json(plan.into()))

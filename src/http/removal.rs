@@ -64,6 +64,7 @@ async fn read(service: &Service, access: &Access, id: EventId) -> Result<(Event,
 pub(super) struct ReasonParams {
     /// Why, for the feed: at most 256 bytes.
     #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$")]
     reason: Option<String>,
 }
 

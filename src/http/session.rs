@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::http::append;
 use crate::http::body::JsonBody;
-use crate::http::conditions::{IDEMPOTENCY_KEY, at_one_of, expected};
+use crate::http::conditions::{IDEMPOTENCY_KEY, at_one_of, expected_of_existing};
 use crate::http::error::{ApiError, ErrorBody, RefusesBody, RefusesCall, RefusesClient};
 use crate::http::etag::etag;
 use crate::http::key::{Access, Worker};
@@ -273,7 +273,7 @@ pub(super) async fn patch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let places = expected(&headers)?;
+    let places = expected_of_existing(&headers)?;
     let body = JsonBody::of_patch(&headers, body, &service).await?;
     let PatchBody {
         title,
@@ -311,6 +311,7 @@ pub(super) async fn patch(
 pub(super) struct DeleteParams {
     /// Why, for the feed: at most 256 bytes.
     #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\u0000-\u001f\u007f-\u009f]*$")]
     reason: Option<String>,
     /// Refuses while the newest turn is not over.
     #[serde(default)]
@@ -372,7 +373,7 @@ pub(super) async fn delete(
         delete = delete.unless_open();
     }
     let log = &service.log;
-    at_one_of(expected(&headers)?, |place| {
+    at_one_of(expected_of_existing(&headers)?, |place| {
         log.delete_async(&session, delete.clone().expected(place))
     })
     .await?;

@@ -83,7 +83,7 @@ fn yes() -> bool {
             "Last-Event-ID" = Option<String>,
             Header,
             description = "Only what comes after this event",
-            pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$",
+            pattern = "^((evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25})?$",
         ),
         StreamParams,
         FilterParams,

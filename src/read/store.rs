@@ -26,6 +26,17 @@ pub(crate) struct Store {
     opened_by: u32,
 }
 
+/// An event that a session keeps.
+struct KeptEvent<'a> {
+    /// As it is stored.
+    frame: EventFrame<'a>,
+    record: &'a Record,
+    /// The state of the session that it was appended to.
+    owner: &'a SessionState,
+    /// The session that keeps it.
+    keeper: SessionId,
+}
+
 impl Store {
     pub(crate) fn new(
         recent: Arc<Recent>,
@@ -179,6 +190,36 @@ impl Store {
         id: EventId,
         look: impl FnOnce(EventFrame<'_>) -> T,
     ) -> Result<Option<T>> {
+        self.find_kept(id, |kept| {
+            let frame = kept.frame.shown_in(&kept.keeper);
+            if kept.owner.redacted().binary_search(&id).is_ok() {
+                look(frame.redacted())
+            } else {
+                look(frame)
+            }
+        })
+    }
+
+    /// Returns the session that an event was appended to, and the bytes of its data there. They
+    /// are 0 if that session does not keep the event and a fork does.
+    pub(crate) fn owner_of(&self, id: EventId) -> Result<Option<(SessionId, u64)>> {
+        self.find_kept(id, |kept| {
+            let is_kept = Self::is_kept(kept.owner, kept.record, kept.frame.view.seq);
+            let bytes = if is_kept {
+                kept.frame.view.data.len()
+            } else {
+                0
+            };
+            (kept.record.session.detached(), bytes as u64)
+        })
+    }
+
+    /// Returns the result of `then` on the event with this ID, if a session keeps it.
+    fn find_kept<T>(
+        &self,
+        id: EventId,
+        then: impl FnOnce(KeptEvent<'_>) -> T,
+    ) -> Result<Option<T>> {
         let Some(slice) = self.slice_of(id)? else {
             return Ok(None);
         };
@@ -189,7 +230,7 @@ impl Store {
             return Ok(None);
         };
         let owner = self.state(&record.session)?;
-        let Some(session) = self.keeper(&owner, record, seq)? else {
+        let Some(keeper) = self.keeper(&owner, record, seq)? else {
             return Ok(None);
         };
         let frame = record
@@ -198,40 +239,13 @@ impl Store {
             .transpose()
             .map_err(|fault| slice.fault(fault))?;
         Ok(frame.map(|frame| {
-            let frame = frame.shown_in(&session);
-            if owner.redacted().binary_search(&id).is_ok() {
-                look(frame.redacted())
-            } else {
-                look(frame)
-            }
+            then(KeptEvent {
+                record,
+                frame,
+                owner: &owner,
+                keeper,
+            })
         }))
-    }
-
-    /// Returns the session that an event was appended to, and the bytes of its data there. They
-    /// are 0 if that session does not keep the event and a fork does.
-    pub(crate) fn owner_of(&self, id: EventId) -> Result<Option<(SessionId, u64)>> {
-        if self.look_at(id, |_shown| ())?.is_none() {
-            return Ok(None);
-        }
-        let Some(slice) = self.slice_of(id)? else {
-            return Ok(None);
-        };
-        let found = slice
-            .records()
-            .find_map(|record| Some((record, record.seq_of(id)?)));
-        let Some((record, seq)) = found else {
-            return Ok(None);
-        };
-        let owner = self.state(&record.session)?;
-        let frame = record.events_in(&(seq..=seq)).next().transpose();
-        let frame = frame.map_err(|fault| slice.fault(fault))?;
-        let data = frame.map_or(0, |frame| frame.view.data.len() as u64);
-        let bytes = if Self::is_kept(&owner, record, seq) {
-            data
-        } else {
-            0
-        };
-        Ok(Some((record.session.detached(), bytes)))
     }
 
     /// Whether the session of a record keeps the event at `seq`.

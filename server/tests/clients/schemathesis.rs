@@ -1,17 +1,29 @@
 //! Requests generated from the document by [schemathesis](https://schemathesis.io), against a
-//! server. Runs with `SESSION_LOG_CAMPAIGN=full` only, and installs the program with `pip` where it
+//! server, with the key of a client and with that of a worker. Runs with `SESSION_LOG_CAMPAIGN=full` only, and installs the program with `pip` where it
 //! is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::{KEY, Server};
+use crate::process::{KEY, Server, command};
 
 const SECONDS: &str = "300";
+const WORKER_KEY: &str = "the key of a worker";
 
 pub(crate) fn campaign() {
+    for key in [KEY, WORKER_KEY] {
+        check_as(key);
+    }
+}
+
+/// Makes each call with a key.
+fn check_as(key: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let server = Server::start(folder.path(), "127.0.0.1:0");
+    let mut program = command(folder.path(), "127.0.0.1:0");
+    program
+        .env("SESSIONLOG_API_KEY", KEY)
+        .env("SESSIONLOG_WORKER_KEY", WORKER_KEY);
+    let server = Server::of(&mut program);
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/schemathesis.toml");
     let mut run = Command::new(schemathesis());
     run.current_dir(folder.path())
@@ -25,11 +37,11 @@ pub(crate) fn campaign() {
         "--max-time",
         SECONDS,
         "--header",
-        &format!("Authorization: Bearer {KEY}"),
+        &format!("Authorization: Bearer {key}"),
     ]);
     assert!(
         run.status().unwrap().success(),
-        "it says above what it found"
+        "it says above what it found with {key:?}"
     );
 }
 
