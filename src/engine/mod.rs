@@ -3,15 +3,17 @@
 //! All parts of a log are wired together here and nowhere else.
 
 mod backup;
+mod beside;
 mod calls;
 mod folder;
 mod open;
+mod restore;
 
 use std::sync::Arc;
 
 use crate::disk::{Disk, Layout, Refusals};
 use crate::index::{Index, Locator, is_indexed};
-use crate::journal::{JournalWriter, Spares};
+use crate::journal::{JournalWriter, Reached, Spares};
 use crate::manifest::ManifestFile;
 use crate::model::{
     CompactProgress, Compacted, Counters, Erasure, Error, IdClock, Options, Recovery, Result,
@@ -42,6 +44,8 @@ pub(crate) struct Engine {
     pub layout: Layout,
     counters: Arc<Counters>,
     recovery: Recovery,
+    /// Where a reader stands in the journal. `None` before it has read anything.
+    reached: Mutex<Option<Reached>>,
     /// Released on close.
     lock: Mutex<Option<FolderLock>>,
 }
@@ -170,6 +174,7 @@ impl Engine {
             layout,
             counters,
             recovery,
+            reached: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
+use crate::disk::{BLOCK, Disk, DiskFile, Hold, Mode, RealDisk, io_error};
 use crate::model::{Error, Result};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering};
 
@@ -39,6 +39,8 @@ pub(super) struct Plan {
     pub reads: AtomicU64,
     /// Reads announced in advance.
     pub announced: AtomicU64,
+    /// Writes to the journal that are written halfway.
+    pub begun: AtomicU64,
     /// Writes to the journal under way, and their maximum.
     pub under_way: AtomicU64,
     pub under_way_max: AtomicU64,
@@ -46,6 +48,8 @@ pub(super) struct Plan {
     pub panics: AtomicBool,
     /// The next write to the journal waits until this is false.
     held: Mutex<bool>,
+    /// It waits when half of its bytes are written, and not before.
+    halfway: AtomicBool,
     released: Condvar,
 }
 
@@ -81,17 +85,27 @@ impl Plan {
         *self.held.lock() = true;
     }
 
+    /// Blocks the next write to the journal when half of it is written.
+    pub(super) fn hold_halfway(&self) {
+        self.halfway.store(true, Ordering::SeqCst);
+        self.hold();
+    }
+
     pub(super) fn release(&self) {
         *self.held.lock() = false;
         self.released.notify_all();
     }
 
     /// Called around each write to the journal.
-    fn pass_through<T>(&self, write: impl FnOnce() -> T) -> T {
+    fn pass_through<T>(&self, begin: impl FnOnce(), write: impl FnOnce() -> T) -> T {
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.under_way_max.fetch_max(now, Ordering::SeqCst);
         if now == 1 {
             let mut held = self.held.lock();
+            if self.halfway.swap(false, Ordering::SeqCst) {
+                begin();
+                self.begun.fetch_add(1, Ordering::SeqCst);
+            }
             while *held {
                 self.released.wait(&mut held);
             }
@@ -223,9 +237,11 @@ impl DiskFile for FaultyFile {
             .extension()
             .is_some_and(|extension| extension == "journal")
         {
-            return self
-                .plan
-                .pass_through(|| self.real.write_all_at(bytes, offset));
+            let half = (bytes.len() / 2).next_multiple_of(BLOCK).min(bytes.len());
+            return self.plan.pass_through(
+                || self.real.write_all_at(&bytes[..half], offset).unwrap(),
+                || self.real.write_all_at(bytes, offset),
+            );
         }
         self.real.write_all_at(bytes, offset)
     }
