@@ -439,7 +439,8 @@ impl SessionLog {
     /// [`Error::Invalid`] for a limit of 0; [`Error::Corrupt`] and [`Error::Io`] when what is
     /// stored cannot be read; [`Error::Closed`].
     pub fn plan(&self, retention: Retention) -> Result<RetentionPlan> {
-        self.reading(|_store| plan(&self.handle.engine, retention))
+        self.store()?;
+        plan(&self.handle.engine, retention)
     }
 
     /// Makes `folder` a copy of the log as of now, while appends go on.
