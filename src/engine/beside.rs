@@ -2,9 +2,9 @@
 //! when it is asked to. It takes no lock and writes no byte.
 //!
 //! Invariants:
-//! * Everything shown is on stable storage. A group is shown once the writer has recorded that it
-//!   is durable, or once a barrier of this reader came after the group was read past the page
-//!   cache. The groups before it are whole, so a writer that recovers keeps it.
+//! * Everything shown is on stable storage. A group is shown after a barrier of this reader, which
+//!   came after the group was read past the page cache. The writer's own barrier may have to come
+//!   yet, or have failed. The groups before it are whole, so a writer that recovers keeps it.
 //! * The writer uses a journal file again, and removes a segment, only after both slots of the
 //!   manifest are durable that no longer name it. So what was read is what the manifest says if the
 //!   manifest, read again afterwards, still names the same journal files. Otherwise, and after any
@@ -134,7 +134,7 @@ impl Engine {
         // Records that were sealed before they were read are in the segments alone.
         let reached = reached.filter(|reached| reached.lsn() >= sealed_lsn);
         let mut replayed = follow(disk, journal, manifest, reached)?;
-        self.make_durable(manifest, &replayed, reached)?;
+        self.make_durable(&replayed, reached)?;
         let from_lsn = reached.map_or(sealed_lsn, |reached| reached.lsn());
         if replayed.end_lsn < from_lsn {
             let what = format!("the journal ends before LSN {from_lsn}, which was read earlier");
@@ -187,23 +187,14 @@ impl Engine {
         Ok(Some(SegmentSet::new(segments)))
     }
 
-    /// Makes the new groups durable, unless the writer has recorded that they are.
+    /// Makes what was read of the journal durable.
     ///
-    /// They were read past the page cache. The barrier flushes the device's own cache.
-    fn make_durable(
-        &self,
-        manifest: &Manifest,
-        replayed: &Replayed,
-        reached: Option<Reached>,
-    ) -> Result<()> {
-        // What was found on opening may have been left by a writer that failed.
-        let recorded_lsn = reached.map_or(0, |_follows| recorded_lsn(manifest, replayed));
+    /// It was read past the page cache. The barrier flushes the device's own cache. What was read
+    /// earlier needs no other one.
+    fn make_durable(&self, replayed: &Replayed, reached: Option<Reached>) -> Result<()> {
         for file in &replayed.files {
-            let unproven = file.groups.iter().any(|group| {
-                let is_read_now = reached.is_none_or(|reached| group.header.lsn >= reached.lsn());
-                is_read_now && !group.records.is_empty() && group.end_lsn() > recorded_lsn
-            });
-            if !unproven && reached.is_some() {
+            let is_new = reached.is_none_or(|reached| file.end_lsn > reached.lsn());
+            if !is_new {
                 continue;
             }
             let path = journal::path(&self.layout.journal, file.number);
@@ -250,15 +241,6 @@ pub(super) fn load_beside(disk: &Arc<dyn Disk>, layout: &Layout) -> Result<Optio
 /// Whether all that was read with the manifest `before` was still in use when `now` was stored.
 fn still_names(now: &Manifest, before: &Manifest) -> bool {
     now.sealed_lsn() == before.sealed_lsn() && now.journal.starts_with(&before.journal)
-}
-
-/// Returns the LSN that the writer has recorded as durable, in what was read.
-fn recorded_lsn(manifest: &Manifest, replayed: &Replayed) -> u64 {
-    let files = replayed.files.iter();
-    let begun = files.clone().map(|file| file.header.start_lsn);
-    let groups = files.flat_map(|file| &file.groups);
-    let recorded = groups.map(|group| group.header.durable_lsn);
-    recorded.chain(begun).fold(manifest.durable_lsn, u64::max)
 }
 
 /// Whether the file system has no barriers because it takes no writes, as squashfs.

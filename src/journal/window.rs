@@ -10,7 +10,7 @@ use crate::codec::{
     Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId,
 };
 use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode};
-use crate::journal::{GroupSlot, group_bytes};
+use crate::journal::GroupSlot;
 use crate::model::{EventId, Result};
 
 /// The most that is read of a journal file at once, unless a group is larger.
@@ -22,10 +22,6 @@ pub(crate) struct ReplayedGroup {
 }
 
 impl ReplayedGroup {
-    pub(crate) fn end_lsn(&self) -> u64 {
-        self.header.lsn + group_bytes(self.header.record_bytes as usize) as u64
-    }
-
     /// Returns the same place in another incarnation of the file.
     pub(crate) fn slot_in(&self, incarnation: u64, chain: u32) -> GroupSlot {
         let GroupHeader {

@@ -56,7 +56,15 @@ impl Options {
 
     /// Opens the log in `folder` for reading, without writing a byte.
     ///
-    /// Appends return [`Error::ReadOnly`]. Several readers may have the folder open at once.
+    /// Another process may write the log meanwhile. The reader shows what was durable when it
+    /// opened, and [`refresh`](SessionLog::refresh) shows what has become durable since. Neither
+    /// makes the other wait: a reader takes no lock, and a writer opens, closes and recovers as if
+    /// there were none. Any number of readers may have the folder open. Appends return
+    /// [`Error::ReadOnly`].
+    ///
+    /// A reader keeps the file of each segment open. When the writer removes a segment, its space
+    /// is free once no reader has it any more: after its next refresh, or its close. A reader does
+    /// not use the index, so a cold read of a session takes a few more reads from the disk.
     ///
     /// This works on a full disk and on a read-only mount. It does not work on a file system that
     /// the kernel remounted read-only after an error: what it holds may not be durable.
@@ -74,7 +82,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// Those of [`SessionLog::open`]. [`Error::Locked`] while a writer has the folder open.
+    /// Those of [`SessionLog::open`] but [`Error::Locked`]. [`Error::Io`] where there is no log.
     pub fn open_read_only(mut self, folder: impl AsRef<Path>) -> Result<SessionLog> {
         self.read_only = true;
         self.open(folder)

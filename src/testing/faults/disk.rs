@@ -18,6 +18,9 @@ pub(super) struct FaultyDisk {
 /// Returns whether a call to this path is refused.
 type Refused = fn(&str) -> bool;
 
+/// Called before a file is opened, without an offset, and before each read at an offset.
+pub(super) type Watch = Box<dyn FnMut(&Path, Option<u64>) + Send>;
+
 /// Which calls fail: those to paths that contain a part, after some have passed.
 #[derive(Default)]
 pub(super) struct Plan {
@@ -30,6 +33,7 @@ pub(super) struct Plan {
     opened: Mutex<Option<Refused>>,
     /// The part of a path to which barriers are refused, and the error.
     synced: Mutex<Option<(&'static str, io::ErrorKind)>>,
+    watch: Mutex<Option<Watch>>,
     pub refused: AtomicU64,
     /// Writes to the journal that were let through.
     pub passed: AtomicU64,
@@ -71,6 +75,16 @@ impl Plan {
 
     pub(super) fn refuse_barriers(&self, part: &'static str, kind: io::ErrorKind) {
         *self.synced.lock() = Some((part, kind));
+    }
+
+    pub(super) fn watch(&self, watch: impl FnMut(&Path, Option<u64>) + Send + 'static) {
+        *self.watch.lock() = Some(Box::new(watch));
+    }
+
+    fn tell(&self, path: &Path, offset: Option<u64>) {
+        if let Some(watch) = self.watch.lock().as_mut() {
+            watch(path, offset);
+        }
     }
 
     pub(super) fn relent(&self) {
@@ -199,6 +213,7 @@ impl Disk for FaultyDisk {
 
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
         self.plan.check_open(path)?;
+        self.plan.tell(path, None);
         Ok(Arc::new(FaultyFile {
             real: self.real.open(path, mode)?,
             plan: Arc::clone(&self.plan),
@@ -220,6 +235,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.plan.tell(self.path(), Some(offset));
         self.plan.reads.fetch_add(1, Ordering::SeqCst);
         self.plan.read.fetch_add(buf.len() as u64, Ordering::SeqCst);
         self.real.read_exact_at(buf, offset)
