@@ -159,6 +159,7 @@ fn damage(file: &Path, at_lsn: u64, recorded_lsn: u64) -> Error {
     Error::corrupt(file, HEADER_BYTES + at_lsn, what)
 }
 
+/// Follows the chain from file to file, and looks for durable LSNs behind its end.
 fn walk(
     disk: &dyn Disk,
     folder: &Path,

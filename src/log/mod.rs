@@ -118,9 +118,10 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] while another handle has the folder open, in this process or in another.
-    /// [`Error::Corrupt`] when acknowledged bytes are damaged, and [`Error::Unsupported`] when a
-    /// later version wrote them: nothing was changed. [`Error::Io`]: opening again is safe.
+    /// [`Error::Locked`] while another handle has the folder open for writing, in this process or
+    /// in another. [`Error::Corrupt`] when acknowledged bytes are damaged, and
+    /// [`Error::Unsupported`] when a later version wrote them: nothing was changed. [`Error::Io`]:
+    /// opening again is safe.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(folder)
     }

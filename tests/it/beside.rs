@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, fs, thread};
 
 use sessionlog::{
-    CursorProblem, Delete, Error, Event, EventId, Options, PageRequest, SessionId, SessionLog,
-    StartAt, StreamItem,
+    CursorProblem, Delete, Error, Event, EventId, NewEvent, Options, PageRequest, SessionId,
+    SessionLog, StartAt, StreamItem,
 };
 use tempfile::TempDir;
 
@@ -312,7 +312,16 @@ fn a_reader_follows_over_any_number_of_journal_files() {
         }
     }
     assert!(segments(dir.path()) > 1, "nothing was sealed");
-    // What was sealed has left the memory of those that read it from the journal.
+    // What was sealed has left the memory of a reader that read it from the journal before.
+    let before = writer.stats().seals;
+    for nth in 0..40 {
+        let filler = NewEvent::new("filler", vec![nth; 256 * 1024]);
+        let event = writer.append(&id, filler).unwrap().events.remove(0);
+        assert_eq!(often.refresh().unwrap(), Some(event.id));
+    }
+    eventually("more segments", || writer.stats().seals > before);
+    seldom.refresh().unwrap();
+    check_follows(&dir, &writer, &often);
     for reader in [&often, &seldom] {
         let (theirs, own) = (reader.stats().recent_bytes, writer.stats().recent_bytes);
         assert!(
