@@ -87,7 +87,9 @@ impl Engine {
         }
         drop(reached);
         // A task may run where it is woken, and read.
-        to_wake.iter().for_each(|waiter| waiter.wake());
+        for waiter in to_wake {
+            waiter.wake();
+        }
         restored.map(|restored| Recovery {
             clean,
             replayed_groups: restored.groups,

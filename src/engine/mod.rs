@@ -21,7 +21,7 @@ use crate::model::{
 };
 use crate::read::Store;
 use crate::recent::Recent;
-use crate::segment::{BlockCache, SegmentFolder, SegmentSet};
+use crate::segment::{BlockCache, SegmentFolder};
 use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
 use crate::turn::TurnReader;
 use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
@@ -123,8 +123,7 @@ impl Engine {
             store: manifest.value.store,
             cache: Arc::new(BlockCache::new(options.cache_bytes_max)),
         };
-        let infos = manifest.value.segments.iter().cloned();
-        let set = SegmentSet::new(infos.map(|info| Arc::new(segments.segment(info))).collect());
+        let set = segments.set(&manifest.value.segments);
         let runs_bytes_max = options.index_cache_bytes_max / RUNS_SHARE;
         let index = Arc::new(Index::new(
             Arc::clone(&segments.disk),

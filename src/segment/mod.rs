@@ -154,6 +154,12 @@ pub(crate) struct SegmentFolder {
 }
 
 impl SegmentFolder {
+    /// Makes a set of segments of this folder. Nothing is read.
+    pub(crate) fn set(&self, infos: &[SegmentInfo]) -> SegmentSet {
+        let segments = infos.iter().cloned().map(|info| self.segment(info));
+        SegmentSet::new(segments.map(Arc::new).collect())
+    }
+
     /// Makes a segment of this folder that stays readable when a writer beside removes it.
     pub(crate) fn pinned(&self, info: SegmentInfo) -> Result<Segment> {
         let mut segment = self.segment(info);

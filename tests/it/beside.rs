@@ -156,19 +156,19 @@ fn streams_and_feeds_go_on_at_a_refresh() {
             expected.extend(filler);
         }
         let of_session = of_session(&expected, &id);
-        let (got, fed, awaited) = thread::scope(|scope| {
+        let (got, of_feed, awaited) = thread::scope(|scope| {
             let got = scope.spawn(|| take_events(&mut stream, of_session.len()));
-            let fed = scope.spawn(|| take_events(&mut feed, expected.len()));
+            let of_feed = scope.spawn(|| take_events(&mut feed, expected.len()));
             let awaited = scope.spawn(|| block_on(take_events_async(&mut tasks, of_session.len())));
             reader.refresh().unwrap();
             (
                 got.join().unwrap(),
-                fed.join().unwrap(),
+                of_feed.join().unwrap(),
                 awaited.join().unwrap(),
             )
         });
         assert_eq!((&got, &awaited), (&of_session, &of_session));
-        assert_eq!(fed, expected);
+        assert_eq!(of_feed, expected);
     }
     let first = append_notes(&writer, &new, "n", 1);
     reader.refresh().unwrap();
@@ -361,12 +361,8 @@ fn start_writer(test: &str, folder: &Path) -> (Child, impl Iterator<Item = Event
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let acked = lines
         .map_while(Result::ok)
-        .filter_map(acked_id as fn(_) -> _);
+        .filter_map(|line| Some(line.strip_prefix("acked: ")?.parse().unwrap()));
     (child, acked)
-}
-
-fn acked_id(line: String) -> Option<EventId> {
-    line.strip_prefix("acked: ").map(|id| id.parse().unwrap())
 }
 
 #[test]
@@ -379,7 +375,7 @@ fn a_reader_goes_on_when_the_writing_process_is_killed_and_another_recovers() {
     open(&dir).close().unwrap();
     let reader = beside(&dir);
     let mut feed = reader.feed().unwrap();
-    let mut fed = Vec::new();
+    let mut followed = Vec::new();
     for _ in 0..4 {
         let (mut child, mut acked) = start_writer(test, dir.path());
         for _ in 0..20 {
@@ -394,10 +390,10 @@ fn a_reader_goes_on_when_the_writing_process_is_killed_and_another_recovers() {
         assert!(end >= Some(last));
         let before = shown(&reader);
         assert_eq!(shown(&beside(&dir)), before);
-        while fed.last().map(|event: &Event| event.id) < end {
-            fed.extend(take_events(&mut feed, 1));
+        while followed.last().map(|event: &Event| event.id) < end {
+            followed.extend(take_events(&mut feed, 1));
         }
-        assert_eq!(fed, before.feed);
+        assert_eq!(followed, before.feed);
         // A writer recovers: it writes the last journal file again.
         let writer = small_files().open(dir.path()).unwrap();
         assert_eq!(shown(&writer), before, "what was shown stays");
