@@ -149,6 +149,11 @@ impl Manifest {
         self.clean && self.durable_lsn == end_lsn
     }
 
+    /// Whether this is what a writer stored when it stored `other`.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        (self.store, self.sequence) == (other.store, other.sequence)
+    }
+
     fn image(&self) -> BlockBuf {
         let mut image = BlockBuf::with_capacity(BLOCK);
         image.extend(&encode_value(MANIFEST, salt(), self));

@@ -224,10 +224,8 @@ impl SessionState {
     }
 
     pub(crate) fn metadata(&self) -> Metadata {
-        let text = self
-            .details
-            .as_ref()
-            .map_or("", |details| &details.metadata);
+        let details = self.details.as_ref();
+        let text = details.map_or("", |details| &details.metadata);
         if text.is_empty() {
             return Metadata::new();
         }

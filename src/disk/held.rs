@@ -64,8 +64,7 @@ pub(super) struct Located {
 }
 
 impl HeldFolders {
-    /// Enters the log's folder: locks it, and the file `lock_name` in it. Without the right to
-    /// write a missing file is not made.
+    /// Enters the log's folder. A writer locks it, and the file `lock_name` in it.
     pub(super) fn enter(&self, path: &Path, lock_name: &str, hold: Hold) -> Result<FolderLock> {
         let file = File::from(
             openat(CWD, path, FOLDER, Permissions::empty()).map_err(errno("open", path))?,
@@ -75,23 +74,19 @@ impl HeldFolders {
             file,
             parent: None,
         });
-        // The folder's own lock holds also where the lock file is removed and made anew.
         let mut lock = FolderLock::new();
-        let own = folder.file.try_clone().map_err(io_error("lock", path))?;
-        match lock.take(own, hold, path) {
-            Err(refused) if !has_no_locks(&refused) => return Err(refused),
-            _taken_or_not => {}
-        }
-        let name = Path::new(lock_name);
-        let access = if hold == Hold::Alone {
-            OFlags::RDWR | OFlags::CREATE
-        } else {
-            OFlags::RDONLY
-        };
-        match folder.open(name, access) {
-            Ok(file) => lock.take(file, hold, path)?,
-            Err(Errno::NOENT) if hold == Hold::WithReaders => {}
-            Err(refused) => return Err(folder.refusal("open", name, refused)),
+        if hold == Hold::Alone {
+            // The folder's own lock holds also where the lock file is removed and made anew.
+            let own = folder.file.try_clone().map_err(io_error("lock", path))?;
+            match lock.take(own, path) {
+                Err(refused) if !has_no_locks(&refused) => return Err(refused),
+                _taken_or_not => {}
+            }
+            let name = Path::new(lock_name);
+            match folder.open(name, OFlags::RDWR | OFlags::CREATE) {
+                Ok(file) => lock.take(file, path)?,
+                Err(refused) => return Err(folder.refusal("open", name, refused)),
+            }
         }
         self.folders.write().push(folder);
         Ok(lock)

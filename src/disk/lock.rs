@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use crate::disk::{Hold, io_error};
+use crate::disk::io_error;
 use crate::model::{Error, Result};
 
 /// The locks on a folder. A lock belongs to the open file, which a child process shares until it
@@ -23,13 +23,8 @@ impl FolderLock {
     }
 
     /// Locks a file of the folder at `path`, and keeps it.
-    pub(super) fn take(&mut self, file: File, hold: Hold, path: &Path) -> Result<()> {
-        let taken = if hold == Hold::Alone {
-            file.try_lock()
-        } else {
-            file.try_lock_shared()
-        };
-        match taken {
+    pub(super) fn take(&mut self, file: File, path: &Path) -> Result<()> {
+        match file.try_lock() {
             Ok(()) => {
                 self.held.push(file);
                 Ok(())

@@ -70,11 +70,11 @@ pub(crate) trait Disk: Send + Sync {
     /// Makes the names in a folder durable.
     fn sync_dir(&self, dir: &Path) -> Result<()>;
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>>;
-    /// Enters the log's folder and takes its lock, or fails with [`Error::Locked`].
+    /// Enters the log's folder and takes what `hold` says of its lock, or fails with
+    /// [`Error::Locked`].
     ///
-    /// From then on the disk keeps to this folder, even if its path comes to lead elsewhere. A
-    /// reader makes no lock file. The lock is released when the guard is dropped or the process
-    /// ends.
+    /// From then on the disk keeps to this folder, even if its path comes to lead elsewhere. The
+    /// lock is released when the guard is dropped or the process ends.
     fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>>;
     /// Returns a path to `path` that leads into the entered folder, for a library that opens files
     /// itself.
@@ -107,11 +107,13 @@ impl Mode {
     }
 }
 
-/// Whether others may hold the folder's lock at the same time.
+/// How much of the folder's lock is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hold {
+    /// All of it, for a writer.
     Alone,
-    WithReaders,
+    /// Nothing, for a reader: a shared lock would keep the next writer out. No lock file is made.
+    Nothing,
 }
 
 /// An open file. All offsets are in bytes from its start.

@@ -109,14 +109,9 @@ impl Disk for RealDisk {
     fn enter(&self, folder: &Path, lock_name: &str, hold: Hold) -> Result<Box<dyn Send + Sync>> {
         let path = folder.join(lock_name);
         let mut lock = FolderLock::new();
-        let opened = match hold {
-            Hold::Alone => to_write().create(true).open(&path),
-            Hold::WithReaders => File::open(&path),
-        };
-        match opened {
-            Ok(file) => lock.take(file, hold, folder)?,
-            Err(error) if hold == Hold::WithReaders && error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io_error("open", &path)(error)),
+        if hold == Hold::Alone {
+            let opened = to_write().create(true).open(&path);
+            lock.take(opened.map_err(io_error("open", &path))?, folder)?;
         }
         Ok(Box::new(lock))
     }

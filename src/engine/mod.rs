@@ -3,16 +3,18 @@
 //! All parts of a log are wired together here and nowhere else.
 
 mod backup;
+mod beside;
 mod calls;
 mod folder;
 mod open;
+mod restore;
 mod space;
 
 use std::sync::Arc;
 
 use crate::disk::{Disk, Layout, Refusals};
 use crate::index::{Index, Locator, is_indexed};
-use crate::journal::{JournalWriter, Spares};
+use crate::journal::{JournalWriter, Reached, Spares};
 use crate::manifest::ManifestFile;
 use crate::model::{
     CompactProgress, Compacted, Counters, Erasure, Error, IdClock, Options, Recovery, Result,
@@ -20,7 +22,7 @@ use crate::model::{
 };
 use crate::read::Store;
 use crate::recent::Recent;
-use crate::segment::{BlockCache, SegmentFolder, SegmentSet};
+use crate::segment::{BlockCache, SegmentFolder};
 use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
 use crate::turn::TurnReader;
 use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
@@ -43,6 +45,8 @@ pub(crate) struct Engine {
     pub layout: Layout,
     counters: Arc<Counters>,
     recovery: Recovery,
+    /// Where a reader stands in the journal. `None` before it has read anything.
+    reached: Mutex<Option<Reached>>,
     /// Released on close.
     lock: Mutex<Option<FolderLock>>,
 }
@@ -120,8 +124,7 @@ impl Engine {
             store: manifest.value.store,
             cache: Arc::new(BlockCache::new(options.cache_bytes_max)),
         };
-        let infos = manifest.value.segments.iter().cloned();
-        let set = SegmentSet::new(infos.map(|info| Arc::new(segments.segment(info))).collect());
+        let set = segments.set(&manifest.value.segments);
         let runs_bytes_max = options.index_cache_bytes_max / RUNS_SHARE;
         let index = Arc::new(Index::new(
             Arc::clone(&segments.disk),
@@ -171,6 +174,7 @@ impl Engine {
             layout,
             counters,
             recovery,
+            reached: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         }
     }

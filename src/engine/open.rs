@@ -13,21 +13,21 @@
 //! * Recovery may be interrupted at any point and then starts over. The old file counts until the
 //!   manifest names the new one.
 
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::codec::FileHeader;
+use crate::codec::{FileHeader, StoreId};
 use crate::disk::{Disk, Hold, Layout, Mode, Refusals};
+use crate::engine::beside::{load_beside, no_log_in};
+use crate::engine::restore::{LogEnd, check_begin, restore, split_off_before};
 use crate::engine::{Engine, FolderLock, Parts, WriterParts};
 use crate::journal::{
     self, ActiveFile, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spares, WITNESS_BYTES,
     replay, write_image,
 };
 use crate::manifest::{Manifest, ManifestFile};
-use crate::model::{Error, EventId, IdClock, Options, Recovery, Result, clock_skew, timestamp};
+use crate::model::{EventId, IdClock, Options, Recovery, Result, clock_skew, timestamp};
 use crate::recent::{Bounds, Recent};
-use crate::segment::SegmentInfo;
 use crate::sync::Instant;
 
 /// Opens the log in `folder` on `disk`.
@@ -39,13 +39,13 @@ pub(crate) fn open(disk: Arc<dyn Disk>, folder: &Path, options: Options) -> Resu
         options,
         refusals: Arc::default(),
     };
-    let mut parts = if opening.options.read_only {
+    let mut engine = if opening.options.read_only {
         opening.read_only()?
     } else {
-        opening.writable()?
+        Engine::assemble(opening.writable()?)
     };
-    parts.recovery.took = began.elapsed();
-    Ok(Engine::assemble(parts))
+    engine.recovery.took = began.elapsed();
+    Ok(engine)
 }
 
 /// A log that is being opened.
@@ -57,36 +57,39 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    fn read_only(self) -> Result<Parts> {
+    /// Opens an empty log, and then follows the one in the folder for the first time.
+    fn read_only(self) -> Result<Engine> {
         let root = &self.layout.root;
         if !self.disk.exists(root)? {
             return Err(no_log_in(root));
         }
-        let lock = self.disk.enter(root, Layout::LOCK, Hold::WithReaders)?;
-        let Some(mut manifest) = ManifestFile::load(&self.disk, &self.layout)? else {
-            if self.disk.exists(&self.layout.journal)? {
-                self.check_that_nothing_is_lost()?;
-            }
-            return Err(no_log_in(root));
-        };
-        let mut recovery = Recovery::default();
-        let _leftovers = self.adopt_segments(&mut manifest.value, &mut recovery)?;
-        let replayed = replay(&*self.disk, &self.layout.journal, &manifest.value)?;
-        for file in &replayed.files {
-            // Replay reads past the page cache. This flushes the device's own cache.
-            let path = journal::path(&self.layout.journal, file.number);
-            let barrier = self.disk.open(&path, Mode::ReadDevice)?.sync();
-            if let Err(error) = barrier
-                && !is_never_written(&error)
-            {
-                return Err(error);
-            }
+        let lock = self.disk.enter(root, Layout::LOCK, Hold::Nothing)?;
+        let store = self.find_store()?;
+        let manifest = ManifestFile::new(&self.disk, &self.layout, store);
+        let (bounds, nothing) = (Bounds::of(&self.options), EventId::from_u128(0));
+        let recent = Arc::new(Recent::new(0, nothing, bounds));
+        let mut engine =
+            Engine::assemble(self.parts(manifest, recent, Recovery::default(), lock, None));
+        engine.recovery = engine.follow()?;
+        Ok(engine)
+    }
+
+    /// Returns the store in the folder.
+    fn find_store(&self) -> Result<StoreId> {
+        if let Some(manifest) = load_beside(&self.disk, &self.layout)? {
+            return Ok(manifest.store);
         }
-        recovery.clean = manifest.value.is_clean_at(replayed.end_lsn);
-        let end = LogEnd::of(&replayed, &manifest.value);
-        let (kept, _sealed) = split_off_sealed(replayed.files, manifest.value.sealed_lsn());
-        let recent = self.restore(&manifest.value, kept, &end, &mut recovery)?;
-        Ok(self.parts(manifest, recent, recovery, lock, None))
+        let checked = if self.disk.exists(&self.layout.journal)? {
+            self.check_that_nothing_is_lost()
+        } else {
+            Ok(())
+        };
+        // A writer may have begun a log meanwhile.
+        if let Some(manifest) = load_beside(&self.disk, &self.layout)? {
+            return Ok(manifest.store);
+        }
+        checked?;
+        Err(no_log_in(&self.layout.root))
     }
 
     fn writable(self) -> Result<Parts> {
@@ -117,7 +120,7 @@ impl Opening {
         } else {
             self.rewrite(last, &spares, replayed.next_incarnation)?
         };
-        let (kept, sealed) = split_off_sealed(replayed.files, manifest.value.sealed_lsn());
+        let (kept, sealed) = split_off_before(replayed.files, manifest.value.sealed_lsn());
         freed.extend(sealed.iter().map(|file| (file.number, file.bytes)));
         name_in_manifest(&mut manifest, &kept, end.lsn)?;
         freed
@@ -250,31 +253,12 @@ impl Opening {
         recovery: &mut Recovery,
     ) -> Result<Arc<Recent>> {
         let (journal, sealed_lsn) = (&self.layout.journal, manifest.sealed_lsn());
-        let begins = kept.first().map_or(0, |file| file.header.start_lsn);
-        if begins != sealed_lsn {
-            let what =
-                format!("the journal begins at LSN {begins}, and the segments end at {sealed_lsn}");
-            return Err(Error::corrupt(journal, 0, what));
-        }
+        check_begin(journal, &kept, sealed_lsn)?;
         let bounds = Bounds::of(&self.options);
         let recent = Arc::new(Recent::new(manifest.sealed_events(), end.last_id, bounds));
-        for file in kept {
-            recent.restore_file(file.used_as(), file.bytes, file.header.start_lsn);
-            for group in file.groups {
-                // A witness has no records.
-                recovery.replayed_groups += u64::from(!group.records.is_empty());
-                recovery.replayed_events += group
-                    .records
-                    .iter()
-                    .map(|record| u64::from(record.count))
-                    .sum::<u64>();
-                let offset = HEADER_BYTES + group.header.lsn - file.header.start_lsn;
-                recent.restore(group.records).map_err(|_position| {
-                    let what = "a record that does not follow the one before it in its session";
-                    Error::corrupt(journal::path(journal, file.number), offset, what)
-                })?;
-            }
-        }
+        let restored = restore(&recent, journal, kept, sealed_lsn, &mut Vec::new())?;
+        recovery.replayed_groups = restored.groups;
+        recovery.replayed_events = restored.events;
         Ok(recent)
     }
 }
@@ -293,54 +277,4 @@ fn name_in_manifest(
     }
     value.clean = false;
     manifest.store()
-}
-
-/// The position where the log ends.
-struct LogEnd {
-    lsn: u64,
-    last_id: EventId,
-}
-
-impl LogEnd {
-    fn of(replayed: &Replayed, manifest: &Manifest) -> Self {
-        let sealed = manifest
-            .segments
-            .last()
-            .map_or(EventId::from_u128(0), SegmentInfo::last_id);
-        Self {
-            lsn: replayed.end_lsn,
-            last_id: replayed.last_id.max(sealed),
-        }
-    }
-}
-
-/// Splits the files into those with unsealed records and those that can be reused. The last file is
-/// kept even if it is empty.
-fn split_off_sealed(
-    files: Vec<ReplayedFile>,
-    sealed_lsn: u64,
-) -> (Vec<ReplayedFile>, Vec<ReplayedFile>) {
-    let last = files.last().map(|file| file.number);
-    files
-        .into_iter()
-        .partition(|file| file.end_lsn > sealed_lsn || Some(file.number) == last)
-}
-
-/// Whether the file system has no barriers because it takes no writes, as squashfs.
-///
-/// A file system that reports being read-only is not one. It may have become so after a failed
-/// write, and the device may hold data that it will lose.
-fn is_never_written(barrier: &Error) -> bool {
-    let Error::Io { source, .. } = barrier else {
-        return false;
-    };
-    matches!(
-        source.kind(),
-        ErrorKind::InvalidInput | ErrorKind::Unsupported
-    )
-}
-
-fn no_log_in(folder: &Path) -> Error {
-    let source = std::io::Error::new(ErrorKind::NotFound, "there is no log in this folder");
-    crate::disk::io_error("open the log in", folder)(source)
 }

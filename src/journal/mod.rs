@@ -18,7 +18,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub(crate) use group::{GroupBuffer, GroupSlot, group_bytes};
-pub(crate) use replay::{Replayed, ReplayedFile, holds_group, replay};
+pub(crate) use replay::{Reached, Replayed, ReplayedFile, follow, holds_group, replay};
 pub(crate) use spares::{Spare, Spares};
 pub(crate) use writer::{ActiveFile, JournalWriter, Placed, write_image};
 

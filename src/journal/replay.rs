@@ -4,8 +4,14 @@
 //! The chain ends at the first group that is not whole or does not continue it. That place is the
 //! end of the log, unless a valid later group, witness, file header or the manifest records a
 //! durable LSN above it. Then acknowledged bytes are damaged, and replay fails.
+//!
+//! A reader [follows](follow) the journal while another process writes it. A group that is not
+//! whole yet ends the chain as a torn one does. Files may be removed, and be overwritten in another
+//! use, as soon as the manifest no longer names them. So the reader has to look at the manifest
+//! again after it has read them.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::codec::{Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, StoreId};
@@ -44,6 +50,41 @@ pub(crate) struct ReplayedFile {
     pub end_id: EventId,
 }
 
+/// The position up to which a reader has followed the journal.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reached {
+    number: u32,
+    end: End,
+}
+
+impl Reached {
+    pub(crate) fn lsn(&self) -> u64 {
+        self.end.lsn
+    }
+
+    fn file(&self) -> JournalUse {
+        JournalUse {
+            number: self.number,
+            incarnation: self.end.incarnation,
+        }
+    }
+}
+
+impl Replayed {
+    /// Returns the position that was read up to.
+    pub(crate) fn reached(&self) -> Option<Reached> {
+        let last = self.files.last()?;
+        let end = End {
+            lsn: last.end_lsn,
+            chain: last.end_chain,
+            incarnation: last.header.incarnation,
+            last_id: last.end_id,
+        };
+        let number = last.number;
+        Some(Reached { number, end })
+    }
+}
+
 impl ReplayedFile {
     pub(crate) fn used_as(&self) -> JournalUse {
         JournalUse {
@@ -63,6 +104,68 @@ impl ReplayedFile {
 /// * [`Error::Unsupported`] if a file is of a later version.
 /// * [`Error::Io`] if the disk fails.
 pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Result<Replayed> {
+    let walked = walk(disk, folder, manifest, None)?;
+    if walked.recorded_lsn > walked.replayed.end_lsn {
+        return Err(walked.damage_at_the_end());
+    }
+    Ok(walked.replayed)
+}
+
+/// Reads the journal like [`replay`], beside a writer. With a position it reads on from there, if
+/// the file is still in the same use. Otherwise it returns earlier groups too.
+///
+/// # Errors
+///
+/// Those of [`replay`]. They mean nothing if the manifest has changed meanwhile, and neither does
+/// the result.
+pub(crate) fn follow(
+    disk: &dyn Disk,
+    folder: &Path,
+    manifest: &Manifest,
+    reached: Option<Reached>,
+) -> Result<Replayed> {
+    let first = walk(disk, folder, manifest, reached)?;
+    if first.recorded_lsn <= first.replayed.end_lsn {
+        return Ok(first.replayed);
+    }
+    // The group at the end may have become whole, and have been recorded as durable, after it was
+    // read and before the rest was. What was recorded by then is whole at the second look.
+    let second = walk(disk, folder, manifest, reached)?;
+    if second.replayed.end_lsn < first.recorded_lsn {
+        return Err(second.damage_at_the_end());
+    }
+    Ok(second.replayed)
+}
+
+/// What a walk found, whether or not it is all that should be there.
+struct Walked {
+    replayed: Replayed,
+    /// The highest durable LSN found anywhere.
+    recorded_lsn: u64,
+    /// The file with the end of the chain.
+    last: PathBuf,
+}
+
+impl Walked {
+    fn damage_at_the_end(&self) -> Error {
+        let Replayed { files, end_lsn, .. } = &self.replayed;
+        let start_lsn = files.last().map_or(0, |file| file.header.start_lsn);
+        damage(&self.last, end_lsn - start_lsn, self.recorded_lsn)
+    }
+}
+
+fn damage(file: &Path, at_lsn: u64, recorded_lsn: u64) -> Error {
+    let what = format!("a group that was durable, up to LSN {recorded_lsn}, is not whole");
+    Error::corrupt(file, HEADER_BYTES + at_lsn, what)
+}
+
+/// Follows the chain from file to file, and looks for durable LSNs behind its end.
+fn walk(
+    disk: &dyn Disk,
+    folder: &Path,
+    manifest: &Manifest,
+    reached: Option<Reached>,
+) -> Result<Walked> {
     let mut candidates = Candidates::read(disk, folder, manifest.store)?;
     let Some(first) = manifest.journal.first() else {
         return Err(Error::corrupt(
@@ -71,6 +174,10 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
             "the manifest names no journal file",
         ));
     };
+    let resumed = reached.and_then(|reached| {
+        let (file, named) = candidates.take_reached(reached.file(), &manifest.journal)?;
+        Some((file, reached.end, named))
+    });
     let last = manifest.journal.last().filter(|_| manifest.clean);
     let closed = last.map(|last| Closed {
         incarnation: last.incarnation,
@@ -82,14 +189,25 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
         store,
         closed,
         durable_lsn,
+        scan: if resumed.is_some() {
+            Scan::WhatWasRead
+        } else {
+            Scan::All
+        },
         files: Vec::new(),
         end: None,
     };
-    let mut next = candidates.take_named(first.number, first.incarnation)?;
+    let (mut next, mut from, mut named) = match resumed {
+        Some((file, end, named)) => (file, Some(end), named),
+        None => (
+            candidates.take_named(first.number, first.incarnation)?,
+            None,
+            1,
+        ),
+    };
     loop {
-        let end = walk.follow(next)?;
-        let named = manifest.journal.get(walk.files.len());
-        next = match named {
+        let end = walk.follow(next, from.take())?;
+        next = match manifest.journal.get(named) {
             Some(named) => {
                 let file = candidates.take_named(named.number, named.incarnation)?;
                 walk.durable_lsn = walk.durable_lsn.max(file.header.start_lsn);
@@ -103,6 +221,7 @@ pub(crate) fn replay(disk: &dyn Disk, folder: &Path, manifest: &Manifest) -> Res
                 None => break,
             },
         };
+        named += 1;
     }
     walk.finish(candidates, manifest.incarnation)
 }
@@ -143,11 +262,13 @@ impl Candidates {
                 continue;
             };
             let path = folder.join(name);
-            let block = read_device(
-                disk,
-                &path,
-                BLOCK.min(usize::try_from(bytes).unwrap_or(BLOCK)),
-            )?;
+            let length = BLOCK.min(usize::try_from(bytes).unwrap_or(BLOCK));
+            let block = match read_device(disk, &path, length) {
+                Ok(block) => block,
+                // A writer beside has removed a file that it does not use.
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => return Err(error),
+            };
             // Bytes after the longest length that a file can be made with are not part of the
             // journal.
             let bytes = bytes.min(FILE_BYTES_MAX);
@@ -185,6 +306,25 @@ impl Candidates {
         }
     }
 
+    /// Takes the file that a reader has read up to, and the number of named files up to it.
+    ///
+    /// Returns `None` if it is no longer in that use. A file that is not named is in use if it is
+    /// newer than all that are.
+    fn take_reached(
+        &mut self,
+        reached: JournalUse,
+        named: &[JournalUse],
+    ) -> Option<(Candidate, usize)> {
+        let is_newer = |last: &JournalUse| reached.incarnation > last.incarnation;
+        let place = match named.iter().position(|file| *file == reached) {
+            Some(place) => place + 1,
+            None if named.last().is_some_and(is_newer) => named.len(),
+            None => return None,
+        };
+        let file = self.take_named(reached.number, reached.incarnation).ok()?;
+        Some((file, place))
+    }
+
     fn take_next(&mut self, end: &End) -> Option<Candidate> {
         let next = self
             .used
@@ -215,10 +355,22 @@ struct Chain {
     continues: bool,
 }
 
+/// Where a walk looks for a durable LSN above the end of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scan {
+    /// In the rest of the last file, and in all files that may have been used after it.
+    All,
+    /// In the part of the last file that was read with the end, and in the headers of files. A
+    /// reader that looks for news many times a second should not read a whole file each time.
+    /// Damage beyond that shows once the writer has begun another file.
+    WhatWasRead,
+}
+
 struct Walk<'a> {
     disk: &'a dyn Disk,
     store: StoreId,
     closed: Option<Closed>,
+    scan: Scan,
     /// The highest durable LSN found anywhere so far.
     durable_lsn: u64,
     files: Vec<ReplayedFile>,
@@ -226,8 +378,8 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Reads one file up to the end of its chain.
-    fn follow(&mut self, file: Candidate) -> Result<End> {
+    /// Reads one file up to the end of its chain, from its start or from a position in it.
+    fn follow(&mut self, file: Candidate, from: Option<End>) -> Result<End> {
         let header = file.header;
         if journal::blocks(file.bytes) < header.blocks {
             return Err(Error::corrupt(
@@ -238,9 +390,15 @@ impl Walk<'_> {
         }
         let whole = to_length(&file.path, file.bytes)?;
         let used = self.length_used(&file, whole);
-        let mut chain = self.chain_in(&file, used)?;
+        let from = from.unwrap_or(End {
+            lsn: header.start_lsn,
+            chain: header.chain,
+            incarnation: header.incarnation,
+            last_id: header.last_id,
+        });
+        let mut chain = self.chain_in(&file, from, used)?;
         if used < whole && (chain.continues || !self.is_closed_at(&chain.end)) {
-            chain = self.chain_in(&file, whole)?;
+            chain = self.chain_in(&file, from, whole)?;
         }
         let Chain {
             groups,
@@ -287,30 +445,19 @@ impl Walk<'_> {
             .is_some_and(|closed| closed.lsn == end.lsn)
     }
 
-    /// Reads the groups in the first `length` bytes of a file.
-    fn chain_in(&self, file: &Candidate, length: usize) -> Result<Chain> {
-        let FileHeader {
-            start_lsn: lsn,
-            chain,
-            incarnation,
-            last_id,
-            ..
-        } = file.header;
-        let mut end = End {
-            lsn,
-            chain,
-            incarnation,
-            last_id,
-        };
+    /// Reads the groups in the first `length` bytes of a file that continue the chain at `from`.
+    fn chain_in(&self, file: &Candidate, from: End, length: usize) -> Result<Chain> {
+        let mut end = from;
         let mut window = Window::open(self.disk, &file.path, length)?;
         let (mut groups, mut durable_lsn) = (Vec::new(), 0);
-        let mut at = BLOCK;
+        let mut at = BLOCK + to_length(&file.path, from.lsn - file.header.start_lsn)?;
         while let Some((group, checksum)) = group_at(self.store, &mut window, at, &end)? {
             let header = &group.header;
             durable_lsn = durable_lsn.max(header.durable_lsn);
-            at += group_bytes(header.record_bytes as usize);
+            let bytes = group_bytes(header.record_bytes as usize);
+            at += bytes;
             end = End {
-                lsn: lsn + (at - BLOCK) as u64,
+                lsn: end.lsn + bytes as u64,
                 chain: checksum,
                 last_id: header.last_id,
                 ..end
@@ -319,17 +466,20 @@ impl Walk<'_> {
         }
         let next = GroupHeader::decode(self.store, window.from(at, GROUP_HEADER_BYTES)?);
         let continues = next.is_some_and(|(header, _)| end.is_continued_by_group(&header));
+        let behind = match self.scan {
+            Scan::All => durable_lsn_from(self.store, &mut window, at)?,
+            Scan::WhatWasRead => durable_lsn_in(self.store, window.from(at, 0)?),
+        };
         Ok(Chain {
             groups,
             end,
-            durable_lsn: durable_lsn.max(durable_lsn_from(self.store, &mut window, at)?),
+            durable_lsn: durable_lsn.max(behind),
             continues,
         })
     }
 
-    fn finish(mut self, candidates: Candidates, named_incarnation: u64) -> Result<Replayed> {
-        let (_, end) = self.end.as_ref().expect("the walk begins with a file");
-        let end = *end;
+    fn finish(mut self, candidates: Candidates, named_incarnation: u64) -> Result<Walked> {
+        let (last, end) = self.end.take().expect("the walk begins with a file");
         let closed_here = self.is_closed_at(&end);
         let used = candidates.used.into_values();
         let mut next_incarnation = named_incarnation.max(end.incarnation) + 1;
@@ -349,21 +499,30 @@ impl Walk<'_> {
             }
             unused.push((number, bytes));
         }
-        if self.durable_lsn > end.lsn {
-            return Err(self.damage_at_the_end());
-        }
-        let files = self.files;
-        Ok(Replayed {
-            files,
+        let replayed = Replayed {
+            files: self.files,
             unused,
             end_lsn: end.lsn,
             last_id: end.last_id,
             next_incarnation,
+        };
+        Ok(Walked {
+            replayed,
+            recorded_lsn: self.durable_lsn,
+            last,
         })
     }
 
+    /// Looks for durable LSNs in a file that the chain does not reach.
     fn scan(&mut self, path: &Path, bytes: u64) -> Result<()> {
-        let mut window = Window::open(self.disk, path, to_length(path, bytes)?)?;
+        if self.scan == Scan::WhatWasRead {
+            return Ok(());
+        }
+        let mut window = match Window::open(self.disk, path, to_length(path, bytes)?) {
+            Ok(window) => window,
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         self.durable_lsn = self
             .durable_lsn
             .max(durable_lsn_from(self.store, &mut window, 0)?);
@@ -373,12 +532,12 @@ impl Walk<'_> {
     fn damage_at_the_end(&self) -> Error {
         let (path, end) = self.end.as_ref().expect("the walk begins with a file");
         let start_lsn = self.files.last().map_or(0, |file| file.header.start_lsn);
-        let what = format!(
-            "a group that was durable, up to LSN {}, is not whole",
-            self.durable_lsn
-        );
-        Error::corrupt(path, HEADER_BYTES + end.lsn - start_lsn, what)
+        damage(path, end.lsn - start_lsn, self.durable_lsn)
     }
+}
+
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound)
 }
 
 /// Returns the highest durable LSN in a group header on any block boundary from `at` on.
@@ -390,13 +549,17 @@ fn durable_lsn_from(store: StoreId, window: &mut Window, mut at: usize) -> Resul
             return Ok(durable_lsn);
         }
         at += bytes.len();
-        let headers = bytes
-            .chunks(BLOCK)
-            .filter_map(|block| GroupHeader::decode(store, block));
-        durable_lsn = headers
-            .map(|(header, _)| header.durable_lsn)
-            .fold(durable_lsn, u64::max);
+        durable_lsn = durable_lsn.max(durable_lsn_in(store, bytes));
     }
+}
+
+/// Returns the highest durable LSN in a group header at the start of a block.
+fn durable_lsn_in(store: StoreId, blocks: &[u8]) -> u64 {
+    let headers = blocks
+        .chunks(BLOCK)
+        .filter_map(|block| GroupHeader::decode(store, block));
+    let recorded = headers.map(|(header, _)| header.durable_lsn);
+    recorded.max().unwrap_or(0)
 }
 
 fn to_length(path: &Path, bytes: u64) -> Result<usize> {

@@ -56,7 +56,15 @@ impl Options {
 
     /// Opens the log in `folder` for reading, without writing a byte.
     ///
-    /// Appends return [`Error::ReadOnly`]. Several readers may have the folder open at once.
+    /// Another process may write the log meanwhile. The reader shows what was durable when it
+    /// opened, and [`refresh`](SessionLog::refresh) shows what has become durable since. Neither
+    /// makes the other wait: a reader takes no lock, and a writer opens, closes and recovers as if
+    /// there were none. Any number of readers may have the folder open. Appends return
+    /// [`Error::ReadOnly`].
+    ///
+    /// A reader keeps the file of each segment open. When the writer removes a segment, its space
+    /// is free once no reader has it any more: after its next refresh, or its close. A reader does
+    /// not use the index, so a cold read of a session takes a few more reads from the disk.
     ///
     /// This works on a full disk and on a read-only mount. It does not work on a file system that
     /// the kernel remounted read-only after an error: what it holds may not be durable.
@@ -74,7 +82,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// Those of [`SessionLog::open`]. [`Error::Locked`] while a writer has the folder open.
+    /// Those of [`SessionLog::open`] but [`Error::Locked`]. [`Error::Io`] where there is no log.
     pub fn open_read_only(mut self, folder: impl AsRef<Path>) -> Result<SessionLog> {
         self.read_only = true;
         self.open(folder)
@@ -110,9 +118,10 @@ impl SessionLog {
     ///
     /// # Errors
     ///
-    /// [`Error::Locked`] while another handle has the folder open, in this process or in another.
-    /// [`Error::Corrupt`] when acknowledged bytes are damaged, and [`Error::Unsupported`] when a
-    /// later version wrote them: nothing was changed. [`Error::Io`]: opening again is safe.
+    /// [`Error::Locked`] while another handle has the folder open for writing, in this process or
+    /// in another. [`Error::Corrupt`] when acknowledged bytes are damaged, and
+    /// [`Error::Unsupported`] when a later version wrote them: nothing was changed. [`Error::Io`]:
+    /// opening again is safe.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(folder)
     }
@@ -225,7 +234,7 @@ impl SessionLog {
     /// the session. [`Error::Invalid`] and [`Error::TooLarge`] for the limit. [`Error::Corrupt`]
     /// and [`Error::Io`] when what is stored cannot be read.
     pub fn list(&self, session: &SessionId, page: PageRequest) -> Result<Page<Event>> {
-        self.store()?.list(session, page)
+        self.reading(|store| store.list(session, page))
     }
 
     /// Streams a session: the events that are stored, then new ones, without a gap or a duplicate.
@@ -252,12 +261,11 @@ impl SessionLog {
     /// that is not in the session; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot
     /// be read; [`Error::Closed`].
     pub fn stream(&self, session: &SessionId, from: StartAt) -> Result<EventStream> {
-        let store = self.store()?;
-        let entry = store
-            .recent
-            .sessions
-            .pin(session, || store.locator.state(session))?;
-        EventStream::of_session(Arc::clone(store), entry, from)
+        self.reading(|store| {
+            let sessions = &store.recent.sessions;
+            let entry = sessions.pin(session, || store.locator.state(session))?;
+            EventStream::of_session(Arc::clone(store), entry, from)
+        })
     }
 
     /// Streams all sessions in commit order: the events and changes that are stored, then new ones.
@@ -291,11 +299,12 @@ impl SessionLog {
     /// ID. That is so after a restore from an older copy, after the event was removed, and for the
     /// ID of a change.
     pub fn feed_after(&self, id: EventId) -> Result<EventStream> {
-        let store = self.store()?;
-        if !store.was_committed(id)? {
-            return Err(Error::UnknownEvent { id });
-        }
-        Ok(EventStream::of_all(Arc::clone(store), Some(id)))
+        self.reading(|store| {
+            if !store.was_committed(id)? {
+                return Err(Error::UnknownEvent { id });
+            }
+            Ok(EventStream::of_all(Arc::clone(store), Some(id)))
+        })
     }
 
     /// Streams all sessions from a position in the commit order, at which there need not be an
@@ -327,7 +336,7 @@ impl SessionLog {
     /// [`Error::UnknownEvent`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be
     /// read; [`Error::Closed`].
     pub fn event(&self, id: EventId) -> Result<Event> {
-        self.store()?.event(id)?.ok_or(Error::UnknownEvent { id })
+        self.reading(|store| store.event(id)?.ok_or(Error::UnknownEvent { id }))
     }
 
     /// Reads a turn as one message.
@@ -359,8 +368,7 @@ impl SessionLog {
     /// be read; [`Error::Closed`].
     pub fn message(&self, id: MessageId) -> Result<Message> {
         let bytes_max = self.store()?.options.scan_bytes_max;
-        self.turn_reader()?
-            .turn(id, bytes_max)
+        self.reading_turns(|turns| turns.turn(id, bytes_max))
             .map(Fold::into_message)
     }
 
@@ -368,13 +376,14 @@ impl SessionLog {
     /// so many bytes of memory.
     #[cfg(feature = "http")]
     pub(crate) fn turn_within(&self, id: MessageId, bytes_max: usize) -> Result<TurnText> {
-        self.turn_reader()?.turn(id, bytes_max).map(Fold::into_text)
+        self.reading_turns(|turns| turns.turn(id, bytes_max))
+            .map(Fold::into_text)
     }
 
     /// As [`messages`](Self::messages), as text.
     #[cfg(feature = "http")]
     pub(crate) fn turns(&self, session: &SessionId, page: PageRequest) -> Result<Page<Fold>> {
-        self.turn_reader()?.page(session, page)
+        self.reading_turns(|turns| turns.page(session, page))
     }
 
     /// Reads a page of a session's messages.
@@ -400,8 +409,7 @@ impl SessionLog {
     ///
     /// Those of [`list`](Self::list).
     pub fn messages(&self, session: &SessionId, page: PageRequest) -> Result<Page<Message>> {
-        self.turn_reader()?
-            .page(session, page)
+        self.reading_turns(|turns| turns.page(session, page))
             .map(|page| page.map(Fold::into_message))
     }
 
@@ -424,7 +432,7 @@ impl SessionLog {
     /// [`Error::UnknownSession`] when it has no event; [`Error::Corrupt`] and [`Error::Io`] when
     /// what is stored cannot be read; [`Error::Closed`].
     pub fn head(&self, session: &SessionId) -> Result<Head> {
-        let state = self.store()?.known_state(session)?;
+        let state = self.reading(|store| store.known_state(session))?;
         state.head().ok_or_else(|| Error::UnknownSession {
             session: session.clone(),
         })
@@ -456,7 +464,45 @@ impl SessionLog {
     /// [`Error::Invalid`] and [`Error::TooLarge`] for what the query asks; [`Error::Corrupt`] and
     /// [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
     pub fn sessions(&self, query: SessionQuery) -> Result<SessionPage> {
-        self.store()?.sessions(query)
+        self.reading(|store| store.sessions(query))
+    }
+
+    /// Shows what another process has made durable since a log was [opened read-only], or refreshed
+    /// last. Returns the ID of the newest event or change that is shown, or `None` without one.
+    ///
+    /// When this returns `Ok`, every append that had returned before the call is shown, and streams
+    /// and feeds go on. An event with an ID up to the returned one is shown, unless it was removed.
+    /// What was shown stays, but for what was removed.
+    ///
+    /// It reads the manifest, and the journal from where it ended the last time. It never waits for
+    /// the writer, and waits for reads that are under way on this handle and its clones.
+    ///
+    /// A log that is opened for writing shows everything at once. There this only returns the ID.
+    ///
+    /// [opened read-only]: Options::open_read_only
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// use sessionlog::{NewEvent, Options, SessionId, SessionLog};
+    ///
+    /// let session: SessionId = "sess_123".parse()?;
+    /// let writer = SessionLog::open(dir.path())?; // In another process, say.
+    /// let reader = Options::new().open_read_only(dir.path())?;
+    /// let ack = writer.append(&session, NewEvent::new("note", "{}"))?;
+    /// assert!(reader.head(&session).is_err());
+    /// assert_eq!(reader.refresh()?, Some(ack.events[0].id));
+    /// assert_eq!(reader.head(&session)?.last, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`], [`Error::Unsupported`] and [`Error::Io`]: what is shown stays, and the
+    /// call may be repeated. [`Error::Displaced`] when another log has taken the place of this one.
+    /// [`Error::Closed`].
+    pub fn refresh(&self) -> Result<Option<EventId>> {
+        self.store()?;
+        self.handle.engine.refresh()
     }
 
     /// Returns the log's metrics.
@@ -530,9 +576,15 @@ impl SessionLog {
         store.check_open().map(|()| store)
     }
 
-    fn turn_reader(&self) -> Result<&TurnReader> {
-        let engine = &self.handle.engine;
-        engine.store.check_open().map(|()| &engine.turns)
+    /// Reads from the store as of one refresh.
+    fn reading<T>(&self, read: impl FnOnce(&Arc<Store>) -> Result<T>) -> Result<T> {
+        let store = self.store()?;
+        store.at_rest(|| read(store))
+    }
+
+    /// Reads turns as of one refresh.
+    fn reading_turns<T>(&self, read: impl FnOnce(&TurnReader) -> Result<T>) -> Result<T> {
+        self.reading(|_store| read(&self.handle.engine.turns))
     }
 }
 

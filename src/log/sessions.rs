@@ -77,7 +77,7 @@ impl SessionLog {
     /// [`Error::UnknownSession`]; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot
     /// be read; [`Error::Closed`].
     pub fn session(&self, session: &SessionId) -> Result<SessionInfo> {
-        Ok(self.store()?.known_state(session)?.info(session))
+        self.reading(|store| Ok(store.known_state(session)?.info(session)))
     }
 
     /// Returns the forks of a session that still share events with it, in the order of their IDs.
@@ -86,9 +86,10 @@ impl SessionLog {
     ///
     /// Those of [`session`](Self::session).
     pub fn forks(&self, session: &SessionId) -> Result<Vec<SessionInfo>> {
-        let store = self.store()?;
-        let state = store.known_state(session)?;
-        let forks = store.forks(session, state.generation)?;
+        let forks = self.reading(|store| {
+            let state = store.known_state(session)?;
+            store.forks(session, state.generation)
+        })?;
         Ok(forks
             .into_iter()
             .map(|(fork, state)| state.info(&fork))

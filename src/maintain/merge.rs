@@ -267,7 +267,7 @@ impl Merger<'_> {
             if Arc::strong_count(segment) > 1 {
                 return true;
             }
-            folder.cache.close(segment.info.number);
+            segment.close_file();
             if let Err(refused) = folder.disk.remove(segment.path()) {
                 // The next open finds it, and that others cover it.
                 engine.refusals.note(Work::Merging, Some(&refused));

@@ -93,9 +93,10 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
         let began = Instant::now();
         let mut calls: Vec<Call> = Vec::new();
         let mut is_over = false;
+        let now = now_ms(&engine.store.options.clock);
         for session in &page.items {
             let state = engine.store.state(&session.id)?;
-            match due(engine, &session.id, &state, for_all)? {
+            match due(engine, &session.id, &state, (for_all, now))? {
                 // Sessions come in the order of their activity, so no later one is idle for longer.
                 Due::Nothing => is_over |= is_by_idleness && !state.is_held(),
                 Due::Deletion => {
@@ -125,9 +126,15 @@ pub(crate) fn plan(engine: &Engine, retention: Retention) -> Result<RetentionPla
     retention.check()?;
     let mut plan = RetentionPlan::default();
     walk(engine, |page| {
+        let store = &engine.store;
+        let now = now_ms(&store.options.clock);
         for session in &page.items {
-            let state = engine.store.state(&session.id)?;
-            match due(engine, &session.id, &state, retention)? {
+            let (state, due) = store.at_rest(|| {
+                let state = store.state(&session.id)?;
+                let due = due(engine, &session.id, &state, (retention, now))?;
+                Result::<_, Error>::Ok((state, due))
+            })?;
+            match due {
                 Due::Nothing => {}
                 Due::Deletion => {
                     plan.sessions_deleted += 1;
@@ -154,7 +161,7 @@ fn walk<E: From<Error>>(
 ) -> Result<(), E> {
     let mut query = Some(SessionQuery::by_activity().reversed().limit(STEP));
     while let Some(next) = query {
-        let page = engine.store.sessions(next)?;
+        let page = engine.store.at_rest(|| engine.store.sessions(next))?;
         query = page.next_page();
         if visit(&page)?.is_break() {
             return Ok(());
@@ -163,18 +170,17 @@ fn walk<E: From<Error>>(
     Ok(())
 }
 
-/// Returns what is due of a session. Its own retention stands in for the one for all.
+/// Returns what is due of a session now. Its own retention stands in for the one for all.
 fn due(
     engine: &Engine,
     session: &SessionId,
     state: &SessionState,
-    for_all: Retention,
+    (for_all, now): (Retention, u64),
 ) -> Result<Due> {
     let retention = state.retention().unwrap_or(for_all);
     if state.is_held() || !state.is_there() || retention.is_empty() {
         return Ok(Due::Nothing);
     }
-    let now = now_ms(&engine.store.options.clock);
     let before =
         |time: Duration| now.saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     if retention

@@ -170,7 +170,9 @@ pub enum Error {
         first_seq: Seq,
     },
 
-    /// Another handle, in this process or another, has the folder open.
+    /// Another handle, in this process or another, has the folder open for writing.
+    ///
+    /// A log that is [open read-only](crate::Options::open_read_only) locks nothing.
     #[error("{} is open elsewhere", path.display())]
     Locked {
         /// The folder.

@@ -12,7 +12,7 @@ use crate::model::{Counters, Error, Event, EventId, FIRST_SEQ, Options, Result, 
 use crate::read::page::{Order, Page, PageRequest};
 use crate::read::scan::{PieceReader, ReadLimit, RecordSlice, Scan, SessionReader, Visitor};
 use crate::recent::{Recent, SessionPin};
-use crate::sync::{AtomicBool, Ordering};
+use crate::sync::{AtomicBool, Ordering, RwLock};
 
 /// The state that reading needs, and whether the log may still be used.
 pub(crate) struct Store {
@@ -21,6 +21,9 @@ pub(crate) struct Store {
     pub options: Options,
     pub counters: Arc<Counters>,
     closed: AtomicBool,
+    /// Held by each read, and by a refresh while it changes what reads see. `None` for a log that
+    /// is written here: its parts change one by one, and no read minds.
+    rest: Option<RwLock<()>>,
     /// The process that opened the log. After a `fork` the child has none of the log's threads, and
     /// locks that they held stay locked.
     opened_by: u32,
@@ -44,14 +47,29 @@ impl Store {
         counters: Arc<Counters>,
         options: Options,
     ) -> Self {
+        let rest = options.read_only.then(|| RwLock::new(()));
         Self {
             recent,
             locator,
             options,
             counters,
             closed: AtomicBool::new(false),
+            rest,
             opened_by: std::process::id(),
         }
+    }
+
+    /// Reads while no refresh changes anything. `read` must not call this again: a refresh that
+    /// waits in between would wait for ever.
+    pub(crate) fn at_rest<T>(&self, read: impl FnOnce() -> T) -> T {
+        let _reading = self.rest.as_ref().map(|rest| rest.read());
+        read()
+    }
+
+    /// Changes what reads see, once those under way have ended.
+    pub(crate) fn change<T>(&self, change: impl FnOnce() -> T) -> T {
+        let _alone = self.rest.as_ref().map(|rest| rest.write());
+        change()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -301,7 +301,7 @@ impl EventStream {
                 self.phase = Phase::Ended;
                 return Next::Item(Err(forked));
             }
-            match self.read_ahead() {
+            match self.read_ahead_at_rest() {
                 Err(error) => return self.failed(error),
                 Ok(Ahead::Items(items)) => {
                     self.phase = Phase::Behind;
@@ -354,6 +354,11 @@ impl EventStream {
         self.ahead.clear();
     }
 
+    fn read_ahead_at_rest(&mut self) -> Result<Ahead> {
+        let store = Arc::clone(&self.store);
+        store.at_rest(|| self.read_ahead())
+    }
+
     /// Reads what comes after the last event read.
     fn read_ahead(&mut self) -> Result<Ahead> {
         let store = &self.store;
@@ -364,6 +369,8 @@ impl EventStream {
                 last,
                 until,
             } => {
+                // A refresh may have outdated it.
+                entry.load(|| store.locator.state(entry.id()))?;
                 let state = entry.lock().durable.clone();
                 if *generation == 0 && state.is_there() {
                     (*generation, *last) = (state.generation, state.first - 1);
@@ -418,7 +425,8 @@ impl EventStream {
                     ..
                 } => {
                     let mut state = entry.lock();
-                    let is_at_the_end = is_at_the_end(&state.durable, *generation, *last);
+                    let is_at_the_end =
+                        entry.is_loaded() && is_at_the_end(&state.durable, *generation, *last);
                     if is_at_the_end {
                         state.waiters.add(&self.waiter);
                     }

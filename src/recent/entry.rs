@@ -11,7 +11,7 @@ use bytestring::ByteString;
 
 use crate::codec::{Record, SessionState};
 use crate::model::{EventId, FIRST_SEQ, Op, Result, Seq, SessionId};
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, WaitList};
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering, WaitList, Waiter};
 
 /// The memory for a record besides its body, in bytes: itself, its counters and its places in two
 /// lists.
@@ -125,6 +125,20 @@ impl SessionEntry {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, EntryState> {
         self.state.lock()
+    }
+
+    /// Forgets the session's records and its state, which is loaded again when it is needed.
+    /// Returns the waiters, and whether nothing needs the entry.
+    pub(super) fn outdate(&self) -> (Vec<Arc<Waiter>>, bool) {
+        let mut state = self.lock();
+        let (waiters, pins) = (state.waiters.take(), state.pins);
+        *state = EntryState {
+            pins,
+            ..EntryState::default()
+        };
+        // Under the lock, so that nobody waits for an event after a state that is outdated.
+        self.loaded.store(false, Ordering::Release);
+        (waiters, pins == 0)
     }
 }
 

@@ -51,6 +51,10 @@ impl IdleStates {
         self.0.get(session).cloned()
     }
 
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Inserts a state. It replaces the session's earlier one, which is also removed if this one
     /// does not fit.
     pub(crate) fn put(&mut self, session: SessionId, state: SessionState) {

@@ -15,6 +15,7 @@
 
 mod backlog;
 mod entry;
+mod follow;
 mod idle;
 mod sessions;
 
@@ -127,7 +128,16 @@ impl Recent {
     }
 
     /// Begins a file like [`begin_file`](Recent::begin_file), but its header is durable.
+    ///
+    /// Goes on in the last file if it is that one, or if a writer that recovered wrote it again.
     pub(crate) fn restore_file(&self, file: JournalUse, file_bytes: u64, start_lsn: u64) {
+        let mut commits = self.commits.write();
+        if let Some(last) = commits.files.back_mut()
+            && (last.file == file || (last.start_lsn == start_lsn && !last.groups.is_empty()))
+        {
+            (last.file, last.file_bytes) = (file, file_bytes);
+            return;
+        }
         let file = RecentFile {
             file,
             file_bytes,
@@ -137,7 +147,7 @@ impl Recent {
             bytes: 0,
             removal_ms: None,
         };
-        self.commits.write().files.push_back(file);
+        commits.files.push_back(file);
     }
 
     /// Makes a group on stable storage visible to readers. Returns the work that follows.
@@ -160,32 +170,40 @@ impl Recent {
             to_wake.append(&mut state.waiters.take());
             group.push(Arc::clone(record));
         }
-        let removals = group.iter().filter(|record| record.removes()).count();
-        self.removals.fetch_add(removals as u64, Ordering::Release);
+        self.note_removals(&group);
         let seal_due = self.push_group(&mut commits, group, bytes as u64);
         drop(commits);
         to_wake.append(&mut self.feeds.lock().take());
         Published { to_wake, seal_due }
     }
 
-    /// Adopts a group found in the journal. Nothing is looked up: a session's sealed state is
-    /// loaded when it is needed.
+    /// Adopts a group found in the journal, and returns the waiters for its events. Nothing is
+    /// looked up: a session's sealed state is loaded when it is needed.
     ///
     /// # Errors
     ///
     /// The position in the group of a record that does not follow the one before it in its session.
-    pub(crate) fn restore(&self, records: Vec<Record>) -> Result<(), usize> {
+    pub(crate) fn restore(&self, records: Vec<Record>) -> Result<Vec<Arc<Waiter>>, usize> {
+        let mut to_wake = Vec::new();
         let mut bytes = 0;
         let mut group = Vec::with_capacity(records.len());
         for (at, record) in records.into_iter().enumerate() {
             let record = Arc::new(record);
             let pin = self.sessions.pin_unloaded(&record.session);
             bytes += pin.restore(&record).ok_or(at)?;
+            to_wake.append(&mut pin.lock().waiters.take());
             group.push(record);
         }
         self.note_forks(group.iter());
+        self.note_removals(&group);
         self.push_group(&mut self.commits.write(), group, bytes as u64);
-        Ok(())
+        to_wake.append(&mut self.feeds.lock().take());
+        Ok(to_wake)
+    }
+
+    fn note_removals(&self, group: &[Arc<Record>]) {
+        let removals = group.iter().filter(|record| record.removes()).count();
+        self.removals.fetch_add(removals as u64, Ordering::Release);
     }
 
     /// Returns the sessions that share events with a generation of this one, and whose forks are

@@ -144,6 +144,25 @@ impl Sessions {
         }
     }
 
+    /// Forgets all states and records, and returns all waiters. Entries with pins stay.
+    pub(super) fn outdate(&self) -> Vec<Arc<Waiter>> {
+        let mut to_wake = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let Shard { entries, ids, idle } = &mut *shard;
+            idle.clear();
+            entries.retain(|id, entry| {
+                let (mut waiters, is_unused) = entry.outdate();
+                to_wake.append(&mut waiters);
+                if is_unused {
+                    ids.remove(id);
+                }
+                !is_unused
+            });
+        }
+        to_wake
+    }
+
     /// Takes the waiters for an event of any session.
     pub(super) fn take_waiters(&self) -> Vec<Arc<Waiter>> {
         let mut waiters = Vec::new();

@@ -9,6 +9,7 @@ use quick_cache::sync::Cache;
 
 use crate::disk::DiskFile;
 use crate::model::Result;
+use crate::sync::{AtomicU64, Ordering};
 
 /// The typical size of an entry, in bytes. It only serves to size the cache's own tables.
 const ENTRY_BYTES_TYPICAL: usize = 16 * 1024;
@@ -19,7 +20,8 @@ const ENTRY_OVERHEAD: u64 = 128;
 /// The number of files that are kept open. Others are opened again when they are read.
 const FILES_MAX: usize = 256;
 
-/// The number of the segment of a part. A number is never used again.
+/// The name of a file in the cache. It is not the segment's number, which a writer that recovers
+/// beside a reader may use again.
 pub(crate) type FileKey = u64;
 
 /// The cache that all segments of a log share. Every part in it was checked before
@@ -27,6 +29,7 @@ pub(crate) type FileKey = u64;
 pub(crate) struct BlockCache {
     parts: Cache<(FileKey, u64), Bytes, ByBytes>,
     files: Cache<FileKey, Arc<dyn DiskFile>>,
+    keys: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -48,7 +51,13 @@ impl BlockCache {
         Self {
             parts,
             files: Cache::new(FILES_MAX),
+            keys: AtomicU64::new(0),
         }
+    }
+
+    /// Returns a key that no other file has.
+    pub(crate) fn new_key(&self) -> FileKey {
+        self.keys.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Returns the part of a file at `offset`. On a cache miss, `read` reads and checks it.

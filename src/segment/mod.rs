@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{BlockHeader, Coding};
 use crate::codec::{ByteReader, Decoded, Salt, StoreId, put_varint};
 use crate::disk::Disk;
-use crate::model::{EventId, Seq, SessionId};
+use crate::model::{EventId, Result, Seq, SessionId};
 
 pub(crate) use cache::BlockCache;
 pub(crate) use directory::Position;
@@ -157,6 +157,19 @@ pub(crate) struct SegmentFolder {
 }
 
 impl SegmentFolder {
+    /// Makes a set of segments of this folder. Nothing is read.
+    pub(crate) fn set(&self, infos: &[SegmentInfo]) -> SegmentSet {
+        let segments = infos.iter().cloned().map(|info| self.segment(info));
+        SegmentSet::new(segments.map(Arc::new).collect())
+    }
+
+    /// Makes a segment of this folder that stays readable when a writer beside removes it.
+    pub(crate) fn pinned(&self, info: SegmentInfo) -> Result<Segment> {
+        let mut segment = self.segment(info);
+        segment.pin()?;
+        Ok(segment)
+    }
+
     /// Makes a segment of this folder. Nothing is read.
     pub(crate) fn segment(&self, info: SegmentInfo) -> Segment {
         let (disk, cache) = (Arc::clone(&self.disk), Arc::clone(&self.cache));

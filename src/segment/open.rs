@@ -40,14 +40,25 @@ impl Segment {
             segment::salt(store, info.number),
         );
         let parts = Parts {
-            key: info.number,
+            key: cache.new_key(),
             path,
             file_bytes: info.file_bytes,
             salt,
             disk,
             cache,
+            pinned: None,
         };
         Self { info, store, parts }
+    }
+
+    /// Keeps the file open, so that the segment stays readable when a writer beside removes it.
+    pub(crate) fn pin(&mut self) -> Result<()> {
+        self.parts.pin()
+    }
+
+    /// Closes the file, which will be removed.
+    pub(crate) fn close_file(&self) {
+        self.parts.close();
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -11,6 +11,7 @@ use crate::disk::{Disk, DiskFile, Mode};
 use crate::model::{Error, Result};
 use crate::segment::BlockCache;
 use crate::segment::cache::FileKey;
+use crate::sync::{AtomicBool, Ordering};
 
 pub(super) struct Parts {
     pub key: FileKey,
@@ -19,6 +20,13 @@ pub(super) struct Parts {
     pub salt: Salt,
     pub disk: Arc<dyn Disk>,
     pub cache: Arc<BlockCache>,
+    pub pinned: Option<Pinned>,
+}
+
+/// A file that stays open, so that it can be read after its name is gone.
+pub(super) struct Pinned {
+    file: Arc<dyn DiskFile>,
+    admitted: AtomicBool,
 }
 
 impl Parts {
@@ -64,11 +72,31 @@ impl Parts {
         Err(Error::corrupt(&self.path, offset, what))
     }
 
-    /// Returns the open file. If it has to be opened, `admit` checks it.
+    /// Opens the file and keeps it open. It is checked when it is read.
+    pub(super) fn pin(&mut self) -> Result<()> {
+        let file = self.disk.open(&self.path, Mode::Read)?;
+        let admitted = AtomicBool::new(false);
+        self.pinned = Some(Pinned { file, admitted });
+        Ok(())
+    }
+
+    /// Closes the file, unless it is pinned.
+    pub(super) fn close(&self) {
+        self.cache.close(self.key);
+    }
+
+    /// Returns the open file. When it is opened, or read for the first time, `admit` checks it.
     pub(super) fn file(
         &self,
         admit: impl FnOnce(&dyn DiskFile) -> Result<()>,
     ) -> Result<Arc<dyn DiskFile>> {
+        if let Some(Pinned { file, admitted }) = &self.pinned {
+            if !admitted.load(Ordering::Acquire) {
+                admit(&**file)?;
+                admitted.store(true, Ordering::Release);
+            }
+            return Ok(Arc::clone(file));
+        }
         self.cache.file(self.key, || {
             let file = self.disk.open(&self.path, Mode::Read)?;
             admit(&*file)?;

@@ -212,7 +212,7 @@ mod tests {
     use crate::disk::{Disk, Layout, Mode, RealDisk};
     use crate::model::{Batch, Compression, EventId, NewEvent, Stamp};
     use crate::segment::write::tests::write_records;
-    use crate::segment::{self, BlockCache, Segment, SegmentInfo};
+    use crate::segment::{self, BlockCache, Segment, SegmentFolder, SegmentInfo};
 
     const STORE: StoreId = StoreId(0);
     const SESSIONS: usize = 4;
@@ -281,6 +281,15 @@ mod tests {
                 ))
             };
             SegmentSet::new(self.infos.iter().map(segment).collect())
+        }
+
+        fn folder(&self) -> SegmentFolder {
+            SegmentFolder {
+                disk: Arc::clone(&self.disk),
+                path: self.segments(),
+                store: STORE,
+                cache: Arc::clone(&self.cache),
+            }
         }
 
         fn damage(&self, number: u64) {
@@ -354,6 +363,31 @@ mod tests {
                 created_ms: 0,
             },
         )
+    }
+
+    /// A writer that recovers beside a reader may give a number again that the reader has seen.
+    #[test]
+    fn a_pinned_segment_stays_what_it_is_when_its_number_is_used_again() {
+        let mut scene = Scene::new(&[vec![0]]);
+        scene.cache = Arc::new(BlockCache::new(1024 * 1024));
+        let folder = scene.folder();
+        let first = folder.pinned(scene.infos.remove(0)).unwrap();
+        let path = segment::path(&folder.path, 1);
+        let read = |segment: &Segment| {
+            let records = segment.records_from(EventId::from_u128(0)).unwrap();
+            let sessions = records.map(|record| record.unwrap().session.to_string());
+            sessions.collect::<Vec<_>>()
+        };
+        scene.disk.remove(&path).unwrap();
+        let records = vec![record(2, 1, 1)];
+        let info = write_records(&folder.path, 1, records, Compression::default());
+        let again = folder.pinned(info).unwrap();
+        for _ in 0..2 {
+            assert_eq!(
+                (read(&first), read(&again)),
+                (vec!["a".into()], vec!["b".into()])
+            );
+        }
     }
 
     proptest! {

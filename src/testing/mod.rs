@@ -4,6 +4,8 @@
 //! The code shared with the campaigns outside the crate is in `tests/support`.
 
 #[cfg(not(shuttle))]
+mod beside;
+#[cfg(not(shuttle))]
 mod damage;
 mod faults;
 #[cfg(not(shuttle))]

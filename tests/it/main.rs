@@ -10,6 +10,7 @@
 
 mod append;
 mod backup;
+mod beside;
 mod concurrency;
 mod damage;
 mod erasure;

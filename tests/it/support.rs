@@ -14,8 +14,8 @@ use std::{fs, io};
 
 use futures_core::Stream;
 use sessionlog::{
-    Ack, AsyncEventStream, Batch, Event, EventStream, NewEvent, Options, PageRequest, Result, Seq,
-    SessionId, SessionLog, SessionQuery, StreamItem,
+    Ack, AsyncEventStream, Batch, Event, EventStream, Head, Message, MessageId, NewEvent, Options,
+    PageRequest, Result, Seq, SessionId, SessionLog, SessionQuery, StartAt, StreamItem,
 };
 use tempfile::TempDir;
 
@@ -119,6 +119,69 @@ pub(crate) fn seal_once(log: &SessionLog, session: &SessionId) -> Vec<Event> {
         .collect();
     eventually("one more segment", || log.stats().seals > before);
     events
+}
+
+/// Everything that a reader can see of a log.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Seen {
+    pub sessions: Vec<(SessionId, Head, Vec<Event>, Vec<Message>)>,
+    pub recent: Vec<SessionId>,
+    pub feed: Vec<Event>,
+    pub events: u64,
+}
+
+pub(crate) fn seen(log: &SessionLog) -> Seen {
+    let sessions = log
+        .session_ids(SessionQuery::by_id().limit(1_000))
+        .unwrap()
+        .into_iter()
+        .map(|id| {
+            let (head, events) = (log.head(&id).unwrap(), read_all(log, &id));
+            assert_dense(&events, head.first..=head.last);
+            assert_eq!(
+                drain(&mut log.stream(&id, StartAt::Beginning).unwrap().until_tail()),
+                events
+            );
+            assert!(
+                events
+                    .iter()
+                    .all(|event| log.event(event.id).unwrap() == *event)
+            );
+            let messages = log.messages(&id, PageRequest::new()).unwrap().items;
+            assert!(
+                messages
+                    .iter()
+                    .all(|message| log.message(message.id).unwrap() == *message)
+            );
+            (id, head, events, messages)
+        });
+    let sessions = sessions.collect();
+    Seen {
+        sessions,
+        recent: log.recent_ids(1_000).unwrap(),
+        feed: feed_all(log),
+        events: log.stats().events,
+    }
+}
+
+/// Appends to three sessions, with turns, keys and batches.
+pub(crate) fn append_some(log: &SessionLog, tag: &str) {
+    for name in ["a", "b", "a/b"] {
+        let id = session(name);
+        let asked = log
+            .append(&id, Batch::new().user_message(tag))
+            .unwrap()
+            .events
+            .remove(0);
+        let answer =
+            sessionlog::NewEvent::new("assistant.message_completed", r#"{"text":"an answer"}"#);
+        log.append(
+            &id,
+            notes(tag, 3).event(answer.in_turn(MessageId::from(asked.id))),
+        )
+        .unwrap();
+        log.append(&id, notes(tag, 2).idempotency_key(tag)).unwrap();
+    }
 }
 
 /// Waits until `condition` holds, and fails when it does not before the deadline.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::{Disk, DiskFile, Hold, Mode, RealDisk, io_error};
+use crate::disk::{BLOCK, Disk, DiskFile, Hold, Mode, RealDisk, io_error};
 use crate::model::{Error, Result};
 use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering};
 
@@ -18,6 +18,9 @@ pub(super) struct FaultyDisk {
 /// Returns whether a call to this path is refused.
 type Refused = fn(&str) -> bool;
 
+/// Called before a file is opened, without an offset, and before each read at an offset.
+pub(super) type Watch = Box<dyn FnMut(&Path, Option<u64>) + Send>;
+
 /// Which calls fail: those to paths that contain a part, after some have passed.
 #[derive(Default)]
 pub(super) struct Plan {
@@ -30,6 +33,7 @@ pub(super) struct Plan {
     opened: Mutex<Option<Refused>>,
     /// The part of a path to which barriers are refused, and the error.
     synced: Mutex<Option<(&'static str, io::ErrorKind)>>,
+    watch: Mutex<Option<Watch>>,
     pub refused: AtomicU64,
     /// Writes to the journal that were let through.
     pub passed: AtomicU64,
@@ -39,6 +43,8 @@ pub(super) struct Plan {
     pub reads: AtomicU64,
     /// Reads announced in advance.
     pub announced: AtomicU64,
+    /// Writes to the journal that are written halfway.
+    pub begun: AtomicU64,
     /// Writes to the journal under way, and their maximum.
     pub under_way: AtomicU64,
     pub under_way_max: AtomicU64,
@@ -46,6 +52,8 @@ pub(super) struct Plan {
     pub panics: AtomicBool,
     /// The next write to the journal waits until this is false.
     held: Mutex<bool>,
+    /// It waits when half of its bytes are written, and not before.
+    halfway: AtomicBool,
     released: Condvar,
 }
 
@@ -69,6 +77,16 @@ impl Plan {
         *self.synced.lock() = Some((part, kind));
     }
 
+    pub(super) fn watch(&self, watch: impl FnMut(&Path, Option<u64>) + Send + 'static) {
+        *self.watch.lock() = Some(Box::new(watch));
+    }
+
+    fn tell(&self, path: &Path, offset: Option<u64>) {
+        if let Some(watch) = self.watch.lock().as_mut() {
+            watch(path, offset);
+        }
+    }
+
     pub(super) fn relent(&self) {
         *self.part.lock() = None;
         *self.kind.lock() = None;
@@ -81,17 +99,27 @@ impl Plan {
         *self.held.lock() = true;
     }
 
+    /// Blocks the next write to the journal when half of it is written.
+    pub(super) fn hold_halfway(&self) {
+        self.halfway.store(true, Ordering::SeqCst);
+        self.hold();
+    }
+
     pub(super) fn release(&self) {
         *self.held.lock() = false;
         self.released.notify_all();
     }
 
     /// Called around each write to the journal.
-    fn pass_through<T>(&self, write: impl FnOnce() -> T) -> T {
+    fn pass_through<T>(&self, begin: impl FnOnce(), write: impl FnOnce() -> T) -> T {
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.under_way_max.fetch_max(now, Ordering::SeqCst);
         if now == 1 {
             let mut held = self.held.lock();
+            if self.halfway.swap(false, Ordering::SeqCst) {
+                begin();
+                self.begun.fetch_add(1, Ordering::SeqCst);
+            }
             while *held {
                 self.released.wait(&mut held);
             }
@@ -185,6 +213,7 @@ impl Disk for FaultyDisk {
 
     fn open(&self, path: &Path, mode: Mode) -> Result<Arc<dyn DiskFile>> {
         self.plan.check_open(path)?;
+        self.plan.tell(path, None);
         Ok(Arc::new(FaultyFile {
             real: self.real.open(path, mode)?,
             plan: Arc::clone(&self.plan),
@@ -206,6 +235,7 @@ impl DiskFile for FaultyFile {
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.plan.tell(self.path(), Some(offset));
         self.plan.reads.fetch_add(1, Ordering::SeqCst);
         self.plan.read.fetch_add(buf.len() as u64, Ordering::SeqCst);
         self.real.read_exact_at(buf, offset)
@@ -223,9 +253,11 @@ impl DiskFile for FaultyFile {
             .extension()
             .is_some_and(|extension| extension == "journal")
         {
-            return self
-                .plan
-                .pass_through(|| self.real.write_all_at(bytes, offset));
+            let half = (bytes.len() / 2).next_multiple_of(BLOCK).min(bytes.len());
+            return self.plan.pass_through(
+                || self.real.write_all_at(&bytes[..half], offset).unwrap(),
+                || self.real.write_all_at(bytes, offset),
+            );
         }
         self.real.write_all_at(bytes, offset)
     }

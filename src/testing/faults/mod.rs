@@ -1,6 +1,7 @@
 //! Tests on a disk that refuses calls: what the log reports, what it shows, and what it still has
 //! afterwards.
 
+mod beside;
 mod disk;
 mod manifest;
 mod reads;
