@@ -8,6 +8,7 @@
 //!   or a folder that does not open.
 //! * Nothing that the copy's manifest names is removed before both of its slots are durable that no
 //!   longer name it.
+//! * The name of the copy's folder is durable before its manifest names a file.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use crate::codec::FileHeader;
 use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Layout, Mode, Refusals, write_whole};
+use crate::engine::folder::{make_root, parent};
 use crate::engine::{Engine, Writer};
 use crate::journal::{self, Spares, write_image};
 use crate::manifest::{JournalUse, Manifest, ManifestFile};
@@ -39,7 +41,7 @@ impl Engine {
     pub(crate) fn backup(&self, disk: Arc<dyn Disk>, folder: &Path) -> Result<BackupReport> {
         let writer = self.writer()?;
         let layout = Layout::of(folder);
-        disk.make_dir(&layout.root)?;
+        make_root(&*disk, &layout.root)?;
         let lock = disk.enter(&layout.root, Layout::LOCK, Hold::Alone)?;
         let target = Target { disk, layout };
         let result = self.copy_to(writer, &target);
@@ -61,6 +63,8 @@ impl Engine {
             disk.make_dir(folder)?;
         }
         disk.sync_dir(&layout.root)?;
+        // A crash may have come between the making of the folder and the barrier for its name.
+        disk.sync_dir(parent(&layout.root))?;
         writer.seal_everything::<Error>(|| Ok(()))?;
         // Held until the end, so that no segment of it is removed.
         let (set, mut manifest) = self.snapshot(writer);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use crate::codec::FileHeader;
 use crate::disk::{Disk, Hold, Layout, Mode, Refusals};
+use crate::engine::folder::make_root;
 use crate::engine::{Engine, FolderLock, Parts, WriterParts};
 use crate::journal::{
     self, ActiveFile, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spares, WITNESS_BYTES,
@@ -90,7 +91,7 @@ impl Opening {
     }
 
     fn writable(self) -> Result<Parts> {
-        self.make_root()?;
+        make_root(&*self.disk, &self.layout.root)?;
         let lock = self
             .disk
             .enter(&self.layout.root, Layout::LOCK, Hold::Alone)?;
