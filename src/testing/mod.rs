@@ -7,6 +7,8 @@
 mod damage;
 mod faults;
 #[cfg(not(shuttle))]
+mod lives;
+#[cfg(not(shuttle))]
 mod power_cuts;
 #[cfg(shuttle)]
 mod schedules;
