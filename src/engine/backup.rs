@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::FileHeader;
-use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Layout, Mode, Refusals, write_whole};
-use crate::engine::folder::{make_root, parent};
+use crate::disk::{
+    BLOCK, BlockBuf, Disk, Hold, Layout, Mode, Refusals, make_root, parent, write_whole,
+};
 use crate::engine::{Engine, Writer};
 use crate::journal::{self, Spares, write_image};
 use crate::manifest::{JournalUse, Manifest, ManifestFile};

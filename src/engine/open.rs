@@ -18,8 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::FileHeader;
-use crate::disk::{Disk, Hold, Layout, Mode, Refusals};
-use crate::engine::folder::make_root;
+use crate::disk::{Disk, Hold, Layout, Mode, Refusals, make_root};
 use crate::engine::{Engine, FolderLock, Parts, WriterParts};
 use crate::journal::{
     self, ActiveFile, HEADER_BYTES, JournalWriter, Replayed, ReplayedFile, Spares, WITNESS_BYTES,

@@ -230,7 +230,7 @@ impl Index {
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
         let mut damaged = 0;
         while self.wait_for_work().is_ok() {
-            // Nothing of the segments is held during a pause: erasing waits for all who hold them.
+            // The segments are let go before a pause, because erasing waits for their last holder.
             let caught_up = self.catch_up(&segments());
             match caught_up {
                 Ok(()) => {

@@ -128,15 +128,17 @@ impl Scene {
 
     /// Changes sessions in every way, until something fails.
     fn change(&self, log: &SessionLog, folder: &Path, mut dice: Dice) {
-        self.disk.set_links(dice.flip());
+        if dice.flip() {
+            self.disk.switch_links();
+        }
         let say = |line| self.say(line);
         let backup = |log: &SessionLog| {
             log.backup_on(self.disk.handle(), &folder.join(BACKUP))
                 .map(drop)
         };
-        let changes = self.ledger.lock().changes().clone();
+        let known = self.ledger.lock().changes().clone();
         let mut changer = Changer {
-            changes,
+            changes: known,
             say: &say,
             backup: Some(&backup),
         };

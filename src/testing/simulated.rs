@@ -120,9 +120,10 @@ impl SimulatedDisk {
         self.shared.state.lock().fault = Some(fault);
     }
 
-    /// Lets files get a second name, or not, as disks differ.
-    pub(crate) fn set_links(&self, links: bool) {
-        self.shared.state.lock().links = links;
+    /// Makes it a disk whose files can have a second name, or whose files cannot, by turns.
+    pub(crate) fn switch_links(&self) {
+        let mut state = self.shared.state.lock();
+        state.links = !state.links;
     }
 
     pub(crate) fn say(&self, line: String) {

@@ -188,6 +188,41 @@ const MUTANTS: &[Mutant] = &[
         target: INTEGRATION,
     },
     Mutant {
+        name: "the inputs of a merge are removed before the manifest is durable",
+        edits: &[(
+            "src/maintain/merge.rs",
+            "        let numbers: Vec<u64> = inputs.iter()",
+            "        for input in inputs {\n\
+             let _early = segments.disk.remove(input.path());\n}\n\
+             let numbers: Vec<u64> = inputs.iter()",
+        )],
+        test: POWER_CUTS,
+        target: UNIT,
+    },
+    Mutant {
+        name: "a redaction is applied to events and not to messages",
+        edits: &[(
+            "src/read/store.rs",
+            "if owner.redacted().binary_search(&id).is_ok() {",
+            "if owner.redacted().binary_search(&id).is_ok()\n\
+             && std::any::type_name::<T>().ends_with(\"Event\") {",
+        )],
+        test: LIFECYCLE,
+        target: INTEGRATION,
+    },
+    Mutant {
+        name: "an entry of the index that names a removed segment is believed",
+        edits: &[(
+            "src/index/locate.rs",
+            "        if let Some(located) = &indexed\n            && let Ok(read)",
+            "        if entry.is_some() && indexed.is_none() {\n\
+             return Err(self.missing(seq));\n}\n\
+             if let Some(located) = &indexed\n            && let Ok(read)",
+        )],
+        test: LYING_INDEX,
+        target: INTEGRATION,
+    },
+    Mutant {
         name: "a merge leaves out what is kept",
         edits: &[(
             "src/maintain/keep.rs",

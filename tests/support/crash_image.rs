@@ -251,7 +251,7 @@ pub(crate) fn change_names(names: &mut Names, call: &Call) {
     match call {
         Call::MakeDir(path) => drop(names.insert(path.clone(), Node::Dir)),
         Call::Create { file, path } | Call::Link { file, path } => {
-            drop(names.insert(path.clone(), Node::File(*file)))
+            names.insert(path.clone(), Node::File(*file));
         }
         Call::Rename { from, to } => {
             let moved: Vec<PathBuf> = names

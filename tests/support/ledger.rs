@@ -1,9 +1,10 @@
 //! Checks a log against itself and against what was acknowledged.
 //!
 //! Every event records in its data which append it belongs to, and its bytes follow from that.
-//! Nothing else has to be known to check what was appended. The [changes](Changes) of other sessions
-//! are known in their order. Uses the log's public API alone.
+//! Nothing else has to be known to check what was appended. [Changes] of other sessions are known
+//! in their order. Uses the log's public API alone.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
@@ -13,7 +14,7 @@ use sessionlog::{
     Ack, Batch, Error, Event, EventId, NewEvent, PageRequest, SessionId, SessionLog, StreamItem,
 };
 
-use super::changes::{Changes, Fed};
+use super::changes::{Changer, Changes, Fed};
 use super::report::Dice;
 
 const SESSIONS: u64 = 7;
@@ -262,7 +263,7 @@ impl Ledger {
                 self.backup = self.backups_tried.pop();
                 self.backups_tried.clear();
             }
-            ["change" | "changed" | "did", ..] | ["shown", "change", ..] => {
+            ["change" | "changed" | "did" | "merges", ..] | ["shown", "change", ..] => {
                 self.changes.note(&words);
             }
             ["shown", ref tag @ .., first, last, id] => {
@@ -462,9 +463,44 @@ impl Ledger {
         }
     }
 
+    /// Changes sessions, after a look at what became of the last change. `tell` is told each line.
+    ///
+    /// # Errors
+    ///
+    /// That of the first call that failed.
+    pub(crate) fn change(
+        &mut self,
+        log: &SessionLog,
+        dice: &mut Dice,
+        count: u64,
+        tell: &dyn Fn(&str),
+    ) -> Result<(), Error> {
+        self.changes.check(log);
+        if let Some(line) = self.changes.shown() {
+            self.note(&line);
+            tell(&line);
+        }
+        let known = self.changes.clone();
+        let ledger = RefCell::new(self);
+        let say = |line: String| {
+            ledger.borrow_mut().note(&line);
+            tell(&line);
+        };
+        let mut changer = Changer {
+            changes: known,
+            say: &say,
+            backup: None,
+        };
+        changer.change(log, dice, count)
+    }
+
     /// Whether a backup was made or begun.
     pub(crate) fn has_backup(&self) -> bool {
         self.backup.is_some() || !self.backups_tried.is_empty()
+    }
+
+    fn what_is_due_is_in(&self, log: &SessionLog) -> bool {
+        self.due.values().all(|place| log.event(place.id).is_ok())
     }
 
     /// Checks a backup that was opened or refused.
@@ -481,8 +517,10 @@ impl Ledger {
             }
         };
         let mut made = self.backups_tried.iter().chain(&self.backup);
-        let Some(as_of) = made.find(|ledger| ledger.changes.are_in(&log)) else {
-            panic!("the backup shows the changes as they never were");
+        let is_it =
+            |ledger: &&Arc<Self>| ledger.changes.are_in(&log) && ledger.what_is_due_is_in(&log);
+        let Some(as_of) = made.find(is_it) else {
+            panic!("the backup is none of those that were made or begun");
         };
         let mut ledger = Self::clone(as_of);
         ledger.forget_what_was_checked();

@@ -12,13 +12,16 @@ use super::world::{Session, Slot, nth, title};
 /// A session with more events than this is trimmed or deleted sooner.
 const MANY_EVENTS: usize = 25;
 
+/// Backs a log up.
+pub(crate) type BackUp<'a> = dyn Fn(&SessionLog) -> Result<(), Error> + 'a;
+
 /// The writer. It alone changes these sessions, so it knows them.
 pub(crate) struct Changer<'a> {
     pub changes: Changes,
     /// Reports a line.
     pub say: &'a dyn Fn(String),
     /// Backs the log up, where the campaign wants it.
-    pub backup: Option<&'a dyn Fn(&SessionLog) -> Result<(), Error>>,
+    pub backup: Option<&'a BackUp<'a>>,
 }
 
 impl Changer<'_> {
@@ -30,7 +33,6 @@ impl Changer<'_> {
         dice: &mut Dice,
         changes: u64,
     ) -> Result<(), Error> {
-        let mut merges = 0;
         for _ in 0..changes {
             self.change_once(log, dice)?;
             if dice.one_in(4) {
@@ -40,19 +42,24 @@ impl Changer<'_> {
                 let compacted = log.compact(|_| ControlFlow::Continue(()))?;
                 (self.say)(format!("did erased {}", compacted.segments));
             }
-            let backup = self.backup.filter(|_| dice.one_in(12));
+            let backup = self.backup.filter(|_| dice.one_in(8));
             if let Some(backup) = backup {
                 (self.say)("backup".to_owned());
                 backup(log)?;
                 (self.say)("backed".to_owned());
+                (self.say)("did backups 1".to_owned());
             }
-            let now = log.stats().merges;
-            if now > merges {
-                (self.say)(format!("did merged {}", now - merges));
-                merges = now;
-            }
+            self.tell_merges(log);
         }
         Ok(())
+    }
+
+    /// Reports the merges since the log was opened, if there were more.
+    fn tell_merges(&mut self, log: &SessionLog) {
+        let merges = log.stats().merges;
+        if merges != self.changes.merges {
+            self.tell(format!("merges {merges}"));
+        }
     }
 
     fn change_once(&mut self, log: &SessionLog, dice: &mut Dice) -> Result<(), Error> {
@@ -112,18 +119,29 @@ fn carry_out(log: &SessionLog, step: &Step) -> Result<Option<EventId>, Error> {
             );
             return Ok(Some(first));
         }
-        Act::Create => drop(log.create(&session, NewSession::new().title(title(number)))?),
-        Act::Describe => {
-            let patch = SessionPatch::new().title(title(number));
-            drop(log.set_metadata(&session, patch)?);
+        Act::Create => {
+            log.create(&session, NewSession::new().title(title(number)))?;
         }
-        Act::Close => drop(log.close_session(&session)?),
-        Act::Reopen => drop(log.reopen(&session)?),
-        Act::Trim { before } => drop(log.trim(&session, before)?),
-        Act::Redact { event } => drop(log.redact(event, reason(number))?),
-        Act::Delete => drop(log.delete(&session, Delete::new().reason(reason(number)))?),
+        Act::Describe => {
+            log.set_metadata(&session, SessionPatch::new().title(title(number)))?;
+        }
+        Act::Close => {
+            log.close_session(&session)?;
+        }
+        Act::Reopen => {
+            log.reopen(&session)?;
+        }
+        Act::Trim { before } => {
+            log.trim(&session, before)?;
+        }
+        Act::Redact { event } => {
+            log.redact(event, reason(number))?;
+        }
+        Act::Delete => {
+            log.delete(&session, Delete::new().reason(reason(number)))?;
+        }
         Act::Fork { parent, at } => {
-            drop(log.fork(Fork::new(&name(parent)).at(at), &session)?);
+            log.fork(Fork::new(&name(parent)).at(at), &session)?;
         }
     }
     Ok(None)

@@ -8,9 +8,10 @@ mod step;
 mod world;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
-use sessionlog::{Change, Event, EventId, PageRequest, SessionLog, StreamItem};
+use sessionlog::{Change, Event, EventId, PageRequest, SessionId, SessionLog, StreamItem};
 
 use self::step::{Act, NAME, Step, name};
 use self::world::{World, is_first_of};
@@ -29,11 +30,35 @@ pub(crate) struct Changes {
     landed: Option<(Step, Option<EventId>)>,
     history: Arc<Vec<(Step, Option<EventId>)>>,
     next: u32,
+    /// The merges since the log was opened, as far as they were reported.
+    merges: u64,
     /// How often each thing was done.
     figures: BTreeMap<String, u64>,
 }
 
 impl Changes {
+    /// Reads what [`lines`](Self::lines) returned, from a file.
+    pub(crate) fn read_from(file: &Path) -> std::io::Result<Self> {
+        let mut changes = Self::default();
+        for line in std::fs::read_to_string(file)?.lines() {
+            changes.note(&line.split(' ').collect::<Vec<_>>());
+        }
+        Ok(changes)
+    }
+
+    /// Writes what is known to a file.
+    pub(crate) fn write_to(&self, file: &Path) -> std::io::Result<()> {
+        std::fs::write(
+            file,
+            self.lines().map(|line| line + "\n").collect::<String>(),
+        )
+    }
+
+    /// Whether a session is one of those that are changed.
+    pub(crate) fn are_of(session: &SessionId) -> bool {
+        session.as_str().starts_with(NAME)
+    }
+
     /// Records the words of a reported line, if it is about changes.
     pub(crate) fn note(&mut self, words: &[&str]) {
         match *words {
@@ -52,6 +77,11 @@ impl Changes {
                 if let Some(step) = self.open.take_if(|step| is_it(step)) {
                     self.apply(step, id);
                 }
+            }
+            ["merges", many] => {
+                let before = std::mem::replace(&mut self.merges, number(many));
+                let more = self.merges.checked_sub(before).unwrap_or(self.merges);
+                *self.figures.entry("merged".to_owned()).or_default() += more;
             }
             ["did", what, many] => {
                 *self.figures.entry(what.to_owned()).or_default() += number(many);
@@ -101,9 +131,8 @@ impl Changes {
             panic!("{without}");
         };
         let id = first_event(log, &open);
-        if matches!(open.act, Act::Append(_)) && id.is_none() {
-            panic!("{without}; and {open} did not land");
-        }
+        let may_have_landed = id.is_some() || !matches!(open.act, Act::Append(_));
+        assert!(may_have_landed, "{without}; and {open} did not land");
         let mut world = World::clone(&self.world);
         world.apply(&open, id);
         if let Err(with) = world.check(log) {
@@ -137,10 +166,10 @@ impl Fed {
     /// Keeps an item if it is about one of the sessions.
     pub(crate) fn note(&mut self, item: &StreamItem) {
         match item {
-            StreamItem::Event(event) if event.session_id.as_str().starts_with(NAME) => {
+            StreamItem::Event(event) if Changes::are_of(&event.session_id) => {
                 self.events.push(event.clone());
             }
-            StreamItem::Change(change) if change.session_id.as_str().starts_with(NAME) => {
+            StreamItem::Change(change) if Changes::are_of(&change.session_id) => {
                 if let Change::Deleted { reason } = &change.change {
                     self.reasons.push(reason.clone().unwrap_or_default());
                 }

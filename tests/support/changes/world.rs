@@ -11,6 +11,13 @@ use super::step::{
     Act, Append, End, Kind, NAME, SESSIONS, Step, contents, events_of, name, reason, word,
 };
 
+/// Says what is wrong unless something holds.
+macro_rules! ensure {
+    ($holds:expr, $wrong:expr $(,)?) => {
+        if $holds { Ok(()) } else { Err($wrong) }
+    };
+}
+
 /// The events that are looked up by ID in a check.
 const SAMPLE: usize = 12;
 
@@ -112,16 +119,7 @@ impl World {
             Act::Create | Act::Describe => now.title = Some(number),
             Act::Close => now.closed = true,
             Act::Reopen => now.closed = false,
-            Act::Trim { before } => {
-                now.events.retain(|seq, _| *seq >= before);
-                for (key, batch) in std::mem::take(&mut now.batches) {
-                    if *batch.seqs.start() >= before {
-                        now.batches.insert(key, batch);
-                    } else if *batch.seqs.end() < before {
-                        slot.forgotten.push(key);
-                    }
-                }
-            }
+            Act::Trim { before } => slot.trim(before),
             Act::Delete => {
                 slot.forgotten.extend(now.batches.keys());
                 slot.now = None;
@@ -212,7 +210,7 @@ impl World {
             ];
             let is_unknown =
                 |got: &Result<(), Error>| matches!(got, Err(Error::UnknownSession { .. }));
-            return ensure(unknown.iter().all(is_unknown), || {
+            return ensure!(unknown.iter().all(is_unknown), {
                 format!("{id} should not be there: {unknown:?}")
             });
         };
@@ -236,7 +234,7 @@ impl World {
             now.parent
                 .map(|(parent, generation, at)| (name(parent), generation, at)),
         );
-        ensure(got == expected, || {
+        ensure!(got == expected, {
             format!("{id} is {got:?} and should be {expected:?}")
         })?;
         self.check_events(log, session, now)?;
@@ -250,12 +248,12 @@ impl World {
             .map_err(|error| format!("{id} cannot be listed: {error:?}"))?;
         let got = page.items.iter().map(|event| (event.seq, event.id));
         let expected = now.events.iter().map(|(seq, event)| (*seq, *event));
-        ensure(got.clone().eq(expected), || {
+        ensure!(got.clone().eq(expected), {
             let got: Vec<_> = got.collect();
             format!("{id} lists {got:?} and should list {:?}", now.events)
         })?;
         page.items.iter().try_for_each(|event| {
-            ensure(event.session_id == id, || {
+            ensure!(event.session_id == id, {
                 format!("{event:?} is listed in {id}")
             })?;
             self.check_contents(event)
@@ -272,7 +270,7 @@ impl World {
             && event.redacted == stored.redacted
             && event.data == data.as_bytes()
             && event.message_id == stored.turn.map(MessageId::from);
-        ensure(is_right, || format!("{event:?} should be {stored:?}"))
+        ensure!(is_right, format!("{event:?} should be {stored:?}"))
     }
 
     fn check_messages(&self, log: &SessionLog, session: u8, now: &Session) -> Result<(), String> {
@@ -283,7 +281,7 @@ impl World {
         let got = page.items.iter().map(|message| message.id.event_id());
         let is_opening = |event: &&EventId| self.events[*event].kind == Kind::Opening;
         let expected = now.events.values().filter(is_opening).copied();
-        ensure(got.clone().eq(expected), || {
+        ensure!(got.clone().eq(expected), {
             format!("{id} has the messages {:?}", got.collect::<Vec<_>>())
         })?;
         page.items
@@ -316,7 +314,7 @@ impl World {
             .filter_map(|said| said["text"].as_str());
         let is_right = said.eq(opening.iter().map(|(_, text)| text))
             && output.eq(answers.iter().map(|(_, text)| text));
-        ensure(is_right, || {
+        ensure!(is_right, {
             format!("{message:?} should have {opening:?} and {answers:?}")
         })
     }
@@ -333,7 +331,7 @@ impl World {
             |found: &sessionlog::SessionId| keepers.iter().any(|session| name(*session) == *found);
         match log.event(id) {
             Ok(event) => {
-                ensure(is_keeper(&event.session_id), || {
+                ensure!(is_keeper(&event.session_id), {
                     format!("{event:?} should be in one of {keepers:?}")
                 })?;
                 self.check_contents(&event)?;
@@ -367,9 +365,9 @@ impl World {
             .map_err(|error| format!("sessions cannot be listed: {error:?}"))?;
         let got = page.items.iter().map(|info| info.id.clone());
         let is_there = |session: &u8| self.session(*session).is_some();
-        ensure(
+        ensure!(
             got.clone().eq((0..SESSIONS).filter(is_there).map(name)),
-            || format!("the sessions are {:?}", got.collect::<Vec<_>>()),
+            format!("the sessions are {:?}", got.collect::<Vec<_>>()),
         )
     }
 
@@ -382,20 +380,32 @@ impl World {
             .filter(|(id, stored)| self.is_kept_by_owner(**id, stored))
             .map(|(id, _)| *id);
         let got = events.iter().map(|event| event.id);
-        ensure(got.clone().eq(kept), || {
+        ensure!(got.clone().eq(kept), {
             format!("the feed shows {:?}", got.collect::<Vec<_>>())
         })?;
         events
             .iter()
             .try_for_each(|event| self.check_contents(event))?;
         let expected = self.deletions.iter().map(|step| reason(*step));
-        ensure(reasons.iter().cloned().eq(expected), || {
+        ensure!(reasons.iter().cloned().eq(expected), {
             format!("the feed shows the deletions {reasons:?}")
         })
     }
 }
 
 impl Slot {
+    fn trim(&mut self, before: u64) {
+        let Some(now) = &mut self.now else { return };
+        now.events.retain(|seq, _| *seq >= before);
+        for (key, batch) in std::mem::take(&mut now.batches) {
+            if *batch.seqs.start() >= before {
+                now.batches.insert(key, batch);
+            } else if *batch.seqs.end() < before {
+                self.forgotten.push(key);
+            }
+        }
+    }
+
     fn begin(&mut self, session: Session) {
         self.generation += 1;
         self.now = Some(session);
@@ -415,8 +425,4 @@ pub(super) fn nth(first: EventId, index: u32) -> EventId {
 /// Whether an event is the first one that an append stored.
 pub(super) fn is_first_of(event: &Event, append: &Append, step: u32) -> bool {
     event.data == contents(append.kind(0), step, 0).1.as_bytes()
-}
-
-fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if holds { Ok(()) } else { Err(otherwise()) }
 }
