@@ -287,7 +287,9 @@ impl Trace {
                 };
                 if state.ledger.has_backup() && dice.one_in(ONE_BACKUP_IN) {
                     report.count("backups opened", 1);
-                    report.run(what, || state.check_backup());
+                    if report.run(what, || state.check_backup()).is_none() {
+                        state.keep(report, &self.steps[..=at]);
+                    }
                 }
                 let first = report.run(what, || state.check());
                 let Some(first) = first else {

@@ -184,8 +184,8 @@ const MUTANTS: &[Mutant] = &[
             "            .rev()\n            .filter_map(",
             "            .filter_map(",
         )],
-        test: LIFECYCLE,
-        target: INTEGRATION,
+        test: POWER_CUTS,
+        target: UNIT,
     },
     Mutant {
         name: "the inputs of a merge are removed before the manifest is durable",
@@ -208,18 +208,6 @@ const MUTANTS: &[Mutant] = &[
              && std::any::type_name::<T>().ends_with(\"Event\") {",
         )],
         test: LIFECYCLE,
-        target: INTEGRATION,
-    },
-    Mutant {
-        name: "an entry of the index that names a removed segment is believed",
-        edits: &[(
-            "src/index/locate.rs",
-            "        if let Some(located) = &indexed\n            && let Ok(read)",
-            "        if entry.is_some() && indexed.is_none() {\n\
-             return Err(self.missing(seq));\n}\n\
-             if let Some(located) = &indexed\n            && let Ok(read)",
-        )],
-        test: LYING_INDEX,
         target: INTEGRATION,
     },
     Mutant {

@@ -142,9 +142,16 @@ impl Changes {
         self.seen = Arc::new(world);
     }
 
-    /// Whether the log shows the sessions as they are here, with or without the open change.
+    /// Whether the log and its feed show the sessions as they are here, without the open change.
     pub(crate) fn are_in(&self, log: &SessionLog) -> bool {
-        self.world.check(log).is_ok()
+        let mut fed = Fed::default();
+        for item in log.feed().expect("the feed").until_tail() {
+            fed.note(&item.expect("an item of the feed"));
+        }
+        let shown = self.world.check(log);
+        shown
+            .and_then(|()| self.world.check_fed(&fed.events, &fed.reasons))
+            .is_ok()
     }
 
     /// Compares the sessions as the last check saw them with the whole feed.
