@@ -68,7 +68,7 @@ impl Engine {
         disk.sync_dir(parent(&layout.root))?;
         writer.seal_everything::<Error>(|| Ok(()))?;
         // Held until the end, so that no segment of it is removed.
-        let (set, mut manifest) = self.snapshot(writer);
+        let (set, mut manifest) = self.snapshot(writer)?;
         let mut report = BackupReport::default();
         let files = disk.list(&layout.segments)?;
         for segment in set.iter() {
@@ -92,17 +92,21 @@ impl Engine {
     }
 
     /// Returns the segments and a manifest that names these.
-    fn snapshot(&self, writer: &Writer) -> (Arc<SegmentSet>, Manifest) {
+    fn snapshot(&self, writer: &Writer) -> Result<(Arc<SegmentSet>, Manifest)> {
         loop {
             let set = self.store.locator.segments();
             let mut manifest = writer.manifest.lock().value.clone();
             let named = manifest.segments.iter().map(|info| info.number);
             if named.eq(set.iter().map(|segment| segment.info.number)) {
                 manifest.durable_lsn = manifest.sealed_lsn();
-                return (set, manifest);
+                return Ok((set, manifest));
             }
-            // A segment is named just before it is published.
-            let _stopped_or_not = writer.recycled.pause(CHECK_EVERY, |_lsn| false);
+            // A segment is named just before it is published. It is never published if the manifest
+            // could not be written, which poisons the log.
+            writer.shared.state.check_poison()?;
+            if let Err(Stopped) = writer.recycled.pause(CHECK_EVERY, |_lsn| false) {
+                return Err(Error::Closed);
+            }
         }
     }
 
