@@ -216,6 +216,32 @@ fn fill_with_zeroes<E: From<Error>>(
     Ok(file.sync()?)
 }
 
+/// Makes a log's folder and any missing folders above it. Each name is made durable.
+pub(crate) fn make_root(disk: &dyn Disk, root: &Path) -> Result<()> {
+    let mut missing = Vec::new();
+    for folder in root
+        .ancestors()
+        .take_while(|folder| !folder.as_os_str().is_empty())
+    {
+        if disk.exists(folder)? {
+            break;
+        }
+        missing.push(folder);
+    }
+    disk.make_dir(root)?;
+    missing
+        .into_iter()
+        .try_for_each(|folder| disk.sync_dir(parent(folder)))
+}
+
+/// Returns the folder that a folder lies in.
+pub(crate) fn parent(folder: &Path) -> &Path {
+    folder
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
 /// Returns a function that adds the action and the path to an I/O error.
 pub(crate) fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io {

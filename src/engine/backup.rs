@@ -8,13 +8,16 @@
 //!   or a folder that does not open.
 //! * Nothing that the copy's manifest names is removed before both of its slots are durable that no
 //!   longer name it.
+//! * The name of the copy's folder is durable before its manifest names a file.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codec::FileHeader;
-use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Layout, Mode, Refusals, write_whole};
+use crate::disk::{
+    BLOCK, BlockBuf, Disk, Hold, Layout, Mode, Refusals, make_root, parent, write_whole,
+};
 use crate::engine::{Engine, Writer};
 use crate::journal::{self, Spares, write_image};
 use crate::manifest::{JournalUse, Manifest, ManifestFile};
@@ -39,7 +42,7 @@ impl Engine {
     pub(crate) fn backup(&self, disk: Arc<dyn Disk>, folder: &Path) -> Result<BackupReport> {
         let writer = self.writer()?;
         let layout = Layout::of(folder);
-        disk.make_dir(&layout.root)?;
+        make_root(&*disk, &layout.root)?;
         let lock = disk.enter(&layout.root, Layout::LOCK, Hold::Alone)?;
         let target = Target { disk, layout };
         let result = self.copy_to(writer, &target);
@@ -61,9 +64,11 @@ impl Engine {
             disk.make_dir(folder)?;
         }
         disk.sync_dir(&layout.root)?;
+        // A crash may have come between the making of the folder and the barrier for its name.
+        disk.sync_dir(parent(&layout.root))?;
         writer.seal_everything::<Error>(|| Ok(()))?;
         // Held until the end, so that no segment of it is removed.
-        let (set, mut manifest) = self.snapshot(writer);
+        let (set, mut manifest) = self.snapshot(writer)?;
         let mut report = BackupReport::default();
         let files = disk.list(&layout.segments)?;
         for segment in set.iter() {
@@ -87,17 +92,21 @@ impl Engine {
     }
 
     /// Returns the segments and a manifest that names these.
-    fn snapshot(&self, writer: &Writer) -> (Arc<SegmentSet>, Manifest) {
+    fn snapshot(&self, writer: &Writer) -> Result<(Arc<SegmentSet>, Manifest)> {
         loop {
             let set = self.store.locator.segments();
             let mut manifest = writer.manifest.lock().value.clone();
             let named = manifest.segments.iter().map(|info| info.number);
             if named.eq(set.iter().map(|segment| segment.info.number)) {
                 manifest.durable_lsn = manifest.sealed_lsn();
-                return (set, manifest);
+                return Ok((set, manifest));
             }
-            // A segment is named just before it is published.
-            let _stopped_or_not = writer.recycled.pause(CHECK_EVERY, |_lsn| false);
+            // A segment is named just before it is published. It is never published if the manifest
+            // could not be written, which poisons the log.
+            writer.shared.state.check_poison()?;
+            if let Err(Stopped) = writer.recycled.pause(CHECK_EVERY, |_lsn| false) {
+                return Err(Error::Closed);
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
-use crate::disk::{TEMPORARY, Work};
+use crate::disk::{TEMPORARY, Work, parent};
 use crate::engine::open::Opening;
 use crate::journal::{self, HEADER_BYTES, Spares, write_image};
 use crate::manifest::{JournalUse, Manifest, ManifestFile};
@@ -39,25 +39,6 @@ impl Opening {
             }
         }
         Ok(())
-    }
-
-    /// Makes the log's folder and any missing folders above it. Each name is made durable.
-    pub(super) fn make_root(&self) -> Result<()> {
-        let root = &self.layout.root;
-        let mut missing = Vec::new();
-        for folder in root
-            .ancestors()
-            .take_while(|folder| !folder.as_os_str().is_empty())
-        {
-            if self.disk.exists(folder)? {
-                break;
-            }
-            missing.push(folder);
-        }
-        self.disk.make_dir(root)?;
-        missing
-            .into_iter()
-            .try_for_each(|folder| self.disk.sync_dir(parent(folder)))
     }
 
     /// Makes the folders in the log's folder, and makes every name in them durable.
@@ -181,11 +162,4 @@ impl Opening {
             self.disk.sync_dir(&self.layout.segments)
         }
     }
-}
-
-fn parent(folder: &Path) -> &Path {
-    folder
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
 }

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
-use crate::disk::{Disk, Hold, Layout, Mode, Refusals};
+use crate::disk::{Disk, Hold, Layout, Mode, Refusals, make_root};
 use crate::engine::beside::{load_beside, no_log_in};
 use crate::engine::restore::{LogEnd, check_begin, restore, split_off_before};
 use crate::engine::{Engine, FolderLock, Parts, WriterParts};
@@ -93,7 +93,7 @@ impl Opening {
     }
 
     fn writable(self) -> Result<Parts> {
-        self.make_root()?;
+        make_root(&*self.disk, &self.layout.root)?;
         let lock = self
             .disk
             .enter(&self.layout.root, Layout::LOCK, Hold::Alone)?;

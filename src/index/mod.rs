@@ -230,7 +230,9 @@ impl Index {
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
         let mut damaged = 0;
         while self.wait_for_work().is_ok() {
-            match self.catch_up(&segments()) {
+            // The segments are let go before a pause, because erasing waits for their last holder.
+            let caught_up = self.catch_up(&segments());
+            match caught_up {
                 Ok(()) => {
                     damaged = 0;
                     self.refusals.note(Work::Indexing, None);
@@ -583,6 +585,7 @@ fn whole<T>(answer: Option<sled::Result<T>>) -> Result<T, IndexFailure> {
 mod tests {
     use super::*;
     use crate::disk::RealDisk;
+    use crate::sync::{Instant, scope, yield_now};
 
     #[test]
     fn what_fits_the_cache_is_read_ahead_unless_the_log_is_closed_meanwhile() {
@@ -604,6 +607,33 @@ mod tests {
         assert!(matches!(index.read_ahead(&db), Ok(read) if read == fitting));
         index.stop();
         assert!(matches!(index.read_ahead(&db), Ok(0)));
+    }
+
+    /// Else erasing would wait for as long as an index that does not open is tried again.
+    #[test]
+    fn an_index_that_waits_to_be_tried_again_holds_no_segment() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("not a folder").join("index");
+        std::fs::write(folder.path().join("not a folder"), "").unwrap();
+        let disk = Arc::new(RealDisk::default());
+        let index = Index::new(disk, path, StoreId::default(), 0, Arc::default());
+        let segments = Arc::new(SegmentSet::new(Vec::new()));
+        index.note_segments();
+        scope(|scope| {
+            scope.spawn(|| index.run(|| Arc::clone(&segments)));
+            while index.rebuilds() == 0 && index.refusals.count() == 0 {
+                yield_now();
+            }
+            let began = Instant::now();
+            while Arc::strong_count(&segments) > 1 {
+                assert!(
+                    began.elapsed() < RETRY_AFTER / 2,
+                    "the index holds segments"
+                );
+                yield_now();
+            }
+            index.stop();
+        });
     }
 
     /// A slow reader may report an untrue answer after the index that gave it is gone.

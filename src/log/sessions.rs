@@ -9,6 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(test)]
+use crate::disk::Disk;
 use crate::disk::{RealDisk, io_error};
 use crate::engine::{Engine, MergeOrders};
 use crate::log::SessionLog;
@@ -476,6 +478,13 @@ impl SessionLog {
         self.handle
             .engine
             .backup(Arc::new(RealDisk::default()), &absolute)
+    }
+
+    /// Backs the log up as [`backup`](Self::backup) does, on a disk that a test owns.
+    #[cfg(test)]
+    pub(crate) fn backup_on(&self, disk: Arc<dyn Disk>, folder: &Path) -> Result<BackupReport> {
+        self.store()?;
+        self.handle.engine.backup(disk, folder)
     }
 
     /// Returns when the removed bytes that are still stored have to be erased.

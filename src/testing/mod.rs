@@ -9,6 +9,8 @@ mod beside;
 mod damage;
 mod faults;
 #[cfg(not(shuttle))]
+mod lives;
+#[cfg(not(shuttle))]
 mod power_cuts;
 #[cfg(shuttle)]
 mod schedules;

@@ -6,16 +6,15 @@
 //! acknowledged or showed before. Its recovery is cut as well.
 
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
 
+use super::lives::{BACKUP, BATCHES, Scene, options};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
 use super::support::crash_image::{Durability, Image, Left, NamesLeft, Step, write_steps};
 use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
 use super::support::report::{Dice, Report, Runs, TOLD_MAX, is_full, seed, tell};
 use crate::disk::{Disk, Mode, RealDisk};
-use crate::model::Error;
-use crate::sync::{Instant, Mutex, scope, yield_now};
-use crate::{Options, SessionLog};
+use crate::sync::scope;
+use crate::{NewEvent, SessionId, SessionLog};
 
 const CUTS: Runs = Runs {
     quick: 10_000,
@@ -25,25 +24,21 @@ const CUTS: Runs = Runs {
 /// The number of parallel parts. It is the same on every machine, so that a seed reproduces a run.
 const PARTS: u64 = 2;
 
+/// The power is cut after one step in this many, so that a run meets many lives.
+const ONE_STEP_IN: u64 = 6;
+
 /// How many cuts are made in each recovery that is followed.
 const SECOND_CUTS: u64 = 4;
 const ONE_RECOVERY_IN: u64 = 12;
 
 const LIVES: u32 = 4;
-const WRITERS: u32 = 5;
-const APPENDS: u64 = 16;
+/// One state in this many, of those that have a backup, opens it.
+const ONE_BACKUP_IN: u64 = 4;
+/// The changes of the life that opens an image.
+const LAST_CHANGES: u64 = 2;
+
 /// The life of the process that opens an image of an earlier life and appends to it.
 const LAST_LIFE: u32 = 1_000;
-
-/// Batches that make a journal of small files rotate every few dozen. Now and then one may be
-/// larger than such a file, or be written in parallel with another.
-const BATCHES: &[u64] = &[
-    40, 40, 40, 200, 200, 200, 1_000, 1_000, 1_000, 4_000, 4_000, 12_000, 300_000,
-];
-
-const KIB: usize = 1024;
-const HOUR_MS: u64 = 3_600_000;
-const CLOCK_START_MS: u64 = 1_750_000_000_000;
 
 /// One state in this many opens the index that a life left behind. The others find one that cannot
 /// be opened, which is faster.
@@ -72,15 +67,12 @@ fn campaign_power_cuts_on_a_simulated_disk() {
         report.join(part);
     }
     // A few runs may meet none of these.
-    if is_full() {
-        for expected in [
-            "second cuts",
-            "cuts with an index",
-            "cuts with two groups in flight",
-        ] {
-            assert!(report.figure(expected) > 0, "no {expected}");
-        }
-    }
+    let of_changes = ["delete", "trim", "redact", "close", "fork", "merged"];
+    report.expect_some(CUTS.quick, &of_changes);
+    let seldom = ["erased", "backups", "backups opened", "second cuts"];
+    report.expect_some(CUTS.full, &seldom);
+    let of_cuts = ["cuts with an index", "cuts with two groups in flight"];
+    report.expect_some(CUTS.full, &of_cuts);
     report.end();
 }
 
@@ -124,6 +116,23 @@ fn campaign_power_cuts_notice_a_barrier_that_does_nothing() {
     }
 }
 
+/// The name of its folder, in the folder above, needs a barrier too.
+#[test]
+fn a_backup_that_was_made_is_there_after_a_power_cut() {
+    let (root, mut dice) = (Path::new(NO_INDEX), Dice(1));
+    let disk = SimulatedDisk::of(root, &Image::default());
+    let log = options(1, &mut dice).open_on(disk.handle(), root).unwrap();
+    let session = SessionId::new("s").unwrap();
+    log.append(&session, NewEvent::new("note", "kept")).unwrap();
+    log.backup_on(disk.handle(), &root.join(BACKUP)).unwrap();
+    let mut durability = Durability::default();
+    disk.steps().iter().for_each(|step| durability.step(step));
+    let image = durability.cut(Left::Nothing, NamesLeft::Synced, &mut dice);
+    let backup = SimulatedDisk::of(root, &image.below(Path::new(BACKUP)));
+    let opened = open(&backup, root, &mut dice);
+    assert_eq!(opened.stats().events, 1);
+}
+
 /// A failed barrier leaves content in the page cache that the disk does not have.
 ///
 /// The next open must not trust a manifest in the page cache: it would release files that the
@@ -163,12 +172,8 @@ fn check_second_life(seed: u64, fault: Fault) {
         seed,
         bytes: BATCHES,
     };
-    let (root, ledger) = (Path::new(NO_INDEX), Mutex::new(Ledger::new(works)));
-    let mut scene = Scene {
-        disk: SimulatedDisk::of(root, &Image::default()),
-        works,
-        ledger,
-    };
+    let root = Path::new(NO_INDEX);
+    let mut scene = Scene::new(root, works);
     scene.live_on(root, 1, &mut dice);
     scene.disk.fail(fault);
     scene.live_on(root, 2, &mut dice);
@@ -196,13 +201,6 @@ struct Trace {
     folder: tempfile::TempDir,
 }
 
-/// A log that lives, and what is expected of it.
-struct Scene {
-    disk: SimulatedDisk,
-    works: Works,
-    ledger: Mutex<Ledger>,
-}
-
 impl Trace {
     fn record(seed: u64) -> Self {
         let mut dice = Dice(seed);
@@ -211,12 +209,7 @@ impl Trace {
             seed,
             bytes: BATCHES,
         };
-        let disk = SimulatedDisk::of(folder.path(), &Image::default());
-        let mut scene = Scene {
-            disk,
-            works,
-            ledger: Mutex::new(Ledger::new(works)),
-        };
+        let mut scene = Scene::new(folder.path(), works);
         for life in 1..=LIVES {
             scene.live(folder.path(), life, &mut dice);
         }
@@ -237,16 +230,30 @@ impl Trace {
 
     /// Cuts the power after each step, in a random choice of ways.
     fn cut(&self, void: &[&str], report: &mut Report, dice: &mut Dice) {
+        let mut ledger = Ledger::new(self.works);
+        self.cut_each_step(void, &mut ledger, report, dice);
+        report.count("lives", u64::from(LIVES));
+        for (what, many) in ledger.changes().figures() {
+            report.count(what, many);
+        }
+    }
+
+    fn cut_each_step(
+        &self,
+        void: &[&str],
+        ledger: &mut Ledger,
+        report: &mut Report,
+        dice: &mut Dice,
+    ) {
         let mut durability = Durability::default();
         durability.void = void.iter().map(ToString::to_string).collect();
-        let mut ledger = Ledger::new(self.works);
         for (at, step) in self.steps.iter().enumerate() {
             durability.step(step);
             if let Step::Said(line) = step {
                 ledger.note(line);
                 continue;
             }
-            if at < self.from {
+            if at < self.from || (self.from == 0 && !dice.one_in(ONE_STEP_IN)) {
                 continue;
             }
             // Without pending writes there is one image, which was checked when the last one was
@@ -278,6 +285,12 @@ impl Trace {
                         self.steps.len()
                     )
                 };
+                if state.ledger.has_backup() && dice.one_in(ONE_BACKUP_IN) {
+                    report.count("backups opened", 1);
+                    if report.run(what, || state.check_backup()).is_none() {
+                        state.keep(report, &self.steps[..=at]);
+                    }
+                }
                 let first = report.run(what, || state.check());
                 let Some(first) = first else {
                     state.keep(report, &self.steps[..=at]);
@@ -344,110 +357,6 @@ impl Trace {
     }
 }
 
-impl Scene {
-    fn say(&self, line: String) {
-        // The lock keeps both records in the same order.
-        let mut ledger = self.ledger.lock();
-        ledger.note(&line);
-        self.disk.say(line);
-    }
-
-    fn say_what_is_shown(&self, log: &SessionLog) {
-        let mut ledger = self.ledger.lock();
-        ledger.check(log);
-        for line in ledger.shown() {
-            ledger.note(&line);
-            self.disk.say(line);
-        }
-    }
-
-    fn live(&mut self, folder: &Path, life: u32, dice: &mut Dice) {
-        match dice.below(6) {
-            0 => self.disk.die_after(dice.index(40)),
-            1 => self.disk.die_after(dice.index(300)),
-            2 => self.disk.fail(Fault {
-                of: Faulty::Barrier,
-                after: dice.below(25),
-            }),
-            3 => self.disk.fail(Fault {
-                of: Faulty::WriteThrough,
-                after: dice.below(60),
-            }),
-            4 => self.disk.fail(Fault {
-                of: Faulty::Write,
-                after: dice.below(20),
-            }),
-            _ => {}
-        }
-        self.live_on(folder, life, dice);
-    }
-
-    fn live_on(&mut self, folder: &Path, life: u32, dice: &mut Dice) {
-        let opened = options(life, dice).open_on(self.disk.handle(), folder);
-        if let Ok(log) = &opened {
-            self.ledger.lock().forget_what_was_checked();
-            self.say_what_is_shown(log);
-            scope(|scope| {
-                for writer in 0..WRITERS {
-                    let (this, log) = (&*self, log.clone());
-                    scope.spawn(move || this.write(&log, life, writer));
-                }
-            });
-            if dice.flip() {
-                rest(log);
-            }
-            // A log that has failed also shows what is durable, and nothing else.
-            self.say_what_is_shown(log);
-            if dice.flip() {
-                // Close may report the disk's failure.
-                let _closed = log.close();
-            }
-        }
-        drop(opened);
-        self.disk.kill();
-    }
-
-    fn write(&self, log: &SessionLog, life: u32, writer: u32) {
-        for nth in 0..u32::try_from(APPENDS).expect("they are few") {
-            let tag = Tag { life, writer, nth };
-            let work = self.works.of(tag);
-            self.say(tried(tag));
-            match log.append(&work.session, work.batch()) {
-                Ok(ack) => self.say(acknowledged(tag, &work, &ack)),
-                Err(
-                    Error::Io { .. }
-                    | Error::Poisoned { .. }
-                    | Error::LookupFailed { .. }
-                    | Error::Stalled { .. }
-                    | Error::Refused { .. },
-                ) => {}
-                Err(error) => panic!("an append failed with {error:?}"),
-            }
-        }
-    }
-}
-
-/// Waits until the log has had time to write a witness, to seal, and to prepare its next file.
-fn rest(log: &SessionLog) {
-    let (began, before) = (Instant::now(), log.stats().segments);
-    while began.elapsed() < Duration::from_millis(250) && log.stats().segments == before {
-        yield_now();
-    }
-}
-
-fn options(life: u32, dice: &mut Dice) -> Options {
-    let start_ms = CLOCK_START_MS + u64::from(life) * 1_000 - if dice.flip() { HOUR_MS } else { 0 };
-    let begun = Instant::now();
-    let mut options = Options::new()
-        .journal_file_bytes_max(256 * KIB)
-        .group_bytes_max(256 * KIB)
-        .recent_bytes_max(1024 * KIB)
-        .stall_wait(Duration::from_millis(500))
-        .clock(move || UNIX_EPOCH + Duration::from_millis(start_ms) + begun.elapsed());
-    options.journal_file_bytes_min = 64 * KIB;
-    options
-}
-
 /// The image that a cut left, and what must be in it.
 struct State<'a> {
     image: Image,
@@ -495,6 +404,10 @@ impl State<'_> {
                 .unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
             say(acknowledged(tag, &work, &ack));
         }
+        let tell = |line: &str| disk.say(line.to_owned());
+        ledger
+            .change(&log, &mut dice, LAST_CHANGES, &tell)
+            .unwrap_or_else(|error| panic!("a change failed: {error:?}"));
         ledger.check(&log);
         if dice.flip() {
             log.close()
@@ -506,6 +419,15 @@ impl State<'_> {
         ledger.forget_what_was_checked();
         ledger.check(&open(&disk, path, &mut dice));
         steps
+    }
+
+    /// Opens the backup as the cut left it.
+    fn check_backup(&self) {
+        let image = self.image.below(Path::new(BACKUP));
+        let disk = SimulatedDisk::of(Path::new(NO_INDEX), &image);
+        let options = options(self.life, &mut Dice(self.seed)).read_only();
+        let opened = options.open_on(disk.handle(), Path::new(NO_INDEX));
+        self.ledger.check_backup(opened);
     }
 
     /// Writes the image, what must be in it, and the steps up to the cut to a temporary folder.

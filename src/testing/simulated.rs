@@ -36,6 +36,8 @@ struct State {
     durability: Durability,
     /// A barrier was lost, so the device holds less than the page cache.
     is_torn: bool,
+    /// Whether a file can get a second name.
+    links: bool,
     /// The process is killed when this many steps are recorded.
     dies_at: usize,
     fault: Option<Fault>,
@@ -74,6 +76,7 @@ impl SimulatedDisk {
             steps: Vec::new(),
             durability: Durability::of(image),
             is_torn: false,
+            links: true,
             dies_at: usize::MAX,
             fault: None,
         };
@@ -115,6 +118,12 @@ impl SimulatedDisk {
 
     pub(crate) fn fail(&self, fault: Fault) {
         self.shared.state.lock().fault = Some(fault);
+    }
+
+    /// Makes it a disk whose files can have a second name, or whose files cannot, by turns.
+    pub(crate) fn switch_links(&self) {
+        let mut state = self.shared.state.lock();
+        state.links = !state.links;
     }
 
     pub(crate) fn say(&self, line: String) {
@@ -265,6 +274,17 @@ impl Disk for SimulatedDisk {
     fn remove(&self, path: &Path) -> Result<()> {
         self.call(path, |state, name| {
             state.file(&name).map(|_| Some(Call::Remove(name)))
+        })
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> Result<()> {
+        let from = from.strip_prefix(&self.shared.root).unwrap_or(from);
+        self.call(to, |state, to| {
+            if !state.links {
+                return Err(ErrorKind::Unsupported.into());
+            }
+            let file = state.file(from)?;
+            Ok(Some(Call::Link { file, path: to }))
         })
     }
 

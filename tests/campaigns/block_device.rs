@@ -20,7 +20,7 @@ use fuser::{
 use parking_lot::Mutex;
 
 use super::mounts::{self, Loop, make_file_system, obstacle_to};
-use super::process::{End, Role, Writing, works};
+use super::process::{Changing, End, Role, Writing, works};
 use super::support::crash_image::{
     Call, Content, Durability, Image, Left, NamesLeft, Node, Step, Through,
 };
@@ -36,6 +36,8 @@ const CUTS_PER_RECORD: u64 = 20;
 /// xfs makes no smaller file system.
 const DEVICE_BYTES: u64 = 320 * 1024 * 1024;
 const LIVES: u32 = 3;
+/// The changes of sessions in each life.
+const CHANGES: u64 = 8;
 const LAST_LIFE: u32 = 1_000;
 
 /// The states in which a disk that honours flushes may be left.
@@ -244,6 +246,11 @@ fn work_on(kind: &str, mount_point: &Path, seed: u64) {
         lives: LIVES,
         tell: Some(mount_point.join("told")),
         end: End::Exit,
+        changing: Changing {
+            changes: CHANGES,
+            known: None,
+            backup: None,
+        },
     };
     let output = Role::Write(writing)
         .command()

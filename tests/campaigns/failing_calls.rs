@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use super::process::{Enduring, Reads, Role, first_life, open, works};
+use super::process::{Changing, Enduring, Reads, Role, first_life, open, works};
 use super::support::crash_image::{Call, Image, Step};
 use super::support::ledger::{Ledger, Tag, acknowledged, tried};
 use super::support::report::{Dice, Report, Runs, is_full, seed};
@@ -21,6 +21,8 @@ const RUNS: Runs = Runs {
     full: 1_500,
 };
 const APPENDS: u32 = 25;
+/// The changes of sessions in each process.
+const CHANGES: u64 = 10;
 /// The time after which a process counts as stuck.
 const WATCHDOG: Duration = Duration::from_mins(1);
 
@@ -143,6 +145,11 @@ fn paths_of_a_log(seed: u64) -> BTreeSet<PathBuf> {
         life: 1,
         appends: APPENDS,
         reads: Reads::Succeed,
+        changing: Changing {
+            changes: CHANGES,
+            known: None,
+            backup: None,
+        },
     });
     let output = folder.path().join("trace");
     let run = under_strace(&role.command(), &output)
@@ -182,7 +189,12 @@ impl Run<'_> {
             self.begin(&log, &mut ledger);
         }
         let trace = folder.path().join("trace");
-        let said = self.endure(&log, &trace);
+        let known = folder.path().join("changes");
+        ledger
+            .changes()
+            .write_to(&known)
+            .expect("write the changes");
+        let said = self.endure(&log, &trace, known);
         said.lines().for_each(|line| ledger.note(line));
         let reopened = open(&log, first_life(3));
         ledger.forget_what_was_checked();
@@ -210,11 +222,14 @@ impl Run<'_> {
                 .expect("nothing fails yet");
             ledger.note(&acknowledged(tag, &work, &ack));
         }
+        ledger
+            .change(&log, &mut Dice(self.seed), CHANGES, &|_line| ())
+            .expect("nothing fails yet");
         // The log is dropped, which records no clean stop.
     }
 
     /// Runs the process to its end, and returns its output.
-    fn endure(&self, log: &Path, trace: &Path) -> String {
+    fn endure(&self, log: &Path, trace: &Path, known: PathBuf) -> String {
         let Failure {
             call,
             error,
@@ -233,6 +248,11 @@ impl Run<'_> {
             life: first_life(2),
             appends: APPENDS,
             reads,
+            changing: Changing {
+                changes: CHANGES,
+                known: Some(known),
+                backup: None,
+            },
         });
         let when = if lasts == Lasts::ForGood {
             format!("{nth}+")

@@ -23,6 +23,7 @@ const MIB: u64 = 1024 * 1024;
 const ROOM: u64 = 14 * MIB;
 /// Enough to fill the largest disk.
 const APPENDS: u32 = 10_000;
+const APPENDS_PER_CHANGE: u32 = 10;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 pub(crate) fn campaign() {
@@ -35,11 +36,19 @@ pub(crate) fn campaign() {
         let seed = dice.roll();
         let mut met = Vec::new();
         let what = || format!("{kind} of {} MiB with seed {seed}", bytes / MIB);
-        report.run(what, || Disk::new(kind, bytes).fill(seed, &mut met));
+        let mut figures = Vec::new();
+        report.run(what, || {
+            Disk::new(kind, bytes).fill(seed, &mut met, &mut figures);
+        });
         for what in met {
             report.count(what, 1);
         }
+        for (what, many) in figures {
+            report.count(what, many);
+        }
     }
+    let refused = "changes while a merge had no room";
+    report.expect_some(RUNS.full, &["delete", "fork", "merged", "erased", refused]);
     report.end();
 }
 
@@ -80,7 +89,7 @@ impl Disk {
     }
 
     /// Fills the disk with a log and other data, checks the log, makes room, and continues.
-    fn fill(&self, seed: u64, met: &mut Vec<&'static str>) {
+    fn fill(&self, seed: u64, met: &mut Vec<&'static str>, figures: &mut Vec<(String, u64)>) {
         let mut dice = Dice(seed);
         let ballast = Ballast::new(self.mount.path(), ROOM + dice.below(self.bytes - 2 * ROOM));
         let mut filling = Filling {
@@ -121,6 +130,8 @@ impl Disk {
             Err(error) => panic!("the log does not open: {error:?}"),
         }
         filling.reopen();
+        let done = filling.ledger.changes().figures();
+        figures.extend(done.map(|(what, many)| (what.to_owned(), many)));
     }
 }
 
@@ -160,14 +171,13 @@ impl Filling<'_> {
 
     fn append_until_refused(&mut self, log: &SessionLog, life: u32) -> Error {
         for nth in 0..APPENDS {
-            if let Err(error) = self.append(
-                log,
-                Tag {
-                    life,
-                    writer: 0,
-                    nth,
-                },
-            ) {
+            let tag = Tag {
+                life,
+                writer: 0,
+                nth,
+            };
+            let tried = self.change(log, nth).and_then(|()| self.append(log, tag));
+            if let Err(error) = tried {
                 self.met.push(if error.is_retryable() {
                     "appends refused for want of room"
                 } else {
@@ -180,6 +190,24 @@ impl Filling<'_> {
             }
         }
         panic!("the disk does not fill");
+    }
+
+    /// Changes a session now and then. A merge that has no room hinders no append.
+    fn change(&mut self, log: &SessionLog, nth: u32) -> Result<(), Error> {
+        if !nth.is_multiple_of(APPENDS_PER_CHANGE) {
+            return Ok(());
+        }
+        let mut dice = Dice(self.seed ^ u64::from(nth));
+        let changed = self.ledger.change(log, &mut dice, 1, &|_line| ());
+        let refused = log.stats().refused;
+        if refused.iter().all(|refused| refused.work != "merging") {
+            return changed;
+        }
+        self.met.push("changes while a merge had no room");
+        match changed {
+            Err(error) if error.is_retryable() => Ok(()),
+            changed => changed,
+        }
     }
 
     fn append(&mut self, log: &SessionLog, tag: Tag) -> Result<(), Error> {
@@ -210,6 +238,7 @@ impl Filling<'_> {
             }
             thread::park_timeout(Duration::from_millis(10));
         }
+        self.change(log, 0).expect("there is room");
         self.ledger.check(log);
     }
 
@@ -256,6 +285,7 @@ impl Filling<'_> {
             },
         )
         .expect("there is room");
+        self.change(&log, 0).expect("there is room");
         self.ledger.check(&log);
         log.close().expect("close");
     }

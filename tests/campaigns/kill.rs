@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::process::{End, Role, Writing, first_life, open, works};
+use super::process::{Changing, End, Role, Writing, first_life, open, small_files, works};
 use super::support::ledger::Ledger;
 use super::support::report::{Dice, Report, Runs, seed};
 
@@ -21,6 +21,10 @@ const KILLS: Runs = Runs {
 /// The kills after which a new log is created, so that young ones are killed too.
 const KILLS_PER_LOG: u32 = 50;
 const LIVES: u32 = 6;
+/// The changes of sessions in each life.
+const CHANGES: u64 = 12;
+/// The extension of the folder that the log is backed up into.
+const BACKUP: &str = "backup";
 /// How long a process may take to open the log.
 const OPEN_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -35,6 +39,8 @@ pub(crate) fn campaign() {
         report.figure("segments") > 0,
         "nothing was sealed, so no kill met it"
     );
+    report.expect_some(KILLS.quick, &["delete", "trim", "redact", "fork", "merged"]);
+    report.expect_some(KILLS.full, &["erased", "backups"]);
     report.end();
 }
 
@@ -42,6 +48,7 @@ pub(crate) fn campaign() {
 /// check would find again.
 fn grow_and_kill(seed: u64, report: &mut Report) {
     let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = &folder.path().join("log");
     let mut dice = Dice(seed);
     let mut ledger = Ledger::new(works(seed));
     let mut segments = 0;
@@ -50,15 +57,14 @@ fn grow_and_kill(seed: u64, report: &mut Report) {
         let is_last = process == KILLS_PER_LOG;
         let checked = report.run(what, || {
             let kill = Kill {
-                folder: folder.path(),
+                folder,
                 seed,
                 process,
             };
             kill.carry_out(&mut dice, &mut ledger);
             // A process that opens what the previous one left meets the crash itself, and may be
             // killed while it recovers.
-            (is_last || !dice.one_in(3))
-                .then(|| check(folder.path(), process, &mut dice, &mut ledger))
+            (is_last || !dice.one_in(3)).then(|| check(folder, process, &mut dice, &mut ledger))
         });
         match checked {
             None => return,
@@ -68,11 +74,17 @@ fn grow_and_kill(seed: u64, report: &mut Report) {
             break;
         }
     }
+    for (what, many) in ledger.changes().figures() {
+        report.count(what, many);
+    }
     report.count("segments", segments);
     report.count("appends acknowledged", ledger.due() as u64);
 }
 
 fn check(folder: &Path, process: u32, dice: &mut Dice, ledger: &mut Ledger) -> u64 {
+    if ledger.has_backup() {
+        ledger.check_backup(small_files().open_read_only(folder.with_extension(BACKUP)));
+    }
     let log = open(folder, first_life(process));
     if process == KILLS_PER_LOG || dice.one_in(15) {
         ledger.forget_what_was_checked();
@@ -100,7 +112,7 @@ impl Kill<'_> {
         let longest = if dice.one_in(5) { 500_000 } else { 60_000 };
         let delay = Duration::from_micros(1_000 + dice.below(longest));
         let counts_opening = dice.one_in(3);
-        let mut child = self.start();
+        let mut child = self.start(ledger);
         let lines = lines_of(&mut child);
         let mut deadline = Instant::now() + if counts_opening { delay } else { OPEN_DEADLINE };
         loop {
@@ -129,7 +141,12 @@ impl Kill<'_> {
         }
     }
 
-    fn start(&self) -> Child {
+    fn start(&self, ledger: &Ledger) -> Child {
+        let known = self.folder.with_extension("changes");
+        ledger
+            .changes()
+            .write_to(&known)
+            .expect("write the changes");
         let writing = Writing {
             folder: self.folder.to_path_buf(),
             seed: self.seed,
@@ -137,6 +154,11 @@ impl Kill<'_> {
             lives: LIVES,
             tell: None,
             end: End::Wait,
+            changing: Changing {
+                changes: CHANGES,
+                known: Some(known),
+                backup: Some(self.folder.with_extension(BACKUP)),
+            },
         };
         Role::Write(writing)
             .command()

@@ -184,6 +184,29 @@ const MUTANTS: &[Mutant] = &[
             "            .rev()\n            .filter_map(",
             "            .filter_map(",
         )],
+        test: POWER_CUTS,
+        target: UNIT,
+    },
+    Mutant {
+        name: "the inputs of a merge are removed before the manifest is durable",
+        edits: &[(
+            "src/maintain/merge.rs",
+            "        let numbers: Vec<u64> = inputs.iter()",
+            "        for input in inputs {\n\
+             let _early = segments.disk.remove(input.path());\n}\n\
+             let numbers: Vec<u64> = inputs.iter()",
+        )],
+        test: POWER_CUTS,
+        target: UNIT,
+    },
+    Mutant {
+        name: "a redaction is applied to events and not to messages",
+        edits: &[(
+            "src/read/store.rs",
+            "if owner.redacted().binary_search(&id).is_ok() {",
+            "if owner.redacted().binary_search(&id).is_ok()\n\
+             && std::any::type_name::<T>().ends_with(\"Event\") {",
+        )],
         test: LIFECYCLE,
         target: INTEGRATION,
     },

@@ -19,6 +19,7 @@ use sessionlog::{
 use super::displaced::Staying;
 use super::openers::THREADS;
 use super::soak::Soaking;
+use super::support::changes::{Changer, Changes};
 use super::support::ledger::{LARGE_BATCHES, Ledger, Tag, Works, acknowledged, tried};
 use super::support::report::Dice;
 
@@ -27,6 +28,8 @@ const WRITERS: u32 = 3;
 /// A limit, so that a child that is never killed does not fill the disk.
 const APPENDS: u64 = 40;
 const LIVES_PER_PROCESS: u32 = 8;
+/// The changes of a process that opens a log and checks it.
+const LAST_CHANGES: u64 = 2;
 
 const HOUR_MS: u64 = 3_600_000;
 const CLOCK_START_MS: u64 = 1_750_000_000_000;
@@ -67,6 +70,18 @@ pub(crate) struct Writing {
     /// The file that it reports to, instead of its standard output.
     pub tell: Option<PathBuf>,
     pub end: End,
+    pub changing: Changing,
+}
+
+/// How a process changes sessions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Changing {
+    /// The changes in each life.
+    pub changes: u64,
+    /// The file with the changes of earlier processes, if there were any.
+    pub known: Option<PathBuf>,
+    /// The folder that it backs the log up into now and then.
+    pub backup: Option<PathBuf>,
 }
 
 /// What the process does when it is done.
@@ -99,9 +114,11 @@ pub(crate) fn open(folder: &Path, life: u32) -> SessionLog {
     opened.unwrap_or_else(|error| panic!("the log does not open in life {life}: {error:?}"))
 }
 
-/// Returns options whose journal files stay at their smallest.
+/// Returns options whose journal files stay at their smallest, and whose segments are merged soon.
 pub(crate) fn small_files() -> Options {
-    Options::new().journal_file_bytes_max(4 * 1024 * 1024)
+    Options::new()
+        .journal_file_bytes_max(4 * 1024 * 1024)
+        .merge_fanout(2)
 }
 
 impl Role {
@@ -150,6 +167,7 @@ impl Role {
 impl Writing {
     fn write(&self) {
         let teller = Teller::new(self.tell.as_deref());
+        let mut changer = self.changing.begin();
         for life in self.life..self.life + self.lives {
             let mut dice = Dice(self.seed ^ u64::from(life) << 20);
             if dice.one_in(3) {
@@ -157,6 +175,7 @@ impl Writing {
                 let _was_there = std::fs::remove_dir_all(self.folder.join("index"));
             }
             let log = open(&self.folder, life);
+            changer.look(&log, &teller);
             teller.say("open");
             let appends = u32::try_from(10 + dice.below(APPENDS)).expect("they are few");
             thread::scope(|scope| {
@@ -164,6 +183,9 @@ impl Writing {
                     let (log, teller) = (log.clone(), teller.clone());
                     scope.spawn(move || self.append(&log, &teller, life, writer, appends));
                 }
+                changer
+                    .change(&log, &teller, &mut dice)
+                    .unwrap_or_else(|error| panic!("a change failed: {error:?}"));
             });
             if dice.one_in(3) {
                 // A log seals when it is idle.
@@ -196,6 +218,58 @@ impl Writing {
     }
 }
 
+impl Changing {
+    pub(crate) fn begin(&self) -> KnownChanges {
+        let known = self.known.as_deref();
+        let changes = known.map_or_else(Changes::default, |file| {
+            Changes::read_from(file).expect("the changes")
+        });
+        KnownChanges {
+            changing: self.clone(),
+            changes,
+        }
+    }
+}
+
+/// The changes that a process knows of.
+pub(crate) struct KnownChanges {
+    changing: Changing,
+    changes: Changes,
+}
+
+impl KnownChanges {
+    /// Checks the sessions of a log that was opened.
+    pub(crate) fn look(&mut self, log: &SessionLog, teller: &Teller) {
+        self.changes.check(log);
+        if let Some(line) = self.changes.shown() {
+            self.changes.note(&line.split(' ').collect::<Vec<_>>());
+            teller.say(&line);
+        }
+    }
+
+    pub(crate) fn change(
+        &mut self,
+        log: &SessionLog,
+        teller: &Teller,
+        dice: &mut Dice,
+    ) -> Result<(), Error> {
+        let folder = self.changing.backup.as_deref();
+        let back_up = |log: &SessionLog| match folder {
+            Some(folder) => log.backup(folder).map(drop),
+            None => Ok(()),
+        };
+        let say = |line: String| teller.say(&line);
+        let mut changer = Changer {
+            changes: std::mem::take(&mut self.changes),
+            say: &say,
+            backup: folder.map(|_| &back_up as _),
+        };
+        let done = changer.change(log, dice, self.changing.changes);
+        self.changes = changer.changes;
+        done
+    }
+}
+
 /// A process whose system calls fail.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Enduring {
@@ -205,6 +279,7 @@ pub(crate) struct Enduring {
     pub appends: u32,
     /// Whether calls that read may fail too.
     pub reads: Reads,
+    pub changing: Changing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +307,7 @@ impl Enduring {
                 let (log, teller, poisoned) = (&log, &teller, &poisoned);
                 scope.spawn(move || self.append(log, teller, writer, poisoned));
             }
+            self.change(&log, &teller);
         });
         // A log seals when it is idle.
         thread::park_timeout(Duration::from_millis(150));
@@ -260,6 +336,16 @@ impl Enduring {
         );
     }
 
+    /// Changes sessions until a call fails.
+    fn change(&self, log: &SessionLog, teller: &Teller) {
+        let mut changer = self.changing.begin();
+        match changer.change(log, teller, &mut Dice(self.seed)) {
+            Ok(()) => {}
+            Err(error) if is_of_the_disk(&error) => teller.say(&format!("refused: {error:?}")),
+            Err(error) => panic!("a change failed: {error:?}"),
+        }
+    }
+
     fn append(&self, log: &SessionLog, teller: &Teller, writer: u32, poisoned: &AtomicBool) {
         for nth in 0..self.appends {
             let tag = Tag {
@@ -281,16 +367,25 @@ impl Enduring {
                     poisoned.store(true, Ordering::SeqCst);
                     teller.say(&format!("poisoned: {error:?}"));
                 }
-                Err(error)
-                    if error.is_retryable()
-                        || matches!(error, Error::Refused { .. } | Error::LookupFailed { .. }) =>
-                {
+                Err(error) if is_of_the_disk(&error) => {
                     teller.say(&format!("refused: {error:?}"));
                 }
                 Err(error) => panic!("an append failed: {error:?}"),
             }
         }
     }
+}
+
+/// Whether a call may fail so where calls to the disk fail.
+fn is_of_the_disk(error: &Error) -> bool {
+    error.is_retryable()
+        || matches!(
+            error,
+            Error::Io { .. }
+                | Error::Poisoned { .. }
+                | Error::Refused { .. }
+                | Error::LookupFailed { .. }
+        )
 }
 
 /// Prints a line in one write call, so that a line is there wholly or not at all.
@@ -352,6 +447,10 @@ fn check(folder: &Path, mut ledger: Ledger, works: Works, life: u32) {
                 .unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
             say(acknowledged(tag, &work, &ack));
         }
+        let mut dice = Dice(u64::from(life));
+        ledger
+            .change(&log, &mut dice, LAST_CHANGES, &|line| teller.say(line))
+            .unwrap_or_else(|error| panic!("a change failed: {error:?}"));
         ledger.check(&log);
         if life.is_multiple_of(2) {
             log.close()

@@ -13,7 +13,8 @@ use sessionlog::{
     Batch, MessageStatus, NewEvent, PageRequest, SessionId, SessionLog, SessionQuery, StreamItem,
 };
 
-use super::process::{Role, Teller, first_life, open};
+use super::process::{Changing, Role, Teller, first_life, open};
+use super::support::changes::Changes;
 use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
 use super::support::report::{Dice, Report, Runs, is_full, seed, tell};
 
@@ -39,6 +40,7 @@ pub(crate) struct Soaking {
     folder: PathBuf,
     seed: u64,
     life: u32,
+    changing: Changing,
 }
 
 /// The resources that a process uses.
@@ -53,17 +55,28 @@ pub(crate) fn campaign() {
     let round = Duration::from_secs(if is_full() { 60 } else { 4 });
     let mut report = Report::new("soak", seed, ROUNDS.planned());
     let folder = tempfile::tempdir().expect("a folder");
+    let changes = tempfile::tempdir().expect("a folder");
+    let known = changes.path().join("changes");
     let mut ledger = Ledger::new(works(seed));
     for nth in 1..=ROUNDS.planned() {
         let life = first_life(u32::try_from(nth).expect("few"));
         let passed = report.run(
             || format!("round {nth}"),
             || {
+                ledger
+                    .changes()
+                    .write_to(&known)
+                    .expect("write the changes");
                 let usage = live(
                     &Soaking {
                         folder: folder.path().to_path_buf(),
                         seed,
                         life,
+                        changing: Changing {
+                            changes: 1,
+                            known: Some(known.clone()),
+                            backup: None,
+                        },
                     },
                     round,
                     &mut ledger,
@@ -81,6 +94,13 @@ pub(crate) fn campaign() {
             break;
         }
     }
+    for (what, many) in ledger.changes().figures() {
+        report.count(what, many);
+    }
+    report.expect_some(
+        ROUNDS.full,
+        &["delete", "trim", "redact", "fork", "merged", "erased"],
+    );
     report.count("appends acknowledged", ledger.due() as u64);
     report.end();
 }
@@ -194,6 +214,7 @@ impl Soaking {
                 scope.spawn(move || self.append(log, teller, writer));
             }
             scope.spawn(|| self.take_turns(&log));
+            scope.spawn(|| self.change(&log, &teller));
             scope.spawn(|| list(&log, Dice(self.seed)));
             scope.spawn(|| follow(&log));
         });
@@ -213,6 +234,19 @@ impl Soaking {
                 .unwrap_or_else(|error| panic!("{tag:?} failed: {error:?}"));
             teller.say(&acknowledged(tag, &work, &ack));
             thread::park_timeout(PAUSE);
+        }
+    }
+
+    /// Changes sessions in every way.
+    fn change(&self, log: &SessionLog, teller: &Teller) {
+        let mut changes = self.changing.begin();
+        changes.look(log, teller);
+        let mut dice = Dice(self.seed ^ u64::from(self.life));
+        loop {
+            changes
+                .change(log, teller, &mut dice)
+                .unwrap_or_else(|error| panic!("a change failed: {error:?}"));
+            thread::park_timeout(PAUSE * 20);
         }
     }
 
@@ -249,6 +283,9 @@ fn list(log: &SessionLog, mut dice: Dice) {
             .items
         {
             let session = session.id;
+            if Changes::are_of(&session) {
+                continue;
+            }
             let tail = log.head(&session).expect("a session has a head").last;
             let page = log
                 .list(

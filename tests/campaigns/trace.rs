@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use super::process::{End, Role, Writing, works};
+use super::process::{Changing, End, Role, Writing, works};
 use super::support::crash_image::{Durability, Image, Left, NamesLeft, Step};
 use super::support::ledger::Ledger;
 use super::support::report::{Dice, Report, Runs, seed};
@@ -33,6 +33,8 @@ const SLED_APPENDS: u32 = 300;
 const IMAGES_PER_TRACE: u64 = 100;
 const CUTS_PER_RECOVERY: u64 = 10;
 const LIVES: u32 = 5;
+/// The changes of sessions in each life.
+const CHANGES: u64 = 5;
 /// The life, or the first of the lives, of a process that opens an image and appends to it.
 const LAST_LIFE: u32 = 1_000;
 
@@ -196,6 +198,11 @@ impl Trace {
             lives: LIVES,
             tell: None,
             end: End::Exit,
+            changing: Changing {
+                changes: CHANGES,
+                known: None,
+                backup: None,
+            },
         };
         let steps = traced(
             &Role::Write(writing),

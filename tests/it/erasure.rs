@@ -1,18 +1,32 @@
 //! What was removed leaves every file of the log, and nothing else does.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
-use std::{fs, io};
+use std::{fs, io, thread};
+
+use tempfile::TempDir;
 
 use sessionlog::{Batch, Compression, Delete, Fork, NewEvent, Options, SessionId, SessionLog};
 
+use crate::report::{Dice, is_full, seed, tell};
 use crate::support::{
     append_notes, eventually, folder, open, paths_below, read_all, session, small_files,
 };
 
 /// The sessions of a test, each with words that occur nowhere else.
 const SESSIONS: usize = 60;
+
+/// Returns those of the test in which several threads append and remove.
+fn many_sessions() -> usize {
+    if is_full() { 1_000 } else { 200 }
+}
+
+const THREADS: usize = 4;
+/// The sessions that a thread appends to in turn.
+const AT_ONCE: usize = 25;
+
 const EVENTS: usize = 12;
 
 fn word(session: usize, event: usize) -> String {
@@ -104,7 +118,7 @@ fn fill(log: &SessionLog) {
 }
 
 /// Returns the files below a folder that hold some of these words.
-fn holding(folder: &Path, words: &[String]) -> Vec<String> {
+fn holding(folder: &Path, words: &BTreeSet<String>) -> Vec<String> {
     let mut found = Vec::new();
     for path in paths_below(folder).iter().filter(|path| path.is_file()) {
         let bytes = match fs::read(path) {
@@ -131,21 +145,24 @@ fn memmem<'a>(bytes: &'a [u8], pattern: &'a [u8]) -> impl Iterator<Item = usize>
         .filter_map(move |(at, window)| (window == pattern).then_some(at))
 }
 
-fn removed_words() -> Vec<String> {
-    let all = (0..SESSIONS).flat_map(|nth| (0..EVENTS).map(move |event| (nth, event)));
+fn removed_words(sessions: usize) -> BTreeSet<String> {
+    let all = (0..sessions).flat_map(|nth| (0..EVENTS).map(move |event| (nth, event)));
     all.filter(|(nth, event)| !Fate::of(*nth).keeps(*event))
         .map(|(nth, event)| word(nth, event))
         .collect()
 }
 
-fn check_kept(log: &SessionLog) {
-    for nth in 0..SESSIONS {
+fn check_kept(log: &SessionLog, sessions: usize) {
+    for nth in 0..sessions {
         let fate = Fate::of(nth);
         if fate == Fate::Deleted {
             log.head(&name(nth)).unwrap_err();
             continue;
         }
-        for event in read_all(log, &name(nth)) {
+        let events = read_all(log, &name(nth));
+        let expected = (0..EVENTS).filter(|at| fate == Fate::Redacted || fate.keeps(*at));
+        assert_eq!(events.len(), expected.count(), "session {nth}");
+        for event in events {
             let at = usize::try_from(event.seq).unwrap() - 1;
             let text = String::from_utf8(event.data.to_vec()).unwrap();
             assert_eq!(event.redacted, !fate.keeps(at));
@@ -172,17 +189,45 @@ fn check(options: impl Fn() -> Options, erase: impl Fn(&SessionLog)) {
     for nth in (0..SESSIONS).filter(|nth| nth % 4 != 1) {
         Fate::of(nth).befall(&log, nth);
     }
-    check_kept(&log);
+    check_kept(&log, SESSIONS);
     erase(&log);
-    let found = holding(dir.path(), &removed_words());
+    check_erased(&dir, &log, SESSIONS);
+}
+
+/// Checks that what was removed is in no byte of the folder, and that all else can be read.
+fn check_erased(dir: &TempDir, log: &SessionLog, sessions: usize) {
+    let removed = removed_words(sessions);
+    let found = holding(dir.path(), &removed);
     assert!(found.is_empty(), "{found:#?}");
     assert_eq!(log.erasure().unwrap().due, None);
-    check_kept(&log);
+    check_kept(log, sessions);
     log.close().unwrap();
-    let log = open(&dir);
-    check_kept(&log);
-    drop(log);
-    assert!(holding(dir.path(), &removed_words()).is_empty());
+    check_kept(&open(dir), sessions);
+    assert!(holding(dir.path(), &removed).is_empty());
+}
+
+/// Appends to sessions of its own in turn, and removes from them at any moment after that.
+fn append_and_remove(log: &SessionLog, thread: usize, mut dice: Dice) {
+    let own: Vec<usize> = (thread..many_sessions()).step_by(THREADS).collect();
+    let mut appended = Vec::new();
+    for some in own.chunks(AT_ONCE) {
+        for pair in 0..EVENTS / 2 {
+            for nth in some {
+                append_words(log, *nth, 2 * pair..2 * pair + 2);
+                if dice.one_in(5) && !appended.is_empty() {
+                    let nth: usize = appended.swap_remove(dice.index(appended.len()));
+                    Fate::of(nth).befall(log, nth);
+                }
+            }
+        }
+        appended.extend(some);
+        if dice.one_in(3) {
+            fill(log);
+        }
+    }
+    for nth in appended {
+        Fate::of(nth).befall(log, nth);
+    }
 }
 
 fn compact(log: &SessionLog) {
@@ -197,6 +242,31 @@ fn no_removed_word_is_in_any_byte_of_the_folder_after_compaction() {
 #[test]
 fn nor_without_compression() {
     check(|| small_files().compression(Compression::None), compact);
+}
+
+/// Half of the sessions lose something, at random moments. At full length there are a thousand.
+#[test]
+fn no_removed_word_of_many_sessions_is_left_while_others_append() {
+    let seed = seed();
+    tell(&format!("removed words: SESSION_LOG_SEED={seed}\n"));
+    let mut dice = Dice(seed);
+    let dir = folder();
+    // Compressed blocks could hide a word.
+    let options = small_files().compression(Compression::None).merge_fanout(4);
+    let log = options.open(dir.path()).unwrap();
+    thread::scope(|scope| {
+        for nth in 0..THREADS {
+            let (log, dice) = (&log, Dice(dice.roll()));
+            scope.spawn(move || append_and_remove(log, nth, dice));
+        }
+        // Erases while the others append and remove.
+        compact(&log);
+    });
+    let removed = removed_words(many_sessions());
+    let stored = holding(dir.path(), &removed);
+    assert!(!stored.is_empty(), "the search finds nothing");
+    compact(&log);
+    check_erased(&dir, &log, many_sessions());
 }
 
 #[test]
@@ -217,7 +287,7 @@ fn what_a_fork_shares_is_erased_with_the_last_that_keeps_it() {
     fill(&log);
     log.delete(&parent, Delete::new()).unwrap();
     compact(&log);
-    let words = |events: std::ops::Range<usize>| events.map(|at| word(0, at)).collect::<Vec<_>>();
+    let words = |events: std::ops::Range<usize>| events.map(|at| word(0, at)).collect();
     let found = holding(dir.path(), &words(4..EVENTS));
     assert!(found.is_empty(), "{found:?}");
     assert_eq!(read_all(&log, &child).len(), 4);

@@ -28,6 +28,9 @@ mod options;
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 mod place;
 mod reopen;
+#[allow(dead_code, reason = "campaigns use the rest")]
+#[path = "../support/report.rs"]
+mod report;
 mod retention;
 mod sessions;
 mod stats;

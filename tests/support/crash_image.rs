@@ -93,6 +93,11 @@ pub(crate) enum Call {
         file: usize,
         kind: String,
     },
+    /// Gives a file another name.
+    Link {
+        file: usize,
+        path: PathBuf,
+    },
     Rename {
         from: PathBuf,
         to: PathBuf,
@@ -216,6 +221,18 @@ pub(crate) struct Image {
 }
 
 impl Image {
+    /// Returns what is in a folder of it.
+    pub(crate) fn below(&self, folder: &Path) -> Self {
+        let inner = |(path, node): (&PathBuf, &Node)| {
+            let path = path.strip_prefix(folder).ok()?;
+            (!path.as_os_str().is_empty()).then(|| (path.to_path_buf(), *node))
+        };
+        Self {
+            names: self.names.iter().filter_map(inner).collect(),
+            files: self.files.clone(),
+        }
+    }
+
     /// Writes the image to a folder, which is empty or missing.
     pub(crate) fn write_to(&self, folder: &Path) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
@@ -233,7 +250,9 @@ impl Image {
 pub(crate) fn change_names(names: &mut Names, call: &Call) {
     match call {
         Call::MakeDir(path) => drop(names.insert(path.clone(), Node::Dir)),
-        Call::Create { file, path } => drop(names.insert(path.clone(), Node::File(*file))),
+        Call::Create { file, path } | Call::Link { file, path } => {
+            names.insert(path.clone(), Node::File(*file));
+        }
         Call::Rename { from, to } => {
             let moved: Vec<PathBuf> = names
                 .keys()
@@ -502,6 +521,7 @@ impl Durability {
                 let touched = match &name.call {
                     Call::MakeDir(path)
                     | Call::Create { path, .. }
+                    | Call::Link { path, .. }
                     | Call::Remove(path)
                     | Call::RemoveTree(path) => within(path),
                     Call::Rename { to, .. } => within(to),

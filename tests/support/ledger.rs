@@ -1,15 +1,20 @@
 //! Checks a log against itself and against what was acknowledged.
 //!
 //! Every event records in its data which append it belongs to, and its bytes follow from that.
-//! Nothing else has to be known to check a log. Uses the log's public API alone.
+//! Nothing else has to be known to check what was appended. [Changes] of other sessions are known
+//! in their order. Uses the log's public API alone.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use sessionlog::{Ack, Batch, Error, Event, EventId, NewEvent, PageRequest, SessionId, SessionLog};
+use sessionlog::{
+    Ack, Batch, Error, Event, EventId, NewEvent, PageRequest, SessionId, SessionLog, StreamItem,
+};
 
+use super::changes::{Changer, Changes, Fed};
 use super::report::Dice;
 
 const SESSIONS: u64 = 7;
@@ -194,6 +199,11 @@ pub(crate) struct Ledger {
     /// Acknowledged or shown to a reader: must be there from then on.
     due: BTreeMap<Tag, Place>,
     found: BTreeMap<Tag, Place>,
+    changes: Changes,
+    /// The ledger as it was when the last backup began.
+    backup: Option<Arc<Self>>,
+    /// The same for backups after that, which may be in the folder of the backup or not.
+    backups_tried: Vec<Arc<Self>>,
     /// The works that were checked, shared by all clones of this ledger.
     known: Arc<parking_lot::Mutex<BTreeMap<Tag, Arc<Work>>>>,
     /// The last seq that was checked of each session.
@@ -213,6 +223,9 @@ impl Ledger {
             open: BTreeSet::new(),
             due: BTreeMap::new(),
             found: BTreeMap::new(),
+            changes: Changes::default(),
+            backup: None,
+            backups_tried: Vec::new(),
             known: Arc::default(),
             checked: BTreeMap::new(),
             fed: None,
@@ -237,6 +250,22 @@ impl Ledger {
                 );
                 self.due.insert(tag, Place::told(first, last, id));
             }
+            ["backup"] => {
+                let (backup, backups_tried) = (None, Vec::new());
+                let now = Self {
+                    backup,
+                    backups_tried,
+                    ..self.clone()
+                };
+                self.backups_tried.push(Arc::new(now));
+            }
+            ["backed"] => {
+                self.backup = self.backups_tried.pop();
+                self.backups_tried.clear();
+            }
+            ["change" | "changed" | "did" | "merges", ..] | ["shown", "change", ..] => {
+                self.changes.note(&words);
+            }
             ["shown", ref tag @ .., first, last, id] => {
                 let (tag, place) = (Tag::told(tag), Place::told(first, last, id));
                 self.open.remove(&tag);
@@ -254,6 +283,10 @@ impl Ledger {
         self.due.len()
     }
 
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
     /// Returns the bytes of data in all events found.
     pub(crate) fn payload_bytes(&self) -> u64 {
         self.payload_bytes
@@ -264,7 +297,8 @@ impl Ledger {
         let line = |(tag, place): (&Tag, &Place)| {
             format!("shown {tag} {} {} {}", place.first, place.last, place.id)
         };
-        self.found.iter().map(line).collect()
+        let appends = self.found.iter().map(line);
+        appends.chain(self.changes.shown()).collect()
     }
 
     /// Requires everything found so far from now on, since a reader has seen it.
@@ -278,7 +312,8 @@ impl Ledger {
             format!("shown {tag} {} {} {}\n", place.first, place.last, place.id)
         });
         let open = self.open.iter().map(|tag| format!("{}\n", tried(*tag)));
-        std::fs::write(file, due.chain(open).collect::<String>())
+        let changes = self.changes.lines().map(|line| line + "\n");
+        std::fs::write(file, due.chain(open).chain(changes).collect::<String>())
     }
 
     /// Reads what [`write_to`](Self::write_to) wrote.
@@ -292,23 +327,24 @@ impl Ledger {
 
     pub(crate) fn forget_what_was_checked(&mut self) {
         let (works, known) = (self.works, Arc::clone(&self.known));
-        let (open, due) = (
-            std::mem::take(&mut self.open),
-            std::mem::take(&mut self.due),
-        );
+        let before = std::mem::replace(self, Self::new(works));
         *self = Self {
-            open,
-            due,
+            open: before.open,
+            due: before.due,
+            changes: before.changes,
+            backup: before.backup,
+            backups_tried: before.backups_tried,
             known,
             ..Self::new(works)
         };
     }
 
-    /// Checks every batch that the log holds and that was not checked before.
+    /// Checks every batch that the log holds and that was not checked before, and all changes.
     ///
     /// Each is whole, in order, was tried by a writer, and is where its ack said. Everything that
-    /// must be there is there.
+    /// must be there is there. Everything that was removed is gone.
     pub(crate) fn check(&mut self, log: &SessionLog) {
+        self.changes.check(log);
         for session in (0..SESSIONS).map(session_name) {
             self.check_session(log, &session);
         }
@@ -396,9 +432,16 @@ impl Ledger {
             Some(seen) => log.feed_after(seen),
             None => log.feed(),
         };
-        let feed = feed.expect("the feed").until_tail();
-        for event in feed.events() {
-            let event = event.expect("an event of the feed");
+        let is_whole = self.fed.is_none();
+        let mut changed = Fed::default();
+        for item in feed.expect("the feed").until_tail() {
+            let item = item.expect("an item of the feed");
+            if is_whole {
+                changed.note(&item);
+            }
+            let StreamItem::Event(event) = item else {
+                continue;
+            };
             if !event.session_id.as_str().starts_with(SESSION) {
                 continue;
             }
@@ -415,6 +458,76 @@ impl Ledger {
             self.events_fed, self.events,
             "the feed and the sessions hold the same number of events"
         );
+        if is_whole {
+            self.changes.check_fed(&changed);
+        }
+    }
+
+    /// Changes sessions, after a look at what became of the last change. `tell` is told each line.
+    ///
+    /// # Errors
+    ///
+    /// That of the first call that failed.
+    pub(crate) fn change(
+        &mut self,
+        log: &SessionLog,
+        dice: &mut Dice,
+        count: u64,
+        tell: &dyn Fn(&str),
+    ) -> Result<(), Error> {
+        self.changes.check(log);
+        if let Some(line) = self.changes.shown() {
+            self.note(&line);
+            tell(&line);
+        }
+        let known = self.changes.clone();
+        let ledger = RefCell::new(self);
+        let say = |line: String| {
+            ledger.borrow_mut().note(&line);
+            tell(&line);
+        };
+        let mut changer = Changer {
+            changes: known,
+            say: &say,
+            backup: None,
+        };
+        changer.change(log, dice, count)
+    }
+
+    /// Whether a backup was made or begun.
+    pub(crate) fn has_backup(&self) -> bool {
+        self.backup.is_some() || !self.backups_tried.is_empty()
+    }
+
+    fn what_is_due_is_in(&self, log: &SessionLog) -> bool {
+        self.due.values().all(|place| log.event(place.id).is_ok())
+    }
+
+    /// Checks a backup that was opened or refused.
+    ///
+    /// It is the last one that was made, or one that was begun after that. It holds all that was
+    /// acknowledged before it began. It is refused only if another was begun.
+    pub(crate) fn check_backup(&self, opened: Result<SessionLog, Error>) {
+        let log = match opened {
+            Ok(log) => log,
+            Err(error) => {
+                let is_begun = !self.backups_tried.is_empty();
+                assert!(is_begun, "the backup does not open: {error:?}");
+                return;
+            }
+        };
+        let mut made = self.backups_tried.iter().chain(&self.backup);
+        let is_it =
+            |ledger: &&Arc<Self>| ledger.changes.are_in(&log) && ledger.what_is_due_is_in(&log);
+        let Some(as_of) = made.find(is_it) else {
+            panic!("the backup is none of those that were made or begun");
+        };
+        let mut ledger = Self::clone(as_of);
+        ledger.forget_what_was_checked();
+        let tried = self.open.iter().chain(self.due.keys());
+        let later = tried.filter(|tag| !ledger.due.contains_key(tag)).copied();
+        ledger.open = later.collect();
+        ledger.check(&log);
     }
 
     /// Retries the keyed batches that were not acknowledged: each lands exactly once, also when

@@ -170,6 +170,14 @@ impl Report {
         self.figures.get(figure).copied().unwrap_or_default()
     }
 
+    /// Fails if none of one of these was met, unless there were fewer runs.
+    pub(crate) fn expect_some(&self, runs: u64, figures: &[&str]) {
+        for expected in figures {
+            let is_met = self.figure(expected) > 0;
+            assert!(is_met || self.runs < runs, "no {expected}");
+        }
+    }
+
     /// Prints the report and returns the number of violations.
     pub(crate) fn told(&self) -> usize {
         let (runs, violations, seconds) = (self.runs, self.violations.len(), self.took().as_secs());
