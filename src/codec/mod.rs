@@ -429,6 +429,7 @@ mod op;
 mod record;
 mod reduce;
 mod state;
+mod stored_state;
 mod value;
 
 use std::path::Path;

@@ -449,8 +449,8 @@ impl SessionLog {
     ///
     /// The journal is sealed first. Segments are linked where the file system can, and copied
     /// otherwise. Into the folder of an earlier backup only what is new comes. The copy opens as a
-    /// log. A crash meanwhile leaves this log as it is, and in the folder the earlier backup, or
-    /// one that does not open.
+    /// log. A crash meanwhile leaves this log as it is, and in the folder the earlier backup, one
+    /// that does not open, or none.
     ///
     /// What was removed here after a backup is in the backup until it is made again.
     ///

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{ByteReader, Decoded, Fault, Salt};
 use crate::model::Result;
-use crate::segment::table::Sink;
+use crate::segment::sink::Sink;
 
 /// With 16 bits and 6 probes per item, about one answer in 2,000 is a false "maybe".
 const BITS_PER_ITEM: u64 = 16;

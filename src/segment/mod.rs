@@ -12,6 +12,7 @@ mod open;
 mod parts;
 mod search;
 mod set;
+mod sink;
 mod spool;
 mod table;
 mod whole;

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use crate::codec::ByteReader;
 use crate::disk::{Disk, DiskFile, Mode};
 use crate::model::{Error, Result};
-use crate::segment::table::Sink;
-use crate::segment::write::BlockSink;
+use crate::segment::sink::{BlockSink, Sink};
+use crate::segment::table::Pair;
 
 /// The memory for the entries of all tables, in bytes. Little in tests, so that power is cut while
 /// the file is used.
@@ -21,9 +21,6 @@ const MEMORY_BYTES_MAX: usize = if cfg!(test) { 4_096 } else { 16 * 1024 * 1024 
 
 /// The size of one read of a part, in bytes.
 const READ_BYTES: usize = 64 * 1024;
-
-/// A key and its value.
-pub(super) type Pair = (Vec<u8>, Vec<u8>);
 
 /// The tables of a segment.
 #[derive(Debug, Clone, Copy)]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{ByteReader, Decoded, Fault, PAGE_HEADER_BYTES, Salt, put_prefixed, put_varint};
 use crate::model::Result;
-use crate::segment::spool::Pair;
+use crate::segment::sink::Sink;
 
 const PAGE_BYTES: usize = 4096;
 
@@ -26,11 +26,8 @@ pub(crate) struct PageAddress {
     pub bytes: u32,
 }
 
-/// A sink for the bytes of parts, which knows the offset of the next one in the file.
-pub(crate) trait Sink {
-    fn offset(&self) -> u64;
-    fn put(&mut self, bytes: &[u8]) -> Result<()>;
-}
+/// A key and its value.
+pub(super) type Pair = (Vec<u8>, Vec<u8>);
 
 /// Writes a table from entries in strictly ascending order of their keys.
 pub(crate) fn write_table<S: Sink>(
@@ -475,7 +472,8 @@ pub(super) mod tests {
             probes in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 50),
         ) {
             let mut file = InMemory::default();
-            let root = write_table(&mut file, Salt::NONE, entries.clone().into_iter().map(Ok)).unwrap();
+            let sorted = entries.clone().into_iter().map(Ok);
+            let root = write_table(&mut file, Salt::NONE, sorted).unwrap();
             for probe in probes.iter().chain(entries.keys()) {
                 let floor = root
                     .floor(&file, probe)

@@ -14,11 +14,12 @@ use crate::codec::{
     BlockCompressor, BlockHeader, Coding, FORMAT_VERSION, Record, Salt, SegmentHeader,
     SessionState, StoreId, TRAILER, encode_value, put_varint,
 };
-use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode, write_whole};
+use crate::disk::{BLOCK, Disk, DiskFile, Mode, write_whole};
 use crate::model::{Compression, Error, EventId, Result, Seq, SessionId};
 use crate::segment::filter::FilterBuilder;
+use crate::segment::sink::{BlockSink, Sink};
 use crate::segment::spool::{Spools, Table};
-use crate::segment::table::{Sink, write_table};
+use crate::segment::table::write_table;
 use crate::segment::{
     self, Address, DirectoryRoots, FilterRoot, ItemHash, Run, RunEntry, RunTail, SegmentInfo,
     fork_key, key_hash, run_key, session_hash,
@@ -35,9 +36,6 @@ const BLOCK_OF_SESSIONS_BYTES: usize = 16 * 1024;
 
 /// The end of the name of the file for entries of tables that exceed the memory.
 const SPOOLED: &str = "tables.tmp";
-
-/// The size of one write, in bytes.
-const WRITE_BYTES: usize = 256 * 1024;
 
 /// The properties of a segment, apart from its records.
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +110,7 @@ impl<'a> SegmentWriter<'a> {
             }
             .encode(),
         )?;
-        sink.buf.pad_to_block();
+        sink.pad_to_block();
         Ok(Self {
             spec,
             sink,
@@ -186,7 +184,7 @@ impl<'a> SegmentWriter<'a> {
 
     /// Returns the number of bytes written to the file so far.
     pub(crate) fn written(&self) -> u64 {
-        self.sink.written
+        self.sink.written()
     }
 
     /// Writes the last block, the filter, the tables and the trailer.
@@ -205,7 +203,7 @@ impl<'a> SegmentWriter<'a> {
             forks: table(Table::Forks)?,
             blocks: table(Table::Blocks)?,
         };
-        self.sink.buf.pad_to_block();
+        self.sink.pad_to_block();
         let spec = self.spec;
         let info = SegmentInfo {
             number: spec.number,
@@ -473,67 +471,6 @@ impl Block {
 
 pub(crate) fn trailer_salt(store: StoreId, number: u64) -> Salt {
     Salt::new(store, *b"trlr", number)
-}
-
-/// A sink that turns parts of any length into large writes of whole blocks.
-pub(super) struct BlockSink {
-    file: Arc<dyn DiskFile>,
-    written: u64,
-    buf: BlockBuf,
-}
-
-impl Sink for BlockSink {
-    fn offset(&self) -> u64 {
-        self.written + self.buf.len() as u64
-    }
-
-    fn put(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(WRITE_BYTES - self.buf.len()));
-            self.buf.extend(now);
-            bytes = later;
-            if self.buf.len() == WRITE_BYTES {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl BlockSink {
-    pub(super) fn new(file: Arc<dyn DiskFile>) -> Self {
-        Self {
-            file,
-            written: 0,
-            buf: BlockBuf::with_capacity(WRITE_BYTES),
-        }
-    }
-
-    /// Writes everything so far. What comes next begins in a new block.
-    pub(super) fn end_part(&mut self) -> Result<()> {
-        self.buf.pad_to_block();
-        self.flush()
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.file.write_all_at(self.buf.as_slice(), self.written)?;
-        self.written += self.buf.len() as u64;
-        self.buf.clear();
-        Ok(())
-    }
-
-    /// Writes the last block and makes the file durable.
-    pub(super) fn finish(&mut self, trailer: &[u8]) -> Result<()> {
-        const {
-            assert!(
-                WRITE_BYTES.is_multiple_of(BLOCK),
-                "a full buffer is whole blocks"
-            );
-        };
-        self.buf.extend(trailer);
-        self.end_part()?;
-        self.file.sync()
-    }
 }
 
 #[cfg(test)]

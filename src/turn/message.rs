@@ -30,7 +30,7 @@ pub struct Message {
     pub seq: Seq,
     /// The state of the work on the turn.
     pub status: MessageStatus,
-    /// Whether the event that opened the turn was redacted. Then there is no content and no metadata.
+    /// Whether the event that opened the turn was redacted. Content and metadata are then empty.
     #[serde(default)]
     pub redacted: bool,
     /// The content that the user sent. Items that are not a [`ContentBlock`] are left out.

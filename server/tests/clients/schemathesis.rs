@@ -1,6 +1,6 @@
 //! Requests generated from the document by [schemathesis](https://schemathesis.io), against a
-//! server, with the key of a client and with that of a worker. Runs with `SESSION_LOG_CAMPAIGN=full` only, and installs the program with `pip` where it
-//! is missing.
+//! server, with the key of a client and with that of a worker. Runs with
+//! `SESSION_LOG_CAMPAIGN=full` only, and installs the program with `pip` where it is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
