@@ -42,7 +42,7 @@ pub(super) struct Spools<'a> {
     /// The name of the file for what exceeds the memory. It is removed in the end.
     path: PathBuf,
     spilled: Option<BlockSink>,
-    spools: [Spool; TABLES],
+    tables: [Spool; TABLES],
     memory: usize,
     memory_max: usize,
 }
@@ -69,7 +69,7 @@ impl<'a> Spools<'a> {
             disk,
             path,
             spilled: None,
-            spools: Default::default(),
+            tables: Default::default(),
             memory: 0,
             memory_max: MEMORY_BYTES_MAX,
         }
@@ -104,7 +104,7 @@ impl<'a> Spools<'a> {
     }
 
     fn spool(&mut self, table: Table) -> &mut Spool {
-        self.spools
+        self.tables
             .get_mut(table as usize)
             .expect("each table has a spool")
     }
@@ -118,7 +118,7 @@ impl<'a> Spools<'a> {
         let Some(sink) = &mut self.spilled else {
             return Ok(());
         };
-        for spool in &mut self.spools {
+        for spool in &mut self.tables {
             if spool.memory.entries.is_empty() {
                 continue;
             }
@@ -321,7 +321,11 @@ mod tests {
     fn pairs(count: u32) -> Vec<Pair> {
         let pair = |nth: u32| {
             let key = nth.wrapping_mul(0x9E37_79B1).to_be_bytes().to_vec();
-            let length = if nth % 50 == 0 { READ_BYTES + 7 } else { 20 };
+            let length = if nth.is_multiple_of(50) {
+                READ_BYTES + 7
+            } else {
+                20
+            };
             let value = vec![nth.to_le_bytes()[0]; length];
             (key, value)
         };

@@ -61,7 +61,7 @@ fn the_space_is_that_of_the_files_and_shows_what_erasing_gives_back() {
     let before = log.stats().space;
     assert_eq!(before.dead_bytes, 0);
     assert_eq!(
-        before.oldest.map(|time| time.as_millisecond()),
+        before.oldest.map(jiff::Timestamp::as_millisecond),
         Some(i64::try_from(first.timestamp_ms()).unwrap())
     );
     assert!(before.growth_bytes_a_day >= before.live_bytes, "{before:?}");
