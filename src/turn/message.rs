@@ -12,8 +12,8 @@ use crate::turn::user_message::ContentBlock;
 /// A turn as one value: the user's message, the state of the work on it, and its output.
 ///
 /// It is computed from the turn's events on each read and never stored. It serializes to its fields
-/// under their names, except that `seq` is `sequence_number`, and that `redacted` is left out when it
-/// is `false`. Times are RFC 3339 in UTC.
+/// under their names, except that `seq` is `sequence_number`. `redacted` is left out when it is
+/// `false`. Times are RFC 3339 in UTC.
 ///
 /// The events may be written by any language. A part of their JSON that no [`Value`] holds is a
 /// string of its text here. That is a number beyond a double, `NaN`, or what lies deeper than 127

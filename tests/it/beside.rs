@@ -1,6 +1,6 @@
 //! Reading a log that another handle, or another process, writes meanwhile.
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -340,7 +340,9 @@ fn be_the_writer(folder: &Path) -> ! {
     for nth in 0.. {
         let id = session(&format!("s{}", nth % 5));
         let event = append_notes(&log, &id, &format!("{nth}"), 1).remove(0);
-        eprintln!("acked: {}", event.id);
+        // In one write, so that a kill leaves the line whole or not there.
+        let line = format!("acked: {}\n", event.id);
+        io::stderr().write_all(line.as_bytes()).unwrap();
         if nth % 50 == 0 {
             log.append(&session("large"), notes(&"x".repeat(100_000), 2))
                 .unwrap();
