@@ -203,8 +203,8 @@ const MUTANTS: &[Mutant] = &[
         name: "a redaction is applied to events and not to messages",
         edits: &[(
             "src/read/store.rs",
-            "if owner.redacted().binary_search(&id).is_ok() {",
-            "if owner.redacted().binary_search(&id).is_ok()\n\
+            "if kept.owner.redacted().binary_search(&id).is_ok() {",
+            "if kept.owner.redacted().binary_search(&id).is_ok()\n\
              && std::any::type_name::<T>().ends_with(\"Event\") {",
         )],
         test: LIFECYCLE,
