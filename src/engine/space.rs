@@ -32,8 +32,8 @@ impl Engine {
             merging_bytes: self.counters.merging_bytes.load(Ordering::Relaxed),
             growth_bytes_a_day: last_day + recent.bytes(),
             oldest: infos()
-                .next()
                 .map(SegmentInfo::first_id)
+                .find(|id| *id > EventId::from_u128(0))
                 .or_else(|| Some(recent.records_from(EventId::from_u128(0), 1).first()?.base))
                 .map(|id| timestamp(id.timestamp_ms())),
         }

@@ -34,6 +34,9 @@ const LARGE_EVENT_BYTES: usize = 16 * 1024;
 /// The memory that an event takes for each byte of its data: the event, and the frame made from it.
 const EVENT_COPIES: usize = 3;
 
+/// After this many events that are not shown, other tasks have their turn.
+const YIELD_EVERY: u32 = 256;
+
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 #[derive(Deserialize, IntoParams)]
@@ -212,7 +215,13 @@ fn frames(
         let (service, mut events, show, place, last_share) = open?;
         // This frame is polled only once nearly all of the last one is sent.
         drop(last_share);
+        let mut passed_over = 0;
         let (frame, share) = loop {
+            passed_over += 1;
+            if passed_over % YIELD_EVERY == 0 {
+                // Stored events come without a wait, and a stream may show none of many.
+                tokio::task::yield_now().await;
+            }
             match events.next().await? {
                 Ok(StreamItem::Event(event)) if show.takes(&event) => {
                     let is_large = event.data.len() >= LARGE_EVENT_BYTES;

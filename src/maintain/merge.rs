@@ -18,7 +18,7 @@ use crate::engine::{Engine, MergeOrders, Writer};
 use crate::maintain::keep::{Keep, Kept};
 use crate::maintain::marks::{NewMarks, carry_over};
 use crate::maintain::name::{name_segments, reserve};
-use crate::model::{Counters, Error, Result, SessionId};
+use crate::model::{Counters, Error, EventId, Result, SessionId};
 use crate::read::Store;
 use crate::segment::{
     Records, RunTail, Segment, SegmentSet, SegmentSpec, SegmentWriter, Sessions, Uncached,
@@ -173,7 +173,7 @@ impl Merger<'_> {
             tier,
             start_lsn: first.info.start_lsn,
             end_lsn: last.info.end_lsn,
-            first_id: first.info.first_id(),
+            first_id: first_id_of(inputs),
             last_id: last.info.last_id(),
             compression: store.options.compression,
             items_max: inputs.iter().map(|segment| segment.filter_items()).sum(),
@@ -299,6 +299,13 @@ impl Drop for Merging<'_> {
         let counter = &self.counters.merging_bytes;
         counter.fetch_sub(self.bytes, Ordering::Relaxed);
     }
+}
+
+/// Returns the first ID of neighbours. The first ones may hold no record and have none.
+fn first_id_of(inputs: &[Arc<Segment>]) -> EventId {
+    let none = EventId::from_u128(0);
+    let mut ids = inputs.iter().map(|input| input.info.first_id());
+    ids.find(|id| *id > none).unwrap_or(none)
 }
 
 /// The neighbours to merge, and the tier of the result.

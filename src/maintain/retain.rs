@@ -11,7 +11,7 @@ use crate::codec::SessionState;
 use crate::disk::Halt;
 use crate::engine::{Call, Engine, Writer};
 use crate::model::{
-    Delete, Error, Expected, Result, Retention, RetentionPlan, Seq, SessionId, now_ms,
+    Delete, Error, Expected, Result, Retention, RetentionPlan, Seq, SessionId, now_ms, timestamp,
 };
 use crate::read::{SessionPage, SessionQuery};
 use crate::sync::Instant;
@@ -98,7 +98,12 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
             let state = engine.store.state(&session.id)?;
             match due(engine, &session.id, &state, (for_all, now))? {
                 // Sessions come in the order of their activity, so no later one is idle for longer.
-                Due::Nothing => is_over |= is_by_idleness && !state.is_held(),
+                // One that was active or removed since the page was read says nothing of that.
+                Due::Nothing => {
+                    let is_as_listed = timestamp(state.active_ms) == session.active_at;
+                    is_over |=
+                        is_by_idleness && state.is_there() && !state.is_held() && is_as_listed;
+                }
                 Due::Deletion => {
                     let delete = Delete::new()
                         .reason(REASON)
@@ -161,6 +166,7 @@ fn walk<E: From<Error>>(
 ) -> Result<(), E> {
     let mut query = Some(SessionQuery::by_activity().reversed().limit(STEP));
     while let Some(next) = query {
+        engine.store.check_open()?;
         let page = engine.store.at_rest(|| engine.store.sessions(next))?;
         query = page.next_page();
         if visit(&page)?.is_break() {

@@ -70,7 +70,8 @@ impl Stats {
 }
 
 /// The space that a log takes on the disk. The index comes on top: it is small, and can be removed
-/// from a log that is closed.
+/// from a log that is closed. A log that is opened for reading alone counts no byte as dead, and no
+/// spare file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Space {

@@ -19,6 +19,9 @@ const CHANGE_BYTES: usize = 256;
 /// Records looked for in memory at once.
 const RECORDS_AT_ONCE: usize = 256;
 
+/// The most records that one read looks at. Of many that were removed nothing is shown.
+const LOOKED_MAX: usize = 4_096;
+
 impl Store {
     /// Returns the events and changes committed after `after`, in commit order, until `read_limit`
     /// is reached.
@@ -27,6 +30,7 @@ impl Store {
             store: self,
             read_limit,
             of_session: None,
+            looked: 0,
             fed: Fed {
                 items: Vec::new(),
                 through: after,
@@ -76,6 +80,8 @@ struct FeedCollector<'a> {
     read_limit: ReadLimit,
     /// The session of the last record, with its state. The next record is often of the same.
     of_session: Option<(SessionId, SessionState)>,
+    /// The number of records so far.
+    looked: usize,
     fed: Fed,
 }
 
@@ -125,7 +131,12 @@ impl FeedCollector<'_> {
         }
         self.fed.through = self.fed.through.max(record.last_id());
         self.of_session = Some((record.session.clone(), state));
-        Ok(ControlFlow::Continue(()))
+        self.looked += 1;
+        Ok(if self.looked == LOOKED_MAX {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        })
     }
 
     fn push(&mut self, item: StreamItem, id: EventId, bytes: usize) -> ControlFlow<()> {

@@ -114,6 +114,8 @@ enum Ahead {
     Items(Vec<StreamItem>),
     /// The last item of the stream.
     Over(StreamItem),
+    /// Nothing of what was read is shown, because it was removed. There is more.
+    Passed,
     /// Nothing yet.
     Nothing,
 }
@@ -163,6 +165,8 @@ fn id_of(item: &StreamItem) -> Option<EventId> {
 /// The result of one step of the stream.
 enum Next {
     Item(Result<StreamItem>),
+    /// There is more to read.
+    Again,
     Wait,
     End,
 }
@@ -277,6 +281,7 @@ impl EventStream {
         loop {
             match self.advance() {
                 Next::Item(item) => return Some(item),
+                Next::Again => {}
                 Next::End => return None,
                 Next::Wait => {
                     if !self.waiter.wait(deadline) {
@@ -311,6 +316,7 @@ impl EventStream {
                     self.phase = Phase::Ended;
                     return Next::Item(Ok(item));
                 }
+                Ok(Ahead::Passed) => return Next::Again,
                 Ok(Ahead::Nothing) if self.phase == Phase::Behind => {
                     self.phase = Phase::CaughtUp;
                     return Next::Item(Ok(StreamItem::CaughtUp));
@@ -405,8 +411,7 @@ impl EventStream {
                 let has_moved = fed.through > *last && !(self.bounded && *last >= *until);
                 *last = fed.through;
                 if fed.items.is_empty() && has_moved {
-                    // What was removed is passed over.
-                    return self.read_ahead();
+                    return Ok(Ahead::Passed);
                 }
                 Ok(Ahead::of(fed.items))
             }
@@ -495,6 +500,11 @@ impl futures_core::Stream for AsyncEventStream {
         loop {
             match self.stream.advance() {
                 Next::Item(item) => return Poll::Ready(Some(item)),
+                Next::Again => {
+                    // Other tasks have their turn after each page.
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Next::End => return Poll::Ready(None),
                 Next::Wait => {
                     ready!(self.stream.waiter.poll(context));

@@ -111,12 +111,12 @@ impl<'a> Spools<'a> {
 
     /// Moves the entries in memory to the file.
     fn spill(&mut self) -> Result<()> {
-        if self.spilled.is_none() {
-            let file = self.disk.open(&self.path, Mode::WriteBlocks)?;
-            self.spilled = Some(BlockSink::new(file));
-        }
-        let Some(sink) = &mut self.spilled else {
-            return Ok(());
+        let sink = match &mut self.spilled {
+            Some(sink) => sink,
+            none => {
+                let file = self.disk.open(&self.path, Mode::WriteBlocks)?;
+                none.insert(BlockSink::new(file))
+            }
         };
         for spool in &mut self.tables {
             if spool.memory.entries.is_empty() {

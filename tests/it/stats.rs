@@ -55,6 +55,10 @@ fn the_space_is_that_of_the_files_and_shows_what_erasing_gives_back() {
     let log = small_files().open(dir.path()).unwrap();
     let (kept, removed) = (session("kept"), session("removed"));
     assert_eq!(log.stats().space.oldest, None);
+    // It seals the journal, which is empty.
+    let copy = folder();
+    log.backup(copy.path()).unwrap();
+    assert_eq!(log.stats().space.oldest, None);
     append_notes(&log, &kept, "a", 1);
     let first = log.list(&kept, PageRequest::new()).unwrap().items[0].id;
     seal_once(&log, &removed);
