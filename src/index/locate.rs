@@ -37,8 +37,8 @@ pub(crate) struct SealedReader<'a> {
     generation: u32,
     /// The segments of the last call. They stay while the reader uses them.
     segments: Arc<SegmentSet>,
-    /// What the segments hold that are not in the index.
-    unindexed: Option<Unindexed>,
+    /// The segments that are not in the index and may hold the session, newest first.
+    unindexed: Option<Vec<Arc<Segment>>>,
     /// The last answer of the index.
     indexed: Option<Arc<IndexedRuns>>,
     /// The seqs that this reader queried, so that it does not query again for missing ones.
@@ -47,13 +47,6 @@ pub(crate) struct SealedReader<'a> {
     prefetched: bool,
     /// The segment of the last run. The next run is in it or near it.
     near: Option<u64>,
-}
-
-/// The segments that are not in the index and may hold the session, newest first.
-struct Unindexed {
-    /// Each with its last run at or before this seq, if it has one that can be read.
-    through: Seq,
-    segments: Vec<(Arc<Segment>, Option<Run>)>,
 }
 
 impl Locator {
@@ -162,7 +155,7 @@ impl SealedReader<'_> {
         range: &RangeInclusive<Seq>,
     ) -> Result<(Arc<Segment>, Vec<Record>)> {
         self.look_again();
-        if let Some(located) = self.in_unindexed(seq, *range.end())? {
+        if let Some(located) = self.in_unindexed(seq, range)? {
             if !located.0.is_cached(&located.1) {
                 self.prefetch_unindexed(range);
             }
@@ -215,7 +208,7 @@ impl SealedReader<'_> {
     ///
     /// A segment that cannot be read is passed over here. If the run is in it, the search in all
     /// segments reports the error.
-    fn in_unindexed(&mut self, seq: Seq, through: Seq) -> Result<Option<Located>> {
+    fn in_unindexed(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<Option<Located>> {
         let unindexed = self.segments.iter().filter(|segment| !is_indexed(segment));
         // So many are there only if merging has fallen behind. A search asks fewer of them.
         if unindexed.count() > UNINDEXED_MAX {
@@ -224,17 +217,23 @@ impl SealedReader<'_> {
                 .run_at(&self.session, (self.generation, seq), self.near)?;
             return Ok(found.map(|(segment, entry)| (segment, entry.run)));
         }
-        let known = self.unindexed.take();
-        let known = known.filter(|known| seq <= known.through);
-        let known = known.unwrap_or_else(|| self.look_up_unindexed(through));
-        let Unindexed { segments, .. } = self.unindexed.insert(known);
-        for (segment, last) in segments {
-            let Some(last) = last.filter(|last| seq <= last.last()) else {
-                continue;
+        let item = session_hash(self.session.as_bytes());
+        let unindexed = self.unindexed.get_or_insert_with(|| {
+            let all = self.segments.iter().rev();
+            let may_hold = |segment: &&Arc<Segment>| {
+                !is_indexed(segment) && segment.may_hold(item).unwrap_or(false)
             };
-            if last.holds(seq) {
-                return Ok(Some((Arc::clone(segment), last)));
-            }
+            all.filter(may_hold).map(Arc::clone).collect()
+        });
+        // The next run is in the segment of the last one, or further in the direction of the read.
+        let mut order: Vec<&Arc<Segment>> = unindexed.iter().collect();
+        if is_upwards(seq, range) {
+            order.reverse();
+        }
+        let is_near = |segment: &&Arc<Segment>| Some(segment.info.number) == self.near;
+        let near = order.iter().position(is_near).unwrap_or(0);
+        order.rotate_left(near);
+        for segment in order {
             let found = segment.floor_run(&self.session, self.generation, seq);
             if let Ok(Some(RunEntry { run, .. })) = found
                 && run.generation == self.generation
@@ -246,41 +245,22 @@ impl SealedReader<'_> {
         Ok(None)
     }
 
-    /// Looks up the last run at or before `through` in each segment that is not in the index. The
-    /// segments are announced to the disk first, so that it reads their tables together.
-    fn look_up_unindexed(&self, through: Seq) -> Unindexed {
-        let (session, generation) = (&self.session, self.generation);
-        let item = session_hash(session.as_bytes());
-        let may_hold = |segment: &&Arc<Segment>| {
-            !is_indexed(segment) && segment.may_hold(item).unwrap_or(false)
-        };
-        let all = self.segments.iter().rev();
-        let holders: Vec<_> = all.filter(may_hold).map(Arc::clone).collect();
-        if holders.len() > 1 {
-            for segment in &holders {
-                segment.prefetch_run(session, generation, through);
-            }
-        }
-        let with_last = |segment: Arc<Segment>| {
-            let found = segment.floor_run(session, generation, through);
-            let run = found.ok().flatten().map(|entry| entry.run);
-            (segment, run.filter(|run| run.generation == generation))
-        };
-        Unindexed {
-            through,
-            segments: holders.into_iter().map(with_last).collect(),
-        }
-    }
-
     /// Lets the disk prefetch the last run of the range in each segment that is not in the index.
-    /// Most segments hold one.
+    /// Most segments hold one. The pages that tell where it is are read together too.
     fn prefetch_unindexed(&mut self, range: &RangeInclusive<Seq>) {
         if std::mem::replace(&mut self.prefetched, true) {
             return;
         }
-        let segments = self.unindexed.iter().flat_map(|known| &known.segments);
-        for (segment, last) in segments {
-            if let Some(run) = last.filter(|run| run.last() >= *range.start()) {
+        let segments = || self.unindexed.iter().flatten();
+        for segment in segments() {
+            segment.prefetch_run(&self.session, self.generation, *range.end());
+        }
+        for segment in segments() {
+            let found = segment.floor_run(&self.session, self.generation, *range.end());
+            if let Ok(Some(RunEntry { run, .. })) = found
+                && run.generation == self.generation
+                && run.last() >= *range.start()
+            {
                 segment.prefetch(&run);
             }
         }
