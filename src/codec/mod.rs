@@ -286,7 +286,7 @@
 //!   session ID. For a key of the key table it is the hash of `session ID, 0, idempotency key`.
 //! * The [state](#state) is that of the session as of the end of the segment. It stands in the last
 //!   run of the session alone, and takes the rest of the value.
-//! * In version 1 each run has the ID of its last event (16) in place of the state.
+//! * In version 1 each run ends with the ID of its last event (16), and has no state.
 //! * A session without events in the segment has one run of 0 events, for its state. Its first seq
 //!   is the session's last seq plus 1. Its place is that of a block without meaning.
 //! * The tables of activity and creation hold the positions in the state. Sessions that are deleted

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::http::body::JsonBody;
 use crate::http::budget::Share;
-use crate::http::conditions::{at_one_of, expected, idempotency_key, producer};
+use crate::http::conditions::{IfMatchParam, at_one_of, expected, idempotency_key, producer};
 use crate::http::error::{ApiError, ErrorBody, RefusesBody, RefusesCall};
 use crate::http::etag::etag;
 use crate::http::key::Access;
@@ -44,20 +44,12 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
             max_length = 256,
             pattern = r"^[!-~][\t -~]*$",
         ),
-        (
-            "If-Match" = Option<String>,
-            Header,
-            description = "Stores only if the session's last seq is this, in quotes, as the \
-                header ETag says it, or one of several; 0 for a new session, * for one that is \
-                there",
-            pattern =
-                r#"^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18})(, ?(W/)?("[0-9]{1,18}"|[0-9]{1,18}))*)$"#,
-        ),
+        IfMatchParam,
         (
             "Producer-Id" = Option<String>,
             Header,
-            description = "For workers: the ID of the worker that sends this. The server stores nothing of a \
-                           worker whose epoch is stale",
+            description = "For workers: the ID of the worker that sends this. The server stores \
+                           nothing of a worker whose epoch is stale",
             min_length = 1,
             max_length = 256,
             pattern = r"^[!-~]([\t -~]*[!-~])?$",

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use axum::http::header::IF_MATCH;
 use axum::http::{HeaderMap, HeaderName};
+use utoipa::IntoParams;
 
 use crate::http::error::ApiError;
 use crate::model::{Error, Expected, Producer, Result};
@@ -66,6 +67,20 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>
 /// Returns the key under which a request is stored once.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     only(headers, &IDEMPOTENCY_KEY)
+}
+
+/// The document's description of the header that [`expected`] reads.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "it stands for the header in the document")]
+pub(super) struct IfMatchParam {
+    /// Only if the session's last seq is this, in quotes, as the header `ETag` says it, or one of
+    /// several; 0 for a new session, * for one that is there.
+    #[param(
+        rename = "If-Match",
+        pattern = r#"^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18})(, ?(W/)?("[0-9]{1,18}"|[0-9]{1,18}))*)$"#
+    )]
+    if_match: Option<String>,
 }
 
 /// Returns the seqs of which any one may be the session's last. Without the header any is accepted.

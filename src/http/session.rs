@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::http::append;
 use crate::http::body::JsonBody;
-use crate::http::conditions::{IDEMPOTENCY_KEY, at_one_of, expected_of_existing};
+use crate::http::conditions::{IDEMPOTENCY_KEY, IfMatchParam, at_one_of, expected_of_existing};
 use crate::http::error::{ApiError, ErrorBody, RefusesBody, RefusesCall, RefusesClient};
 use crate::http::etag::etag;
 use crate::http::key::{Access, Worker};
@@ -233,13 +233,7 @@ struct PatchBody {
     operation_id = "change_session",
     params(
         SessionParam,
-        (
-            "If-Match" = Option<String>,
-            Header,
-            description = "Only if the session's last seq is this, as for an append",
-            pattern =
-                r#"^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18})(, ?(W/)?("[0-9]{1,18}"|[0-9]{1,18}))*)$"#,
-        ),
+        IfMatchParam,
     ),
     request_body(
         content(
@@ -329,13 +323,7 @@ pub(super) struct DeleteParams {
     params(
         SessionParam,
         DeleteParams,
-        (
-            "If-Match" = Option<String>,
-            Header,
-            description = "Only if the session's last seq is this, as for an append",
-            pattern =
-                r#"^(\*|(W/)?("[0-9]{1,18}"|[0-9]{1,18})(, ?(W/)?("[0-9]{1,18}"|[0-9]{1,18}))*)$"#,
-        ),
+        IfMatchParam,
     ),
     responses(
         (status = 204, description = "It is deleted"),

@@ -246,16 +246,12 @@ impl SealedReader<'_> {
     }
 
     /// Lets the disk prefetch the last run of the range in each segment that is not in the index.
-    /// Most segments hold one. The pages that tell where it is are read together too.
+    /// Most segments hold one.
     fn prefetch_unindexed(&mut self, range: &RangeInclusive<Seq>) {
         if std::mem::replace(&mut self.prefetched, true) {
             return;
         }
-        let segments = || self.unindexed.iter().flatten();
-        for segment in segments() {
-            segment.prefetch_run(&self.session, self.generation, *range.end());
-        }
-        for segment in segments() {
+        for segment in self.unindexed.iter().flatten() {
             let found = segment.floor_run(&self.session, self.generation, *range.end());
             if let Ok(Some(RunEntry { run, .. })) = found
                 && run.generation == self.generation

@@ -177,6 +177,7 @@ impl Merger<'_> {
             last_id: last.info.last_id(),
             compression: store.options.compression,
             items_max: inputs.iter().map(|segment| segment.filter_items()).sum(),
+            table_bytes_max: store.options.table_bytes_max,
         };
         let merging = inputs.iter().map(|input| input.info.file_bytes).sum();
         let _merging = Merging::begin(&store.counters, merging);

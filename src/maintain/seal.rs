@@ -117,6 +117,7 @@ impl Sealer<'_> {
             last_id,
             compression: store.options.compression,
             items_max: (by_session.len() + keys) as u64,
+            table_bytes_max: store.options.table_bytes_max,
         };
         let record_memory = memory / (records.len() as u64).max(1);
         let marks = NewMarks::of(store, &set, &records)?;

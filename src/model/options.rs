@@ -35,6 +35,8 @@ pub struct Options {
     pub(crate) head_cache_bytes_max: usize,
     pub(crate) merge_fanout: usize,
     pub(crate) tier_bytes_max: usize,
+    /// The memory for the tables of a segment that is being written.
+    pub(crate) table_bytes_max: usize,
     pub(crate) scan_bytes_max: usize,
     pub(crate) compression: Compression,
     pub(crate) retention: Retention,
@@ -103,6 +105,7 @@ impl Default for Options {
             head_cache_bytes_max: 128 * MIB,
             merge_fanout: 8,
             tier_bytes_max: 2048 * MIB,
+            table_bytes_max: 16 * MIB,
             scan_bytes_max: 16 * MIB,
             compression: Compression::default(),
             retention: Retention::new(),

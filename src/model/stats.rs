@@ -98,8 +98,8 @@ pub struct Space {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// `journal files` or `sealing`, without which appends will fail; `index` or `filters`, without
-    /// which reads are slower.
+    /// `journal files` or `sealing`, without which appends will fail; `index`, without which reads
+    /// are slower; `merging`, without which nothing is erased and no space comes back.
     pub work: &'static str,
     /// The [code](crate::Error::code) of the last error.
     pub code: &'static str,

@@ -265,25 +265,17 @@ impl Segment {
 
     /// Lets the disk prefetch the block of a run that will be read soon.
     pub(crate) fn prefetch(&self, run: &Run) {
-        self.prefetch_part(run.address.block_offset, run.address.block_bytes);
-    }
-
-    /// Lets the disk prefetch the page of the table that tells the last run of a session at or
-    /// before `seq`.
-    pub(crate) fn prefetch_run(&self, session: &SessionId, generation: u32, seq: Seq) {
-        let key = run_key(session, generation, seq);
-        // The read itself reports what cannot be read.
-        if let Ok(leaf) = self.info.runs.leaf_of(self, &key) {
-            self.prefetch_part(leaf.offset, leaf.bytes);
-        }
-    }
-
-    fn prefetch_part(&self, offset: u64, bytes: u32) {
-        if self.parts.has(offset, bytes)
-            && !self.parts.is_cached(offset)
+        let Address {
+            block_offset,
+            block_bytes,
+            ..
+        } = run.address;
+        if self.parts.has(block_offset, block_bytes)
+            && !self.is_cached(run)
+            // The read itself reports a file that cannot be opened.
             && let Ok(file) = self.file()
         {
-            file.will_read(offset, bytes.into());
+            file.will_read(block_offset, block_bytes.into());
         }
     }
 

@@ -15,10 +15,6 @@ use crate::model::{Error, Result};
 use crate::segment::sink::{BlockSink, Sink};
 use crate::segment::table::Pair;
 
-/// The memory for the entries of all tables, in bytes. Little in tests, so that power is cut while
-/// the file is used.
-const MEMORY_BYTES_MAX: usize = if cfg!(test) { 4_096 } else { 16 * 1024 * 1024 };
-
 /// The size of one read of a part, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -44,6 +40,7 @@ pub(super) struct Spools<'a> {
     spilled: Option<BlockSink>,
     tables: [Spool; TABLES],
     memory: usize,
+    /// The most memory for the entries of all tables, in bytes.
     memory_max: usize,
 }
 
@@ -64,14 +61,14 @@ struct Part {
 }
 
 impl<'a> Spools<'a> {
-    pub(super) fn new(disk: &'a dyn Disk, path: PathBuf) -> Self {
+    pub(super) fn new(disk: &'a dyn Disk, path: PathBuf, memory_max: usize) -> Self {
         Self {
             disk,
             path,
             spilled: None,
             tables: Default::default(),
             memory: 0,
-            memory_max: MEMORY_BYTES_MAX,
+            memory_max,
         }
     }
 
@@ -338,8 +335,7 @@ mod tests {
         let path = folder.path().join("1.tmp");
         let disk = RealDisk::default();
         for memory_max in [0, 2_000, 100_000, usize::MAX] {
-            let mut spools = Spools::new(&disk, path.clone());
-            spools.memory_max = memory_max;
+            let mut spools = Spools::new(&disk, path.clone(), memory_max);
             let mut expected = pairs(400);
             for (key, value) in &expected {
                 spools.push(Table::Ids, key, value).unwrap();
@@ -371,8 +367,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("1.tmp");
         let disk = RealDisk::default();
-        let mut spools = Spools::new(&disk, path.clone());
-        spools.memory_max = 0;
+        let mut spools = Spools::new(&disk, path.clone(), 0);
         for (key, value) in pairs(3) {
             spools.push(Table::Ids, &key, &value).unwrap();
         }

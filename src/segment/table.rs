@@ -163,24 +163,6 @@ impl TableRoot {
         }
     }
 
-    /// Returns the leaf that `key` belongs to, without reading it.
-    pub(crate) fn leaf_of(&self, pages: &impl Pages, key: &[u8]) -> Result<PageAddress> {
-        let mut address = self.page;
-        loop {
-            let mut page = OpenPage::read(pages, address)?;
-            let is_above_leaves = page.level() == 1;
-            let found = page.floor(key);
-            let found = found.map_err(|fault| pages.fault(address, fault))?;
-            let (Some((_, value)), false) = (found, page.is_leaf()) else {
-                return Ok(address);
-            };
-            address = child(&value).map_err(|fault| pages.fault(address, fault))?;
-            if is_above_leaves {
-                return Ok(address);
-            }
-        }
-    }
-
     /// Returns the last entry whose key is below `key`.
     pub(crate) fn below(&self, pages: &impl Pages, key: &[u8]) -> Result<Option<TableEntry>> {
         let mut address = self.page;
@@ -298,14 +280,8 @@ impl OpenPage {
         })
     }
 
-    /// The level of the page above the leaves, which are at 0.
-    fn level(&self) -> u8 {
-        let level = self.bytes.get(PAGE_HEADER_BYTES - 1);
-        level.copied().unwrap_or_default()
-    }
-
     fn is_leaf(&self) -> bool {
-        self.level() == 0
+        self.bytes.get(PAGE_HEADER_BYTES - 1) == Some(&0)
     }
 
     fn next(&mut self) -> Decoded<Option<TableEntry>> {

@@ -51,6 +51,8 @@ pub(crate) struct SegmentSpec {
     pub compression: Compression,
     /// The most sessions and keys that it will hold.
     pub items_max: u64,
+    /// The memory for entries of tables, in bytes. The rest goes to a file.
+    pub table_bytes_max: usize,
 }
 
 /// Writes a segment and makes it durable. `fill` passes it the records.
@@ -63,7 +65,11 @@ pub(crate) fn write_segment<E: From<Error>>(
     fill: impl FnOnce(&mut SegmentWriter<'_>) -> Result<(), E>,
 ) -> Result<SegmentInfo, E> {
     write_whole(disk, &segment::path(folder, spec.number), |unfinished| {
-        let spools = Spools::new(disk, unfinished.with_extension(SPOOLED));
+        let spools = Spools::new(
+            disk,
+            unfinished.with_extension(SPOOLED),
+            spec.table_bytes_max,
+        );
         let mut writer =
             SegmentWriter::new(disk.open(unfinished, Mode::WriteBlocks)?, spools, spec)?;
         fill(&mut writer)?;
@@ -517,6 +523,7 @@ pub(crate) mod tests {
             last_id: records.last().unwrap().last_id(),
             compression,
             items_max: records.len() as u64,
+            table_bytes_max: 4_096,
         };
         records.sort_by(|a, b| a.session.cmp(&b.session));
         write_segment::<Error>(&RealDisk::default(), folder, spec, |out| {

@@ -184,5 +184,7 @@ pub(super) fn options(life: u32, dice: &mut Dice) -> Options {
         .stall_wait(Duration::from_millis(500))
         .clock(move || UNIX_EPOCH + Duration::from_millis(start_ms) + begun.elapsed());
     options.journal_file_bytes_min = 64 * KIB;
+    // So that power is cut while entries of tables go to a file.
+    options.table_bytes_max = 4 * KIB;
     options
 }

@@ -16,8 +16,8 @@ pub enum Content {
     Agent,
 }
 
-/// The sessions in place of the ones in the repository: a file with a JSON object a line, which has
-/// the `session_id`, the `type` and the `data` of an event.
+/// Names a file of sessions that replaces the one in the repository. Each line is a JSON object with
+/// the `session_id`, the `type` and the `data` of one event.
 const DATA_VARIABLE: &str = "SESSIONLOG_BENCH_DATA";
 
 impl Content {

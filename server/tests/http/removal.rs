@@ -144,7 +144,7 @@ async fn a_plan_of_retention_removes_nothing() {
     let path = "/v1/retention/plan";
     scene.note("s", (1..=4).map(step));
     scene.note("t", [step(1)]);
-    let plan = |sessions_trimmed, events| json!({"sessions_deleted": 0, "sessions_trimmed": sessions_trimmed, "events": events});
+    let plan = |trimmed, events| json!({"sessions_deleted": 0, "sessions_trimmed": trimmed, "events": events});
     for (retention, expected) in [
         (json!({"max_events": 3}), plan(1, 1)),
         (json!({"max_bytes": 1, "idle_seconds": 60}), plan(1, 3)),

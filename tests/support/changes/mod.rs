@@ -30,7 +30,7 @@ pub(crate) struct Changes {
     landed: Option<(Step, Option<EventId>)>,
     history: Arc<Vec<(Step, Option<EventId>)>>,
     next: u32,
-    /// The merges since the log was opened, as far as they were reported.
+    /// The number of merges that `stats` showed so far, since the log was opened.
     merges: u64,
     /// How often each thing was done.
     figures: BTreeMap<String, u64>,
