@@ -16,8 +16,8 @@ pub enum Content {
     Agent,
 }
 
-/// Names a file of sessions that replaces the one in the repository. Each line is a JSON object with
-/// the `session_id`, the `type` and the `data` of one event.
+/// Names a file of sessions that replaces the one in the repository. Each line is a JSON object
+/// with the `session_id`, the `type` and the `data` of one event.
 const DATA_VARIABLE: &str = "SESSIONLOG_BENCH_DATA";
 
 impl Content {
