@@ -21,6 +21,7 @@ mod positions;
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 mod real;
 mod refusals;
+mod window;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ pub(crate) use portable::RealDisk;
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 pub(crate) use real::RealDisk;
 pub(crate) use refusals::{Halt, Refusals, Work};
+pub(crate) use window::Window;
 
 #[cfg(not(all(target_os = "linux", not(sessionlog_not_linux))))]
 use elsewhere as system;

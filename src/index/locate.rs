@@ -104,6 +104,19 @@ impl Locator {
         Ok(state)
     }
 
+    /// Lets the disk prefetch the runs that the index knows of these seqs.
+    ///
+    /// It knows no more of a session than its place, so the seqs are taken as those of the newest
+    /// generation that it has.
+    pub(crate) fn prefetch(&self, session: &SessionId, seqs: &RangeInclusive<Seq>) {
+        let Some(generation) = self.index.newest_generation(session) else {
+            return;
+        };
+        let mut reader = self.reader(session, generation);
+        reader.ask(*seqs.start(), seqs);
+        reader.prefetch(*seqs.start(), seqs);
+    }
+
     /// Reads a session's records from the segments.
     pub(crate) fn reader(&self, session: &SessionId, generation: u32) -> SealedReader<'_> {
         SealedReader {
@@ -164,6 +177,7 @@ impl SealedReader<'_> {
         let (asked, entry) = self.ask(seq, range);
         let indexed = entry.and_then(|entry| self.run_of(&entry, seq));
         if let Some((segment, run)) = &indexed
+            && self.answers_in(range) > 1
             && !segment.is_cached(run)
         {
             self.prefetch(seq, range);
@@ -273,6 +287,12 @@ impl SealedReader<'_> {
             (run.generation == self.generation && run.holds(seq)).then_some(run)?
         };
         Some((Arc::clone(segment), run))
+    }
+
+    /// Returns how many entries of the last answer overlap a range.
+    fn answers_in(&self, range: &RangeInclusive<Seq>) -> usize {
+        let indexed = self.indexed.as_ref();
+        indexed.map_or(0, |indexed| indexed.overlapping(range).len())
     }
 
     fn missing(&self, seq: Seq) -> Error {

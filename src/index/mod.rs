@@ -187,6 +187,12 @@ impl Index {
         (asked, entries)
     }
 
+    /// Returns the newest generation of a session that is in the index.
+    pub(crate) fn newest_generation(&self, session: &SessionId) -> Option<u32> {
+        let (_, newest) = self.stretches_down(session, u32::MAX, (Seq::MAX, Seq::MAX));
+        newest.first().map(|entry| entry.run.generation)
+    }
+
     /// Returns the numbers of the segments whose sessions are in the index.
     pub(crate) fn covered(&self) -> Arc<[u64]> {
         Arc::clone(&self.covered.read())

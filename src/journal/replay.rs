@@ -15,8 +15,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::codec::{Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, StoreId};
-use crate::disk::{BLOCK, Disk, read_device};
-use crate::journal::window::{End, ReplayedGroup, Window, group_at};
+use crate::disk::{BLOCK, Disk, Window, read_device};
+use crate::journal::window::{End, ReplayedGroup, group_at, open_window};
 use crate::journal::{self, HEADER_BYTES, group_bytes};
 use crate::manifest::{JournalUse, Manifest};
 use crate::model::{Error, EventId, JOURNAL_FILE_BYTES_CEILING, Result};
@@ -448,7 +448,7 @@ impl Walk<'_> {
     /// Reads the groups in the first `length` bytes of a file that continue the chain at `from`.
     fn chain_in(&self, file: &Candidate, from: End, length: usize) -> Result<Chain> {
         let mut end = from;
-        let mut window = Window::open(self.disk, &file.path, length)?;
+        let mut window = open_window(self.disk, &file.path, length)?;
         let (mut groups, mut durable_lsn) = (Vec::new(), 0);
         let mut at = BLOCK + to_length(&file.path, from.lsn - file.header.start_lsn)?;
         while let Some((group, checksum)) = group_at(self.store, &mut window, at, &end)? {
@@ -518,7 +518,7 @@ impl Walk<'_> {
         if self.scan == Scan::WhatWasRead {
             return Ok(());
         }
-        let mut window = match Window::open(self.disk, path, to_length(path, bytes)?) {
+        let mut window = match open_window(self.disk, path, to_length(path, bytes)?) {
             Ok(window) => window,
             Err(error) if is_gone(&error) => return Ok(()),
             Err(error) => return Err(error),

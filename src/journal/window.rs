@@ -1,20 +1,25 @@
-//! Reads a journal file from front to back and decodes the groups in it, for replay.
+//! Decodes the groups of a journal file, which is read from front to back, for replay.
 
-use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::codec::{
     Decoded, Fault, FileHeader, GROUP_HEADER_BYTES, GroupHeader, RawRecord, Record, Salt, StoreId,
 };
-use crate::disk::{BLOCK, BlockBuf, Disk, DiskFile, Mode};
+use crate::disk::{BLOCK, Disk, Window};
 use crate::journal::GroupSlot;
 use crate::model::{EventId, Result};
 
 /// The most that is read of a journal file at once, unless a group is larger.
 const WINDOW_BYTES_MAX: usize = 1024 * 1024;
+
+/// Opens the first `length` bytes of a journal file. A window is a quarter of them, so that a small
+/// file takes several windows as a large one does.
+pub(super) fn open_window(disk: &dyn Disk, path: &Path, length: usize) -> Result<Window> {
+    let bytes = (length / 4).clamp(2 * BLOCK, WINDOW_BYTES_MAX);
+    Window::open(disk, path, length, bytes)
+}
 
 pub(crate) struct ReplayedGroup {
     pub header: GroupHeader,
@@ -61,72 +66,6 @@ impl End {
     }
 }
 
-/// A journal file as the device holds it, read from front to back.
-///
-/// It holds as little of the file at once as groups allow. So groups are decoded from the CPU's
-/// cache, and the buffer is reused.
-pub(super) struct Window {
-    file: Arc<dyn DiskFile>,
-    /// The length of the part of the file that is read.
-    length: usize,
-    buf: BlockBuf,
-    /// The range of the file that is at the start of the buffer.
-    held: Range<usize>,
-}
-
-impl Window {
-    /// Opens the first `length` bytes of a file, rounded down to whole blocks.
-    pub(super) fn open(disk: &dyn Disk, path: &Path, length: usize) -> Result<Self> {
-        let file = disk.open(path, Mode::ReadDevice)?;
-        Ok(Self {
-            file,
-            length: length - length % BLOCK,
-            buf: BlockBuf::zeroed(0),
-            held: 0..0,
-        })
-    }
-
-    /// A quarter of the file, so that a small file takes several windows as a large one does.
-    fn window_bytes(&self) -> usize {
-        (self.length / 4).clamp(2 * BLOCK, WINDOW_BYTES_MAX)
-    }
-
-    /// Returns the bytes from `at` on, at least `count` unless the file ends before.
-    ///
-    /// A later call must not pass a lower `at`.
-    pub(super) fn from(&mut self, at: usize, count: usize) -> Result<&[u8]> {
-        let end = at.saturating_add(count).min(self.length);
-        if at < end && end > self.held.end {
-            self.advance(at - at % BLOCK, end)?;
-        }
-        let held = self
-            .buf
-            .as_slice()
-            .get(..self.held.len())
-            .unwrap_or_default();
-        Ok(held.get(at - self.held.start..).unwrap_or_default())
-    }
-
-    /// Releases the bytes before `start` and reads at least up to `end`.
-    pub(super) fn advance(&mut self, start: usize, end: usize) -> Result<()> {
-        let end = end
-            .max(start + self.window_bytes())
-            .next_multiple_of(BLOCK)
-            .min(self.length);
-        let (bytes, kept) = (end - start, self.held.end.saturating_sub(start));
-        if self.buf.len() < bytes {
-            self.buf.pad(bytes - self.buf.len());
-        }
-        let buf = self.buf.as_mut_slice();
-        buf.copy_within(self.held.len() - kept..self.held.len(), 0);
-        self.held = start..start + kept;
-        let unread = buf.get_mut(kept..bytes).expect("it has room for all");
-        self.file.read_exact_at(unread, self.held.end as u64)?;
-        self.held.end = end;
-        Ok(())
-    }
-}
-
 /// Returns the group at `at` and its header's checksum, if it is whole and continues the chain.
 pub(super) fn group_at(
     store: StoreId,
@@ -151,7 +90,7 @@ pub(super) fn group_at(
     }
     let records =
         decode_records(records, end.last_id).map_err(|fault| fault.moved(GROUP_HEADER_BYTES));
-    let records = records.map_err(|fault| fault.at(window.file.path(), at as u64))?;
+    let records = records.map_err(|fault| fault.at(window.path(), at as u64))?;
     Ok(Some((ReplayedGroup { header, records }, checksum)))
 }
 

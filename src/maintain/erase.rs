@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::disk::Halt;
 use crate::engine::MergeOrders;
 use crate::maintain::marks::earlier;
-use crate::maintain::merge::{Choice, Merger, choose_old};
+use crate::maintain::merge::{Choice, Merger, bytes_of, choose_old};
 use crate::maintain::name::{name_segments, reserve};
 use crate::model::{CompactProgress, Compacted, Error, now_ms};
 use crate::segment::{SegmentInfo, SegmentSet};
@@ -106,8 +106,7 @@ impl Merger<'_> {
     }
 
     fn compact(&mut self) -> Result<Compacted, Halt> {
-        let bytes = |set: &SegmentSet| set.iter().map(|segment| segment.info.file_bytes).sum();
-        let bytes_before = bytes(&self.engine.store.locator.segments());
+        let bytes_before = bytes_of(self.engine.store.locator.segments().iter());
         let segments = if self.oldest_removal().is_some() {
             self.erase()?
         } else {
@@ -116,7 +115,7 @@ impl Merger<'_> {
         Ok(Compacted {
             segments,
             bytes_before,
-            bytes_after: bytes(&self.engine.store.locator.segments()),
+            bytes_after: bytes_of(self.engine.store.locator.segments().iter()),
         })
     }
 

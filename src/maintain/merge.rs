@@ -1,8 +1,9 @@
 //! Merging: writes the records of neighbouring segments again into one, session by session, and
 //! leaves out what was removed.
 //!
-//! Eight segments of one tier make one of the next, so a record is written once a tier. A merge
-//! reads its inputs from front to back and keeps one block of each in memory.
+//! Eight segments of one tier make one of the next, so a record is written once a tier. While
+//! nothing is appended, fewer are enough for the first merge, so that the sessions of a log at rest
+//! lie together. A merge reads its inputs from front to back and keeps one block of each in memory.
 //!
 //! Invariants:
 //! * A merged segment covers the stretch of its inputs. The manifest names it in the same write
@@ -24,7 +25,7 @@ use crate::segment::{
     Records, RunTail, Segment, SegmentSet, SegmentSpec, SegmentWriter, Sessions, Uncached,
     write_segment,
 };
-use crate::sync::{Ordering, Stopped};
+use crate::sync::{Instant, Ordering, Stopped};
 
 /// How long to wait after a failure before merging again. The time doubles with each failure in a
 /// row, because a merge that cannot be finished writes much for nothing.
@@ -36,12 +37,22 @@ const DOUBLINGS_MAX: u32 = 6;
 /// How long to wait before looking again whether readers have let go of a merged segment.
 const RELEASE_AFTER: Duration = Duration::from_millis(100);
 
+/// A log to which nothing was appended for this long is at rest.
+const REST_AFTER: Duration = Duration::from_secs(1);
+
+/// At rest, this share of the neighbours is enough if they are as large a share of all segments: a
+/// quarter. So what lies together is most of a small log, and little is written again in a large
+/// one.
+const REST_SHARE: usize = 4;
+
 /// The log that merging works on.
 pub(super) struct Merger<'a> {
     pub(super) engine: &'a Engine,
     pub(super) writer: &'a Writer,
     /// Segments that were merged, until no reader holds them.
     replaced: Vec<Arc<Segment>>,
+    /// The end of what was appended, and when it was first seen there.
+    seen: (u64, Instant),
     /// Whether the work is done for waiting callers.
     pub(super) compacting: bool,
 }
@@ -55,6 +66,7 @@ pub(crate) fn run(engine: &Engine) {
         engine,
         writer,
         replaced: Vec::new(),
+        seen: (writer.shared.state.durable_lsn(), Instant::now()),
         compacting: false,
     };
     let mut failures = 0;
@@ -96,15 +108,19 @@ impl Merger<'_> {
     }
 
     /// Waits until the segments have changed, something has to be erased, or it is time to look
-    /// after replaced segments.
+    /// after replaced segments or after a log at rest.
     fn wait(&self) -> Result<(), Stopped> {
         let signal = &self.writer.merge;
         let has_orders = |orders: &MergeOrders| orders.changed || orders.asked > orders.answered;
-        let time = if self.replaced.is_empty() {
-            self.time_until_due()
-        } else {
-            RELEASE_AFTER
-        };
+        let mut time = self.time_until_due();
+        if !self.replaced.is_empty() {
+            time = RELEASE_AFTER;
+        } else if self
+            .choose_at_rest(&self.engine.store.locator.segments())
+            .is_some()
+        {
+            time = time.min(REST_AFTER);
+        }
         signal.pause(time, has_orders)?;
         signal.with(|orders| orders.changed = false);
         Ok(())
@@ -117,13 +133,40 @@ impl Merger<'_> {
             let (fanout, bytes_max) = (options.merge_fanout, options.tier_bytes_max as u64);
             let chosen = choose_old(&set, fanout)
                 .or_else(|| self.choose_dead(&set))
-                .or_else(|| choose(&set, fanout, bytes_max));
+                .or_else(|| choose(&set, fanout, bytes_max))
+                .or_else(|| self.choose_at_rest(&set).filter(|_| self.is_at_rest()));
             let Some((inputs, tier)) = chosen else {
                 return Ok(());
             };
             self.merge(&set, &inputs, tier)?;
             self.remove_replaced();
         }
+    }
+
+    /// Chooses the newest segments, which were never merged, once they are enough for a log at rest.
+    fn choose_at_rest(&self, set: &SegmentSet) -> Option<Choice> {
+        let options = &self.engine.store.options;
+        let newest = set.iter().rev();
+        let mut unmerged: Vec<_> = newest
+            .take_while(|segment| segment.info.tier == 0)
+            .collect();
+        unmerged.reverse();
+        let (fanout, bytes_max) = (options.merge_fanout, options.tier_bytes_max as u64);
+        let fitting = fitting(&unmerged, fanout, bytes_max);
+        let chosen = unmerged.get(..fitting)?;
+        let is_enough = chosen.len() >= (fanout / REST_SHARE).max(2)
+            && bytes_of(chosen.iter().copied()) >= bytes_of(set.iter()) / REST_SHARE as u64;
+        is_enough.then(|| merged_from(chosen, 0))
+    }
+
+    /// Whether nothing was appended for a while.
+    fn is_at_rest(&mut self) -> bool {
+        let durable_lsn = self.writer.shared.state.durable_lsn();
+        let (lsn, since) = &mut self.seen;
+        if *lsn != durable_lsn {
+            (*lsn, *since) = (durable_lsn, Instant::now());
+        }
+        since.elapsed() >= REST_AFTER
     }
 
     /// Puts the marks that a crash kept from the manifest, of segments that were adopted.
@@ -179,8 +222,7 @@ impl Merger<'_> {
             items_max: inputs.iter().map(|segment| segment.filter_items()).sum(),
             table_bytes_max: store.options.table_bytes_max,
         };
-        let merging = inputs.iter().map(|input| input.info.file_bytes).sum();
-        let _merging = Merging::begin(&store.counters, merging);
+        let _merging = Merging::begin(&store.counters, bytes_of(inputs));
         let info = write_segment(&*segments.disk, &segments.path, spec, |out| {
             let dropped = inputs.iter().map(|segment| segment.info.dropped).sum();
             out.note_dropped(dropped);
@@ -307,6 +349,12 @@ fn first_id_of(inputs: &[Arc<Segment>]) -> EventId {
     let none = EventId::from_u128(0);
     let mut ids = inputs.iter().map(|input| input.info.first_id());
     ids.find(|id| *id > none).unwrap_or(none)
+}
+
+/// Returns the size of the files.
+pub(super) fn bytes_of<'a>(segments: impl IntoIterator<Item = &'a Arc<Segment>>) -> u64 {
+    let bytes = segments.into_iter().map(|segment| segment.info.file_bytes);
+    bytes.sum()
 }
 
 /// The neighbours to merge, and the tier of the result.

@@ -6,7 +6,7 @@ use crate::disk::io_error;
 use crate::engine::Engine;
 use crate::maintain::{merge, retain, seal};
 use crate::model::Result;
-use crate::sync::{JoinHandle, spawn};
+use crate::sync::{JoinHandle, give_way, spawn};
 use crate::write::IN_FLIGHT_MAX;
 
 /// The running threads of a log.
@@ -33,7 +33,7 @@ impl Threads {
         self.background.push(start("log-spares", run_spares)?);
         self.background.push(start("log-seal", seal::run)?);
         self.background.push(start("log-index", run_index)?);
-        self.background.push(start("log-merge", merge::run)?);
+        self.background.push(start("log-merge", run_merge)?);
         self.background.push(start("log-retain", retain::run)?);
         Ok(())
     }
@@ -68,7 +68,13 @@ fn run_spares(engine: &Engine) {
     }
 }
 
+fn run_merge(engine: &Engine) {
+    give_way();
+    merge::run(engine);
+}
+
 fn run_index(engine: &Engine) {
+    give_way();
     engine.index.run(|| engine.store.locator.segments());
 }
 

@@ -1,8 +1,12 @@
 //! The request for a page of a session, and the page itself.
 
+use std::ops::RangeInclusive;
+
 use serde::Serialize;
 
-use crate::model::{Cursor, Error, EventId, EventType, Limit, Options, Result, Seq, check_limit};
+use crate::model::{
+    Cursor, Error, EventId, EventType, FIRST_SEQ, Limit, Options, Result, Seq, check_limit,
+};
 
 /// The limit of a request that sets none.
 const PAGE_EVENTS_DEFAULT: usize = 100;
@@ -123,6 +127,17 @@ impl PageRequest {
         options
             .scan_bytes_max
             .min(self.bytes_max.unwrap_or(usize::MAX))
+    }
+
+    /// The seqs of the page, if they can be told without the session's state: an untrimmed session
+    /// is read from a seq on.
+    pub(super) fn ahead(&self, limit: usize) -> Option<RangeInclusive<Seq>> {
+        let first = match (self.order, self.after) {
+            (Order::OldestFirst, None) => FIRST_SEQ,
+            (Order::OldestFirst, Some(Cursor::Seq(after))) => after.saturating_add(1),
+            _of_an_unknown_place => return None,
+        };
+        Some(first..=first.saturating_add(limit as Seq - 1))
     }
 
     pub(crate) fn is_newest_first(&self) -> bool {

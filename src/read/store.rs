@@ -103,7 +103,7 @@ impl Store {
 
     /// Returns the durable state of a session that exists.
     pub(crate) fn known_state(&self, session: &SessionId) -> Result<SessionState> {
-        Ok(self.find(session)?.1)
+        Ok(self.find(session, None)?.1)
     }
 
     /// The newest durable event or change.
@@ -122,11 +122,19 @@ impl Store {
     }
 
     /// Returns the session's state and its entry. Without an entry the whole session is sealed.
-    fn find(&self, session: &SessionId) -> Result<(Option<SessionPin>, SessionState)> {
-        let (entry, state) = self
-            .recent
-            .sessions
-            .find(session, || self.locator.state(session))?;
+    ///
+    /// If the state has to be read, `ahead` is read by the disk meanwhile.
+    fn find(
+        &self,
+        session: &SessionId,
+        ahead: Option<RangeInclusive<Seq>>,
+    ) -> Result<(Option<SessionPin>, SessionState)> {
+        let (entry, state) = self.recent.sessions.find(session, || {
+            if let Some(seqs) = ahead {
+                self.locator.prefetch(session, &seqs);
+            }
+            self.locator.state(session)
+        })?;
         if state.is_there() {
             Ok((entry, state))
         } else {
@@ -136,7 +144,7 @@ impl Store {
 
     pub(crate) fn list(&self, session: &SessionId, request: PageRequest) -> Result<Page<Event>> {
         let limit = request.checked_limit(&self.options)?;
-        let (entry, state) = self.find(session)?;
+        let (entry, state) = self.find(session, request.ahead(limit))?;
         let range = self.range(session, &state, &request)?;
         let mut reader = self.reader(session, entry, &state)?;
         let order = request.order;

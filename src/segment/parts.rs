@@ -7,11 +7,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::{Decoded, Salt};
-use crate::disk::{Disk, DiskFile, Mode};
+use crate::disk::{Disk, DiskFile, Mode, Window};
 use crate::model::{Error, Result};
 use crate::segment::BlockCache;
 use crate::segment::cache::FileKey;
 use crate::sync::{AtomicBool, Ordering};
+
+/// How much is read at once of a file whose parts are read in order. The disk needs that much to be
+/// fast.
+const WINDOW_BYTES: usize = 256 * 1024;
 
 pub(super) struct Parts {
     pub key: FileKey,
@@ -59,6 +63,38 @@ impl Parts {
         let mut part = vec![0; bytes as usize];
         file.read_exact_at(&mut part, offset)
             .map_err(|error| self.shortened(offset, error))?;
+        self.admit(offset, part, admit)
+    }
+
+    /// Opens the file to read many parts of it in the order of their offsets.
+    pub(super) fn window(&self) -> Result<Window> {
+        let length = usize::try_from(self.file_bytes).unwrap_or(usize::MAX);
+        Window::open(&*self.disk, &self.path, length, WINDOW_BYTES)
+    }
+
+    /// Reads a part past every cache.
+    pub(super) fn read_in(
+        &self,
+        window: &mut Window,
+        (offset, bytes): (u64, u32),
+        admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
+    ) -> Result<Bytes> {
+        self.check_has(offset, bytes)?;
+        let at = usize::try_from(offset).unwrap_or(usize::MAX);
+        let found = window.from(at, bytes as usize);
+        let found = found.map_err(|error| self.shortened(offset, error))?;
+        let Some(part) = found.get(..bytes as usize) else {
+            return Err(self.beyond_end(offset));
+        };
+        self.admit(offset, part.to_vec(), admit)
+    }
+
+    fn admit(
+        &self,
+        offset: u64,
+        mut part: Vec<u8>,
+        admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
+    ) -> Result<Bytes> {
         admit(self.salt.at(offset), &mut part).map_err(|fault| fault.at(&self.path, offset))?;
         Ok(Bytes::from(part))
     }
@@ -66,10 +102,14 @@ impl Parts {
     /// Refuses bytes beyond the end of the file, before any memory is taken for them.
     fn check_has(&self, offset: u64, bytes: u32) -> Result<()> {
         if self.has(offset, bytes) {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(self.beyond_end(offset))
         }
-        let what = "a part beyond the end of the file";
-        Err(Error::corrupt(&self.path, offset, what))
+    }
+
+    fn beyond_end(&self, offset: u64) -> Error {
+        Error::corrupt(&self.path, offset, "a part beyond the end of the file")
     }
 
     /// Opens the file and keeps it open. It is checked when it is read.

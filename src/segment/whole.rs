@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::{BLOCK_HEADER_BYTES, ByteReader, Decoded, Fault, Record, Salt};
-use crate::disk::{BLOCK, DiskFile};
+use crate::disk::{BLOCK, DiskFile, Window};
 use crate::model::{Error, Result, SessionId};
 use crate::segment::open::admit_block;
 use crate::segment::table::{PageAddress, Pages, TableIter, admit_page};
@@ -56,6 +56,7 @@ impl Uncached<'_> {
         let blocks = directory.map(|directory| directory.blocks.iter_from(self, &[]));
         Ok(Records {
             source: self,
+            window: self.segment.parts.window()?,
             blocks: match blocks.transpose()? {
                 Some(table) => Blocks::Listed(table),
                 None => Blocks::Walked(BLOCK as u64),
@@ -121,6 +122,8 @@ impl Iterator for Sessions<'_> {
 /// The records of a segment, in order.
 pub(crate) struct Records<'a> {
     source: &'a Uncached<'a>,
+    /// Blocks pass every cache by: a merge would leave nothing else in it.
+    window: Window,
     blocks: Blocks<'a>,
     block: Bytes,
     block_offset: u64,
@@ -167,7 +170,10 @@ impl Records<'_> {
                 }
             }
         };
-        self.block = self.source.part(address, admit_block)?;
+        let place = (address.offset, address.bytes);
+        self.block = segment
+            .parts
+            .read_in(&mut self.window, place, admit_block)?;
         (self.block_offset, self.at) = (address.offset, BLOCK_HEADER_BYTES);
         Ok(true)
     }

@@ -16,11 +16,13 @@ mod gate;
 )))]
 mod locked_gate;
 mod mailbox;
+mod priority;
 mod waiter;
 
 use std::time::Duration;
 
 pub(crate) use mailbox::{Mailbox, Stopped};
+pub(crate) use priority::give_way;
 pub(crate) use waiter::{WaitList, Waiter, wake_task};
 
 #[cfg(all(test, shuttle))]

@@ -15,8 +15,8 @@ use crate::measure::pause;
 use crate::store::{Answer, CACHE_BYTES, Following, Load, Open, See, Seen, Store, session_name};
 use crate::turn;
 
-/// Longer than a segment takes, during which its statistics stand still.
-const QUIET: Duration = Duration::from_secs(1);
+/// Longer than a segment takes, and than a log waits before it merges at rest.
+const QUIET: Duration = Duration::from_secs(3);
 
 pub struct Ours {
     log: SessionLog,

@@ -25,6 +25,10 @@ const SMALL: Load = Load::noise(1, 256);
 /// Half of the sessions have to be worth much more than the dead bytes that merging leaves.
 const DELETED: Load = Load::noise(4, 512);
 
+/// Appends go on until this share of what was deleted is back, or nothing was merged for so long.
+const BACK: f64 = 0.9;
+const GIVEN_UP: Duration = Duration::from_secs(10);
+
 const PAGE: usize = 100;
 const PAGES: u32 = 2_000;
 const IDLE: Duration = Duration::from_hours(1);
@@ -75,7 +79,11 @@ pub fn deletes(task: Task<'_>) -> Figures {
     let filled = ours.log().stats().space.total_bytes - ours.log().stats().space.journal_bytes;
     let busy = Busy::of(&ours, sessions);
     let mut figures = Figures::new();
-    let quiet = busy.rate(task.seconds.max(5.0));
+    // Long enough that segments are written and merged as they are later on.
+    let quiet = busy.rate(task.seconds.max(20.0));
+    // All sessions are of one size. What was appended since has no dead bytes.
+    let deleted = filled as f64 / 2.0;
+    let given_back = || 1.0 - ours.log().stats().space.dead_bytes as f64 / deleted;
     let began = Instant::now();
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
@@ -95,18 +103,17 @@ pub fn deletes(task: Task<'_>) -> Figures {
     let began = Instant::now();
     let before = busy.appended();
     let stop = AtomicBool::new(false);
+    let is_back = || given_back() >= BACK;
     std::thread::scope(|scope| {
         let appends = scope.spawn(|| busy.until(|| stop.load(Relaxed)));
-        // Most of it is back once merging has nothing left that is worth it.
-        let mut quiet_since = Instant::now();
-        while quiet_since.elapsed() < Duration::from_secs(3) {
+        let mut merged_at = Instant::now();
+        while !is_back() && merged_at.elapsed() < GIVEN_UP {
             pause(POLL);
-            let space = ours.log().stats().space;
-            if space.merging_bytes > 0 {
-                quiet_since = Instant::now();
+            if ours.log().stats().space.merging_bytes > 0 {
+                merged_at = Instant::now();
             }
         }
-        let back = quiet_since - began;
+        let back = began.elapsed();
         stop.store(true, Relaxed);
         appends.join().expect("the appends end");
         figures.insert("back s".into(), back.as_secs_f64());
@@ -117,13 +124,7 @@ pub fn deletes(task: Task<'_>) -> Figures {
     figures.insert("appends/s alone".into(), quiet);
     figures.insert("kept rate".into(), busy_rate / quiet);
     ours.settle();
-    let space = ours.log().stats().space;
-    let a_session = filled as f64 / f64::from(sessions);
-    let kept = a_session * f64::from(sessions / 2);
-    let an_event = a_session / DELETED.events as f64 / 2.0;
-    let appended = busy.appended() as f64 * an_event;
-    let left = (space.live_bytes + space.dead_bytes) as f64 - kept - appended;
-    figures.insert("given back".into(), 1.0 - left / (filled as f64 - kept));
+    figures.insert("given back".into(), given_back());
     figures.insert("rss MB".into(), peak_rss_mb());
     figures
 }
