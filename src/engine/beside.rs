@@ -211,20 +211,20 @@ impl Engine {
     }
 
     /// Changes what readers see, and adds the waiters for it to `to_wake`. It fails only if the
-    /// journal contradicts itself.
+    /// journal contradicts itself, and then shows what comes before that.
     fn show(&self, found: Found, to_wake: &mut Vec<Arc<Waiter>>) -> Result<Restored> {
         let (recent, manifest) = (&self.store.recent, &found.manifest);
         if found.begins_again {
             let last_id = LogEnd::of(&found.replayed, manifest).last_id;
             *to_wake = recent.begin_again(manifest.sealed_events(), last_id);
         }
-        let (files, from_lsn) = (found.replayed.files, found.from_lsn);
-        let restored = restore(recent, &self.layout.journal, files, from_lsn, to_wake)?;
         if let Some(segments) = found.segments {
             self.store.locator.publish(|_before| segments);
-            recent.release_before(manifest.sealed_lsn());
         }
-        Ok(restored)
+        let (files, from_lsn) = (found.replayed.files, found.from_lsn);
+        let restored = restore(recent, &self.layout.journal, files, from_lsn, to_wake);
+        recent.release_before(manifest.sealed_lsn());
+        restored
     }
 }
 

@@ -19,7 +19,7 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 ///
 /// Under load all are kept. They were just in use, and the next burst would write their zeroes
 /// again.
-const IDLE_SPARES_MAX: usize = 3;
+const IDLE_SPARES_MAX: usize = 2;
 
 /// The pause after each write of zeroes, in multiples of the time that the write took. Commits use
 /// the disk in the pause. There is none while a thread waits for the file.

@@ -116,7 +116,7 @@ impl Merger<'_> {
         if !self.replaced.is_empty() {
             time = RELEASE_AFTER;
         } else if self
-            .choose_at_rest(&self.engine.store.locator.segments())
+            .choose_few(&self.engine.store.locator.segments())
             .is_some()
         {
             time = time.min(REST_AFTER);
@@ -134,7 +134,7 @@ impl Merger<'_> {
             let chosen = choose_old(&set, fanout)
                 .or_else(|| self.choose_dead(&set))
                 .or_else(|| choose(&set, fanout, bytes_max))
-                .or_else(|| self.choose_at_rest(&set).filter(|_| self.is_at_rest()));
+                .or_else(|| self.choose_few(&set).filter(|_| self.is_at_rest()));
             let Some((inputs, tier)) = chosen else {
                 return Ok(());
             };
@@ -143,16 +143,16 @@ impl Merger<'_> {
         }
     }
 
-    /// Chooses the newest segments, which were never merged, once they are enough for a log at rest.
-    fn choose_at_rest(&self, set: &SegmentSet) -> Option<Choice> {
+    /// Chooses the newest segments, which were never merged, if they are enough for a log at rest.
+    fn choose_few(&self, set: &SegmentSet) -> Option<Choice> {
         let options = &self.engine.store.options;
         let newest = set.iter().rev();
         let mut unmerged: Vec<_> = newest
             .take_while(|segment| segment.info.tier == 0)
             .collect();
         unmerged.reverse();
-        let (fanout, bytes_max) = (options.merge_fanout, options.tier_bytes_max as u64);
-        let fitting = fitting(&unmerged, fanout, bytes_max);
+        let fanout = options.merge_fanout;
+        let fitting = fitting(&unmerged, fanout, options.tier_bytes_max as u64);
         let chosen = unmerged.get(..fitting)?;
         let is_enough = chosen.len() >= (fanout / REST_SHARE).max(2)
             && bytes_of(chosen.iter().copied()) >= bytes_of(set.iter()) / REST_SHARE as u64;

@@ -34,7 +34,7 @@ impl Threads {
         self.background.push(start("log-seal", seal::run)?);
         self.background.push(start("log-index", run_index)?);
         self.background.push(start("log-merge", run_merge)?);
-        self.background.push(start("log-retain", retain::run)?);
+        self.background.push(start("log-retain", run_retain)?);
         Ok(())
     }
 
@@ -71,6 +71,11 @@ fn run_spares(engine: &Engine) {
 fn run_merge(engine: &Engine) {
     give_way();
     merge::run(engine);
+}
+
+fn run_retain(engine: &Engine) {
+    give_way();
+    retain::run(engine);
 }
 
 fn run_index(engine: &Engine) {

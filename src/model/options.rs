@@ -175,7 +175,7 @@ impl Options {
     ///
     /// Full files are sealed when the log is idle, or once half a file more has been written. A
     /// write to the journal takes at least 4 KiB, so small writes fill many files before they are
-    /// worth a segment. These files are reused. All but three are removed when the log is idle or
+    /// worth a segment. These files are reused. All but two are removed when the log is idle or
     /// closed.
     pub fn journal_file_bytes_max(mut self, bytes: usize) -> Self {
         self.journal_file_bytes_max = bytes;
@@ -227,7 +227,9 @@ impl Options {
 
     /// The number of neighbouring segments that are merged into one. Default: 8. Minimum: 2.
     ///
-    /// A larger number writes each record less often, and leaves more segments to look in.
+    /// A larger number writes each record less often, and leaves more segments to look in. When
+    /// nothing was appended for a second, a quarter of this number is enough if the segments have a
+    /// quarter of all bytes.
     pub fn merge_fanout(mut self, segments: usize) -> Self {
         self.merge_fanout = segments;
         self

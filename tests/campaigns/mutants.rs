@@ -178,6 +178,25 @@ const MUTANTS: &[Mutant] = &[
         target: INTEGRATION,
     },
     Mutant {
+        name: "an entry of the index is believed when its segment is gone",
+        edits: &[
+            (
+                "src/index/locate.rs",
+                "let segment = self.segments.by_number(entry.segment)?;",
+                "let newest = || self.segments.iter().next_back();\n\
+                 let segment = self.segments.by_number(entry.segment).or_else(newest)?;",
+            ),
+            // What else would notice.
+            (
+                "src/segment/open.rs",
+                "if !expected {",
+                "if false && !expected {",
+            ),
+        ],
+        test: LYING_INDEX,
+        target: INTEGRATION,
+    },
+    Mutant {
         name: "a session's state is taken from an older segment",
         edits: &[(
             "src/segment/set.rs",

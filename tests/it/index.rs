@@ -3,11 +3,13 @@
 
 use std::path::Path;
 
-use sessionlog::{Compression, Event, Expected, Options, PageRequest, SessionId};
+use sessionlog::{Compression, Event, Expected, Options, PageRequest, SessionId, Stats};
+use tempfile::TempDir;
 
 use crate::list::check_walk;
 use crate::support::{
-    append_notes, eventually, feed_all, folder, notes, read_all, seal_once, session, small_files,
+    append_notes, eventually, feed_all, folder, note, notes, read_all, seal_once, session,
+    small_files,
 };
 
 const SESSIONS: usize = 6;
@@ -140,6 +142,30 @@ fn an_index_of_an_earlier_format_is_built_again() {
     assert_eq!(log.stats().index_rebuilds, 1);
 }
 
+#[test]
+fn an_index_that_names_segments_that_are_gone_is_found_out() {
+    let dir = folder();
+    let options = small_files().compression(Compression::None).merge_fanout(2);
+    let index = dir.path().join("index");
+    let mut written = new_sessions();
+    write_rounds(&dir, &options, &mut written, 2, |stats| stats.merges >= 1);
+    let before = entries(&sled_in(&index));
+    // So few that what was merged before is merged again.
+    write_rounds(&dir, &options, &mut written, 6, |stats| stats.segments <= 4);
+    let db = sled_in(&index);
+    let now = entries(&db);
+    for (key, run) in &before {
+        assert!(
+            !now.contains(&(key.clone(), run.clone())),
+            "a segment stayed"
+        );
+        db.insert(key, &**run.as_ref().unwrap()).unwrap();
+    }
+    db.flush().unwrap();
+    drop(db);
+    check_found_out(&dir, &options, &written);
+}
+
 /// A key of the index, and its value.
 type Entry = (Vec<u8>, Option<Vec<u8>>);
 
@@ -158,13 +184,18 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
     let dir = folder();
     let written = write_sealed(&dir);
     change_index(&dir.path().join("index"), lie);
+    check_found_out(&dir, &merging(), &written);
+}
 
-    let log = merging().open(dir.path()).unwrap();
+/// Opens a log whose index lies. Readers and writers must notice nothing, and the index must be
+/// rebuilt.
+fn check_found_out(dir: &TempDir, options: &Options, written: &[Written]) {
+    let log = options.clone().open(dir.path()).unwrap();
     // The index is not queried before it has been opened.
     eventually("the index to be open and to have all segments", || {
         log.stats().index_lag == 0
     });
-    for (session, events) in &written {
+    for (session, events) in written {
         let (head, newest) = (log.head(session).unwrap(), events.last().unwrap());
         assert_eq!(
             (head.last, head.last_id),
@@ -192,7 +223,7 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
     });
     let rebuilds = log.stats().index_rebuilds;
     let feed = feed_all(&log);
-    for (session, events) in &written {
+    for (session, events) in written {
         assert!(
             read_all(&log, session).starts_with(events),
             "{session} reads otherwise from the index that was built again"
@@ -210,27 +241,67 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
     );
 }
 
+/// A session and its events.
+type Written = (SessionId, Vec<Event>);
+
+fn new_sessions() -> Vec<Written> {
+    (0..SESSIONS)
+        .map(|nth| (session(&format!("s{nth}")), Vec::new()))
+        .collect()
+}
+
 /// Returns a closed log with several segments, each with events of each session, and these events.
 /// The journal holds none of them.
-fn write_sealed(dir: &tempfile::TempDir) -> Vec<(SessionId, Vec<Event>)> {
-    let log = merging().open(dir.path()).unwrap();
-    let mut written: Vec<_> = (0..SESSIONS)
-        .map(|nth| (session(&format!("s{nth}")), Vec::new()))
-        .collect();
-    for nth in 0..ROUNDS {
+fn write_sealed(dir: &TempDir) -> Vec<Written> {
+    let mut written = new_sessions();
+    write_rounds(dir, &merging(), &mut written, ROUNDS, |stats| {
+        stats.merges >= 3
+    });
+    written
+}
+
+/// Opens the log, appends to each session in each round, and closes it once all of it is sealed,
+/// merged, and in the index.
+fn write_rounds(
+    dir: &TempDir,
+    options: &Options,
+    written: &mut [Written],
+    rounds: usize,
+    is_merged: impl Fn(&Stats) -> bool,
+) {
+    let log = options.clone().open(dir.path()).unwrap();
+    for nth in 0..rounds {
         // A number that no other session has in this round, so that no run passes for another
         // session's.
-        for (count, (session, events)) in (1..).zip(&mut written) {
+        for (count, (session, events)) in (1..).zip(&mut *written) {
             events.extend(append_notes(&log, session, &nth.to_string(), count));
         }
         seal_once(&log, &session("filler"));
     }
     seal_once(&log, &session("filler"));
-    eventually("the index to have all segments", || {
-        log.stats().index_lag == 0
+    eventually("the index to have all merged segments", || {
+        let stats = log.stats();
+        is_merged(&stats) && stats.index_lag == 0
     });
     log.close().unwrap();
-    written
+}
+
+#[test]
+fn a_log_at_rest_merges_the_few_segments_that_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || small_files().compression(Compression::None);
+    let log = options().open(dir.path()).unwrap();
+    let written = session("written");
+    log.append(&written, note("first")).unwrap();
+    for _ in 0..2 {
+        seal_once(&log, &session("filler"));
+    }
+    eventually("all segments to be one", || {
+        let stats = log.stats();
+        stats.segments == 1 && stats.merges > 0 && stats.index_lag == 0
+    });
+    let page = log.list(&written, PageRequest::new()).unwrap();
+    assert_eq!(&*page.items[0].data, b"first");
 }
 
 fn merging() -> Options {
@@ -249,13 +320,17 @@ fn sled_in(folder: &Path) -> sled::Db {
         .unwrap()
 }
 
-fn change_index(folder: &Path, lie: impl Fn(&mut [Runs])) {
-    let db = sled_in(folder);
-    let entries: Runs = db
-        .scan_prefix([KIND_SESSION])
+/// The entries of all sessions.
+fn entries(db: &sled::Db) -> Runs {
+    db.scan_prefix([KIND_SESSION])
         .map(Result::unwrap)
         .map(|(key, run)| (key.to_vec(), Some(run.to_vec())))
-        .collect();
+        .collect()
+}
+
+fn change_index(folder: &Path, lie: impl Fn(&mut [Runs])) {
+    let db = sled_in(folder);
+    let entries = entries(&db);
     let mut sessions: Vec<Runs> = entries
         .chunk_by(|(one, _), (other, _)| session_of(one) == session_of(other))
         .map(<[Entry]>::to_vec)

@@ -41,7 +41,7 @@ const UNIX: &[&str] = &[
     "src/disk/real.rs",
 ];
 /// What Linux alone has.
-const FUTEX: &[&str] = &["src/sync/gate.rs"];
+const THREADS: &[&str] = &["src/sync/gate.rs", "src/sync/priority.rs"];
 
 const WALLS: &[Wall] = &[
     Wall {
@@ -70,7 +70,11 @@ const WALLS: &[Wall] = &[
     },
     Wall {
         named: Named::Path("rustix::thread"),
-        only_in: FUTEX,
+        only_in: THREADS,
+    },
+    Wall {
+        named: Named::Path("rustix::process"),
+        only_in: THREADS,
     },
     Wall {
         named: Named::Path("std::os"),

@@ -25,6 +25,10 @@ const SMALL: Load = Load::noise(1, 256);
 /// Half of the sessions have to be worth much more than the dead bytes that merging leaves.
 const DELETED: Load = Load::noise(4, 512);
 
+/// How long appends are measured alone, in seconds: long enough that segments are written and
+/// merged as they are later on.
+const LOADED: f64 = 20.0;
+
 /// Appends go on until this share of what was deleted is back, or nothing was merged for so long.
 const BACK: f64 = 0.9;
 const GIVEN_UP: Duration = Duration::from_secs(10);
@@ -79,8 +83,7 @@ pub fn deletes(task: Task<'_>) -> Figures {
     let filled = ours.log().stats().space.total_bytes - ours.log().stats().space.journal_bytes;
     let busy = Busy::of(&ours, sessions);
     let mut figures = Figures::new();
-    // Long enough that segments are written and merged as they are later on.
-    let quiet = busy.rate(task.seconds.max(20.0));
+    let quiet = busy.rate(task.seconds.max(LOADED));
     // All sessions are of one size. What was appended since has no dead bytes.
     let deleted = filled as f64 / 2.0;
     let given_back = || 1.0 - ours.log().stats().space.dead_bytes as f64 / deleted;
@@ -173,7 +176,7 @@ pub fn directory(task: Task<'_>) -> Figures {
 fn expire(ours: &Ours, sessions: u32, ahead: &AtomicU64, task: Task<'_>, figures: &mut Figures) {
     let log = ours.log();
     let busy = Busy::of(ours, sessions);
-    let quiet = busy.rate(task.seconds.max(5.0));
+    let quiet = busy.rate(task.seconds.max(LOADED));
     ahead.store(2 * IDLE.as_secs(), Relaxed);
     // Sessions are looked at once a minute.
     while log.session(ours.session(0)).is_ok() {
