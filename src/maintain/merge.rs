@@ -3,7 +3,7 @@
 //!
 //! Eight segments of one tier make one of the next, so a record is written once a tier. While
 //! nothing is appended, fewer are enough for the first merge, so that the sessions of a log at rest
-//! lie together. A merge reads its inputs from front to back and keeps one block of each in memory.
+//! lie together. A merge reads its inputs from front to back and keeps little of each in memory.
 //!
 //! Invariants:
 //! * A merged segment covers the stretch of its inputs. The manifest names it in the same write
