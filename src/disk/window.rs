@@ -42,7 +42,7 @@ impl Window {
 
     /// Returns the bytes from `at` on, at least `count` unless the file ends before.
     ///
-    /// A call with a lower `at` than the one before reads the file again from there.
+    /// What was released is read again.
     pub(crate) fn from(&mut self, at: usize, count: usize) -> Result<&[u8]> {
         let end = at.saturating_add(count).min(self.length);
         if at < end && (at < self.held.start || end > self.held.end) {
@@ -60,7 +60,7 @@ impl Window {
     /// Releases the bytes before `start` and reads at least up to `end`.
     fn advance(&mut self, start: usize, end: usize) -> Result<()> {
         let end = end
-            .max(start + self.bytes)
+            .max(start.saturating_add(self.bytes))
             .next_multiple_of(BLOCK)
             .min(self.length);
         let kept = if self.held.contains(&start) {

@@ -112,9 +112,10 @@ impl Locator {
         let Some(generation) = self.index.newest_generation(session) else {
             return;
         };
-        let mut reader = self.reader(session, generation);
-        reader.ask(*seqs.start(), seqs);
-        reader.prefetch(*seqs.start(), seqs);
+        let (mut reader, from) = (self.reader(session, generation), *seqs.start());
+        // As much as the reader of the page asks for, which then finds the answer.
+        reader.ask(from, &(from..=Seq::MAX));
+        reader.prefetch(from, seqs);
     }
 
     /// Reads a session's records from the segments.

@@ -34,7 +34,7 @@ impl Threads {
         self.background.push(start("log-seal", seal::run)?);
         self.background.push(start("log-index", run_index)?);
         self.background.push(start("log-merge", run_merge)?);
-        self.background.push(start("log-retain", run_retain)?);
+        self.background.push(start("log-retain", retain::run)?);
         Ok(())
     }
 
@@ -73,13 +73,7 @@ fn run_merge(engine: &Engine) {
     merge::run(engine);
 }
 
-fn run_retain(engine: &Engine) {
-    give_way();
-    retain::run(engine);
-}
-
 fn run_index(engine: &Engine) {
-    give_way();
     engine.index.run(|| engine.store.locator.segments());
 }
 

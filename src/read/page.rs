@@ -130,14 +130,15 @@ impl PageRequest {
     }
 
     /// The seqs of the page, if they can be told without the session's state: an untrimmed session
-    /// is read from a seq on.
+    /// is read from a seq on, and without a filter.
     pub(super) fn ahead(&self, limit: usize) -> Option<RangeInclusive<Seq>> {
         let first = match (self.order, self.after) {
             (Order::OldestFirst, None) => FIRST_SEQ,
             (Order::OldestFirst, Some(Cursor::Seq(after))) => after.saturating_add(1),
             _of_an_unknown_place => return None,
         };
-        Some(first..=first.saturating_add(limit as Seq - 1))
+        let is_all = self.types.is_none() && self.before.is_none();
+        is_all.then(|| first..=first.saturating_add(limit as Seq - 1))
     }
 
     pub(crate) fn is_newest_first(&self) -> bool {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::{Decoded, Salt};
-use crate::disk::{Disk, DiskFile, Mode, Window};
+use crate::disk::{BLOCK, Disk, DiskFile, Mode, Window};
 use crate::model::{Error, Result};
 use crate::segment::BlockCache;
 use crate::segment::cache::FileKey;
@@ -66,19 +66,25 @@ impl Parts {
         self.admit(offset, part, admit)
     }
 
-    /// Opens the file to read many parts of it in the order of their offsets.
-    pub(super) fn window(&self) -> Result<Window> {
-        let length = usize::try_from(self.file_bytes).unwrap_or(usize::MAX);
+    /// Opens the file by its name, to read many parts of it before `end` in the order of their
+    /// offsets.
+    pub(super) fn window(&self, end: u64) -> Result<Window> {
+        let end = end.next_multiple_of(BLOCK as u64).min(self.file_bytes);
+        let length = usize::try_from(end).unwrap_or(usize::MAX);
         Window::open(&*self.disk, &self.path, length, WINDOW_BYTES)
     }
 
-    /// Reads a part past every cache.
+    /// Reads a part past every cache, or from `file` if it is larger than a window.
     pub(super) fn read_in(
         &self,
         window: &mut Window,
+        file: &Arc<dyn DiskFile>,
         (offset, bytes): (u64, u32),
         admit: impl FnOnce(Salt, &mut Vec<u8>) -> Decoded<()>,
     ) -> Result<Bytes> {
+        if bytes as usize > WINDOW_BYTES {
+            return self.read(offset, bytes, file, admit);
+        }
         self.check_has(offset, bytes)?;
         let at = usize::try_from(offset).unwrap_or(usize::MAX);
         let found = window.from(at, bytes as usize);

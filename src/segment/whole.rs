@@ -56,7 +56,7 @@ impl Uncached<'_> {
         let blocks = directory.map(|directory| directory.blocks.iter_from(self, &[]));
         Ok(Records {
             source: self,
-            window: self.segment.parts.window()?,
+            window: self.segment.parts.window(self.segment.info.filter.offset)?,
             blocks: match blocks.transpose()? {
                 Some(table) => Blocks::Listed(table),
                 None => Blocks::Walked(BLOCK as u64),
@@ -171,9 +171,8 @@ impl Records<'_> {
             }
         };
         let place = (address.offset, address.bytes);
-        self.block = segment
-            .parts
-            .read_in(&mut self.window, place, admit_block)?;
+        let (window, file) = (&mut self.window, &self.source.file);
+        self.block = segment.parts.read_in(window, file, place, admit_block)?;
         (self.block_offset, self.at) = (address.offset, BLOCK_HEADER_BYTES);
         Ok(true)
     }

@@ -150,6 +150,7 @@ fn an_index_that_names_segments_that_are_gone_is_found_out() {
     let mut written = new_sessions();
     write_rounds(&dir, &options, &mut written, 2, |stats| stats.merges >= 1);
     let before = entries(&sled_in(&index));
+    assert!(!before.is_empty());
     // So few that what was merged before is merged again.
     write_rounds(&dir, &options, &mut written, 6, |stats| stats.segments <= 4);
     let db = sled_in(&index);
@@ -288,9 +289,11 @@ fn write_rounds(
 
 #[test]
 fn a_log_at_rest_merges_the_few_segments_that_it_has() {
-    let dir = tempfile::tempdir().unwrap();
-    let options = || small_files().compression(Compression::None);
-    let log = options().open(dir.path()).unwrap();
+    let dir = folder();
+    let log = small_files()
+        .compression(Compression::None)
+        .open(dir.path())
+        .unwrap();
     let written = session("written");
     log.append(&written, note("first")).unwrap();
     for _ in 0..2 {
