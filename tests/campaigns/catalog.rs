@@ -17,7 +17,7 @@ pub(crate) enum Place {
     Inside,
     /// This package.
     Outside,
-    /// Calls to a server, and other clients: `server/tests`.
+    /// Calls to a server, and other clients: `tests/server`.
     Calls,
     Clients,
 }
@@ -30,8 +30,8 @@ impl Place {
         match self {
             Place::Inside => &["--package", "sessionlog", "--lib"],
             Place::Outside => &["--package", "sessionlog-campaigns", "--test", "campaigns"],
-            Place::Calls => &["--package", "sessionlog-server", "--test", "http"],
-            Place::Clients => &["--package", "sessionlog-server", "--test", "clients"],
+            Place::Calls => &["--package", "sessionlog-server-tests", "--test", "http"],
+            Place::Clients => &["--package", "sessionlog-server-tests", "--test", "clients"],
         }
     }
 }

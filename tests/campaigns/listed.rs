@@ -10,7 +10,7 @@ use super::root;
 const PLACES: &[&str] = &[
     "src/testing",
     "tests/campaigns/main.rs",
-    "server/tests",
+    "tests/server",
     "fuzz/tests",
 ];
 

@@ -20,11 +20,11 @@ mod page;
 mod process;
 mod proxy;
 #[allow(dead_code, reason = "the campaigns use the rest")]
-#[path = "../../../tests/support/report.rs"]
+#[path = "../../support/report.rs"]
 mod report;
 mod schemathesis;
 mod standing;
-#[path = "../../../tests/support/trial.rs"]
+#[path = "../../support/trial.rs"]
 mod trial;
 
 use std::env;

@@ -2,8 +2,9 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -25,11 +26,39 @@ pub(crate) struct Server {
     pub(crate) url: String,
 }
 
+/// The command `sessionlog`. Cargo builds programs for tests of their own package alone, so the
+/// first test builds it.
+fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(folder).args([
+            "build",
+            "--package=sessionlog",
+            "--features=cli",
+            "--bin=sessionlog",
+            "--message-format=json",
+        ]);
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        let output = cargo.stderr(Stdio::inherit()).output().unwrap();
+        assert!(output.status.success(), "the command does not build");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let built = said
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap())
+            .find_map(|line| line["executable"].as_str().map(PathBuf::from));
+        built.expect("cargo says where it is")
+    });
+    &PROGRAM
+}
+
 /// A server that has not been started.
 pub(crate) fn command(data: &Path, listen: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sessionlog-server"));
+    let mut command = Command::new(program());
     command
-        .args(["--listen", listen, "--data"])
+        .args(["serve", "--listen", listen, "--data"])
         .arg(data)
         .env_remove("SESSIONLOG_API_KEY")
         .env_remove("SESSIONLOG_WORKER_KEY")

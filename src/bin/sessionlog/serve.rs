@@ -1,32 +1,17 @@
-//! Serves a session log over HTTP.
-//!
-//! ```text
-//! SESSIONLOG_API_KEY=secret cargo run --release -p sessionlog-server -- --data ./data
-//! ```
-//!
-//! Clients send the key as a bearer token. Workers send that of `SESSIONLOG_WORKER_KEY`.
+//! `sessionlog serve`: the HTTP server.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the address, or why it did not start, is for the terminal"
-)]
+#![expect(clippy::print_stdout, reason = "the address is for the terminal")]
 
 use std::env;
 use std::error::Error;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::ValueEnum;
 use sessionlog::{SessionLog, http};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
-
-#[cfg(target_os = "linux")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves a session log over HTTP.
 ///
@@ -34,9 +19,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// and `SESSIONLOG_WORKER_KEY` the one for workers, without which their calls are refused.
 /// A missing folder is created, with access for its owner. `RUST_LOG` filters the log, for example
 /// `info,sessionlog::access=off`. SIGTERM stops the server without losing anything.
-#[derive(Parser)]
-#[command(version)]
-struct Args {
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
     /// Folder of the log
     #[arg(long, default_value = "data")]
     data: PathBuf,
@@ -54,26 +38,18 @@ struct Args {
     log: Option<LogForm>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LogForm {
     Text,
     Json,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let args = Args::parse();
+pub(crate) fn run(args: Args) -> Result<(), Box<dyn Error>> {
     log_to_stderr(args.log);
-    match run(args).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {}", with_sources(&*error));
-            ExitCode::FAILURE
-        }
-    }
+    tokio::runtime::Runtime::new()?.block_on(serve(args))
 }
 
-async fn run(args: Args) -> Result<(), Box<dyn Error>> {
+async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     allow_many_connections();
     let config = config(&args)?;
     let listener = TcpListener::bind(args.listen)
@@ -161,16 +137,6 @@ fn warn_if_others_may_enter(folder: &Path) {
 
 #[cfg(not(unix))]
 fn warn_if_others_may_enter(_folder: &Path) {}
-
-/// An error and its causes, in one line.
-fn with_sources(error: &dyn Error) -> String {
-    let (mut line, mut next) = (error.to_string(), error.source());
-    while let Some(cause) = next {
-        line = format!("{line}: {cause}");
-        next = cause.source();
-    }
-    line
-}
 
 /// Resolves on the first signal to stop.
 #[cfg(unix)]

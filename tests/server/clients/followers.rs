@@ -33,7 +33,7 @@ pub(crate) type Seen = Arc<Mutex<Vec<String>>>;
 
 impl Follower {
     pub(crate) fn start(&self, arguments: &[&str]) -> (Ending, Seen) {
-        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/clients");
+        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/clients");
         let mut command = Command::new(self.program);
         command
             .arg(clients.join(self.file))

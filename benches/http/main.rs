@@ -1,7 +1,7 @@
 //! The cost of HTTP: the same appends through the library and as requests, alternately, and the
 //! cost of idle streams to a server.
 //!
-//! `cargo bench -p sessionlog-server [-- append SECONDS ROUNDS | idle STREAMS SECONDS]`
+//! `cargo bench -p sessionlog-http-bench [-- append SECONDS ROUNDS | idle STREAMS SECONDS]`
 //!
 //! Library and server run in a process of their own, which this one starts, calls and measures.
 #![expect(
@@ -13,7 +13,7 @@
     reason = "a benchmark prints its figures, and stops where something is wrong"
 )]
 
-#[path = "../../benches/support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::io::{BufRead, BufReader, Write};

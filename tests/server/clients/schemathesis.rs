@@ -24,7 +24,7 @@ fn check_as(key: &str) {
         .env("SESSIONLOG_API_KEY", KEY)
         .env("SESSIONLOG_WORKER_KEY", WORKER_KEY);
     let server = Server::of(&mut program);
-    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/schemathesis.toml");
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/schemathesis.toml");
     let mut run = Command::new(schemathesis());
     run.current_dir(folder.path())
         .arg("--config-file")

@@ -1,0 +1,1 @@
+//! The command `sessionlog`, run as a program.
