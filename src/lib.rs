@@ -119,6 +119,7 @@ mod segment;
 mod sync;
 #[cfg(test)]
 mod testing;
+pub mod transfer;
 mod turn;
 mod write;
 

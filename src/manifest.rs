@@ -108,7 +108,8 @@ pub(crate) struct JournalUse {
 }
 
 impl Manifest {
-    fn new(store: StoreId) -> Self {
+    /// Returns the manifest of a store without a file.
+    pub(crate) fn new(store: StoreId) -> Self {
         Self {
             sequence: 0,
             store,

@@ -10,8 +10,8 @@ use bytes::BufMut;
 use crate::codec::chunk::room_for;
 use crate::codec::op::Extra;
 use crate::codec::record::{
-    BODY_EXTENDED, BODY_KEYED, EVENT_IN_TURN, EVENT_OPENS, FINGERPRINT_BYTES, HEAD_BYTES_MAX,
-    IdempotencyKey, Record,
+    BODY_EXTENDED, BODY_KEYED, FINGERPRINT_BYTES, HEAD_BYTES_MAX, IdempotencyKey, Record,
+    put_event_of,
 };
 use crate::codec::{Salt, SessionState, prefixed_bytes, put_prefixed, put_varint, varint_bytes};
 use crate::model::{Batch, EventId, NewEvent, Op, Producer, Seq, SessionId, Stamp, Turn};
@@ -157,14 +157,5 @@ fn event_bytes(event: &NewEvent) -> usize {
 }
 
 fn put_event(out: &mut impl BufMut, event: &NewEvent) {
-    match event.turn {
-        Turn::None => out.put_u8(0),
-        Turn::Opens => out.put_u8(EVENT_OPENS),
-        Turn::Of(message) => {
-            out.put_u8(EVENT_IN_TURN);
-            out.put_slice(&message.event_id().to_u128().to_le_bytes());
-        }
-    }
-    put_prefixed(out, event.event_type.as_bytes());
-    put_prefixed(out, &event.data);
+    put_event_of(out, 0, event.turn, event.event_type.as_bytes(), &event.data);
 }

@@ -27,6 +27,7 @@
 //! | `segments/<number>.segment` | a segment |
 //! | `index/` | the index |
 //! | `index.set-aside/` | the last index that was found to be wrong; nothing reads it |
+//! | `UNFINISHED` | an [import](#unfinished-import) that is not complete |
 //! | `*.tmp` | an unfinished file; removed on open |
 //!
 //! * The manifest slots are written one after the other. The valid slot with the higher sequence
@@ -343,8 +344,9 @@
 //! |---|---|---|---|
 //! | trailer | `slogtrlr` | `trlr` | segment number |
 //! | manifest slot | `slogmani` | `mani` | 0 |
+//! | unfinished import | `slogbild` | `bild` | 0 |
 //!
-//! The salt of a manifest slot has a zero store ID.
+//! The salts of a manifest slot and of an unfinished import have a zero store ID.
 //!
 //! A *bare value* is a value in the same encoding without a frame. Session IDs and event IDs in
 //! values are texts unless a table says otherwise.
@@ -387,6 +389,16 @@
 //! removal was committed, in milliseconds of the wall clock. That of the journal also counts for
 //! files that are not in use, which hold what they held before.
 //!
+//! ### Unfinished import
+//!
+//! Importing and salvaging write segments first, and the manifest last. Until then the folder holds
+//! this value, and does not open as a log.
+//!
+//! | field | type |
+//! |---|---|
+//! | store ID | `u128` |
+//! | what the log is made from | text |
+//!
 //! ## Index
 //!
 //! The index is a sled database. It is derived from the segments and is checked on every use, so
@@ -421,6 +433,7 @@
 //! * The folder `filters/` is gone.
 //! * The index has one entry for a session and merged segment, under a hash of the session ID.
 
+mod assemble;
 mod batch;
 mod block;
 mod chunk;
@@ -438,15 +451,19 @@ use bytes::BufMut;
 
 use crate::model::Error;
 
+pub(crate) use assemble::{BodyParts, EventContent, EventParts, Seat};
 pub(crate) use batch::EncodedBatch;
 pub(crate) use block::{BLOCK_HEADER_BYTES, BlockCompressor, BlockHeader, Coding};
 pub(crate) use frame::{
     FileHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE_HEADER_BYTES, SegmentHeader,
 };
 pub(crate) use record::{EventFrame, RawRecord, Record, RecordFrame};
-pub(crate) use state::{REDACTIONS_MAX, SessionState, Standing, Version};
+pub(crate) use state::{
+    Details, ProducerState, REDACTIONS_MAX, Removal, SessionState, Standing, Version,
+};
 pub(crate) use value::{
-    FRAMED_BYTES_MAX, MANIFEST, TRAILER, decode_bare, encode_bare, encode_value, open_value,
+    FRAMED_BYTES_MAX, MANIFEST, TRAILER, UNFINISHED, decode_bare, encode_bare, encode_value,
+    open_value,
 };
 
 /// The format version that this crate writes, and the highest that it reads.

@@ -6,17 +6,18 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use bytestring::ByteString;
 use jiff::Timestamp;
 
 use crate::codec::op::Extra;
 use crate::codec::{
-    ByteReader, Decoded, Fault, Salt, prefixed_bytes, put_varint, put_zigzag, varint_bytes,
+    ByteReader, Decoded, Fault, Salt, prefixed_bytes, put_prefixed, put_varint, put_zigzag,
+    varint_bytes,
 };
 use crate::model::{
     Event, EventId, EventType, EventView, MessageId, Op, Producer, Seq, SessionChange, SessionId,
-    timestamp,
+    Turn, timestamp,
 };
 
 const KIND_BATCH: u8 = 1;
@@ -289,13 +290,13 @@ impl<'a> RawRecord<'a> {
     }
 }
 
-struct RecordHead<'a> {
-    body_checksum: u32,
-    base: EventId,
-    generation: u32,
-    first: Seq,
-    created_ms: u64,
-    extensions: Option<&'a [u8]>,
+pub(super) struct RecordHead<'a> {
+    pub(super) body_checksum: u32,
+    pub(super) base: EventId,
+    pub(super) generation: u32,
+    pub(super) first: Seq,
+    pub(super) created_ms: u64,
+    pub(super) extensions: Option<&'a [u8]>,
 }
 
 impl<'a> RecordHead<'a> {
@@ -360,7 +361,11 @@ impl<'a> RecordFrame<'a> {
         Self::with_body(head, raw.body, body.clone()).map_err(|fault| fault.moved(body.start))
     }
 
-    fn with_body(head: RecordHead<'a>, bytes: &'a [u8], body: Range<usize>) -> Decoded<Self> {
+    pub(super) fn with_body(
+        head: RecordHead<'a>,
+        bytes: &'a [u8],
+        body: Range<usize>,
+    ) -> Decoded<Self> {
         let mut reader = ByteReader::new(bytes);
         let flags = known_flags(reader.u8()?, BODY_FLAGS, "body flags")?;
         let session = reader.prefixed()?;
@@ -541,6 +546,15 @@ impl<'a> EventFrames<'a> {
 }
 
 impl<'a> EventFrame<'a> {
+    /// Returns how the event belongs to a turn.
+    pub(crate) fn turn(&self) -> Turn {
+        match self.view.message_id {
+            None => Turn::None,
+            Some(message) if message.event_id() == self.view.id => Turn::Opens,
+            Some(message) => Turn::Of(message),
+        }
+    }
+
     /// Returns the size of the event as encoded.
     ///
     /// A redacted event counts without its data, also while that is stored.
@@ -602,6 +616,26 @@ impl<'a> EventFrame<'a> {
             redacted,
         }
     }
+}
+
+/// Appends an event. `flags` are those besides the ones of its turn.
+pub(super) fn put_event_of(
+    out: &mut impl BufMut,
+    flags: u8,
+    turn: Turn,
+    event_type: &[u8],
+    data: &[u8],
+) {
+    match turn {
+        Turn::None => out.put_u8(flags),
+        Turn::Opens => out.put_u8(flags | EVENT_OPENS),
+        Turn::Of(message) => {
+            out.put_u8(flags | EVENT_IN_TURN);
+            out.put_slice(&message.event_id().to_u128().to_le_bytes());
+        }
+    }
+    put_prefixed(out, event_type);
+    put_prefixed(out, data);
 }
 
 fn known_flags(flags: u8, known: u8, what: &'static str) -> Decoded<u8> {

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes};
 
 use crate::codec::op::Extra;
 use crate::codec::record::{
-    BODY_EXTENDED, BODY_KEYED, EVENT_IN_TURN, EVENT_OPENS, EVENT_REDACTED, EventFrame, Record,
+    BODY_EXTENDED, BODY_KEYED, EVENT_REDACTED, EventFrame, Record, put_event_of,
 };
 use crate::codec::{Decoded, Salt, put_prefixed, put_varint};
 use crate::model::{EventView, Seq};
@@ -72,20 +72,6 @@ impl Record {
 
 /// Appends an event without its data.
 fn put_redacted(out: &mut Vec<u8>, frame: &EventFrame<'_>) {
-    let EventView {
-        id,
-        event_type,
-        message_id,
-        ..
-    } = frame.view;
-    match message_id {
-        None => out.put_u8(EVENT_REDACTED),
-        Some(message) if message.event_id() == id => out.put_u8(EVENT_REDACTED | EVENT_OPENS),
-        Some(message) => {
-            out.put_u8(EVENT_REDACTED | EVENT_IN_TURN);
-            out.put_slice(&message.event_id().to_u128().to_le_bytes());
-        }
-    }
-    put_prefixed(out, event_type.as_bytes());
-    put_prefixed(out, &[]);
+    let event_type = frame.view.event_type.as_bytes();
+    put_event_of(out, EVENT_REDACTED, frame.turn(), event_type, &[]);
 }

@@ -70,7 +70,7 @@ pub(crate) struct SessionState {
 pub(crate) struct Details {
     pub title: Option<String>,
     /// The metadata as the text of a JSON object; empty if it has no member.
-    pub(super) metadata: String,
+    pub(crate) metadata: String,
     pub hold: bool,
     pub retention: Option<Retention>,
     pub lineage: Option<Lineage>,

@@ -20,6 +20,10 @@ pub(crate) const MANIFEST: ValueKind = ValueKind {
     magic: *b"slogmani",
 };
 
+pub(crate) const UNFINISHED: ValueKind = ValueKind {
+    magic: *b"slogbild",
+};
+
 const HEADER_BYTES: usize = 24;
 
 /// The largest value, in bytes: room for a manifest of a million segments.

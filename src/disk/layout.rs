@@ -16,6 +16,8 @@ pub(crate) struct Layout {
     pub filters: PathBuf,
     /// The index, which can be rebuilt from the segments.
     pub index: PathBuf,
+    /// Says that the log is being built from another one, and is not complete.
+    pub unfinished: PathBuf,
 }
 
 impl Layout {
@@ -29,6 +31,7 @@ impl Layout {
             segments: root.join("segments"),
             filters: root.join("filters"),
             index: root.join("index"),
+            unfinished: root.join("UNFINISHED"),
         }
     }
 

@@ -14,15 +14,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::codec::FileHeader;
-use crate::disk::{
-    BLOCK, BlockBuf, Disk, Hold, Layout, Mode, Refusals, make_root, parent, write_whole,
-};
+use crate::disk::{BLOCK, BlockBuf, Disk, Hold, Layout, Mode, make_root, parent, write_whole};
+use crate::engine::folder::begin_journal;
 use crate::engine::{Engine, Writer};
-use crate::journal::{self, Spares, write_image};
+use crate::journal;
 use crate::manifest::{JournalUse, Manifest, ManifestFile};
-use crate::model::{BackupReport, Error, EventId, Result};
-use crate::segment::{Segment, SegmentInfo, SegmentSet, read_info};
+use crate::model::{BackupReport, Error, Result};
+use crate::segment::{Segment, SegmentSet, read_info};
 use crate::sync::{Deadline, Stopped};
 
 /// How often a wait for sealing looks after the log.
@@ -76,9 +74,8 @@ impl Engine {
         }
         disk.sync_dir(&layout.segments)?;
         let is_held = |number: u64| set.by_number(number).is_some();
-        manifest.journal = vec![self.begin_journal(target, &manifest)?];
-        manifest.incarnation = manifest.journal.iter().map(|file| file.incarnation).sum();
-        manifest.clean = true;
+        let bytes = self.store.options.journal_file_bytes_min as u64;
+        begin_journal(disk, &layout.journal, bytes, &mut manifest)?;
         let mut slots = match before {
             Some(before) => before,
             None => ManifestFile::new(disk, layout, store),
@@ -95,10 +92,9 @@ impl Engine {
     fn snapshot(&self, writer: &Writer) -> Result<(Arc<SegmentSet>, Manifest)> {
         loop {
             let set = self.store.locator.segments();
-            let mut manifest = writer.manifest.lock().value.clone();
+            let manifest = writer.manifest.lock().value.clone();
             let named = manifest.segments.iter().map(|info| info.number);
             if named.eq(set.iter().map(|segment| segment.info.number)) {
-                manifest.durable_lsn = manifest.sealed_lsn();
                 return Ok((set, manifest));
             }
             // A segment is named just before it is published. It is never published if the manifest
@@ -155,40 +151,6 @@ impl Engine {
             report.copied_bytes += bytes;
         }
         Ok(())
-    }
-
-    /// Makes an empty journal file that continues the segments.
-    fn begin_journal(&self, target: &Target, manifest: &Manifest) -> Result<JournalUse> {
-        let Target { disk, layout } = target;
-        let numbers = disk.list(&layout.journal)?;
-        let highest = numbers
-            .iter()
-            .filter_map(|(name, _)| journal::number(name))
-            .max();
-        let bytes = self.store.options.journal_file_bytes_min as u64;
-        let spares = Spares::new(
-            Arc::clone(disk),
-            layout.journal.clone(),
-            bytes,
-            highest.unwrap_or(0) + 1,
-            Arc::<Refusals>::default(),
-        );
-        let file = spares.make_now(bytes)?;
-        let last = manifest.segments.last();
-        let header = FileHeader {
-            store: manifest.store,
-            incarnation: manifest.incarnation + 1,
-            start_lsn: manifest.sealed_lsn(),
-            chain: 0,
-            blocks: journal::blocks(file.bytes),
-            last_id: last.map_or(EventId::from_u128(0), SegmentInfo::last_id),
-        };
-        write_image(&**disk, &file, &header, &[])?;
-        disk.sync_dir(&layout.journal)?;
-        Ok(JournalUse {
-            number: file.number,
-            incarnation: header.incarnation,
-        })
     }
 }
 

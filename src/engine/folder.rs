@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::codec::{FileHeader, StoreId};
-use crate::disk::{TEMPORARY, Work, parent};
+use crate::disk::{Disk, Refusals, TEMPORARY, Work, parent};
 use crate::engine::open::Opening;
 use crate::journal::{self, HEADER_BYTES, Spares, write_image};
 use crate::manifest::{JournalUse, Manifest, ManifestFile};
 use crate::model::{Error, EventId, Recovery, Result, fresh_store_number};
-use crate::segment;
+use crate::segment::{self, SegmentInfo};
 
 impl Opening {
     /// Removes files that were unfinished when the log stopped. To be called once the log is known
@@ -20,6 +20,10 @@ impl Opening {
     pub(super) fn remove_unfinished(&self) -> Result<()> {
         self.remove_unfinished_in(&self.layout.journal)?;
         self.remove_unfinished_in(&self.layout.segments)?;
+        // The manifest is there, so the log is complete.
+        if self.disk.exists(&self.layout.unfinished)? {
+            self.disk.remove(&self.layout.unfinished)?;
+        }
         // Version 1 kept filters in a folder of their own.
         if self.disk.exists(&self.layout.filters)? {
             let removed = self.disk.remove_tree(&self.layout.filters);
@@ -58,6 +62,10 @@ impl Opening {
     /// manifest was lost.
     pub(super) fn check_that_nothing_is_lost(&self) -> Result<()> {
         let (journal, segments) = (&self.layout.journal, &self.layout.segments);
+        if self.disk.exists(&self.layout.unfinished)? {
+            let what = "it is being made from another log and is not complete: run that again";
+            return Err(Error::corrupt(&*self.layout.unfinished, 0, what));
+        }
         for (name, _) in self.disk.list(segments)? {
             let path = segments.join(name);
             if path
@@ -100,33 +108,10 @@ impl Opening {
             // never completed.
             self.disk.remove(&journal.join(name))?;
         }
-        let next_number = 1;
         let store = StoreId(fresh_store_number());
         let mut manifest = ManifestFile::new(&self.disk, &self.layout, store);
         let bytes = self.options.journal_file_bytes_min as u64;
-        let spares = Spares::new(
-            Arc::clone(&self.disk),
-            journal.clone(),
-            bytes,
-            next_number,
-            Arc::clone(&self.refusals),
-        );
-        let first = spares.make_now(bytes)?;
-        let header = FileHeader {
-            store,
-            incarnation: 1,
-            start_lsn: 0,
-            chain: 0,
-            blocks: journal::blocks(first.bytes),
-            last_id: EventId::from_u128(0),
-        };
-        write_image(&*self.disk, &first, &header, &[])?;
-        manifest.value.journal.push(JournalUse {
-            number: first.number,
-            incarnation: header.incarnation,
-        });
-        manifest.value.incarnation = header.incarnation;
-        manifest.value.clean = true;
+        begin_journal(&self.disk, journal, bytes, &mut manifest.value)?;
         manifest.store()?;
         Ok(manifest)
     }
@@ -162,4 +147,43 @@ impl Opening {
             self.disk.sync_dir(&self.layout.segments)
         }
     }
+}
+
+/// Makes an empty journal file that continues the segments of a manifest, and names it there as the
+/// only one. The manifest is then that of a closed log.
+pub(super) fn begin_journal(
+    disk: &Arc<dyn Disk>,
+    journal: &Path,
+    bytes: u64,
+    manifest: &mut Manifest,
+) -> Result<()> {
+    let files = disk.list(journal)?;
+    let numbers = files.iter().filter_map(|(name, _)| journal::number(name));
+    let spares = Spares::new(
+        Arc::clone(disk),
+        journal.to_path_buf(),
+        bytes,
+        numbers.max().unwrap_or(0) + 1,
+        Arc::<Refusals>::default(),
+    );
+    let file = spares.make_now(bytes)?;
+    let last = manifest.segments.last();
+    let header = FileHeader {
+        store: manifest.store,
+        incarnation: manifest.incarnation + 1,
+        start_lsn: manifest.sealed_lsn(),
+        chain: 0,
+        blocks: journal::blocks(file.bytes),
+        last_id: last.map_or(EventId::from_u128(0), SegmentInfo::last_id),
+    };
+    write_image(&**disk, &file, &header, &[])?;
+    disk.sync_dir(journal)?;
+    manifest.journal = vec![JournalUse {
+        number: file.number,
+        incarnation: header.incarnation,
+    }];
+    manifest.incarnation = header.incarnation;
+    manifest.durable_lsn = manifest.sealed_lsn();
+    manifest.clean = true;
+    Ok(())
 }

@@ -4,6 +4,7 @@
 
 mod backup;
 mod beside;
+mod build;
 mod calls;
 mod folder;
 mod open;
@@ -27,6 +28,7 @@ use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
 use crate::turn::TurnReader;
 use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
 
+pub(crate) use build::{LogBuilder, Stretch};
 pub(crate) use calls::Call;
 pub(crate) use open::open;
 

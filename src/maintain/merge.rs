@@ -13,18 +13,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::codec::{Record, SessionState};
 use crate::disk::{Halt, Work};
 use crate::engine::{Engine, MergeOrders, Writer};
-use crate::maintain::keep::{Keep, Kept};
+use crate::maintain::gather::gather;
 use crate::maintain::marks::{NewMarks, carry_over};
 use crate::maintain::name::{name_segments, reserve};
-use crate::model::{Counters, Error, EventId, Result, SessionId};
-use crate::read::Store;
-use crate::segment::{
-    Records, RunTail, Segment, SegmentSet, SegmentSpec, SegmentWriter, Sessions, Uncached,
-    write_segment,
-};
+use crate::model::{Counters, EventId, Result};
+use crate::segment::{Segment, SegmentSet, SegmentSpec, write_segment};
 use crate::sync::{Instant, Ordering, Stopped};
 
 /// How long to wait after a failure before merging again. The time doubles with each failure in a
@@ -226,7 +221,7 @@ impl Merger<'_> {
         let info = write_segment(&*segments.disk, &segments.path, spec, |out| {
             let dropped = inputs.iter().map(|segment| segment.info.dropped).sum();
             out.note_dropped(dropped);
-            self.write_sessions(out, set, inputs)
+            gather(store, set, inputs, out, || self.check_on())
         })?;
         let numbers: Vec<u64> = inputs.iter().map(|input| input.info.number).collect();
         name_segments(self.writer, &slots, |manifest| {
@@ -240,60 +235,6 @@ impl Merger<'_> {
         store.locator.publish(|set| set.merged(inputs, merged));
         store.counters.merges.fetch_add(1, Ordering::Relaxed);
         self.replaced.extend(inputs.iter().map(Arc::clone));
-        Ok(())
-    }
-
-    fn write_sessions(
-        &self,
-        out: &mut SegmentWriter<'_>,
-        set: &SegmentSet,
-        inputs: &[Arc<Segment>],
-    ) -> Result<(), Halt> {
-        let store = &self.engine.store;
-        let sources = inputs
-            .iter()
-            .map(|segment| segment.uncached())
-            .collect::<Result<Vec<_>>>()?;
-        let mut cursors = inputs
-            .iter()
-            .zip(&sources)
-            .map(|(segment, source)| Input::new(store, segment, source))
-            .collect::<Result<Vec<_>>>()?;
-        for input in cursors.iter().filter(|input| input.records.is_none()) {
-            out.note_dropped(input.segment.info.records);
-        }
-        while let Some(session) = next_session(&cursors) {
-            self.check_on()?;
-            let mut keep = Keep::of(store, &session)?;
-            let mut state = None;
-            for input in &mut cursors {
-                let Some(tail) = input.enter(&session)? else {
-                    continue;
-                };
-                if matches!(tail, RunTail::LastId(_)) && state.is_none() {
-                    state = Some(set.state_before(&session, input.segment)?);
-                }
-                while let Some(record) = input.record_of(&session)? {
-                    if let (RunTail::LastId(_), Some(state)) = (&tail, &mut state) {
-                        SessionState::apply(state, &record);
-                    }
-                    let kept = keep.record(store, &record)?;
-                    match kept.map_err(|fault| input.segment.fault_in_records(fault))? {
-                        Kept::Whole => out.put(&record)?,
-                        Kept::Part(record) => {
-                            out.note_dropped(1);
-                            out.put(&record)?;
-                        }
-                        Kept::Nothing => out.note_dropped(1),
-                    }
-                }
-                if let RunTail::State(tail) = &tail {
-                    state = Some(input.segment.decode_state(tail)?);
-                }
-            }
-            let state = state.ok_or_else(|| out_of_order(inputs, &session))?;
-            out.end_session(&session, &state)?;
-        }
         Ok(())
     }
 
@@ -412,91 +353,4 @@ fn fitting(segments: &[&Arc<Segment>], fanout: usize, bytes_max: u64) -> usize {
         bytes <= bytes_max
     };
     segments.iter().take(fanout).take_while(fits).count()
-}
-
-/// One segment that is merged, from front to back.
-struct Input<'a> {
-    segment: &'a Segment,
-    sessions: Sessions<'a>,
-    /// The next session that the segment holds anything of.
-    next: Option<(SessionId, RunTail)>,
-    /// `None` if nothing is kept of the segment's records, which then are not read.
-    records: Option<Records<'a>>,
-    record: Option<Record>,
-}
-
-impl<'a> Input<'a> {
-    fn new(store: &Store, segment: &'a Segment, source: &'a Uncached<'a>) -> Result<Self> {
-        let mut sessions = source.sessions()?;
-        let mut input = Self {
-            segment,
-            next: sessions.next().transpose()?,
-            sessions,
-            records: None,
-            record: None,
-        };
-        if !is_gone(store, segment, source)? {
-            input.records = Some(source.records()?);
-            input.record = input.next_record()?;
-        }
-        Ok(input)
-    }
-
-    fn next_record(&mut self) -> Result<Option<Record>> {
-        self.records.as_mut().and_then(Iterator::next).transpose()
-    }
-
-    /// Moves past a session if it is the next. Returns what the segment says of its state.
-    fn enter(&mut self, session: &SessionId) -> Result<Option<RunTail>> {
-        if self.next.as_ref().is_none_or(|(next, _)| next != session) {
-            return Ok(None);
-        }
-        let after = self.sessions.next().transpose()?;
-        let entered = std::mem::replace(&mut self.next, after);
-        Ok(entered.map(|(_, tail)| tail))
-    }
-
-    /// Returns the next record if it is of this session.
-    fn record_of(&mut self, session: &SessionId) -> Result<Option<Record>> {
-        if self
-            .record
-            .as_ref()
-            .is_none_or(|record| record.session != *session)
-        {
-            return Ok(None);
-        }
-        let after = self.next_record()?;
-        Ok(std::mem::replace(&mut self.record, after))
-    }
-}
-
-/// Whether nothing is kept of a segment's records. Only what the segment says of sessions is read,
-/// up to the first one that is there.
-fn is_gone(store: &Store, segment: &Segment, source: &Uncached<'_>) -> Result<bool> {
-    // Without states in a segment they are made from its records.
-    if segment.info.format == 1 || segment.info.deletions > 0 {
-        return Ok(false);
-    }
-    for session in source.sessions()? {
-        let (session, _) = session?;
-        if !Keep::of(store, &session)?.is_gone(store, &session)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Returns the first session of those that come next.
-fn next_session(inputs: &[Input<'_>]) -> Option<SessionId> {
-    let next = inputs
-        .iter()
-        .filter_map(|input| input.next.as_ref())
-        .map(|(session, _)| session);
-    next.min().cloned()
-}
-
-fn out_of_order(inputs: &[Arc<Segment>], session: &SessionId) -> Error {
-    let path = inputs.first().map(|segment| segment.path().to_path_buf());
-    let what = format!("session {session} has no state");
-    Error::corrupt(path.unwrap_or_default(), 0, what)
 }

@@ -2,6 +2,7 @@
 //! it and a call of `compact`.
 
 mod erase;
+mod gather;
 mod keep;
 mod marks;
 mod merge;
@@ -10,5 +11,6 @@ mod retain;
 mod seal;
 mod threads;
 
+pub(crate) use gather::{SessionSink, gather, gather_recent};
 pub(crate) use retain::plan;
 pub(crate) use threads::Threads;

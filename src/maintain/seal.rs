@@ -10,14 +10,14 @@
 //! in memory. A segment that the manifest has no room for is not begun. A failed manifest write
 //! poisons the log.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::codec::Record;
+use crate::codec::{Fault, Record};
 use crate::disk::{Halt, Work};
 use crate::engine::{Engine, Writer};
-use crate::maintain::keep::{Keep, Kept};
+use crate::maintain::gather::{by_session, put_kept};
+use crate::maintain::keep::Keep;
 use crate::maintain::marks::NewMarks;
 use crate::maintain::name::{name_segments, reserve};
 use crate::model::{EventId, Result, SessionId};
@@ -165,17 +165,7 @@ impl Sealer<'_> {
             let mut keep = Keep::of(store, &session)?;
             for record in &records {
                 state.apply(record);
-                match keep
-                    .record(store, record)?
-                    .map_err(crate::codec::Fault::in_memory)?
-                {
-                    Kept::Whole => out.put(record)?,
-                    Kept::Part(record) => {
-                        out.note_dropped(1);
-                        out.put(&record)?;
-                    }
-                    Kept::Nothing => out.note_dropped(1),
-                }
+                put_kept(&mut keep, store, record, out)?.map_err(Fault::in_memory)?;
                 done += 1;
                 if out.written() > reported {
                     reported = out.written();
@@ -209,21 +199,4 @@ impl Sealer<'_> {
         let slots = reserve(self.writer)?;
         name_segments(self.writer, &slots, |_manifest| {})
     }
-}
-
-/// Returns each session's records in commit order, in the order of sessions.
-fn by_session(records: &[Arc<Record>]) -> Vec<(SessionId, Vec<Arc<Record>>)> {
-    let mut sessions: HashMap<&SessionId, Vec<Arc<Record>>> = HashMap::new();
-    for record in records {
-        sessions
-            .entry(&record.session)
-            .or_default()
-            .push(Arc::clone(record));
-    }
-    let mut sessions: Vec<_> = sessions
-        .into_iter()
-        .map(|(session, records)| (session.clone(), records))
-        .collect();
-    sessions.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    sessions
 }

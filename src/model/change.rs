@@ -210,7 +210,8 @@ impl SessionPatch {
 }
 
 /// A change of a session as it is stored, with what is needed to apply it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Op {
     Create,
     Describe(SessionPatch),

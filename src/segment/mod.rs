@@ -41,7 +41,8 @@ pub(crate) use write::{SegmentSpec, SegmentWriter, write_segment};
 
 const EXTENSION: &str = "segment";
 
-fn path(folder: &Path, number: u64) -> PathBuf {
+/// Returns the path of a segment in the folder of segments.
+pub(crate) fn path(folder: &Path, number: u64) -> PathBuf {
     folder.join(format!("{number:016}.{EXTENSION}"))
 }
 

@@ -23,7 +23,7 @@ use sessionlog::{
     Ack, Batch, Cursor, CursorProblem, Delete, Error, Event, EventId, EventStream, EventType,
     Expected, Fork, Limit, Message, MessageId, NewEvent, NewSession, Options, Page, PageRequest,
     Producer, RecvTimeout, Removed, Result, SessionChange, SessionCursor, SessionId, SessionInfo,
-    SessionLog, SessionPatch, SessionQuery, StartAt, StreamItem,
+    SessionLog, SessionPatch, SessionQuery, StartAt, StreamItem, transfer,
 };
 
 /// An operation on the log.
@@ -151,6 +151,11 @@ pub(crate) enum Op {
     Compact,
     /// Close and open.
     Reopen,
+    /// The log is exported, and what is imported from that takes its place.
+    Move {
+        /// Whether it was closed before.
+        closed: bool,
+    },
     /// Drop without closing, and open.
     Drop,
     /// Close, remove the index, open.
@@ -432,6 +437,7 @@ fn decode_op(chunk: &[u8]) -> Op {
         26 => Op::Feed {
             after: (x % 4 != 0).then(|| decode_point(s, y)),
         },
+        27 if s % 3 == 0 => Op::Move { closed: s % 2 == 0 },
         27 => Op::Reopen,
         28 => Op::Drop,
         29 => Op::DeleteIndex,
@@ -916,6 +922,10 @@ impl World {
             Op::RecentSessions { limit } => self.recent_sessions(usize::from(limit)),
             Op::Feed { after } => self.feed(after),
             Op::Reopen => self.reopen(&Stop::Close, Self::keep_older_index),
+            Op::Move { closed } => {
+                let stop = if *closed { Stop::Close } else { Stop::Drop };
+                self.reopen(&stop, Self::move_by_text);
+            }
             Op::Drop => self.reopen(&Stop::Drop, |_| ()),
             Op::DeleteIndex => self.reopen(&Stop::Close, |world| remove(&world.index())),
             Op::DamageIndex(damage) => {
@@ -3154,6 +3164,23 @@ impl World {
         self.compare_everything();
     }
 
+    /// Exports the log, imports that into another folder, and goes on there.
+    fn move_by_text(&mut self) {
+        let text = exported(self.folder.path());
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let imported =
+            transfer::import(&*text, "the export", folder.path(), Options::new(), |_| ());
+        must("import", imported);
+        let again = exported(folder.path());
+        // The first line has the store ID.
+        let lines = |text: &[u8]| -> Vec<String> {
+            let text = String::from_utf8_lossy(text);
+            text.lines().skip(1).map(str::to_owned).collect()
+        };
+        assert_eq!(lines(&text), lines(&again), "an import exports otherwise");
+        self.folder = folder;
+    }
+
     fn index(&self) -> PathBuf {
         self.folder.path().join("index")
     }
@@ -3253,6 +3280,16 @@ impl World {
             self.model.assert_state(opened, message);
         }
     }
+}
+
+fn exported(folder: &Path) -> Vec<u8> {
+    let mut text = Vec::new();
+    let everything = transfer::Export::new();
+    must(
+        "export",
+        transfer::export(folder, &mut text, &everything, |_| ()),
+    );
+    text
 }
 
 fn types_of(mask: u8) -> Vec<&'static str> {

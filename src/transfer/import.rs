@@ -1,0 +1,293 @@
+//! Makes a log from lines.
+
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::codec::{Record, SessionState};
+use crate::disk::{Disk, RealDisk, io_error};
+use crate::engine::{LogBuilder, Stretch};
+use crate::model::{Error, EventId, Options, Result, Seq, SessionId};
+use crate::segment::SegmentWriter;
+use crate::transfer::Progress;
+use crate::transfer::lines::{Line, PartEnd, PartLine, VERSION};
+
+/// What was imported.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// The number of batches.
+    pub records: u64,
+    /// The number of events.
+    pub events: u64,
+    /// The number of parts that were written.
+    pub parts: u64,
+    /// The number of parts that an earlier run had written.
+    pub parts_kept: u64,
+}
+
+/// Makes a log in `folder` from the [lines](super) of an export, which `name` names in errors.
+///
+/// The folder must be missing or empty. When this returns `Ok`, it holds a closed log, which is on
+/// stable storage. Until then it does not open as a log. After an import that was cut short, the
+/// same call goes on behind the last part that was written.
+///
+/// # Errors
+///
+/// [`Error::Corrupt`] with the offset in the text, for a line that is none of an export, or that
+/// contradicts those before it. [`Error::Unsupported`] for a later version of the lines.
+/// [`Error::Invalid`] if the folder holds a log. [`Error::Io`] if a read or a write failed.
+pub fn import(
+    input: impl BufRead,
+    name: impl AsRef<Path>,
+    folder: impl AsRef<Path>,
+    options: Options,
+    progress: impl FnMut(Progress),
+) -> Result<Imported> {
+    let folder = folder.as_ref();
+    let folder = std::path::absolute(folder).map_err(io_error("find", folder))?;
+    let disk = Arc::new(RealDisk::default());
+    import_to(
+        disk,
+        &folder,
+        options,
+        Input::new(input, name.as_ref()),
+        progress,
+    )
+}
+
+/// As [`import`], to a disk that a test may own.
+pub(crate) fn import_to<R: BufRead>(
+    disk: Arc<dyn Disk>,
+    folder: &Path,
+    options: Options,
+    mut input: Input<R>,
+    mut progress: impl FnMut(Progress),
+) -> Result<Imported> {
+    let header = match input.next()? {
+        Some(Line::SessionlogExport(header)) => (header.version, header.store.into_owned()),
+        _ => return Err(input.damage("it does not begin with the first line of an export")),
+    };
+    let (version, store) = header;
+    if version != VERSION {
+        return Err(Error::Unsupported {
+            file: input.name,
+            what: "the version of the export",
+            found: version.into(),
+            supported: VERSION.into(),
+        });
+    }
+    let source = format!("the export of store {store}");
+    let mut builder = LogBuilder::begin(disk, folder, options, &source)?;
+    let mut imported = Imported::default();
+    let mut last_id = EventId::from_u128(0);
+    loop {
+        let part = match input.next()? {
+            Some(Line::Part(part)) => part,
+            Some(Line::ExportEnd(_)) => break,
+            Some(_) => return Err(input.damage("a line outside of any part")),
+            None => return Err(input.damage("the export was cut short")),
+        };
+        let is_empty = part.first_id == part.last_id;
+        if part.last_id < part.first_id || (part.first_id <= last_id && !is_empty) {
+            return Err(input.damage("a part that does not follow the one before it"));
+        }
+        if part.resumed {
+            builder.mark_all();
+        }
+        add_part(&mut builder, &mut input, (last_id, part), &mut imported)?;
+        last_id = part.last_id;
+        progress(Progress {
+            events: imported.events,
+            events_total: None,
+            parts: imported.parts + imported.parts_kept,
+        });
+    }
+    builder.finish()?;
+    Ok(imported)
+}
+
+fn add_part<R: BufRead>(
+    builder: &mut LogBuilder,
+    input: &mut Input<R>,
+    (above, part): (EventId, PartLine),
+    imported: &mut Imported,
+) -> Result<()> {
+    let stretch = Stretch {
+        first_id: part.first_id,
+        last_id: part.last_id,
+        tier: part.tier,
+        items_max: part.items_max,
+    };
+    let is_kept = builder.has_next(&stretch)?;
+    let mut content = Content {
+        above,
+        last_id: part.last_id,
+        session: None,
+        next: None,
+        seen: PartEnd::default(),
+        events: 0,
+        has_own_retention: false,
+    };
+    if is_kept {
+        content.read(input, |_item| Ok(()))?;
+        imported.parts_kept += 1;
+    } else {
+        builder.add(stretch, |out: &mut SegmentWriter<'_>| {
+            content.read(input, |item| match item {
+                Item::Record(record) => out.put(&record),
+                Item::State(session, state) => out.end_session(&session, &state),
+            })
+        })?;
+        imported.parts += 1;
+    }
+    if content.has_own_retention {
+        builder.note_own_retention();
+    }
+    imported.records += content.seen.records;
+    imported.events += content.events;
+    Ok(())
+}
+
+/// A record or a state of a part.
+enum Item {
+    Record(Box<Record>),
+    State(SessionId, Box<SessionState>),
+}
+
+/// What was read of a part. It checks that the lines are in order.
+struct Content {
+    /// The last ID of the part before.
+    above: EventId,
+    last_id: EventId,
+    /// The session that ended last.
+    session: Option<SessionId>,
+    /// The session whose records are being read, and where the next one may begin.
+    next: Option<(SessionId, u32, Seq)>,
+    seen: PartEnd,
+    events: u64,
+    has_own_retention: bool,
+}
+
+impl Content {
+    fn read<R: BufRead>(
+        &mut self,
+        input: &mut Input<R>,
+        mut take: impl FnMut(Item) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            let read = match input.next()? {
+                Some(Line::Record(line)) => line.record().map(|record| Item::Record(record.into())),
+                Some(Line::State(line)) => line
+                    .state()
+                    .map(|(session, state)| Item::State(session, state.into())),
+                Some(Line::PartEnd(end)) => {
+                    let counts = (end.records, end.states);
+                    if counts == (self.seen.records, self.seen.states) && self.next.is_none() {
+                        return Ok(());
+                    }
+                    return Err(input.damage("the part lacks lines"));
+                }
+                Some(_) => return Err(input.damage("a line that does not belong in a part")),
+                None => return Err(input.damage("the export was cut short")),
+            };
+            let item = read.and_then(|item| self.check(&item).map(|()| item));
+            take(item.map_err(|why| input.damage(why))?)?;
+        }
+    }
+
+    /// Checks that an item follows what was read before, and notes it.
+    fn check(&mut self, item: &Item) -> Result<(), String> {
+        match item {
+            Item::Record(record) => self.check_record(record),
+            Item::State(session, state) => {
+                self.enter(session)?;
+                (self.session, self.next) = (Some(session.clone()), None);
+                self.seen.states += 1;
+                self.has_own_retention |= state.retention().is_some();
+                Ok(())
+            }
+        }
+    }
+
+    fn check_record(&mut self, record: &Record) -> Result<(), String> {
+        self.enter(&record.session)?;
+        let place = (record.generation, record.first);
+        let next = self
+            .next
+            .as_ref()
+            .map(|(_, generation, seq)| (*generation, *seq));
+        if next.is_some_and(|next| place < next) {
+            return Err("a batch that does not follow the one before it".to_owned());
+        }
+        if record.base <= self.above || record.last_id() > self.last_id {
+            return Err("a batch with IDs outside of its part".to_owned());
+        }
+        self.next = Some((record.session.clone(), record.generation, record.last() + 1));
+        self.seen.records += 1;
+        self.events += u64::from(record.count);
+        Ok(())
+    }
+
+    /// Checks that a line may be of this session.
+    fn enter(&self, session: &SessionId) -> Result<(), String> {
+        match (&self.next, &self.session) {
+            (Some((open, ..)), _) if open == session => Ok(()),
+            (Some((open, ..)), _) => Err(format!("session {open} has no state")),
+            (None, Some(before)) if before >= session => {
+                Err(format!("session {session} comes after session {before}"))
+            }
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+/// The lines of an export.
+pub(crate) struct Input<R> {
+    lines: R,
+    name: PathBuf,
+    text: Vec<u8>,
+    /// The offset of the line that was read last.
+    offset: u64,
+    number: u64,
+}
+
+impl<R: BufRead> Input<R> {
+    pub(crate) fn new(lines: R, name: &Path) -> Self {
+        Self {
+            lines,
+            name: name.to_path_buf(),
+            text: Vec::new(),
+            offset: 0,
+            number: 0,
+        }
+    }
+
+    /// Reads the next line; `None` at the end.
+    fn next(&mut self) -> Result<Option<Line<'_>>> {
+        self.offset += self.text.len() as u64;
+        self.text.clear();
+        let read = self.lines.read_until(b'\n', &mut self.text);
+        if read.map_err(io_error("read", &self.name))? == 0 {
+            return Ok(None);
+        }
+        self.number += 1;
+        match serde_json::from_slice(&self.text) {
+            Ok(line) => Ok(Some(line)),
+            Err(error) => Err(damage(
+                &self.name,
+                self.offset,
+                self.number,
+                &error.to_string(),
+            )),
+        }
+    }
+
+    fn damage(&self, why: impl AsRef<str>) -> Error {
+        damage(&self.name, self.offset, self.number, why.as_ref())
+    }
+}
+
+fn damage(name: &Path, offset: u64, number: u64, why: &str) -> Error {
+    Error::corrupt(name, offset, format!("line {number}: {why}"))
+}
