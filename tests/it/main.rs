@@ -37,4 +37,5 @@ mod stats;
 mod stream;
 mod support;
 mod tidy;
+mod transfer;
 mod values;

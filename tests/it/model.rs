@@ -923,7 +923,7 @@ impl World {
             Op::Feed { after } => self.feed(after),
             Op::Reopen => self.reopen(&Stop::Close, Self::keep_older_index),
             Op::Move { closed } => {
-                let stop = if *closed { Stop::Close } else { Stop::Drop };
+                let stop = if closed { Stop::Close } else { Stop::Drop };
                 self.reopen(&stop, Self::move_by_text);
             }
             Op::Drop => self.reopen(&Stop::Drop, |_| ()),
@@ -3172,10 +3172,14 @@ impl World {
             transfer::import(&*text, "the export", folder.path(), Options::new(), |_| ());
         must("import", imported);
         let again = exported(folder.path());
-        // The first line has the store ID.
+        // The first line has the store ID, and the sizes of filters are estimates.
         let lines = |text: &[u8]| -> Vec<String> {
             let text = String::from_utf8_lossy(text);
-            text.lines().skip(1).map(str::to_owned).collect()
+            let compared = text
+                .lines()
+                .skip(1)
+                .filter(|line| !line.starts_with(r#"{"part":"#));
+            compared.map(str::to_owned).collect()
         };
         assert_eq!(lines(&text), lines(&again), "an import exports otherwise");
         self.folder = folder;
@@ -3867,12 +3871,14 @@ mod tests {
                 fork(7, 6, Branch::End),
             ])
         };
-        let places: [&[Op]; 5] = [
+        let places: [&[Op]; 7] = [
             &[],
             &[Op::Compact],
             &[Op::Drop],
             &[Op::Reopen, Op::Compact],
             &[Op::DeleteIndex],
+            &[Op::Move { closed: true }],
+            &[Op::Move { closed: false }],
         ];
         for place in places {
             let again = place.iter().cloned();
