@@ -115,6 +115,7 @@ mod manifest;
 mod model;
 mod read;
 mod recent;
+pub mod repair;
 mod segment;
 mod sync;
 #[cfg(test)]

@@ -97,6 +97,9 @@ pub(crate) struct ManifestFile {
     layout: Layout,
 }
 
+/// A manifest and the slot that holds it.
+type InSlot = (usize, Manifest);
+
 /// The two slots for the next manifest, in the order in which they are written.
 pub(crate) struct Reserved([Arc<dyn DiskFile>; 2]);
 
@@ -209,21 +212,7 @@ impl ManifestFile {
     ///   manifest.
     /// * [`Error::Unsupported`] if one is of a later version.
     pub(crate) fn load(disk: &Arc<dyn Disk>, layout: &Layout) -> Result<Option<Self>> {
-        let mut found = Vec::new();
-        let mut refused = Vec::new();
-        for (slot, path) in layout.manifest_slots().iter().enumerate() {
-            if !disk.exists(path)? {
-                continue;
-            }
-            match Manifest::read(&**disk, path) {
-                Ok(value) => found.push((slot, value)),
-                // The other slot will do: no file is removed before both slots name its
-                // replacement.
-                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => refused.push(error),
-                Err(error) => return Err(error),
-            }
-        }
-        found.sort_unstable_by_key(|(_slot, value)| value.sequence);
+        let (mut found, refused) = Self::slots(&**disk, layout)?;
         if let (None, [_, error]) = (found.last(), &*refused) {
             return Err(error.clone());
         }
@@ -244,6 +233,29 @@ impl ManifestFile {
             disk: Arc::clone(disk),
             layout: layout.clone(),
         }))
+    }
+
+    /// Returns the manifests in the slots, the one that counts last, and why others cannot be read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if one is of a later version.
+    pub(crate) fn slots(disk: &dyn Disk, layout: &Layout) -> Result<(Vec<InSlot>, Vec<Error>)> {
+        let (mut found, mut refused) = (Vec::new(), Vec::new());
+        for (slot, path) in layout.manifest_slots().iter().enumerate() {
+            if !disk.exists(path)? {
+                continue;
+            }
+            match Manifest::read(disk, path) {
+                Ok(value) => found.push((slot, value)),
+                // The other slot will do: no file is removed before both slots name its
+                // replacement.
+                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => refused.push(error),
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_unstable_by_key(|(_slot, value)| value.sequence);
+        Ok((found, refused))
     }
 
     /// Takes another value. It is the manifest once it is [stored](Self::store).

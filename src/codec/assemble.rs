@@ -2,10 +2,10 @@
 
 use bytes::{BufMut, Bytes};
 
+use crate::codec::event::put_event_of;
 use crate::codec::op::Extra;
 use crate::codec::record::{
     BODY_EXTENDED, BODY_KEYED, EVENT_REDACTED, FINGERPRINT_BYTES, Record, RecordFrame, RecordHead,
-    put_event_of,
 };
 use crate::codec::{Decoded, Fault, Salt, put_prefixed, put_varint};
 use crate::model::{EventId, Op, Producer, Seq, SessionId, Turn};

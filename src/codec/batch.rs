@@ -8,10 +8,10 @@ use std::sync::Arc;
 use bytes::BufMut;
 
 use crate::codec::chunk::room_for;
+use crate::codec::event::put_event_of;
 use crate::codec::op::Extra;
 use crate::codec::record::{
     BODY_EXTENDED, BODY_KEYED, FINGERPRINT_BYTES, HEAD_BYTES_MAX, IdempotencyKey, Record,
-    put_event_of,
 };
 use crate::codec::{Salt, SessionState, prefixed_bytes, put_prefixed, put_varint, varint_bytes};
 use crate::model::{Batch, EventId, NewEvent, Op, Producer, Seq, SessionId, Stamp, Turn};

@@ -437,6 +437,7 @@ mod assemble;
 mod batch;
 mod block;
 mod chunk;
+mod event;
 mod frame;
 mod op;
 mod record;
@@ -454,10 +455,11 @@ use crate::model::Error;
 pub(crate) use assemble::{BodyParts, EventContent, EventParts, Seat};
 pub(crate) use batch::EncodedBatch;
 pub(crate) use block::{BLOCK_HEADER_BYTES, BlockCompressor, BlockHeader, Coding};
+pub(crate) use event::EventFrame;
 pub(crate) use frame::{
     FileHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE_HEADER_BYTES, SegmentHeader,
 };
-pub(crate) use record::{EventFrame, RawRecord, Record, RecordFrame};
+pub(crate) use record::{RawRecord, Record, RecordFrame};
 pub(crate) use state::{
     Details, ProducerState, REDACTIONS_MAX, Removal, SessionState, Standing, Version,
 };

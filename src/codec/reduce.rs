@@ -4,10 +4,9 @@ use std::ops::RangeInclusive;
 
 use bytes::{BufMut, Bytes};
 
+use crate::codec::event::{EventFrame, put_event_of};
 use crate::codec::op::Extra;
-use crate::codec::record::{
-    BODY_EXTENDED, BODY_KEYED, EVENT_REDACTED, EventFrame, Record, put_event_of,
-};
+use crate::codec::record::{BODY_EXTENDED, BODY_KEYED, EVENT_REDACTED, Record};
 use crate::codec::{Decoded, Salt, put_prefixed, put_varint};
 use crate::model::{EventView, Seq};
 

@@ -21,6 +21,7 @@ mod positions;
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 mod real;
 mod refusals;
+mod scratch;
 mod window;
 
 use std::io;
@@ -38,6 +39,7 @@ pub(crate) use portable::RealDisk;
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 pub(crate) use real::RealDisk;
 pub(crate) use refusals::{Halt, Refusals, Work};
+pub(crate) use scratch::Scratch;
 pub(crate) use window::Window;
 
 #[cfg(not(all(target_os = "linux", not(sessionlog_not_linux))))]

@@ -36,7 +36,7 @@ const ATTEMPTS_MAX: usize = 256;
 
 /// How often a manifest is read that is whole in neither slot. A reader may come upon a slot while
 /// it is written, and upon the other one just after.
-const LOADS_MAX: usize = 16;
+pub(crate) const LOADS_MAX: usize = 16;
 
 /// The log as it was found.
 struct Found {
@@ -241,7 +241,7 @@ pub(super) fn load_beside(disk: &Arc<dyn Disk>, layout: &Layout) -> Result<Optio
 }
 
 /// Whether all that was read with the manifest `before` was still in use when `now` was stored.
-fn still_names(now: &Manifest, before: &Manifest) -> bool {
+pub(crate) fn still_names(now: &Manifest, before: &Manifest) -> bool {
     now.sealed_lsn() == before.sealed_lsn() && now.journal.starts_with(&before.journal)
 }
 
@@ -259,7 +259,8 @@ fn is_never_written(barrier: &Error) -> bool {
     )
 }
 
-pub(super) fn no_log_in(folder: &Path) -> Error {
+/// Returns the error for a folder without a log.
+pub(crate) fn no_log_in(folder: &Path) -> Error {
     let source = std::io::Error::new(ErrorKind::NotFound, "there is no log in this folder");
     io_error("open the log in", folder)(source)
 }

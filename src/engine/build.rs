@@ -17,7 +17,10 @@ use crate::engine::FolderLock;
 use crate::engine::folder::begin_journal;
 use crate::manifest::{Manifest, ManifestFile, Mark};
 use crate::model::{Error, EventId, Options, Result, fresh_store_number, now_ms};
-use crate::segment::{self, SegmentInfo, SegmentSpec, SegmentWriter, read_info, write_segment};
+use crate::segment::{
+    self, BlockCache, SegmentFolder, SegmentInfo, SegmentSet, SegmentSpec, SegmentWriter,
+    read_info, write_segment,
+};
 
 /// A log that is being built.
 pub(crate) struct LogBuilder {
@@ -25,6 +28,9 @@ pub(crate) struct LogBuilder {
     layout: Layout,
     options: Options,
     manifest: Manifest,
+    /// The segments so far, for looking up states.
+    segments: SegmentSet,
+    folder: SegmentFolder,
     /// The segments that were there when the build began, and that it has not come to.
     kept: Vec<SegmentInfo>,
     _lock: FolderLock,
@@ -68,11 +74,19 @@ impl LogBuilder {
             }
             None => begin_folder(&*disk, &layout, source)?,
         };
+        let folder = SegmentFolder {
+            disk: Arc::clone(&disk),
+            path: layout.segments.clone(),
+            store,
+            cache: Arc::new(BlockCache::new(options.cache_bytes_max)),
+        };
         let mut builder = Self {
             disk,
             layout,
             options,
             manifest: Manifest::new(store),
+            segments: SegmentSet::new(Vec::new()),
+            folder,
             kept: Vec::new(),
             _lock: lock,
         };
@@ -118,7 +132,8 @@ impl LogBuilder {
             let what = "it was made from another stretch of the log";
             return Err(Error::corrupt(path, 0, what));
         }
-        self.manifest.segments.push(info.clone());
+        let info = info.clone();
+        self.note_segment(info);
         Ok(true)
     }
 
@@ -144,8 +159,15 @@ impl LogBuilder {
             table_bytes_max: self.options.table_bytes_max,
         };
         let info = write_segment(&*self.disk, &self.layout.segments, spec, fill)?;
-        self.manifest.segments.push(info);
+        self.note_segment(info);
         Ok(())
+    }
+
+    fn note_segment(&mut self, info: SegmentInfo) {
+        self.segments = self
+            .segments
+            .with(Arc::new(self.folder.segment(info.clone())));
+        self.manifest.segments.push(info);
     }
 
     /// Notes that a session has a retention of its own.
@@ -162,6 +184,11 @@ impl LogBuilder {
             removal_ms,
         });
         self.manifest.marks = marks.collect();
+    }
+
+    /// Returns the segments so far.
+    pub(crate) fn segments(&self) -> &SegmentSet {
+        &self.segments
     }
 
     /// Makes the folder a closed log.

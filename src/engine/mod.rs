@@ -28,6 +28,7 @@ use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
 use crate::turn::TurnReader;
 use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
 
+pub(crate) use beside::{LOADS_MAX, no_log_in, still_names};
 pub(crate) use build::{LogBuilder, Stretch};
 pub(crate) use calls::Call;
 pub(crate) use open::open;

@@ -10,6 +10,7 @@
 //! here can lose or change anything. Every failure, panics inside sled included, has one remedy:
 //! set the folder aside and rebuild it.
 
+mod check;
 mod entry;
 mod locate;
 mod runs_cache;
@@ -124,6 +125,14 @@ impl From<Error> for IndexFailure {
 }
 
 impl IndexFailure {
+    fn what(self) -> String {
+        match self {
+            IndexFailure::Stopped => "it is closed".to_owned(),
+            IndexFailure::Broken(why) => why,
+            IndexFailure::Unread(error) | IndexFailure::Damaged(error) => error.with_sources(),
+        }
+    }
+
     fn broken(why: impl Into<String>) -> Self {
         IndexFailure::Broken(why.into())
     }

@@ -11,6 +11,7 @@
 
 mod group;
 mod replay;
+mod scan;
 mod spares;
 mod window;
 mod writer;
@@ -18,7 +19,8 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 pub(crate) use group::{GroupBuffer, GroupSlot, group_bytes};
-pub(crate) use replay::{Reached, Replayed, ReplayedFile, follow, holds_group, replay};
+pub(crate) use replay::{Reached, Replayed, ReplayedFile, follow, holds_group, replay, store_of};
+pub(crate) use scan::scan;
 pub(crate) use spares::{Spare, Spares};
 pub(crate) use writer::{ActiveFile, JournalWriter, Placed, write_image};
 

@@ -235,6 +235,13 @@ pub(crate) fn holds_group(disk: &dyn Disk, path: &Path) -> Result<bool> {
         .is_some_and(GroupHeader::is_begun))
 }
 
+/// Returns the store that a journal file is of, if its header says so.
+pub(crate) fn store_of(disk: &dyn Disk, path: &Path) -> Result<Option<StoreId>> {
+    let block = read_device(disk, path, BLOCK)?;
+    let header = FileHeader::decode(block.as_slice());
+    Ok(header.ok().flatten().map(|header| header.store))
+}
+
 struct Candidate {
     path: PathBuf,
     number: u32,

@@ -6,10 +6,12 @@
 //! bytes were durable.
 
 mod cache;
+mod check;
 mod directory;
 mod filter;
 mod open;
 mod parts;
+mod rest;
 mod search;
 mod set;
 mod sink;
@@ -31,6 +33,7 @@ use crate::disk::Disk;
 use crate::model::{EventId, Result, Seq, SessionId};
 
 pub(crate) use cache::BlockCache;
+pub(crate) use check::Checked;
 pub(crate) use directory::Position;
 pub(crate) use filter::FilterRoot;
 pub(crate) use open::{Segment, read_info};

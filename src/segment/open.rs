@@ -234,6 +234,28 @@ impl Segment {
         }))
     }
 
+    /// Returns the runs of a generation of a session, in order.
+    pub(crate) fn runs_of(&self, session: &SessionId, generation: u32) -> Result<Vec<Run>> {
+        let mut runs = Vec::new();
+        for entry in self
+            .info
+            .runs
+            .iter_from(self, &run_key(session, generation, 0))?
+        {
+            let (key, value) = entry?;
+            let Some((name, of, first)) = split_run_key(&key) else {
+                return Err(self.impossible("run"));
+            };
+            if name != session.as_bytes() || of != generation {
+                break;
+            }
+            let entry = RunEntry::read(self.info.format, of, first, &value)
+                .map_err(|fault| fault.at(self.path(), 0))?;
+            runs.push(entry.run);
+        }
+        Ok(runs)
+    }
+
     /// Returns the records of a run that overlap the seqs, in order.
     ///
     /// The iterator decodes them on demand. A run that does not match its entry is damage.
@@ -279,7 +301,8 @@ impl Segment {
         }
     }
 
-    fn record_at(&self, address: Address) -> Result<Record> {
+    /// Returns the record at a place.
+    pub(crate) fn record_at(&self, address: Address) -> Result<Record> {
         let block = self.block(address)?;
         let at = BLOCK_HEADER_BYTES + address.at as usize;
         Record::decode(&block, at).map_err(|fault| fault.at(self.path(), address.block_offset))

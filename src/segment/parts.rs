@@ -29,7 +29,7 @@ pub(super) struct Parts {
 
 /// A file that stays open, so that it can be read after its name is gone.
 pub(super) struct Pinned {
-    file: Arc<dyn DiskFile>,
+    pub(super) file: Arc<dyn DiskFile>,
     admitted: AtomicBool,
 }
 

@@ -213,6 +213,49 @@ impl TableRoot {
     }
 }
 
+impl TableRoot {
+    /// Returns the place of the root page.
+    pub(super) fn offset(&self) -> u64 {
+        self.page.offset
+    }
+
+    /// Passes every entry to `visit`, in order, also behind pages that cannot be read. Those are
+    /// passed to `report`, and what is below them is left out.
+    pub(crate) fn visit(
+        &self,
+        pages: &impl Pages,
+        mut visit: impl FnMut(&Bytes, &Bytes),
+        mut report: impl FnMut(crate::model::Error),
+    ) {
+        let mut left = vec![(self.page, None)];
+        while let Some((address, level)) = left.pop() {
+            let mut below = Vec::new();
+            let visited = OpenPage::read(pages, address).and_then(|mut page| {
+                let fault = |fault| pages.fault(address, fault);
+                let own = page.level();
+                if level.is_some_and(|expected| own != expected) {
+                    return Err(fault(damaged("a page of another level")));
+                }
+                while let Some((key, value)) = page.next().map_err(fault)? {
+                    match own.checked_sub(1) {
+                        None => visit(&key, &value),
+                        Some(level) => below.push((child(&value).map_err(fault)?, Some(level))),
+                    }
+                }
+                Ok(())
+            });
+            if let Err(error) = visited {
+                report(error);
+            }
+            left.extend(below.into_iter().rev());
+        }
+    }
+}
+
+fn damaged(what: &'static str) -> Fault {
+    Fault::Damaged { at: 0, what }
+}
+
 /// An iterator over the entries of a table.
 pub(crate) struct TableIter<'a, P> {
     pages: &'a P,
@@ -281,7 +324,14 @@ impl OpenPage {
     }
 
     fn is_leaf(&self) -> bool {
-        self.bytes.get(PAGE_HEADER_BYTES - 1) == Some(&0)
+        self.level() == 0
+    }
+
+    fn level(&self) -> u8 {
+        let level = self.bytes.get(PAGE_HEADER_BYTES - 1);
+        level
+            .copied()
+            .expect("a page that was admitted has a header")
     }
 
     fn next(&mut self) -> Decoded<Option<TableEntry>> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::{BLOCK_HEADER_BYTES, ByteReader, Decoded, Fault, Record, Salt};
-use crate::disk::{BLOCK, DiskFile, Window};
+use crate::disk::{BLOCK, DiskFile, Mode, Window};
 use crate::model::{Error, Result, SessionId};
 use crate::segment::open::admit_block;
+use crate::segment::parts::Parts;
 use crate::segment::table::{PageAddress, Pages, TableIter, admit_page};
-use crate::segment::{RunEntry, RunTail, Segment, split_run_key};
+use crate::segment::{FilterRoot, RunEntry, RunTail, Segment, filter, split_run_key};
 
 /// A segment whose parts are read past the cache.
 pub(crate) struct Uncached<'a> {
@@ -25,6 +26,21 @@ impl Segment {
             file: self.file()?,
         })
     }
+
+    /// As [`uncached`](Self::uncached), also if the file's header or trailer is damaged.
+    pub(super) fn uncached_as_it_is(&self) -> Result<Uncached<'_>> {
+        let Parts {
+            disk, path, pinned, ..
+        } = &self.parts;
+        let file = match pinned {
+            Some(pinned) => Arc::clone(&pinned.file),
+            None => disk.open(path, Mode::Read)?,
+        };
+        Ok(Uncached {
+            segment: self,
+            file,
+        })
+    }
 }
 
 impl Uncached<'_> {
@@ -36,6 +52,19 @@ impl Uncached<'_> {
         self.segment
             .parts
             .read(address.offset, address.bytes, &self.file, admit)
+    }
+
+    /// Returns a block: its header, followed by its records as they were before compression.
+    pub(super) fn block(&self, offset: u64, bytes: u32) -> Result<Bytes> {
+        self.part(PageAddress { offset, bytes }, admit_block)
+    }
+
+    /// Returns the filter.
+    pub(super) fn filter(&self) -> Result<Bytes> {
+        let FilterRoot { offset, bytes } = self.segment.info.filter;
+        self.part(PageAddress { offset, bytes }, |salt, filter| {
+            filter::check(salt, filter)
+        })
     }
 
     /// Returns the sessions that the segment holds anything of, in order, each with what its last

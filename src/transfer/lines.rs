@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::model::EventId;
+use crate::transfer::omit::is_false;
 use crate::transfer::record::RecordLine;
 use crate::transfer::state::StateLine;
 
@@ -57,9 +58,4 @@ pub(super) struct PartEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ExportEnd {
     pub last_id: Option<EventId>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
-pub(super) fn is_false(value: &bool) -> bool {
-    !value
 }

@@ -30,6 +30,7 @@
 mod export;
 mod import;
 mod lines;
+mod omit;
 mod record;
 mod state;
 

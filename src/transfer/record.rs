@@ -1,6 +1,7 @@
 //! A batch as a line.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -9,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::codec::{BodyParts, Decoded, EventContent, EventFrame, EventParts, Record, Seat};
 use crate::model::{EventId, MessageId, Op, Producer, Seq, SessionId, Turn};
-use crate::transfer::lines::is_false;
+use crate::transfer::omit::is_false;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RecordLine<'a> {
@@ -131,7 +132,7 @@ impl<'a> RecordLine<'a> {
         let events = events.map(|(event, binary)| EventParts {
             turn: event.turn(),
             event_type: &event.event_type,
-            content: event.content(binary),
+            content: event.content(binary.as_deref()),
         });
         let parts = BodyParts {
             session: &session,
@@ -184,7 +185,7 @@ impl<'a> EventLine<'a> {
         self.data_base64.as_deref().map(decoded).transpose()
     }
 
-    fn content<'b>(&'b self, binary: &'b Option<Vec<u8>>) -> EventContent<'b> {
+    fn content<'b>(&'b self, binary: Option<&'b [u8]>) -> EventContent<'b> {
         if self.redacted {
             return EventContent::Redacted;
         }
@@ -221,8 +222,13 @@ fn decoded(text: &str) -> Result<Vec<u8>, String> {
         .map_err(|error| format!("base64 that does not decode: {error}"))
 }
 
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _written = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 fn from_hexadecimal<const BYTES: usize>(text: &str) -> Result<[u8; BYTES], String> {

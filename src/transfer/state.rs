@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::codec::{Details, ProducerState, Removal, SessionState, Standing};
 use crate::model::{EventId, Lineage, Retention, Seq, SessionId};
-use crate::transfer::lines::is_false;
+use crate::transfer::omit::is_false;
 
 /// The members have the meaning of the fields of the state in the log's own format.
 #[derive(Debug, Serialize, Deserialize)]

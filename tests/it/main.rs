@@ -28,6 +28,7 @@ mod options;
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 mod place;
 mod reopen;
+mod repair;
 #[allow(dead_code, reason = "campaigns use the rest")]
 #[path = "../support/report.rs"]
 mod report;

@@ -1,0 +1,335 @@
+//! Damaged logs: every fault is found, and everything else is saved.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use sessionlog::repair::{Finding, IndexCheck, Loss, Salvaged, Told, Verified, salvage, verify};
+use sessionlog::{
+    Batch, Delete, Error, Event, EventId, Fork, NewEvent, Options, SessionId, SessionInfo,
+    SessionLog, SessionQuery,
+};
+
+use crate::support::{
+    append_notes, assert_error, eventually, folder, note, read_all, seal_once, session, small_files,
+};
+
+/// Verifies a log, and returns what was found.
+fn verified(folder: &Path) -> (Verified, Vec<Finding>) {
+    let mut findings = Vec::new();
+    let verified = verify(folder, |told| {
+        if let Told::Finding(finding) = told {
+            findings.push(finding);
+        }
+    })
+    .unwrap();
+    assert_eq!(verified.findings, findings.len() as u64);
+    (verified, findings)
+}
+
+fn salvaged(from: &Path, to: &Path) -> (Salvaged, Vec<Loss>) {
+    let mut losses = Vec::new();
+    let salvaged = salvage(from, to, Options::new(), |told| {
+        if let Told::Loss(loss) = told {
+            losses.push(loss);
+        }
+    })
+    .unwrap();
+    (salvaged, losses)
+}
+
+/// A log with segments of two tiers, sessions of every standing, and a journal that is not sealed.
+fn filled(folder: &Path) {
+    let log = small_files().merge_fanout(2).open(folder).unwrap();
+    for round in 0..3 {
+        for n in 0..20 {
+            let id = session(&format!("s{n}"));
+            append_notes(&log, &id, &format!("r{round}"), 3);
+            let turn = Batch::new().user_message("hello").event(note([7; 300]));
+            log.append(&id, turn.idempotency_key(format!("k{round}")))
+                .unwrap();
+        }
+        if round == 1 {
+            log.fork(Fork::new(&session("s1")).at(5), &session("fork"))
+                .unwrap();
+            log.close_session(&session("s2")).unwrap();
+            log.delete(&session("s3"), Delete::new()).unwrap();
+            log.trim(&session("s4"), 4).unwrap();
+            let second = read_all(&log, &session("s5"))[1].id;
+            log.redact(second, "asked for").unwrap();
+            log.reopen(&session("s2")).unwrap();
+            log.compact(|_| ControlFlow::Continue(())).unwrap();
+        }
+        seal_once(&log, &session("filler"));
+    }
+    append_notes(&log, &session("fork"), "own", 3);
+    append_notes(&log, &session("s0"), "end", 3);
+    eventually("the index is built", || {
+        log.stats().merges > 1 && log.stats().index_lag == 0
+    });
+    log.close().unwrap();
+}
+
+/// What is done to the bytes of a file.
+type Edit = fn(&mut Vec<u8>);
+
+type Content = BTreeMap<SessionId, (SessionInfo, Vec<Event>)>;
+
+/// Returns every session and its events.
+fn content(log: &SessionLog) -> Content {
+    let mut query = Some(SessionQuery::by_id().limit(7));
+    let mut content = Content::new();
+    while let Some(next) = query {
+        let page = log.sessions(next).unwrap();
+        for info in &page.items {
+            content.insert(info.id.clone(), (info.clone(), read_all(log, &info.id)));
+        }
+        query = page.next_page();
+    }
+    content
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let in_folder = |name: &str| {
+        let entries = fs::read_dir(folder.join(name)).unwrap();
+        entries
+            .map(|entry| entry.unwrap().path())
+            .collect::<Vec<_>>()
+    };
+    let mut files = in_folder("segments");
+    files.extend(in_folder("journal"));
+    files.extend(["MANIFEST-0", "MANIFEST-1"].map(|slot| folder.join(slot)));
+    files.sort();
+    files
+}
+
+fn copied(from: &Path) -> tempfile::TempDir {
+    let to = folder();
+    for name in ["segments", "journal"] {
+        fs::create_dir(to.path().join(name)).unwrap();
+    }
+    for file in files(from) {
+        fs::copy(&file, to.path().join(file.strip_prefix(from).unwrap())).unwrap();
+    }
+    to
+}
+
+/// Checks a log that was saved from a damaged copy of one with this content.
+fn check_saved(damaged: &Path, original: &Content) -> (Salvaged, Vec<Loss>) {
+    let saved_to = folder();
+    let (salvaged, losses) = salvaged(damaged, saved_to.path());
+    let (again, findings) = verified(saved_to.path());
+    assert_eq!(findings, [], "{again:?}");
+    let log = SessionLog::open(saved_to.path()).unwrap();
+    let saved = content(&log);
+    let mut lost = 0;
+    for (id, (info, events)) in &saved {
+        let (original_info, original) = &original[id];
+        for event in events {
+            let place = usize::try_from(event.seq - original_info.first).unwrap();
+            if event.event_type.as_str() == "sessionlog.lost" {
+                assert!(event.redacted && event.data.is_empty(), "{event:?}");
+                lost += 1;
+            } else {
+                assert_eq!(event, &original[place]);
+            }
+        }
+        assert!(info.last <= original_info.last);
+        let ids: Vec<EventId> = events.iter().map(|event| event.id).collect();
+        assert!(ids.is_sorted(), "{ids:?}");
+    }
+    assert!(losses.len() as u64 >= salvaged.sessions_damaged);
+    assert!(lost <= salvaged.events_lost, "{lost} of {salvaged:?}");
+    // It goes on as a log.
+    append_notes(&log, &session("s0"), "more", 1);
+    log.close().unwrap();
+    (salvaged, losses)
+}
+
+#[test]
+fn a_sound_log_has_no_fault_and_is_saved_whole() {
+    let dir = folder();
+    filled(dir.path());
+    let before: Vec<Vec<u8>> = files(dir.path())
+        .iter()
+        .map(|file| fs::read(file).unwrap())
+        .collect();
+    let (verified, findings) = verified(dir.path());
+    assert_eq!(findings, []);
+    assert!(matches!(verified.index, IndexCheck::Compared(entries) if entries > 10));
+    assert!(
+        verified.segments >= 2 && verified.unsealed_events > 0,
+        "{verified:?}"
+    );
+    let after: Vec<Vec<u8>> = files(dir.path())
+        .iter()
+        .map(|file| fs::read(file).unwrap())
+        .collect();
+    assert!(before == after, "verifying wrote something");
+    let log = SessionLog::open(dir.path()).unwrap();
+    let original = content(&log);
+    assert_eq!(verified.sessions, Some(original.len() as u64));
+    log.close().unwrap();
+    let (salvaged, losses) = check_saved(dir.path(), &original);
+    assert_eq!(
+        (salvaged.findings, salvaged.events_lost, losses.len()),
+        (0, 0, 0)
+    );
+    assert_eq!(salvaged.sessions, original.len() as u64);
+    let copy = folder();
+    salvage(dir.path(), copy.path(), Options::new(), |_| ()).unwrap();
+    let log = SessionLog::open(copy.path()).unwrap();
+    assert_same(&content(&log), &original);
+    // What was removed is due to be erased, and is.
+    log.compact(|_| ControlFlow::Continue(())).unwrap();
+    assert_same(&content(&log), &original);
+    log.close().unwrap();
+    assert_eq!(verified_findings(copy.path()), 0);
+}
+
+/// Compares session by session, because a whole log is too much to print.
+fn assert_same(is: &Content, should_be: &Content) {
+    assert!(is.keys().eq(should_be.keys()));
+    for (id, (info, events)) in is {
+        let (expected, all) = &should_be[id];
+        assert_eq!(info, expected);
+        let different = events
+            .iter()
+            .zip(all)
+            .find(|(is, should_be)| is != should_be);
+        assert_eq!(different, None, "in {id}");
+        assert_eq!(events.len(), all.len(), "in {id}");
+    }
+}
+
+fn verified_findings(folder: &Path) -> u64 {
+    verified(folder).0.findings
+}
+
+#[test]
+fn a_log_is_verified_while_it_is_written() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    for n in 0..4 {
+        append_notes(&log, &session("s"), &n.to_string(), 3);
+        seal_once(&log, &session("filler"));
+        let (verified, findings) = verified(dir.path());
+        assert_eq!((findings, verified.sessions), (Vec::new(), Some(2)));
+        assert!(matches!(
+            verified.index,
+            IndexCheck::InUse | IndexCheck::Absent
+        ));
+    }
+    log.close().unwrap();
+}
+
+#[test]
+fn every_flipped_byte_is_found_in_its_file_and_the_rest_is_saved() {
+    let dir = folder();
+    filled(dir.path());
+    let log = SessionLog::open(dir.path()).unwrap();
+    let original = content(&log);
+    log.close().unwrap();
+    let mut lost = 0;
+    for file in files(dir.path()) {
+        let name = file.strip_prefix(dir.path()).unwrap();
+        let sound = fs::read(&file).unwrap();
+        // Zeroes that nobody wrote something to stand for nothing.
+        let used: Vec<usize> = (0..sound.len()).filter(|at| sound[*at] != 0).collect();
+        if used.is_empty() {
+            continue;
+        }
+        for nth in 0..8 {
+            let damaged = copied(dir.path());
+            let mut bytes = sound.clone();
+            // Spread over the file, with its beginning and its end.
+            let at = used[(used.len() - 1) * nth / 7];
+            bytes[at] ^= 0x20;
+            fs::write(damaged.path().join(name), &bytes).unwrap();
+            let (verified, findings) = verified(damaged.path());
+            let is_here =
+                |finding: &Finding| finding.file.ends_with(name) && finding.offset <= at as u64;
+            let is_stale = name.starts_with("journal") && findings.is_empty();
+            assert!(
+                is_stale || findings.iter().any(is_here),
+                "byte {at} of {name:?}: {findings:?} {verified:?}"
+            );
+            lost += check_saved(damaged.path(), &original).0.events_lost;
+        }
+    }
+    assert!(lost > 50, "only {lost} events were lost");
+}
+
+#[test]
+fn many_faults_at_once_are_each_found_and_the_rest_is_saved() {
+    let dir = folder();
+    filled(dir.path());
+    let log = SessionLog::open(dir.path()).unwrap();
+    let original = content(&log);
+    log.close().unwrap();
+    let edits: [(&str, Edit); 5] = [
+        ("segments", |bytes| {
+            let step = bytes.len() / 16;
+            bytes.iter_mut().step_by(step).for_each(|byte| *byte ^= 1);
+        }),
+        ("segments", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("segments", |bytes| {
+            bytes
+                .iter_mut()
+                .skip(4096)
+                .take(65536)
+                .for_each(|byte| *byte = 0);
+        }),
+        ("journal", |bytes| {
+            bytes.iter_mut().take(4096).for_each(|byte| *byte = 0);
+        }),
+        ("MANIFEST", |bytes| bytes.clear()),
+    ];
+    for (nth, (place, edit)) in edits.into_iter().enumerate() {
+        let damaged = copied(dir.path());
+        for file in files(damaged.path()) {
+            let name = file.strip_prefix(damaged.path()).unwrap();
+            if name.to_string_lossy().starts_with(place) {
+                let mut bytes = fs::read(&file).unwrap();
+                edit(&mut bytes);
+                fs::write(&file, bytes).unwrap();
+            }
+        }
+        let (verified, _) = verified(damaged.path());
+        assert!(verified.findings > 0, "edit {nth}");
+        let (salvaged, _) = check_saved(damaged.path(), &original);
+        // Without the manifest nothing else is lost.
+        assert!(
+            place != "MANIFEST" || salvaged.events_lost == 0,
+            "{salvaged:?}"
+        );
+    }
+}
+
+#[test]
+fn a_folder_without_a_log_is_none_and_a_target_with_one_is_refused() {
+    let (empty, dir, to) = (folder(), folder(), folder());
+    let nothing = empty.path().join("nothing");
+    for path in [empty.path(), &nothing] {
+        assert_error!(verify(path, |_| ()), Error::Io { .. });
+        assert_error!(
+            salvage(path, to.path(), Options::new(), |_| ()),
+            Error::Io { .. }
+        );
+    }
+    assert!(!nothing.exists() && fs::read_dir(empty.path()).unwrap().next().is_none());
+    let log = SessionLog::open(dir.path()).unwrap();
+    log.append(
+        &session("s"),
+        Batch::new().event(NewEvent::new("note", "x")),
+    )
+    .unwrap();
+    log.close().unwrap();
+    let log = SessionLog::open(to.path()).unwrap();
+    log.close().unwrap();
+    assert_error!(
+        salvage(dir.path(), to.path(), Options::new(), |_| ()),
+        Error::Invalid { .. }
+    );
+}
