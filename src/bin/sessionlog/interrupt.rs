@@ -1,0 +1,71 @@
+//! Ctrl-C as a state that a command looks at, so that it ends in order.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Whether the user has asked the command to end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Interrupt(Arc<(Mutex<bool>, Condvar)>);
+
+impl Interrupt {
+    /// Watches for Ctrl-C and SIGTERM from here on.
+    pub(crate) fn watch() -> Self {
+        let interrupt = Self::default();
+        let heard = interrupt.clone();
+        // Without this thread a signal ends the process at once, as it does by default.
+        let _watching = thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                if wait_for_signal().is_ok() {
+                    heard.set();
+                }
+            });
+        interrupt
+    }
+
+    fn set(&self) {
+        let (state, changed) = &*self.0;
+        *state.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        changed.notify_all();
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for so long, or until the user asks. Returns whether the user did.
+    pub(crate) fn wait(&self, at_most: Duration) -> bool {
+        let (state, changed) = &*self.0;
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = changed.wait_timeout_while(state, at_most, |is_set| !*is_set);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+fn wait_for_signal() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    runtime.block_on(signal())
+}
+
+#[cfg(unix)]
+async fn signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let (mut interrupt, mut terminate) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+async fn signal() -> std::io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
