@@ -21,27 +21,27 @@ use crate::http::feed::ChangeBody;
 use crate::http::key::{Access, Scope};
 use crate::http::operate::StatsBody;
 use crate::http::sent;
-use crate::http::stream::one_line;
-use crate::http::wire::{EventBody, MessageBody, SessionBody};
+use crate::http::stream::one_line as text;
+use crate::http::wire::{EventBody, MessageBody, SessionBody, compact};
 use crate::log::SessionLog;
 use crate::model::{Error, Event, MessageId, NewEvent, Result, SessionChange, SessionInfo};
 
 /// An event, as `GET /v1/events/{event_id}` answers it.
 #[must_use]
 pub fn event(event: &Event) -> String {
-    one_line(&EventBody::from(event))
+    text(&EventBody::from(event))
 }
 
 /// A change of a session, as the feed shows it.
 #[must_use]
 pub fn change(change: &SessionChange) -> String {
-    one_line(&ChangeBody::new(change, &everywhere()))
+    text(&ChangeBody::new(change, &everywhere()))
 }
 
 /// A session, as `GET /v1/sessions/{session_id}` answers it.
 #[must_use]
 pub fn session(session: &SessionInfo) -> String {
-    one_line(&SessionBody::new(session.clone(), &everywhere()))
+    text(&SessionBody::new(session.clone(), &everywhere()))
 }
 
 /// A turn, as `GET /v1/messages/{message_id}` answers it.
@@ -51,7 +51,7 @@ pub fn session(session: &SessionInfo) -> String {
 /// Those of [`SessionLog::message`].
 pub fn message(log: &SessionLog, id: MessageId) -> Result<String> {
     let turn = log.turn_within(id, usize::MAX)?;
-    Ok(one_line(&MessageBody::from(turn)))
+    Ok(text(&MessageBody::from(turn)))
 }
 
 /// The figures of a log, as `GET /v1/stats` answers them.
@@ -60,7 +60,13 @@ pub fn message(log: &SessionLog, id: MessageId) -> Result<String> {
 ///
 /// [`Error::Closed`].
 pub fn stats(log: &SessionLog) -> Result<String> {
-    Ok(one_line(&StatsBody::new(log.stats(), log.erasure()?)))
+    Ok(text(&StatsBody::new(log.stats(), log.erasure()?)))
+}
+
+/// The same JSON on one line. The spelling of numbers and strings stays.
+#[must_use]
+pub fn one_line(json: &str) -> String {
+    compact(json)
 }
 
 /// Reads an event to append: what stands in `events` of `POST /v1/sessions/{session_id}/events`.

@@ -184,6 +184,14 @@ fn hint_of(error: &LogError) -> Option<String> {
             "it takes no more events, unless it is opened again: PATCH it with {\"closed\": false}"
                 .to_owned()
         }
+        LogError::Invalid { what, .. } if what.ends_with(" ID") => {
+            "an event is evt_ and 26 characters, a message msg_ and 26; a session is any text \
+             without control characters"
+                .to_owned()
+        }
+        LogError::Invalid { .. } => {
+            "`sessionlog help` and the name of the command explain it".into()
+        }
         LogError::TooLarge { .. } => {
             "send less at once: `append --each` stores line by line".into()
         }

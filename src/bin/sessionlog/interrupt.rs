@@ -1,5 +1,6 @@
 //! Ctrl-C as a state that a command looks at, so that it ends in order.
 
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -12,15 +13,17 @@ impl Interrupt {
     /// Watches for Ctrl-C and SIGTERM from here on.
     pub(crate) fn watch() -> Self {
         let interrupt = Self::default();
-        let heard = interrupt.clone();
+        let (heard, (sender, begun)) = (interrupt.clone(), channel());
         // Without this thread a signal ends the process at once, as it does by default.
         let _watching = thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                if wait_for_signal().is_ok() {
+                if wait_for_signal(&sender).is_ok() {
                     heard.set();
                 }
             });
+        // The channel is closed if the thread cannot watch.
+        let _watches = begun.recv();
         interrupt
     }
 
@@ -43,21 +46,23 @@ impl Interrupt {
     }
 }
 
-fn wait_for_signal() -> std::io::Result<()> {
+/// Waits for a signal, and says when it would hear one.
+fn wait_for_signal(begun: &Sender<()>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;
-    runtime.block_on(signal())
+    runtime.block_on(signal(begun))
 }
 
 #[cfg(unix)]
-async fn signal() -> std::io::Result<()> {
+async fn signal(begun: &Sender<()>) -> std::io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
 
     let (mut interrupt, mut terminate) = (
         signal(SignalKind::interrupt())?,
         signal(SignalKind::terminate())?,
     );
+    let _heard = begun.send(());
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
@@ -66,6 +71,8 @@ async fn signal() -> std::io::Result<()> {
 }
 
 #[cfg(not(unix))]
-async fn signal() -> std::io::Result<()> {
+async fn signal(begun: &Sender<()>) -> std::io::Result<()> {
+    // It listens from the first poll on.
+    let _heard = begun.send(());
     tokio::signal::ctrl_c().await
 }

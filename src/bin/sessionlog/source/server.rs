@@ -380,6 +380,9 @@ fn hint_of(status: u16, code: &str) -> Option<&'static str> {
         (403, "forbidden") => "this takes the key of a worker: set SESSIONLOG_WORKER_KEY",
         (_, "unknown_session") => "`sessionlog sessions --url URL` lists the sessions",
         (404, _) => "check the ID; what was removed is not found either",
+        (400, _) => {
+            "check what was given: an event is evt_ and 26 characters, a message msg_ and 26"
+        }
         (409, "session_closed") => "it takes no more events unless it is reopened",
         (409, "idempotency_conflict") => {
             "the input is another one than it was: use another --key for it"

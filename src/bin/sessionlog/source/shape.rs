@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use sessionlog::http::json;
 
 use crate::failure::{Failure, Result};
 
@@ -16,11 +17,20 @@ pub(crate) struct Shaped<T> {
 
 impl<T: DeserializeOwned> Shaped<T> {
     pub(crate) fn new(json: impl Into<String>) -> Result<Self> {
-        let json = json.into();
+        let json = one_line(json.into());
         match serde_json::from_str(&json) {
             Ok(value) => Ok(Self { json, value }),
             Err(error) => Err(unknown_shape(&error)),
         }
+    }
+}
+
+/// Data that was appended may be JSON on several lines, of which a page of a server is made.
+fn one_line(json: String) -> String {
+    if json.contains(['\n', '\r']) {
+        json::one_line(&json)
+    } else {
+        json
     }
 }
 
