@@ -1,4 +1,6 @@
-//! A server of a dozen lines: `SESSIONLOG_API_KEY=secret cargo run --example server --features http`.
+//! A server of a dozen lines.
+//!
+//! `SESSIONLOG_API_KEY=secret cargo run --example server --features http`
 //!
 //! The command `sessionlog serve` is the server for production.
 

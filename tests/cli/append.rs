@@ -80,10 +80,9 @@ fn a_bad_line_is_named_and_nothing_of_its_batch_is_stored() {
 #[test]
 fn line_by_line_a_repeated_run_goes_on_where_it_failed() {
     let folder = folder();
-    let lines = |from: u32, to: u32| -> String {
-        (from..=to)
-            .map(|n| format!("{{\"type\":\"step\",\"data\":{n}}}\n"))
-            .collect()
+    let lines = |from: u32, to: u32| {
+        let lines = (from..=to).map(|n| format!("{{\"type\":\"step\",\"data\":{n}}}\n"));
+        lines.collect::<Vec<_>>().concat()
     };
     let args = ["--each", "--key", "run"];
     let broken = format!("{}nonsense\n{}", lines(1, 3), lines(5, 6));

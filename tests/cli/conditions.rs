@@ -109,11 +109,10 @@ impl Condition {
     fn expected(self, case: &Case) -> i32 {
         let is_restore = case.args[0] == "restore";
         match (self, case.access) {
-            (Condition::Fine, _) => 0,
             (Condition::DamagedManifest | Condition::DamagedJournal, _)
             | (Condition::DamagedSegment, Access::ReadsEvents) => 3,
             // Blocks are read when an event in them is.
-            (Condition::DamagedSegment, _) => 0,
+            (Condition::Fine | Condition::DamagedSegment, _) => 0,
             (Condition::InUse, Access::Reads | Access::ReadsEvents) if !is_restore => 0,
             _ => 1,
         }

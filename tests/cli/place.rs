@@ -57,7 +57,7 @@ fn reading_takes_no_right_to_write() {
 #[test]
 fn a_folder_that_may_not_be_entered_is_said_to_be_so() {
     let folder = fixture().copy();
-    fs::set_permissions(folder.path(), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o000)).unwrap();
     let path = folder.path().to_str().unwrap();
     for args in [
         &["info", path][..],

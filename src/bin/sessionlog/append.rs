@@ -1,6 +1,6 @@
 //! `sessionlog append`: events from standard input.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use sessionlog::http::json as http_json;
@@ -55,6 +55,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let source = open(&args)?;
+    if io::stdin().is_terminal() {
+        output.note("reading events, a line each, until Ctrl-D");
+    }
     let done = if args.each {
         append_each(&args, &*source, output)
     } else {

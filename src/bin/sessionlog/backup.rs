@@ -36,7 +36,7 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let progress = Progress::new(output, "backing up");
     let done = log.backup(to);
     drop(progress);
-    let report = done?;
+    let report = done.map_err(|error| of_target(error.into()))?;
     log.close()?;
     if output.is_json() {
         return output.json(
@@ -57,6 +57,14 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         bytes(report.linked_bytes),
         bytes(report.copied_bytes),
     ))
+}
+
+fn of_target(failure: Failure) -> Failure {
+    match failure.code.as_str() {
+        "invalid" => failure.hint("give a new folder, or that of an earlier backup of this log"),
+        "locked" => failure.hint("the backup is open: stop that process first"),
+        _ => failure,
+    }
 }
 
 fn of_used(failure: Failure) -> Failure {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -11,7 +10,7 @@ use sessionlog::Recovery;
 use crate::failure::{Failure, Result};
 use crate::holder::Holder;
 use crate::output::{BAD, GOOD, HEADING, Output, WARNING};
-use crate::source::{Folder, Order, Place, Server, ServerArgs, SessionList, Shaped, Source, Stats};
+use crate::source::{Folder, Place, Server, ServerArgs, Shaped, Source, Stats};
 use crate::text::{ago, bytes, count, escaped, number, time};
 
 /// Says what a log holds, and how it is.
@@ -52,7 +51,7 @@ fn of_folder(folder: &Path, output: &Output) -> Result<()> {
         folder,
         recovery: source.log().stats().recovery,
         stats: source.stats()?,
-        sessions: sessions_of(&source)?,
+        sessions: source.session_count()?,
         files: files_of(folder)?,
         // Looked at last: the command waits for nobody.
         holder: Holder::of(folder),
@@ -143,7 +142,7 @@ impl Found<'_> {
 }
 
 fn of_server(server: &Server, output: &Output) -> Result<()> {
-    let (stats, sessions) = (server.stats()?, sessions_of(server)?);
+    let (stats, sessions) = (server.stats()?, server.session_count()?);
     if output.is_json() {
         let json = json!({
             "url": server.url(),
@@ -254,21 +253,6 @@ fn show(output: &Output, name: &str, text: &str) -> Result<()> {
 fn stats_of(stats: &Shaped<Stats>) -> Result<Value> {
     serde_json::from_str(&stats.json)
         .map_err(|error| Failure::new("unknown_answer", error.to_string()))
-}
-
-fn sessions_of(source: &dyn Source) -> Result<u64> {
-    let (mut many, list) = (
-        0,
-        SessionList {
-            order: Order::Id,
-            ..SessionList::default()
-        },
-    );
-    source.sessions(&list, &mut |_session| {
-        many += 1;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(many)
 }
 
 /// The time in an ID.

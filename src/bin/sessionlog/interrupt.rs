@@ -18,9 +18,8 @@ impl Interrupt {
         let _watching = thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                if wait_for_signal(&sender).is_ok() {
-                    heard.set();
-                }
+                // What cannot be watched keeps its default.
+                let _watched = watch_signals(&sender, &heard);
             });
         // The channel is closed if the thread cannot watch.
         let _watches = begun.recv();
@@ -46,33 +45,59 @@ impl Interrupt {
     }
 }
 
-/// Waits for a signal, and says when it would hear one.
-fn wait_for_signal(begun: &Sender<()>) -> std::io::Result<()> {
+/// The exit code of a command that was ended by force.
+const FORCED: i32 = 130;
+
+/// Passes the first signal on. The second one ends the process.
+fn watch_signals(begun: &Sender<()>, heard: &Interrupt) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;
-    runtime.block_on(signal(begun))
+    runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let _told = begun.send(());
+        signals.next().await;
+        heard.set();
+        signals.next().await;
+        std::process::exit(FORCED)
+    })
 }
 
 #[cfg(unix)]
-async fn signal(begun: &Sender<()>) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+struct Signals([tokio::signal::unix::Signal; 2]);
 
-    let (mut interrupt, mut terminate) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
-    let _heard = begun.send(());
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self([interrupt, signal(SignalKind::terminate())?]))
     }
-    Ok(())
+
+    async fn next(&mut self) {
+        let [interrupt, terminate] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
 }
 
 #[cfg(not(unix))]
-async fn signal(begun: &Sender<()>) -> std::io::Result<()> {
-    // It listens from the first poll on.
-    let _heard = begun.send(());
-    tokio::signal::ctrl_c().await
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    #[expect(clippy::unnecessary_wraps, reason = "it fails on unix")]
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        // Without the signal there is nothing else to wait for.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    }
 }

@@ -13,6 +13,9 @@ use crate::text::{ago, bytes, columns, cut, escaped, number, time};
 /// How many sessions are listed on a terminal.
 const LIMIT_ON_TERMINAL: usize = 50;
 
+/// The columns are aligned over so many rows.
+const ROWS: usize = 1_000;
+
 /// The longest ID and title that are shown whole on a terminal.
 const ID_COLUMNS: usize = 40;
 const TITLE_COLUMNS: usize = 40;
@@ -77,7 +80,7 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     };
     let list = list_of(&args, limit);
     let source = args.server.to_read(args.dir.as_deref())?;
-    let (mut rows, mut listed, mut more) = (Vec::new(), 0, false);
+    let (mut table, mut listed, mut more) = (Rows::new(output), 0, false);
     source.sessions(&list, &mut |session| {
         if limit.is_some_and(|limit| listed >= limit) {
             more = true;
@@ -87,30 +90,57 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         if output.is_json() {
             output.json(&session.json)?;
         } else {
-            rows.push(row(&session.value));
+            table.add(row(&session.value))?;
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    if output.is_json() {
-        return Ok(());
-    }
-    if rows.is_empty() {
+    table.show()?;
+    if listed == 0 {
         output.note("no session");
-        return Ok(());
     }
-    let heading = ["ID", "events", "size", "last activity", "", "", "title"];
-    for (at, line) in columns(&heading, rows, &[1, 2]).iter().enumerate() {
-        let style = if at == 0 {
-            HEADING
-        } else {
-            anstyle::Style::new()
-        };
-        output.line(output.styled(style, line))?;
-    }
-    if more {
+    if more && !output.is_json() {
         output.line(output.styled(FAINT, "there are more: --all lists all, --limit N more"))?;
     }
     Ok(())
+}
+
+/// Rows of a table, which are shown piece by piece: a log may have a million sessions.
+struct Rows<'a> {
+    output: &'a Output,
+    waiting: Vec<Vec<String>>,
+    is_first: bool,
+}
+
+impl<'a> Rows<'a> {
+    fn new(output: &'a Output) -> Self {
+        Self {
+            output,
+            waiting: Vec::new(),
+            is_first: true,
+        }
+    }
+
+    fn add(&mut self, row: Vec<String>) -> Result<()> {
+        self.waiting.push(row);
+        if self.waiting.len() < ROWS {
+            return Ok(());
+        }
+        self.show()
+    }
+
+    fn show(&mut self) -> Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let heading = ["ID", "events", "size", "last activity", "", "", "title"];
+        let lines = columns(&heading, std::mem::take(&mut self.waiting), &[1, 2]);
+        let mut lines = lines.iter();
+        let heading = lines.next().filter(|_| std::mem::take(&mut self.is_first));
+        if let Some(heading) = heading {
+            self.output.line(self.output.styled(HEADING, heading))?;
+        }
+        lines.try_for_each(|line| self.output.line(line))
+    }
 }
 
 fn list_of(args: &Args, limit: Option<usize>) -> SessionList {

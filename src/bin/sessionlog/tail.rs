@@ -8,7 +8,9 @@ use crate::interrupt::Interrupt;
 use crate::output::{FAINT, Output};
 use crate::render::{Extent, Look, Sessions};
 use crate::show::newest;
-use crate::source::{End, Event, Follow, Item, Range, ServerArgs, SessionList, Shaped, Source};
+use crate::source::{
+    End, Event, Follow, Item, Position, Range, ServerArgs, SessionList, Shaped, Source,
+};
 
 /// Shows the newest events of a session, or of all.
 ///
@@ -135,7 +137,7 @@ fn newest_of_all(source: &dyn Source, many: usize) -> Result<Vec<Shaped<Event>>>
         ..SessionList::default()
     };
     source.sessions(&list, &mut |session| {
-        sessions.push(session.value.id);
+        sessions.push(session.value);
         Ok(if sessions.len() < many {
             ControlFlow::Continue(())
         } else {
@@ -144,10 +146,14 @@ fn newest_of_all(source: &dyn Source, many: usize) -> Result<Vec<Shaped<Event>>>
     })?;
     let mut events = Vec::new();
     for session in &sessions {
-        events.extend(newest(source, session, &Range::default(), many)?);
+        // The events that a fork shares are those of its origin.
+        let shared = session.parent.as_ref().map(|parent| parent.at);
+        let range = Range {
+            after: shared.map(|at| Position::Seq(at.max(session.first_seq - 1))),
+            ..Range::default()
+        };
+        events.extend(newest(source, &session.id, &range, many)?);
         events.sort_by(|one, other| one.value.id.cmp(&other.value.id));
-        // A fork shows the events that it shares too.
-        events.dedup_by(|one, other| one.value.id == other.value.id);
         events.drain(..events.len().saturating_sub(many));
     }
     Ok(events)

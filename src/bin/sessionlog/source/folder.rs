@@ -64,6 +64,16 @@ impl Source for Folder {
         Shaped::new(json::stats(&self.log)?)
     }
 
+    fn session_count(&self) -> Result<u64> {
+        let (mut many, mut next) = (0, Some(SessionQuery::by_id().limit(PAGE)));
+        while let Some(query) = next {
+            let page = self.log.sessions(query)?;
+            many += page.items.len() as u64;
+            next = page.next_page();
+        }
+        Ok(many)
+    }
+
     fn session(&self, session: &str) -> Result<Shaped<Session>> {
         Shaped::new(json::session(&self.log.session(&session.parse()?)?))
     }

@@ -23,6 +23,8 @@ pub(crate) use shape::{Change, Event, Message, Session, Shaped, Stats};
 pub(crate) trait Source {
     fn stats(&self) -> Result<Shaped<Stats>>;
 
+    fn session_count(&self) -> Result<u64>;
+
     fn session(&self, session: &str) -> Result<Shaped<Session>>;
 
     /// Hands over sessions until `each` breaks.

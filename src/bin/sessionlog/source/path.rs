@@ -44,8 +44,8 @@ fn end_of(order: Order) -> String {
     }
 }
 
-/// The path of the page of events that goes on behind a cursor, or begins where the range may begin.
-/// A call has one cursor, and knows no seqs.
+/// The path of the page of events that goes on behind a cursor, or begins where the range may
+/// begin. A call has one cursor, and knows no seqs.
 pub(super) fn of_events(session: &str, range: &Range, cursor: Option<&str>) -> String {
     let (order, name, of_range) = match range.direction {
         Direction::Forward => ("asc", "after", &range.after),

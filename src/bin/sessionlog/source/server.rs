@@ -11,12 +11,12 @@ use serde_json::value::RawValue;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use crate::failure::{Failure, Result, with_sources};
+use crate::failure::{Exit, Failure, Result, with_sources};
 use crate::source::path::{self, encoded};
 use crate::source::shape::unknown_shape;
 use crate::source::sse::{Frame, next_frame};
 use crate::source::{
-    AfterIt, Appended, Change, Direction, Each, EachItem, End, Event, Follow, Item, Message,
+    AfterIt, Appended, Change, Direction, Each, EachItem, End, Event, Follow, Item, Message, Order,
     Position, Range, Sent, Session, SessionList, Shaped, Source, Stats,
 };
 
@@ -174,6 +174,22 @@ impl Server {
 impl Source for Server {
     fn stats(&self) -> Result<Shaped<Stats>> {
         Shaped::new(self.get("/v1/stats")?)
+    }
+
+    fn session_count(&self) -> Result<u64> {
+        let list = SessionList {
+            order: Order::Id,
+            ..SessionList::default()
+        };
+        let (mut many, mut cursor) = (0, None);
+        loop {
+            let page: Sessions = self.get_as(&path::of_sessions(&list, cursor.as_deref()))?;
+            many += page.items.len() as u64;
+            match page.last_cursor {
+                Some(position) if page.has_more => cursor = Some(position),
+                _ => return Ok(many),
+            }
+        }
     }
 
     fn session(&self, session: &str) -> Result<Shaped<Session>> {
@@ -365,7 +381,14 @@ fn refused(status: u16, body: &str) -> Failure {
         return Failure::new("unknown_answer", message)
             .hint("check that the address is that of a sessionlog server");
     };
-    let failure = Failure::new(error.code, format!("the server refused: {}", error.message));
+    let failure = Failure {
+        exit: if error.code == "corrupt" {
+            Exit::Damage
+        } else {
+            Exit::Failed
+        },
+        ..Failure::new(error.code, format!("the server refused: {}", error.message))
+    };
     match hint_of(status, &failure.code) {
         Some(hint) => failure.hint(hint),
         None => failure,
