@@ -241,13 +241,20 @@ fn arg_of(arg: &str, folder: &Path, new: &Path) -> PathBuf {
 
 #[test]
 fn damage_is_named_by_file_and_offset_with_the_way_out() {
-    for (condition, offset) in [
-        (Condition::DamagedManifest, "at byte 12"),
-        (Condition::DamagedJournal, "at byte 8192"),
+    for (condition, place) in [
+        (Condition::DamagedManifest, "/log/MANIFEST-"),
+        (Condition::DamagedJournal, "/log/journal/0000"),
     ] {
         let scene = Scene::new(condition);
         let said = run_with(["info".into(), scene.folder.clone()], "").failed(3);
-        assert!(said.contains(offset), "{said}");
+        let offset = said
+            .split(" is damaged at byte ")
+            .nth(1)
+            .unwrap()
+            .split(':')
+            .next();
+        assert!(offset.unwrap().parse::<u64>().unwrap() > 0, "{said}");
+        assert!(said.contains(place), "{said}");
         assert!(
             said.contains("sessionlog verify") && said.contains("sessionlog salvage"),
             "{said}"

@@ -59,6 +59,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let source = args.server.to_read(args.dir.as_deref())?;
     let last = last_of(&args, output);
+    let is_told = args.last.is_some();
     let range = Range {
         after: args.after,
         before: args.before,
@@ -75,7 +76,13 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
         sessions: Sessions::Unnamed,
     };
     if !output.is_json() {
-        show_session(output, &source.session(&args.session)?.value)?;
+        let session = source.session(&args.session)?.value;
+        show_session(output, &session)?;
+        let left_out = last.map_or(0, |last| session.events.saturating_sub(last as u64));
+        if left_out > 0 && !is_told {
+            let events = count(left_out, "earlier event");
+            output.line(output.styled(FAINT, format!("{events}: --all shows them too")))?;
+        }
     }
     let show = |event: &Shaped<Event>| {
         if output.is_json() {
