@@ -1,8 +1,6 @@
 //! A server of a dozen lines.
 //!
-//! ```text
-//! SESSIONLOG_API_KEY=secret cargo run --example server --features http
-//! ```
+//! `SESSIONLOG_API_KEY=secret cargo run --example server --features http`
 //!
 //! The command `sessionlog serve` is the server for production.
 

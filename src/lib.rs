@@ -130,7 +130,7 @@ pub use model::{
     CursorProblem, Delete, Erasure, Error, Event, EventId, EventType, Expected, Fork, Head, Limit,
     MessageId, Metadata, NewEvent, NewSession, Options, ParentInfo, Producer, Recovery, Refusal,
     Removed, Result, Retention, RetentionPlan, Seq, SessionChange, SessionId, SessionInfo,
-    SessionPatch, Space, Stats,
+    SessionPatch, Space, Stats, Tier,
 };
 pub use read::{
     AsyncEventStream, EventStream, Page, PageRequest, RecvTimeout, SessionCursor, SessionPage,

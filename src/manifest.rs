@@ -41,6 +41,9 @@ pub(crate) struct Manifest {
     /// The numbers of adopted segments whose removals have put no marks yet.
     #[serde(deserialize_with = "read_list")]
     pub unmarked: Vec<u64>,
+    /// The version that it was read in. It is always stored in the newest.
+    #[serde(skip)]
+    pub read_in: u32,
 }
 
 /// A mark on a segment that may hold something removed.
@@ -82,6 +85,7 @@ impl From<ManifestV1> for Manifest {
             journal_removal_ms: None,
             has_own_retention: false,
             unmarked: Vec::new(),
+            read_in: 0,
         }
     }
 }
@@ -125,6 +129,7 @@ impl Manifest {
             journal_removal_ms: None,
             has_own_retention: false,
             unmarked: Vec::new(),
+            read_in: 0,
         }
     }
 
@@ -181,11 +186,15 @@ impl Manifest {
 
     fn decode(bytes: &[u8]) -> Decoded<Self> {
         let value = open_value(MANIFEST, salt(), bytes)?;
-        if value.version == 1 {
-            value.decode::<ManifestV1>().map(Self::from)
+        let manifest = if value.version == 1 {
+            value.decode::<ManifestV1>().map(Self::from)?
         } else {
-            value.decode()
-        }
+            value.decode()?
+        };
+        Ok(Self {
+            read_in: value.version,
+            ..manifest
+        })
     }
 }
 

@@ -75,6 +75,7 @@ impl Engine {
         let found = self.find(*reached)?;
         let clean = found.manifest.is_clean_at(found.replayed.end_lsn);
         let (after, mut to_wake) = (found.replayed.reached(), Vec::new());
+        self.note_followed(&found.manifest);
         let restored = if found.has_news() {
             // After a failure within, the next call reads everything again.
             *reached = None;
@@ -96,6 +97,14 @@ impl Engine {
             replayed_events: restored.events,
             ..Recovery::default()
         })
+    }
+
+    /// Keeps a manifest for the metrics.
+    fn note_followed(&self, manifest: &Manifest) {
+        let mut followed = self.followed.lock();
+        if followed.as_ref().is_none_or(|known| !known.is(manifest)) {
+            *followed = Some(manifest.clone());
+        }
     }
 
     /// Reads what the manifest names until the manifest has not changed meanwhile.

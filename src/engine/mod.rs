@@ -11,19 +11,21 @@ mod open;
 mod restore;
 mod space;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::codec::FORMAT_VERSION;
 use crate::disk::{Disk, Layout, Refusals};
 use crate::index::{Index, Locator, is_indexed};
 use crate::journal::{JournalWriter, Reached, Spares};
-use crate::manifest::ManifestFile;
+use crate::manifest::{Manifest, ManifestFile};
 use crate::model::{
-    CompactProgress, Compacted, Counters, Erasure, Error, IdClock, Options, Recovery, Result,
-    Stats, clock_skew, now_ms, timestamp,
+    CompactProgress, Compacted, Counters, Erasure, Error, EventId, IdClock, Options, Recovery,
+    Result, Stats, Tier, clock_skew, now_ms, timestamp,
 };
 use crate::read::Store;
 use crate::recent::Recent;
-use crate::segment::{BlockCache, SegmentFolder};
+use crate::segment::{BlockCache, SegmentFolder, SegmentSet};
 use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
 use crate::turn::TurnReader;
 use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
@@ -50,6 +52,8 @@ pub(crate) struct Engine {
     recovery: Recovery,
     /// Where a reader stands in the journal. `None` before it has read anything.
     reached: Mutex<Option<Reached>>,
+    /// The manifest that a reader has followed last.
+    followed: Mutex<Option<Manifest>>,
     /// Released on close.
     lock: Mutex<Option<FolderLock>>,
 }
@@ -156,9 +160,8 @@ impl Engine {
             });
             // Full journal files from before need not wait for the first append.
             shared.seal.notify_idle();
-            let commit = Commit::new(parts.journal, parts.clock, Arc::clone(&shared), &options);
             Writer {
-                commit,
+                commit: Commit::new(parts.journal, parts.clock, Arc::clone(&shared), &options),
                 shared,
                 manifest: Mutex::new(manifest),
                 merge: Mailbox::default(),
@@ -178,6 +181,7 @@ impl Engine {
             counters,
             recovery,
             reached: Mutex::default(),
+            followed: Mutex::default(),
             lock: Mutex::new(Some(lock)),
         }
     }
@@ -194,7 +198,11 @@ impl Engine {
         let covered = self.index.covered();
         let groups = self.counters.groups();
         let (barrier_time, barrier_time_max) = self.counters.barrier_time();
+        let last_id = recent.last_id();
         Stats {
+            store_id: format!("{:032x}", self.segments.store.0),
+            format: self.format(),
+            last_id: (last_id > EventId::from_u128(0)).then_some(last_id),
             events: recent.events(),
             batches: count(&self.counters.batches),
             groups,
@@ -203,6 +211,7 @@ impl Engine {
             barrier_time_max,
             segments: segments.iter().count() as u64,
             segment_bytes: segments.iter().map(|segment| segment.info.file_bytes).sum(),
+            tiers: tiers(&segments),
             seals: count(&self.counters.seals),
             merges: count(&self.counters.merges),
             recent_bytes: recent.bytes(),
@@ -215,36 +224,64 @@ impl Engine {
             refusals: self.refusals.count(),
             refused: self.refusals.standing(),
             space: self.space(&segments),
-            clock_skew: clock_skew(&self.store.options.clock, recent.last_id()),
+            clock_skew: clock_skew(&self.store.options.clock, last_id),
             recovery: self.recovery.clone(),
         }
     }
 
     /// Returns what was removed and is not erased yet.
     pub(crate) fn erasure(&self) -> Erasure {
-        let Some(writer) = &self.writer else {
-            return Erasure::default();
-        };
         let options = &self.store.options;
+        let (stored, in_journal, events) = self.with_manifest((None, None, 0), |manifest| {
+            let marks = &manifest.marks;
+            let stored = marks.iter().map(|mark| mark.removal_ms).min();
+            let events = marks.iter().map(|mark| mark.events).sum();
+            (stored, manifest.journal_removal_ms, events)
+        });
         let in_memory = self.store.recent.oldest_removal_ms();
-        let manifest = writer.manifest.lock();
-        let marks = &manifest.value.marks;
-        let stored = marks.iter().map(|mark| mark.removal_ms);
-        let in_journal = manifest.value.journal_removal_ms;
-        let oldest = stored.chain(in_memory).chain(in_journal).min();
+        let oldest = [stored, in_memory, in_journal].into_iter().flatten().min();
         let within = u64::try_from(options.erase_within.as_millis()).unwrap_or(u64::MAX);
         let due_ms = oldest.map(|removed| removed.saturating_add(within));
         Erasure {
             due: due_ms.map(timestamp),
             overdue: due_ms.is_some_and(|due| due < now_ms(&options.clock)),
-            events: marks.iter().map(|mark| mark.events).sum(),
+            events,
         }
+    }
+
+    /// Reads the manifest of the writer, or the one that a reader has followed last.
+    fn with_manifest<T>(&self, without: T, read: impl FnOnce(&Manifest) -> T) -> T {
+        match &self.writer {
+            Some(writer) => read(&writer.manifest.lock().value),
+            None => self.followed.lock().as_ref().map_or(without, read),
+        }
+    }
+
+    /// Returns the version of the format of the folder.
+    fn format(&self) -> u32 {
+        if self.writer.is_some() {
+            return FORMAT_VERSION;
+        }
+        self.with_manifest(FORMAT_VERSION, |manifest| manifest.read_in)
     }
 
     /// Releases the log's folder.
     pub(crate) fn unlock(&self) {
         drop(self.lock.lock().take());
     }
+}
+
+/// Returns the segments by tier.
+fn tiers(segments: &SegmentSet) -> Vec<Tier> {
+    let mut tiers = BTreeMap::<u8, Tier>::new();
+    for segment in segments.iter() {
+        let info = &segment.info;
+        let tier = tiers.entry(info.tier).or_default();
+        tier.tier = info.tier;
+        tier.segments += 1;
+        tier.bytes += info.file_bytes;
+    }
+    tiers.into_values().collect()
 }
 
 impl Writer {

@@ -13,14 +13,14 @@ impl Engine {
         let infos = || segments.iter().map(|segment| &segment.info);
         let segment_bytes: u64 = infos().map(|info| info.file_bytes).sum();
         let (mut journal_files, mut journal_bytes) = recent.journal();
-        let mut dead_bytes = 0;
         if let Some(writer) = &self.writer {
             let (files, bytes) = writer.shared.spares.ready();
             journal_files += files;
             journal_bytes += bytes;
-            let manifest = writer.manifest.lock();
-            dead_bytes = manifest.value.dead_bytes().map(|(_, bytes)| bytes).sum();
         }
+        let dead_bytes = self.with_manifest(0, |manifest| {
+            manifest.dead_bytes().map(|(_, bytes)| bytes).sum()
+        });
         let now = now_ms(&self.store.options.clock);
         let last_day: u64 = infos().map(|info| bytes_of_last_day(info, now)).sum();
         Space {
@@ -28,6 +28,7 @@ impl Engine {
             dead_bytes,
             journal_bytes,
             total_bytes: segment_bytes + journal_bytes,
+            journal_files,
             files: infos().count() as u64 + journal_files,
             merging_bytes: self.counters.merging_bytes.load(Ordering::Relaxed),
             growth_bytes_a_day: last_day + recent.bytes(),

@@ -73,7 +73,7 @@ enum FeedItem {
 /// A change of a session that is no event.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Change)]
-struct ChangeBody {
+pub(super) struct ChangeBody {
     /// In the order of events' IDs.
     #[schema(example = "evt_01JQ3W8K5T0000000000000001")]
     id: String,
@@ -90,7 +90,7 @@ struct ChangeBody {
 
 impl ChangeBody {
     /// A parent that the caller may not know of is left out.
-    fn new(change: &SessionChange, access: &Access) -> Self {
+    pub(super) fn new(change: &SessionChange, access: &Access) -> Self {
         let mut what = serde_json::to_value(&change.change).unwrap_or_default();
         let parent = what.get_mut("parent");
         if let (Change::Forked { parent: id, .. }, Some(parent)) = (&change.change, parent)

@@ -66,6 +66,7 @@ mod error;
 mod etag;
 mod events;
 mod feed;
+pub mod json;
 mod key;
 mod messages;
 mod metrics;

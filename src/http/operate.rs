@@ -91,6 +91,13 @@ impl Drop for CallerLeft {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Stats)]
 pub(super) struct StatsBody {
+    /// The random number of the store, as 32 hexadecimal digits.
+    store_id: String,
+    /// The version of the format of its folder.
+    #[schema(minimum = 1)]
+    format: u32,
+    /// The newest event or change. `null` in an empty store.
+    last_id: Option<String>,
     /// The number of events in the store.
     events: u64,
     /// Batches since the start of the server.
@@ -107,6 +114,8 @@ pub(super) struct StatsBody {
     segments: u64,
     /// The bytes of their files.
     segment_bytes: u64,
+    /// The segments by tier, from the lowest. Merging makes those of the next tier.
+    tiers: Vec<TierBody>,
     /// Merges of segments since the start of the server.
     merges: u64,
     /// The memory for events that are in no segment, by estimate.
@@ -125,6 +134,17 @@ pub(super) struct StatsBody {
     space: SpaceBody,
 }
 
+/// The segments of one tier.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Tier)]
+struct TierBody {
+    tier: u8,
+    /// The number of segments in it.
+    segments: u64,
+    /// The bytes of their files.
+    bytes: u64,
+}
+
 /// The space that the log takes on the disk, without the index.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Space)]
@@ -137,6 +157,8 @@ struct SpaceBody {
     journal_bytes: u64,
     /// The bytes of the segments and of the journal.
     total_bytes: u64,
+    /// The number of journal files, spare ones included.
+    journal_files: u64,
     /// The number of segments and journal files.
     files: u64,
     /// The bytes of the segments that are being merged now.
@@ -156,6 +178,7 @@ impl SpaceBody {
             dead_bytes: space.dead_bytes,
             journal_bytes: space.journal_bytes,
             total_bytes: space.total_bytes,
+            journal_files: space.journal_files,
             files: space.files,
             merging_bytes: space.merging_bytes,
             growth_bytes_a_day: space.growth_bytes_a_day,
@@ -191,14 +214,22 @@ struct ErasureBody {
 }
 
 impl StatsBody {
-    fn new(stats: Stats, erasure: Erasure) -> Self {
+    pub(super) fn new(stats: Stats, erasure: Erasure) -> Self {
         let refused = stats.refused.into_iter().map(|refusal| RefusalBody {
             work: refusal.work,
             code: refusal.code,
             error: refusal.error,
             seconds: refusal.lasts.as_secs_f64(),
         });
+        let tiers = stats.tiers.into_iter().map(|tier| TierBody {
+            tier: tier.tier,
+            segments: tier.segments,
+            bytes: tier.bytes,
+        });
         Self {
+            store_id: stats.store_id,
+            format: stats.format,
+            last_id: stats.last_id.map(|id| id.to_string()),
             events: stats.events,
             batches: stats.batches,
             groups: stats.groups,
@@ -207,6 +238,7 @@ impl StatsBody {
             barrier_seconds_max: stats.barrier_time_max.as_secs_f64(),
             segments: stats.segments,
             segment_bytes: stats.segment_bytes,
+            tiers: tiers.collect(),
             merges: stats.merges,
             recent_bytes: stats.recent_bytes,
             index_lag: stats.index_lag,

@@ -129,7 +129,7 @@ pub(super) fn add_events(
 }
 
 /// Returns the event that stores what was sent. An error names the field and the reason.
-fn new_event(event: &RawValue, access: &Access) -> Result<NewEvent, Refusal> {
+pub(super) fn new_event(event: &RawValue, access: &Access) -> Result<NewEvent, Refusal> {
     let Typed { r#type } = parsed(event, "")?;
     if r#type == USER_MESSAGE {
         return message(event);

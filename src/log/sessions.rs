@@ -489,6 +489,9 @@ impl SessionLog {
 
     /// Returns when the removed bytes that are still stored have to be erased.
     ///
+    /// A log that is open read-only answers by what its writer has recorded, and by its own
+    /// [`erase_within`](crate::Options::erase_within).
+    ///
     /// # Errors
     ///
     /// [`Error::Closed`].

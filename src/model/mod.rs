@@ -39,4 +39,4 @@ pub use lifecycle::{
 pub use options::{Compression, Options};
 pub use retention::{Retention, RetentionPlan};
 pub use session::{Cursor, Head, SessionId};
-pub use stats::{Recovery, Refusal, Space, Stats};
+pub use stats::{Recovery, Refusal, Space, Stats, Tier};

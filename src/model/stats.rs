@@ -6,12 +6,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::model::ids::EventId;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The metrics of a log at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
+    /// The random number of the store, as 32 hexadecimal digits. Backups and copies have the same.
+    pub store_id: String,
+    /// The version of the format of the folder. Opening for writing makes it the newest.
+    pub format: u32,
+    /// The newest event or change that is shown. `None` in an empty log.
+    pub last_id: Option<EventId>,
     /// Durable events in the store. An event is counted before its append returns.
     pub events: u64,
     /// Batches appended since the log was opened; replays are not counted.
@@ -28,6 +35,9 @@ pub struct Stats {
     pub segments: u64,
     /// Bytes of the segments' files.
     pub segment_bytes: u64,
+    /// The same by tier, from the lowest. Segments of tier 0 are made of the journal, and merging
+    /// makes those of the next tier.
+    pub tiers: Vec<Tier>,
     /// Segments made of the journal's records since the log was opened.
     pub seals: u64,
     /// Segments made of other segments since the log was opened.
@@ -69,9 +79,21 @@ impl Stats {
     }
 }
 
+/// The segments of one tier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Tier {
+    /// The tier.
+    pub tier: u8,
+    /// Segments in it.
+    pub segments: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+}
+
 /// The space that a log takes on the disk. The index comes on top: it is small, and can be removed
-/// from a log that is closed. A log that is opened for reading alone counts no byte as dead, and no
-/// spare file.
+/// from a log that is closed. A log that is opened for reading alone counts the dead bytes that its
+/// writer recorded last, and no spare file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Space {
@@ -83,6 +105,8 @@ pub struct Space {
     pub journal_bytes: u64,
     /// Bytes of the segments and of the journal.
     pub total_bytes: u64,
+    /// Journal files, spare ones included.
+    pub journal_files: u64,
     /// Segments and journal files.
     pub files: u64,
     /// Bytes of the segments that are being merged at this moment.

@@ -1,1 +1,22 @@
-//! The command `sessionlog`, run as a program.
+//! The command `sessionlog`, run as a program, on folders in every state and on a server.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and waits with the wall clock"
+)]
+
+mod append;
+mod conditions;
+mod copies;
+mod damage;
+#[cfg(target_os = "linux")]
+mod full_disk;
+mod output;
+mod place;
+mod reading;
+mod server;
+mod support;
+mod tail;

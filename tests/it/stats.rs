@@ -3,6 +3,7 @@
 use std::fs;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
@@ -201,6 +202,85 @@ fn the_figures_show_segments_and_an_index_that_catches_up() {
         (log.stats().events, log.stats().index_rebuilds),
         (filled.len() as u64, 0)
     );
+}
+
+#[test]
+fn the_figures_say_which_store_it_is_and_what_is_newest_in_it() {
+    let dir = folder();
+    let log = open(&dir);
+    let empty = log.stats();
+    assert_eq!(
+        (empty.store_id.len(), empty.format, empty.last_id),
+        (32, 2, None)
+    );
+    let event = append_notes(&log, &session("s"), "n", 2).pop().unwrap();
+    assert_eq!(log.stats().last_id, Some(event.id));
+    log.close_session(&session("s")).unwrap();
+    let last_id = log.stats().last_id;
+    assert!(last_id > Some(event.id), "a change counts too");
+    let (copy, other) = (folder(), folder());
+    log.backup(copy.path()).unwrap();
+    let reader = Options::new().open_read_only(copy.path()).unwrap().stats();
+    assert_eq!(
+        (reader.store_id, reader.last_id),
+        (empty.store_id.clone(), last_id)
+    );
+    assert_ne!(open(&other).stats().store_id, empty.store_id);
+}
+
+#[test]
+fn a_log_of_the_first_version_says_so_until_it_is_opened_for_writing() {
+    let dir = folder();
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/closed");
+    copy_folder(&old, dir.path());
+    let format = || {
+        Options::new()
+            .open_read_only(dir.path())
+            .unwrap()
+            .stats()
+            .format
+    };
+    assert_eq!(format(), 1);
+    open(&dir).close().unwrap();
+    assert_eq!(format(), 2);
+}
+
+#[test]
+fn a_reader_knows_tiers_dead_bytes_and_what_is_to_be_erased() {
+    let dir = folder();
+    let log = small_files().open(dir.path()).unwrap();
+    let reader = Options::new().open_read_only(dir.path()).unwrap();
+    assert_eq!(reader.stats().tiers, []);
+    let (kept, removed) = (session("kept"), session("removed"));
+    append_notes(&log, &kept, "a", 1);
+    seal_once(&log, &removed);
+    reader.refresh().unwrap();
+    assert_eq!(reader.erasure().unwrap().due, None);
+    log.delete(&removed, Delete::new()).unwrap();
+    reader.refresh().unwrap();
+    assert_eq!(reader.erasure().unwrap().due, log.erasure().unwrap().due);
+    seal_once(&log, &kept);
+    eventually("the reader knows of the dead bytes", || {
+        reader.refresh().unwrap();
+        let (stats, of_writer) = (reader.stats(), log.stats());
+        stats.space.dead_bytes > 0
+            && (stats.space.dead_bytes, &stats.tiers)
+                == (of_writer.space.dead_bytes, &of_writer.tiers)
+    });
+    let stats = log.stats();
+    let (segments, bytes) = stats.tiers.iter().fold((0, 0), |(segments, bytes), tier| {
+        (segments + tier.segments, bytes + tier.bytes)
+    });
+    assert_eq!((segments, bytes), (stats.segments, stats.segment_bytes));
+    assert!(stats.space.journal_files >= 1);
+    assert_eq!(
+        stats.space.files,
+        stats.segments + stats.space.journal_files
+    );
+    log.compact(|_progress| ControlFlow::Continue(())).unwrap();
+    reader.refresh().unwrap();
+    assert_eq!(reader.erasure().unwrap().due, None);
+    assert_eq!(reader.stats().space.dead_bytes, 0);
 }
 
 #[test]
