@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::damage;
-use crate::support::{Served, contents_of, copy_folder, fixture, run_with, state_of};
+use crate::support::{
+    Served, command, contents_of, copy_folder, finished, fixture, run_with, state_of,
+};
 
 /// The state of a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,4 +288,19 @@ fn a_folder_in_use_is_said_to_be_with_the_process() {
     ];
     let said = run_with(backup, "").failed(1);
     assert!(said.contains("snapshot"), "{said}");
+}
+
+#[test]
+fn a_server_does_not_start_on_a_folder_that_does_not_open() {
+    for (condition, code) in [
+        (Condition::DamagedManifest, 3),
+        (Condition::DamagedJournal, 3),
+        (Condition::LaterVersion, 1),
+        (Condition::InUse, 1),
+    ] {
+        let scene = Scene::new(condition);
+        let mut serve = command(["serve", "--open", "--listen", "127.0.0.1:0", "--data"]);
+        let said = finished(serve.arg(&scene.folder), "").failed(code);
+        assert!(said.contains(condition.word()), "{condition:?}: {said}");
+    }
 }

@@ -109,7 +109,8 @@ fn compacting_erases_what_was_removed() {
 #[test]
 fn a_disk_is_measured_and_nothing_is_left_on_it() {
     let folder = tempfile::tempdir().unwrap();
-    let json = &run(["bench", text(folder.path()), "--seconds", "1", "--json"]).json()[0];
+    let bench = ["bench", text(folder.path()), "--seconds", "0.2"];
+    let json = &run(bench.into_iter().chain(["--json"])).json()[0];
     let appenders = json["appends"].as_array().unwrap().iter();
     let appenders: Vec<u64> = appenders
         .map(|case| case["appenders"].as_u64().unwrap())
@@ -122,8 +123,29 @@ fn a_disk_is_measured_and_nothing_is_left_on_it() {
     ] {
         assert!(figure.as_f64().unwrap() > 0.0, "{json}");
     }
+    let said = run(bench).ok();
+    assert!(said.contains("64 appenders together store"), "{said}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     run(["bench", text(&folder.path().join("missing"))]).failed(1);
+    assert_eq!(
+        run(["bench", text(folder.path()), "--seconds", "0"]).code,
+        Some(2)
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_in_memory_is_no_disk_to_trust() {
+    let Ok(folder) = tempfile::tempdir_in("/dev/shm") else {
+        eprintln!("SKIPPED: there is no folder in memory");
+        return;
+    };
+    let bench = ["bench", text(folder.path()), "--seconds", "0.1"];
+    let said = run(bench).ok();
+    assert!(
+        said.contains("Do not trust this disk: this folder is in memory"),
+        "{said}"
+    );
 }
 
 #[cfg(unix)]

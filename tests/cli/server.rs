@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{CLIENT_KEY, Ran, Served, command, finished, fixture, run};
+use crate::support::{CLIENT_KEY, Ran, Served, command, finished, fixture, run, run_with};
 
 #[test]
 fn a_server_shows_what_its_folder_shows() {
@@ -151,6 +151,12 @@ fn a_server_that_refuses_or_is_not_there_is_a_failure_with_a_hint() {
     let said = run(["sessions", "--url", "http://127.0.0.1:1"]).failed(1);
     assert!(said.contains("no answer"), "{said}");
     run(["tail", "s", "-f", "--url", "http://127.0.0.1:1"]).failed(1);
+    let append = ["append", "s", "--url", "http://127.0.0.1:1"];
+    let said = run_with(append, "{\"type\":\"note\",\"data\":1}").failed(1);
+    assert!(
+        said.contains("may be stored or not") && said.contains("--key"),
+        "{said}"
+    );
     let ran = run(["sessions", "--url", "127.0.0.1:8080"]);
     assert_eq!(ran.code, Some(2), "{ran:?}");
     let wrong = run([

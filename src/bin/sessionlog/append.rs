@@ -99,7 +99,9 @@ fn append_all(args: &Args, source: &dyn Source, output: &Output) -> Result<()> {
         expected: args.expect,
         end: after_it(args),
     };
-    let appended = source.append(&args.session, &sent)?;
+    let appended = source
+        .append(&args.session, &sent)
+        .map_err(|failure| of_lost_answer(failure, args))?;
     if output.is_json() {
         return show_ids(&appended, output);
     }
@@ -115,6 +117,18 @@ fn append_all(args: &Args, source: &dyn Source, output: &Output) -> Result<()> {
         " stored"
     };
     output.line(format!("{events}{replayed} in {session}{seqs}"))
+}
+
+/// An append whose answer was lost may have happened.
+fn of_lost_answer(failure: Failure, args: &Args) -> Failure {
+    if failure.code != "no_answer" {
+        return failure;
+    }
+    failure.hint(if args.key.is_some() {
+        "it may be stored or not: repeat the command, which stores nothing twice with its --key"
+    } else {
+        "it may be stored or not: `sessionlog show` tells; with --key the command can be repeated"
+    })
 }
 
 /// What a run of line by line has done.

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Serialize;
-use sessionlog::{CursorProblem, Error as LogError};
+use sessionlog::{CursorProblem, Error as LogError, Limit};
 
 use crate::holder::Holder;
 
@@ -74,11 +74,7 @@ impl Failure {
     /// The failure of a call of the system on a file or folder.
     pub(crate) fn of_file(doing: &str, path: &Path, error: &std::io::Error) -> Self {
         let message = format!("could not {doing} {}: {error}", path.display());
-        let failure = Self::new("io", message);
-        match hint_of_io(error.kind(), path) {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
+        Self::new("io", message).hint(hint_of_io(error.kind(), path))
     }
 
     /// The failure of a write to standard output.
@@ -96,9 +92,9 @@ impl Failure {
 }
 
 /// What helps against an error of the system.
-fn hint_of_io(kind: ErrorKind, path: &Path) -> Option<String> {
+fn hint_of_io(kind: ErrorKind, path: &Path) -> String {
     let path = path.display();
-    Some(match kind {
+    match kind {
         ErrorKind::PermissionDenied => {
             format!("run the command as the user that owns {path}, or give this user access to it")
         }
@@ -108,10 +104,10 @@ fn hint_of_io(kind: ErrorKind, path: &Path) -> Option<String> {
         ErrorKind::NotFound => format!("check that {path} is there, and is spelled so"),
         ErrorKind::ReadOnlyFilesystem => format!(
             "{path} is on a file system that takes no writes: mount it for writing, or find out \
-             from the system's log why the kernel made it so"
+             from the log of the system why it became so"
         ),
-        _ => return None,
-    })
+        _ => "the log of the system, such as dmesg, may say more about the disk".to_owned(),
+    }
 }
 
 impl From<LogError> for Failure {
@@ -192,12 +188,16 @@ fn hint_of(error: &LogError) -> Option<String> {
         LogError::Invalid { .. } => {
             "`sessionlog help` and the name of the command explain it".into()
         }
-        LogError::TooLarge { .. } => {
-            "send less at once: `append --each` stores line by line".into()
-        }
-        LogError::NoSpace { path, .. } => {
-            return hint_of_io(ErrorKind::StorageFull, path);
-        }
+        LogError::TooLarge { limit, .. } => match limit {
+            Limit::BatchBytes | Limit::BatchEvents => {
+                "send less at once: `append --each` stores line by line".to_owned()
+            }
+            Limit::EventBytes => {
+                "keep large content elsewhere, and its place in the event".to_owned()
+            }
+            _ => "give less of it".to_owned(),
+        },
+        LogError::NoSpace { path, .. } => hint_of_io(ErrorKind::StorageFull, path),
         LogError::Stalled { .. } => "the disk does not keep up: repeat the command".to_owned(),
         LogError::Poisoned { source } | LogError::Refused { source } => {
             return hint_of(source);
@@ -206,7 +206,7 @@ fn hint_of(error: &LogError) -> Option<String> {
             "the folder was moved or replaced meanwhile: run the command on where it is".to_owned()
         }
         LogError::Io { path, source, .. } | LogError::LookupFailed { path, source, .. } => {
-            return hint_of_io(source.kind(), path);
+            hint_of_io(source.kind(), path)
         }
         _ => return None,
     })

@@ -46,9 +46,19 @@ fn found(lock: &Path) -> Option<Holder> {
     let ending = format!(":{inode}");
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let held: Vec<(&str, i64)> = locks.lines().filter_map(held_by).collect();
-    // Some file systems show another device here than to `stat`.
     let by_device = held.iter().find(|(file, _)| *file == device);
-    let by_inode = || held.iter().find(|(file, _)| file.ends_with(&ending));
+    // Some file systems show another device there than to `stat`. The process has the file open.
+    let has_it_open = |pid: i64| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten();
+        let mut files = files.filter_map(|file| fs::metadata(file.ok()?.path()).ok());
+        files.any(|file| (file.dev(), file.ino()) == (metadata.dev(), inode))
+    };
+    let by_inode = || {
+        let mut same = held.iter().filter(|(file, _)| file.ends_with(&ending));
+        same.find(|(_, pid)| has_it_open(*pid))
+    };
     let (_, pid) = by_device.or_else(by_inode)?;
     // A process of another namespace has no number here.
     let process = u32::try_from(*pid).ok().filter(|pid| *pid > 0);

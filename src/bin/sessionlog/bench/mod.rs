@@ -36,9 +36,19 @@ pub(crate) struct Args {
     dir: PathBuf,
 
     /// How long to measure each case
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
-    seconds: u16,
+    #[arg(long, value_name = "N", default_value = "3", value_parser = seconds)]
+    seconds: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_error| "it is no number".to_owned())?;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if duration.is_zero() {
+        return Err("it is 0".to_owned());
+    }
+    Ok(duration)
 }
 
 /// All results.
@@ -57,8 +67,7 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     let interrupt = Interrupt::watch();
     let room = Room::new(&args.dir)?;
     let progress = Progress::new(output, "measuring");
-    let seconds = Duration::from_secs(args.seconds.into());
-    let measured = measure(&room, seconds, &interrupt, &progress);
+    let measured = measure(&room, args.seconds, &interrupt, &progress);
     drop(progress);
     drop(room);
     let results = measured?;
