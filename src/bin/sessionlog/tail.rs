@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[arg(value_name = "DIR")]
     first: Option<PathBuf>,
 
-    /// The session; without it, all sessions
+    /// The session; without it, all sessions. With --url or SESSIONLOG_URL it is the one argument
     #[arg(value_name = "SESSION")]
     second: Option<String>,
 
