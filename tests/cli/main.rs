@@ -17,6 +17,8 @@ mod full_disk;
 mod output;
 mod place;
 mod reading;
+mod repair;
 mod server;
 mod support;
 mod tail;
+mod transfer;

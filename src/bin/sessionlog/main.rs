@@ -20,10 +20,12 @@ mod backup;
 mod bench;
 mod compact;
 mod completions;
+mod export;
 mod failure;
 mod folder;
 mod get;
 mod holder;
+mod import;
 mod info;
 mod interrupt;
 mod man;
@@ -32,12 +34,14 @@ mod output;
 mod progress;
 mod render;
 mod restore;
+mod salvage;
 mod serve;
 mod sessions;
 mod show;
 mod source;
 mod tail;
 mod text;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -86,6 +90,10 @@ enum Command {
     Backup(backup::Args),
     Restore(restore::Args),
     Compact(compact::Args),
+    Verify(verify::Args),
+    Salvage(salvage::Args),
+    Export(export::Args),
+    Import(import::Args),
     Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -114,6 +122,10 @@ fn run(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Backup(args) => backup::run(args, output),
         Command::Restore(args) => restore::run(args, output),
         Command::Compact(args) => compact::run(args, output),
+        Command::Verify(args) => verify::run(args, output),
+        Command::Salvage(args) => salvage::run(args, output),
+        Command::Export(args) => export::run(args, output),
+        Command::Import(args) => import::run(args, output),
         Command::Bench(args) => bench::run(args, output),
         Command::Completions(args) => completions::run(args, output),
         Command::Man(args) => man::run(args, output),

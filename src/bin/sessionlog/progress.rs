@@ -44,6 +44,23 @@ impl Progress {
         Self(bar)
     }
 
+    /// Shows how many events are done.
+    pub(crate) fn of_events(output: &Output, doing: &str) -> Self {
+        let form = "{msg} {bar:30} {human_pos} of {human_len} events, {eta} left";
+        Self::of(output, ProgressBar::new(0), form, doing)
+    }
+
+    /// Shows that so much of all is done.
+    pub(crate) fn at(&self, done: u64, all: u64) {
+        self.0.set_length(all);
+        self.0.set_position(done);
+    }
+
+    /// Writes something while nothing is shown.
+    pub(crate) fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
+        self.0.suspend(write)
+    }
+
     pub(crate) fn say(&self, doing: impl Into<String>) {
         self.0.set_message(doing.into());
     }

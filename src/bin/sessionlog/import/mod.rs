@@ -1,0 +1,126 @@
+//! `sessionlog import`: a log from lines of JSON.
+
+mod transcript;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use sessionlog::Options;
+use sessionlog::transfer;
+use zstd::stream::read::Decoder;
+
+use crate::failure::{Exit, Failure, Result};
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::salvage::check_target;
+use crate::text::count;
+
+/// The first bytes of what zstd has compressed.
+const MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+
+/// How the first line of an export begins.
+const EXPORT: &[u8] = br#"{"sessionlog_export""#;
+
+/// Makes a log from an export, or appends the transcripts of agents to a log.
+///
+/// From an export, DIR must be missing or empty, and becomes a log with the same IDs, seqs, times,
+/// keys and states. After a run that was cut short, the same command goes on.
+///
+/// From a transcript, one JSON object a line, each line is appended as an event. The options say
+/// where in an object its session, type and data are: a path such as message.role, where a number
+/// counts in a list from 0. A line is stored under a key made of the name of the file, its
+/// number and its text. So the command can be repeated, also with a file that has grown.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Folder of the log
+    dir: PathBuf,
+
+    /// File to read, compressed with zstd or not; standard input by default
+    file: Option<PathBuf>,
+
+    #[command(flatten)]
+    mapping: transcript::Mapping,
+}
+
+pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
+    let file = args.file.as_ref().filter(|file| **file != Path::new("-"));
+    let name = file.map_or(Path::new("standard input"), |file| file);
+    let of_file = |error: io::Error| Failure::of_file("read", name, &error);
+    let mut raw: Box<dyn BufRead> = match file {
+        Some(file) => Box::new(BufReader::new(File::open(file).map_err(of_file)?)),
+        None => Box::new(BufReader::new(io::stdin())),
+    };
+    let mut input: Box<dyn BufRead> = if raw.fill_buf().map_err(of_file)?.starts_with(MAGIC) {
+        let decoder = Decoder::with_buffer(raw).map_err(of_file)?;
+        Box::new(BufReader::new(decoder))
+    } else {
+        raw
+    };
+    let is_export = input.fill_buf().map_err(of_file)?.starts_with(EXPORT);
+    if is_export && args.mapping.is_given() {
+        return Err(Failure::usage(format!(
+            "{} is an export, which takes no options of a transcript",
+            name.display()
+        )));
+    }
+    if is_export {
+        from_export(&args.dir, input, name, output)
+    } else if args.mapping.is_given() {
+        transcript::import(&args.dir, input, name, &args.mapping, output)
+    } else {
+        let message = format!("{} is no export of sessionlog", name.display());
+        Err(Failure::new("invalid", message).hint(
+            "for a transcript say where its session and type are, \
+             such as --session-at sessionId --type-at type",
+        ))
+    }
+}
+
+fn from_export(dir: &Path, input: Box<dyn BufRead>, name: &Path, output: &Output) -> Result<()> {
+    check_target(dir)?;
+    let progress = Progress::new(output, "importing");
+    let imported = transfer::import(input, name, dir, Options::new(), |now| {
+        progress.say(format!("importing: {}", count(now.events, "event")));
+    });
+    drop(progress);
+    let imported = imported.map_err(|error| of_export(error, name))?;
+    if output.is_json() {
+        let json = json!({"folder": dir.to_string_lossy(), "records": imported.records,
+            "events": imported.events, "parts": imported.parts, "parts_kept": imported.parts_kept});
+        return output.json(json.to_string());
+    }
+    output.line(format!(
+        "{} holds {} of {}",
+        dir.display(),
+        count(imported.events, "event"),
+        name.display()
+    ))
+}
+
+/// Damage of an export is no damage of a log.
+fn of_export(error: sessionlog::Error, name: &Path) -> Failure {
+    use sessionlog::Error;
+
+    let is_of_input = match &error {
+        Error::Corrupt { file, .. } => file == name,
+        // What was compressed and cut cannot be decompressed.
+        Error::Io { path, .. } => path == name,
+        _ => false,
+    };
+    let failure = Failure::from(error);
+    if !is_of_input {
+        return failure;
+    }
+    Failure {
+        exit: Exit::Failed,
+        code: "invalid".to_owned(),
+        hint: Some(
+            "get the file again, or finish it with `sessionlog export`; then repeat the command, \
+             which goes on behind what it has written"
+                .to_owned(),
+        ),
+        ..failure
+    }
+}
