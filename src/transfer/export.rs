@@ -70,7 +70,7 @@ pub struct Exported {
 /// Writes the log in a folder to `out` as [lines](super), as of one moment.
 ///
 /// It opens the log read-only, so a server may write it meanwhile. It reads every segment once,
-/// from front to back, and keeps little in memory. `out` is flushed at the end of each part, where
+/// from front to back, and keeps little in memory. `out` is flushed behind the first line and at the end of each part, where
 /// an export that is cut short can be [continued](Export::after).
 ///
 /// # Errors
@@ -123,6 +123,7 @@ pub(crate) fn export_from(
             version: VERSION,
             store: store.into(),
         }))?;
+        exporter.flush()?;
     }
     exporter.all(&engine)?;
     Ok(exporter.exported)

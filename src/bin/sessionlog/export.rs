@@ -104,7 +104,8 @@ fn to_file(args: &Args, path: &Path, mut what: Export, output: &Output) -> Resul
         what = what.after(after);
         output.note(format!("going on behind {after}"));
     }
-    file.set_len(complete.bytes).map_err(of_file)?;
+    let kept = what_is_kept(&complete);
+    file.set_len(kept).map_err(of_file)?;
     file.seek(SeekFrom::End(0)).map_err(of_file)?;
     let progress = Progress::of_events(output, "exporting");
     let show = |now: transfer::Progress| {
@@ -119,6 +120,11 @@ fn to_file(args: &Args, path: &Path, mut what: Export, output: &Output) -> Resul
     let exported = exported?;
     file.sync_all().map_err(of_file)?;
     Ok(exported)
+}
+
+/// Returns how much of the file stays. Without a part it begins anew.
+fn what_is_kept(complete: &Complete) -> u64 {
+    complete.last_id.map_or(0, |_last| complete.bytes)
 }
 
 /// Returns where to go on if the file is the beginning of an export. Fails if it is something else.
@@ -162,7 +168,8 @@ fn check_begun(
     Ok(complete.last_id)
 }
 
-/// Writes each part of an export as a frame of its own, so that an export can go on behind one.
+/// Writes the first line and each part of an export as a frame of its own, so that an export can go
+/// on behind one.
 struct Frames<'a> {
     file: &'a File,
     frame: Option<Encoder<'static, Vec<u8>>>,

@@ -58,7 +58,9 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     } else {
         raw
     };
-    let is_export = input.fill_buf().map_err(of_file)?.starts_with(EXPORT);
+    let first = input.fill_buf();
+    let first = first.map_err(|error| of_input(of_file(error)))?;
+    let is_export = first.starts_with(EXPORT);
     if is_export && args.mapping.is_given() {
         return Err(Failure::usage(format!(
             "{} is an export, which takes no options of a transcript",
@@ -110,9 +112,15 @@ fn of_export(error: sessionlog::Error, name: &Path) -> Failure {
         _ => false,
     };
     let failure = Failure::from(error);
-    if !is_of_input {
-        return failure;
+    if is_of_input {
+        of_input(failure)
+    } else {
+        failure
     }
+}
+
+/// The failure of an export that is not whole.
+fn of_input(failure: Failure) -> Failure {
     Failure {
         exit: Exit::Failed,
         code: "invalid".to_owned(),
