@@ -66,6 +66,8 @@ mod error;
 mod etag;
 mod events;
 mod feed;
+#[cfg(feature = "tls")]
+mod handshake;
 mod key;
 mod messages;
 mod metrics;
@@ -79,6 +81,8 @@ mod service;
 mod session;
 mod sessions;
 mod stream;
+#[cfg(feature = "tls")]
+mod tls;
 mod wire;
 
 use std::sync::Arc;
@@ -95,6 +99,8 @@ use crate::log::SessionLog;
 pub use config::{Config, Stopper};
 pub use key::{Key, Scope};
 pub use serve::serve;
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 
 use service::Service;
 
