@@ -44,11 +44,16 @@ impl Config {
     /// Accepts callers that send `Authorization: Bearer` with this key. White space around the key
     /// is ignored. An empty key accepts no caller.
     pub fn with_api_key(key: impl AsRef<[u8]>) -> Self {
-        Self {
+        Self::with_keys([Key::new(key)])
+    }
+
+    /// Accepts callers that send one of these keys.
+    pub fn with_keys(keys: impl IntoIterator<Item = Key>) -> Self {
+        let closed = Self {
             open: false,
             ..Self::open()
-        }
-        .api_key(key)
+        };
+        keys.into_iter().fold(closed, Self::key)
     }
 
     /// Accepts every caller as a client. For a server that is not reachable from outside, or

@@ -144,7 +144,6 @@ impl ChangeBody {
             description = "The store has not come so far, as after a restore from an older copy",
             body = ErrorBody,
         ),
-        (status = 429, description = "Too many wait already", body = ErrorBody),
         RefusesClient,
         RefusesCall,
     ),
@@ -165,7 +164,7 @@ pub(super) async fn read(
         prefix: params.prefix.unwrap_or_default(),
     };
     if accepts_stream(&headers) {
-        let place = service.stream_permit()?;
+        let place = service.stream_place(&shown.access)?;
         let feed = service.feed(last_seen.or(after)).await?;
         return Ok(respond(service, feed, shown, place));
     }
@@ -176,7 +175,7 @@ pub(super) async fn read(
             "limit is 0, and a page has at least one item",
         ));
     }
-    let _place = service.stream_permit()?;
+    let _place = service.stream_place(&shown.access)?;
     let page = PageOfFeed {
         shown,
         limit,

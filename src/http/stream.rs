@@ -15,12 +15,12 @@ use axum::response::{IntoResponse, Response, Sse};
 use futures_util::stream::{once, unfold};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
-use crate::http::error::{ApiError, ErrorBody};
+use crate::http::error::{ApiError, ErrorBody, RefusesCall};
+use crate::http::key::Access;
 use crate::http::query::{FilterParams, InQuery, SessionParam, cursor, present};
-use crate::http::service::{Service, SessionPath};
+use crate::http::service::{Service, SessionPath, StreamPlace};
 use crate::http::wire::{EventBody, compact};
 use crate::model::{Cursor, Event, Result, SessionChange};
 use crate::read::{AsyncEventStream, EventStream, StartAt, StreamItem};
@@ -103,20 +103,14 @@ fn yes() -> bool {
             description = "A bad ID, or one that is not of this session",
             body = ErrorBody,
         ),
-        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "There is no such session", body = ErrorBody),
         (status = 410, description = "The ID is older than what is kept", body = ErrorBody),
-        (status = 429, description = "Too many stream already", body = ErrorBody),
-        (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (
-            status = "default",
-            description = "A head that is too long, or a fault of the server",
-            body = ErrorBody,
-        ),
+        RefusesCall,
     ),
 )]
 pub(super) async fn stream(
     State(service): State<Arc<Service>>,
+    access: Access,
     SessionPath(session): SessionPath,
     InQuery(params): InQuery<StreamParams>,
     InQuery(filter): InQuery<FilterParams>,
@@ -124,7 +118,7 @@ pub(super) async fn stream(
 ) -> Result<Response, ApiError> {
     let from =
         position_of(&headers, params.after.as_deref())?.map_or(StartAt::Beginning, StartAt::After);
-    let place = service.stream_permit()?;
+    let place = service.stream_place(&access)?;
     let events = service.stream(session, from).await?;
     let events = if params.follow {
         events
@@ -165,7 +159,7 @@ pub(super) fn respond(
     service: Arc<Service>,
     events: EventStream,
     show: impl Show,
-    place: OwnedSemaphorePermit,
+    place: StreamPlace,
 ) -> Response {
     let stopper = service.config.stopper();
     let until = async move { stopper.stopped().await };
@@ -208,7 +202,7 @@ fn frames(
     service: Arc<Service>,
     events: AsyncEventStream,
     show: impl Show,
-    place: OwnedSemaphorePermit,
+    place: StreamPlace,
 ) -> impl Stream<Item = Frame> {
     let opened = (service, events, show, place, None);
     unfold(Some(opened), |open| async {
