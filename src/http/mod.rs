@@ -85,6 +85,7 @@ mod sessions;
 mod stream;
 #[cfg(feature = "tls")]
 mod tls;
+mod trace;
 mod wire;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
+use tracing::Span;
 
 use crate::http::budget::{Budget, Share};
 use crate::http::config::Config;
@@ -48,8 +49,8 @@ impl Service {
         &self,
         read: impl FnOnce(&SessionLog) -> Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let log = self.log.clone();
-        let read = tokio::task::spawn_blocking(move || read(&log)).await;
+        let (log, span) = (self.log.clone(), Span::current());
+        let read = tokio::task::spawn_blocking(move || span.in_scope(|| read(&log))).await;
         read.map_err(|_lost| {
             ApiError::new(
                 StatusCode::INTERNAL_SERVER_ERROR,

@@ -7,6 +7,8 @@ mod check;
 mod keys;
 mod listen;
 mod logging;
+#[cfg(feature = "otel")]
+mod otel;
 mod plan;
 mod signals;
 mod systemd;
@@ -21,6 +23,7 @@ use tokio::time::interval;
 
 pub(crate) use args::Args;
 
+use logging::Logging;
 use plan::Plan;
 use signals::Stop;
 
@@ -32,8 +35,10 @@ pub(crate) fn run(args: Args) -> Result<(), Box<dyn Error>> {
     if args.check {
         return check::run(&args, passed.as_ref());
     }
-    logging::start(args.log)?;
-    tokio::runtime::Runtime::new()?.block_on(serve(args, passed))
+    let logging = Logging::start(args.log)?;
+    let served = tokio::runtime::Runtime::new()?.block_on(serve(args, passed));
+    logging.finish();
+    served
 }
 
 async fn serve(args: Args, passed: Option<TcpListener>) -> Result<(), Box<dyn Error>> {
