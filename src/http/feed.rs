@@ -175,7 +175,6 @@ pub(super) async fn read(
             "limit is 0, and a page has at least one item",
         ));
     }
-    let _place = service.stream_place(&shown.access)?;
     let page = PageOfFeed {
         shown,
         limit,
@@ -190,6 +189,7 @@ pub(super) async fn read(
     if left == Left::Nothing && page.items.is_empty() && params.wait > 0 {
         // A waiting call holds no memory of the budget.
         drop(share);
+        let _place = service.stream_place(&page.shown.access)?;
         let stopper = service.config.stopper();
         let mut feed = service.feed(page.last).await?.into_async();
         tokio::select! {

@@ -6,9 +6,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::{fs, io};
 
+use sessionlog::http::Tls;
+
 use super::args::Args;
 use super::listen::cannot_listen;
-use super::plan::Plan;
+use super::plan::{self, Admission, counted};
 use super::{folder_error, logging};
 
 /// What was found so far.
@@ -40,31 +42,36 @@ pub(super) fn run(args: &Args, passed: Option<&TcpListener>) -> Result<(), Box<d
         Some(passed) => passed.local_addr()?,
         None => args.listen,
     };
-    match Plan::of(args, address) {
-        Ok(plan) => {
-            for warning in &plan.warnings {
+    match Admission::of(args, address) {
+        Ok(admission) => {
+            for warning in &admission.warnings {
                 println!("warning: {warning}");
             }
-            report.note("admits", Ok::<_, String>(&plan.admits));
-            let tls = match &args.tls.tls_cert {
-                Some(cert) => format!("the certificate in {} and its key", cert.display()),
-                None => "none, plain HTTP".to_owned(),
-            };
-            report.note("TLS", Ok::<_, String>(tls));
-            let free = address_is_free(address, passed);
-            report.note(
-                "listens",
-                free.map(|how| format!("{}{how}", plan.url(address))),
-            );
+            report.note("admits", Ok::<_, String>(admission.shown));
         }
-        Err(problem) => report.note("keys and TLS", Err::<String, _>(problem)),
+        Err(problem) => report.note("admits", Err::<String, _>(problem)),
     }
-    report.note("log lines", logging::filter());
+    let tls = plan::tls(args);
+    let free = address_is_free(address, passed);
+    let url = plan::url(tls.as_ref().unwrap_or(&None).as_ref(), address);
+    report.note("listens", free.map(|how| format!("{url}{how}")));
+    let certificate = |tls: Option<Tls>| match (tls, &args.tls.tls_cert) {
+        (Some(_), Some(cert)) => format!("with the certificate in {}", cert.display()),
+        _ => "none, plain HTTP".to_owned(),
+    };
+    report.note("TLS", tls.map(certificate));
+    report.note(
+        "log",
+        logging::check().map(|filter| format!("lines of {filter}")),
+    );
     report.note("folder", folder(args));
     report.note("removes", Ok::<_, String>(removed(args)));
     match report.problems {
         0 => Ok(()),
-        problems => Err(format!("{problems} problems: correct what is marked ERROR above").into()),
+        problems => {
+            let counted = counted(problems, "problem", "found");
+            Err(format!("{counted}: correct what is marked ERROR above").into())
+        }
     }
 }
 
@@ -88,15 +95,17 @@ fn address_is_free(
 fn folder(args: &Args) -> Result<String, String> {
     let folder = &args.data;
     let shown = folder.display();
+    if folder.exists() {
+        check_writable(folder)?;
+    }
     match args.options().open_read_only(folder) {
         Ok(log) => {
-            let events = log.stats().events;
+            let events = usize::try_from(log.stats().events).unwrap_or(usize::MAX);
             log.close().map_err(|error| error.to_string())?;
-            check_writable(folder)?;
-            Ok(format!("{shown} holds a log with {events} events"))
+            let events = counted(events, "event", "in it");
+            Ok(format!("{shown} holds a log with {events}"))
         }
-        Err(error @ sessionlog::Error::Io { .. }) if is_new(folder) => {
-            drop(error);
+        Err(sessionlog::Error::Io { .. }) if is_new(folder) => {
             check_creatable(folder)?;
             Ok(format!("{shown} is new, and gets an empty log"))
         }
@@ -108,7 +117,7 @@ fn folder(args: &Args) -> Result<String, String> {
 fn is_new(folder: &Path) -> bool {
     match fs::read_dir(folder) {
         Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
+        Err(_missing) => !folder.exists(),
     }
 }
 

@@ -66,7 +66,14 @@ impl Logging {
     }
 }
 
-pub(super) fn filter() -> Result<EnvFilter, String> {
+/// Checks the variables, and returns the filter of lines.
+pub(super) fn check() -> Result<EnvFilter, Box<dyn Error>> {
+    #[cfg(feature = "otel")]
+    super::otel::Export::of_environment()?;
+    Ok(filter()?)
+}
+
+fn filter() -> Result<EnvFilter, String> {
     let given = env::var("RUST_LOG").unwrap_or_default();
     if given.is_empty() {
         return Ok(EnvFilter::new("info"));

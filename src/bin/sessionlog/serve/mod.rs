@@ -60,7 +60,7 @@ async fn serve(args: Args, passed: Option<TcpListener>) -> Result<(), Box<dyn Er
         std::process::exit(0);
     };
     warn_if_others_may_enter(&args.data);
-    let url = plan.url(listener.local_addr()?);
+    let url = plan::url(plan.tls.as_ref(), listener.local_addr()?);
     println!("listening on {url}");
     systemd::ready(&url);
     systemd::watch(log.clone());

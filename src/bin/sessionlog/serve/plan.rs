@@ -11,54 +11,78 @@ use super::keys::Keys;
 pub(super) struct Plan {
     pub(super) config: Config,
     pub(super) tls: Option<Tls>,
-    /// Who is admitted, for people.
-    pub(super) admits: String,
     pub(super) warnings: Vec<String>,
 }
 
 impl Plan {
     /// Reads the keys and the certificate. `address` is where the server is to listen.
     pub(super) fn of(args: &Args, address: SocketAddr) -> Result<Self, Box<dyn Error>> {
-        let keys = Keys::of(args)?;
-        check_admission(args, address, &keys)?;
-        let admits = match (args.open, keys.clients.len(), keys.workers.len()) {
-            (true, _, workers) => {
-                format!("every caller as a client, and {workers} keys of workers")
-            }
-            (false, clients, workers) => {
-                format!("{clients} keys of clients and {workers} keys of workers")
-            }
-        };
-        let all = keys.clients.into_iter().chain(keys.workers);
-        let config = if args.open {
-            let open = Config::open().hosts(["localhost", "127.0.0.1", "[::1]"]);
-            all.fold(open, Config::key)
-        } else {
-            Config::with_keys(all)
-        };
-        let tls = match (&args.tls.tls_cert, &args.tls.tls_key) {
-            (Some(cert), Some(key)) => Some(Tls::from_pem(cert, key).map_err(|error| {
-                format!("{error}: correct the files of --tls-cert and --tls-key")
-            })?),
-            _ => None,
-        };
-        let mut config = args.limited(config);
+        let admission = Admission::of(args, address)?;
+        let tls = tls(args)?;
+        let mut config = args.limited(admission.config);
         if let Some(tls) = &tls {
             config = config.tls(tls.clone());
         }
         Ok(Self {
             config,
             tls,
-            admits,
+            warnings: admission.warnings,
+        })
+    }
+}
+
+/// The callers that are admitted.
+pub(super) struct Admission {
+    config: Config,
+    /// They, for people.
+    pub(super) shown: String,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Admission {
+    pub(super) fn of(args: &Args, address: SocketAddr) -> Result<Self, Box<dyn Error>> {
+        let keys = Keys::of(args)?;
+        check_admission(args, address, &keys)?;
+        let workers = counted(keys.workers.len(), "key", "of workers");
+        let clients = counted(keys.clients.len(), "key", "of clients");
+        let all = keys.clients.into_iter().chain(keys.workers);
+        let (config, clients) = if args.open {
+            let open = Config::open().hosts(["localhost", "127.0.0.1", "[::1]"]);
+            (
+                all.fold(open, Config::key),
+                "every caller as a client".into(),
+            )
+        } else {
+            (Config::with_keys(all), clients)
+        };
+        Ok(Self {
+            config,
+            shown: format!("{clients}, {workers}"),
             warnings: keys.warnings,
         })
     }
+}
 
-    /// The address with its scheme.
-    pub(super) fn url(&self, address: SocketAddr) -> String {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://{address}")
-    }
+/// Reads the certificate and its key, if there are any.
+pub(super) fn tls(args: &Args) -> Result<Option<Tls>, String> {
+    let (Some(cert), Some(key)) = (&args.tls.tls_cert, &args.tls.tls_key) else {
+        return Ok(None);
+    };
+    Tls::from_pem(cert, key)
+        .map(Some)
+        .map_err(|error| format!("{error}: correct the files of --tls-cert and --tls-key"))
+}
+
+/// The URL of the server.
+pub(super) fn url(tls: Option<&Tls>, address: SocketAddr) -> String {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{address}")
+}
+
+/// A number of things, for people.
+pub(super) fn counted(count: usize, thing: &str, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural} {what}")
 }
 
 fn check_admission(args: &Args, address: SocketAddr, keys: &Keys) -> Result<(), String> {
