@@ -166,7 +166,7 @@ struct Append<'a> {
 #[expect(dead_code, reason = "it stands for `Append` in the document")]
 enum AppendBody<'a> {
     Events(EventsBody<'a>),
-    Close(CloseBody),
+    Close(CloseBody<'a>),
 }
 
 /// The events to append.
@@ -188,7 +188,10 @@ struct EventsBody<'a> {
 #[schema(as = AppendClose)]
 #[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "it stands for `Append` in the document")]
-struct CloseBody {
+struct CloseBody<'a> {
+    /// None.
+    #[schema(required = false, max_items = 0)]
+    events: Vec<SentEvent<'a>>,
     /// `true`.
     #[schema(schema_with = only_true)]
     close: bool,
