@@ -196,7 +196,7 @@ impl ApiError {
         )
     }
 
-    /// Makes an error for a call beyond the rate of its key. `wait` is the time until there is room.
+    /// Makes an error for a call beyond the rate of its key. There is room after `wait`.
     pub(super) fn too_many_requests(per_second: u32, wait: Duration) -> Self {
         let message = format!("this key sends more than {per_second} requests per second");
         let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -461,4 +461,71 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
         "method_not_allowed",
         message,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry_after(answer: ApiError) -> Option<HeaderValue> {
+        let mut answer = answer.into_response();
+        answer.headers_mut().remove(RETRY_AFTER)
+    }
+
+    #[test]
+    fn every_refusal_that_may_pass_says_when_to_come_again() {
+        for status in 100..1000 {
+            let status = StatusCode::from_u16(status).unwrap();
+            let answer = ApiError::new(status, "code", "");
+            let passes = [429, 503].contains(&status.as_u16());
+            assert_eq!(retry_after(answer).is_some(), passes, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_log_says_when_somebody_may_have_mended_it() {
+        let source = || std::sync::Arc::new(std::io::Error::other("x"));
+        let full = Error::NoSpace {
+            path: "x".into(),
+            source: source(),
+        };
+        let busy = Error::LookupFailed {
+            doing: "read",
+            path: "x".into(),
+            source: source(),
+        };
+        let stalled = Error::Stalled {
+            waited: Duration::ZERO,
+            source: None,
+        };
+        let poisoned = Error::Poisoned {
+            source: std::sync::Arc::new(full.clone()),
+        };
+        let refused = Error::Refused {
+            source: std::sync::Arc::new(full.clone()),
+        };
+        for (error, seconds) in [
+            (full, "30"),
+            (poisoned, "30"),
+            (refused, "30"),
+            (Error::Forked { opened_by: 1 }, "30"),
+            (Error::ReadOnly, "30"),
+            (Error::Closed, "1"),
+            (stalled, "1"),
+            (busy, "1"),
+        ] {
+            let code = error.code();
+            let after = retry_after(ApiError::from(error));
+            assert_eq!(after.unwrap(), seconds, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_wait_of_a_part_of_a_second_is_a_whole_one() {
+        for (millis, seconds) in [(1, "1"), (1_000, "1"), (1_001, "2")] {
+            let wait = Duration::from_millis(millis);
+            let after = retry_after(ApiError::too_many_requests(1, wait));
+            assert_eq!(after.unwrap(), seconds);
+        }
+    }
 }

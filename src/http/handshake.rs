@@ -43,7 +43,8 @@ impl Handshakes {
         })
     }
 
-    /// Makes the handshake with a client. `None` when it fails, takes too long, or the server stops.
+    /// Makes the handshake with a client. `None` when it fails or takes too long, and when the
+    /// server stops.
     pub(super) async fn shaken(&self, socket: Paced) -> Option<TlsStream<Paced>> {
         let shaken = tokio::select! {
             shaken = timeout(self.wait, self.shake(socket)) => shaken,

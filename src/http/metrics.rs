@@ -96,8 +96,8 @@ impl Metrics {
     }
 }
 
-/// Wraps every request: runs it in a span, counts it, and writes an access log line. The line has no
-/// headers but the trace, and so no token.
+/// Wraps every request: runs it in a span, counts it, and writes an access log line. Of the headers
+/// the line has the trace alone, and so no token.
 pub(super) async fn observe(
     State(metrics): State<Arc<Metrics>>,
     request: Request,

@@ -29,7 +29,7 @@ impl Places {
     pub(super) fn take(&self, of: &str) -> Result<Place, ApiError> {
         let taken = Arc::clone(&self.left).try_acquire_owned();
         taken
-            .map(|_permit| Place { _permit })
+            .map(|permit| Place { _permit: permit })
             .map_err(|_full| ApiError::too_many_streams(of, self.max))
     }
 }

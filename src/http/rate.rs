@@ -67,8 +67,8 @@ mod tests {
 
     use super::*;
 
-    fn taken(rate: &Rate) -> u32 {
-        (0..1_000).take_while(|_| rate.take().is_ok()).count() as u32
+    fn taken(rate: &Rate) -> usize {
+        (0..1_000).take_while(|_| rate.take().is_ok()).count()
     }
 
     #[tokio::test(start_paused = true)]
@@ -103,7 +103,7 @@ mod tests {
             callers
                 .map(|caller| caller.join().unwrap())
                 .iter()
-                .sum::<u32>()
+                .sum::<usize>()
         });
         assert_eq!(taken, 500);
     }

@@ -73,8 +73,7 @@ pub async fn serve(
     let mut until = pin!(until);
     loop {
         let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            let place = place.expect("the semaphore is never closed");
+            let place = place_in(&places).await;
             (place, accept(&listener, stall_wait).await)
         };
         let (place, socket) = tokio::select! {
@@ -101,6 +100,11 @@ pub async fn serve(
         cut_off.closed().await;
     }
     Ok(())
+}
+
+async fn place_in(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    let place = Arc::clone(places).acquire_owned().await;
+    place.expect("the semaphore is never closed")
 }
 
 /// What is needed to serve a connection.

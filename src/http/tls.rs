@@ -1,4 +1,4 @@
-//! TLS for [`serve`](crate::http::serve()): a certificate and its key, which can be read again while
+//! TLS for [`serve`](crate::http::serve()): a certificate and its key. Both can be read again while
 //! the server runs. Feature `tls`.
 
 use std::fmt;

@@ -25,7 +25,7 @@ fn each_option_has_a_variable_of_its_name() {
         found += 1;
     }
     assert!(found > 20, "{help}");
-    for variable in ["SESSIONLOG_API_KEY ", "SESSIONLOG_WORKER_KEY "] {
+    for variable in ["`SESSIONLOG_API_KEY`", "`SESSIONLOG_WORKER_KEY`"] {
         assert!(help.contains(variable), "{help}");
     }
 }
@@ -164,7 +164,9 @@ fn damage(place: &Place) {
     for file in files.map(|file| file.unwrap().path()) {
         if file.is_file() && file.metadata().unwrap().len() > 0 {
             let mut bytes = fs::read(&file).unwrap();
-            bytes.iter_mut().for_each(|byte| *byte = !*byte);
+            for byte in &mut bytes {
+                *byte = !*byte;
+            }
             fs::write(&file, bytes).unwrap();
         }
     }

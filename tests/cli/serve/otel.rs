@@ -23,7 +23,7 @@ fn collector() -> (String, mpsc::Receiver<Got>) {
         for socket in listener.incoming() {
             let send = send.clone();
             thread::spawn(move || {
-                while let Some(got) = receive(&socket.as_ref().unwrap()) {
+                while let Some(got) = receive(socket.as_ref().unwrap()) {
                     send.send(got).unwrap();
                 }
             });

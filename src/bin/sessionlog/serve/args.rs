@@ -12,11 +12,12 @@ use sessionlog::{Options, Retention, http};
 /// Serves a session log over HTTP.
 ///
 /// Clients and workers send a key as bearer token. A key is in the environment variable
-/// SESSIONLOG_API_KEY (clients) or SESSIONLOG_WORKER_KEY (workers), in a file, or in a file of many
-/// keys. Without a key for workers their calls are refused. Changed keys take effect with a restart.
+/// `SESSIONLOG_API_KEY` (clients) or `SESSIONLOG_WORKER_KEY` (workers), in a file, or in a file of
+/// many keys. Without a key for workers their calls are refused. Changed keys take effect with a
+/// restart.
 ///
 /// SIGTERM and SIGINT stop the server without losing anything; a second one ends it at once. SIGHUP
-/// reads the TLS certificate and its key again. RUST_LOG filters the log, for example
+/// reads the TLS certificate and its key again. `RUST_LOG` filters the log, for example
 /// `info,sessionlog::access=off`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -200,20 +201,20 @@ struct StoreArgs {
 #[command(next_help_heading = "Retention, of every session that has none of its own")]
 struct RetentionArgs {
     /// Trim events that are older, such as 365d [default: never]
-    #[arg(long, env = "SESSIONLOG_RETENTION_MAX_AGE", value_name = "TIME", value_parser = time)]
-    retention_max_age: Option<Duration>,
+    #[arg(long = "retention-max-age", env = "SESSIONLOG_RETENTION_MAX_AGE", value_name = "TIME", value_parser = time)]
+    max_age: Option<Duration>,
 
     /// Delete a session that got no event for so long, such as 90d [default: never]
-    #[arg(long, env = "SESSIONLOG_RETENTION_IDLE", value_name = "TIME", value_parser = time)]
-    retention_idle: Option<Duration>,
+    #[arg(long = "retention-idle", env = "SESSIONLOG_RETENTION_IDLE", value_name = "TIME", value_parser = time)]
+    idle: Option<Duration>,
 
     /// Trim a session to its newest events [default: all]
-    #[arg(long, env = "SESSIONLOG_RETENTION_MAX_EVENTS", value_name = "COUNT", value_parser = count)]
-    retention_max_events: Option<usize>,
+    #[arg(long = "retention-max-events", env = "SESSIONLOG_RETENTION_MAX_EVENTS", value_name = "COUNT", value_parser = count)]
+    max_events: Option<usize>,
 
     /// Trim a session to its newest events of so many bytes, such as 10GiB [default: all]
-    #[arg(long, env = "SESSIONLOG_RETENTION_MAX_BYTES", value_name = "SIZE", value_parser = size)]
-    retention_max_bytes: Option<usize>,
+    #[arg(long = "retention-max-bytes", env = "SESSIONLOG_RETENTION_MAX_BYTES", value_name = "SIZE", value_parser = size)]
+    max_bytes: Option<usize>,
 }
 
 /// Sets each option that was given.
@@ -269,10 +270,10 @@ impl Args {
     pub(super) fn retention(&self) -> Retention {
         let given = &self.retention;
         let mut retention = Retention::new();
-        retention.max_age = given.retention_max_age;
-        retention.idle = given.retention_idle;
-        retention.max_events = given.retention_max_events.map(|events| events as u64);
-        retention.max_bytes = given.retention_max_bytes.map(|bytes| bytes as u64);
+        retention.max_age = given.max_age;
+        retention.idle = given.idle;
+        retention.max_events = given.max_events.map(|events| events as u64);
+        retention.max_bytes = given.max_bytes.map(|bytes| bytes as u64);
         retention
     }
 }

@@ -63,6 +63,8 @@ impl Logging {
         if let Some(export) = self.export {
             export.flush();
         }
+        #[cfg(not(feature = "otel"))]
+        let Self {} = self;
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use sessionlog::http::Tls;
 use tokio::sync::watch;
 
-/// Resolves, for all who wait, on the first signal to stop.
+/// Says when the first signal to stop has come.
 #[derive(Clone)]
 pub(super) struct Stop(watch::Receiver<bool>);
 
