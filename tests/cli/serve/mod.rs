@@ -133,7 +133,7 @@ impl Server {
 
     /// Waits for its end, and for the last line of its log.
     fn wait(&mut self) -> ExitStatus {
-        let status = self.process.wait().unwrap();
+        let status = ended(&mut self.process);
         if let Some(reader) = self.reader.take() {
             reader.join().unwrap();
         }
@@ -176,10 +176,31 @@ fn agent() -> ureq::Agent {
 
 /// What a command printed that did not start a server.
 fn refused(command: &mut Command) -> String {
-    let output = command.output().unwrap();
+    let mut process = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    ended(&mut process);
+    let output = process.wait_with_output().unwrap();
     let said = said(&output);
     assert!(!output.status.success(), "{said}");
     said
+}
+
+/// Waits for the end of a process, and ends one that goes on for too long.
+fn ended(process: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(status) = process.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            process.kill().unwrap();
+            panic!("it goes on, and should have ended");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Both streams of a command that has ended.
