@@ -21,8 +21,8 @@ const ALPN: &[u8] = b"http/1.1";
 
 /// A certificate and its key, for [`Config::tls`](crate::http::Config::tls).
 ///
-/// Clones share them: [`reload`](Self::reload) on one of them is for the running server too. TLS 1.2
-/// and 1.3 are spoken.
+/// Clones share them: [`reload`](Self::reload) on one of them is for the running server too. The
+/// versions are TLS 1.2 and 1.3.
 ///
 /// ```no_run
 /// use sessionlog::http::{Config, Tls};
