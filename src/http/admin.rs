@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderName, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::openapi::path::Parameter;
 use utoipa::openapi::schema::{Schema, SchemaType, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::openapi::{OpenApi as Openapi, RefOr};
+use utoipa::openapi::{Header, HeaderBuilder, ObjectBuilder, OpenApi as Openapi, RefOr};
 use utoipa::{Modify, OpenApi, ToSchema};
 
 use crate::http::error::{ApiError, ErrorBody};
@@ -52,10 +52,28 @@ pub(super) fn document(mut document: Openapi) -> ([(HeaderName, &'static str); 1
             for parameter in operation.parameters.iter_mut().flatten() {
                 not_null(parameter);
             }
+            for status in ["429", "503"] {
+                if let Some(RefOr::T(answer)) = operation.responses.responses.get_mut(status) {
+                    answer
+                        .headers
+                        .insert(RETRY_AFTER.to_string(), retry_after());
+                }
+            }
         }
     }
     let json = document.to_json().expect("the document has a JSON form");
     ([(CONTENT_TYPE, "application/json")], Bytes::from(json))
+}
+
+fn retry_after() -> RefOr<Header> {
+    let seconds = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(1));
+    HeaderBuilder::new()
+        .schema(Some(seconds))
+        .description(Some("The seconds to wait before the call is repeated"))
+        .build()
+        .into()
 }
 
 /// Removes `null` from the type of an optional parameter: a query or a header has no `null`.

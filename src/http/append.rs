@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::http::body::JsonBody;
 use crate::http::budget::Share;
@@ -66,7 +67,7 @@ const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-repl
                 before stores nothing again",
         ),
     ),
-    request_body = Append,
+    request_body = AppendBody,
     responses(
         (status = 200, description = "The stored events", body = Appended, headers(
             (
@@ -148,17 +149,59 @@ fn answer(ack: &Ack, share: Share) -> Response {
     ([(name, value)], share.answer(&Appended { events })).into_response()
 }
 
-/// The events to append.
-#[derive(Deserialize, ToSchema)]
+/// The body of an append.
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Append<'a> {
-    /// At least one event, in order. With `close` they may be left out.
     #[serde(borrow, default)]
-    #[schema(value_type = Vec<SentEvent>, required = true, min_items = 1)]
     events: Option<&'a RawValue>,
-    /// For workers: closes the session behind the events.
     #[serde(default)]
     close: bool,
+}
+
+/// Events to append, or the close of a session, or both.
+#[derive(ToSchema)]
+#[schema(as = Append)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "it stands for `Append` in the document")]
+enum AppendBody<'a> {
+    Events(EventsBody<'a>),
+    Close(CloseBody<'a>),
+}
+
+/// The events to append.
+#[derive(ToSchema)]
+#[schema(as = AppendEvents)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it stands for `Append` in the document")]
+struct EventsBody<'a> {
+    /// At least one event, in order.
+    #[schema(min_items = 1)]
+    events: Vec<SentEvent<'a>>,
+    /// For workers: closes the session behind the events.
+    #[schema(required = false)]
+    close: bool,
+}
+
+/// For workers: closes the session behind its last event.
+#[derive(ToSchema)]
+#[schema(as = AppendClose)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "it stands for `Append` in the document")]
+struct CloseBody<'a> {
+    /// None.
+    #[schema(required = false, max_items = 0)]
+    events: Vec<SentEvent<'a>>,
+    /// `true`.
+    #[schema(schema_with = only_true)]
+    close: bool,
+}
+
+fn only_true() -> Object {
+    ObjectBuilder::new()
+        .schema_type(Type::Boolean)
+        .enum_values(Some([true]))
+        .build()
 }
 
 impl Append<'_> {

@@ -18,6 +18,7 @@ pub(super) async fn check(
     next: Next,
 ) -> Result<Response, ApiError> {
     let access = access(request.headers(), &service)?;
+    access.check_rate()?;
     let is_bound = access.is_bound();
     request.extensions_mut().insert(access);
     let mut answer = next.run(request).await;

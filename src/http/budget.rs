@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, RETRY_SOON};
 
 /// How long a request waits for others to release memory.
 const WAIT: Duration = Duration::from_secs(5);
@@ -113,11 +113,12 @@ impl AsRef<[u8]> for Held {
 
 fn refusal() -> ApiError {
     let message = "the server has no memory left for this call while it answers others";
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message).retry_after(1)
+    ApiError::unavailable("busy", message, RETRY_SOON)
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::StatusCode;
     use http_body_util::BodyExt;
     use tokio::time::Instant;
 

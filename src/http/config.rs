@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::http::key::{Key, Scope};
+#[cfg(feature = "tls")]
+use crate::http::tls::Tls;
 
 /// Longer waits would overflow the clocks.
 const TIME_MAX: Duration = Duration::from_hours(24);
@@ -33,6 +35,8 @@ pub struct Config {
     pub(super) memory_bytes_max: usize,
     pub(super) page_bytes_max: usize,
     pub(super) answer_rate_min: usize,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<Tls>,
     pub(super) stopper: Stopper,
 }
 
@@ -40,11 +44,16 @@ impl Config {
     /// Accepts callers that send `Authorization: Bearer` with this key. White space around the key
     /// is ignored. An empty key accepts no caller.
     pub fn with_api_key(key: impl AsRef<[u8]>) -> Self {
-        Self {
+        Self::with_keys([Key::new(key)])
+    }
+
+    /// Accepts callers that send one of these keys.
+    pub fn with_keys(keys: impl IntoIterator<Item = Key>) -> Self {
+        let closed = Self {
             open: false,
             ..Self::open()
-        }
-        .api_key(key)
+        };
+        keys.into_iter().fold(closed, Self::key)
     }
 
     /// Accepts every caller as a client. For a server that is not reachable from outside, or
@@ -67,6 +76,8 @@ impl Config {
             memory_bytes_max: 256 * 1024 * 1024,
             page_bytes_max: 4 * 1024 * 1024,
             answer_rate_min: 8 * 1024,
+            #[cfg(feature = "tls")]
+            tls: None,
             stopper: Stopper::default(),
         }
     }
@@ -201,6 +212,16 @@ impl Config {
     /// seconds.
     pub fn drain_wait(mut self, wait: Duration) -> Self {
         self.drain_wait = wait;
+        self
+    }
+
+    /// Makes [`serve`](super::serve()) speak TLS, and nothing else. Default: plain HTTP. Feature
+    /// `tls`.
+    ///
+    /// A handshake may take as long as a [head](Self::head_wait).
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 

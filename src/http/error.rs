@@ -1,5 +1,7 @@
 //! The answer to a call that failed: a status, and JSON with the reason.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::header::{ALLOW, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
@@ -9,6 +11,17 @@ use utoipa::{IntoResponses, ToSchema};
 
 use crate::http::etag::etag;
 use crate::model::{CursorProblem, Error, Limit, Seq};
+
+/// The seconds after which a client repeats a call that others keep from being served, or that
+/// comes while the server restarts.
+pub(super) const RETRY_SOON: u32 = 1;
+
+/// The same for a call that waits for a stream or another long call to end.
+const RETRY_AFTER_STREAM: u32 = 5;
+
+/// The same for a call that cannot be served until somebody has mended something, such as a full
+/// disk. A supervisor that watches the health check restarts the server in about that time.
+const RETRY_AFTER_REPAIR: u32 = 30;
 
 /// The body of every error answer.
 #[derive(Debug, Serialize, ToSchema)]
@@ -70,6 +83,9 @@ pub(super) enum RefusesCall {
     /// No token, or a wrong one
     #[response(status = 401)]
     Unauthorized(ErrorBody),
+    /// Too many requests with this key, or too many streams and waits
+    #[response(status = 429)]
+    TooMany(ErrorBody),
     /// The log takes nothing at the moment, or the server is about to stop
     #[response(status = 503)]
     Unavailable(ErrorBody),
@@ -110,6 +126,7 @@ pub(super) struct ApiError(Box<Failure>);
 struct Failure {
     status: StatusCode,
     body: ErrorBody,
+    /// In seconds. Every error with [such a status](passes) has it.
     retry_after: Option<u32>,
     of_other_session: Option<OfOtherSession>,
 }
@@ -130,7 +147,7 @@ impl ApiError {
         Self(Box::new(Failure {
             status,
             body: ErrorBody { error },
-            retry_after: None,
+            retry_after: passes(status).then_some(RETRY_SOON),
             of_other_session: None,
         }))
     }
@@ -169,9 +186,47 @@ impl ApiError {
         error
     }
 
-    pub(super) fn retry_after(mut self, seconds: u32) -> Self {
-        self.0.retry_after = Some(seconds);
-        self
+    /// Makes an error for a call that the server cannot serve for some seconds.
+    pub(super) fn unavailable(code: &'static str, message: &str, retry_after: u32) -> Self {
+        Self::later(
+            StatusCode::SERVICE_UNAVAILABLE,
+            code,
+            message.to_owned(),
+            retry_after,
+        )
+    }
+
+    /// Makes an error for a call beyond the rate of its key. There is room after `wait`.
+    pub(super) fn too_many_requests(per_second: u32, wait: Duration) -> Self {
+        let message = format!("this key sends more than {per_second} requests per second");
+        let whole = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let mut error = Self::later(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            message,
+            u32::try_from(whole).unwrap_or(u32::MAX),
+        );
+        error.fields().limit = Some(per_second.into());
+        error
+    }
+
+    /// Makes an error for a stream or a waiting call beyond `max`. `of` says whose streams count.
+    pub(super) fn too_many_streams(of: &str, max: usize) -> Self {
+        let message = format!("{max} streams and waits are open {of}, and no more are taken");
+        let mut error = Self::later(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_streams",
+            message,
+            RETRY_AFTER_STREAM,
+        );
+        error.fields().limit = Some(max as u64);
+        error
+    }
+
+    fn later(status: StatusCode, code: &'static str, message: String, retry_after: u32) -> Self {
+        let mut error = Self::new(status, code, message);
+        error.0.retry_after = Some(retry_after);
+        error
     }
 
     /// Returns the body alone, for a stream that fails after its status was sent.
@@ -181,6 +236,26 @@ impl ApiError {
 
     fn fields(&mut self) -> &mut ErrorFields {
         &mut self.0.body.error
+    }
+}
+
+/// Whether a status says that the same call may be answered later. Such an answer says when to
+/// repeat it.
+fn passes(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::SERVICE_UNAVAILABLE
+}
+
+/// The seconds after which a call that failed so may succeed.
+fn retry_after(error: &Error) -> Option<u32> {
+    match error {
+        Error::Poisoned { .. }
+        | Error::Displaced { .. }
+        | Error::Forked { .. }
+        | Error::NoSpace { .. }
+        | Error::Refused { .. }
+        | Error::ReadOnly => Some(RETRY_AFTER_REPAIR),
+        Error::Closed => Some(RETRY_SOON),
+        error => error.is_retryable().then_some(RETRY_SOON),
     }
 }
 
@@ -266,6 +341,9 @@ impl From<Error> for ApiError {
             error.to_string()
         };
         let mut answer = Self::new(status, error.code(), message);
+        if let Some(seconds) = retry_after(&error) {
+            answer.0.retry_after = Some(seconds);
+        }
         match error {
             Error::TooLarge { actual, max, .. } => {
                 answer.fields().actual = Some(actual);
@@ -304,7 +382,6 @@ impl From<Error> for ApiError {
                 answer.fields().event_id = Some(event.to_string());
                 answer.fields().event_seq = Some(seq);
             }
-            error if error.is_retryable() => answer.0.retry_after = Some(1),
             _ => {}
         }
         answer
@@ -384,4 +461,71 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
         "method_not_allowed",
         message,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry_after(answer: ApiError) -> Option<HeaderValue> {
+        let mut answer = answer.into_response();
+        answer.headers_mut().remove(RETRY_AFTER)
+    }
+
+    #[test]
+    fn every_refusal_that_may_pass_says_when_to_come_again() {
+        for status in 100..1000 {
+            let status = StatusCode::from_u16(status).unwrap();
+            let answer = ApiError::new(status, "code", "");
+            let passes = [429, 503].contains(&status.as_u16());
+            assert_eq!(retry_after(answer).is_some(), passes, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_log_says_when_somebody_may_have_mended_it() {
+        let source = || std::sync::Arc::new(std::io::Error::other("x"));
+        let full = Error::NoSpace {
+            path: "x".into(),
+            source: source(),
+        };
+        let busy = Error::LookupFailed {
+            doing: "read",
+            path: "x".into(),
+            source: source(),
+        };
+        let stalled = Error::Stalled {
+            waited: Duration::ZERO,
+            source: None,
+        };
+        let poisoned = Error::Poisoned {
+            source: std::sync::Arc::new(full.clone()),
+        };
+        let refused = Error::Refused {
+            source: std::sync::Arc::new(full.clone()),
+        };
+        for (error, seconds) in [
+            (full, "30"),
+            (poisoned, "30"),
+            (refused, "30"),
+            (Error::Forked { opened_by: 1 }, "30"),
+            (Error::ReadOnly, "30"),
+            (Error::Closed, "1"),
+            (stalled, "1"),
+            (busy, "1"),
+        ] {
+            let code = error.code();
+            let after = retry_after(ApiError::from(error));
+            assert_eq!(after.unwrap(), seconds, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_wait_of_a_part_of_a_second_is_a_whole_one() {
+        for (millis, seconds) in [(1, "1"), (1_000, "1"), (1_001, "2")] {
+            let wait = Duration::from_millis(millis);
+            let after = retry_after(ApiError::too_many_requests(1, wait));
+            assert_eq!(after.unwrap(), seconds);
+        }
+    }
 }

@@ -8,8 +8,9 @@ use axum::response::IntoResponse;
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
 
-use crate::http::error::{ApiError, ErrorBody};
+use crate::http::error::{ApiError, ErrorBody, RefusesCall};
 use crate::http::etag::etag;
+use crate::http::key::Access;
 use crate::http::query::{
     InQuery, NewsParams, Order, PageParams, SessionParam, TypeParams, checked_wait,
 };
@@ -46,20 +47,14 @@ use crate::read::{PageRequest, StartAt, StreamItem};
                 session",
             body = ErrorBody,
         ),
-        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "There is no such session", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
-        (status = 429, description = "Too many wait already", body = ErrorBody),
-        (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (
-            status = "default",
-            description = "A head that is too long, or a fault of the server",
-            body = ErrorBody,
-        ),
+        RefusesCall,
     ),
 )]
 pub(super) async fn list(
     State(service): State<Arc<Service>>,
+    access: Access,
     SessionPath(session): SessionPath,
     InQuery(params): InQuery<PageParams>,
     InQuery(TypeParams { types }): InQuery<TypeParams>,
@@ -81,7 +76,7 @@ pub(super) async fn list(
     if events.events.is_empty() && !events.bounds.has_more && news.from.is_some() {
         // A waiting call holds no memory of the budget.
         drop(share);
-        news.wait(&service, deadline).await?;
+        news.wait(&service, &access, deadline).await?;
         let ((tail, events), share) = service.read_page(read).await?;
         return Ok(([(ETAG, etag(tail))], share.answer(&events)));
     }
@@ -120,11 +115,16 @@ struct News {
 
 impl News {
     /// Waits until an event comes that belongs on the page, or none will come.
-    async fn wait(self, service: &Service, deadline: Instant) -> Result<(), ApiError> {
+    async fn wait(
+        self,
+        service: &Service,
+        access: &Access,
+        deadline: Instant,
+    ) -> Result<(), ApiError> {
         let Some(from) = self.from else {
             return Ok(());
         };
-        let _place = service.stream_permit()?;
+        let _place = service.stream_place(access)?;
         let mut events = service.stream(self.session, from).await?.into_async();
         let types = self.types;
         let comes = async {

@@ -144,7 +144,6 @@ impl ChangeBody {
             description = "The store has not come so far, as after a restore from an older copy",
             body = ErrorBody,
         ),
-        (status = 429, description = "Too many wait already", body = ErrorBody),
         RefusesClient,
         RefusesCall,
     ),
@@ -165,7 +164,7 @@ pub(super) async fn read(
         prefix: params.prefix.unwrap_or_default(),
     };
     if accepts_stream(&headers) {
-        let place = service.stream_permit()?;
+        let place = service.stream_place(&shown.access)?;
         let feed = service.feed(last_seen.or(after)).await?;
         return Ok(respond(service, feed, shown, place));
     }
@@ -176,7 +175,6 @@ pub(super) async fn read(
             "limit is 0, and a page has at least one item",
         ));
     }
-    let _place = service.stream_permit()?;
     let page = PageOfFeed {
         shown,
         limit,
@@ -191,6 +189,7 @@ pub(super) async fn read(
     if left == Left::Nothing && page.items.is_empty() && params.wait > 0 {
         // A waiting call holds no memory of the budget.
         drop(share);
+        let _place = service.stream_place(&page.shown.access)?;
         let stopper = service.config.stopper();
         let mut feed = service.feed(page.last).await?.into_async();
         tokio::select! {

@@ -9,6 +9,8 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 
 use crate::http::error::ApiError;
+use crate::http::places::{Place, Places};
+use crate::http::rate::Rate;
 use crate::model::{Error, EventId, MessageId, SessionId};
 
 /// Which calls a key admits.
@@ -35,6 +37,9 @@ pub enum Scope {
 pub struct Key {
     hash: Option<blake3::Hash>,
     access: Access,
+    requests_per_second: Option<u32>,
+    burst: Option<u32>,
+    streams_max: Option<usize>,
 }
 
 impl Key {
@@ -45,6 +50,9 @@ impl Key {
         Self {
             hash: (!secret.is_empty()).then(|| blake3::hash(secret)),
             access: Access::everywhere(Scope::Client),
+            requests_per_second: None,
+            burst: None,
+            streams_max: None,
         }
     }
 
@@ -60,6 +68,39 @@ impl Key {
     /// Sets the calls that the key admits.
     pub fn scope(mut self, scope: Scope) -> Self {
         self.access.scope = scope;
+        self
+    }
+
+    /// The rate of requests that the key admits. Default: any. Minimum: 1. A request beyond it gets
+    /// status 429 with the code `too_many_requests`, and `Retry-After` says when there is room.
+    ///
+    /// All callers with the key share it, and so do all routers made from one configuration.
+    pub fn requests_per_second(mut self, requests: u32) -> Self {
+        self.requests_per_second = Some(requests);
+        self.limited()
+    }
+
+    /// How many requests the key admits at once after a pause. Default: those of one second.
+    /// Minimum: 1.
+    pub fn burst(mut self, requests: u32) -> Self {
+        self.burst = Some(requests);
+        self.limited()
+    }
+
+    /// The most open streams and waits of the key's callers. Default: any number within
+    /// [`Config::streams_max`](crate::http::Config::streams_max). More get status 429 with the code
+    /// `too_many_streams`.
+    pub fn streams_max(mut self, streams: usize) -> Self {
+        self.streams_max = Some(streams);
+        self.limited()
+    }
+
+    fn limited(mut self) -> Self {
+        let rate = |per_second| Rate::new(per_second, self.burst.unwrap_or(per_second));
+        self.access.limits = Some(Arc::new(KeyLimits {
+            rate: self.requests_per_second.map(rate),
+            streams: self.streams_max.map(Places::new),
+        }));
         self
     }
 
@@ -96,11 +137,19 @@ impl fmt::Debug for Key {
     }
 }
 
+/// What all callers with a key share.
+#[derive(Debug)]
+struct KeyLimits {
+    rate: Option<Rate>,
+    streams: Option<Places>,
+}
+
 /// What the caller of a request may do.
 #[derive(Debug, Clone)]
 pub(super) struct Access {
     scope: Scope,
     prefix: Arc<str>,
+    limits: Option<Arc<KeyLimits>>,
 }
 
 impl Access {
@@ -108,6 +157,7 @@ impl Access {
         Self {
             scope,
             prefix: Arc::from(""),
+            limits: None,
         }
     }
 
@@ -154,6 +204,25 @@ impl Access {
         Err(Error::UnknownMessage { id })
     }
 
+    /// Counts a request, and refuses it when the key has sent too many.
+    pub(super) fn check_rate(&self) -> Result<(), ApiError> {
+        let limits = self.limits.as_deref();
+        let Some(rate) = limits.and_then(|limits| limits.rate.as_ref()) else {
+            return Ok(());
+        };
+        rate.take()
+            .map_err(|wait| ApiError::too_many_requests(rate.per_second(), wait))
+    }
+
+    /// Returns a place for one more stream or wait of the key, if it limits them.
+    pub(super) fn stream_place(&self) -> Result<Option<Place>, ApiError> {
+        let limits = self.limits.as_deref();
+        let places = limits.and_then(|limits| limits.streams.as_ref());
+        places
+            .map(|places| places.take("with this key"))
+            .transpose()
+    }
+
     /// Refuses what only a worker may do.
     pub(super) fn check_worker(&self, what: &str) -> Result<(), ApiError> {
         if self.is_worker() {
@@ -177,6 +246,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Access {
             scope: Scope::Client,
             // No session ID holds a control character.
             prefix: Arc::from("\0"),
+            limits: None,
         }))
     }
 }
@@ -198,7 +268,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Worker {
 }
 
 /// A caller with the key of a worker for all sessions.
-pub(super) struct Operator;
+pub(super) struct Operator(pub Access);
 
 impl<S: Send + Sync> FromRequestParts<S> for Operator {
     type Rejection = ApiError;
@@ -208,6 +278,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Operator {
         if access.is_bound() {
             return Err(forbidden("this call takes a key for all sessions"));
         }
-        Ok(Self)
+        Ok(Self(access))
     }
 }

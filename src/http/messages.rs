@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::IntoParams;
 
-use crate::http::error::{ApiError, ErrorBody};
+use crate::http::error::{ApiError, ErrorBody, RefusesCall};
 use crate::http::events::Covered;
 use crate::http::key::Access;
 use crate::http::query::{
@@ -52,15 +52,8 @@ pub(super) struct WaitParams {
     responses(
         (status = 200, description = "The message", body = MessageBody),
         (status = 400, description = "A bad ID or time", body = ErrorBody),
-        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "There is no such message", body = ErrorBody),
-        (status = 429, description = "Too many wait already", body = ErrorBody),
-        (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (
-            status = "default",
-            description = "A head that is too long, or a fault of the server",
-            body = ErrorBody,
-        ),
+        RefusesCall,
     ),
 )]
 pub(super) async fn get(
@@ -77,7 +70,7 @@ pub(super) async fn get(
     if wait > 0 && !turn.message.status.is_final() {
         // A waiting call holds no memory of the budget.
         drop(share);
-        let _place = service.stream_permit()?;
+        let _place = service.stream_place(&access)?;
         let session = turn.message.session_id.clone();
         let mut news = service.stream(session, StartAt::Now).await?.into_async();
         // Read again, for events that came before the stream was open.
@@ -131,15 +124,9 @@ async fn next_status(news: &mut AsyncEventStream, id: MessageId) -> Result<bool>
                 this session",
             body = ErrorBody,
         ),
-        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "There is no such session", body = ErrorBody),
         (status = 410, description = "The cursor is older than what is kept", body = ErrorBody),
-        (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (
-            status = "default",
-            description = "A head that is too long, or a fault of the server",
-            body = ErrorBody,
-        ),
+        RefusesCall,
     ),
 )]
 pub(super) async fn list(

@@ -17,7 +17,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tracing::Instrument;
 
+use crate::http::trace::{self, TraceParent};
 use crate::log::SessionLog;
 use crate::model::Stats;
 
@@ -94,23 +96,27 @@ impl Metrics {
     }
 }
 
-/// Wraps every request: counts it and writes an access log line. The line has no headers and so no
-/// token.
+/// Wraps every request: runs it in a span, counts it, and writes an access log line. Of the headers
+/// the line has the trace alone, and so no token.
 pub(super) async fn observe(
     State(metrics): State<Arc<Metrics>>,
     request: Request,
     next: Next,
 ) -> Response {
+    let trace = TraceParent::of(request.headers());
+    let span = trace::span(&request, trace);
     let mut line = AccessLogGuard {
         metrics,
+        trace,
         began: Instant::now(),
         method: request.method().clone(),
         uri: request.uri().clone(),
         route: request.extensions().get::<MatchedPath>().cloned(),
         status: CLIENT_LEFT,
     };
-    let mut response = next.run(request).await;
+    let mut response = next.run(request).instrument(span.clone()).await;
     line.status = response.status().as_u16();
+    span.record("status", line.status);
     let headers = response.headers_mut();
     headers
         .entry(CACHE_CONTROL)
@@ -131,6 +137,7 @@ const CLIENT_LEFT: u16 = 499;
 /// A request in progress. It is logged when it ends, even if its client left.
 struct AccessLogGuard {
     metrics: Arc<Metrics>,
+    trace: Option<TraceParent>,
     began: Instant,
     method: Method,
     uri: Uri,
@@ -142,6 +149,7 @@ impl Drop for AccessLogGuard {
     fn drop(&mut self) {
         let Self {
             metrics,
+            trace,
             began,
             method,
             uri,
@@ -157,6 +165,7 @@ impl Drop for AccessLogGuard {
             path = uri.path(),
             status,
             micros,
+            trace_id = trace.map(|trace| tracing::field::display(trace.trace_id())),
             "request"
         );
     }

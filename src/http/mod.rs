@@ -66,13 +66,17 @@ mod error;
 mod etag;
 mod events;
 mod feed;
+#[cfg(feature = "tls")]
+mod handshake;
 pub mod json;
 mod key;
 mod messages;
 mod metrics;
 mod operate;
 mod pace;
+mod places;
 mod query;
+mod rate;
 mod removal;
 mod sent;
 mod serve;
@@ -80,6 +84,9 @@ mod service;
 mod session;
 mod sessions;
 mod stream;
+#[cfg(feature = "tls")]
+mod tls;
+mod trace;
 mod wire;
 
 use std::sync::Arc;
@@ -96,6 +103,8 @@ use crate::log::SessionLog;
 pub use config::{Config, Stopper};
 pub use key::{Key, Scope};
 pub use serve::serve;
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 
 use service::Service;
 

@@ -53,16 +53,15 @@ impl From<Compacted> for CompactedBody {
     operation_id = "compact",
     responses(
         (status = 200, description = "It is erased", body = CompactedBody),
-        (status = 429, description = "Too many wait already", body = ErrorBody),
         RefusesClient,
         RefusesCall,
     ),
 )]
 pub(super) async fn compact(
-    _operator: Operator,
+    Operator(access): Operator,
     State(service): State<Arc<Service>>,
 ) -> Result<Json<CompactedBody>, ApiError> {
-    let _place = service.stream_permit()?;
+    let _place = service.stream_place(&access)?;
     let left = CallerLeft::default();
     let (has_left, stopper) = (Arc::clone(&left.0), service.config.stopper());
     let done = service.read(move |log| {
@@ -361,21 +360,20 @@ impl From<RetentionPlan> for PlanBody {
     responses(
         (status = 200, description = "What would be removed", body = PlanBody),
         (status = 400, description = "A limit of 0, or no JSON", body = ErrorBody),
-        (status = 429, description = "Too many wait already", body = ErrorBody),
         RefusesBody,
         RefusesClient,
         RefusesCall,
     ),
 )]
 pub(super) async fn plan(
-    _operator: Operator,
+    Operator(access): Operator,
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PlanBody>, ApiError> {
     let body = JsonBody::of(&headers, body, &service).await?;
     let retention = Retention::try_from(body.parsed::<RetentionBody>()?)?;
-    let _place = service.stream_permit()?;
+    let _place = service.stream_place(&access)?;
     let plan = service.read(move |log| log.plan(retention)).await?;
     Ok(Json(plan.into()))
 }

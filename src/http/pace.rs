@@ -38,6 +38,12 @@ impl Paced {
         }
     }
 
+    /// Returns the first bytes that the client sent, and leaves them to be read.
+    #[cfg(feature = "tls")]
+    pub(super) async fn peek(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.socket.peek(buf).await
+    }
+
     /// Counts the result of a write of `offered` bytes. Fails at the end of a window in which too
     /// few bytes were taken.
     fn watch(

@@ -7,16 +7,19 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::http::config::Config;
+#[cfg(feature = "tls")]
+use crate::http::handshake::Handshakes;
 use crate::http::pace::Paced;
 use crate::http::router;
 use crate::log::SessionLog;
@@ -58,33 +61,31 @@ pub async fn serve(
     ));
     let (stopper, stall_wait, drain_wait) =
         (config.stopper(), config.stall_wait, config.drain_wait);
-    let rate_min = config.answer_rate_min;
-    let service = TowerToHyperService::new(router(log, config));
+    let server = Server {
+        http,
+        rate_min: config.answer_rate_min,
+        #[cfg(feature = "tls")]
+        tls: Handshakes::of(&config),
+        service: TowerToHyperService::new(router(log, config)),
+    };
     let graceful = GracefulShutdown::new();
     let cut_off = watch::Sender::new(());
     let mut until = pin!(until);
     loop {
         let accepted = async {
-            let place = Arc::clone(&places).acquire_owned().await;
+            let place = place_in(&places).await;
             (place, accept(&listener, stall_wait).await)
         };
         let (place, socket) = tokio::select! {
             () = &mut until => break,
             accepted = accepted => accepted,
         };
-        let connection = graceful.watch(
-            http.serve_connection(TokioIo::new(Paced::new(socket, rate_min)), service.clone()),
-        );
-        let mut cut_off = cut_off.subscribe();
-        tokio::spawn(async move {
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(target: "sessionlog::http", %error, "a connection broke off");
-                },
-                Ok(()) = cut_off.changed() => {}
-            }
-            drop(place);
-        });
+        let life = Life {
+            watcher: graceful.watcher(),
+            cut_off: cut_off.subscribe(),
+            _place: place,
+        };
+        server.serve(socket, life);
     }
     drop(listener);
     stopper.stop();
@@ -99,6 +100,66 @@ pub async fn serve(
         cut_off.closed().await;
     }
     Ok(())
+}
+
+async fn place_in(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    let place = Arc::clone(places).acquire_owned().await;
+    place.expect("the semaphore is never closed")
+}
+
+/// What is needed to serve a connection.
+struct Server {
+    http: http1::Builder,
+    rate_min: usize,
+    #[cfg(feature = "tls")]
+    tls: Option<Handshakes>,
+    service: TowerToHyperService<Router>,
+}
+
+impl Server {
+    /// Serves a connection in a task of its own.
+    fn serve(&self, socket: TcpStream, life: Life) {
+        let socket = Paced::new(socket, self.rate_min);
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            let (tls, http, service) = (tls.clone(), self.http.clone(), self.service.clone());
+            tokio::spawn(async move {
+                if let Some(stream) = tls.shaken(socket).await {
+                    let served = http.serve_connection(TokioIo::new(stream), service);
+                    life.of(served).await;
+                }
+            });
+            return;
+        }
+        let served = self
+            .http
+            .serve_connection(TokioIo::new(socket), self.service.clone());
+        tokio::spawn(life.of(served));
+    }
+}
+
+/// A connection's place among the others, and how it ends with the server.
+struct Life {
+    watcher: Watcher,
+    cut_off: watch::Receiver<()>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Life {
+    /// Serves a connection until either side ends it.
+    async fn of(self, connection: impl GracefulConnection<Error = hyper::Error>) {
+        let Self {
+            watcher,
+            mut cut_off,
+            _place,
+        } = self;
+        tokio::select! {
+            ended = watcher.watch(connection) => if let Err(error) = ended {
+                tracing::debug!(target: "sessionlog::http", %error, "a connection broke off");
+            },
+            Ok(()) = cut_off.changed() => {}
+        }
+    }
 }
 
 /// Returns the next connection. A connection that broke off before it was accepted is skipped.

@@ -9,13 +9,14 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Span;
 
 use crate::http::budget::{Budget, Share};
 use crate::http::config::Config;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, RETRY_SOON};
 use crate::http::key::Access;
 use crate::http::metrics::Metrics;
+use crate::http::places::{Place, Places};
 use crate::log::SessionLog;
 use crate::model::{EventId, Result, SessionId};
 use crate::read::{EventStream, StartAt};
@@ -27,14 +28,12 @@ pub(super) struct Service {
     pub config: Config,
     pub metrics: Arc<Metrics>,
     pub budget: Budget,
-    streams: Arc<Semaphore>,
+    streams: Places,
 }
 
 impl Service {
     pub(super) fn new(log: SessionLog, config: Config) -> Self {
-        let streams = Arc::new(Semaphore::new(
-            config.streams_max.min(Semaphore::MAX_PERMITS),
-        ));
+        let streams = Places::new(config.streams_max);
         let budget = Budget::new(config.memory_bytes_max);
         Self {
             metrics: Arc::new(Metrics::new(log.clone())),
@@ -50,8 +49,8 @@ impl Service {
         &self,
         read: impl FnOnce(&SessionLog) -> Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let log = self.log.clone();
-        let read = tokio::task::spawn_blocking(move || read(&log)).await;
+        let (log, span) = (self.log.clone(), Span::current());
+        let read = tokio::task::spawn_blocking(move || span.in_scope(|| read(&log))).await;
         read.map_err(|_lost| {
             ApiError::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -94,19 +93,19 @@ impl Service {
             .map(|feed| feed.read_ahead_bytes(READ_AHEAD_BYTES))
     }
 
-    /// Returns a permit for one more stream or waiting call.
-    pub(super) fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.streams)
-            .try_acquire_owned()
-            .map_err(|_full| {
-                let message = format!(
-                    "{} streams are open, and no more are taken",
-                    self.config.streams_max
-                );
-                ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_streams", message)
-                    .retry_after(1)
-            })
+    /// Returns a place for one more stream or waiting call of a caller.
+    pub(super) fn stream_place(&self, access: &Access) -> Result<StreamPlace, ApiError> {
+        Ok(StreamPlace {
+            _of_all: self.streams.take("on this server")?,
+            _of_key: access.stream_place()?,
+        })
     }
+}
+
+/// The place of a stream or a waiting call, for as long as it lasts.
+pub(super) struct StreamPlace {
+    _of_all: Place,
+    _of_key: Option<Place>,
 }
 
 /// Refuses a request with a too long head or for another host, and every request once the server is
@@ -166,12 +165,11 @@ pub(super) async fn check_head(
     }
     check_framing(request.headers())?;
     if stopper.is_stopping() {
-        return Err(ApiError::new(
-            StatusCode::SERVICE_UNAVAILABLE,
+        return Err(ApiError::unavailable(
             "closed",
             "the server is about to stop",
-        )
-        .retry_after(1));
+            RETRY_SOON,
+        ));
     }
     Ok(next.run(request).await)
 }

@@ -15,12 +15,14 @@ use axum::response::{IntoResponse, Response, Sse};
 use futures_util::stream::{once, unfold};
 use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument, Span};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::http::error::{ApiError, ErrorBody};
+use crate::http::budget::Share;
+use crate::http::error::{ApiError, ErrorBody, RefusesCall};
+use crate::http::key::Access;
 use crate::http::query::{FilterParams, InQuery, SessionParam, cursor, present};
-use crate::http::service::{Service, SessionPath};
+use crate::http::service::{Service, SessionPath, StreamPlace};
 use crate::http::wire::{EventBody, compact};
 use crate::model::{Cursor, Event, Result, SessionChange};
 use crate::read::{AsyncEventStream, EventStream, StartAt, StreamItem};
@@ -103,20 +105,14 @@ fn yes() -> bool {
             description = "A bad ID, or one that is not of this session",
             body = ErrorBody,
         ),
-        (status = 401, description = "No token, or a wrong one", body = ErrorBody),
         (status = 404, description = "There is no such session", body = ErrorBody),
         (status = 410, description = "The ID is older than what is kept", body = ErrorBody),
-        (status = 429, description = "Too many stream already", body = ErrorBody),
-        (status = 503, description = "The server is about to stop", body = ErrorBody),
-        (
-            status = "default",
-            description = "A head that is too long, or a fault of the server",
-            body = ErrorBody,
-        ),
+        RefusesCall,
     ),
 )]
 pub(super) async fn stream(
     State(service): State<Arc<Service>>,
+    access: Access,
     SessionPath(session): SessionPath,
     InQuery(params): InQuery<StreamParams>,
     InQuery(filter): InQuery<FilterParams>,
@@ -124,7 +120,7 @@ pub(super) async fn stream(
 ) -> Result<Response, ApiError> {
     let from =
         position_of(&headers, params.after.as_deref())?.map_or(StartAt::Beginning, StartAt::After);
-    let place = service.stream_permit()?;
+    let place = service.stream_place(&access)?;
     let events = service.stream(session, from).await?;
     let events = if params.follow {
         events
@@ -165,7 +161,7 @@ pub(super) fn respond(
     service: Arc<Service>,
     events: EventStream,
     show: impl Show,
-    place: OwnedSemaphorePermit,
+    place: StreamPlace,
 ) -> Response {
     let stopper = service.config.stopper();
     let until = async move { stopper.stopped().await };
@@ -203,53 +199,67 @@ pub(super) fn last_seen(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     .transpose()
 }
 
-/// Returns the frames of a stream.
+/// A stream that goes on, with the memory of the last frame.
+type Open<S> = (
+    Arc<Service>,
+    AsyncEventStream,
+    S,
+    StreamPlace,
+    Option<Share>,
+);
+
+/// Returns the frames of a stream. They are made in the span of the request.
 fn frames(
     service: Arc<Service>,
     events: AsyncEventStream,
     show: impl Show,
-    place: OwnedSemaphorePermit,
+    place: StreamPlace,
 ) -> impl Stream<Item = Frame> {
     let opened = (service, events, show, place, None);
-    unfold(Some(opened), |open| async {
-        let (service, mut events, show, place, last_share) = open?;
-        // This frame is polled only once nearly all of the last one is sent.
-        drop(last_share);
-        let mut passed_over = 0;
-        let (frame, share) = loop {
-            passed_over += 1;
-            if passed_over % YIELD_EVERY == 0 {
-                // Stored events come without a wait, and a stream may show none of many.
-                tokio::task::yield_now().await;
-            }
-            match events.next().await? {
-                Ok(StreamItem::Event(event)) if show.takes(&event) => {
-                    let is_large = event.data.len() >= LARGE_EVENT_BYTES;
-                    let bytes = event.data.len().saturating_mul(EVENT_COPIES);
-                    let share = if is_large {
-                        Some(service.budget.share_in_time(bytes).await)
-                    } else {
-                        None
-                    };
-                    break (show.event(&event), share);
-                }
-                Ok(StreamItem::Event(_)) => {}
-                Ok(StreamItem::Change(change)) => {
-                    if let Some(frame) = show.change(&change) {
-                        break (frame, None);
-                    }
-                }
-                Ok(StreamItem::CaughtUp) => break (bare_frame("caught_up"), None),
-                Ok(StreamItem::Closed) => return Some((bare_frame("closed"), None)),
-                Ok(StreamItem::Deleted) => return Some((bare_frame("deleted"), None)),
-                Err(error) => {
-                    let body = json(&ApiError::from(error).into_body());
-                    return Some((Frame::default().event("error").data(body), None));
-                }
-            }
-        };
-        Some((frame, Some((service, events, show, place, share))))
+    let span = Span::current();
+    unfold(Some(opened), move |open| {
+        next_frame(open).instrument(span.clone())
     })
+}
+
+async fn next_frame<S: Show>(open: Option<Open<S>>) -> Option<(Frame, Option<Open<S>>)> {
+    let (service, mut events, show, place, last_share) = open?;
+    // This frame is polled only once nearly all of the last one is sent.
+    drop(last_share);
+    let mut passed_over = 0;
+    let (frame, share) = loop {
+        passed_over += 1;
+        if passed_over % YIELD_EVERY == 0 {
+            // Stored events come without a wait, and a stream may show none of many.
+            tokio::task::yield_now().await;
+        }
+        match events.next().await? {
+            Ok(StreamItem::Event(event)) if show.takes(&event) => {
+                let is_large = event.data.len() >= LARGE_EVENT_BYTES;
+                let bytes = event.data.len().saturating_mul(EVENT_COPIES);
+                let share = if is_large {
+                    Some(service.budget.share_in_time(bytes).await)
+                } else {
+                    None
+                };
+                break (show.event(&event), share);
+            }
+            Ok(StreamItem::Event(_)) => {}
+            Ok(StreamItem::Change(change)) => {
+                if let Some(frame) = show.change(&change) {
+                    break (frame, None);
+                }
+            }
+            Ok(StreamItem::CaughtUp) => break (bare_frame("caught_up"), None),
+            Ok(StreamItem::Closed) => return Some((bare_frame("closed"), None)),
+            Ok(StreamItem::Deleted) => return Some((bare_frame("deleted"), None)),
+            Err(error) => {
+                let body = json(&ApiError::from(error).into_body());
+                return Some((Frame::default().event("error").data(body), None));
+            }
+        }
+    };
+    Some((frame, Some((service, events, show, place, share))))
 }
 
 /// A frame without an ID, so that a client goes on from the last event.

@@ -18,6 +18,7 @@ mod output;
 mod place;
 mod reading;
 mod repair;
+mod serve;
 mod server;
 mod support;
 mod tail;

@@ -112,6 +112,15 @@ const WALLS: &[Wall] = &[
         named: Named::Text("SystemTime::now"),
         only_in: &["src/model/ids.rs"],
     },
+    // An answer with one of these says when to repeat the call.
+    Wall {
+        named: Named::Text("TOO_MANY_REQUESTS"),
+        only_in: &["src/http/error.rs"],
+    },
+    Wall {
+        named: Named::Text("SERVICE_UNAVAILABLE"),
+        only_in: &["src/http/error.rs"],
+    },
     Wall {
         named: Named::Text("\"user.message\""),
         only_in: &["src/model/batch.rs", "src/http/"],

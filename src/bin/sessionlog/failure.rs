@@ -2,6 +2,7 @@
 //! here and nowhere else.
 
 use std::error::Error;
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -212,8 +213,22 @@ fn hint_of(error: &LogError) -> Option<String> {
     })
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let hint = self.hint.as_deref();
+        hint.map_or(Ok(()), |hint| write!(f, ": {hint}"))
+    }
+}
+
+impl Error for Failure {}
+
 impl From<Box<dyn Error>> for Failure {
     fn from(error: Box<dyn Error>) -> Self {
+        let error = match error.downcast::<Self>() {
+            Ok(failure) => return *failure,
+            Err(error) => error,
+        };
         match error.downcast::<LogError>() {
             Ok(error) => Self::from(*error),
             Err(error) => Self::new("failed", with_sources(&*error)),

@@ -41,6 +41,7 @@ mod show;
 mod source;
 mod tail;
 mod text;
+mod tls;
 mod verify;
 
 use std::process::ExitCode;

@@ -305,6 +305,7 @@ async fn every_call_may_be_answered_by_a_server_that_stops() {
             .call(request(method.clone(), &at, Body::empty()))
             .await;
         answer.refused(503, "closed");
+        assert_eq!(answer.headers["retry-after"], "1", "{method} {path}");
         check(&document, &path, &method.as_str().to_lowercase(), &answer);
     }
 }
@@ -345,5 +346,30 @@ async fn what_the_document_takes_the_router_takes() {
     ] {
         let taken = scene.post("s", body.to_string()).await.status == 200;
         assert_eq!(jsonschema::is_valid(&schema, &body), taken, "{body}");
+    }
+    let step = json!({"type": "step", "data": null});
+    for body in [
+        json!({"close": true}),
+        json!({"events": [step], "close": true}),
+        json!({"events": [step], "close": false}),
+        json!({"events": [step, message(json!({}))]}),
+        json!({"close": false}),
+        json!({"close": null}),
+        json!({"close": "true"}),
+        json!({"close": true, "more": 1}),
+        json!({"events": [], "close": true}),
+        json!({"events": [{"type": "step"}]}),
+        json!({}),
+    ] {
+        let worker = scene.as_worker();
+        scene.note("open", [NewEvent::new("note", "1")]);
+        let answer = worker.post("/v1/sessions/open/events", &body).await;
+        let taken = answer.status == 200;
+        assert_eq!(jsonschema::is_valid(&schema, &body), taken, "{body}");
+        let reopened = json!({"closed": false});
+        worker
+            .send(Method::PATCH, "/v1/sessions/open", &reopened)
+            .await
+            .ok();
     }
 }

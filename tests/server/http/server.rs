@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sessionlog::http::{self, Config};
+use sessionlog::http::{self, Config, Key, Scope};
 use sessionlog::{Batch, NewEvent, SessionLog};
 
 use crate::process::{Server, agent, command, eventually, free_address, post};
@@ -224,8 +224,8 @@ fn open_stream(url: &str, session: &str) -> impl Read + use<> {
 }
 
 /// A server in this process, and the signal that stops it.
-struct Here {
-    log: SessionLog,
+pub(crate) struct Here {
+    pub(crate) log: SessionLog,
     address: std::net::SocketAddr,
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     stopped: Mutex<mpsc::Receiver<()>>,
@@ -235,7 +235,7 @@ struct Here {
 }
 
 impl Here {
-    fn serve(config: Config) -> Self {
+    pub(crate) fn serve(config: Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = SessionLog::open(folder.path()).unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -268,12 +268,12 @@ impl Here {
         }
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         drop(self.stop.take());
         self.stopped.lock().unwrap().recv().unwrap();
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let socket = TcpStream::connect(self.address).unwrap();
         socket
             .set_read_timeout(Some(Duration::from_secs(20)))
@@ -482,4 +482,41 @@ fn a_client_that_is_gone_frees_its_stream() {
         }
     });
     eventually("all streams are freed", || server.log.stats().streams == 0);
+}
+
+/// A wait may be longer than a proxy lets it be, or than the client's network lasts.
+#[test]
+fn a_wait_whose_client_leaves_ends_and_loses_nothing() {
+    let server = Here::serve(Config::with_keys([Key::new(KEY).scope(Scope::Worker)]));
+    let session = "s".parse().unwrap();
+    let opened = server
+        .log
+        .append(&session, Batch::new().user_message("x"))
+        .unwrap();
+    let (last, turn) = (opened.events[0].id, opened.events[0].message_id.unwrap());
+    let get = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n")
+    };
+    let waits = [
+        format!("/v1/sessions/s/events?after={last}&wait=60"),
+        format!("/v1/feed?after={last}&wait=60"),
+        format!("/v1/messages/{turn}?wait=60"),
+    ];
+    for path in &waits {
+        let mut socket = server.connect();
+        socket.write_all(get(path).as_bytes()).unwrap();
+        eventually("it waits", || server.log.stats().streams == 1);
+        drop(socket);
+        eventually("it ends", || server.log.stats().streams == 0);
+    }
+    let ends = NewEvent::new("message.status_changed", r#"{"status":"completed"}"#);
+    server.log.append(&session, ends.in_turn(turn)).unwrap();
+    for path in &waits {
+        let mut socket = server.connect();
+        socket.write_all(get(path).as_bytes()).unwrap();
+        let mut answer = [0; 4096];
+        let length = socket.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.contains("completed"), "{path}: {answer}");
+    }
 }

@@ -245,7 +245,7 @@ async fn a_client_that_vanishes_frees_its_stream() {
             full.refused(429, "too_many_streams")["type"].as_str(),
             &full.headers["retry-after"]
         ),
-        (Some("too_many_requests"), &"1".parse().unwrap())
+        (Some("too_many_requests"), &"5".parse().unwrap())
     );
     drop(open);
     scene.until_streams(0).await;

@@ -1,5 +1,6 @@
 //! A router over a log of its own, and its answers.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Router;
@@ -19,7 +20,7 @@ pub(crate) const WORKER_KEY: &str = "the key of the workers";
 pub(crate) struct Scene {
     pub(crate) log: SessionLog,
     pub(crate) router: Router,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Scene {
@@ -32,12 +33,26 @@ impl Scene {
 
     pub(crate) fn with(config: Config, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let log = options.open(folder.path()).unwrap();
+        let log = options.open(folder.path().join("log")).unwrap();
         Self {
             router: sessionlog::http::router(log.clone(), config),
             log,
-            _folder: folder,
+            folder,
         }
+    }
+
+    /// A router over a log that is open already.
+    pub(crate) fn of(log: SessionLog, config: Config) -> Self {
+        Self {
+            router: sessionlog::http::router(log.clone(), config),
+            log,
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// The folder of the log.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder.path().join("log")
     }
 
     pub(crate) async fn call(&self, request: Request<Body>) -> Answer {

@@ -58,6 +58,7 @@ impl Server {
         let agent = |silence| {
             Agent::config_builder()
                 .http_status_as_error(false)
+                .tls_config(crate::tls::config())
                 .timeout_connect(Some(CONNECT_WAIT))
                 .timeout_per_read(Some(silence))
                 .user_agent(concat!("sessionlog/", env!("CARGO_PKG_VERSION")))
