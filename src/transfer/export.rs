@@ -70,8 +70,8 @@ pub struct Exported {
 /// Writes the log in a folder to `out` as [lines](super), as of one moment.
 ///
 /// It opens the log read-only, so a server may write it meanwhile. It reads every segment once,
-/// from front to back, and keeps little in memory. `out` is flushed behind the first line and at the end of each part, where
-/// an export that is cut short can be [continued](Export::after).
+/// from front to back, and keeps little in memory. `out` is flushed behind the first line and at
+/// the end of each part, where an export that is cut short can be [continued](Export::after).
 ///
 /// # Errors
 ///

@@ -4,8 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::{fs, thread};
 
+use tokio_rustls::rustls::crypto::ring::default_provider;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::{KEY, Place, Server, certificate, eventually, refused};
@@ -38,7 +40,9 @@ fn with_tls(mut command: Command, cert: &Path, key: &Path) -> Command {
 fn trusting(name: &str) -> ureq::Agent {
     let pem = fs::read(certificate(&format!("{name}.pem"))).unwrap();
     let root = Certificate::from_pem(&pem).unwrap();
-    let tls = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[root]));
+    let tls = TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&[root]))
+        .unversioned_rustls_crypto_provider(Arc::new(default_provider()));
     let config = ureq::Agent::config_builder().tls_config(tls.build());
     config.http_status_as_error(false).build().into()
 }

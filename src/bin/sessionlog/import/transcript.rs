@@ -1,4 +1,5 @@
-//! Transcripts of agents: one JSON object a line, with a session, a type and a body somewhere in it.
+//! Transcripts of agents: one JSON object a line, with a session, a type and a body somewhere in
+//! it.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
