@@ -1,7 +1,10 @@
 //! The cost of HTTP: the same appends through the library and as requests, alternately, and the
 //! cost of idle streams to a server.
 //!
-//! `cargo bench -p sessionlog-http-bench [-- append SECONDS ROUNDS | idle STREAMS SECONDS]`
+//! ```text
+//! cargo bench -p sessionlog-http-bench [-- append SECONDS ROUNDS | idle STREAMS SECONDS |
+//!                                          peer SECONDS ROUNDS]
+//! ```
 //!
 //! Library and server run in a process of their own, which this one starts, calls and measures.
 #![expect(
@@ -13,6 +16,7 @@
     reason = "a benchmark prints its figures, and stops where something is wrong"
 )]
 
+mod peer;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -52,15 +56,18 @@ fn main() {
         Some("serve") => serve(Path::new(&arguments[1])),
         Some("append") => append(seconds(1, 3.0), count(2, 5)),
         Some("idle") => idle(count(1, 5_000), seconds(2, 20.0)),
+        Some("peer") => peer::compare(seconds(1, 3.0), count(2, 5)),
         None if is_test() => {
             append(0.05, 1);
+            peer::compare(0.05, 1);
             idle(10, 0.05);
         }
         None => {
             append(3.0, 5);
+            peer::compare(3.0, 5);
             idle(5_000, 20.0);
         }
-        Some(other) => eprintln!("{other} is neither append nor idle"),
+        Some(other) => eprintln!("{other} is none of append, peer and idle"),
     }
 }
 
@@ -156,7 +163,7 @@ impl Caller {
                     length += read;
                 }
                 assert!(
-                    answer.starts_with(b"HTTP/1.1 200"),
+                    answer.starts_with(b"HTTP/1.1 2"),
                     "{}",
                     String::from_utf8_lossy(&answer[..length])
                 );
@@ -171,11 +178,12 @@ fn is_whole(answer: &[u8]) -> bool {
         return false;
     };
     let text = std::str::from_utf8(&answer[..head]).unwrap();
-    let length = text
-        .split("\r\n")
-        .find_map(|line| line.strip_prefix("content-length: "))
-        .unwrap();
-    answer.len() >= head + 4 + length.parse::<usize>().unwrap()
+    let fields = text.split("\r\n").filter_map(|line| line.split_once(": "));
+    let length = fields
+        .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .find_map(|(_, value)| value.parse::<usize>().ok());
+    // A 204 has no body.
+    answer.len() >= head + 4 + length.unwrap_or(0)
 }
 
 /// About the size of a user's message.
@@ -245,11 +253,14 @@ struct Served {
     _folder: tempfile::TempDir,
 }
 
+/// Returns the folder to measure in.
+fn bench_folder() -> PathBuf {
+    std::env::var_os("SESSION_LOG_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
 impl Served {
     fn start() -> Self {
-        let folder = std::env::var_os("SESSION_LOG_BENCH_DIR")
-            .map_or_else(std::env::temp_dir, PathBuf::from);
-        let folder = tempfile::tempdir_in(folder).unwrap();
+        let folder = tempfile::tempdir_in(bench_folder()).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .arg("serve")

@@ -10,6 +10,7 @@ mod damage;
 mod faults;
 #[cfg(not(shuttle))]
 mod lives;
+mod moves;
 #[cfg(not(shuttle))]
 mod power_cuts;
 #[cfg(shuttle)]

@@ -34,8 +34,12 @@ mod omit;
 mod record;
 mod state;
 
+#[cfg(test)]
+pub(crate) use export::export_from;
 pub use export::{Complete, Export, Exported, export, last_complete};
 pub use import::{Imported, import};
+#[cfg(test)]
+pub(crate) use import::{Input, import_to};
 
 /// How far an export or an import is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
