@@ -551,6 +551,8 @@ fn texts() -> impl Iterator<Item = Source> {
         "README.md",
         "CHANGELOG.md",
         "CONTRIBUTING.md",
+        "examples/clients/python/README.md",
+        "examples/clients/typescript/README.md",
         "Cargo.toml",
         "clippy.toml",
         ".ci/run",

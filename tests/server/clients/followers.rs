@@ -1,7 +1,7 @@
-//! Programs that follow a session and print each event: the clients in `examples/clients`.
+//! Programs that follow a session and print each event: the commands of the clients in
+//! `examples/clients`.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -10,45 +10,23 @@ use serde_json::Value;
 
 use crate::process::{Ending, KEY, Server, eventually, free_address};
 
-/// An example client.
-pub(crate) struct Follower {
-    /// The program that runs it.
-    pub(crate) program: &'static str,
-    file: &'static str,
-}
-
-pub(crate) const FOLLOWERS: &[Follower] = &[
-    Follower {
-        program: "python3",
-        file: "tail.py",
-    },
-    Follower {
-        program: "node",
-        file: "tail.mjs",
-    },
-];
-
 /// The IDs that a client has printed so far.
 pub(crate) type Seen = Arc<Mutex<Vec<String>>>;
 
-impl Follower {
-    pub(crate) fn start(&self, arguments: &[&str]) -> (Ending, Seen) {
-        let clients = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/clients");
-        let mut command = Command::new(self.program);
-        command
-            .arg(clients.join(self.file))
-            .args(arguments)
-            .env("SESSIONLOG_API_KEY", KEY)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
-        let mut client = Ending(command.spawn().unwrap());
-        let id = |line: &str| {
-            let event: Value = serde_json::from_str(line).ok()?;
-            event["id"].as_str().map(str::to_owned)
-        };
-        let seen = take_in(client.0.stdout.take().unwrap(), id);
-        (client, seen)
-    }
+/// Starts the command of a client.
+pub(crate) fn start(mut command: Command, arguments: &[&str]) -> (Ending, Seen) {
+    command
+        .args(arguments)
+        .env("SESSIONLOG_API_KEY", KEY)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut client = Ending(command.spawn().unwrap());
+    let id = |line: &str| {
+        let event: Value = serde_json::from_str(line).ok()?;
+        event["id"].as_str().map(str::to_owned)
+    };
+    let seen = take_in(client.0.stdout.take().unwrap(), id);
+    (client, seen)
 }
 
 /// Records the lines, from each of which `id` extracts an event's ID.
@@ -81,11 +59,11 @@ pub(crate) fn told(client: Ending, seen: &Seen) -> Vec<String> {
     std::mem::take(&mut *seen.lock().unwrap())
 }
 
-pub(crate) fn an_example_client_comes_back_without_gap_or_duplicate(follower: &Follower) {
+pub(crate) fn an_example_client_comes_back_without_gap_or_duplicate(command: Command) {
     let folder = tempfile::tempdir().unwrap();
     let address = free_address();
     let mut server = Some(Server::start(folder.path(), &address));
-    let (client, seen) = follower.start(&[&format!("http://{address}"), "a b/c", "hello"]);
+    let (client, seen) = start(command, &[&format!("http://{address}"), "a b/c", "hello"]);
     eventually("the message it sent came back", || has(&seen, 1));
     for round in 0..3 {
         for n in 0..30 {

@@ -1,4 +1,4 @@
-//! Other programs in front of the server: a browser, a proxy, the example clients in their
+//! Other programs in front of the server: a browser, a proxy, the client packages in their
 //! languages, and one that generates requests. A test whose program is missing is ignored, and the
 //! report has the reason.
 
@@ -14,6 +14,7 @@
 mod followers;
 mod in_process;
 mod odd;
+mod packages;
 mod page;
 #[allow(dead_code, reason = "the calls use the rest")]
 #[path = "../process/mod.rs"]
@@ -29,11 +30,13 @@ mod trial;
 
 use std::env;
 use std::path::PathBuf;
+use std::process::Command;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
 use tokio::runtime::Runtime;
 
-use followers::{FOLLOWERS, Follower};
+use packages::{FOLLOWERS, Follower, Obstacle};
+use report::tell;
 use trial::{full_tier_only, trial};
 
 const BROWSER: &[&str] = &["chromium", "chromedriver"];
@@ -89,6 +92,17 @@ fn main() {
             }),
             BROWSER,
         ),
+        behind_nginx(
+            ("packages::the_typescript_client_runs_in_a_browser", || {
+                on_tokio(packages::the_typescript_client_runs_in_a_browser);
+            }),
+            BROWSER,
+        ),
+        installing(test!(packages::the_python_client_passes_its_tests)),
+        installing(test!(packages::the_typescript_client_passes_its_tests)),
+        installing(test!(
+            packages::the_javascript_is_what_the_typescript_compiles_to
+        )),
     ];
     for follower in FOLLOWERS {
         trials.extend([
@@ -123,16 +137,32 @@ fn behind_nginx((name, test): (&str, impl FnOnce() + Send + 'static), more: &[&s
 }
 
 fn following(
-    (name, test): (&str, impl FnOnce(&Follower) + Send + 'static),
+    (name, test): (&str, impl FnOnce(Command) + Send + 'static),
     follower: &'static Follower,
-    more: &[&str],
+    more: &'static [&str],
 ) -> Trial {
-    let obstacle = missing(&[follower.program]).or_else(|| missing(more));
-    trial(
-        format!("{name} ({})", follower.program),
-        || test(follower),
-        obstacle,
-    )
+    let run = || {
+        missing(more).map_or(Ok(()), Err)?;
+        test((follower.command)()?);
+        Ok(())
+    };
+    installing((&format!("{name} ({})", follower.name), run))
+}
+
+/// Returns a test that finds out only while it runs whether something is missing.
+fn installing(
+    (name, test): (&str, impl FnOnce() -> Result<(), Obstacle> + Send + 'static),
+) -> Trial {
+    let shown = name.to_owned();
+    Trial::ignorable_test(name, move || {
+        Ok(match test() {
+            Ok(()) => Completion::Completed,
+            Err(why) => {
+                tell(&format!("{shown}: SKIPPED, {why}\n"));
+                Completion::ignored_with(why)
+            }
+        })
+    })
 }
 
 /// Returns why a test that needs these programs cannot run here, if so.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::find;
-use crate::followers::{Follower, has, id_of_frame, take_in, told};
+use crate::followers::{has, id_of_frame, start, take_in, told};
 use crate::page::Browser;
 use crate::process::{Ending, KEY, Server, command, eventually, free_address, post};
 
@@ -32,14 +32,14 @@ const VARIANTS: [(&str, &str); 4] = [
     ),
 ];
 
-struct Nginx {
+pub(crate) struct Nginx {
     _process: Ending,
-    url: String,
+    pub(crate) url: String,
 }
 
 impl Nginx {
     /// Starts nginx in front of the server at `upstream`, reachable at `listen`.
-    fn start(folder: &Path, listen: &str, upstream: &str, settings: &str) -> Self {
+    pub(crate) fn start(folder: &Path, listen: &str, upstream: &str, settings: &str) -> Self {
         let folder = folder.to_str().unwrap();
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .map(|of| format!("{of}_temp_path {folder}/{of};"))
@@ -245,15 +245,13 @@ pub(crate) fn tags_keys_and_errors_mean_the_same_behind_a_proxy() {
     }
 }
 
-pub(crate) fn a_client_follows_through_a_proxy_that_stops_and_a_server_that_does(
-    follower: &Follower,
-) {
+pub(crate) fn a_client_follows_through_a_proxy_that_stops_and_a_server_that_does(command: Command) {
     let mut behind = Behind::new();
     let listen = free_address();
     let mut nginx = Some(behind.nginx(&listen, ""));
     behind.server().post("s", "first", "hello").unwrap();
     let url = format!("http://{listen}");
-    let (client, seen) = follower.start(&[&url, "s"]);
+    let (client, seen) = start(command, &[&url, "s"]);
     eventually("it shows what is stored", || has(&seen, 1));
     for round in 0..4 {
         for n in 0..10 {
@@ -294,9 +292,7 @@ pub(crate) fn curl_shows_a_stream_through_a_proxy() {
 
 /// An answer that the server did not finish ends like any other, since nginx requests it with
 /// HTTP/1.0.
-pub(crate) fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole(
-    follower: &Follower,
-) {
+pub(crate) fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole(command: Command) {
     let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, folder) = (
         upstream.local_addr().unwrap().to_string(),
@@ -304,7 +300,7 @@ pub(crate) fn a_frame_that_is_cut_off_behind_a_proxy_is_taken_when_it_is_whole(
     );
     thread::spawn(move || cut_off_first(&upstream));
     let nginx = Nginx::start(folder.path(), &free_address(), &address, "");
-    let (_client, seen) = follower.start(&[&nginx.url, "s"]);
+    let (_client, seen) = start(command, &[&nginx.url, "s"]);
     eventually("it has both", || has(&seen, 2));
     assert_eq!(*seen.lock().unwrap(), ["1", "2"]);
 }

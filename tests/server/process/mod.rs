@@ -28,7 +28,7 @@ pub(crate) struct Server {
 
 /// The command `sessionlog`. Cargo builds programs for tests of their own package alone, so the
 /// first test builds it.
-fn program() -> &'static Path {
+pub(crate) fn program() -> &'static Path {
     static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut cargo = Command::new(env!("CARGO"));
@@ -41,6 +41,13 @@ fn program() -> &'static Path {
         ]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
+        }
+        // A build script that looks at the variables of this package would run again each time.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+                cargo.env_remove(name);
+            }
         }
         let output = cargo.stderr(Stdio::inherit()).output().unwrap();
         assert!(output.status.success(), "the command does not build");
