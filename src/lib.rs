@@ -55,6 +55,7 @@
 //! * Removing: [`SessionLog::trim`], [`SessionLog::redact`], [`SessionLog::delete`],
 //!   [`SessionLog::compact`], [`SessionLog::erasure`].
 //! * Operation: [`Options`], [`Stats`], [`SessionLog::health`], [`SessionLog::close`].
+//! * Damage: [`repair`]. A log as text: [`transfer`].
 //! * HTTP: the module `http`, with the feature of that name.
 //!
 //! The folder `docs` of the package has a guide, the guarantees in full, the design, costs and

@@ -83,6 +83,16 @@ fn a_full_disk_is_read_from_and_named_where_room_is_needed() {
         "x".repeat(500_000)
     );
     says_it(run_with(["append", path, "big", "--each"], &line.repeat(60)).failed(1));
+    let export = disk.path().join("log.jsonl");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let whole = elsewhere.path().join("log.jsonl");
+    run(["export", path, whole.to_str().unwrap()]).ok();
+    says_it(run(["export", path, export.to_str().unwrap()]).failed(1));
+    says_it(run(["import", new_path, whole.to_str().unwrap()]).failed(1));
+    says_it(run(["salvage", path, new_path]).failed(1));
+    run(["verify", path]).ok();
+    fs::remove_file(&export).unwrap();
+    let _begun = fs::remove_dir_all(&new);
     let left = fs::read_dir(disk.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name());

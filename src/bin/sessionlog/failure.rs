@@ -181,6 +181,10 @@ fn hint_of(error: &LogError) -> Option<String> {
             "it takes no more events, unless it is opened again: PATCH it with {\"closed\": false}"
                 .to_owned()
         }
+        LogError::Invalid {
+            what: "target folder",
+            ..
+        } => "give a new folder".to_owned(),
         LogError::Invalid { what, .. } if what.ends_with(" ID") => {
             "an event is evt_ and 26 characters, a message msg_ and 26; a session is any text \
              without control characters"

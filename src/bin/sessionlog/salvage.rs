@@ -1,13 +1,13 @@
 //! `sessionlog salvage`: makes a log out of what is left of a damaged one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use sessionlog::Options;
 use sessionlog::repair::{self, Loss, Salvaged, Told};
 
 use crate::failure::{Failure, Result};
-use crate::folder::check_is_log;
+use crate::folder::{Kind, check_is_log};
 use crate::holder::Holder;
 use crate::output::{GOOD, Output, WARNING};
 use crate::progress::Progress;
@@ -56,23 +56,14 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     summary(&args, &salvaged?, output)
 }
 
-/// Fails if the folder holds anything but what an earlier run has left.
-pub(crate) fn check_target(folder: &std::path::Path) -> Result<()> {
-    use crate::folder::Kind;
-
-    let is_begun = folder.join("UNFINISHED").exists();
-    match Kind::of(folder)? {
-        Kind::Missing | Kind::Empty => Ok(()),
-        Kind::Log if is_begun => Ok(()),
-        Kind::Log => {
-            let message = format!("{} holds a log already", folder.display());
-            Err(Failure::new("not_empty", message).hint("give a new folder"))
-        }
-        Kind::Foreign => {
-            let message = format!("{} holds other files", folder.display());
-            Err(Failure::new("not_empty", message).hint("give an empty folder, or a new one"))
-        }
+/// Fails if the folder holds files of others. Whether it holds a log, the library sees: an earlier
+/// run may have begun one.
+pub(crate) fn check_target(folder: &Path) -> Result<()> {
+    if Kind::of(folder)? != Kind::Foreign {
+        return Ok(());
     }
+    let message = format!("{} holds other files", folder.display());
+    Err(Failure::new("not_empty", message).hint("give an empty folder, or a new one"))
 }
 
 fn show(loss: &Loss, output: &Output) -> Result<()> {
