@@ -5,7 +5,6 @@
 //! servers are measured alternately, and each is idle while the other is measured.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

@@ -142,6 +142,18 @@ impl Failure {
     }
 }
 
+/// What helps if something that was given cannot be used.
+fn hint_of_invalid(what: &str) -> &'static str {
+    if what == "target folder" {
+        "give a new folder"
+    } else if what.ends_with(" ID") {
+        "an event is evt_ and 26 characters, a message msg_ and 26; a session is any text without \
+         control characters"
+    } else {
+        "`sessionlog help` and the name of the command explain it"
+    }
+}
+
 /// What helps against an error of the library.
 fn hint_of(error: &LogError) -> Option<String> {
     Some(match error {
@@ -181,18 +193,7 @@ fn hint_of(error: &LogError) -> Option<String> {
             "it takes no more events, unless it is opened again: PATCH it with {\"closed\": false}"
                 .to_owned()
         }
-        LogError::Invalid {
-            what: "target folder",
-            ..
-        } => "give a new folder".to_owned(),
-        LogError::Invalid { what, .. } if what.ends_with(" ID") => {
-            "an event is evt_ and 26 characters, a message msg_ and 26; a session is any text \
-             without control characters"
-                .to_owned()
-        }
-        LogError::Invalid { .. } => {
-            "`sessionlog help` and the name of the command explain it".into()
-        }
+        LogError::Invalid { what, .. } => hint_of_invalid(what).to_owned(),
         LogError::TooLarge { limit, .. } => match limit {
             Limit::BatchBytes | Limit::BatchEvents => {
                 "send less at once: `append --each` stores line by line".to_owned()
