@@ -21,7 +21,7 @@ use tracing::Instrument;
 
 use crate::http::trace::{self, TraceParent};
 use crate::log::SessionLog;
-use crate::model::Stats;
+use crate::model::{Erasure, Stats};
 
 /// The buckets of the request time, in seconds.
 const SECONDS: [f64; 12] = [
@@ -34,21 +34,28 @@ const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
-    seconds: Histogram,
+    seconds: Family<CallLabels, Histogram, fn() -> Histogram>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
-    method: String,
+    #[prometheus(flatten)]
+    call: CallLabels,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    method: &'static str,
     /// The route of the API. The paths of requests would be unlimited in number.
     route: String,
-    status: u16,
 }
 
 impl Metrics {
     pub(super) fn new(log: SessionLog) -> Self {
         let mut registry = Registry::with_prefix("sessionlog");
-        let (requests, seconds) = (Family::default(), Histogram::new(SECONDS));
+        let requests = Family::default();
+        let seconds = Family::new_with_constructor((|| Histogram::new(SECONDS)) as fn() -> _);
         registry.register("http_requests", "Requests answered", requests.clone());
         registry.register(
             "http_request_seconds",
@@ -70,29 +77,29 @@ impl Metrics {
     }
 
     fn note(&self, method: &Method, route: Option<&MatchedPath>, status: u16, took: Duration) {
-        // Clients can make up methods, and each label is kept forever.
-        let known = [
-            Method::GET,
-            Method::HEAD,
-            Method::POST,
-            Method::PUT,
-            Method::PATCH,
-            Method::DELETE,
-            Method::OPTIONS,
-        ];
-        let method = if known.contains(method) {
-            method.as_str()
-        } else {
-            "other"
+        let call = CallLabels {
+            method: label_of(method),
+            route: route.map_or("none", MatchedPath::as_str).to_owned(),
         };
-        let route = route.map_or("none", MatchedPath::as_str);
-        let labels = RequestLabels {
-            method: method.to_owned(),
-            route: route.to_owned(),
-            status,
-        };
-        self.requests.get_or_create(&labels).inc();
-        self.seconds.observe(took.as_secs_f64());
+        let seconds = took.as_secs_f64();
+        self.seconds.get_or_create(&call).observe(seconds);
+        self.requests
+            .get_or_create(&RequestLabels { call, status })
+            .inc();
+    }
+}
+
+/// Returns the label of a method. Clients can make up methods, and each label is kept forever.
+fn label_of(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
     }
 }
 
@@ -184,8 +191,10 @@ impl Collector for OfLog {
             "Whether the log is open and no write has failed",
             Gauge(is_up),
         );
+        let erasure = self.0.erasure().ok();
         let all = once(up).chain(of_appends(&stats)).chain(of_store(&stats));
-        for (name, help, value) in all.chain(of_background(&stats)) {
+        let all = all.chain(of_background(&stats));
+        for (name, help, value) in all.chain(erasure.iter().flat_map(of_erasure)) {
             value.put(name, help, &mut encoder)?;
         }
         Ok(())
@@ -239,7 +248,7 @@ fn of_appends(stats: &Stats) -> [Metric; 6] {
     ]
 }
 
-fn of_store(stats: &Stats) -> [Metric; 8] {
+fn of_store(stats: &Stats) -> [Metric; 9] {
     [
         ("events", "Durable events in the store", Gauge(stats.events)),
         ("segments", "Segments in the store", Gauge(stats.segments)),
@@ -259,6 +268,11 @@ fn of_store(stats: &Stats) -> [Metric; 8] {
             Gauge(stats.space.total_bytes),
         ),
         (
+            "growth_bytes_a_day",
+            "Bytes of the segments of the last day",
+            Gauge(stats.space.growth_bytes_a_day),
+        ),
+        (
             "merging_bytes",
             "Bytes of the segments that are being merged",
             Gauge(stats.space.merging_bytes),
@@ -269,6 +283,21 @@ fn of_store(stats: &Stats) -> [Metric; 8] {
             Gauge(stats.recent_bytes),
         ),
         ("streams", "Streams that are open", Gauge(stats.streams)),
+    ]
+}
+
+fn of_erasure(erasure: &Erasure) -> [Metric; 2] {
+    [
+        (
+            "erasure_overdue",
+            "Whether something removed is stored for longer than it may be",
+            Gauge(u64::from(erasure.overdue)),
+        ),
+        (
+            "erasure_events",
+            "Removed events that are still stored, by estimate",
+            Gauge(erasure.events),
+        ),
     ]
 }
 

@@ -146,6 +146,8 @@ impl Failure {
 fn hint_of_invalid(what: &str) -> &'static str {
     if what == "target folder" {
         "give a new folder"
+    } else if what == "log" {
+        "run `sessionlog compact DIR`, which converts it, and repeat the command"
     } else if what.ends_with(" ID") {
         "an event is evt_ and 26 characters, a message msg_ and 26; a session is any text without \
          control characters"

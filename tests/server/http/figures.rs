@@ -5,12 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use sessionlog::http::Config;
-use sessionlog::{NewEvent, Options};
+use sessionlog::{Delete, NewEvent, Options};
 
 use crate::support::{KEY, Scene};
 
 const DAY: u64 = 24 * 60 * 60;
 const NOW: u64 = 1_900_000_000;
+const MESSAGE: &str =
+    r#"{"events":[{"type":"user.message","content":[{"type":"text","text":"hello"}]}]}"#;
 
 /// A clock that was wrong once.
 #[tokio::test]
@@ -42,4 +44,28 @@ async fn a_clock_that_was_wrong_once_shows_until_it_has_caught_up() {
             .find_map(|line| line.strip_prefix("sessionlog_clock_skew_seconds "));
         assert_eq!(shown, Some(&*format!("{skew}.0")), "at {now}, in {figures}");
     }
+}
+
+/// What an operator sets alerts on.
+#[tokio::test]
+async fn removed_events_and_the_time_of_each_call_are_shown() {
+    let scene = Scene::new();
+    let shown = async |name: &str| {
+        let figures = String::from_utf8(scene.get("/metrics").await.body).unwrap();
+        let line = figures.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {figures}"))
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(shown("sessionlog_erasure_overdue ").await, "0");
+    assert_eq!(shown("sessionlog_erasure_events ").await, "0");
+    scene.post("s", MESSAGE).await.ok();
+    let call = "sessionlog_http_request_seconds_count{method=\"POST\",\
+                route=\"/v1/sessions/{session_id}/events\"} ";
+    assert_eq!(shown(call).await, "1");
+    scene
+        .log
+        .delete(&"s".parse().unwrap(), Delete::new())
+        .unwrap();
+    assert_eq!(shown("sessionlog_erasure_events ").await, "1");
 }
