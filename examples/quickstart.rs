@@ -2,7 +2,7 @@
 //! after reopening.
 //!
 //! ```text
-//! cargo run --release --example quickstart -- [--data DIR] [--events FILE]
+//! cargo run --example quickstart -- [--data DIR] [--events FILE]
 //! ```
 //!
 //! One thread reads the file, four append, and one streams a session live. Memory does not grow

@@ -27,13 +27,18 @@ impl Window {
     /// `bytes` of them at once.
     pub(crate) fn open(disk: &dyn Disk, path: &Path, length: usize, bytes: usize) -> Result<Self> {
         let file = disk.open(path, Mode::ReadDevice)?;
-        Ok(Self {
+        Ok(Self::over(file, length, bytes))
+    }
+
+    /// Reads an open file in the same way.
+    pub(crate) fn over(file: Arc<dyn DiskFile>, length: usize, bytes: usize) -> Self {
+        Self {
             file,
             length: length - length % BLOCK,
             bytes,
             buf: BlockBuf::zeroed(0),
             held: 0..0,
-        })
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -137,6 +137,12 @@ impl LogBuilder {
         Ok(true)
     }
 
+    /// Whether the last segment has so many records and events.
+    pub(crate) fn is_last(&self, records: u64, events: u64) -> bool {
+        let last = self.manifest.segments.last();
+        last.is_some_and(|info| (info.records, info.events) == (records, events))
+    }
+
     /// Adds a segment, to which `fill` passes the sessions.
     pub(crate) fn add<E: From<Error>>(
         &mut self,
@@ -207,6 +213,10 @@ impl LogBuilder {
                 "it is shorter than what an earlier run has copied of it",
             ));
         }
+        // A process that was killed may have given names that are not durable yet.
+        disk.sync_dir(&layout.segments)?;
+        disk.sync_dir(&layout.root)?;
+        disk.sync_dir(parent(&layout.root))?;
         let bytes = options.journal_file_bytes_min as u64;
         begin_journal(&disk, &layout.journal, bytes, &mut manifest)?;
         let mut slots = ManifestFile::new(&disk, &layout, manifest.store);

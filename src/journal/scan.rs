@@ -1,13 +1,13 @@
 //! Collects every whole group of damaged journal files, also behind groups that are not whole.
 //!
 //! A recovery writes the groups of a file again, in another file and under a higher incarnation,
-//! and goes on behind them. So of the groups at one LSN the one with the highest incarnation
-//! counts, and a group whose incarnation is lower than that of one before it was discarded.
+//! and goes on behind them. So a group was discarded if a file of a higher incarnation begins at or
+//! before it.
 
 use std::path::{Path, PathBuf};
 
-use crate::codec::{GROUP_HEADER_BYTES, GroupHeader, Record, StoreId};
-use crate::disk::{BLOCK, Disk};
+use crate::codec::{FileHeader, GROUP_HEADER_BYTES, GroupHeader, Record, StoreId};
+use crate::disk::{BLOCK, Disk, read_device};
 use crate::journal::window::{decode_records, is_whole, open_window};
 use crate::journal::{self, group_bytes};
 use crate::model::{Error, EventId, Result};
@@ -32,24 +32,32 @@ pub(crate) fn scan(
     sealed_lsn: u64,
     faults: &mut Vec<Error>,
 ) -> Result<Vec<FoundGroup>> {
-    let mut found = Vec::new();
+    let (mut found, mut begun) = (Vec::new(), Vec::new());
     for (name, bytes) in disk.list(folder)? {
         if journal::number(&name).is_none() {
             continue;
         }
         let path = folder.join(name);
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-        if let Err(error) = scan_file(disk, &path, (store, length), &mut found) {
+        let header = read_device(disk, &path, BLOCK.min(length)).ok();
+        let header = header.and_then(|block| FileHeader::decode(block.as_slice()).ok().flatten());
+        begun.extend(header.filter(|header| header.store == store));
+        if let Err(error) = scan_file(disk, &path, (store, length), sealed_lsn, &mut found) {
             faults.push(error);
         }
     }
-    found.retain(|group| group.lsn >= sealed_lsn);
+    let is_discarded = |group: &FoundGroup| {
+        begun.iter().any(|file: &FileHeader| {
+            file.incarnation > group.incarnation && file.start_lsn <= group.lsn
+        })
+    };
+    found.retain(|group| !is_discarded(group));
     found.sort_by_key(|group| (group.lsn, std::cmp::Reverse(group.incarnation)));
-    let (mut end_lsn, mut incarnation) = (sealed_lsn, 0);
+    let mut end_lsn = sealed_lsn;
     found.retain(|group| {
-        let counts = group.lsn >= end_lsn && group.incarnation >= incarnation;
+        let counts = group.lsn >= end_lsn;
         if counts {
-            (end_lsn, incarnation) = (group.end_lsn, group.incarnation);
+            end_lsn = group.end_lsn;
         }
         counts
     });
@@ -60,6 +68,7 @@ fn scan_file(
     disk: &dyn Disk,
     path: &Path,
     (store, length): (StoreId, usize),
+    sealed_lsn: u64,
     found: &mut Vec<FoundGroup>,
 ) -> Result<()> {
     let mut window = open_window(disk, path, length)?;
@@ -84,6 +93,10 @@ fn scan_file(
             continue;
         };
         let bytes = group_bytes(record_bytes);
+        if header.lsn < sealed_lsn {
+            at += bytes;
+            continue;
+        }
         found.push(FoundGroup {
             path: path.to_path_buf(),
             offset: at as u64,

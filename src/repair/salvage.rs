@@ -17,7 +17,8 @@ use crate::disk::{Disk, RealDisk, io_error};
 use crate::engine::{LogBuilder, Stretch};
 use crate::maintain::SessionSink;
 use crate::manifest::Manifest;
-use crate::model::{EventId, Options, Result, Seq, SessionId, Turn};
+use crate::model::{Error, EventId, Options, Result, Seq, SessionId, Turn};
+use crate::read::shared_with;
 use crate::repair::survey::Survey;
 use crate::repair::{Loss, Teller, Told};
 use crate::segment::{Segment, SegmentSet};
@@ -57,9 +58,11 @@ pub struct Salvaged {
 /// * A session whose state is lost has the state that follows from the rest: its title or metadata
 ///   may be older, and it is not known what was lost at its end. If its beginning is lost too, it
 ///   begins later, as after a trim.
-/// * What was removed stays removed, and its bytes are erased from the new log in the background.
+/// * Removed events stay removed, unless the record and the state that say so are lost. Their bytes
+///   are erased from the new log in the background.
 ///
-/// After a salvage that was cut short, the same call goes on.
+/// The newest state of each session is in memory. After a salvage that was cut short, the same call
+/// goes on.
 ///
 /// # Errors
 ///
@@ -104,14 +107,94 @@ struct Salvager<'a> {
     last_id: EventId,
     /// Whether a session has a retention of its own.
     has_own_retention: bool,
+    wanted: Wanted,
+    /// Whether anything so far could not be read, so that there may be holes behind it.
+    is_damaged: bool,
+}
+
+/// What sessions keep, as far as it is known.
+#[derive(Default)]
+struct Wanted {
+    newest: BTreeMap<SessionId, SessionState>,
+    /// The seqs of a generation that forks share.
+    shared: HashMap<SessionId, Vec<(u32, RangeInclusive<Seq>)>>,
+}
+
+impl Wanted {
+    fn of(survey: &Survey) -> Self {
+        let mut newest: BTreeMap<SessionId, SessionState> = BTreeMap::new();
+        for segment in &survey.segments {
+            // A segment without a table that can be read is told of later.
+            newest.extend(segment.states().unwrap_or_default());
+        }
+        for record in &survey.journal {
+            newest
+                .entry(record.session.detached())
+                .or_default()
+                .apply(record);
+        }
+        let mut shared: HashMap<SessionId, Vec<_>> = HashMap::new();
+        for state in newest.values() {
+            for piece in state.pieces() {
+                let seqs = shared_with(state, &piece.session, piece.generation);
+                let of = shared.entry(piece.session.clone()).or_default();
+                of.extend(seqs.map(|seqs| (piece.generation, seqs)));
+            }
+        }
+        Self { newest, shared }
+    }
+
+    /// Returns the parts of a hole that the session or a fork keeps, in order.
+    fn parts(
+        &self,
+        session: &SessionId,
+        generation: u32,
+        hole: &RangeInclusive<Seq>,
+    ) -> Vec<RangeInclusive<Seq>> {
+        let newest = self.newest.get(session);
+        let own = match newest {
+            Some(state) if state.generation == generation => {
+                state.is_there().then(|| own_first(state)..=Seq::MAX)
+            }
+            Some(state) if state.generation > generation => None,
+            // Nothing says that it was removed.
+            _ => Some(0..=Seq::MAX),
+        };
+        let shared = self.shared.get(session).into_iter().flatten();
+        let shared = shared.filter(|(of, _)| *of == generation);
+        let mut kept: Vec<_> = shared.map(|(_, seqs)| seqs.clone()).chain(own).collect();
+        kept.sort_unstable_by_key(|seqs| *seqs.start());
+        let (mut next, mut parts) = (*hole.start(), Vec::new());
+        for seqs in kept {
+            let part = next.max(*seqs.start())..=(*seqs.end()).min(*hole.end());
+            if !part.is_empty() {
+                next = *part.end() + 1;
+                parts.push(part);
+            }
+        }
+        parts
+    }
+
+    /// Returns the last seq of a generation that forks share.
+    fn shared_through(&self, session: &SessionId, generation: u32) -> Seq {
+        let shared = self.shared.get(session).into_iter().flatten();
+        let of = shared.filter(|(of, _)| *of == generation);
+        of.map(|(_, seqs)| *seqs.end()).max().unwrap_or(0)
+    }
+}
+
+/// Returns the first seq of a state that belongs to the session itself.
+fn own_first(state: &SessionState) -> Seq {
+    let branched = state.lineage().map_or(0, |lineage| lineage.at);
+    state.first.max(branched + 1)
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct SessionEnd {
     generation: u32,
-    /// The first seq that was saved of the generation, without a hole up to the last one.
-    first: Seq,
     last: Seq,
+    /// Events of the generation before this one have no place, because there is a hole before it.
+    hidden_before: Seq,
     is_there: bool,
     is_damaged: bool,
 }
@@ -119,12 +202,14 @@ struct SessionEnd {
 /// What one segment of the new log is made from.
 struct Part<R: Iterator<Item = Record>> {
     stretch: Stretch,
+    /// The number of records that were left out before, because they had been removed.
+    dropped: u64,
     /// In the order of sessions, generations and seqs.
     records: Peekable<R>,
     /// The states that are known.
     states: BTreeMap<SessionId, SessionState>,
-    /// IDs that lost events may get.
-    free_ids: Vec<RangeInclusive<EventId>>,
+    /// The ranges of IDs that no record has, by their first. They are known if there is damage.
+    free_ids: BTreeMap<u128, u128>,
 }
 
 impl<R: Iterator<Item = Record>> Part<R> {
@@ -138,26 +223,55 @@ impl<R: Iterator<Item = Record>> Part<R> {
             .map(SessionId::detached)
     }
 
-    /// Takes IDs between two others for lost events: free ones if there are any, otherwise from the
-    /// middle, where another record is unlikely.
-    fn take_ids(&mut self, above: EventId, below: EventId, count: u32) -> Option<EventId> {
+    /// Takes up to `count` IDs that follow each other, between two others.
+    fn take_ids(&mut self, above: EventId, below: EventId, count: u64) -> Option<(EventId, u32)> {
         let (above, below) = (above.to_u128(), below.to_u128());
-        let count = u128::from(count);
-        for free in &mut self.free_ids {
-            let first = free.start().to_u128().max(above + 1);
-            let end = (free.end().to_u128() + 1).min(below);
-            if first + count <= end {
-                *free = EventId::from_u128(first + count)..=*free.end();
-                return Some(EventId::from_u128(first));
-            }
+        let before = self.free_ids.range(..=above).next_back();
+        let begun = before.filter(|(_, last)| **last > above);
+        let next = begun.or_else(|| self.free_ids.range(above + 1..below.max(above + 1)).next());
+        let (first, last) = next.map(|(first, last)| (*first, *last))?;
+        let from = first.max(above + 1);
+        let room = (last + 1).min(below).saturating_sub(from);
+        let taken = room.min(count.min(LOST_EVENTS_MAX).into());
+        if taken == 0 {
+            return None;
         }
-        let middle = above + (below.saturating_sub(above)) / 2;
-        (middle > above && middle + count <= below).then(|| EventId::from_u128(middle))
+        self.free_ids.remove(&first);
+        if first < from {
+            self.free_ids.insert(first, from - 1);
+        }
+        if from + taken <= last {
+            self.free_ids.insert(from + taken, last);
+        }
+        let taken = u32::try_from(taken).expect("it is bounded");
+        Some((EventId::from_u128(from), taken))
     }
+}
+
+/// Returns the ranges between used IDs, from `above` up to `last`.
+fn free_between(
+    above: EventId,
+    mut used: Vec<RangeInclusive<EventId>>,
+    last: EventId,
+) -> BTreeMap<u128, u128> {
+    used.sort_unstable_by_key(|ids| *ids.start());
+    let (mut next, mut free) = (above.to_u128() + 1, BTreeMap::new());
+    for ids in used {
+        let first = ids.start().to_u128();
+        if next < first {
+            free.insert(next, first - 1);
+        }
+        next = next.max(ids.end().to_u128() + 1);
+    }
+    if next <= last.to_u128() {
+        free.insert(next, last.to_u128());
+    }
+    free
 }
 
 impl<'a> Salvager<'a> {
     fn new(survey: &Survey, tell: &'a mut dyn FnMut(Told)) -> Self {
+        let wanted = Wanted::of(survey);
         let mut teller = Teller::new(tell);
         survey.faults.iter().for_each(|error| teller.finding(error));
         teller.of = survey.segment_bytes();
@@ -167,6 +281,8 @@ impl<'a> Salvager<'a> {
             saved: Salvaged::default(),
             last_id: EventId::from_u128(0),
             has_own_retention: false,
+            wanted,
+            is_damaged: !survey.faults.is_empty(),
         }
     }
 
@@ -189,16 +305,29 @@ impl<'a> Salvager<'a> {
                 return Ok(());
             }
         };
+        self.is_damaged |= !rest.faults.is_empty();
+        let used = match rest.ids.take() {
+            Some(ids) => ids,
+            // All of its own are needed only where something before it is lost.
+            None if self.is_damaged => segment.ids()?,
+            None => Vec::new(),
+        };
+        let free_ids = if self.is_damaged {
+            free_between(self.last_id, used, info.last_id())
+        } else {
+            BTreeMap::new()
+        };
         let mut part = Part {
             stretch: Stretch {
-                // The IDs of what is lost at the end of the segment before may be needed here.
+                // Events that are lost at the end of the segment before may get their IDs here.
                 first_id: info.first_id().min(self.last_id.plus(1)),
                 last_id: info.last_id(),
                 tier: info.tier,
                 items_max: segment.filter_items(),
             },
+            dropped: info.dropped,
             states: std::mem::take(&mut rest.states),
-            free_ids: std::mem::take(&mut rest.free_ids),
+            free_ids,
             records: rest.by_ref().peekable(),
         };
         self.part(builder, &mut part)?;
@@ -217,9 +346,8 @@ impl<'a> Salvager<'a> {
         let (Some(first), Some(last)) = (new().next(), new().last()) else {
             return Ok(());
         };
-        let between = new().zip(new().skip(1));
-        let before = |id: EventId| EventId::from_u128(id.to_u128() - 1);
-        let free_ids = between.map(|(one, next)| one.last_id().plus(1)..=before(next.base));
+        let used = new().map(|record| record.base..=record.last_id());
+        let free_ids = free_between(last_id, used.collect(), last.last_id());
         let mut by_session: BTreeMap<&SessionId, Vec<&Record>> = BTreeMap::new();
         for record in new() {
             by_session.entry(&record.session).or_default().push(record);
@@ -231,8 +359,9 @@ impl<'a> Salvager<'a> {
                 tier: 0,
                 items_max: 2 * new().count() as u64,
             },
+            dropped: 0,
             states: BTreeMap::new(),
-            free_ids: free_ids.filter(|free| !free.is_empty()).collect(),
+            free_ids,
             records: by_session.into_values().flatten().cloned().peekable(),
         };
         self.part(builder, &mut part)
@@ -248,7 +377,12 @@ impl<'a> Salvager<'a> {
         if builder.has_next(&stretch)? {
             self.sessions(part, &older, &mut Nowhere)?;
         } else {
-            builder.add(stretch, |out| self.sessions(part, &older, out))?;
+            let dropped = part.dropped;
+            builder.add(stretch, |out| {
+                self.sessions(part, &older, out)?;
+                out.note_dropped(dropped);
+                Ok::<_, Error>(())
+            })?;
         }
         self.last_id = self.last_id.max(stretch.last_id);
         if self.has_own_retention {
@@ -308,22 +442,28 @@ impl Saving<'_, '_> {
         part: &mut Part<R>,
         out: &mut dyn SessionSink,
     ) -> Result<()> {
-        let expected = self.expected(record);
-        if record.generation < self.end.generation || record.first < expected {
+        let is_new = record.generation > self.end.generation;
+        let next = if is_new { 1 } else { self.end.last + 1 };
+        if record.generation < self.end.generation || record.first < next {
             return Ok(());
         }
-        if record.generation > self.end.generation {
-            (self.end.generation, self.end.first) = (record.generation, expected);
+        if is_new {
+            (self.end.generation, self.end.hidden_before) = (record.generation, 0);
         }
-        if record.first > expected {
-            let hole = (record.generation, expected..=record.first - 1);
-            self.fill(hole, record.base, part, out)?;
+        if !is_new || self.is_expected(record.generation) {
+            let hole = next..=record.first - 1;
+            self.fill_wanted(record.generation, &hole, record.base, part, out)?;
         }
         out.put(record)?;
         if !self.is_known {
-            let is_new = record.generation > self.state.generation;
+            let begins = record.generation > self.state.generation;
             self.state.apply(record);
-            if is_new && record.first > 1 && self.state.lineage().is_none() {
+            if begins
+                && !self.is_expected(record.generation)
+                && record.first > 1
+                && self.state.lineage().is_none()
+            {
+                self.state.first = record.first;
                 self.lose((record.generation, 1..=record.first - 1));
             }
         }
@@ -334,23 +474,10 @@ impl Saving<'_, '_> {
         Ok(())
     }
 
-    /// Returns the seq that a record should have.
-    fn expected(&self, record: &Record) -> Seq {
-        if record.generation == self.end.generation {
-            return self.end.last + 1;
-        }
-        let is_current = self.is_known && record.generation == self.state.generation;
-        if is_current && self.state.is_there() {
-            self.own_first().min(record.first)
-        } else {
-            record.first
-        }
-    }
-
-    /// Returns the first seq of the state that belongs to the session itself.
-    fn own_first(&self) -> Seq {
-        let branched = self.state.lineage().map_or(0, |lineage| lineage.at);
-        self.state.first.max(branched + 1)
+    /// Whether a state says what the session keeps of a generation.
+    fn is_expected(&self, generation: u32) -> bool {
+        let newest = self.salvager.wanted.newest.get(self.session);
+        newest.is_some_and(|newest| newest.generation >= generation)
     }
 
     /// Fills what the state says was there behind the last record.
@@ -359,57 +486,60 @@ impl Saving<'_, '_> {
         part: &mut Part<R>,
         out: &mut dyn SessionSink,
     ) -> Result<()> {
-        let state = &self.state;
-        if self.is_known && state.is_there() {
-            let mut first = self.own_first();
-            if self.end.generation == state.generation {
-                first = first.max(self.end.last + 1);
-            } else {
-                (self.end.generation, self.end.first) = (state.generation, first);
-            }
-            let hole = (state.generation, first..=state.last);
-            if !hole.1.is_empty() {
-                let below = part.stretch.last_id.plus(1);
-                self.fill(hole, below, part, out)?;
-            }
+        let (generation, mut last) = (self.state.generation, self.state.last);
+        if !self.state.is_there() {
+            last = self
+                .salvager
+                .wanted
+                .shared_through(self.session, generation);
         }
-        // What is lost before that cannot be put there any more.
-        let is_same = self.end.generation == self.state.generation && self.state.is_there();
-        if is_same && self.end.first > self.own_first() {
-            self.state.first = self.end.first;
+        if self.is_known && self.is_expected(generation) {
+            let is_new = generation > self.end.generation;
+            let next = if is_new { 1 } else { self.end.last + 1 };
+            if is_new {
+                (self.end.generation, self.end.last) = (generation, 0);
+                self.end.hidden_before = 0;
+            }
+            let below = part.stretch.last_id.plus(1);
+            self.fill_wanted(generation, &(next..=last), below, part, out)?;
+        }
+        let hidden_before = self.end.hidden_before;
+        let is_same = self.end.generation == generation && self.state.is_there();
+        if is_same && hidden_before > own_first(&self.state) {
+            self.lose((generation, own_first(&self.state)..=hidden_before - 1));
+            self.state.first = hidden_before;
         }
         self.end.is_there = self.state.is_there();
         self.end.generation = self.end.generation.max(self.state.generation);
         Ok(())
     }
 
-    /// Puts events in the place of lost ones, with IDs below `below`.
-    fn fill<R: Iterator<Item = Record>>(
+    /// Puts events in the place of those of a hole that are kept, with IDs below `below`.
+    fn fill_wanted<R: Iterator<Item = Record>>(
         &mut self,
-        (generation, seqs): (u32, RangeInclusive<Seq>),
+        generation: u32,
+        hole: &RangeInclusive<Seq>,
         below: EventId,
         part: &mut Part<R>,
         out: &mut dyn SessionSink,
     ) -> Result<()> {
-        let (first, last) = (*seqs.start(), *seqs.end());
-        let mut next = first;
-        while next <= last {
-            let count = (last + 1 - next).min(LOST_EVENTS_MAX);
-            let count = u32::try_from(count).expect("it is bounded");
-            let Some(base) = part.take_ids(self.above, below, count) else {
-                // There is no room, so the session begins behind the hole.
-                self.end.first = last + 1;
-                break;
-            };
-            let record = lost_events(self.session, (generation, next), base, count);
-            out.put(&record.map_err(Fault::in_memory)?)?;
-            self.above = record_end(base, count);
-            next += u64::from(count);
-        }
-        self.end.last = last;
-        // What forks do not share of an earlier generation may have been removed.
-        if generation >= self.state.generation {
-            self.lose((generation, first..=last));
+        let session = self.session;
+        for seqs in self.salvager.wanted.parts(session, generation, hole) {
+            let mut next = *seqs.start();
+            while next <= *seqs.end() {
+                let left = *seqs.end() + 1 - next;
+                let Some((base, count)) = part.take_ids(self.above, below, left) else {
+                    // There is no room, so the session begins behind the hole.
+                    self.end.hidden_before = *seqs.end() + 1;
+                    break;
+                };
+                let record = lost_events(session, (generation, next), base, count);
+                out.put(&record.map_err(Fault::in_memory)?)?;
+                self.above = record_end(base, count);
+                next += u64::from(count);
+            }
+            self.end.last = *seqs.end();
+            self.lose((generation, seqs));
         }
         Ok(())
     }

@@ -131,6 +131,15 @@ impl Survey {
         }))
     }
 
+    /// Whether a writer names other segments by now.
+    pub(super) fn has_other_segments(&self) -> Result<bool> {
+        let now = read_manifest(&*self.disk, &self.layout)?.0;
+        let named = |manifest: &Option<Manifest>| {
+            manifest.as_ref().map(|manifest| manifest.segments.clone())
+        };
+        Ok(named(&now) != named(&self.manifest))
+    }
+
     /// Returns the LSN where the journal begins.
     fn sealed_lsn(&self) -> u64 {
         let named = self.manifest.as_ref().map_or(0, Manifest::sealed_lsn);

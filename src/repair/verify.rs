@@ -11,7 +11,7 @@ use crate::model::{Error, EventId, Options, Result};
 use crate::repair::sessions::check_sessions;
 use crate::repair::survey::Survey;
 use crate::repair::{Teller, Told};
-use crate::segment::SegmentSet;
+use crate::segment::{Segment, SegmentSet};
 
 /// The memory of the index database.
 const INDEX_BYTES: usize = 32 * 1024 * 1024;
@@ -50,6 +50,8 @@ pub enum IndexCheck {
     InUse,
     /// So many entries were compared.
     Compared(u64),
+    /// It could not be copied to the system's folder for temporary files.
+    NotCopied,
 }
 
 /// Reads everything that the log in a folder stores, and passes each fault to `tell`.
@@ -57,7 +59,7 @@ pub enum IndexCheck {
 /// It checks every checksum, the density of seqs and the order of IDs, tables against records,
 /// states against tables, what forks share, the journal, both slots of the manifest, and the index
 /// against the segments. After a fault it goes on with the next block, page or file. It does not
-/// write to the folder, and takes no lock but for a moment to copy the index. A server may write
+/// write to the folder, and takes its lock only to copy the index. A server may write
 /// the log meanwhile. Then the log is verified as of one moment, without the index.
 ///
 /// # Errors
@@ -87,8 +89,8 @@ pub(crate) fn verify_on(
     for segment in &survey.segments {
         let before = teller.findings;
         let (first, last) = (segment.info.first_id(), segment.info.last_id());
-        let is_empty = first == last && segment.info.records == 0;
-        if first <= last_id && !is_empty {
+        // A stretch without records has the last ID of the one before it.
+        if first < last_id {
             let what = "its IDs begin before those of the segment before it end";
             teller.finding(&Error::corrupt(segment.path(), 0, what));
         }
@@ -118,10 +120,7 @@ pub(crate) fn verify_on(
     Ok(verified)
 }
 
-fn check_segment(
-    segment: &crate::segment::Segment,
-    teller: &mut Teller<'_>,
-) -> crate::segment::Checked {
+fn check_segment(segment: &Segment, teller: &mut Teller<'_>) -> crate::segment::Checked {
     // Both callbacks pass on to one teller.
     let teller = std::cell::RefCell::new(teller);
     segment.check(
@@ -133,7 +132,9 @@ fn check_segment(
 /// Compares the index with the segments, in a copy: its database writes when it is opened.
 fn check_index(survey: &Survey, teller: &mut Teller<'_>) -> Result<IndexCheck> {
     let Survey { disk, layout, .. } = survey;
-    if !disk.exists(&layout.index)? {
+    let is_old = |segment: &Arc<Segment>| segment.info.format == 1;
+    // That of version 1 is set aside and built again.
+    if !disk.exists(&layout.index)? || survey.segments.iter().any(is_old) {
         return Ok(IndexCheck::Absent);
     }
     let scratch = {
@@ -142,10 +143,13 @@ fn check_index(survey: &Survey, teller: &mut Teller<'_>) -> Result<IndexCheck> {
         let hold = if has_lock { Hold::Alone } else { Hold::Nothing };
         let locking = RealDisk::default();
         let lock = locking.enter(&layout.root, Layout::LOCK, hold);
-        if let Err(Error::Locked { .. }) = lock {
+        if matches!(lock, Err(Error::Locked { .. })) || survey.has_other_segments()? {
             return Ok(IndexCheck::InUse);
         }
-        Scratch::copy_of(&layout.index)?
+        match Scratch::copy_of(&layout.index) {
+            Ok(scratch) => scratch,
+            Err(_no_room) => return Ok(IndexCheck::NotCopied),
+        }
     };
     let index = Index::new(
         Arc::new(RealDisk::default()),

@@ -66,11 +66,14 @@ impl Parts {
         self.admit(offset, part, admit)
     }
 
-    /// Opens the file by its name, to read many parts of it before `end` in the order of their
-    /// offsets.
+    /// Opens the file to read many parts of it before `end` in the order of their offsets: by its
+    /// name, unless it is pinned. The name of a pinned file may be gone.
     pub(super) fn window(&self, end: u64) -> Result<Window> {
         let end = end.next_multiple_of(BLOCK as u64).min(self.file_bytes);
         let length = usize::try_from(end).unwrap_or(usize::MAX);
+        if let Some(Pinned { file, .. }) = &self.pinned {
+            return Ok(Window::over(Arc::clone(file), length, WINDOW_BYTES));
+        }
         Window::open(&*self.disk, &self.path, length, WINDOW_BYTES)
     }
 

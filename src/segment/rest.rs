@@ -1,17 +1,17 @@
 //! Reads what is left of a damaged segment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::vec;
 
 use bytes::Bytes;
 
-use crate::codec::{BLOCK_HEADER_BYTES, ByteReader, Record, SessionState};
+use crate::codec::{BLOCK_HEADER_BYTES, Record, SessionState};
 use crate::disk::BLOCK;
 use crate::model::{Error, EventId, Result, SessionId};
 use crate::segment::check::blocks_named;
 use crate::segment::whole::Uncached;
-use crate::segment::{Address, RunEntry, RunTail, Segment, split_run_key};
+use crate::segment::{RunEntry, RunTail, Segment, split_run_key};
 
 /// What is left of a segment.
 pub(crate) struct Rest<'a> {
@@ -23,14 +23,15 @@ pub(crate) struct Rest<'a> {
     at: usize,
     /// The states that can be read, by session.
     pub states: BTreeMap<SessionId, SessionState>,
-    /// IDs that no record has which can be read.
-    pub free_ids: Vec<RangeInclusive<EventId>>,
+    /// The IDs of the records that can be read, if something cannot.
+    pub ids: Option<Vec<RangeInclusive<EventId>>>,
     /// What cannot be read.
     pub faults: Vec<Error>,
 }
 
 impl Segment {
-    /// Returns what can be read of the segment. The states of all its sessions are in memory.
+    /// Returns what can be read of the segment. The states of all its sessions are in memory, and
+    /// if something cannot be read the IDs of all other records.
     pub(crate) fn rest(&self) -> Result<Rest<'_>> {
         let source = self.uncached_as_it_is()?;
         let mut faults: Vec<Error> = self.uncached().err().into_iter().collect();
@@ -40,27 +41,42 @@ impl Segment {
             .into_iter()
             .filter(|(offset, bytes)| records.contains(offset) && *bytes > 0);
         // Each is read twice, so that it is known which IDs are lost before the first is needed.
-        let mut lost = BTreeSet::new();
         let mut blocks = Vec::new();
         for (offset, bytes) in named {
             match source.block(offset, bytes) {
                 Ok(_whole) => blocks.push((offset, bytes)),
-                Err(error) => {
-                    faults.push(error);
-                    lost.insert(offset);
-                }
+                Err(error) => faults.push(error),
             }
         }
-        Ok(Rest {
+        let mut rest = Rest {
             segment: self,
             states: self.states_left(&source),
-            free_ids: self.free_ids(&source, &lost),
+            ids: None,
             source,
-            blocks: blocks.into_iter(),
+            blocks: blocks.clone().into_iter(),
             block: Bytes::new(),
             at: 0,
             faults,
-        })
+        };
+        if !rest.faults.is_empty() {
+            let ids = rest.by_ref().map(|record| record.base..=record.last_id());
+            rest.ids = Some(ids.collect());
+            (rest.blocks, rest.block) = (blocks.into_iter(), Bytes::new());
+        }
+        Ok(rest)
+    }
+
+    /// Returns the IDs of all records.
+    pub(crate) fn ids(&self) -> Result<Vec<RangeInclusive<EventId>>> {
+        Ok(self
+            .rest()?
+            .map(|record| record.base..=record.last_id())
+            .collect())
+    }
+
+    /// Returns the states that can be read, by session.
+    pub(crate) fn states(&self) -> Result<BTreeMap<SessionId, SessionState>> {
+        Ok(self.states_left(&self.uncached_as_it_is()?))
     }
 
     fn states_left(&self, source: &Uncached<'_>) -> BTreeMap<SessionId, SessionState> {
@@ -77,32 +93,6 @@ impl Segment {
         let visit = |key: &Bytes, value: &Bytes| drop(note(key, value));
         self.info.runs.visit(source, visit, |_told_before| ());
         states
-    }
-
-    /// Returns the IDs of the records in blocks that are lost: from each to before the next record.
-    fn free_ids(
-        &self,
-        source: &Uncached<'_>,
-        lost: &BTreeSet<u64>,
-    ) -> Vec<RangeInclusive<EventId>> {
-        let mut free = Vec::new();
-        if lost.is_empty() {
-            return free;
-        }
-        let mut begun = None;
-        let visit = |key: &Bytes, value: &Bytes| {
-            let id = ByteReader::new(key).array().map(u128::from_be_bytes);
-            let (Ok(id), Ok(address)) = (id, Address::read(&mut ByteReader::new(value))) else {
-                return;
-            };
-            if let Some(first) = begun.take() {
-                free.push(EventId::from_u128(first)..=EventId::from_u128(id - 1));
-            }
-            begun = lost.contains(&address.block_offset).then_some(id);
-        };
-        self.info.ids.visit(source, visit, |_told_before| ());
-        free.extend(begun.map(|first| EventId::from_u128(first)..=self.info.last_id()));
-        free
     }
 }
 

@@ -119,9 +119,11 @@ pub(crate) fn export_from(
     };
     if what.after.is_none() {
         let store = format!("{:032x}", engine.segments.store.0);
+        let selected = exporter.wanted.is_some();
         exporter.put(&Line::SessionlogExport(Header {
             version: VERSION,
             store: store.into(),
+            selected,
         }))?;
         exporter.flush()?;
     }
@@ -149,12 +151,15 @@ fn wanted(engine: &Engine, what: &Export) -> Result<Option<BTreeSet<SessionId>>>
             page = engine.store.sessions(next)?;
         }
     }
-    let mut ancestors = Vec::new();
-    for session in &wanted {
-        let state = engine.store.state(session)?;
-        ancestors.extend(state.pieces().iter().map(|piece| piece.session.clone()));
+    // An ancestor may have been deleted, and be a fork itself by now.
+    let mut left: Vec<SessionId> = wanted.iter().cloned().collect();
+    while let Some(session) = left.pop() {
+        for piece in engine.store.state(&session)?.pieces() {
+            if wanted.insert(piece.session.clone()) {
+                left.push(piece.session.clone());
+            }
+        }
     }
-    wanted.extend(ancestors);
     Ok(Some(wanted))
 }
 
@@ -191,6 +196,7 @@ impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
                 continue;
             }
             self.begin_part(&part_of(segment))?;
+            self.note_dropped(segment.info.dropped);
             gather(store, &set, std::slice::from_ref(segment), self, || {
                 Ok::<_, Error>(())
             })?;
@@ -225,7 +231,13 @@ impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
     fn begin_part(&mut self, part: &PartLine) -> Result<()> {
         self.part = Some(PartEnd::default());
         let resumed = self.exported.parts == 0 && self.after.is_some();
-        self.put(&Line::Part(PartLine { resumed, ..*part }))
+        // Segments may have been merged since the earlier run.
+        let after = self.after.map_or(part.first_id, |after| after.plus(1));
+        self.put(&Line::Part(PartLine {
+            first_id: part.first_id.max(after),
+            resumed,
+            ..*part
+        }))
     }
 
     fn end_part(&mut self, last_id: EventId) -> Result<()> {
@@ -300,7 +312,9 @@ impl<W: Write, P: FnMut(Progress)> SessionSink for Exporter<W, P> {
         Ok(())
     }
 
-    fn note_dropped(&mut self, _records: u64) {}
+    fn note_dropped(&mut self, records: u64) {
+        self.part.get_or_insert_default().dropped += records;
+    }
 }
 
 fn part_of(segment: &Segment) -> PartLine {
@@ -325,6 +339,8 @@ pub struct Complete {
     pub bytes: u64,
     /// Whether the export is complete.
     pub is_whole: bool,
+    /// Whether it is of some sessions alone. Such an export does not go on.
+    pub is_selected: bool,
 }
 
 /// Reads the text of an export, and finds how much of it is complete.
@@ -338,11 +354,13 @@ pub fn last_complete(mut input: impl BufRead) -> std::io::Result<Complete> {
         last_id: None,
         bytes: 0,
         is_whole: false,
+        is_selected: false,
     };
     let (mut at, mut text) = (0, Vec::new());
     loop {
         text.clear();
-        if input.read_until(b'\n', &mut text)? == 0 {
+        input.read_until(b'\n', &mut text)?;
+        if !text.ends_with(b"\n") {
             return Ok(complete);
         }
         at += text.len() as u64;
@@ -351,7 +369,10 @@ pub fn last_complete(mut input: impl BufRead) -> std::io::Result<Complete> {
             continue;
         }
         match serde_json::from_slice(&text) {
-            Ok(Line::SessionlogExport(header)) => complete.store = Some(header.store.into_owned()),
+            Ok(Line::SessionlogExport(header)) => {
+                complete.store = Some(header.store.into_owned());
+                complete.is_selected = header.selected;
+            }
             Ok(Line::PartEnd(end)) => (complete.last_id, complete.bytes) = (end.last_id, at),
             Ok(Line::ExportEnd(_)) => (complete.is_whole, complete.bytes) = (true, at),
             Ok(_) => {}

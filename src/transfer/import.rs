@@ -1,6 +1,6 @@
 //! Makes a log from lines.
 
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,12 @@ use crate::model::{Error, EventId, Options, Result, Seq, SessionId};
 use crate::segment::SegmentWriter;
 use crate::transfer::Progress;
 use crate::transfer::lines::{Line, PartEnd, PartLine, VERSION};
+
+/// The most sessions and keys of a part. The filter takes two bytes for each.
+const ITEMS_MAX: u64 = 1 << 27;
+
+/// The longest line, in bytes: room for the largest batch that the options allow, as text.
+const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// What was imported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -84,12 +90,21 @@ pub(crate) fn import_to<R: BufRead>(
     loop {
         let part = match input.next()? {
             Some(Line::Part(part)) => part,
-            Some(Line::ExportEnd(_)) => break,
+            Some(Line::ExportEnd(end)) => {
+                let none = EventId::from_u128(0);
+                if end.last_id.unwrap_or(none) != last_id {
+                    return Err(input.damage("the export lacks parts"));
+                }
+                break;
+            }
             Some(_) => return Err(input.damage("a line outside of any part")),
             None => return Err(input.damage("the export was cut short")),
         };
-        let is_empty = part.first_id == part.last_id;
-        if part.last_id < part.first_id || (part.first_id <= last_id && !is_empty) {
+        // A part without records has the last ID of the one before it.
+        if part.items_max > ITEMS_MAX {
+            return Err(input.damage("a part with too many sessions"));
+        }
+        if part.last_id < part.first_id || part.first_id < last_id {
             return Err(input.damage("a part that does not follow the one before it"));
         }
         if part.resumed {
@@ -131,13 +146,22 @@ fn add_part<R: BufRead>(
     };
     if is_kept {
         content.read(input, |_item| Ok(()))?;
+        // An earlier run may have read an export of other sessions, or of another time.
+        if !builder.is_last(content.seen.records, content.events) {
+            return Err(Error::invalid(
+                "target folder",
+                "an earlier run has copied something else",
+            ));
+        }
         imported.parts_kept += 1;
     } else {
         builder.add(stretch, |out: &mut SegmentWriter<'_>| {
             content.read(input, |item| match item {
                 Item::Record(record) => out.put(&record),
                 Item::State(session, state) => out.end_session(&session, &state),
-            })
+            })?;
+            out.note_dropped(content.seen.dropped);
+            Ok::<_, Error>(())
         })?;
         imported.parts += 1;
     }
@@ -184,6 +208,7 @@ impl Content {
                 Some(Line::PartEnd(end)) => {
                     let counts = (end.records, end.states);
                     if counts == (self.seen.records, self.seen.states) && self.next.is_none() {
+                        self.seen.dropped = end.dropped;
                         return Ok(());
                     }
                     return Err(input.damage("the part lacks lines"));
@@ -267,7 +292,8 @@ impl<R: BufRead> Input<R> {
     fn next(&mut self) -> Result<Option<Line<'_>>> {
         self.offset += self.text.len() as u64;
         self.text.clear();
-        let read = self.lines.read_until(b'\n', &mut self.text);
+        let mut line = (&mut self.lines).take(LINE_BYTES_MAX);
+        let read = line.read_until(b'\n', &mut self.text);
         if read.map_err(io_error("read", &self.name))? == 0 {
             return Ok(None);
         }

@@ -30,6 +30,9 @@ pub(super) struct Header<'a> {
     /// The ID of the store, in hexadecimal digits.
     #[serde(borrow)]
     pub store: Cow<'a, str>,
+    /// Whether it has some sessions alone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub selected: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +44,8 @@ pub(super) struct PartLine {
     pub tier: u8,
     /// The number of sessions and keys at most. It sizes the filter.
     pub items_max: u64,
-    /// Whether parts before it were exported by an earlier run. What was removed between the two
-    /// is still in those.
+    /// Whether parts before it were exported by an earlier run. These still have what was removed
+    /// between the two.
     #[serde(default, skip_serializing_if = "is_false")]
     pub resumed: bool,
 }
@@ -51,6 +54,9 @@ pub(super) struct PartLine {
 pub(super) struct PartEnd {
     pub records: u64,
     pub states: u64,
+    /// The number of records that were left out because they had been removed.
+    #[serde(default)]
+    pub dropped: u64,
     /// The last ID of the part.
     pub last_id: Option<EventId>,
 }

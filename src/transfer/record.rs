@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::codec::{BodyParts, Decoded, EventContent, EventFrame, EventParts, Record, Seat};
-use crate::model::{EventId, MessageId, Op, Producer, Seq, SessionId, Turn};
+use crate::model::{EventId, Lineage, MessageId, Op, Producer, Seq, SessionId, Turn};
 use crate::transfer::omit::is_false;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -95,6 +95,11 @@ impl<'a> RecordLine<'a> {
 
     /// Makes the record again.
     pub(super) fn record(&self) -> Result<Record, String> {
+        let is_possible_seat =
+            self.time_ms <= TIME_MS_MAX && self.first_seq < SEQ_MAX && self.generation < u32::MAX;
+        if !is_possible_seat || !self.changes.iter().all(is_possible) {
+            return Err("an impossible time, seq, generation or lineage".to_owned());
+        }
         let seat = Seat {
             generation: self.generation,
             first: self.first_seq,
@@ -196,6 +201,29 @@ impl<'a> EventLine<'a> {
             _ => &[],
         })
     }
+}
+
+/// Far beyond any clock, and small enough to be the distance between two times.
+const TIME_MS_MAX: u64 = 1 << 60;
+
+/// Far beyond any session, and small enough to be added to.
+const SEQ_MAX: Seq = 1 << 60;
+
+/// Whether a change can be applied.
+fn is_possible(op: &Op) -> bool {
+    match op {
+        Op::Fork(lineage) => is_possible_lineage(lineage),
+        Op::Trim { first, .. } => *first < SEQ_MAX,
+        _ => true,
+    }
+}
+
+/// Whether a lineage can be read.
+pub(super) fn is_possible_lineage(lineage: &Lineage) -> bool {
+    let pieces = lineage.pieces.iter().map(|piece| piece.through);
+    pieces
+        .chain([lineage.first, lineage.at])
+        .all(|seq| seq < SEQ_MAX)
 }
 
 /// Whether changes are the same after they were text. A number in a patch may not be.

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use crate::codec::{Details, ProducerState, Removal, SessionState, Standing};
 use crate::model::{EventId, Lineage, Retention, Seq, SessionId};
 use crate::transfer::omit::is_false;
+use crate::transfer::record::is_possible_lineage;
 
 /// The members have the meaning of the fields of the state in the log's own format.
 #[derive(Debug, Serialize, Deserialize)]
@@ -126,7 +127,11 @@ impl<'a> StateLine<'a> {
                 .as_ref()
                 .map(|details| Arc::new(details.details())),
         };
-        // What the log would refuse to read is not written.
+        let lineage = state.lineage();
+        if self.generation == u32::MAX || !lineage.is_none_or(is_possible_lineage) {
+            return Err("an impossible generation or lineage".to_owned());
+        }
+        // A state that the log would refuse to read is not written.
         let mut encoded = Vec::new();
         state.put(&mut encoded);
         match SessionState::decode(&encoded) {

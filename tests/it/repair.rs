@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use sessionlog::repair::{Finding, IndexCheck, Loss, Salvaged, Told, Verified, salvage, verify};
+use sessionlog::transfer::Export;
 use sessionlog::{
     Batch, Delete, Error, Event, EventId, Fork, NewEvent, Options, SessionId, SessionInfo,
     SessionLog, SessionQuery,
@@ -331,5 +332,74 @@ fn a_folder_without_a_log_is_none_and_a_target_with_one_is_refused() {
     assert_error!(
         salvage(dir.path(), to.path(), Options::new(), |_| ()),
         Error::Invalid { .. }
+    );
+}
+
+/// Merging leaves out what was removed, while older segments still have states of before.
+#[test]
+fn removed_sessions_are_no_loss_and_stretches_without_records_no_fault() {
+    let (dir, copy, imported) = (folder(), folder(), folder());
+    let log = small_files().merge_fanout(2).open(dir.path()).unwrap();
+    let backup = || {
+        let to = folder();
+        log.backup(to.path()).unwrap();
+    };
+    for name in ["a", "b", "c"] {
+        append_notes(&log, &session(name), name, 5);
+    }
+    backup();
+    backup();
+    append_notes(&log, &session("c"), "more", 5);
+    backup();
+    log.delete(&session("a"), Delete::new()).unwrap();
+    log.delete(&session("b"), Delete::new()).unwrap();
+    log.trim(&session("c"), 4).unwrap();
+    backup();
+    log.compact(|_| ControlFlow::Continue(())).unwrap();
+    let original = content(&log);
+    eventually("it is merged", || log.stats().merges > 0);
+    log.close().unwrap();
+    assert_eq!(verified(dir.path()).1, []);
+    let (salvaged, losses) = check_saved(dir.path(), &original);
+    assert_eq!((salvaged.events_lost, losses.len()), (0, 0), "{losses:?}");
+    salvage(dir.path(), copy.path(), Options::new(), |_| ()).unwrap();
+    let log = SessionLog::open(copy.path()).unwrap();
+    assert_same(&content(&log), &original);
+    log.close().unwrap();
+    let mut text = Vec::new();
+    sessionlog::transfer::export(dir.path(), &mut text, &Export::new(), |_| ()).unwrap();
+    sessionlog::transfer::import(&*text, "text", imported.path(), Options::new(), |_| ()).unwrap();
+    assert_eq!(verified(imported.path()).1, []);
+}
+
+/// A hole of many events gets as many IDs, and hides nothing.
+#[test]
+fn a_missing_segment_is_told_event_by_event() {
+    let dir = folder();
+    // So many are never merged.
+    let options = || small_files().merge_fanout(1_000);
+    let log = options().open(dir.path()).unwrap();
+    let id = session("s");
+    append_notes(&log, &id, "before", 3);
+    log.backup(folder().path()).unwrap();
+    for _ in 0..4 {
+        let many = (0..1_000).map(|_| note("lost"));
+        log.append(&id, Batch::new().events(many)).unwrap();
+    }
+    append_notes(&log, &session("other"), "lost", 2);
+    log.backup(folder().path()).unwrap();
+    append_notes(&log, &id, "behind", 3);
+    append_notes(&log, &session("other"), "behind", 2);
+    log.close().unwrap();
+    let log = options().open(dir.path()).unwrap();
+    let original = content(&log);
+    log.close().unwrap();
+    let lost = dir.path().join("segments/0000000000000002.segment");
+    fs::remove_file(lost).unwrap();
+    let (salvaged, losses) = check_saved(dir.path(), &original);
+    assert_eq!(
+        (salvaged.events_lost, losses.len()),
+        (4_002, 2),
+        "{losses:?}"
     );
 }

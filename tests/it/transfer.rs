@@ -261,3 +261,54 @@ fn lines_that_contradict_each_other_are_refused_and_leave_no_log() {
     refused(vec![lines[1].to_owned()], "first line");
     fs::remove_dir_all(dir.path()).unwrap();
 }
+
+#[test]
+fn an_export_goes_on_beside_a_writer_that_merges_and_after_it_has() {
+    let (dir, copy, resumed) = (folder(), folder(), folder());
+    let log = small_files().merge_fanout(2).open(dir.path()).unwrap();
+    for n in 0..3 {
+        append_notes(&log, &session("s"), &format!("n{n}"), 5);
+        log.backup(folder().path()).unwrap();
+    }
+    let (mut text, mut merged) = (Vec::new(), false);
+    // After the first part everything is written again, and the names of the others are gone.
+    export(dir.path(), &mut text, &Export::new(), |progress| {
+        if progress.parts == 1 && !merged {
+            merged = true;
+            let first = log
+                .list(&session("s"), sessionlog::PageRequest::new().limit(1))
+                .unwrap();
+            log.redact(first.items[0].id, "asked for").unwrap();
+            log.compact(|_| std::ops::ControlFlow::Continue(()))
+                .unwrap();
+        }
+    })
+    .unwrap();
+    assert!(merged);
+    let log_of = |text: &[u8], folder: &Path| {
+        import(text, "text", folder, Options::new(), |_| ()).unwrap();
+        SessionLog::open(folder).unwrap()
+    };
+    let whole = log_of(&text, copy.path());
+    assert_eq!(read_all(&whole, &session("s")).len(), 15);
+    // Cut behind the first part, it goes on in segments that begin earlier.
+    let first = text
+        .windows(12)
+        .position(|at| at == br#"{"part_end":"#)
+        .unwrap();
+    let end = first
+        + text[first..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .unwrap()
+        + 1;
+    let mut cut = text[..end].to_vec();
+    let complete = last_complete(&*cut).unwrap();
+    let rest = Export::new().after(complete.last_id.unwrap());
+    export(dir.path(), &mut cut, &rest, |_| ()).unwrap();
+    let went_on = log_of(&cut, resumed.path());
+    assert_eq!(read_all(&went_on, &session("s")).len(), 15);
+    for log in [log, whole, went_on] {
+        log.close().unwrap();
+    }
+}

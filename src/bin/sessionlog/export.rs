@@ -24,8 +24,8 @@ const LEVEL: i32 = 3;
 /// Writes a log as lines of JSON, with everything that `import` needs to make it again bit for bit.
 ///
 /// A server may have the log open: the export is as of one moment. If FILE is the beginning of an
-/// export of the same log, the command goes on behind it. What was removed from the log is not
-/// exported, and neither is the store ID.
+/// export of the same log, the command goes on behind it. Removed events and the store ID are
+/// not exported.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Folder of the log
@@ -152,7 +152,8 @@ fn check_begun(
             "give another file, or remove this one",
         );
     };
-    if !args.session.is_empty() || args.prefix.is_some() {
+    let selects = !args.session.is_empty() || args.prefix.is_some();
+    if selects || complete.is_selected {
         return refused(
             format!("{shown} is there, and an export of some sessions does not go on"),
             "remove the file, and repeat the command",
@@ -235,6 +236,7 @@ fn complete_frames(file: &File) -> io::Result<Complete> {
         whole.store = whole.store.or(complete.store);
         whole.last_id = complete.last_id.or(whole.last_id);
         whole.is_whole = complete.is_whole;
+        whole.is_selected |= complete.is_selected;
         whole.bytes = reader.count;
     }
 }

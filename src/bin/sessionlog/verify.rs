@@ -90,6 +90,9 @@ fn summary(verified: &Verified, output: &Output) -> Result<()> {
                 entry_count(entries)
             )
         }
+        IndexCheck::NotCopied => {
+            "the index was not compared: there is no room for a copy in TMPDIR".to_owned()
+        }
         IndexCheck::InUse => "the index was not compared, because the log is in use".to_owned(),
         _ => "there is no index; the next open builds it".to_owned(),
     })?;

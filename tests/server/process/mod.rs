@@ -35,7 +35,7 @@ pub(crate) fn program() -> &'static Path {
         cargo.current_dir(folder).args([
             "build",
             "--package=sessionlog",
-            "--features=cli",
+            "--features=otel",
             "--bin=sessionlog",
             "--message-format=json",
         ]);
