@@ -1,7 +1,7 @@
 //! Compares everything that a segment says with everything else that it says.
 //!
 //! Blocks and pages are read one by one, past the cache. One that is damaged is reported, and the
-//! next one is read. What damage keeps from being compared is not compared.
+//! next one is read. A table is compared only if all of it, and every block, was read.
 //!
 //! Records and tables are sorted differently. So a table is compared with the records as a
 //! multiset, by the sum of the hashes of its entries.

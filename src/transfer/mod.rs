@@ -2,8 +2,8 @@
 //!
 //! [`export`] writes the whole log, or some sessions of it, and [`import`] makes a log of that.
 //! Seqs, IDs, generations, times, idempotency keys, fingerprints, producers and the states of
-//! sessions come back as they were. Only the store ID is a new one. What was removed is not
-//! exported.
+//! sessions come back as they were. Only the store ID is a new one. An export leaves out
+//! removed events.
 //!
 //! # The lines
 //!
