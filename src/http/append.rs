@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
-use crate::http::body::JsonBody;
+use crate::http::body::{BODY_COPIES, JsonBody, check_json, parsed};
 use crate::http::budget::Share;
 use crate::http::conditions::{IfMatchParam, at_one_of, expected, idempotency_key, producer};
 use crate::http::error::{ApiError, ErrorBody, RefusesBody, RefusesCall};
@@ -21,8 +21,12 @@ use crate::http::key::Access;
 use crate::http::query::SessionParam;
 use crate::http::sent::{SentEvent, add_events};
 use crate::http::service::{Service, SessionPath};
-use crate::http::wire::{Appended, EventBody};
-use crate::model::{Ack, Batch};
+use crate::http::wire::Appended;
+use crate::log::SessionLog;
+use crate::model::{Ack, Batch, Expected, SessionId};
+
+/// The path of the call, as the router knows it.
+pub(super) const ROUTE: &str = "/v1/sessions/{session_id}/events";
 
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
@@ -117,13 +121,47 @@ pub(super) async fn append(
     let batch = batch(&headers, &access)?;
     let body = JsonBody::of(&headers, body, &service).await?;
     let batch = body.parsed::<Append<'_>>()?.added_to(batch, &access)?;
-    let append = |place| {
-        service
-            .log
-            .append_async(&session, batch.clone().expected(place))
-    };
-    let ack = at_one_of(places, append).await?;
-    Ok(answer(&ack, body.share))
+    let ack = stored(&service.log, &session, places, batch).await?;
+    Ok(([field(&ack)], body.share.answer(&Appended::of(&ack))).into_response())
+}
+
+/// Does the same for a request that is there as a whole, in the same order. Adds the text of the
+/// answer to `out`, and returns the field that belongs to it, and the memory for both texts.
+pub(super) async fn append_whole(
+    service: &Service,
+    access: &Access,
+    session: &SessionId,
+    headers: &HeaderMap,
+    body: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<((HeaderName, HeaderValue), Share), ApiError> {
+    let places = expected(headers)?;
+    let batch = batch(headers, access)?;
+    check_json(headers)?;
+    let share = service
+        .budget
+        .share(body.len().saturating_mul(BODY_COPIES))
+        .await?;
+    let batch = parsed::<Append<'_>>(body)?.added_to(batch, access)?;
+    let ack = stored(&service.log, session, places, batch).await?;
+    serde_json::to_writer(out, &Appended::of(&ack)).expect("the shape has a JSON form");
+    Ok((field(&ack), share))
+}
+
+/// Appends a batch at one of `places`.
+async fn stored(
+    log: &SessionLog,
+    session: &SessionId,
+    places: Vec<Expected>,
+    batch: Batch,
+) -> crate::model::Result<Ack> {
+    if let [place] = &*places {
+        return log
+            .append_async(session, batch.expected(place.clone()))
+            .await;
+    }
+    let append = |place| log.append_async(session, batch.clone().expected(place));
+    at_one_of(places, append).await
 }
 
 /// A batch with what the headers say of it.
@@ -139,14 +177,13 @@ pub(super) fn batch(headers: &HeaderMap, access: &Access) -> Result<Batch, ApiEr
     Ok(batch)
 }
 
-fn answer(ack: &Ack, share: Share) -> Response {
-    let (name, value) = if ack.replayed {
+/// The field that belongs to the answer alone.
+fn field(ack: &Ack) -> (HeaderName, HeaderValue) {
+    if ack.replayed {
         (IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"))
     } else {
         (ETAG, etag(ack.last))
-    };
-    let events = ack.events.iter().map(EventBody::from).collect();
-    ([(name, value)], share.answer(&Appended { events })).into_response()
+    }
 }
 
 /// The body of an append.

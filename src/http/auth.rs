@@ -21,15 +21,20 @@ pub(super) async fn check(
     access.check_rate()?;
     let is_bound = access.is_bound();
     request.extensions_mut().insert(access);
-    let mut answer = next.run(request).await;
-    // For the caller of a bound key, an event of another session might as well not exist.
-    if is_bound && let Some(OfOtherSession(unknown)) = answer.extensions_mut().remove() {
-        return Ok(ApiError::from(unknown).into_response());
-    }
-    Ok(answer)
+    let answer = next.run(request).await;
+    Ok(if is_bound { hidden(answer) } else { answer })
 }
 
-fn access(headers: &HeaderMap, service: &Service) -> Result<Access, ApiError> {
+/// For the caller of a bound key, an event of another session might as well not exist.
+pub(super) fn hidden(mut answer: Response) -> Response {
+    match answer.extensions_mut().remove() {
+        Some(OfOtherSession(unknown)) => ApiError::from(unknown).into_response(),
+        None => answer,
+    }
+}
+
+/// Returns what the sender of a request may do.
+pub(super) fn access(headers: &HeaderMap, service: &Service) -> Result<Access, ApiError> {
     let token = bearer(headers);
     if let Some(access) = token.and_then(|token| Key::access_of(token, &service.config.keys)) {
         return Ok(access);

@@ -1,5 +1,7 @@
 //! The JSON bodies of requests, within the limits of size and time.
 
+use std::time::Duration;
+
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -33,7 +35,7 @@ impl JsonBody {
         body: Body,
         service: &Service,
     ) -> Result<Self, ApiError> {
-        check_content_type(headers, None)?;
+        check_json(headers)?;
         Self::received(headers, body, service).await
     }
 
@@ -54,7 +56,7 @@ impl JsonBody {
         service: &Service,
     ) -> Result<Self, ApiError> {
         if headers.contains_key(CONTENT_TYPE) {
-            check_content_type(headers, None)?;
+            check_json(headers)?;
         }
         let mut read = Self::received(headers, body, service).await?;
         if read.text.is_empty() {
@@ -68,21 +70,29 @@ impl JsonBody {
         body: Body,
         service: &Service,
     ) -> Result<Self, ApiError> {
-        let (mut text, share) = received(headers, body, service).await?;
-        if text.starts_with(BYTE_ORDER_MARK) {
-            text = text.slice(BYTE_ORDER_MARK.len()..);
-        }
+        let (text, share) = received(headers, body, service).await?;
         Ok(Self { text, share })
     }
 
     /// Reads the body as an object of this shape.
     pub(super) fn parsed<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ApiError> {
-        // An array would be taken for the values of the object's fields.
-        if self.text.trim_ascii_start().starts_with(b"[") {
-            return Err(ApiError::invalid("the body: it is an array and no object"));
-        }
-        serde_json::from_slice(&self.text).map_err(|error| in_body(&error))
+        parsed(&self.text)
     }
+}
+
+/// Reads the text of a body as an object of this shape.
+pub(super) fn parsed<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, ApiError> {
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    // An array would be taken for the values of the object's fields.
+    if text.trim_ascii_start().starts_with(b"[") {
+        return Err(ApiError::invalid("the body: it is an array and no object"));
+    }
+    serde_json::from_slice(text).map_err(|error| in_body(&error))
+}
+
+/// Passes a request whose body is plain JSON.
+pub(super) fn check_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    check_content_type(headers, None)
 }
 
 pub(super) fn in_body(error: &serde_json::Error) -> ApiError {
@@ -128,7 +138,7 @@ fn check_content_type(headers: &HeaderMap, also: Option<&str>) -> Result<(), Api
 
 /// The memory that an append takes for each byte of its body: the body, its events, their batch,
 /// and the answer.
-const BODY_COPIES: usize = 4;
+pub(super) const BODY_COPIES: usize = 4;
 
 /// Reads a body within the limits of size and time. The returned share covers the memory of
 /// everything made from it.
@@ -181,12 +191,14 @@ async fn received(
     };
     timeout(body_wait, receive)
         .await
-        .unwrap_or_else(|_elapsed| {
-            let message = format!("the body took longer than {body_wait:?}");
-            Err(ApiError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "body_timeout",
-                message,
-            ))
-        })
+        .unwrap_or_else(|_elapsed| Err(late(body_wait)))
+}
+
+/// The error for a body that takes longer than `wait`.
+pub(super) fn late(wait: Duration) -> ApiError {
+    ApiError::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "body_timeout",
+        format!("the body took longer than {wait:?}"),
+    )
 }

@@ -44,6 +44,9 @@ impl Budget {
 
     /// Returns a share of `bytes`, once there is room for it.
     pub(super) async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
+        if let Some(units) = self.acquire_now(self.units(bytes)) {
+            return Ok(Share { units });
+        }
         match timeout(WAIT, self.acquire(self.units(bytes))).await {
             Ok(units) => Ok(Share { units }),
             Err(_late) => Err(refusal()),
@@ -65,6 +68,12 @@ impl Budget {
             share.units.merge(acquired.map_err(|_late| refusal())?);
         }
         Ok(())
+    }
+
+    /// Acquires units if there are so many, and nobody waits for some.
+    fn acquire_now(&self, units: usize) -> Option<OwnedSemaphorePermit> {
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        Arc::clone(&self.units).try_acquire_many_owned(units).ok()
     }
 
     async fn acquire(&self, units: usize) -> OwnedSemaphorePermit {

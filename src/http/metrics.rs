@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderName, Method, Uri};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, Method, Uri};
 use axum::middleware::Next;
 use axum::response::Response;
 use prometheus_client::collector::Collector;
@@ -17,8 +18,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
+use crate::http::append;
 use crate::http::trace::{self, TraceParent};
 use crate::log::SessionLog;
 use crate::model::{Erasure, Stats};
@@ -35,6 +37,8 @@ pub(super) struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     seconds: Family<CallLabels, Histogram, fn() -> Histogram>,
+    /// Appends that stored something, which have no labels to be made and looked up.
+    appended: (Counter, Histogram),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,10 +67,19 @@ impl Metrics {
             seconds.clone(),
         );
         registry.register_collector(Box::new(OfLog(log)));
+        let call = CallLabels::of(&Method::POST, append::ROUTE);
+        let appended = (
+            requests.get_or_create_owned(&RequestLabels {
+                call: call.clone(),
+                status: OK,
+            }),
+            seconds.get_or_create_owned(&call),
+        );
         Self {
             registry,
             requests,
             seconds,
+            appended,
         }
     }
 
@@ -76,16 +89,28 @@ impl Metrics {
         Ok(out)
     }
 
-    fn note(&self, method: &Method, route: Option<&MatchedPath>, status: u16, took: Duration) {
-        let call = CallLabels {
-            method: label_of(method),
-            route: route.map_or("none", MatchedPath::as_str).to_owned(),
-        };
+    fn note(&self, method: &Method, route: &Route, status: u16, took: Duration) {
         let seconds = took.as_secs_f64();
+        if let (Route::Append, OK) = (route, status) {
+            let (requests, times) = &self.appended;
+            requests.inc();
+            times.observe(seconds);
+            return;
+        }
+        let call = CallLabels::of(method, route.as_str());
         self.seconds.get_or_create(&call).observe(seconds);
         self.requests
             .get_or_create(&RequestLabels { call, status })
             .inc();
+    }
+}
+
+impl CallLabels {
+    fn of(method: &Method, route: &str) -> Self {
+        Self {
+            method: label_of(method),
+            route: route.to_owned(),
+        }
     }
 }
 
@@ -110,21 +135,18 @@ pub(super) async fn observe(
     request: Request,
     next: Next,
 ) -> Response {
-    let trace = TraceParent::of(request.headers());
-    let span = trace::span(&request, trace);
-    let mut line = AccessLogGuard {
-        metrics,
-        trace,
-        began: Instant::now(),
-        method: request.method().clone(),
-        uri: request.uri().clone(),
-        route: request.extensions().get::<MatchedPath>().cloned(),
-        status: CLIENT_LEFT,
-    };
-    let mut response = next.run(request).instrument(span.clone()).await;
-    line.status = response.status().as_u16();
-    span.record("status", line.status);
-    let headers = response.headers_mut();
+    let (parts, body) = request.into_parts();
+    let route = Route::Matched(parts.extensions.get().cloned());
+    let mut observed = Observed::begun(metrics, &parts, route);
+    let request = Request::from_parts(parts, body);
+    let mut response = next.run(request).instrument(observed.span.clone()).await;
+    observed.answered(response.status().as_u16());
+    add_fields(response.headers_mut());
+    response
+}
+
+/// Adds the fields that every answer has.
+pub(super) fn add_fields(headers: &mut HeaderMap) {
     headers
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
@@ -134,25 +156,67 @@ pub(super) async fn observe(
         CROSS_ORIGIN_RESOURCE_POLICY,
         HeaderValue::from_static("same-origin"),
     );
-    response
 }
 
 /// The status of a request whose client left before the answer, or that was cut off when the server
 /// stopped.
 const CLIENT_LEFT: u16 = 499;
 
+const OK: u16 = 200;
+
+/// What a request asks for.
+pub(super) enum Route {
+    /// What the router found.
+    Matched(Option<MatchedPath>),
+    /// An append that takes no router.
+    Append,
+}
+
+impl Route {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Matched(Some(path)) => path.as_str(),
+            Self::Matched(None) => "none",
+            Self::Append => append::ROUTE,
+        }
+    }
+}
+
 /// A request in progress. It is logged when it ends, even if its client left.
-struct AccessLogGuard {
+pub(super) struct Observed {
     metrics: Arc<Metrics>,
     trace: Option<TraceParent>,
     began: Instant,
     method: Method,
     uri: Uri,
-    route: Option<MatchedPath>,
+    route: Route,
     status: u16,
+    /// The span to run the request in.
+    pub span: Span,
 }
 
-impl Drop for AccessLogGuard {
+impl Observed {
+    pub(super) fn begun(metrics: Arc<Metrics>, request: &Parts, route: Route) -> Self {
+        let trace = TraceParent::of(&request.headers);
+        Self {
+            metrics,
+            trace,
+            began: Instant::now(),
+            method: request.method.clone(),
+            uri: request.uri.clone(),
+            status: CLIENT_LEFT,
+            span: trace::span(request, route.as_str(), trace),
+            route,
+        }
+    }
+
+    pub(super) fn answered(&mut self, status: u16) {
+        self.status = status;
+        self.span.record("status", status);
+    }
+}
+
+impl Drop for Observed {
     fn drop(&mut self) {
         let Self {
             metrics,
@@ -162,9 +226,10 @@ impl Drop for AccessLogGuard {
             uri,
             route,
             status,
+            span: _,
         } = self;
         let took = began.elapsed();
-        metrics.note(method, route.as_ref(), *status, took);
+        metrics.note(method, route, *status, took);
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         tracing::info!(
             target: "sessionlog::access",

@@ -61,6 +61,7 @@ mod body;
 mod budget;
 mod conditions;
 mod config;
+mod direct;
 mod drain;
 mod error;
 mod etag;
@@ -78,6 +79,7 @@ mod places;
 mod query;
 mod rate;
 mod removal;
+mod rewound;
 mod sent;
 mod serve;
 mod service;
@@ -116,7 +118,10 @@ use service::Service;
 /// time of a request's head or the number of connections. Its server must do that, as
 /// [`serve`](serve()) does.
 pub fn router(log: SessionLog, config: Config) -> Router {
-    let service = Arc::new(Service::new(log, config));
+    router_of(Arc::new(Service::new(log, config)))
+}
+
+fn router_of(service: Arc<Service>) -> Router {
     let routes = routes(&service).merge(ui()).fallback(error::not_found);
     around(routes, service)
 }

@@ -10,18 +10,22 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown, Watcher};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::http::config::Config;
+use crate::http::direct;
 #[cfg(feature = "tls")]
 use crate::http::handshake::Handshakes;
 use crate::http::pace::Paced;
-use crate::http::router;
+use crate::http::rewound::Rewound;
+use crate::http::router_of;
+use crate::http::service::Service;
 use crate::log::SessionLog;
 
 /// How long to wait after a failed accept. Without descriptors or memory it would fail again at
@@ -61,14 +65,16 @@ pub async fn serve(
     ));
     let (stopper, stall_wait, drain_wait) =
         (config.stopper(), config.stall_wait, config.drain_wait);
+    let service = Arc::new(Service::new(log, config));
     let server = Server {
         http,
-        rate_min: config.answer_rate_min,
         #[cfg(feature = "tls")]
-        tls: Handshakes::of(&config),
-        service: TowerToHyperService::new(router(log, config)),
+        tls: Handshakes::of(&service.config),
+        router: TowerToHyperService::new(router_of(Arc::clone(&service))),
+        service,
     };
     let graceful = GracefulShutdown::new();
+    let ending = watch::Sender::new(());
     let cut_off = watch::Sender::new(());
     let mut until = pin!(until);
     loop {
@@ -82,6 +88,7 @@ pub async fn serve(
         };
         let life = Life {
             watcher: graceful.watcher(),
+            ending: ending.subscribe(),
             cut_off: cut_off.subscribe(),
             _place: place,
         };
@@ -89,6 +96,7 @@ pub async fn serve(
     }
     drop(listener);
     stopper.stop();
+    drop(ending);
     if timeout(drain_wait, graceful.shutdown()).await.is_err() {
         tracing::warn!(
             target: "sessionlog::http",
@@ -110,53 +118,72 @@ async fn place_in(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
 /// What is needed to serve a connection.
 struct Server {
     http: http1::Builder,
-    rate_min: usize,
     #[cfg(feature = "tls")]
     tls: Option<Handshakes>,
-    service: TowerToHyperService<Router>,
+    router: TowerToHyperService<Router>,
+    service: Arc<Service>,
 }
 
 impl Server {
     /// Serves a connection in a task of its own.
     fn serve(&self, socket: TcpStream, life: Life) {
-        let socket = Paced::new(socket, self.rate_min);
+        let socket = Paced::new(socket, self.service.config.answer_rate_min);
+        let calls = Calls {
+            http: self.http.clone(),
+            router: self.router.clone(),
+            service: Arc::clone(&self.service),
+        };
         #[cfg(feature = "tls")]
-        if let Some(tls) = &self.tls {
-            let (tls, http, service) = (tls.clone(), self.http.clone(), self.service.clone());
+        if let Some(tls) = self.tls.clone() {
             tokio::spawn(async move {
                 if let Some(stream) = tls.shaken(socket).await {
-                    let served = http.serve_connection(TokioIo::new(stream), service);
-                    life.of(served).await;
+                    life.of(calls, stream).await;
                 }
             });
             return;
         }
-        let served = self
-            .http
-            .serve_connection(TokioIo::new(socket), self.service.clone());
-        tokio::spawn(life.of(served));
+        tokio::spawn(life.of(calls, socket));
     }
+}
+
+/// What answers the requests of a connection.
+struct Calls {
+    http: http1::Builder,
+    router: TowerToHyperService<Router>,
+    service: Arc<Service>,
 }
 
 /// A connection's place among the others, and how it ends with the server.
 struct Life {
     watcher: Watcher,
+    /// Its sender is gone once the server ends.
+    ending: watch::Receiver<()>,
     cut_off: watch::Receiver<()>,
     _place: OwnedSemaphorePermit,
 }
 
 impl Life {
     /// Serves a connection until either side ends it.
-    async fn of(self, connection: impl GracefulConnection<Error = hyper::Error>) {
+    async fn of(self, calls: Calls, mut socket: impl AsyncRead + AsyncWrite + Unpin + 'static) {
         let Self {
             watcher,
+            mut ending,
             mut cut_off,
             _place,
         } = self;
-        tokio::select! {
-            ended = watcher.watch(connection) => if let Err(error) = ended {
+        let served = async move {
+            let ends = async { while ending.changed().await.is_ok() {} };
+            let Some(read) = direct::serve(&mut socket, &calls.service, ends).await else {
+                return;
+            };
+            let rest = TokioIo::new(Rewound { read, socket });
+            let connection = calls.http.serve_connection(rest, calls.router);
+            if let Err(error) = watcher.watch(connection).await {
                 tracing::debug!(target: "sessionlog::http", %error, "a connection broke off");
-            },
+            }
+        };
+        tokio::select! {
+            () = served => {}
             Ok(()) = cut_off.changed() => {}
         }
     }

@@ -115,15 +115,22 @@ pub(super) async fn check_head(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    check(&head, &service.config)?;
+    Ok(next.run(Request::from_parts(head, body)).await)
+}
+
+/// The check alone.
+pub(super) fn check(head: &Parts, config: &Config) -> Result<(), ApiError> {
     let Config {
         url_bytes_max,
         head_bytes_max,
         ref hosts,
         ref stopper,
         ..
-    } = service.config;
-    let url_bytes = request
-        .uri()
+    } = *config;
+    let url_bytes = head
+        .uri
         .path_and_query()
         .map_or(0, |url| url.as_str().len());
     if url_bytes > url_bytes_max {
@@ -135,8 +142,8 @@ pub(super) async fn check_head(
             url_bytes_max,
         ));
     }
-    let head_bytes = request
-        .headers()
+    let head_bytes = head
+        .headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + 4)
         .sum::<usize>();
@@ -155,7 +162,7 @@ pub(super) async fn check_head(
     }
     if hosts
         .as_ref()
-        .is_some_and(|hosts| !hosts.iter().any(|host| is_for(&request, host)))
+        .is_some_and(|hosts| !hosts.iter().any(|host| is_for(head, host)))
     {
         return Err(ApiError::new(
             StatusCode::MISDIRECTED_REQUEST,
@@ -163,7 +170,7 @@ pub(super) async fn check_head(
             "the request is for a host that is not this one",
         ));
     }
-    check_framing(request.headers())?;
+    check_framing(&head.headers)?;
     if stopper.is_stopping() {
         return Err(ApiError::unavailable(
             "closed",
@@ -171,23 +178,23 @@ pub(super) async fn check_head(
             RETRY_SOON,
         ));
     }
-    Ok(next.run(request).await)
+    Ok(())
 }
 
 /// Whether a request is for this host, with any port. Its one `Host` header must name it, and so
 /// must its target if that names a host.
-fn is_for(request: &Request, host: &str) -> bool {
+fn is_for(request: &Parts, host: &str) -> bool {
     let is_host = |asked: &Authority| {
         asked.host().eq_ignore_ascii_case(host) && !asked.as_str().contains('@')
     };
     let mut named = request
-        .headers()
+        .headers
         .get_all(HOST)
         .iter()
         .map(|named| named.to_str().ok()?.parse::<Authority>().ok());
     let in_header =
         matches!((named.next(), named.next()), (Some(Some(asked)), None) if is_host(&asked));
-    in_header && request.uri().authority().is_none_or(is_host)
+    in_header && request.uri.authority().is_none_or(is_host)
 }
 
 /// Refuses requests that two servers might parse differently: with several hosts, with a user name
@@ -235,9 +242,14 @@ impl<T: std::str::FromStr<Err = crate::model::Error>, S: Send + Sync> FromReques
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|error| ApiError::invalid(error.body_text()))?;
-        check_names_a_path(&text)?;
-        Ok(Self(text.parse::<T>()?))
+        in_path(&text).map(Self)
     }
+}
+
+/// Reads the parameter of a path.
+fn in_path<T: std::str::FromStr<Err = crate::model::Error>>(text: &str) -> Result<T, ApiError> {
+    check_names_a_path(text)?;
+    Ok(text.parse::<T>()?)
 }
 
 /// Refuses the IDs that no path can hold: browsers and clients remove them from a path before they
@@ -256,6 +268,15 @@ pub(super) fn check_names_a_path(text: &str) -> Result<(), ApiError> {
 
 /// The session in a path. One that the caller may not know of does not exist.
 pub(super) struct SessionPath(pub SessionId);
+
+impl SessionPath {
+    /// Reads the parameter of a path, in which nothing was percent-encoded.
+    pub(super) fn of(text: &str, access: &Access) -> Result<Self, ApiError> {
+        let session = in_path(text)?;
+        access.check(&session)?;
+        Ok(Self(session))
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for SessionPath {
     type Rejection = ApiError;

@@ -7,9 +7,9 @@
 
 use std::fmt;
 
-use axum::extract::{MatchedPath, Request};
 use axum::http::HeaderMap;
 use axum::http::header::HeaderName;
+use axum::http::request::Parts;
 use tracing::Span;
 use tracing::field::{Empty, display};
 use ulid::Ulid;
@@ -83,19 +83,15 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-/// Returns the span for a request.
-pub(super) fn span(request: &Request, parent: Option<TraceParent>) -> Span {
-    let route = || {
-        let route = request.extensions().get::<MatchedPath>();
-        route.map_or("none", MatchedPath::as_str)
-    };
+/// Returns the span for a request by this route.
+pub(super) fn span(request: &Parts, route: &str, parent: Option<TraceParent>) -> Span {
     macro_rules! request_span {
         ($span:ident) => {
             tracing::$span!(
                 target: "sessionlog::http",
                 "request",
-                method = %request.method(),
-                route = route(),
+                method = %request.method,
+                route,
                 trace_id = Empty,
                 span_id = Empty,
                 status = Empty,
@@ -110,7 +106,7 @@ pub(super) fn span(request: &Request, parent: Option<TraceParent>) -> Span {
         request_span!(debug_span)
     };
     if !span.is_disabled() {
-        let (trace, id) = identified(&span, parent, request);
+        let (trace, id) = identified(&span, parent, request, route);
         span.record("trace_id", display(format_args_hex(trace)));
         span.record(
             "span_id",
@@ -122,7 +118,12 @@ pub(super) fn span(request: &Request, parent: Option<TraceParent>) -> Span {
 
 /// Returns the trace and the ID of a new span.
 #[cfg(not(feature = "otel"))]
-fn identified(_span: &Span, parent: Option<TraceParent>, _request: &Request) -> (u128, u64) {
+fn identified(
+    _span: &Span,
+    parent: Option<TraceParent>,
+    _request: &Parts,
+    _route: &str,
+) -> (u128, u64) {
     own_ids(parent)
 }
 
@@ -136,19 +137,22 @@ fn own_ids(parent: Option<TraceParent>) -> (u128, u64) {
 
 /// As above, with the IDs under which the span is exported.
 #[cfg(feature = "otel")]
-fn identified(span: &Span, parent: Option<TraceParent>, request: &Request) -> (u128, u64) {
+fn identified(
+    span: &Span,
+    parent: Option<TraceParent>,
+    request: &Parts,
+    route: &str,
+) -> (u128, u64) {
     use opentelemetry::trace::TraceContextExt;
     use tracing_opentelemetry::OpenTelemetrySpanExt;
 
     span.record("otel.kind", "server");
-    let route = request.extensions().get::<MatchedPath>();
-    let route = route.map_or("none", MatchedPath::as_str);
     span.record(
         "otel.name",
-        display(format_args!("{} {route}", request.method())),
+        display(format_args!("{} {route}", request.method)),
     );
     if let Some(parent) = parent {
-        let context = exported::context(parent, request.headers());
+        let context = exported::context(parent, &request.headers);
         // A subscriber that exports nothing has no use for it.
         let _unused = span.set_parent(context);
     }
@@ -246,7 +250,7 @@ mod tests {
 
     #[test]
     fn a_span_that_nobody_wants_is_disabled() {
-        let request = Request::builder().body(axum::body::Body::empty()).unwrap();
-        assert!(span(&request, None).is_disabled());
+        let (request, ()) = axum::http::Request::new(()).into_parts();
+        assert!(span(&request, "none", None).is_disabled());
     }
 }

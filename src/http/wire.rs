@@ -10,7 +10,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 use crate::http::key::Access;
-use crate::model::{Event, Metadata, Seq, SessionInfo, opens_turn, time_text};
+use crate::model::{Ack, Event, Metadata, Seq, SessionInfo, opens_turn, time_text};
 use crate::turn::{JsonText, MessageStatus, Sent, TurnText, lenient};
 
 /// A stored event.
@@ -138,7 +138,15 @@ pub(super) fn compact(json: &str) -> String {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Appended {
     /// The stored events, in the order of the request.
-    pub events: Vec<EventBody>,
+    events: Vec<EventBody>,
+}
+
+impl Appended {
+    pub(super) fn of(ack: &Ack) -> Self {
+        Self {
+            events: ack.events.iter().map(EventBody::from).collect(),
+        }
+    }
 }
 
 /// The range of a page, and whether there is more.
