@@ -4,6 +4,8 @@
 //! numbers, unknown fields and strings with half an emoji come back as sent. The data of other
 //! events is any JSON.
 
+use std::borrow::Cow;
+
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -28,6 +30,22 @@ use crate::turn::{CheckedBlock, CheckedMap, LEVELS_MAX, each_item, lenient};
 pub(super) enum SentEvent<'a> {
     Message(NewMessage<'a>),
     Other(WorkerEvent<'a>),
+}
+
+/// The fields of both kinds of events.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AnyEvent<'a> {
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    metadata: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+    #[serde(default, deserialize_with = "present")]
+    message_id: Option<String>,
 }
 
 /// Parsed first, so that the error for another type names the type and not its fields.
@@ -130,9 +148,36 @@ pub(super) fn add_events(
 
 /// Returns the event that stores what was sent. An error names the field and the reason.
 pub(super) fn new_event(event: &RawValue, access: &Access) -> Result<NewEvent, Refusal> {
+    // Most events are as they should be, and are read once. For any other one, the parts are read
+    // in the order in which an error is the most useful.
+    match serde_json::from_str(event.get()) {
+        Ok(AnyEvent {
+            r#type,
+            content: Some(content),
+            metadata,
+            data: None,
+            message_id: None,
+        }) if r#type == USER_MESSAGE => message(content, metadata),
+        Ok(AnyEvent {
+            r#type,
+            content: None,
+            metadata: None,
+            data: Some(data),
+            message_id,
+        }) if r#type != USER_MESSAGE && access.is_worker() => {
+            worker_event(r#type.into_owned(), data, message_id)
+        }
+        _ => by_type(event, access),
+    }
+}
+
+fn by_type(event: &RawValue, access: &Access) -> Result<NewEvent, Refusal> {
     let Typed { r#type } = parsed(event, "")?;
     if r#type == USER_MESSAGE {
-        return message(event);
+        let NewMessage {
+            content, metadata, ..
+        } = parsed(event, "")?;
+        return message(content, metadata);
     }
     if !access.is_worker() {
         return Err((
@@ -143,6 +188,14 @@ pub(super) fn new_event(event: &RawValue, access: &Access) -> Result<NewEvent, R
     let WorkerEvent {
         data, message_id, ..
     } = parsed(event, "")?;
+    worker_event(r#type, data, message_id)
+}
+
+fn worker_event(
+    r#type: String,
+    data: &RawValue,
+    message_id: Option<String>,
+) -> Result<NewEvent, Refusal> {
     let new = NewEvent::new(r#type, compact(data.get()));
     let Some(id) = message_id else {
         return Ok(new);
@@ -153,10 +206,7 @@ pub(super) fn new_event(event: &RawValue, access: &Access) -> Result<NewEvent, R
     }
 }
 
-fn message(event: &RawValue) -> Result<NewEvent, Refusal> {
-    let NewMessage {
-        content, metadata, ..
-    } = parsed(event, "")?;
+fn message(content: &RawValue, metadata: Option<&RawValue>) -> Result<NewEvent, Refusal> {
     let metadata_json =
         metadata.map_or_else(|| "{}".to_owned(), |metadata| compact(metadata.get()));
     let data = format!(

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use indexmap::IndexMap;
-use serde::Serialize;
+use memchr::memchr2;
+use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
@@ -53,6 +54,12 @@ pub(super) struct EventBody {
 impl From<&Event> for EventBody {
     fn from(event: &Event) -> Self {
         let message_id = event.message_id.map(|id| id.to_string());
+        let opened = message_id
+            .as_deref()
+            .filter(|_id| opens_turn(&event.event_type));
+        if let Some(data) = opened.and_then(|id| of_message(&event.data, id)) {
+            return Self::new(event, message_id, data, None);
+        }
         let (data, data_base64) = match serde_json::from_slice::<&RawValue>(&event.data) {
             Ok(data) => (Cow::Borrowed(data), None),
             Err(_no_data) if event.redacted => (Cow::Owned(RawValue::NULL.to_owned()), None),
@@ -61,10 +68,21 @@ impl From<&Event> for EventBody {
                 Some(BASE64_STANDARD.encode(&event.data)),
             ),
         };
-        let data = match &message_id {
-            Some(id) if opens_turn(&event.event_type) => with_message_id(&data, id),
-            _ => data.into_owned(),
+        let data = match opened {
+            Some(id) => with_message_id(&data, id),
+            None => data.into_owned(),
         };
+        Self::new(event, message_id, data, data_base64)
+    }
+}
+
+impl EventBody {
+    fn new(
+        event: &Event,
+        message_id: Option<String>,
+        data: Box<RawValue>,
+        data_base64: Option<String>,
+    ) -> Self {
         Self {
             id: event.id.to_string(),
             session_id: event.session_id.to_string(),
@@ -77,9 +95,7 @@ impl From<&Event> for EventBody {
             redacted: event.redacted.then_some(true),
         }
     }
-}
 
-impl EventBody {
     pub(super) fn id(&self) -> &str {
         &self.id
     }
@@ -89,6 +105,32 @@ fn repaired(data: &[u8]) -> Box<RawValue> {
     let json =
         lenient::repaired(data).and_then(|repaired| RawValue::from_string(repaired.text).ok());
     json.unwrap_or_else(|| RawValue::NULL.to_owned())
+}
+
+/// What a message is stored as, when it came over HTTP or from a
+/// [`UserMessage`](crate::UserMessage).
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredMessage<'a> {
+    #[serde(borrow)]
+    content: &'a RawValue,
+    #[serde(borrow)]
+    metadata: &'a RawValue,
+    #[serde(skip_deserializing)]
+    message_id: &'a str,
+}
+
+/// Does what [`with_message_id`] does, for data that has these two fields and in this order.
+fn of_message(data: &[u8], id: &str) -> Option<Box<RawValue>> {
+    let stored: StoredMessage<'_> = serde_json::from_slice(data).ok()?;
+    let is_in_order = stored.content.get().as_ptr() < stored.metadata.get().as_ptr();
+    is_in_order.then(|| {
+        to_raw_value(&StoredMessage {
+            message_id: id,
+            ..stored
+        })
+        .expect("JSON and a string have a JSON form")
+    })
 }
 
 /// Puts the message ID after the fields of an object. Other data stays as it is.
@@ -119,19 +161,33 @@ fn with_last(data: &RawValue, id: &str) -> Box<RawValue> {
 /// numbers and strings stays.
 pub(super) fn compact(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
-    let (mut in_string, mut escaped) = (false, false);
-    for char in json.chars() {
-        if in_string {
-            in_string = escaped || char != '"';
-            escaped = !escaped && char == '\\';
-        } else if char.is_ascii_whitespace() {
-            continue;
-        } else {
-            in_string = char == '"';
-        }
-        out.push(char);
+    let mut rest = json;
+    while let Some((between, string)) = rest.find('"').and_then(|at| rest.split_at_checked(at)) {
+        push_without_space(&mut out, between);
+        let (string, behind) = string.split_at(string_bytes(string));
+        out.push_str(string);
+        rest = behind;
     }
+    push_without_space(&mut out, rest);
     out
+}
+
+fn push_without_space(out: &mut String, json: &str) {
+    json.split_ascii_whitespace()
+        .for_each(|part| out.push_str(part));
+}
+
+/// Returns the length of the string that JSON begins with.
+fn string_bytes(json: &str) -> usize {
+    let mut at = 1;
+    loop {
+        let rest = json.as_bytes().get(at..).unwrap_or_default();
+        match memchr2(b'"', b'\\', rest) {
+            Some(ahead) if rest.get(ahead) == Some(&b'"') => return at + ahead + 1,
+            Some(ahead) => at += ahead + 2,
+            None => return json.len(),
+        }
+    }
 }
 
 /// The events that were appended.
