@@ -196,8 +196,6 @@ impl Writer {
                 Ok(None) => {}
                 Err(Stopped) => return Err(Error::Closed.into()),
             }
-            // Sealing takes no order while the next journal file is begun, and does not keep it.
-            self.shared.seal.notify_everything();
             check_on()?;
             self.shared.state.check_poison()?;
             if let Some(refused) = self.shared.refusals.of_sealing() {

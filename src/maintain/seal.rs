@@ -40,20 +40,19 @@ pub(crate) fn run(engine: &Engine) {
         return;
     };
     let sealer = Sealer { engine, writer };
-    let mut retry = None;
-    while let Ok(timing) = writer.shared.seal.wait_for_work(retry) {
-        retry = match sealer.seal_all(timing) {
-            Ok(()) => {
-                engine.refusals.note(Work::Sealing, None);
-                None
-            }
+    let signal = &writer.shared.seal;
+    while let Ok(timing) = signal.wait_for_work() {
+        match sealer.seal_all(timing) {
+            Ok(()) => engine.refusals.note(Work::Sealing, None),
             // A poisoned log seals no more. Any other refusal of the disk is taken as temporary.
             Err(Halt::Failed(refused)) if writer.shared.state.check_poison().is_ok() => {
                 engine.refusals.note(Work::Sealing, Some(&refused));
-                Some(RETRY_AFTER)
+                if signal.pause_before_retry(timing, RETRY_AFTER).is_err() {
+                    return;
+                }
             }
             Err(_for_good) => return,
-        };
+        }
     }
 }
 

@@ -111,6 +111,7 @@ impl Recent {
     /// Returns the oldest full journal files, once they are worth a segment and it is time to seal.
     ///
     /// The file after them must be begun, since the manifest must name a file for the next records.
+    /// While the last file is being begun, that is the one before it.
     pub(crate) fn sealable(&self, timing: Timing) -> Option<Sealable> {
         let Bounds {
             worth_file_bytes,
@@ -120,8 +121,9 @@ impl Recent {
             ..
         } = self.bounds;
         let commits = self.commits.read();
-        let active = commits.files.back().filter(|file| file.begun)?;
-        let full = commits.files.range(..commits.files.len() - 1);
+        let active_at = commits.files.iter().rposition(|file| file.begun)?;
+        let active = commits.files.get(active_at)?;
+        let full = commits.files.range(..active_at);
         let (file_bytes, memory) = full.clone().fold((0, 0), |(disk, memory), file| {
             (disk + file.file_bytes, memory + file.bytes)
         });

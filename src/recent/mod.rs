@@ -560,4 +560,16 @@ pub(crate) mod tests {
         );
         assert_eq!(in_use.last(), Some(&file(3)));
     }
+
+    #[test]
+    fn what_was_full_before_is_sealed_also_while_the_next_file_is_being_begun() {
+        let recent = recent();
+        recent.restore_file(file(1), 4096, 0);
+        recent.restore(vec![record("s", 1)]).unwrap();
+        recent.restore_file(file(2), 4096, 4096);
+        recent.begin_file(file(3), 4096, 8192);
+        let sealable = recent.sealable(Timing::All).expect("the order was lost");
+        let files: Vec<JournalUse> = sealable.files.iter().map(|(file, _)| *file).collect();
+        assert_eq!((files, sealable.end_lsn), (vec![file(1)], 4096));
+    }
 }

@@ -18,6 +18,7 @@ use crate::codec::SessionState;
 use crate::model::Error;
 use crate::recent::tests::{file, recent, record};
 use crate::sync::{Mutex, Tally, scope, spawn};
+use crate::write::SealSignal;
 use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
 /// The total over the scenarios and the kinds of schedules.
@@ -49,12 +50,16 @@ enum Kind {
 fn campaign_schedules() {
     let seed = seed();
     let mut report = Report::new("schedules", seed, SCHEDULES.planned());
-    let scenarios: [(&str, Scenario); 5] = [
+    let scenarios: [(&str, Scenario); 6] = [
         ("appends and a stream", appends_and_a_stream),
         ("a barrier that fails", a_write_that_fails),
         ("async appends", async_appends),
         ("a close among appends", a_close_among_appends),
         ("a session found as it begins", a_session_found_as_it_begins),
+        (
+            "an order to seal as a file begins",
+            an_order_to_seal_as_a_file_begins,
+        ),
     ];
     let mut dice = Dice(seed);
     while !report.is_done() {
@@ -319,6 +324,26 @@ fn a_session_found_as_it_begins(_seed: u64) {
                 entry.is_some() || !head.is_there(),
                 "what is recent is taken for sealed"
             );
+        });
+    });
+}
+
+/// Sealing takes an order once. One that finds nothing to seal is lost.
+fn an_order_to_seal_as_a_file_begins(_seed: u64) {
+    let (recent, signal) = (recent(), SealSignal::default());
+    recent.restore_file(file(1), 4096, 0);
+    recent.restore(vec![record("s", 1)]).expect("a record");
+    recent.restore_file(file(2), 4096, 4096);
+    scope(|threads| {
+        threads.spawn(|| {
+            recent.begin_file(file(3), 4096, 8192);
+            recent.note_begun();
+        });
+        threads.spawn(|| signal.notify_everything());
+        threads.spawn(|| {
+            let timing = signal.wait_for_work().expect("an order");
+            let sealable = recent.sealable(timing).expect("the order was lost");
+            assert!(sealable.end_lsn >= 4096, "a part of it was lost");
         });
     });
 }

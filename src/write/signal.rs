@@ -42,13 +42,17 @@ impl SealSignal {
         waited.unwrap_or_default().is_some()
     }
 
-    /// Waits for work. With `retry`, waits that long and then returns [`Timing::Now`] in any case.
-    pub(crate) fn wait_for_work(&self, retry: Option<Duration>) -> Result<Timing, Stopped> {
-        if let Some(retry) = retry {
-            self.0.pause(retry, |_work| false)?;
-            self.notify_idle();
-        }
+    /// Waits for work, and takes its timing.
+    pub(crate) fn wait_for_work(&self) -> Result<Timing, Stopped> {
         self.0.wait_for(Option::take)
+    }
+
+    /// Waits for `time` after a failure. The work is then done again at once, and all of it that
+    /// had to be done.
+    pub(crate) fn pause_before_retry(&self, failed: Timing, time: Duration) -> Result<(), Stopped> {
+        self.0.pause(time, |_work| false)?;
+        self.post(failed.max(Timing::Now));
+        Ok(())
     }
 
     /// Wakes waiting writers to check for room again.
