@@ -1,6 +1,7 @@
 //! Backup: a copy of the log as of one durable position, while appends go on.
 //!
-//! The journal is sealed first, so the copy consists of segments alone, with an empty journal.
+//! What the journal holds is sealed first, so the copy consists of segments alone, with an empty
+//! journal.
 //! Segments are immutable, and a link to one is as good as a copy.
 //!
 //! Invariants:
@@ -64,7 +65,10 @@ impl Engine {
         disk.sync_dir(&layout.root)?;
         // A crash may have come between the making of the folder and the barrier for its name.
         disk.sync_dir(parent(&layout.root))?;
-        writer.seal_everything::<Error>(|| Ok(()))?;
+        // Even without records, the end of the journal would get a segment of its own.
+        if self.store.recent.has_unsealed() {
+            writer.seal_everything::<Error>(|| Ok(()))?;
+        }
         // Held until the end, so that no segment of it is removed.
         let (set, mut manifest) = self.snapshot(writer)?;
         let mut report = BackupReport::default();

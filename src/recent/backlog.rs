@@ -79,6 +79,13 @@ impl Recent {
             || !self.has_full_file()
     }
 
+    /// Returns whether there are records that no segment is known to hold. Every record that was
+    /// acknowledged before is in a segment if not.
+    pub(crate) fn has_unsealed(&self) -> bool {
+        let commits = self.commits.read();
+        commits.files.iter().any(|file| !file.groups.is_empty())
+    }
+
     /// Returns whether the active file takes so much memory that it should be ended.
     pub(crate) fn active_is_large(&self) -> bool {
         self.commits

@@ -97,3 +97,41 @@ fn a_backup_that_was_not_finished_does_not_open() {
     log.backup(copy.path()).unwrap();
     assert_eq!(feed_all(&SessionLog::open(copy.path()).unwrap()).len(), 1);
 }
+
+#[test]
+fn a_backup_of_an_idle_log_adds_no_segment() {
+    let (dir, copies) = (folder(), folder());
+    let log = open(&dir);
+    append_notes(&log, &session("s"), "n", 3);
+    let copy = copies.path().join("copy");
+    let first = log.backup(&copy).unwrap();
+    let segments = log.stats().segments;
+    assert_eq!(first.segments, segments);
+    let again = log.backup(&copy).unwrap();
+    assert_eq!(
+        (again.segments, again.copied_bytes + again.linked_bytes),
+        (segments, 0)
+    );
+    log.close().unwrap();
+    // As the command does it, which opens the log for the backup alone.
+    let log = open(&dir);
+    let third = log.backup(&copies.path().join("other")).unwrap();
+    assert_eq!((third.segments, log.stats().segments), (segments, segments));
+    let opened = SessionLog::open(&copy).unwrap();
+    assert_eq!(feed_all(&opened), feed_all(&log));
+    append_notes(&log, &session("s"), "more", 1);
+    drop(opened);
+    assert_eq!(log.backup(&copy).unwrap().segments, segments + 1);
+}
+
+#[test]
+fn a_backup_of_an_empty_log_is_an_empty_log() {
+    let (dir, copy) = (folder(), folder());
+    let log = open(&dir);
+    assert_eq!(log.backup(copy.path()).unwrap().segments, 0);
+    let opened = SessionLog::open(copy.path()).unwrap();
+    assert!(opened.stats().recovery.clean && feed_all(&opened).is_empty());
+    append_notes(&opened, &session("s"), "n", 1);
+    opened.close().unwrap();
+    assert_eq!(feed_all(&SessionLog::open(copy.path()).unwrap()).len(), 1);
+}
