@@ -95,7 +95,11 @@ pub(super) struct Health {
     status: &'static str,
 }
 
+const OK: Json<Health> = Json(Health { status: "ok" });
+
 /// Report whether the log is in service
+///
+/// The same as `/readyz`.
 #[utoipa::path(
     get,
     path = "/healthz",
@@ -105,14 +109,59 @@ pub(super) struct Health {
         (status = 200, description = "It is", body = Health),
         (
             status = 503,
-            description = "A write has failed, or it is about to stop",
+            description = "A write has failed, the disk is full, or it is about to stop",
             body = ErrorBody,
         ),
     ),
 )]
 pub(super) async fn healthz(State(service): State<Arc<Service>>) -> Result<Json<Health>, ApiError> {
     service.log.health()?;
-    Ok(Json(Health { status: "ok" }))
+    Ok(OK)
+}
+
+/// Report whether the log takes appends
+///
+/// While it does not, reads may still be answered.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "ready",
+    security(()),
+    responses(
+        (status = 200, description = "It does", body = Health),
+        (
+            status = 503,
+            description = "A write has failed, the disk is full, or it is about to stop",
+            body = ErrorBody,
+        ),
+    ),
+)]
+pub(super) async fn readyz(state: State<Arc<Service>>) -> Result<Json<Health>, ApiError> {
+    healthz(state).await
+}
+
+/// Report whether a restart would not help
+///
+/// A supervisor restarts the server when it does not answer 200. A full disk is no reason.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    operation_id = "live",
+    security(()),
+    responses(
+        (status = 200, description = "It would not: the server answers", body = Health),
+        (
+            status = 503,
+            description = "Nothing but a restart helps: a write has failed, or the folder was moved",
+            body = ErrorBody,
+        ),
+    ),
+)]
+pub(super) async fn livez(State(service): State<Arc<Service>>) -> Result<Json<Health>, ApiError> {
+    match service.log.health() {
+        Err(error) if error.needs_reopening() => Err(error.into()),
+        _ => Ok(OK),
+    }
 }
 
 /// Show metrics

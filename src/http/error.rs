@@ -20,7 +20,7 @@ pub(super) const RETRY_SOON: u32 = 1;
 const RETRY_AFTER_STREAM: u32 = 5;
 
 /// The same for a call that cannot be served until somebody has mended something, such as a full
-/// disk. A supervisor that watches the health check restarts the server in about that time.
+/// disk. A supervisor restarts a server that is not live in about that time.
 const RETRY_AFTER_REPAIR: u32 = 30;
 
 /// The body of every error answer.

@@ -28,7 +28,8 @@
 //! * `GET /v1/sessions/{session_id}` returns one session.
 //! * `GET /v1/events/{event_id}` returns one event.
 //! * `GET /openapi.json` returns the OpenAPI document of these calls.
-//! * `GET /healthz` reports whether the log is in service.
+//! * `GET /readyz` reports whether the log takes appends, and so does `GET /healthz`.
+//! * `GET /livez` reports whether a restart would not help.
 //! * `GET /metrics` returns metrics.
 //! * `GET /` returns a web page for people.
 //!
@@ -157,6 +158,8 @@ fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
     let (guarded, document) = guarded(service).split_for_parts();
     let (open, of_open) = OpenApiRouter::new()
         .routes(routes!(admin::healthz))
+        .routes(routes!(admin::readyz))
+        .routes(routes!(admin::livez))
         .routes(routes!(admin::metrics))
         .split_for_parts();
     let document = admin::document(document.merge_from(of_open));

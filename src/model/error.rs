@@ -18,7 +18,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// [`code`](Error::code) is a stable name for logs and wire formats.
 /// [`is_retryable`](Error::is_retryable) says whether the same call may succeed later without
-/// reopening the log.
+/// reopening the log, and [`needs_reopening`](Error::needs_reopening) whether none will.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -431,6 +431,20 @@ impl Error {
             Error::LookupFailed { source, .. } => may_pass(source),
             _ => false,
         }
+    }
+
+    /// Returns whether the log gives this answer until it is opened again: waiting does not help,
+    /// and mending the cause alone does not either.
+    ///
+    /// A supervisor restarts the process if [`health`](crate::SessionLog::health) returns such an
+    /// error. Of any other, such as a full disk, a restart changes nothing and ends the reads that
+    /// still work.
+    #[must_use]
+    pub fn needs_reopening(&self) -> bool {
+        matches!(
+            self,
+            Error::Poisoned { .. } | Error::Displaced { .. } | Error::Forked { .. } | Error::Closed
+        )
     }
 
     /// The error and what caused it, in one line.

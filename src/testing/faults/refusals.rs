@@ -170,6 +170,7 @@ fn a_lasting_refusal_is_told_over_http_and_asks_for_another_try_when_it_may_be_m
         let (_status, again, body) = get("/healthz");
         let seconds = if told == Told::Stalled { "1" } else { "30" };
         assert_eq!(again.unwrap(), seconds, "{kind:?}: {body}");
+        assert_eq!((get("/readyz").0, get("/livez").0), (503, 200), "{kind:?}");
         let metrics = get("/metrics").2;
         let figure = |name: &str| {
             metrics

@@ -20,6 +20,13 @@ impl Supervisor {
         Self(socket)
     }
 
+    /// Forgets what it was told so far.
+    fn forget(&self) {
+        self.0.set_nonblocking(true).unwrap();
+        while self.0.recv(&mut [0; 4096]).is_ok() {}
+        self.0.set_nonblocking(false).unwrap();
+    }
+
     /// Waits until it is told this.
     fn told(&self, what: &str) -> String {
         loop {
@@ -72,6 +79,36 @@ fn the_watchdog_is_pinged_for_as_long_as_the_log_is_in_service() {
     eventually("no ping comes", || {
         server.log().contains("no ping for the watchdog")
     });
+}
+
+/// A restart makes no room on a disk, and ends the reads that a full one still serves.
+#[test]
+fn the_watchdog_is_pinged_while_the_log_waits_for_the_system() {
+    let place = Place::new();
+    let supervisor = Supervisor::at(&place);
+    let serve = place.with_key();
+    let mut command = Command::new("sh");
+    // No file grows beyond 6 MiB, so the journal gets no second one, of 8 MiB.
+    command
+        .args(["-c", "trap '' XFSZ; ulimit -f 12288; exec \"$@\"", "sh"])
+        .arg(serve.get_program())
+        .args(serve.get_args())
+        .env("SESSIONLOG_API_KEY", KEY)
+        .env("SESSIONLOG_DATA", place.path("data"))
+        .env("SESSIONLOG_LISTEN", "127.0.0.1:0")
+        .env("NOTIFY_SOCKET", place.path("notify"))
+        .env("WATCHDOG_USEC", "100000");
+    let server = Server::start(&mut command);
+    eventually("the log is not ready", || {
+        server.post("s");
+        server.status(KEY, "/healthz") == 503
+    });
+    assert_eq!(server.status(KEY, "/livez"), 200);
+    supervisor.forget();
+    for _ in 0..3 {
+        supervisor.told("WATCHDOG=1");
+    }
+    assert!(!server.log().contains("no ping"), "{}", server.log());
 }
 
 /// A server whose socket a supervisor opened, with the variables of the protocol.

@@ -44,7 +44,9 @@ async fn the_document_is_openapi_3_1_and_names_the_calls_of_the_contract() {
         "DELETE /v1/sessions/{session_id}",
         "DELETE /v1/sessions/{session_id}/events",
         "GET /healthz",
+        "GET /livez",
         "GET /metrics",
+        "GET /readyz",
         "GET /v1/events/{event_id}",
         "GET /v1/feed",
         "GET /v1/messages/{message_id}",
@@ -148,6 +150,8 @@ fn reads(event: &str, message: &str) -> Vec<(&'static str, String)> {
             "/v1/sessions/t/stream".to_owned(),
         ),
         ("/healthz", "/healthz".to_owned()),
+        ("/livez", "/livez".to_owned()),
+        ("/readyz", "/readyz".to_owned()),
         ("/metrics", "/metrics".to_owned()),
     ]
 }

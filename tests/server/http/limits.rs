@@ -103,6 +103,7 @@ async fn a_log_out_of_service_says_when_to_come_again() {
     let answer = read_only.post("s", said("x")).await;
     answer.refused(503, "read_only");
     assert_eq!(retry_after(&answer), 30);
+    read_only.get("/livez").await.ok();
     // A folder that is moved away puts the log out of service until it is opened again.
     let moved = scene.folder().with_extension("moved");
     std::fs::rename(scene.folder(), &moved).unwrap();
@@ -113,11 +114,13 @@ async fn a_log_out_of_service_says_when_to_come_again() {
         codes.push(answer.json()["error"]["code"].clone());
     }
     assert!(codes.contains(&json!("displaced")), "{codes:?}");
-    let health = scene.get("/healthz").await;
-    assert_eq!((health.status.as_u16(), retry_after(&health)), (503, 30));
+    for probe in ["/healthz", "/readyz", "/livez"] {
+        let health = scene.get(probe).await;
+        assert_eq!((health.status.as_u16(), retry_after(&health)), (503, 30));
+    }
     std::fs::rename(&moved, scene.folder()).unwrap();
     let _poisoned = scene.log.close();
-    for path in ["/healthz", "/v1/sessions"] {
+    for path in ["/healthz", "/livez", "/v1/sessions"] {
         let answer = scene.get(path).await;
         answer.refused(503, "closed");
         assert_eq!(retry_after(&answer), 1);

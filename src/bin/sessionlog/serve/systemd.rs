@@ -53,7 +53,7 @@ mod told {
         tell(&[Ready]);
     }
 
-    /// Pings the watchdog, where there is one, for as long as the log is in service.
+    /// Pings the watchdog, where there is one, for as long as a restart would not help.
     pub(in super::super) fn watch(log: SessionLog) {
         let Some(within) = sd_notify::watchdog_enabled() else {
             return;
@@ -63,10 +63,10 @@ mod told {
             loop {
                 due.tick().await;
                 match log.health() {
-                    Ok(()) => tell(&[Watchdog]),
-                    Err(error) => {
+                    Err(error) if error.needs_reopening() => {
                         tracing::error!(%error, "the log is out of service: no ping for the watchdog");
                     }
+                    _ => tell(&[Watchdog]),
                 }
             }
         });
