@@ -81,6 +81,33 @@ fn a_retention_removes_what_is_older() {
 }
 
 /// What `--check` prints, and whether it found nothing wrong.
+/// A folder whose disk is not mounted is missing or empty.
+#[test]
+fn a_log_that_must_exist_is_not_begun_where_there_is_none() {
+    let place = Place::new();
+    let mut by_option = place.with_key();
+    by_option.arg("--must-exist");
+    let mut by_variable = place.with_key();
+    by_variable.env("SESSIONLOG_MUST_EXIST", "true");
+    let refuses = |command: &mut Command, what: &str| {
+        let said = refused(command);
+        assert!(
+            said.contains(what) && said.contains("mount its disk"),
+            "{said}"
+        );
+        let (is_fine, said) = checked(&mut place.with_key().arg("--must-exist"));
+        assert!(!is_fine && said.contains("mount its disk"), "{said}");
+    };
+    refuses(&mut by_option, "there is no folder");
+    assert!(!place.path("data").exists());
+    fs::create_dir(place.path("data")).unwrap();
+    refuses(&mut by_variable, "is empty");
+    assert_eq!(fs::read_dir(place.path("data")).unwrap().count(), 0);
+    drop(Server::start(&mut place.with_key()));
+    let server = Server::start(&mut by_option);
+    assert_eq!(server.post("s"), 200);
+}
+
 fn checked(command: &mut Command) -> (bool, String) {
     let output = command.arg("--check").output().unwrap();
     (output.status.success(), said(&output))

@@ -9,6 +9,9 @@ use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
 use sessionlog::{Options, Retention, http};
 
+use crate::failure::Failure;
+use crate::folder::check_is_log;
+
 /// Serves a session log over HTTP.
 ///
 /// Clients and workers send a key as bearer token. A key is in the environment variable
@@ -29,6 +32,10 @@ pub(crate) struct Args {
         default_value = "data"
     )]
     pub(super) data: PathBuf,
+
+    /// Refuse a folder without a log, as where a disk is not mounted, and begin none in it
+    #[arg(long, env = "SESSIONLOG_MUST_EXIST", value_parser = FalseyValueParser::new())]
+    must_exist: bool,
 
     /// Address to listen on; a socket passed by systemd takes precedence
     #[arg(
@@ -249,6 +256,19 @@ impl Args {
         } else {
             config.hosts(&self.hosts)
         }
+    }
+
+    /// Fails if the log must exist and does not.
+    pub(super) fn check_exists(&self) -> Result<(), Failure> {
+        if !self.must_exist {
+            return Ok(());
+        }
+        check_is_log(&self.data).map_err(|failure| {
+            failure.hint(
+                "mount its disk, or correct --data; to begin a log there, start once without \
+                 --must-exist",
+            )
+        })
     }
 
     /// The options of the log.

@@ -95,6 +95,7 @@ fn address_is_free(
 fn folder(args: &Args) -> Result<String, String> {
     let folder = &args.data;
     let shown = folder.display();
+    args.check_exists().map_err(|failure| failure.to_string())?;
     if folder.exists() {
         check_writable(folder)?;
     }

@@ -77,6 +77,7 @@ async fn serve(args: Args, passed: Option<TcpListener>) -> Result<(), Box<dyn Er
 
 /// Opens the log. `None` when the server is asked to stop meanwhile.
 async fn opened(args: &Args, stop: Stop) -> Result<Option<SessionLog>, Box<dyn Error>> {
+    args.check_exists()?;
     let (options, folder) = (args.options(), args.data.clone());
     let mut opening = tokio::task::spawn_blocking(move || options.open(folder));
     let mut due = interval(TELL_EVERY);
