@@ -61,13 +61,13 @@ pub(super) struct PageParams {
     #[serde(default, deserialize_with = "present")]
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
-    /// Only items after this event or message. Not together with `before`.
+    /// Only items after this event, message or seq. Not together with `before`.
     #[serde(default, deserialize_with = "present")]
-    #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
+    #[param(pattern = "^((evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}|[0-9]+)$")]
     after: Option<String>,
-    /// Only items before this event or message. Not together with `after`.
+    /// Only items before this event, message or seq. Not together with `after`.
     #[serde(default, deserialize_with = "present")]
-    #[param(pattern = "^(evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}$")]
+    #[param(pattern = "^((evt|msg)_[0-7][0-9A-HJKMNP-TV-Z]{25}|[0-9]+)$")]
     before: Option<String>,
     /// `asc` for oldest first, or `desc` for newest first.
     #[serde(default)]
@@ -91,7 +91,7 @@ impl PageParams {
                 "wait goes with order=asc and without before",
             ));
         }
-        let after = self.after.as_deref().map(cursor).transpose()?;
+        let after = self.after.as_deref().map(position).transpose()?;
         Ok(after.map_or(StartAt::Beginning, StartAt::After))
     }
 
@@ -102,8 +102,8 @@ impl PageParams {
                     "after and before are both given, and only one may be",
                 ));
             }
-            (Some(after), None) => PageRequest::new().after(cursor(after)?),
-            (None, Some(before)) => PageRequest::new().before(cursor(before)?),
+            (Some(after), None) => PageRequest::new().after(position(after)?),
+            (None, Some(before)) => PageRequest::new().before(position(before)?),
             (None, None) => PageRequest::new(),
         };
         if let Some(limit) = self.limit {

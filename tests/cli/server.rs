@@ -141,6 +141,9 @@ fn a_server_that_refuses_or_is_not_there_is_a_failure_with_a_hint() {
     let server = Served::new(folder.path());
     let said = run(["sessions", "--url", &server.url]).failed(1);
     assert!(said.contains("SESSIONLOG_API_KEY"), "{said}");
+    // As of the folder, so the server is told where to begin.
+    let said = server.run(&["show", "talk", "--after", "9999"]).failed(1);
+    assert!(said.contains("beyond the tail"), "{said}");
     let said = server.run(&["show", "nobody"]).failed(1);
     assert!(said.contains("no session nobody"), "{said}");
     server

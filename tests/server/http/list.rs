@@ -246,6 +246,34 @@ async fn a_page_that_cannot_be_is_refused() {
 }
 
 #[tokio::test]
+async fn a_page_begins_at_a_seq_as_at_the_event_with_it() {
+    let (scene, all) = filled(9);
+    for (by_seq, by_id) in [
+        ("after=4", format!("after={}", all[3])),
+        ("before=4", format!("before={}", all[3])),
+        (
+            "order=desc&before=4",
+            format!("order=desc&before={}", all[3]),
+        ),
+        ("after=0", "order=asc".to_owned()),
+        ("after=7&wait=1", format!("after={}&wait=1", all[6])),
+    ] {
+        for of in ["events", "messages"] {
+            if of == "messages" && by_seq.contains("wait") {
+                continue;
+            }
+            let page = async |query: &str| {
+                let page = scene.get(&format!("/v1/sessions/s/{of}?{query}"));
+                page.await.ok()
+            };
+            assert_eq!(page(by_seq).await, page(&by_id).await, "{of} {by_seq}");
+        }
+    }
+    let beyond = scene.get("/v1/sessions/s/events?after=10").await;
+    beyond.refused(400, "cursor_beyond_tail");
+}
+
+#[tokio::test]
 async fn data_that_is_no_json_is_said_in_base64() {
     let scene = Scene::new();
     let events = [

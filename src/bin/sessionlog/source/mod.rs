@@ -7,6 +7,7 @@ mod shape;
 mod sse;
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -106,6 +107,15 @@ pub(crate) struct Range {
 pub(crate) enum Position {
     Seq(u64),
     Event(String),
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Position::Seq(seq) => write!(f, "{seq}"),
+            Position::Event(id) => f.write_str(id),
+        }
+    }
 }
 
 impl std::str::FromStr for Position {

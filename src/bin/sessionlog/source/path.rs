@@ -1,7 +1,7 @@
 //! The paths and queries of calls.
 
 use crate::source::folder::page_limit;
-use crate::source::{Direction, Order, Position, Range, SessionList, Standing};
+use crate::source::{Direction, Order, Range, SessionList, Standing};
 
 /// The path of a page of sessions: the first, or the one behind a cursor.
 pub(super) fn of_sessions(list: &SessionList, cursor: Option<&str>) -> String {
@@ -45,20 +45,17 @@ fn end_of(order: Order) -> String {
 }
 
 /// The path of the page of events that goes on behind a cursor, or begins where the range may
-/// begin. A call has one cursor, and knows no seqs.
+/// begin. A call has one cursor.
 pub(super) fn of_events(session: &str, range: &Range, cursor: Option<&str>) -> String {
     let (order, name, of_range) = match range.direction {
         Direction::Forward => ("asc", "after", &range.after),
         Direction::Reverse => ("desc", "before", &range.before),
     };
-    let of_range = match of_range {
-        Some(Position::Event(id)) => Some(id.as_str()),
-        _ => None,
-    };
+    let of_range = of_range.as_ref().map(ToString::to_string);
     let mut query = Query::new(&format!("/v1/sessions/{}/events", encoded(session)));
     query.add("order", order);
     query.add("limit", &page_limit(range.limit).to_string());
-    if let Some(cursor) = cursor.or(of_range) {
+    if let Some(cursor) = cursor.or(of_range.as_deref()) {
         query.add(name, cursor);
     }
     for wanted in &range.types {
