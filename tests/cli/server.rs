@@ -73,6 +73,19 @@ fn info_asks_the_server_for_its_figures() {
         (&info["sessions"], &info["stats"]["events"]),
         (&json!(5), &json!(28))
     );
+    assert_eq!(info["health"], json!("ok"));
+    // No append goes into a folder that was moved, and none goes on when it is back.
+    let moved = folder.path().with_extension("moved");
+    std::fs::rename(folder.path(), &moved).unwrap();
+    let note = "{\"type\":\"note\",\"data\":{}}";
+    finished(&mut server.command(&["append", "s"]), note).failed(1);
+    std::fs::rename(&moved, folder.path()).unwrap();
+    let said = server.run(&["info"]).ok();
+    assert!(said.contains("out of service, poisoned: "), "{said}");
+    assert_eq!(
+        server.run(&["info", "--json"]).json()[0]["health"],
+        json!("poisoned")
+    );
     let mut client = command(["info", "--url", &server.url]);
     client.env("SESSIONLOG_API_KEY", CLIENT_KEY);
     let said = finished(&mut client, "").failed(1);

@@ -143,9 +143,12 @@ impl Found<'_> {
 
 fn of_server(server: &Server, output: &Output) -> Result<()> {
     let (stats, sessions) = (server.stats()?, server.session_count()?);
+    let trouble = server.trouble()?;
     if output.is_json() {
+        let health = trouble.as_ref().map_or("ok", |trouble| &trouble.code);
         let json = json!({
             "url": server.url(),
+            "health": health,
             "sessions": sessions,
             "stats": stats_of(&stats)?,
         });
@@ -153,12 +156,17 @@ fn of_server(server: &Server, output: &Output) -> Result<()> {
     }
     let value = &stats.value;
     show(output, "server", &escaped(server.url()))?;
-    let streams = count(value.streams, "open stream");
-    show(
-        output,
-        "state",
-        &output.styled(GOOD, format!("running, with {streams}")),
-    )?;
+    let state = match trouble {
+        Some(trouble) => {
+            let text = format!("out of service, {}: {}", trouble.code, trouble.message);
+            output.styled(BAD, escaped(&text))
+        }
+        None => {
+            let streams = count(value.streams, "open stream");
+            output.styled(GOOD, format!("running, with {streams}"))
+        }
+    };
+    show(output, "state", &state)?;
     show_log(output, value, sessions)?;
     let space = &value.space;
     let (size, many) = (

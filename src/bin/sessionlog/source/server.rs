@@ -77,6 +77,17 @@ impl Server {
         &self.url
     }
 
+    /// Returns why the log is out of service, as the server says it. `None` if it is in service.
+    pub(crate) fn trouble(&self) -> Result<Option<Failure>> {
+        match self.get("/healthz") {
+            Ok(_in_service) => Ok(None),
+            Err(failure) if ["no_answer", "unknown_answer"].contains(&&*failure.code) => {
+                Err(failure)
+            }
+            Err(failure) => Ok(Some(failure)),
+        }
+    }
+
     fn get(&self, path: &str) -> Result<String> {
         let mut request = self.calls.get(format!("{}{path}", self.url));
         if let Some(key) = &self.key {
