@@ -80,7 +80,6 @@ fn a_retention_removes_what_is_older() {
     });
 }
 
-/// What `--check` prints, and whether it found nothing wrong.
 /// A folder whose disk is not mounted is missing or empty.
 #[test]
 fn a_log_that_must_exist_is_not_begun_where_there_is_none() {
@@ -108,6 +107,7 @@ fn a_log_that_must_exist_is_not_begun_where_there_is_none() {
     assert_eq!(server.post("s"), 200);
 }
 
+/// What `--check` prints, and whether it found nothing wrong.
 fn checked(command: &mut Command) -> (bool, String) {
     let output = command.arg("--check").output().unwrap();
     (output.status.success(), said(&output))
