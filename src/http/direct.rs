@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING, UPGRADE,
@@ -36,6 +36,7 @@ use crate::http::budget::Share;
 use crate::http::error::ApiError;
 use crate::http::metrics::{Observed, Route, add_fields};
 use crate::http::service::{self, Service, SessionPath};
+use crate::model::{WallClock, system_clock};
 
 /// The largest request that is answered here, in bytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -72,7 +73,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         service,
         buffer: BytesMut::new(),
         timer: Timer::after(service.config.head_wait),
-        date: Date::default(),
+        date: Date::new(),
         text: Vec::new(),
         out: Vec::new(),
     };
@@ -389,15 +390,23 @@ impl Timer {
 }
 
 /// The text of the field `Date`, which changes once a second.
-#[derive(Default)]
 struct Date {
+    clock: WallClock,
     second: u64,
     text: String,
 }
 
 impl Date {
+    fn new() -> Self {
+        Self {
+            clock: system_clock(),
+            second: 0,
+            text: String::new(),
+        }
+    }
+
     fn now(&mut self) -> &str {
-        let now = SystemTime::now();
+        let now = (self.clock)();
         let second = now
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());

@@ -22,6 +22,8 @@ pub(crate) use event::EventView;
 pub(crate) use ids::{
     IdClock, Stamp, clock_skew, fresh_store_number, now_ms, time_text, timestamp,
 };
+#[cfg(feature = "http")]
+pub(crate) use ids::{WallClock, system_clock};
 pub(crate) use lifecycle::ForkPoint;
 pub(crate) use options::JOURNAL_FILE_BYTES_CEILING;
 pub(crate) use session::FIRST_SEQ;

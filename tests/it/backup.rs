@@ -115,7 +115,7 @@ fn a_backup_of_an_idle_log_adds_no_segment() {
     log.close().unwrap();
     // As the command does it, which opens the log for the backup alone.
     let log = open(&dir);
-    let third = log.backup(&copies.path().join("other")).unwrap();
+    let third = log.backup(copies.path().join("other")).unwrap();
     assert_eq!((third.segments, log.stats().segments), (segments, segments));
     let opened = SessionLog::open(&copy).unwrap();
     assert_eq!(feed_all(&opened), feed_all(&log));

@@ -156,17 +156,14 @@ fn of_server(server: &Server, output: &Output) -> Result<()> {
     }
     let value = &stats.value;
     show(output, "server", &escaped(server.url()))?;
-    let state = match trouble {
-        Some(trouble) => {
-            let text = format!("out of service, {}: {}", trouble.code, trouble.message);
-            output.styled(BAD, escaped(&text))
-        }
-        None => {
-            let streams = count(value.streams, "open stream");
-            output.styled(GOOD, format!("running, with {streams}"))
-        }
+    let standing = if let Some(trouble) = trouble {
+        let text = format!("out of service, {}: {}", trouble.code, trouble.message);
+        output.styled(BAD, escaped(&text))
+    } else {
+        let streams = count(value.streams, "open stream");
+        output.styled(GOOD, format!("running, with {streams}"))
     };
-    show(output, "state", &state)?;
+    show(output, "state", &standing)?;
     show_log(output, value, sessions)?;
     let space = &value.space;
     let (size, many) = (

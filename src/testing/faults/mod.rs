@@ -163,11 +163,11 @@ fn a_poisoned_log_is_said_to_be_out_of_service_and_is_still_read() {
         runtime.block_on(answer).unwrap().status().as_u16()
     };
     let probes = ["/livez", "/readyz", "/healthz"];
-    let probed = || probes.map(|path| status("GET", path, String::new()));
-    assert_eq!(probed(), [200; 3]);
+    let answers = || probes.map(|path| status("GET", path, String::new()));
+    assert_eq!(answers(), [200; 3]);
     scene.plan.refuse(".journal", 0);
     assert!(scene.append(&log, b"2").is_err());
-    assert_eq!(probed(), [503; 3]);
+    assert_eq!(answers(), [503; 3]);
     let body = format!(
         r#"{{"events":[{{"type":"{}","content":[]}}]}}"#,
         crate::model::USER_MESSAGE
