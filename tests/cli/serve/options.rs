@@ -94,7 +94,7 @@ fn a_log_that_must_exist_is_not_begun_where_there_is_none() {
             said.contains(what) && said.contains("mount its disk"),
             "{said}"
         );
-        let (is_fine, said) = checked(&mut place.with_key().arg("--must-exist"));
+        let (is_fine, said) = checked(place.with_key().arg("--must-exist"));
         assert!(!is_fine && said.contains("mount its disk"), "{said}");
     };
     refuses(&mut by_option, "there is no folder");

@@ -263,8 +263,8 @@ async fn a_page_begins_at_a_seq_as_at_the_event_with_it() {
                 continue;
             }
             let page = async |query: &str| {
-                let page = scene.get(&format!("/v1/sessions/s/{of}?{query}"));
-                page.await.ok()
+                let path = format!("/v1/sessions/s/{of}?{query}");
+                scene.get(&path).await.ok()
             };
             assert_eq!(page(by_seq).await, page(&by_id).await, "{of} {by_seq}");
         }
