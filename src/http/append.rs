@@ -27,9 +27,6 @@ use crate::http::wire::Appended;
 use crate::log::SessionLog;
 use crate::model::{Ack, Batch, Expected, SessionId};
 
-/// The path of the call, as the router knows it.
-pub(super) const ROUTE: &str = "/v1/sessions/{session_id}/events";
-
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Append events to a session

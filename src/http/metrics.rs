@@ -20,7 +20,6 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tracing::{Instrument, Span};
 
-use crate::http::append;
 use crate::http::trace::{self, TraceParent};
 use crate::log::SessionLog;
 use crate::model::{Erasure, Stats};
@@ -29,6 +28,9 @@ use crate::model::{Erasure, Stats};
 const SECONDS: [f64; 12] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0,
 ];
+
+/// The route of appends, which are not all matched by the router.
+const APPEND: &str = "/v1/sessions/{session_id}/events";
 
 const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
     HeaderName::from_static("cross-origin-resource-policy");
@@ -67,7 +69,7 @@ impl Metrics {
             seconds.clone(),
         );
         registry.register_collector(Box::new(OfLog(log)));
-        let call = CallLabels::of(&Method::POST, append::ROUTE);
+        let call = CallLabels::of(&Method::POST, APPEND);
         let appended = (
             requests.get_or_create_owned(&RequestLabels {
                 call: call.clone(),
@@ -177,7 +179,7 @@ impl Route {
         match self {
             Self::Matched(Some(path)) => path.as_str(),
             Self::Matched(None) => "none",
-            Self::Append => append::ROUTE,
+            Self::Append => APPEND,
         }
     }
 }
