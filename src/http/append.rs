@@ -9,7 +9,6 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::block_in_place;
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
@@ -142,22 +141,16 @@ pub(super) async fn append_whole(
         .share(body.len().saturating_mul(BODY_COPIES))
         .await?;
     let batch = parsed::<Append<'_>>(body)?.added_to(batch, access)?;
-    let log = &service.log;
+    let (log, caller) = (&service.log, service.callers.enter());
     let ack = match &*places {
-        // A lone caller writes on its own thread: two changes of threads are a tenth of the time
-        // until its answer. The runtime goes on with other tasks on another thread.
-        [place] if log.has_lone_caller() && may_block() => {
+        // Two changes of threads are a tenth of the time until the answer.
+        [place] if caller.may_block() => {
             block_in_place(|| log.append(session, batch.expected(place.clone())))?
         }
         _ => stored(log, session, places, batch).await?,
     };
     serde_json::to_writer(out, &Appended::of(&ack)).expect("the shape has a JSON form");
     Ok((field(&ack), share))
-}
-
-/// Whether the runtime has other threads for its tasks while one blocks.
-fn may_block() -> bool {
-    Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread
 }
 
 /// Appends a batch at one of `places`.

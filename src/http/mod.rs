@@ -60,6 +60,7 @@ mod append;
 mod auth;
 mod body;
 mod budget;
+mod callers;
 mod conditions;
 mod config;
 mod direct;

@@ -12,6 +12,7 @@ use axum::response::Response;
 use tracing::Span;
 
 use crate::http::budget::{Budget, Share};
+use crate::http::callers::Callers;
 use crate::http::config::Config;
 use crate::http::error::{ApiError, RETRY_SOON};
 use crate::http::key::Access;
@@ -28,6 +29,8 @@ pub(super) struct Service {
     pub config: Config,
     pub metrics: Arc<Metrics>,
     pub budget: Budget,
+    /// Of appends that are there as a whole.
+    pub callers: Callers,
     streams: Places,
 }
 
@@ -40,6 +43,7 @@ impl Service {
             log,
             config,
             budget,
+            callers: Callers::default(),
             streams,
         }
     }

@@ -209,13 +209,6 @@ impl SessionLog {
         }
     }
 
-    /// Whether appends come one after the other, and none is under way.
-    #[cfg(feature = "http")]
-    pub(crate) fn has_lone_caller(&self) -> bool {
-        let writer = self.handle.engine.writer();
-        writer.is_ok_and(|writer| writer.commit.has_lone_caller())
-    }
-
     /// Reads a page of a session's durable events.
     ///
     /// ```

@@ -141,13 +141,6 @@ impl Commit {
         }
     }
 
-    /// Whether no group is open or under way, and the last one had a single member.
-    #[cfg(feature = "http")]
-    pub(crate) fn has_lone_caller(&self) -> bool {
-        let section = self.section.lock();
-        section.was_lone && !section.is_led() && section.open.members.is_empty()
-    }
-
     fn no_room(&self) -> Error {
         self.shared.refusals.of_waiting(self.stall_wait)
     }
@@ -285,7 +278,6 @@ impl Commit {
     /// Meanwhile the next group fills.
     fn lead_group(&self, section: &mut MutexGuard<'_, Section>) {
         let mut group = section.take_open();
-        section.was_lone = group.members.len() == 1;
         self.lead(section, &mut group, |lead, group| {
             self.commit(lead, group);
             group.buffer.clear();

@@ -36,8 +36,6 @@ pub(crate) struct Section {
     pub placing: bool,
     /// The number of groups that have a place and are not answered.
     pub in_flight: usize,
-    /// Whether the last group that was taken had a single member.
-    pub was_lone: bool,
     /// When the last group was committed. `None` once a witness is written after it.
     pub unwitnessed: Option<Instant>,
     pub closing: bool,
@@ -79,7 +77,6 @@ impl Section {
             room_waiters: Vec::new(),
             placing: false,
             in_flight: 0,
-            was_lone: false,
             unwitnessed: None,
             closing: false,
         }
