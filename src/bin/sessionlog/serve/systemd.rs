@@ -11,6 +11,7 @@ pub(super) use untold::{opening, ready, stopping, watch};
 
 #[cfg(unix)]
 mod told {
+    use std::thread;
     use std::time::Duration;
 
     use sd_notify::NotifyState::{
@@ -53,21 +54,22 @@ mod told {
         tell(&[Ready]);
     }
 
-    /// Pings the watchdog, where there is one, for as long as a restart would not help.
+    /// Pings the watchdog, where there is one, for as long as a restart would not help. It has a
+    /// thread of its own, since a ping waits for a supervisor that takes none.
     pub(in super::super) fn watch(log: SessionLog) {
         let Some(within) = sd_notify::watchdog_enabled() else {
             return;
         };
-        tokio::spawn(async move {
-            let mut due = tokio::time::interval((within / 2).max(Duration::from_millis(1)));
+        let pause = (within / 2).max(Duration::from_millis(1));
+        thread::spawn(move || {
             loop {
-                due.tick().await;
                 match log.health() {
                     Err(error) if error.needs_reopening() => {
                         tracing::error!(%error, "the log is out of service: no ping for the watchdog");
                     }
                     _ => tell(&[Watchdog]),
                 }
+                thread::sleep(pause);
             }
         });
     }
