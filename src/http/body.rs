@@ -1,7 +1,5 @@
 //! The JSON bodies of requests, within the limits of size and time.
 
-use std::time::Duration;
-
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -59,7 +57,7 @@ impl JsonBody {
             check_json(headers)?;
         }
         let mut read = Self::received(headers, body, service).await?;
-        if read.text.is_empty() {
+        if read.text.is_empty() || read.text == BYTE_ORDER_MARK {
             read.text = Bytes::from_static(b"{}");
         }
         Ok(read)
@@ -191,14 +189,11 @@ async fn received(
     };
     timeout(body_wait, receive)
         .await
-        .unwrap_or_else(|_elapsed| Err(late(body_wait)))
-}
-
-/// The error for a body that takes longer than `wait`.
-pub(super) fn late(wait: Duration) -> ApiError {
-    ApiError::new(
-        StatusCode::REQUEST_TIMEOUT,
-        "body_timeout",
-        format!("the body took longer than {wait:?}"),
-    )
+        .unwrap_or_else(|_elapsed| {
+            Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_timeout",
+                format!("the body took longer than {body_wait:?}"),
+            ))
+        })
 }

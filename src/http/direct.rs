@@ -31,7 +31,6 @@ use tracing::Instrument;
 
 use crate::http::append::append_whole;
 use crate::http::auth;
-use crate::http::body;
 use crate::http::budget::Share;
 use crate::http::error::ApiError;
 use crate::http::metrics::{Observed, Route, add_fields};
@@ -46,6 +45,12 @@ const FIELDS_MAX: usize = 32;
 
 /// The least room in the buffer for a read, in bytes.
 const READ_BYTES: usize = 4 * 1024;
+
+/// The most memory for a text that a connection keeps until its next answer, in bytes.
+const KEPT_BYTES_MAX: usize = 4 * 1024;
+
+/// How long a body may follow its head. The router decides on a slower one, which may lack a key.
+const BODY_WAIT: Duration = Duration::from_secs(1);
 
 /// The lines of an answer to an append that are always the same.
 static HEAD: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -68,15 +73,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     service: &Arc<Service>,
     ends: impl Future<Output = ()>,
 ) -> Option<BytesMut> {
-    let mut connection = Connection {
-        socket,
-        service,
-        buffer: BytesMut::new(),
-        timer: Timer::after(service.config.head_wait),
-        date: Date::new(),
-        text: Vec::new(),
-        out: Vec::new(),
-    };
+    let mut connection = Connection::new(socket, service);
     let mut ends = pin!(ends);
     loop {
         let next = tokio::select! {
@@ -87,12 +84,6 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         let answered = match next {
             Next::Plain(request) => connection.answer(&request).await,
             Next::Other => return Some(connection.buffer),
-            Next::Late => {
-                let late = body::late(service.config.body_wait).into_response();
-                // What comes next is the rest of the body, and no request.
-                let _at_best = connection.refuse(late).await;
-                return None;
-            }
             Next::Nothing => return None,
         };
         if answered.is_err() {
@@ -104,10 +95,8 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 /// What comes next on a connection.
 enum Next {
     Plain(Box<Plain>),
-    /// A request in another form, or bytes that are none.
+    /// A request in another form or with a slow body, or bytes that are none.
     Other,
-    /// A request whose body took too long.
-    Late,
     /// Its end, or no request in time.
     Nothing,
 }
@@ -133,17 +122,30 @@ struct Connection<'a, S> {
     out: Vec<u8>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
+impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
+    fn new(socket: &'a mut S, service: &'a Arc<Service>) -> Self {
+        Self {
+            socket,
+            service,
+            buffer: BytesMut::new(),
+            timer: Timer::after(service.config.head_wait),
+            date: Date::new(),
+            text: Vec::new(),
+            out: Vec::new(),
+        }
+    }
+
     /// Reads until there is a request. The buffer has every byte of it, also if the call is
     /// dropped.
     async fn next(&mut self) -> Next {
         let config = &self.service.config;
         self.timer.restart(config.head_wait);
+        let mut seen = 0;
         let request = loop {
-            match parsed(&self.buffer, config.body_bytes_max) {
+            match parsed(&self.buffer, seen, config.body_bytes_max) {
                 Parsed::Plain(request) => break request,
                 Parsed::Other => return Next::Other,
-                Parsed::Partial => {}
+                Parsed::Partial => seen = self.buffer.len(),
             }
             match self.read().await {
                 Read::More => {}
@@ -152,13 +154,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             }
         };
         if self.buffer.len() < request.body.end {
-            self.timer.restart(config.body_wait);
+            self.timer.restart(BODY_WAIT);
         }
         while self.buffer.len() < request.body.end {
             match self.read().await {
                 Read::More => {}
-                Read::Ended => return Next::Other,
-                Read::Late => return Next::Late,
+                Read::Ended | Read::Late => return Next::Other,
             }
         }
         Next::Plain(request)
@@ -229,7 +230,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
 
     async fn send(&mut self) -> io::Result<()> {
         self.socket.write_all(&self.out).await?;
-        self.socket.flush().await
+        self.socket.flush().await?;
+        // A connection may stay open for long.
+        for text in [&mut self.text, &mut self.out] {
+            text.clear();
+            text.shrink_to(KEPT_BYTES_MAX);
+        }
+        if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BYTES_MAX {
+            self.buffer = BytesMut::new();
+        }
+        Ok(())
     }
 }
 
@@ -274,8 +284,11 @@ enum Parsed {
     Other,
 }
 
-fn parsed(buffer: &[u8], body_bytes_max: usize) -> Parsed {
-    if buffer.is_empty() {
+/// Parses the request at the start of `buffer`, whose first `seen` bytes were partial before.
+fn parsed(buffer: &[u8], seen: usize, body_bytes_max: usize) -> Parsed {
+    // A head that comes byte by byte is not parsed with each.
+    let is_same = seen > 0 && !ends_head(buffer, seen) && buffer.len() < REQUEST_BYTES_MAX;
+    if buffer.is_empty() || is_same {
         return Parsed::Partial;
     }
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
@@ -286,6 +299,13 @@ fn parsed(buffer: &[u8], body_bytes_max: usize) -> Parsed {
         Ok(Status::Partial) if buffer.len() < REQUEST_BYTES_MAX => Parsed::Partial,
         Ok(Status::Partial) | Err(_) => Parsed::Other,
     }
+}
+
+/// Whether one of the bytes behind `seen` may end a head: it ends an empty line.
+fn ends_head(buffer: &[u8], seen: usize) -> bool {
+    let new = buffer.get(seen.saturating_sub(2)..).unwrap_or_default();
+    let ends = |end: &[u8]| new.windows(end.len()).any(|bytes| bytes == end);
+    ends(b"\n\r\n") || ends(b"\n\n")
 }
 
 /// Returns the request whose head has this length, if it is an append in the plain form.
@@ -306,7 +326,8 @@ fn plain(
     }
     let headers = headers(request.headers)?;
     let body_bytes = content_length(&headers)?;
-    if body_bytes > body_bytes_max || length + body_bytes > REQUEST_BYTES_MAX {
+    let room = REQUEST_BYTES_MAX.checked_sub(length)?;
+    if body_bytes > body_bytes_max.min(room) {
         return None;
     }
     let (mut head, ()) = Request::new(()).into_parts();
@@ -415,5 +436,290 @@ impl Date {
             self.text = HttpDate::from(now).to_string();
         }
         &self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::future::pending;
+    use std::task::{Context, Poll};
+
+    use tokio::io::ReadBuf;
+
+    use super::*;
+    use crate::http::config::Config;
+    use crate::log::SessionLog;
+
+    const WAIT: Duration = Duration::from_secs(7);
+
+    /// A client whose bytes come in these pieces, each after a moment.
+    #[derive(Default)]
+    struct Client {
+        pieces: VecDeque<Vec<u8>>,
+        /// Whether the next piece is there.
+        is_there: bool,
+        /// Whether it sends no end behind them.
+        stays: bool,
+        answers: Vec<u8>,
+    }
+
+    impl Client {
+        fn of<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Self {
+            Self {
+                pieces: pieces.into_iter().map(<[u8]>::to_vec).collect(),
+                ..Self::default()
+            }
+        }
+
+        fn answers(&self) -> usize {
+            let answers = String::from_utf8_lossy(&self.answers);
+            let ok = answers.matches("HTTP/1.1 200 OK\r\n").count();
+            assert_eq!(ok, answers.matches("HTTP/1.1").count(), "{answers}");
+            ok
+        }
+    }
+
+    impl AsyncRead for Client {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            if self.pieces.is_empty() && self.stays {
+                return Poll::Pending;
+            }
+            self.is_there = !self.is_there;
+            if self.is_there {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if let Some(piece) = self.pieces.pop_front() {
+                let (now, later) = piece.split_at(piece.len().min(buf.remaining()));
+                buf.put_slice(now);
+                if !later.is_empty() {
+                    self.pieces.push_front(later.to_vec());
+                }
+            }
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Client {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.answers.extend_from_slice(bytes);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    struct Scene {
+        service: Arc<Service>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Scene {
+        fn new(config: Config) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let log = SessionLog::open(folder.path()).unwrap();
+            Self {
+                service: Arc::new(Service::new(log, config)),
+                _folder: folder,
+            }
+        }
+
+        fn events(&self) -> u64 {
+            self.service.log.stats().events
+        }
+
+        /// Serves the client until `ends`. Returns how many requests were answered, and what the
+        /// router gets: what was read, and what was not.
+        async fn serve(
+            &self,
+            client: &mut Client,
+            ends: impl Future<Output = ()>,
+        ) -> (usize, Option<Vec<u8>>) {
+            let rest = serve(client, &self.service, ends).await;
+            let unread = || client.pieces.iter().flatten().copied();
+            let rest = rest.map(|read| read.into_iter().chain(unread()).collect());
+            (client.answers(), rest)
+        }
+    }
+
+    fn append() -> Vec<u8> {
+        let body = r#"{"events":[{"type":"user.message","content":[]}]}"#;
+        format!(
+            "POST /v1/sessions/s/events HTTP/1.1\r\nHost: x\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    }
+
+    const OTHER: &[u8] = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_request_in_two_pieces_or_byte_by_byte_is_answered_once() {
+        let (scene, request) = (Scene::new(Config::open()), append());
+        let whole = [b"\r\n".to_vec(), request.clone(), request].concat();
+        let mut stored = 0;
+        let mut check = async |mut client: Client| {
+            let served = scene.serve(&mut client, pending()).await;
+            stored += 2;
+            assert_eq!((served, scene.events()), ((2, None), stored));
+        };
+        for cut in 1..whole.len() {
+            check(Client::of(<[_; 2]>::from(whole.split_at(cut)))).await;
+        }
+        check(Client::of(whole.chunks(1))).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_no_plain_append_is_passed_on_with_every_byte_however_it_comes() {
+        let (scene, request) = (Scene::new(Config::open()), append());
+        let whole = [&*request, OTHER, &*request].concat();
+        for cut in 1..whole.len() {
+            let mut client = Client::of(<[_; 2]>::from(whole.split_at(cut)));
+            let (answered, rest) = scene.serve(&mut client, pending()).await;
+            assert_eq!(answered, 1, "{cut}");
+            assert_eq!(rest.as_deref(), whole.get(request.len()..), "{cut}");
+        }
+        let mut client = Client::of(whole.chunks(1));
+        let (answered, rest) = scene.serve(&mut client, pending()).await;
+        assert_eq!((answered, rest.as_deref()), (1, whole.get(request.len()..)));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_ends_too_early_is_passed_on_and_stores_nothing() {
+        let (scene, request) = (Scene::new(Config::open()), append());
+        for end in 1..request.len() {
+            let sent = request.get(..end).unwrap();
+            let mut client = Client::of([sent]);
+            let served = scene.serve(&mut client, pending()).await;
+            assert_eq!(served, (0, Some(sent.to_vec())));
+        }
+        let served = scene.serve(&mut Client::default(), pending()).await;
+        assert_eq!((served, scene.events()), ((0, None), 0));
+    }
+
+    /// The end comes at each point at which the connection waits.
+    #[tokio::test]
+    async fn at_the_end_each_request_is_either_answered_or_passed_on() {
+        let (scene, request) = (Scene::new(Config::open()), append());
+        let whole = [&*request, &*request].concat();
+        let mut stored = 0;
+        for polls in 0.. {
+            let mut left: usize = polls;
+            let ends = std::future::poll_fn(|_context| {
+                let is_over = left == 0;
+                left = left.saturating_sub(1);
+                if is_over {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
+            });
+            let mut client = Client::of(whole.chunks(3));
+            let (answered, rest) = scene.serve(&mut client, ends).await;
+            stored += answered as u64;
+            assert_eq!(scene.events(), stored, "{polls}");
+            let Some(rest) = rest else {
+                assert_eq!(answered, 2);
+                assert!(polls > whole.len() / 3, "it never ended before");
+                break;
+            };
+            let unanswered = whole.get(answered * request.len()..);
+            assert_eq!(Some(&*rest), unanswered, "{polls}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_is_waited_for_and_a_body_is_passed_on_when_it_is_slow() {
+        let scene = Scene::new(Config::open().head_wait(WAIT).body_wait(Duration::MAX));
+        let request = append();
+        let body = request.iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
+        let cut = |end: usize| request.get(..end).unwrap_or_default();
+        let slow = request.len() - 1;
+        for (end, waited, is_passed_on) in [
+            (0, WAIT, false),
+            (1, WAIT, false),
+            (body - 1, WAIT, false),
+            (body, BODY_WAIT, true),
+            (slow, BODY_WAIT, true),
+        ] {
+            let sent = Some(cut(end)).filter(|sent| !sent.is_empty());
+            let mut client = Client::of(sent);
+            client.stays = true;
+            let began = Instant::now();
+            let (answered, rest) = scene.serve(&mut client, pending()).await;
+            let passed_on = is_passed_on.then_some(cut(end));
+            assert_eq!((answered, rest.as_deref()), (0, passed_on), "{end}");
+            // A timer goes off at a whole millisecond.
+            assert_eq!(began.elapsed().as_secs(), waited.as_secs(), "{end}");
+        }
+    }
+
+    /// With no limit of a body's length there is still one of what is answered here.
+    #[test]
+    fn a_length_that_no_request_can_have_is_passed_on() {
+        for (length, is_plain) in [
+            ("0", true),
+            ("16", true),
+            ("16000", true),
+            ("16384", false),
+            ("18446744073709551615", false),
+            ("18446744073709551616", false),
+            ("+1", false),
+            ("-1", false),
+            ("1 1", false),
+            ("1, 1", false),
+            ("0x1", false),
+            ("", false),
+        ] {
+            let head =
+                format!("POST /v1/sessions/s/events HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+            let parsed = parsed(head.as_bytes(), 0, usize::MAX);
+            assert_eq!(matches!(parsed, Parsed::Plain(_)), is_plain, "{length:?}");
+            assert!(!matches!(parsed, Parsed::Partial), "{length:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_waits_keeps_little_memory() {
+        let scene = Scene::new(Config::open());
+        let events = [r#"{"type":"user.message","content":[]}"#; 400].join(",");
+        let body = format!(r#"{{"events":[{events}]}}"#);
+        let large = format!(
+            "POST /v1/sessions/s/events HTTP/1.1\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut client = Client::of([large.as_bytes()]);
+        let mut connection = Connection::new(&mut client, &scene.service);
+        let Next::Plain(request) = connection.next().await else {
+            panic!("it is plain");
+        };
+        connection.answer(&request).await.unwrap();
+        let kept = [
+            connection.buffer.capacity(),
+            connection.text.capacity(),
+            connection.out.capacity(),
+        ];
+        assert!(
+            kept.iter().all(|bytes| *bytes <= KEPT_BYTES_MAX),
+            "{kept:?}"
+        );
+        assert!(client.answers.len() > 10 * KEPT_BYTES_MAX);
     }
 }

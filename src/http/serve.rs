@@ -1,10 +1,11 @@
 //! A server around the router. It keeps the limits that only a server can keep: on the time of a
 //! request's head, on connections, and on clients that take no data.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
@@ -94,9 +95,9 @@ pub async fn serve(
         };
         server.serve(socket, life);
     }
-    drop(listener);
     stopper.stop();
     drop(ending);
+    drop(listener);
     if timeout(drain_wait, graceful.shutdown()).await.is_err() {
         tracing::warn!(
             target: "sessionlog::http",
@@ -174,11 +175,20 @@ impl Life {
         let served = async move {
             let ends = async { while ending.changed().await.is_ok() {} };
             let Some(read) = direct::serve(&mut socket, &calls.service, ends).await else {
+                // Over TLS the client learns that nothing was cut off.
+                let _at_best = socket.shutdown().await;
                 return;
             };
             let rest = TokioIo::new(Rewound { read, socket });
-            let connection = calls.http.serve_connection(rest, calls.router);
-            if let Err(error) = watcher.watch(connection).await {
+            let mut connection = calls.http.serve_connection(rest, calls.router);
+            // A connection that ends before it has read anything forgets what is there to be read.
+            let begun =
+                poll_fn(|context| Poll::Ready(Pin::new(&mut connection).poll(context))).await;
+            let served = match begun {
+                Poll::Ready(served) => served,
+                Poll::Pending => watcher.watch(connection).await,
+            };
+            if let Err(error) = served {
                 tracing::debug!(target: "sessionlog::http", %error, "a connection broke off");
             }
         };

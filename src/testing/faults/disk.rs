@@ -48,6 +48,8 @@ pub(super) struct Plan {
     /// Writes to the journal under way, and their maximum.
     pub under_way: AtomicU64,
     pub under_way_max: AtomicU64,
+    /// The name of the thread that began the last of them.
+    pub writer: Mutex<Option<String>>,
     /// The next write to the journal panics.
     pub panics: AtomicBool,
     /// The next write to the journal waits until this is false.
@@ -114,6 +116,7 @@ impl Plan {
     fn pass_through<T>(&self, begin: impl FnOnce(), write: impl FnOnce() -> T) -> T {
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.under_way_max.fetch_max(now, Ordering::SeqCst);
+        *self.writer.lock() = std::thread::current().name().map(str::to_owned);
         if now == 1 {
             let mut held = self.held.lock();
             if self.halfway.swap(false, Ordering::SeqCst) {

@@ -2,6 +2,8 @@
 //! afterwards.
 
 mod beside;
+#[cfg(all(feature = "http", not(shuttle)))]
+mod connections;
 mod disk;
 mod manifest;
 mod reads;
