@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sessionlog::http::Config;
 use sessionlog::{NewEvent, Options, SessionLog};
 
-use crate::support::{KEY, Scene, post, request, said};
+use crate::support::{KEY, Scene, WORKER_KEY, post, request, said};
 
 /// A batch whose second event has a block without a type.
 const ONE_BAD: &str = concat!(
@@ -256,6 +256,14 @@ async fn a_body_may_begin_with_a_byte_order_mark() {
         .post("s", format!("\u{feff}\u{feff}{}", said("x")))
         .await
         .refused(400, "invalid");
+    // A body that may be left out is as good as left out.
+    for body in ["", "\u{feff}"] {
+        let mut fork = request(Method::POST, "/v1/sessions/s/fork", body);
+        let bearer = format!("Bearer {WORKER_KEY}").parse().unwrap();
+        fork.headers_mut().insert("authorization", bearer);
+        let made = scene.call(fork).await;
+        assert_eq!(made.status, 201, "{}", made.json());
+    }
 }
 
 #[tokio::test]

@@ -11,9 +11,12 @@
 
 mod append;
 mod arbitrary;
+mod connection;
+mod direct;
 mod document;
 mod feed;
 mod figures;
+mod here;
 mod hostile;
 mod keys;
 mod lifecycle;

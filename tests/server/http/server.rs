@@ -5,14 +5,15 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, mpsc};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use sessionlog::http::{self, Config, Key, Scope};
+use sessionlog::http::{Config, Key, Scope};
 use sessionlog::{Batch, NewEvent, SessionLog};
 
+use crate::here::Here;
 use crate::process::{Server, agent, command, eventually, free_address, post};
 use crate::support::KEY;
 
@@ -221,72 +222,6 @@ fn open_stream(url: &str, session: &str) -> impl Read + use<> {
         .get(format!("{url}/v1/sessions/{session}/stream"))
         .header("authorization", format!("Bearer {KEY}"));
     request.call().unwrap().into_body().into_reader()
-}
-
-/// A server in this process, and the signal that stops it.
-pub(crate) struct Here {
-    pub(crate) log: SessionLog,
-    address: std::net::SocketAddr,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    stopped: Mutex<mpsc::Receiver<()>>,
-    leave: Option<mpsc::Sender<()>>,
-    thread: Option<thread::JoinHandle<()>>,
-    _folder: tempfile::TempDir,
-}
-
-impl Here {
-    pub(crate) fn serve(config: Config) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let log = SessionLog::open(folder.path()).unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (bound, address) = mpsc::channel();
-        let (over, is_over) = mpsc::channel();
-        let (leave, left) = mpsc::channel::<()>();
-        let served = log.clone();
-        let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-                bound.send(listener.local_addr().unwrap()).unwrap();
-                http::serve(listener, served, config, async { drop(stopped.await) })
-                    .await
-                    .unwrap();
-                over.send(()).unwrap();
-                // The runtime keeps running, as that of an application does.
-                let _left = left.recv();
-            });
-        });
-        let (address, stop, leave) = (address.recv().unwrap(), Some(stop), Some(leave));
-        Self {
-            log,
-            address,
-            stop,
-            stopped: Mutex::new(is_over),
-            leave,
-            thread: Some(thread),
-            _folder: folder,
-        }
-    }
-
-    pub(crate) fn stop(&mut self) {
-        drop(self.stop.take());
-        self.stopped.lock().unwrap().recv().unwrap();
-    }
-
-    pub(crate) fn connect(&self) -> TcpStream {
-        let socket = TcpStream::connect(self.address).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
-        socket
-    }
-}
-
-impl Drop for Here {
-    fn drop(&mut self) {
-        drop((self.stop.take(), self.leave.take()));
-        self.thread.take().unwrap().join().unwrap();
-    }
 }
 
 #[test]

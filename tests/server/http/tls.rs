@@ -13,9 +13,9 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+use crate::here::{Here, Sent, Talk};
 use crate::process::eventually;
-use crate::server::Here;
-use crate::support::KEY;
+use crate::support::{KEY, said};
 
 fn file(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/tls");
@@ -106,4 +106,23 @@ fn a_stream_over_tls_ends_with_the_server_and_a_slow_reader_is_let_go() {
     eventually("the stream is open", || server.log.stats().streams == 1);
     server.stop();
     assert!(rest.join().unwrap().unwrap() > 0);
+}
+
+#[test]
+fn appends_over_tls_are_answered_until_the_connection_ends_with_a_notice() {
+    let config = Config::with_api_key(KEY)
+        .tls(first())
+        .head_wait(Duration::from_secs(2));
+    let server = Here::serve(config);
+    let mut talk = Talk::over(client(server.connect(), &[]));
+    for seq in 1..=20 {
+        let sent = Sent::append("s").body(said(&"x".repeat(seq * 500)));
+        talk.send(sent.head());
+        talk.send(said(&"x".repeat(seq * 500)));
+        let told = talk.next().unwrap();
+        assert_eq!((told.status, told.is_by_loop()), (200, true));
+        assert_eq!(told.field("etag"), Some(&*format!("\"{seq}\"")));
+    }
+    // An end without a notice would be an error.
+    assert_eq!(talk.next(), None);
 }

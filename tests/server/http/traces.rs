@@ -7,6 +7,10 @@ use std::thread::{self, ThreadId};
 
 use axum::body::Body;
 use axum::http::Method;
+use sessionlog::SessionLog;
+use sessionlog::http::{self, Config};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
 use tracing::{Event, Level, Subscriber};
@@ -15,6 +19,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::here::{GET, LAST, Sent};
 use crate::support::{KEY, Scene, request};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -31,8 +36,10 @@ struct Record {
     threads: Vec<ThreadId>,
 }
 
+type Named = BTreeMap<&'static str, String>;
+
 #[derive(Clone, Default)]
-struct Fields(BTreeMap<&'static str, String>);
+struct Fields(Named);
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
@@ -141,4 +148,72 @@ async fn a_request_without_a_valid_trace_gets_one_of_its_own_when_it_is_debugged
         let usual = seen(Level::INFO, "/v1/sessions/s", &headers).await;
         assert!(usual.spans.is_empty() && usual.lines.len() == 1);
     }
+}
+
+/// Sends this to a server on this thread, and returns what was seen of appends at this level.
+async fn seen_of_appends(level: Level, sent: &[u8]) -> Record {
+    let seen = Seen::default();
+    let subscriber = tracing_subscriber::registry()
+        .with(seen.clone())
+        .with(LevelFilter::from_level(level));
+    let _here = tracing::subscriber::set_default(subscriber);
+    let folder = tempfile::tempdir().unwrap();
+    let log = SessionLog::open(folder.path()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = async {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(sent).await.unwrap();
+        socket.write_all(LAST.as_bytes()).await.unwrap();
+        socket.read_to_end(&mut Vec::new()).await.unwrap();
+    };
+    let served = http::serve(listener, log, Config::with_api_key(KEY), asked);
+    served.await.unwrap();
+    let mut seen = std::mem::take(&mut *seen.0.lock().unwrap());
+    seen.spans.retain(|span| span.0["method"] == "POST");
+    seen.lines.retain(|line| line.0["method"] == "POST");
+    seen
+}
+
+/// The connection's own loop answers the first request of a connection if it is a plain append.
+#[tokio::test]
+async fn an_append_leaves_the_same_trace_whoever_answers_it() {
+    let plain = Sent::append("s");
+    for (sent, status, level) in [
+        (plain.clone(), "200", Level::DEBUG),
+        (plain.clone().body("{"), "400", Level::DEBUG),
+        (plain.clone().key("x"), "401", Level::DEBUG),
+        (
+            plain.add(traceparent("00").0, &traceparent("00").1),
+            "200",
+            Level::INFO,
+        ),
+    ] {
+        let direct = seen_of_appends(level, &sent.bytes()).await;
+        let routed = [GET.as_bytes(), &sent.bytes()].concat();
+        let routed = seen_of_appends(level, &routed).await;
+        let random: &[_] = match level {
+            Level::INFO => &["span_id"],
+            _ => &["span_id", "trace_id"],
+        };
+        let [direct, routed] = [direct, routed].map(|mut seen| {
+            let [span, line] = [&mut seen.spans, &mut seen.lines].map(|all| {
+                assert_eq!(all.len(), 1, "one span and one line for one request");
+                all.remove(0).0
+            });
+            (without(span, random), without(line, &["micros"]))
+        });
+        assert_eq!(direct, routed);
+        let (span, line) = direct;
+        assert_eq!((&*span["status"], &*line["status"]), (status, status));
+        assert_eq!(span["route"], "/v1/sessions/{session_id}/events");
+    }
+}
+
+/// The fields without those of these names, which must be there.
+fn without(mut fields: Named, names: &[&'static str]) -> Named {
+    for name in names {
+        assert!(fields.remove(name).is_some(), "{name} in {fields:?}");
+    }
+    fields
 }
