@@ -38,6 +38,7 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Then it accepts nothing new, ends streams, and lets running requests finish for at most
 /// [`drain_wait`](Config::drain_wait). Requests that take longer are cut off. A client without an
 /// answer does not know whether its batch was stored. The log stays open, for the caller to close.
+/// An append that the disk holds up cannot be cut off while it is the only one under way.
 ///
 /// Dropping the future instead stops accepting and closes idle connections, and leaves streams
 /// open.
