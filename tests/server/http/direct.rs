@@ -369,11 +369,11 @@ fn a_key_beyond_its_rate_is_told_so_as_by_the_router() {
             talk.send(GET);
             talk.next();
         }
-        let told = (0..10_000).map(|_| {
+        let mut told = (0..10_000).map(|_| {
             talk.send(Sent::append("s").key("limited").bytes());
             talk.next().unwrap()
         });
-        let refused = told.skip_while(|told| told.status == 200).next();
+        let refused = told.find(|told| told.status != 200);
         (
             refused.expect("it is refused at some time"),
             probed(talk).unwrap(),
