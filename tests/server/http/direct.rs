@@ -121,7 +121,7 @@ fn alike(told: &Told) -> Told {
         let (id, behind) = found.split_at(found.len().min(26));
         let next = known.len();
         let number = known.entry(id.to_owned()).or_insert(next);
-        body += &format!("{before}{number}");
+        body.extend([before, &number.to_string()]);
         rest = behind;
     }
     told.body = body + rest;
@@ -229,7 +229,7 @@ fn what_is_no_batch_is_refused_as_by_the_router() {
     ];
     twins.check(400, parts.map(message));
     let others = [
-        r#"[{}]"#,
+        "[{}]",
         r#"[{"type":1,"content":[]}]"#,
         r#"[{"type":"step","data":1}]"#,
     ];

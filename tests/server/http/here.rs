@@ -266,7 +266,7 @@ impl Sent {
     pub(crate) fn head(&self) -> String {
         let mut head = format!("{}\r\n", self.line);
         for (name, value) in &self.fields {
-            head += &format!("{name}: {value}\r\n");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         let framed = ["Content-Length", "Transfer-Encoding"];
         if !self
@@ -274,7 +274,8 @@ impl Sent {
             .iter()
             .any(|(name, _)| framed.contains(&&**name))
         {
-            head += &format!("Content-Length: {}\r\n", self.body.len());
+            let length = self.body.len().to_string();
+            head.extend(["Content-Length: ", &length, "\r\n"]);
         }
         head + "\r\n"
     }
