@@ -1,18 +1,18 @@
 //! The appends that are under way, to tell a lone caller from one among many.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-
 use tokio::runtime::{Handle, RuntimeFlavor};
+
+use crate::sync::{AtomicU64, Ordering};
 
 /// How many appends in a row must have begun alone. With several callers, a short run of them is
 /// common.
-const ALONE_MIN: u32 = 8;
+pub(crate) const ALONE_MIN: u64 = 8;
 
 #[derive(Default)]
 pub(super) struct Callers {
-    running: AtomicU32,
+    running: AtomicU64,
     /// The number of appends in a row, up to the last that began, that began alone.
-    alone: AtomicU32,
+    alone: AtomicU64,
 }
 
 /// An append that is under way.
@@ -23,11 +23,11 @@ pub(super) struct Caller<'a> {
 
 impl Callers {
     pub(super) fn enter(&self) -> Caller<'_> {
-        let alone = match self.running.fetch_add(1, Relaxed) {
-            0 => self.alone.load(Relaxed).saturating_add(1),
+        let alone = match self.running.fetch_add(1, Ordering::Relaxed) {
+            0 => self.alone.load(Ordering::Relaxed).saturating_add(1),
             _ => 0,
         };
-        self.alone.store(alone, Relaxed);
+        self.alone.store(alone, Ordering::Relaxed);
         Caller {
             callers: self,
             is_lone: alone >= ALONE_MIN,
@@ -45,7 +45,7 @@ impl Caller<'_> {
 
 impl Drop for Caller<'_> {
     fn drop(&mut self) {
-        self.callers.running.fetch_sub(1, Relaxed);
+        self.callers.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -104,6 +104,8 @@ use utoipa_axum::routes;
 
 use crate::log::SessionLog;
 
+#[cfg(all(test, not(shuttle)))]
+pub(crate) use callers::ALONE_MIN;
 pub use config::{Config, Stopper};
 pub use key::{Key, Scope};
 pub use serve::serve;

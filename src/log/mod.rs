@@ -209,6 +209,13 @@ impl SessionLog {
         }
     }
 
+    /// Whether nothing is to be written until the next append.
+    #[cfg(all(test, feature = "http"))]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let writer = self.handle.engine.writer();
+        writer.is_ok_and(|writer| writer.commit.is_at_rest())
+    }
+
     /// Reads a page of a session's durable events.
     ///
     /// ```

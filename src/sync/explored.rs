@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use shuttle::rand::Rng;
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-pub(crate) use shuttle::thread::{Builder as Threads, JoinHandle, scope, yield_now};
+pub(crate) use shuttle::thread::{Builder as Threads, JoinHandle, current, scope, yield_now};
 
 /// One in this many waits with a deadline times out.
 const ONE_TIMEOUT_IN: u32 = 4;

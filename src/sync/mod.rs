@@ -28,10 +28,10 @@ pub(crate) use waiter::{WaitList, Waiter, wake_task};
 #[cfg(all(test, shuttle))]
 pub(crate) use explored::{
     AtomicBool, AtomicU64, Condvar, Instant, JoinHandle, Mutex, MutexGuard, Ordering, RwLock,
-    Tally, Threads, scope, yield_now,
+    Tally, Threads, current, scope, yield_now,
 };
 #[cfg(all(test, not(shuttle)))]
-pub(crate) use std::thread::{scope, yield_now};
+pub(crate) use std::thread::{current, scope, yield_now};
 #[cfg(not(all(test, shuttle)))]
 pub(crate) use {
     parking_lot::{Condvar, Mutex, MutexGuard, RwLock},

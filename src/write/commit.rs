@@ -141,6 +141,13 @@ impl Commit {
         }
     }
 
+    /// Whether nothing is to be written until the next append.
+    #[cfg(all(test, feature = "http"))]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let section = self.section.lock();
+        !section.is_led() && section.open.members.is_empty() && section.unwitnessed.is_none()
+    }
+
     fn no_room(&self) -> Error {
         self.shared.refusals.of_waiting(self.stall_wait)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::disk::{BLOCK, Disk, DiskFile, Hold, Mode, RealDisk, io_error};
 use crate::model::{Error, Result};
-use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Condvar, Mutex, Ordering, current};
 
 /// The real disk, with files whose writes fail on demand.
 #[derive(Default)]
@@ -116,7 +116,7 @@ impl Plan {
     fn pass_through<T>(&self, begin: impl FnOnce(), write: impl FnOnce() -> T) -> T {
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.under_way_max.fetch_max(now, Ordering::SeqCst);
-        *self.writer.lock() = std::thread::current().name().map(str::to_owned);
+        *self.writer.lock() = current().name().map(str::to_owned);
         if now == 1 {
             let mut held = self.held.lock();
             if self.halfway.swap(false, Ordering::SeqCst) {

@@ -69,7 +69,7 @@ mod told {
                     }
                     _ => tell(&[Watchdog]),
                 }
-                thread::sleep(pause);
+                thread::park_timeout(pause);
             }
         });
     }
