@@ -15,7 +15,7 @@ pub(crate) trait SessionSink {
     fn put(&mut self, record: &Record) -> Result<()>;
     /// Ends a session, of which there may be no record, with its state.
     fn end_session(&mut self, session: &SessionId, state: &SessionState) -> Result<()>;
-    /// Counts records that are left out because they were removed.
+    /// Counts records that are left out because they were removed, or of which some events are.
     fn note_dropped(&mut self, records: u64);
 }
 
@@ -114,9 +114,12 @@ pub(super) fn put_kept(
 ) -> Result<Decoded<()>> {
     match keep.record(store, record)? {
         Ok(Kept::Whole) => out.put(record)?,
-        Ok(Kept::Part(record)) => {
-            out.note_dropped(1);
-            out.put(&record)?;
+        Ok(Kept::Part(part)) => {
+            // A record that lost the data of events alone has all their IDs.
+            if part.count < record.count {
+                out.note_dropped(1);
+            }
+            out.put(&part)?;
         }
         Ok(Kept::Nothing) => out.note_dropped(1),
         Err(fault) => return Ok(Err(fault)),

@@ -82,7 +82,7 @@ pub(crate) struct SegmentInfo {
     ids: TableRoot,
     keys: Option<TableRoot>,
     filter: FilterRoot,
-    /// The number of records that were left out, or written in part, because of removals.
+    /// The number of records that were left out, or of which some events were, because of removals.
     pub dropped: u64,
     /// The number of records that delete a session.
     pub deletions: u64,

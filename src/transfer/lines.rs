@@ -54,7 +54,8 @@ pub(super) struct PartLine {
 pub(super) struct PartEnd {
     pub records: u64,
     pub states: u64,
-    /// The number of records that were left out because they had been removed.
+    /// The number of records that were left out because they had been removed, or of which some
+    /// events were.
     #[serde(default)]
     pub dropped: u64,
     /// The last ID of the part.
