@@ -102,6 +102,8 @@ extern crate self as sessionlog;
 
 mod codec;
 mod disk;
+#[cfg(feature = "durable-streams")]
+pub mod durable_streams;
 mod engine;
 #[cfg(fuzzing)]
 #[path = "testing/fuzz.rs"]

@@ -91,18 +91,23 @@ impl Engine {
         mut make: impl FnMut(&Self) -> Result<Made>,
     ) -> Result<Landed> {
         loop {
-            let ticket: Arc<Ticket> = Arc::default();
-            let commit = &self.writer()?.commit;
-            let mut request = self.request(make(self)?, &ticket)?;
-            while let Submitted::NoRoom(full, room) = commit.submit(request)? {
-                poll_fn(|context| room.poll(context)).await;
-                request = full;
-            }
-            let landed = poll_fn(|context| ticket.poll(context)).await?;
+            let landed = self.call_once(make(self)?).await?;
             if !matches!(landed.outcome, Outcome::Outdated) {
                 return Ok(landed);
             }
         }
+    }
+
+    /// Submits what was made, and waits as a task until it is decided. It may be outdated.
+    pub(crate) async fn call_once(&self, made: Made) -> Result<Landed> {
+        let ticket: Arc<Ticket> = Arc::default();
+        let commit = &self.writer()?.commit;
+        let mut request = self.request(made, &ticket)?;
+        while let Submitted::NoRoom(full, room) = commit.submit(request)? {
+            poll_fn(|context| room.poll(context)).await;
+            request = full;
+        }
+        poll_fn(|context| ticket.poll(context)).await
     }
 
     /// Checks and encodes a batch, and loads the state that the commit section decides by.
@@ -334,6 +339,8 @@ impl Engine {
         if !patch.is_empty() {
             batch.ops.push(Op::Describe(patch));
         }
+        batch.events.clone_from(&fork.first.events);
+        batch.ops.extend_from_slice(&fork.first.ops);
         let pin = store
             .recent
             .sessions

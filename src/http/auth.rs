@@ -34,7 +34,7 @@ pub(super) fn hidden(mut answer: Response) -> Response {
 }
 
 /// Returns what the sender of a request may do.
-pub(super) fn access(headers: &HeaderMap, service: &Service) -> Result<Access, ApiError> {
+pub(crate) fn access(headers: &HeaderMap, service: &Service) -> Result<Access, ApiError> {
     let token = bearer(headers);
     if let Some(access) = token.and_then(|token| Key::access_of(token, &service.config.keys)) {
         return Ok(access);

@@ -98,25 +98,7 @@ pub(super) fn in_body(error: &serde_json::Error) -> ApiError {
 }
 
 fn check_content_type(headers: &HeaderMap, also: Option<&str>) -> Result<(), ApiError> {
-    let is_plain = |coding: &HeaderValue| {
-        coding
-            .as_bytes()
-            .trim_ascii()
-            .eq_ignore_ascii_case(b"identity")
-    };
-    if let Some(coding) = headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .find(|coding| !is_plain(coding))
-    {
-        let message =
-            format!("the content encoding is {coding:?}, and bodies are taken as they are alone");
-        return Err(ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_encoding",
-            message,
-        ));
-    }
+    check_encoding(headers)?;
     let given = headers
         .get(CONTENT_TYPE)
         .and_then(|given| given.to_str().ok())
@@ -134,13 +116,34 @@ fn check_content_type(headers: &HeaderMap, also: Option<&str>) -> Result<(), Api
     ))
 }
 
+/// Refuses a compressed body.
+pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_plain = |coding: &HeaderValue| {
+        coding
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"identity")
+    };
+    let mut codings = headers.get_all(CONTENT_ENCODING).iter();
+    let Some(coding) = codings.find(|coding| !is_plain(coding)) else {
+        return Ok(());
+    };
+    let message =
+        format!("the content encoding is {coding:?}, and bodies are taken as they are alone");
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_encoding",
+        message,
+    ))
+}
+
 /// The memory that an append takes for each byte of its body: the body, its events, their batch,
 /// and the answer.
 pub(super) const BODY_COPIES: usize = 4;
 
 /// Reads a body within the limits of size and time. The returned share covers the memory of
 /// everything made from it.
-async fn received(
+pub(crate) async fn received(
     headers: &HeaderMap,
     mut body: Body,
     service: &Service,

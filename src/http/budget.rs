@@ -23,13 +23,13 @@ const WAIT: Duration = Duration::from_secs(5);
 const UNIT: usize = 1024;
 
 /// All memory for requests and answers.
-pub(super) struct Budget {
+pub(crate) struct Budget {
     units: Arc<Semaphore>,
     units_max: usize,
 }
 
 /// A part of the budget. Dropping it returns it.
-pub(super) struct Share {
+pub(crate) struct Share {
     units: OwnedSemaphorePermit,
 }
 
@@ -43,7 +43,7 @@ impl Budget {
     }
 
     /// Returns a share of `bytes`, once there is room for it.
-    pub(super) async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
+    pub(crate) async fn share(&self, bytes: usize) -> Result<Share, ApiError> {
         if let Some(units) = self.acquire_now(self.units(bytes)) {
             return Ok(Share { units });
         }
@@ -54,7 +54,7 @@ impl Budget {
     }
 
     /// Like [`share`](Self::share), but waits for as long as it takes.
-    pub(super) async fn share_in_time(&self, bytes: usize) -> Share {
+    pub(crate) async fn share_in_time(&self, bytes: usize) -> Share {
         Share {
             units: self.acquire(self.units(bytes)).await,
         }
@@ -93,18 +93,23 @@ impl Budget {
 impl Share {
     /// Answers with `value` as JSON. The share shrinks to the size of the text and is returned once
     /// the text is sent.
-    pub(super) fn answer(mut self, value: &impl Serialize) -> Response {
+    pub(super) fn answer(self, value: &impl Serialize) -> Response {
         let text = serde_json::to_vec(value).expect("the shapes of answers have a JSON form");
+        let mut answer = Response::new(self.body(text));
+        answer
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer
+    }
+
+    /// Makes a body of bytes. The share shrinks to their size and is returned once they are sent.
+    pub(crate) fn body(mut self, text: Vec<u8>) -> Body {
         let surplus = self
             .units
             .num_permits()
             .saturating_sub(text.len().div_ceil(UNIT));
         drop(self.units.split(surplus));
-        let mut answer = Response::new(Body::from(Bytes::from_owner(Held { text, _share: self })));
-        answer
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        answer
+        Body::from(Bytes::from_owner(Held { text, _share: self }))
     }
 }
 

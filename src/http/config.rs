@@ -17,9 +17,9 @@ const TIME_MAX: Duration = Duration::from_hours(24);
 #[derive(Clone)]
 #[must_use = "a configuration does nothing until it is given to a router"]
 pub struct Config {
-    pub(super) keys: Vec<Key>,
+    pub(crate) keys: Vec<Key>,
     /// Whether a caller without a key is accepted as a client.
-    pub(super) open: bool,
+    pub(crate) open: bool,
     /// The hosts that requests may name. `None` accepts any.
     pub(super) hosts: Option<Vec<String>>,
     pub(super) body_bytes_max: usize,
@@ -28,15 +28,17 @@ pub struct Config {
     pub(super) head_bytes_max: usize,
     pub(super) head_wait: Duration,
     pub(super) streams_max: usize,
-    pub(super) heartbeat: Duration,
+    pub(crate) heartbeat: Duration,
     pub(super) connections_max: usize,
     pub(super) stall_wait: Duration,
     pub(super) drain_wait: Duration,
     pub(super) memory_bytes_max: usize,
-    pub(super) page_bytes_max: usize,
+    pub(crate) page_bytes_max: usize,
     pub(super) answer_rate_min: usize,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<Tls>,
+    #[cfg(feature = "durable-streams")]
+    pub(crate) long_poll_wait: Duration,
     pub(super) stopper: Stopper,
 }
 
@@ -78,6 +80,8 @@ impl Config {
             answer_rate_min: 8 * 1024,
             #[cfg(feature = "tls")]
             tls: None,
+            #[cfg(feature = "durable-streams")]
+            long_poll_wait: Duration::from_secs(20),
             stopper: Stopper::default(),
         }
     }
@@ -215,6 +219,14 @@ impl Config {
         self
     }
 
+    /// How long a long poll of a durable stream waits for data. Default: 20 seconds. Maximum: a
+    /// day. Feature `durable-streams`.
+    #[cfg(feature = "durable-streams")]
+    pub fn long_poll_wait(mut self, wait: Duration) -> Self {
+        self.long_poll_wait = wait.min(TIME_MAX);
+        self
+    }
+
     /// Makes [`serve`](super::serve()) speak TLS, and nothing else. Default: plain HTTP. Feature
     /// `tls`.
     ///
@@ -255,12 +267,12 @@ impl Stopper {
         self.stopping.send_replace(true);
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         *self.stopping.borrow()
     }
 
     /// Resolves once the server is to stop.
-    pub(super) async fn stopped(&self) {
+    pub(crate) async fn stopped(&self) {
         let mut stopping = self.stopping.subscribe();
         // The sender lives as long as `self`, so waiting ends only with a stop.
         let _stopping = stopping.wait_for(|stopping| *stopping).await;

@@ -120,7 +120,7 @@ pub(super) enum RefusesBody {
 
 /// Boxed, since results that may hold it are passed on often.
 #[derive(Debug)]
-pub(super) struct ApiError(Box<Failure>);
+pub(crate) struct ApiError(Box<Failure>);
 
 #[derive(Debug)]
 struct Failure {
@@ -137,7 +137,7 @@ struct Failure {
 pub(super) struct OfOtherSession(pub Error);
 
 impl ApiError {
-    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let error = ErrorFields {
             r#type: kind(status),
             code,
@@ -153,7 +153,7 @@ impl ApiError {
     }
 
     /// Makes an error for a request that breaks a rule.
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", message)
     }
 

@@ -146,14 +146,14 @@ struct KeyLimits {
 
 /// What the caller of a request may do.
 #[derive(Debug, Clone)]
-pub(super) struct Access {
+pub(crate) struct Access {
     scope: Scope,
     prefix: Arc<str>,
     limits: Option<Arc<KeyLimits>>,
 }
 
 impl Access {
-    pub(super) fn everywhere(scope: Scope) -> Self {
+    pub(crate) fn everywhere(scope: Scope) -> Self {
         Self {
             scope,
             prefix: Arc::from(""),
@@ -161,7 +161,7 @@ impl Access {
         }
     }
 
-    pub(super) fn is_worker(&self) -> bool {
+    pub(crate) fn is_worker(&self) -> bool {
         self.scope == Scope::Worker
     }
 
@@ -179,7 +179,7 @@ impl Access {
     }
 
     /// Passes a session that the caller may know of. Any other one does not exist for it.
-    pub(super) fn check(&self, session: &SessionId) -> Result<(), Error> {
+    pub(crate) fn check(&self, session: &SessionId) -> Result<(), Error> {
         if self.has(session) {
             return Ok(());
         }
@@ -205,7 +205,7 @@ impl Access {
     }
 
     /// Counts a request, and refuses it when the key has sent too many.
-    pub(super) fn check_rate(&self) -> Result<(), ApiError> {
+    pub(crate) fn check_rate(&self) -> Result<(), ApiError> {
         let limits = self.limits.as_deref();
         let Some(rate) = limits.and_then(|limits| limits.rate.as_ref()) else {
             return Ok(());
@@ -224,7 +224,7 @@ impl Access {
     }
 
     /// Refuses what only a worker may do.
-    pub(super) fn check_worker(&self, what: &str) -> Result<(), ApiError> {
+    pub(crate) fn check_worker(&self, what: &str) -> Result<(), ApiError> {
         if self.is_worker() {
             return Ok(());
         }

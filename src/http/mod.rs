@@ -106,13 +106,28 @@ use crate::log::SessionLog;
 
 #[cfg(all(test, not(shuttle)))]
 pub(crate) use callers::ALONE_MIN;
+#[cfg(feature = "durable-streams")]
+pub(crate) use {
+    auth::access,
+    body::{check_encoding, received},
+    budget::Share,
+    conditions::only,
+    error::ApiError,
+    key::Access,
+    query::InQuery,
+    sent::new_event,
+    serve::serve_router,
+    service::{StreamPlace, blocking, check_names_a_path},
+    wire::compact,
+};
+
 pub use config::{Config, Stopper};
 pub use key::{Key, Scope};
 pub use serve::serve;
 #[cfg(feature = "tls")]
 pub use tls::Tls;
 
-use service::Service;
+pub(crate) use service::Service;
 
 /// Makes a router with all calls and the [page](ui) for people. [`serve`](serve()) serves it.
 ///
@@ -122,11 +137,16 @@ use service::Service;
 /// time of a request's head or the number of connections. Its server must do that, as
 /// [`serve`](serve()) does.
 pub fn router(log: SessionLog, config: Config) -> Router {
-    router_of(Arc::new(Service::new(log, config)))
+    let service = Arc::new(Service::new(log, config));
+    router_with(service, |routes| routes)
 }
 
-fn router_of(service: Arc<Service>) -> Router {
-    let routes = routes(&service).merge(ui()).fallback(error::not_found);
+/// The whole router, with what else its server serves.
+pub(crate) fn router_with(
+    service: Arc<Service>,
+    add: impl FnOnce(Router<Arc<Service>>) -> Router<Arc<Service>>,
+) -> Router {
+    let routes = add(routes(&service).merge(ui())).fallback(error::not_found);
     around(routes, service)
 }
 
@@ -172,7 +192,7 @@ fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
 }
 
 /// Wraps the routes in the layers that every request passes.
-fn around(routes: Router<Arc<Service>>, service: Arc<Service>) -> Router {
+pub(crate) fn around(routes: Router<Arc<Service>>, service: Arc<Service>) -> Router {
     let check_head = from_fn_with_state(Arc::clone(&service), service::check_head);
     let observe = from_fn_with_state(Arc::clone(&service.metrics), metrics::observe);
     routes

@@ -14,7 +14,7 @@ use crate::model::{Cursor, EventId, MessageId, Result, Seq};
 use crate::read::{PageRequest, StartAt};
 
 /// The parameters of a query that `T` knows. Others are ignored.
-pub(super) struct InQuery<T>(pub T);
+pub(crate) struct InQuery<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for InQuery<T> {
     type Rejection = ApiError;

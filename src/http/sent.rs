@@ -119,7 +119,7 @@ pub(super) struct WorkerEvent<'a> {
     message_id: Option<String>,
 }
 
-type Refusal = (&'static str, String);
+pub(crate) type Refusal = (&'static str, String);
 
 /// Adds the events of a JSON array to a batch.
 ///
@@ -147,7 +147,7 @@ pub(super) fn add_events(
 }
 
 /// Returns the event that stores what was sent. An error names the field and the reason.
-pub(super) fn new_event(event: &RawValue, access: &Access) -> Result<NewEvent, Refusal> {
+pub(crate) fn new_event(event: &RawValue, access: &Access) -> Result<NewEvent, Refusal> {
     // Most events are as they should be, and are read once. For any other one, the parts are read
     // in the order in which an error is the most useful.
     match serde_json::from_str(event.get()) {

@@ -25,7 +25,7 @@ use crate::http::direct;
 use crate::http::handshake::Handshakes;
 use crate::http::pace::Paced;
 use crate::http::rewound::Rewound;
-use crate::http::router_of;
+use crate::http::router_with;
 use crate::http::service::Service;
 use crate::log::SessionLog;
 
@@ -33,7 +33,7 @@ use crate::log::SessionLog;
 /// once.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// Serves the [`router`] over HTTP/1.1 until `until` resolves.
+/// Serves the [`router`](crate::http::router()) over HTTP/1.1 until `until` resolves.
 ///
 /// Then it accepts nothing new, ends streams, and lets running requests finish for at most
 /// [`drain_wait`](Config::drain_wait). Requests that take longer are cut off. A client without an
@@ -52,6 +52,19 @@ pub async fn serve(
     config: Config,
     until: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    let service = Arc::new(Service::new(log, config));
+    let router = router_with(Arc::clone(&service), |routes| routes);
+    serve_router(listener, service, router, until).await
+}
+
+/// Serves a router that was made of this service.
+pub(crate) async fn serve_router(
+    listener: TcpListener,
+    service: Arc<Service>,
+    router: Router,
+    until: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let config = &service.config;
     tracing::info!(target: "sessionlog::http", address = %listener.local_addr()?, "listening");
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -67,12 +80,11 @@ pub async fn serve(
     ));
     let (stopper, stall_wait, drain_wait) =
         (config.stopper(), config.stall_wait, config.drain_wait);
-    let service = Arc::new(Service::new(log, config));
     let server = Server {
         http,
         #[cfg(feature = "tls")]
         tls: Handshakes::of(&service.config),
-        router: TowerToHyperService::new(router_of(Arc::clone(&service))),
+        router: TowerToHyperService::new(router),
         service,
     };
     let graceful = GracefulShutdown::new();

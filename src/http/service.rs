@@ -24,10 +24,10 @@ use crate::read::{EventStream, StartAt};
 
 const READ_AHEAD_BYTES: usize = 64 * 1024;
 
-pub(super) struct Service {
+pub(crate) struct Service {
     pub log: SessionLog,
     pub config: Config,
-    pub metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     pub budget: Budget,
     /// Of appends that are there as a whole.
     pub callers: Callers,
@@ -35,7 +35,7 @@ pub(super) struct Service {
 }
 
 impl Service {
-    pub(super) fn new(log: SessionLog, config: Config) -> Self {
+    pub(crate) fn new(log: SessionLog, config: Config) -> Self {
         let streams = Places::new(config.streams_max);
         let budget = Budget::new(config.memory_bytes_max);
         Self {
@@ -49,20 +49,12 @@ impl Service {
     }
 
     /// Runs a call that may read from the disk.
-    pub(super) async fn read<T: Send + 'static>(
+    pub(crate) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&SessionLog) -> Result<T> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let (log, span) = (self.log.clone(), Span::current());
-        let read = tokio::task::spawn_blocking(move || span.in_scope(|| read(&log))).await;
-        read.map_err(|_lost| {
-            ApiError::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal",
-                "the call was lost",
-            )
-        })?
-        .map_err(ApiError::from)
+        let log = self.log.clone();
+        blocking(move || read(&log).map_err(ApiError::from)).await
     }
 
     /// Like [`read`](Self::read) for a page, with a share of memory for its answer.
@@ -80,7 +72,7 @@ impl Service {
 
     /// Opens a stream that reads only little ahead: there may be thousands of them, some of them
     /// slow.
-    pub(super) async fn stream(
+    pub(crate) async fn stream(
         &self,
         session: SessionId,
         from: StartAt,
@@ -98,7 +90,7 @@ impl Service {
     }
 
     /// Returns a place for one more stream or waiting call of a caller.
-    pub(super) fn stream_place(&self, access: &Access) -> Result<StreamPlace, ApiError> {
+    pub(crate) fn stream_place(&self, access: &Access) -> Result<StreamPlace, ApiError> {
         Ok(StreamPlace {
             _of_all: self.streams.take("on this server")?,
             _of_key: access.stream_place()?,
@@ -106,8 +98,23 @@ impl Service {
     }
 }
 
+/// Runs a call that may read from the disk, on a thread that may wait.
+pub(crate) async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let span = Span::current();
+    let called = tokio::task::spawn_blocking(move || span.in_scope(call)).await;
+    called.map_err(|_lost| {
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the call was lost",
+        )
+    })?
+}
+
 /// The place of a stream or a waiting call, for as long as it lasts.
-pub(super) struct StreamPlace {
+pub(crate) struct StreamPlace {
     _of_all: Place,
     _of_key: Option<Place>,
 }
@@ -258,7 +265,7 @@ fn in_path<T: std::str::FromStr<Err = crate::model::Error>>(text: &str) -> Resul
 
 /// Refuses the IDs that no path can hold: browsers and clients remove them from a path before they
 /// send it, even if they are percent-encoded.
-pub(super) fn check_names_a_path(text: &str) -> Result<(), ApiError> {
+pub(crate) fn check_names_a_path(text: &str) -> Result<(), ApiError> {
     if text != "." && text != ".." {
         return Ok(());
     }

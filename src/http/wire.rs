@@ -159,7 +159,7 @@ fn with_last(data: &RawValue, id: &str) -> Box<RawValue> {
 
 /// Removes the white space between the parts of JSON, so that it takes one line. The spelling of
 /// numbers and strings stays.
-pub(super) fn compact(json: &str) -> String {
+pub(crate) fn compact(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let mut rest = json;
     while let Some((between, string)) = rest.find('"').and_then(|at| rest.split_at_checked(at)) {

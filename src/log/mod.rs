@@ -1,6 +1,8 @@
 //! The handle of an open log. Each call is one line here: what it does is in the part it calls.
 
 mod sessions;
+#[cfg(feature = "durable-streams")]
+mod streams;
 
 use std::future::Future;
 use std::path::Path;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::model::batch::Expected;
+use crate::model::batch::{Batch, Expected};
 use crate::model::change::{Metadata, SessionPatch};
 use crate::model::error::{Error, Limit, Result, check_limit};
 use crate::model::ids::{EventId, Seq};
@@ -139,6 +139,8 @@ pub struct Fork {
     pub(crate) parent: SessionId,
     pub(crate) at: Option<ForkPoint>,
     pub(crate) patch: SessionPatch,
+    /// What the fork gets behind the shared events, in the same step.
+    pub(crate) first: Batch,
 }
 
 /// The last event that a fork shares with its parent.
@@ -155,6 +157,7 @@ impl Fork {
             parent: parent.clone(),
             at: None,
             patch: SessionPatch::new(),
+            first: Batch::new(),
         }
     }
 
@@ -167,6 +170,13 @@ impl Fork {
     /// Forks in front of the event at a position. The event there is not shared.
     pub fn before(mut self, cursor: impl Into<Cursor>) -> Self {
         self.at = Some(ForkPoint::Before(cursor.into()));
+        self
+    }
+
+    /// Appends the events and changes of a batch to the fork, in one step with its creation.
+    #[cfg(feature = "durable-streams")]
+    pub(crate) fn then(mut self, first: Batch) -> Self {
+        self.first = first;
         self
     }
 

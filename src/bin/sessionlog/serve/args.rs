@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use clap::builder::FalseyValueParser;
-use sessionlog::{Options, Retention, http};
+use sessionlog::{Options, Retention, durable_streams, http};
 
 use crate::failure::Failure;
 use crate::folder::check_is_log;
@@ -58,6 +58,15 @@ pub(crate) struct Args {
         value_delimiter = ','
     )]
     hosts: Vec<String>,
+
+    /// Serve durable streams too, below this path, such as /ds [default: no]
+    #[arg(
+        long,
+        env = "SESSIONLOG_DURABLE_STREAMS",
+        value_name = "PATH",
+        value_parser = streams_path
+    )]
+    pub(super) durable_streams: Option<String>,
 
     /// Form of the log lines [default: text on a terminal, and JSON elsewhere]
     #[arg(long, env = "SESSIONLOG_LOG", value_enum)]
@@ -163,6 +172,10 @@ struct LimitArgs {
     #[arg(long, env = "SESSIONLOG_HEARTBEAT", value_name = "TIME", value_parser = time)]
     heartbeat: Option<Duration>,
 
+    /// Time that a long poll of a durable stream waits for data [default: 20s]
+    #[arg(long, env = "SESSIONLOG_LONG_POLL_WAIT", value_name = "TIME", value_parser = time)]
+    long_poll_wait: Option<Duration>,
+
     /// Time for requests in progress when the server stops [default: 10s]
     #[arg(long, env = "SESSIONLOG_DRAIN_WAIT", value_name = "TIME", value_parser = time)]
     drain_wait: Option<Duration>,
@@ -249,6 +262,7 @@ impl Args {
             head_wait,
             body_wait,
             heartbeat,
+            long_poll_wait,
             drain_wait
         );
         if self.hosts.is_empty() {
@@ -296,6 +310,10 @@ impl Args {
         retention.max_bytes = given.max_bytes.map(|bytes| bytes as u64);
         retention
     }
+}
+
+fn streams_path(text: &str) -> Result<String, String> {
+    durable_streams::check_path(text).map(|()| text.to_owned())
 }
 
 fn size(text: &str) -> Result<usize, String> {

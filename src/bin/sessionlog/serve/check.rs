@@ -65,6 +65,8 @@ pub(super) fn run(args: &Args, passed: Option<&TcpListener>) -> Result<(), Box<d
         logging::check().map(|filter| format!("lines of {filter}")),
     );
     report.note("folder", folder(args));
+    let streams = args.durable_streams.as_deref().unwrap_or("none");
+    report.note("durable streams", Ok::<_, String>(streams));
     report.note("removes", Ok::<_, String>(removed(args)));
     match report.problems {
         0 => Ok(()),

@@ -18,7 +18,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use sessionlog::{Error as LogError, SessionLog, http};
+use sessionlog::{Error as LogError, SessionLog, durable_streams, http};
 use tokio::time::interval;
 
 pub(crate) use args::Args;
@@ -69,7 +69,12 @@ async fn serve(args: Args, passed: Option<TcpListener>) -> Result<(), Box<dyn Er
         stop.asked().await;
         systemd::stopping();
     };
-    http::serve(listener, log.clone(), plan.config, until).await?;
+    match &args.durable_streams {
+        Some(path) => {
+            durable_streams::serve(listener, log.clone(), plan.config, path, until).await?;
+        }
+        None => http::serve(listener, log.clone(), plan.config, until).await?,
+    }
     log.close()?;
     tracing::info!("the log is closed");
     Ok(())

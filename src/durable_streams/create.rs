@@ -1,0 +1,203 @@
+//! Creates a stream, or finds it as it was asked for.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{OriginalUri, Path, State};
+use axum::http::header::{CONTENT_TYPE, HOST, LOCATION};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+
+use crate::durable_streams::fork::AskedFork;
+use crate::durable_streams::headers::{self, CLOSED, Lifetime, NEXT_OFFSET, TRUE};
+use crate::durable_streams::message::{events_of_bytes, events_of_json};
+use crate::durable_streams::settings::{ContentType, Settings};
+use crate::durable_streams::stream::{Stream, Streams, session_at, unknown};
+use crate::http::{Access, ApiError, blocking, check_encoding, received};
+use crate::model::{Batch, Error, NewEvent, Op, SessionId, SessionPatch};
+
+/// Of a proxy that ends TLS.
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+pub(super) async fn create(
+    State(streams): State<Arc<Streams>>,
+    Extension(access): Extension<Access>,
+    Path(path): Path<String>,
+    OriginalUri(whole): OriginalUri,
+    nested: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let session = session_at(&path, &access)?;
+    streams.check_writer(&access, "creating a stream")?;
+    check_encoding(&headers)?;
+    let mount = whole.path().strip_suffix(nested.path());
+    let asked = Asked {
+        content_type: headers::content_type(&headers)?,
+        lifetime: headers::lifetime(&headers)?,
+        closed: headers::closes(&headers),
+        fork: headers::fork(&headers)?
+            .map(|fork| AskedFork::of(&fork, mount.unwrap_or_default(), &access))
+            .transpose()?,
+    };
+    let (body, _share) = received(&headers, body, &streams.service).await?;
+    let (stream, is_new) = blocking(move || streams.created(&session, &asked, &body)).await?;
+    let mut answer = if is_new {
+        let place = place(&headers, &whole);
+        (StatusCode::CREATED, [(LOCATION, place)]).into_response()
+    } else {
+        StatusCode::OK.into_response()
+    };
+    let described = answer.headers_mut();
+    described.insert(NEXT_OFFSET, stream.tail().header());
+    described.insert(CONTENT_TYPE, stream.settings.content_type.header());
+    if stream.info.closed {
+        described.insert(CLOSED, TRUE);
+    }
+    Ok(answer)
+}
+
+/// The URL of a stream, as its client asked for it.
+fn place(headers: &HeaderMap, uri: &Uri) -> HeaderValue {
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
+    let scheme = if text(FORWARDED_PROTO) == Some("https") {
+        "https"
+    } else {
+        uri.scheme_str().unwrap_or("http")
+    };
+    let host = text(HOST).or_else(|| uri.authority().map(axum::http::uri::Authority::as_str));
+    let place = host.map_or_else(
+        || uri.path().to_owned(),
+        |host| format!("{scheme}://{host}{}", uri.path()),
+    );
+    HeaderValue::try_from(place).expect("its parts come from a request's head")
+}
+
+/// A stream as it is asked for.
+pub(super) struct Asked {
+    pub content_type: Option<ContentType>,
+    pub lifetime: Lifetime,
+    pub closed: bool,
+    pub fork: Option<AskedFork>,
+}
+
+impl Asked {
+    /// Whether a stream is what is asked for.
+    fn is(&self, stream: &Stream) -> bool {
+        let settings = &stream.settings;
+        let has = Lifetime {
+            ttl: settings.ttl,
+            expires_at: settings.expires_at,
+        };
+        let is_left_out = self.fork.is_some() && self.lifetime == Lifetime::default();
+        let content_type = match (&self.content_type, &self.fork) {
+            (Some(asked), _) => asked.is_like(&settings.content_type),
+            (None, Some(_inherits)) => true,
+            (None, None) => ContentType::bytes().is_like(&settings.content_type),
+        };
+        let is_of_source = match &self.fork {
+            Some(fork) => fork.is_of(settings),
+            None => settings.source.is_none(),
+        };
+        content_type
+            && (is_left_out || self.lifetime == has)
+            && self.closed == stream.info.closed
+            && is_of_source
+    }
+}
+
+impl ContentType {
+    pub(super) fn header(&self) -> HeaderValue {
+        let value = HeaderValue::try_from(self.as_str());
+        // Metadata that others have written may hold what no header can.
+        value.unwrap_or_else(|_error| HeaderValue::from_static("application/octet-stream"))
+    }
+}
+
+impl Streams {
+    /// Returns the stream that was asked for, and whether it is new.
+    fn created(
+        &self,
+        session: &SessionId,
+        asked: &Asked,
+        body: &Bytes,
+    ) -> Result<(Stream, bool), ApiError> {
+        loop {
+            match self.find(session)? {
+                Some(stream) if stream.settings.gone => {
+                    return Err(conflict("stream_gone", "its name is kept for its forks"));
+                }
+                Some(stream) if asked.is(&stream) => return Ok((stream, false)),
+                Some(_other) => {
+                    return Err(conflict(
+                        "stream_exists",
+                        "there is another stream of this name",
+                    ));
+                }
+                None => {}
+            }
+            let made = match &asked.fork {
+                Some(fork) => self.fork(session, fork, asked, body)?,
+                None => self.make(session, asked, body)?,
+            };
+            if made {
+                let stream = Stream::read(self.log(), session)?;
+                return Ok((stream.ok_or_else(|| unknown(session))?, true));
+            }
+        }
+    }
+
+    /// Creates a stream. `false` when one came in between.
+    fn make(&self, session: &SessionId, asked: &Asked, body: &Bytes) -> Result<bool, ApiError> {
+        let content_type = asked
+            .content_type
+            .clone()
+            .unwrap_or_else(ContentType::bytes);
+        let mut batch = Batch::new().events(self.first_events(&content_type, body)?);
+        let settings = Settings {
+            ttl: asked.lifetime.ttl,
+            expires_at: asked.lifetime.expires_at,
+            ..Settings::new(content_type)
+        };
+        let patch = SessionPatch::new().metadata(settings.patch());
+        batch.ops = vec![Op::Create, Op::Describe(patch)];
+        if asked.closed {
+            batch = batch.closing();
+        }
+        is_made(self.log().append(session, batch))
+    }
+
+    /// Returns the events that a stream begins with. A body may be empty, and so may an array.
+    pub(super) fn first_events(
+        &self,
+        content_type: &ContentType,
+        body: &Bytes,
+    ) -> Result<Vec<NewEvent>, ApiError> {
+        let limits = self.log().limits();
+        if body.is_empty() {
+            Ok(Vec::new())
+        } else if content_type.is_json() {
+            events_of_json(body, &limits)
+        } else {
+            Ok(events_of_bytes(body, &limits))
+        }
+    }
+}
+
+/// Returns `false` for a session that was there already.
+pub(super) fn is_made<T>(made: Result<T, Error>) -> Result<bool, ApiError> {
+    match made {
+        Ok(_made) => Ok(true),
+        Err(Error::SessionExists { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn conflict(code: &'static str, message: &str) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, code, message)
+}

@@ -1,0 +1,287 @@
+//! Reads a stream from an offset, and describes it.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use crate::durable_streams::headers::{CLOSED, EXPIRES_AT, NEXT_OFFSET, TRUE, TTL, UP_TO_DATE};
+use crate::durable_streams::live;
+use crate::durable_streams::message::push_message;
+use crate::durable_streams::offset::{Offset, Start};
+use crate::durable_streams::stream::{Stream, Streams, session_at, unknown};
+use crate::http::{Access, ApiError, InQuery, Share, blocking};
+use crate::log::SessionLog;
+use crate::model::{Event, Seq, SessionId, time_text};
+use crate::read::PageRequest;
+
+/// The seconds for which a cache may answer with a part of a stream, and in which it may still do so
+/// while it asks again.
+const FRESH_MAX: u64 = 60;
+const STALE_MAX: u64 = 300;
+
+/// The memory that a read takes for each byte of its answer: the events, and the body made from them.
+const COPIES: usize = 3;
+
+#[derive(Deserialize)]
+pub(super) struct ReadParams {
+    #[serde(default)]
+    offset: Vec<String>,
+    #[serde(default)]
+    live: Option<Live>,
+    #[serde(default)]
+    pub cursor: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Live {
+    LongPoll,
+    Sse,
+}
+
+impl ReadParams {
+    fn start(&self) -> Result<Option<Start>, ApiError> {
+        match self.offset.as_slice() {
+            [] => Ok(None),
+            [one] => Start::parse(one).map(Some),
+            _several => Err(ApiError::invalid("offset is given more than once")),
+        }
+    }
+}
+
+/// Returns what a stream holds after an offset, at once or when there is something.
+pub(super) async fn read(
+    State(streams): State<Arc<Streams>>,
+    Extension(access): Extension<Access>,
+    Path(path): Path<String>,
+    InQuery(params): InQuery<ReadParams>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let session = session_at(&path, &access)?;
+    let start = params.start()?;
+    let (Some(live), Some(start)) = (params.live, start) else {
+        if params.live.is_some() {
+            return Err(ApiError::invalid("offset is missing beside live"));
+        }
+        let start = start.unwrap_or(Start::Beginning);
+        let part = streams.part(&session, start).await?;
+        return Ok(answer(&streams, part, start, &headers));
+    };
+    let place = streams.service.stream_place(&access)?;
+    match live {
+        Live::LongPoll => live::long_poll(&streams, &session, start, &params, &headers).await,
+        Live::Sse => live::sse(&streams, &session, start, params, place).await,
+    }
+}
+
+/// Describes a stream. This is no use of it.
+pub(super) async fn head(
+    State(streams): State<Arc<Streams>>,
+    Extension(access): Extension<Access>,
+    Path(path): Path<String>,
+) -> Result<Response, ApiError> {
+    let session = session_at(&path, &access)?;
+    let stream = blocking(move || streams.live(&session)).await?;
+    let mut answer = StatusCode::OK.into_response();
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, stream.settings.content_type.header());
+    headers.insert(NEXT_OFFSET, stream.tail().header());
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(ttl) = stream.settings.ttl {
+        headers.insert(TTL, ttl.into());
+    }
+    if let Some(at) = stream.settings.expires_at.map(time_text) {
+        let at = HeaderValue::try_from(at).expect("a time is a header value");
+        headers.insert(EXPIRES_AT, at);
+    }
+    if stream.info.closed {
+        headers.insert(CLOSED, TRUE);
+    }
+    Ok(answer)
+}
+
+/// A part of a stream.
+pub(super) struct Part {
+    pub stream: Stream,
+    body: Vec<u8>,
+    share: Option<Share>,
+    pub first: Offset,
+    pub next: Offset,
+    /// Whether it ends where the stream does.
+    pub is_last: bool,
+    redacted: u64,
+}
+
+impl Part {
+    pub(super) fn is_empty(&self) -> bool {
+        self.first == self.next
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_last && self.stream.info.closed
+    }
+
+    /// A tag of what is in it. It changes when the stream is closed, and when an event is redacted.
+    fn tag(&self) -> String {
+        let redacted = if self.redacted == 0 {
+            String::new()
+        } else {
+            format!(":r{}", self.redacted)
+        };
+        let closed = if self.is_closed() { ":c" } else { "" };
+        format!("\"{}:{}{redacted}{closed}\"", self.first, self.next)
+    }
+
+    /// What caches may do. The end of an open stream is asked for each time.
+    fn cache_control(&self, seconds_left: Option<u64>) -> String {
+        if self.is_last && !self.stream.info.closed {
+            return "private, no-cache".to_owned();
+        }
+        let fresh = seconds_left.map_or(FRESH_MAX, |left| left.min(FRESH_MAX));
+        let stale = seconds_left.map_or(STALE_MAX, |left| (left - fresh).min(STALE_MAX));
+        format!("private, max-age={fresh}, stale-while-revalidate={stale}")
+    }
+
+    /// Puts the headers that say where it ends.
+    pub(super) fn describe(&self, headers: &mut HeaderMap) {
+        headers.insert(NEXT_OFFSET, self.next.header());
+        if self.is_last {
+            headers.insert(UP_TO_DATE, TRUE);
+        }
+        if self.is_closed() {
+            headers.insert(CLOSED, TRUE);
+        }
+    }
+}
+
+/// Answers with a part of a stream, or that the client has it.
+pub(super) fn answer(
+    streams: &Streams,
+    mut part: Part,
+    start: Start,
+    asked: &HeaderMap,
+) -> Response {
+    let mut headers = HeaderMap::new();
+    part.describe(&mut headers);
+    let control = if start == Start::Now {
+        "no-store".to_owned()
+    } else {
+        let tag = part.tag();
+        let is_known = has_tag(asked, &tag);
+        let tag = HeaderValue::try_from(tag).expect("digits are a header value");
+        headers.insert(ETAG, tag);
+        if is_known {
+            return (StatusCode::NOT_MODIFIED, headers).into_response();
+        }
+        part.cache_control(streams.seconds_left(&part.stream))
+    };
+    let control = HeaderValue::try_from(control).expect("words and digits are a header value");
+    headers.insert(CACHE_CONTROL, control);
+    headers.insert(CONTENT_TYPE, part.stream.settings.content_type.header());
+    let body = std::mem::take(&mut part.body);
+    let body = match part.share {
+        Some(share) => share.body(body),
+        None => Body::from(body),
+    };
+    (headers, body).into_response()
+}
+
+fn has_tag(asked: &HeaderMap, tag: &str) -> bool {
+    let values = asked.get_all(IF_NONE_MATCH).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .any(|asked| asked == "*" || asked.strip_prefix("W/").unwrap_or(asked) == tag)
+}
+
+impl Streams {
+    /// Reads a part of a stream, and notes the use of it.
+    pub(super) async fn part(
+        self: &Arc<Self>,
+        session: &SessionId,
+        start: Start,
+    ) -> Result<Part, ApiError> {
+        let bytes_max = self.service.config.page_bytes_max;
+        let share = self
+            .service
+            .budget
+            .share(bytes_max.saturating_mul(COPIES))
+            .await?;
+        let (streams, session) = (Arc::clone(self), session.clone());
+        blocking(move || {
+            let stream = streams.live(&session)?;
+            streams.note_use(&stream);
+            let after = stream.seq_of(start)?;
+            let mut part = read_part(streams.log(), stream, after, bytes_max)?;
+            part.share = Some(share);
+            Ok(part)
+        })
+        .await
+    }
+}
+
+/// Reads the events after a seq, up to the one that reaches `bytes_max`.
+fn read_part(
+    log: &SessionLog,
+    stream: Stream,
+    after: Seq,
+    bytes_max: usize,
+) -> Result<Part, ApiError> {
+    let session = &stream.info.id;
+    let (mut body, mut next, mut redacted) = (Vec::new(), after, 0);
+    let is_json = stream.settings.content_type.is_json();
+    if is_json {
+        body.push(b'[');
+    }
+    let limit = log.limits().page_events_max;
+    loop {
+        let bytes_left = bytes_max.saturating_sub(body.len());
+        let request = PageRequest::new()
+            .after(next)
+            .limit(limit)
+            .bytes_max(bytes_left);
+        let page = log.list(session, request)?;
+        for event in &page.items {
+            redacted += u64::from(event.redacted);
+            push(&mut body, event, is_json);
+            next = event.seq;
+        }
+        if !page.has_more || body.len() >= bytes_max {
+            break;
+        }
+    }
+    if is_json {
+        body.push(b']');
+    }
+    // Whether this is the end is told by the stream as it is behind the events that were read.
+    let info = log.session(session)?;
+    if info.generation != stream.info.generation {
+        return Err(unknown(session));
+    }
+    let stream = Stream::of(info);
+    Ok(Part {
+        first: stream.offset(after),
+        next: stream.offset(next),
+        is_last: next == stream.info.last,
+        body,
+        share: None,
+        redacted,
+        stream,
+    })
+}
+
+/// Adds what a stream shows of an event.
+pub(super) fn push(body: &mut Vec<u8>, event: &Event, is_json: bool) {
+    if is_json {
+        push_message(body, event);
+    } else {
+        body.extend_from_slice(&event.data);
+    }
+}

@@ -1,0 +1,171 @@
+//! A stream as it is stored, and what all calls share.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+
+use crate::durable_streams::life::Uses;
+use crate::durable_streams::offset::{Offset, Start};
+use crate::durable_streams::settings::Settings;
+use crate::http::{Access, ApiError, Service, check_names_a_path};
+use crate::log::SessionLog;
+use crate::model::{CursorProblem, Error, Result, Seq, SessionId, SessionInfo};
+use crate::sync::AtomicBool;
+
+/// The beginning of the ID of every session that is a stream.
+pub(super) const PREFIX: &str = "ds/";
+
+/// The first segment of paths that the protocol keeps for subscriptions.
+const RESERVED: &str = "__ds";
+
+/// What all calls share.
+pub(super) struct Streams {
+    pub service: Arc<Service>,
+    pub uses: Uses,
+    /// Whether expired streams are looked after.
+    pub is_swept: AtomicBool,
+}
+
+impl Streams {
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self {
+            uses: Uses::new(service.log.now_ms()),
+            service,
+            is_swept: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn log(&self) -> &SessionLog {
+        &self.service.log
+    }
+
+    /// Whether every caller may do everything.
+    pub(super) fn is_for_development(&self) -> bool {
+        self.service.config.open && self.service.config.keys.is_empty()
+    }
+
+    /// Whether a caller may do what takes the key of a worker.
+    pub(super) fn may_write(&self, access: &Access) -> bool {
+        access.is_worker() || self.is_for_development()
+    }
+
+    /// Refuses a caller that may only read.
+    pub(super) fn check_writer(&self, access: &Access, what: &str) -> Result<(), ApiError> {
+        if self.may_write(access) {
+            return Ok(());
+        }
+        access.check_worker(what)
+    }
+}
+
+/// Returns the session of the stream at a path, percent-decoded, if the caller may know of it.
+pub(super) fn session_at(path: &str, access: &Access) -> Result<SessionId, ApiError> {
+    path.split('/').try_for_each(check_names_a_path)?;
+    if path.split('/').next() == Some(RESERVED) {
+        return Err(ApiError::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "subscriptions_missing",
+            "this server has no subscriptions, and keeps their paths free",
+        ));
+    }
+    let session = SessionId::new(format!("{PREFIX}{path}"))?;
+    access.check(&session)?;
+    Ok(session)
+}
+
+/// A stream as it was read.
+#[derive(Debug, Clone)]
+pub(super) struct Stream {
+    pub info: SessionInfo,
+    pub settings: Settings,
+}
+
+impl Stream {
+    pub(super) fn of(info: SessionInfo) -> Self {
+        Self {
+            settings: Settings::of(&info.metadata),
+            info,
+        }
+    }
+
+    /// Reads a stream, whether it is gone or has expired or not.
+    pub(super) fn read(log: &SessionLog, session: &SessionId) -> Result<Option<Self>> {
+        match log.session(session) {
+            Ok(info) => Ok(Some(Self::of(info))),
+            Err(Error::UnknownSession { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The life that the offsets of the stream name. A fork goes on with those of its source.
+    pub(super) fn life(&self) -> u64 {
+        let own = u64::from(self.info.generation) - 1;
+        self.settings.fork.map_or(own, |fork| own.max(fork.life))
+    }
+
+    pub(super) fn offset(&self, seq: Seq) -> Offset {
+        Offset {
+            life: self.life(),
+            seq,
+        }
+    }
+
+    pub(super) fn tail(&self) -> Offset {
+        self.offset(self.info.last)
+    }
+
+    /// Returns the seq before the position.
+    pub(super) fn seq_of(&self, start: Start) -> Result<Seq, ApiError> {
+        let offset = match start {
+            Start::Beginning => return Ok(self.info.first - 1),
+            Start::Now => return Ok(self.info.last),
+            Start::Offset(offset) => offset,
+        };
+        let beyond = |why: &str| Err(ApiError::invalid(format!("the offset {offset} {why}")));
+        if offset.life > self.life() {
+            return beyond("is of a later life of the stream");
+        }
+        if offset.life < self.life() && !self.is_of_source(offset) {
+            return Err(ApiError::new(
+                StatusCode::GONE,
+                "stream_recreated",
+                format!("the offset {offset} is of a stream that was deleted"),
+            ));
+        }
+        if offset.seq > self.info.last {
+            return beyond("is beyond the end of the stream");
+        }
+        if offset.seq < self.info.first - 1 {
+            return Err(Error::Cursor {
+                session: self.info.id.clone(),
+                problem: CursorProblem::Trimmed {
+                    first: self.info.first,
+                },
+            }
+            .into());
+        }
+        Ok(offset.seq)
+    }
+
+    /// Whether an offset of the source is one of this fork too.
+    fn is_of_source(&self, offset: Offset) -> bool {
+        let fork = self.settings.fork.zip(self.info.parent.as_ref());
+        fork.is_some_and(|(fork, parent)| offset.life == fork.life && offset.seq <= parent.at)
+    }
+}
+
+/// The answer about a stream that was deleted while forks of it live.
+pub(super) fn gone(session: &SessionId) -> ApiError {
+    ApiError::new(
+        StatusCode::GONE,
+        "stream_gone",
+        format!("{session} was deleted, and its forks still show what they share with it"),
+    )
+}
+
+pub(super) fn unknown(session: &SessionId) -> ApiError {
+    Error::UnknownSession {
+        session: session.clone(),
+    }
+    .into()
+}
