@@ -56,7 +56,8 @@
 //!   [`SessionLog::compact`], [`SessionLog::erasure`].
 //! * Operation: [`Options`], [`Stats`], [`SessionLog::health`], [`SessionLog::close`].
 //! * Damage: [`repair`]. A log as text: [`transfer`].
-//! * HTTP: the module `http`, with the feature of that name.
+//! * HTTP: the module `http`, with the feature of that name. The Durable Streams protocol: the
+//!   module `durable_streams`, with its feature.
 //!
 //! The folder `docs` of the package has a guide, the guarantees in full, the design, costs and
 //! tuning, and how all of it is tested.
@@ -95,6 +96,9 @@ struct Guide;
 #[cfg(all(doctest, feature = "http"))]
 #[doc = include_str!("../docs/http.md")]
 struct Http;
+#[cfg(all(doctest, feature = "durable-streams"))]
+#[doc = include_str!("../docs/durable-streams.md")]
+struct DurableStreams;
 
 // What campaigns from inside and from outside share names the crate as those outside do.
 #[cfg(test)]

@@ -151,7 +151,7 @@ fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
 /// answer.
 async fn admit(State(streams): State<Arc<Streams>>, mut request: Request, next: Next) -> Response {
     sweep::begin(&streams);
-    let origin = Origin::of(request.headers(), streams.is_for_development());
+    let origin = Origin::of(request.headers(), &streams);
     let answer = if request.method() == Method::OPTIONS {
         next.run(request).await
     } else {

@@ -10,6 +10,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::Response;
 
+use crate::durable_streams::stream::Streams;
 use crate::http::ApiError;
 
 const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
@@ -35,11 +36,11 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    pub(super) fn of(headers: &HeaderMap, is_for_development: bool) -> Self {
+    pub(super) fn of(headers: &HeaderMap, streams: &Streams) -> Self {
         let Some(origin) = headers.get(ORIGIN) else {
             return Self::Admitted(None);
         };
-        if !is_for_development {
+        if !streams.is_for_development() {
             return Self::Admitted(Some(HeaderValue::from_static("*")));
         }
         if is_of_this_host(origin, headers.get(HOST)) {

@@ -14,6 +14,7 @@ use crate::durable_streams::headers::{CLOSED, EXPIRES_AT, NEXT_OFFSET, TRUE, TTL
 use crate::durable_streams::live;
 use crate::durable_streams::message::push_message;
 use crate::durable_streams::offset::{Offset, Start};
+use crate::durable_streams::settings::ContentType;
 use crate::durable_streams::stream::{Stream, Streams, session_at, unknown};
 use crate::http::{Access, ApiError, InQuery, Share, blocking};
 use crate::log::SessionLog;
@@ -219,7 +220,7 @@ impl Streams {
             let stream = streams.live(&session)?;
             streams.note_use(&stream);
             let after = stream.seq_of(start)?;
-            let mut part = read_part(streams.log(), stream, after, bytes_max)?;
+            let mut part = read_part(streams.log(), &stream, after, bytes_max)?;
             part.share = Some(share);
             Ok(part)
         })
@@ -230,14 +231,14 @@ impl Streams {
 /// Reads the events after a seq, up to the one that reaches `bytes_max`.
 fn read_part(
     log: &SessionLog,
-    stream: Stream,
+    stream: &Stream,
     after: Seq,
     bytes_max: usize,
 ) -> Result<Part, ApiError> {
     let session = &stream.info.id;
     let (mut body, mut next, mut redacted) = (Vec::new(), after, 0);
-    let is_json = stream.settings.content_type.is_json();
-    if is_json {
+    let content_type = &stream.settings.content_type;
+    if content_type.is_json() {
         body.push(b'[');
     }
     let limit = log.limits().page_events_max;
@@ -250,14 +251,14 @@ fn read_part(
         let page = log.list(session, request)?;
         for event in &page.items {
             redacted += u64::from(event.redacted);
-            push(&mut body, event, is_json);
+            push(&mut body, event, content_type);
             next = event.seq;
         }
         if !page.has_more || body.len() >= bytes_max {
             break;
         }
     }
-    if is_json {
+    if content_type.is_json() {
         body.push(b']');
     }
     // Whether this is the end is told by the stream as it is behind the events that were read.
@@ -278,8 +279,8 @@ fn read_part(
 }
 
 /// Adds what a stream shows of an event.
-pub(super) fn push(body: &mut Vec<u8>, event: &Event, is_json: bool) {
-    if is_json {
+pub(super) fn push(body: &mut Vec<u8>, event: &Event, of: &ContentType) {
+    if of.is_json() {
         push_message(body, event);
     } else {
         body.extend_from_slice(&event.data);

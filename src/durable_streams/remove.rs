@@ -11,7 +11,7 @@ use crate::durable_streams::settings::{SOURCE, Settings};
 use crate::durable_streams::stream::{PREFIX, Stream, Streams, gone, session_at, unknown};
 use crate::http::{Access, ApiError, blocking};
 use crate::log::SessionLog;
-use crate::model::{Batch, Delete, Error, Result, SessionId};
+use crate::model::{Batch, Delete, Error, Expected, Result, SessionId, SessionPatch};
 use crate::read::SessionQuery;
 
 /// The reason that the feed gives for a stream that has expired.
@@ -63,7 +63,7 @@ impl Streams {
 
     /// Removes a stream that has expired, unless something came in between.
     pub(super) fn expire(&self, stream: &Stream) -> Result<()> {
-        let last = crate::model::Expected::Seq(stream.info.last);
+        let last = Expected::Seq(stream.info.last);
         match self.remove(stream, Delete::new().reason(EXPIRED).expected(last)) {
             Err(Error::ExpectedMismatch { .. } | Error::UnknownSession { .. }) => Ok(()),
             removed => removed.map(drop),
@@ -144,8 +144,9 @@ impl Streams {
 /// After a crash between the two steps it is gone, and [the sweep](super::sweep) trims it.
 fn mark_gone(log: &SessionLog, stream: &Stream) -> Result<()> {
     let session = &stream.info.id;
-    let patch = stream.settings.patch_of_gone();
-    log.append(session, Batch::new().metadata(patch).closing())?;
+    let metadata = stream.settings.patch_of_gone(&stream.info.metadata);
+    let patch = SessionPatch::new().without_title().metadata(metadata);
+    log.append(session, Batch::new().patch(patch).closing())?;
     hide(log, session)
 }
 

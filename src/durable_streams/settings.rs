@@ -108,9 +108,14 @@ impl Settings {
         json!({ SETTINGS: { "forked": true } })
     }
 
-    /// Returns a patch that marks the stream as deleted while forks of it live.
-    pub(super) fn patch_of_gone(&self) -> Value {
-        json!({ SETTINGS: { "content_type": self.content_type, "gone": true } })
+    /// Returns a patch that marks a stream as deleted while forks of it live. It leaves nothing of
+    /// the metadata that others have put there.
+    pub(super) fn patch_of_gone(&self, metadata: &Metadata) -> Value {
+        let others = metadata.keys().filter(|name| *name != SOURCE);
+        let mut patch: Map<_, _> = others.map(|name| (name.clone(), Value::Null)).collect();
+        let settings = json!({ "content_type": self.content_type, "gone": true });
+        patch.insert(SETTINGS.to_owned(), settings);
+        Value::Object(patch)
     }
 }
 

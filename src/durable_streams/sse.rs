@@ -149,7 +149,8 @@ impl Tail {
         if count == 0 && self.has_begun && reach != Reach::Closed {
             return None;
         }
-        let is_json = self.stream.settings.content_type.is_json();
+        let content_type = &self.stream.settings.content_type;
+        let is_json = content_type.is_json();
         let mut data = Vec::new();
         let bytes: usize = self
             .unsent
@@ -169,7 +170,7 @@ impl Tail {
             data.push(b'[');
         }
         for event in self.unsent.drain(..count) {
-            push(&mut data, &event, is_json);
+            push(&mut data, &event, content_type);
             self.sent = event.seq;
         }
         if is_json {

@@ -161,7 +161,7 @@ fn python() -> Result<&'static Path, Obstacle> {
     PYTHON.as_deref().map_err(Clone::clone)
 }
 
-fn npm(folder: &Path) -> Command {
+pub(crate) fn npm(folder: &Path) -> Command {
     let mut npm = Command::new("npm");
     npm.current_dir(folder).args([
         "--no-audit",
@@ -178,7 +178,7 @@ fn package(name: &str) -> PathBuf {
 }
 
 /// A folder for what is installed. It stays for the next run.
-fn environment(name: &str) -> PathBuf {
+pub(crate) fn environment(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join("clients")
         .join(name);
@@ -186,14 +186,14 @@ fn environment(name: &str) -> PathBuf {
     folder
 }
 
-fn copy(from: &Path, file: &str, to: &Path) {
+pub(crate) fn copy(from: &Path, file: &str, to: &Path) {
     let copy = to.join(file);
     fs::create_dir_all(copy.parent().unwrap()).unwrap();
     fs::copy(from.join(file), copy).unwrap();
 }
 
 /// Runs a command that may lack something from outside.
-fn can(command: &mut Command) -> Result<(), Obstacle> {
+pub(crate) fn can(command: &mut Command) -> Result<(), Obstacle> {
     let (succeeds, said) = run(command);
     let program = Path::new(command.get_program()).file_name().unwrap();
     let last = said.trim_end().lines().last().unwrap_or_default();
@@ -207,7 +207,7 @@ fn passes(command: &mut Command) {
 }
 
 /// Returns whether a command succeeds, and what it says.
-fn run(command: &mut Command) -> (bool, String) {
+pub(crate) fn run(command: &mut Command) -> (bool, String) {
     match command.stdin(Stdio::null()).output() {
         Ok(output) => {
             let said = [output.stdout, output.stderr].concat();

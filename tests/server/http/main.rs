@@ -14,6 +14,7 @@ mod arbitrary;
 mod connection;
 mod direct;
 mod document;
+mod durable_streams;
 mod feed;
 mod figures;
 mod here;
