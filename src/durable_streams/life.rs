@@ -29,11 +29,17 @@ impl Uses {
         }
     }
 
-    /// Forgets the uses that no longer keep a stream alive, by the lives of the streams.
-    pub(super) fn retain(&self, mut is_needed: impl FnMut(&SessionId) -> bool) {
-        self.of
-            .lock()
-            .retain(|session, used| used.readers > 0 || is_needed(session));
+    /// The streams that were used.
+    pub(super) fn sessions(&self) -> Vec<SessionId> {
+        self.of.lock().keys().cloned().collect()
+    }
+
+    /// Forgets the uses of a stream that has no TTL any more.
+    pub(super) fn forget(&self, session: &SessionId) {
+        let mut of = self.of.lock();
+        if of.get(session).is_some_and(|used| used.readers == 0) {
+            of.remove(session);
+        }
     }
 
     /// Returns when a stream was used last, or `None` while it is read.

@@ -40,6 +40,10 @@ pub(super) async fn long_poll(
         drop(part);
         wait(streams, session, from, deadline).await?;
         part = streams.part(session, Start::Offset(from)).await?;
+        // An event may come between the two looks that make a part.
+        while part.is_empty() && !part.is_last {
+            part = streams.part(session, Start::Offset(from)).await?;
+        }
     }
     let next_cursor = cursor(streams.log().now_ms(), params.cursor.as_deref());
     let mut answer = if part.is_empty() {

@@ -69,10 +69,12 @@ async fn sweep(streams: &Weak<Streams>) -> Option<()> {
     }
     let live = streams.upgrade()?;
     blocking(move || {
-        live.uses.retain(|session| {
-            let read = Stream::read(live.log(), session).ok().flatten();
-            read.is_some_and(|stream| stream.settings.ttl.is_some())
-        });
+        for session in live.uses.sessions() {
+            let read = Stream::read(live.log(), &session)?;
+            if read.is_none_or(|stream| stream.settings.ttl.is_none()) {
+                live.uses.forget(&session);
+            }
+        }
         Ok(())
     })
     .await
