@@ -135,7 +135,8 @@ async fn pages_of_other_sites_are_kept_out_of_a_server_without_keys() {
         "http://127.0.0.1:1",
         "http://[::1]:1",
     ] {
-        let read = ds.call(Method::GET, "/ds/a", &[("origin", own)], Body::empty());
+        let origin = [("origin", own)];
+        let read = ds.call(Method::GET, "/ds/a", &origin, Body::empty());
         let read = is(read.await, 200);
         assert_eq!(header(&read, "access-control-allow-origin"), Some(own));
     }

@@ -152,8 +152,9 @@ fn path(kind: Kind, number: usize) -> String {
     }
 }
 
-/// Checks call `number` of a kind. Only the last one may not have been answered.
-fn check(client: &Client, kind: Kind, number: usize, is_answered: bool) {
+/// Checks call `number` of a kind. Those before `last` were answered.
+fn check(client: &Client, kind: Kind, number: usize, last: usize) {
+    let is_answered = number < last;
     let (status, text) = client.get(&path(kind, number));
     let is_closed = || client.is_closed(&path(kind, number));
     let content = format!("{number};");
@@ -233,7 +234,7 @@ fn a_killed_server_has_lost_nothing_and_stored_nothing_twice() {
                 continue;
             }
             for number in next[&kind]..=last {
-                check(&client, kind, number, number < last);
+                check(&client, kind, number, last);
             }
             next.insert(kind, last + 1);
         }
