@@ -1,10 +1,13 @@
-//! The cost of HTTP: the same appends through the library and as requests, alternately, and the
-//! cost of idle streams to a server.
+//! The cost of HTTP: the same appends through the library and as requests, alternately, the cost of
+//! idle streams to a server, and durable streams beside another server of them.
 //!
 //! ```text
 //! cargo bench -p sessionlog-http-bench [-- append SECONDS ROUNDS | idle STREAMS SECONDS |
-//!                                          peer SECONDS ROUNDS]
+//!                                          peer SECONDS ROUNDS |
+//!                                          streams SECONDS ROUNDS [STREAMS [HELD]]]
 //! ```
+//!
+//! `streams` appends to 1, 1,000 and `STREAMS` streams, and measures the memory of `HELD`.
 //!
 //! Library and server run in a process of their own, which this one starts, calls and measures.
 #![expect(
@@ -17,6 +20,7 @@
 )]
 
 mod peer;
+mod streams;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -26,7 +30,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sessionlog::{Batch, SessionId, SessionLog, UserMessage, http};
+use sessionlog::{Batch, SessionId, SessionLog, UserMessage, durable_streams, http};
 use support::{Table, is_test, micros, percentile, session};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -57,17 +61,27 @@ fn main() {
         Some("append") => append(seconds(1, 3.0), count(2, 5)),
         Some("idle") => idle(count(1, 5_000), seconds(2, 20.0)),
         Some("peer") => peer::compare(seconds(1, 3.0), count(2, 5)),
+        Some("streams") => streams::Plan {
+            seconds: seconds(1, 3.0),
+            rounds: count(2, 5),
+            many: count(3, 1_000),
+            held: count(4, 10_000),
+            ..streams::PLAN
+        }
+        .compare(),
         None if is_test() => {
             append(0.05, 1);
             peer::compare(0.05, 1);
+            streams::TEST.compare();
             idle(10, 0.05);
         }
         None => {
             append(3.0, 5);
             peer::compare(3.0, 5);
+            streams::PLAN.compare();
             idle(5_000, 20.0);
         }
-        Some(other) => eprintln!("{other} is none of append, peer and idle"),
+        Some(other) => eprintln!("{other} is none of append, peer, streams and idle"),
     }
 }
 
@@ -78,10 +92,11 @@ fn serve(folder: &Path) {
     let runtime = Runtime::new().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     println!("{}", listener.local_addr().unwrap());
-    let server = http::serve(
+    let server = durable_streams::serve(
         listener,
         log.clone(),
         http::Config::with_api_key("key"),
+        "/ds",
         std::future::pending(),
     );
     runtime.spawn(async { server.await.unwrap() });
@@ -115,7 +130,9 @@ enum Caller {
     },
     Http {
         socket: TcpStream,
-        request: Vec<u8>,
+        /// They are sent in turn.
+        requests: Vec<Vec<u8>>,
+        next: usize,
         answer: Vec<u8>,
     },
 }
@@ -130,11 +147,16 @@ impl Caller {
     }
 
     async fn through_http(address: &str, request: Vec<u8>) -> Self {
+        Self::in_turn(address, vec![request]).await
+    }
+
+    async fn in_turn(address: &str, requests: Vec<Vec<u8>>) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Caller::Http {
             socket,
-            request,
+            requests,
+            next: 0,
             answer: vec![0; 16 * 1024],
         }
     }
@@ -152,10 +174,12 @@ impl Caller {
             }
             Caller::Http {
                 socket,
-                request,
+                requests,
+                next,
                 answer,
             } => {
-                socket.write_all(request).await.unwrap();
+                socket.write_all(&requests[*next]).await.unwrap();
+                *next = (*next + 1) % requests.len();
                 let mut length = 0;
                 while !is_whole(&answer[..length]) {
                     let read = socket.read(&mut answer[length..]).await.unwrap();
@@ -315,21 +339,25 @@ impl Served {
         })
     }
 
-    /// Returns the resident memory in bytes, and the seconds of CPU time so far.
     fn usage(&self) -> (f64, f64) {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        let fields: Vec<&str> = stat
-            .rsplit_once(')')
-            .unwrap()
-            .1
-            .split_whitespace()
-            .collect();
-        let field = |at: usize| fields[at].parse::<f64>().unwrap();
-        (
-            field(21) * rustix::param::page_size() as f64,
-            (field(11) + field(12)) / rustix::param::clock_ticks_per_second() as f64,
-        )
+        usage(self.process.id())
     }
+}
+
+/// Returns the resident memory of a process in bytes, and its seconds of CPU time so far.
+fn usage(process: u32) -> (f64, f64) {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    let field = |at: usize| fields[at].parse::<f64>().unwrap();
+    (
+        field(21) * rustix::param::page_size() as f64,
+        (field(11) + field(12)) / rustix::param::clock_ticks_per_second() as f64,
+    )
 }
 
 impl Drop for Served {

@@ -24,14 +24,14 @@ const START: Duration = Duration::from_secs(20);
 
 /// A server whose requests are known.
 pub(crate) struct Peer {
-    process: Child,
-    address: String,
+    pub(crate) process: Child,
+    pub(crate) address: String,
     _folder: tempfile::TempDir,
 }
 
 impl Peer {
     /// Starts the server, if it is installed. `DURABLE_STREAMS_SERVER` says where it is.
-    fn start(folder: &Path) -> Option<Self> {
+    pub(crate) fn start(folder: &Path) -> Option<Self> {
         let program = std::env::var_os("DURABLE_STREAMS_SERVER")
             .unwrap_or_else(|| OsString::from("durable-streams-server"));
         let folder = tempfile::tempdir_in(folder).unwrap();

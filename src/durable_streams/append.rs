@@ -93,12 +93,16 @@ impl Streams {
                 self.note_use(&after);
                 appended(&after, &landed, sent)
             }
-            Err(Error::SessionClosed { .. }) => {
+            Err(error) => {
                 // It may have been closed just now, by others.
-                let now = Stream::read(self.log(), session)?;
-                closed(now.as_ref().unwrap_or(stream))
+                let now = Stream::read(self.log(), session)?
+                    .filter(|now| now.info.closed && !now.settings.gone);
+                match (now, error) {
+                    (Some(now), error) if is_of_order(&error) => closed(&now),
+                    (None, Error::SessionClosed { .. }) => return Ok(None),
+                    (_, error) => self.refusal(session, sent.sender.as_ref(), error)?,
+                }
             }
-            Err(error) => self.refusal(session, sent.sender.as_ref(), error)?,
         };
         Ok(Some(answer))
     }
@@ -200,6 +204,14 @@ impl Streams {
         }
         Ok(answer)
     }
+}
+
+/// Whether an append is refused for what came before it. That its stream is closed goes before that.
+fn is_of_order(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::SessionClosed { .. } | Error::Fenced { .. } | Error::ProducerGap { .. }
+    )
 }
 
 fn appended(stream: &Stream, landed: &Landed, sent: &Sent) -> Response {

@@ -128,7 +128,8 @@ impl Part {
         self.is_last && self.stream.info.closed
     }
 
-    /// A tag of what is in it. It changes when the stream is closed, and when an event is redacted.
+    /// A tag of what is in it. It changes when the stream is closed, when an event is redacted, and
+    /// with a stream of the same name.
     fn tag(&self) -> String {
         let redacted = if self.redacted == 0 {
             String::new()
@@ -136,7 +137,8 @@ impl Part {
             format!(":r{}", self.redacted)
         };
         let closed = if self.is_closed() { ":c" } else { "" };
-        format!("\"{}:{}{redacted}{closed}\"", self.first, self.next)
+        let made = self.stream.info.generation;
+        format!("\"{made}:{}:{}{redacted}{closed}\"", self.first, self.next)
     }
 
     /// What caches may do. The end of an open stream is asked for each time.
@@ -170,20 +172,21 @@ pub(super) fn answer(
 ) -> Response {
     let mut headers = HeaderMap::new();
     part.describe(&mut headers);
-    let control = if start == Start::Now {
-        "no-store".to_owned()
-    } else {
-        let tag = part.tag();
+    let tag = (start != Start::Now).then(|| part.tag());
+    let control = match &tag {
+        Some(_tag) => part.cache_control(streams.seconds_left(&part.stream)),
+        None => "no-store".to_owned(),
+    };
+    let control = HeaderValue::try_from(control).expect("words and digits are a header value");
+    headers.insert(CACHE_CONTROL, control);
+    if let Some(tag) = tag {
         let is_known = has_tag(asked, &tag);
         let tag = HeaderValue::try_from(tag).expect("digits are a header value");
         headers.insert(ETAG, tag);
         if is_known {
             return (StatusCode::NOT_MODIFIED, headers).into_response();
         }
-        part.cache_control(streams.seconds_left(&part.stream))
-    };
-    let control = HeaderValue::try_from(control).expect("words and digits are a header value");
-    headers.insert(CACHE_CONTROL, control);
+    }
     headers.insert(CONTENT_TYPE, part.stream.settings.content_type.header());
     let body = std::mem::take(&mut part.body);
     let body = match part.share {

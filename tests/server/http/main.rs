@@ -29,6 +29,9 @@ mod mounted;
 #[path = "../process/mod.rs"]
 mod process;
 mod removal;
+#[allow(dead_code, reason = "the campaigns use the rest")]
+#[path = "../../support/report.rs"]
+mod report;
 mod security;
 mod server;
 mod sessions;

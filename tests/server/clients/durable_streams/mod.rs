@@ -7,15 +7,19 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::missing;
 use crate::packages::{Obstacle, can, copy, environment, npm, run};
 use crate::process::{Server, command, free_address};
-use crate::{missing, tell};
+use crate::report::{Runs, tell};
 
 /// The tests of the suite but those of subscriptions. More would be a suite of another version.
 const TESTS: u64 = 332;
 
-/// Its properties are tested with other values each time. So it runs twice, and in between the
-/// server is killed: what the first run left behind disturbs the second one as little as a restart.
+/// Its properties are tested with other values each time.
+const RUNS: Runs = Runs { quick: 2, full: 20 };
+
+/// After each run the server is killed. What a run left behind disturbs the next one as little as the
+/// restart does.
 pub(crate) fn the_suite_of_the_protocol_passes_before_and_after_a_kill() -> Result<(), Obstacle> {
     missing(&["node", "npm"]).map_or(Ok(()), Err)?;
     let project = environment("durable_streams");
@@ -26,7 +30,7 @@ pub(crate) fn the_suite_of_the_protocol_passes_before_and_after_a_kill() -> Resu
     can(npm(&project).arg("install"))?;
     let folder = tempfile::tempdir().unwrap();
     let address = free_address();
-    for _run in 0..2 {
+    for _run in 0..RUNS.planned() {
         let mut serve = command(&folder.path().join("data"), &address);
         serve.args([
             "--open",

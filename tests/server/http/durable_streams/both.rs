@@ -255,6 +255,37 @@ async fn offsets_of_a_stream_that_was_deleted_are_told_from_those_of_the_next() 
     is(ds.get(&format!("/ds/b?offset={new}")).await, 200);
 }
 
+/// A fork has the offsets of its source, so that they do not tell it from an earlier fork.
+#[tokio::test]
+async fn a_tag_of_a_deleted_fork_is_none_of_the_next_fork() {
+    let ds = Ds::open();
+    is(ds.put("/ds/a", &[TEXT], "").await, 201);
+    is(ds.delete("/ds/a").await, 204);
+    is(ds.put("/ds/a", &[TEXT], "a").await, 201);
+    let fork = [("stream-forked-from", "/ds/a")];
+    is(ds.put("/ds/b", &fork, "old").await, 201);
+    let old = is(ds.get("/ds/b").await, 200);
+    let known = [("if-none-match", header(&old, "etag").unwrap())];
+    let same = is(
+        ds.call(Method::GET, "/ds/b", &known, Body::empty()).await,
+        304,
+    );
+    for name in ["etag", "cache-control", "stream-next-offset"] {
+        assert_eq!(header(&same, name), header(&old, name), "{name}");
+    }
+    is(ds.delete("/ds/b").await, 204);
+    is(ds.put("/ds/b", &fork, "new").await, 201);
+    let new = is(
+        ds.call(Method::GET, "/ds/b", &known, Body::empty()).await,
+        200,
+    );
+    assert_eq!(
+        header(&new, "stream-next-offset"),
+        header(&old, "stream-next-offset")
+    );
+    assert_eq!(new.body, b"anew");
+}
+
 /// A fork with events of its own is one record.
 #[tokio::test]
 async fn a_fork_with_a_body_is_a_sound_record() {

@@ -8,9 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use crate::process::{self, Server, command, free_address};
+use crate::report::Runs;
 
 /// How often the server is killed, and after how many answers.
-const KILLS: usize = 4;
+const KILLS: Runs = Runs {
+    quick: 4,
+    full: 200,
+};
 const ANSWERS: usize = 300;
 
 /// The calls of one kind, each with a number of its own.
@@ -20,21 +24,27 @@ enum Kind {
     Append,
     /// Appends of a producer to one stream.
     Produce,
+    /// Appends of several messages to one stream, each with a `Stream-Seq`.
+    Sequence,
     /// A stream that is created with its content and closed at once.
     CreateClosed,
     /// A stream that gets its content together with its close.
     AppendAndClose,
+    /// A stream that gets its content and its close from a producer.
+    ProduceAndClose,
     /// A fork that copies a part of an event.
     Fork,
     /// A stream that is deleted.
     Delete,
 }
 
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 8] = [
     Kind::Append,
     Kind::Produce,
+    Kind::Sequence,
     Kind::CreateClosed,
     Kind::AppendAndClose,
+    Kind::ProduceAndClose,
     Kind::Fork,
     Kind::Delete,
 ];
@@ -59,10 +69,15 @@ impl Client {
     }
 
     fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answered {
+        let content_type = if path == "Sequence" {
+            "application/json"
+        } else {
+            "text/plain"
+        };
         let mut request = ureq::http::Request::builder()
             .method(method)
             .uri(format!("{}/{path}", self.url))
-            .header("content-type", "text/plain");
+            .header("content-type", content_type);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -104,6 +119,9 @@ const FORK: [(&str, &str); 3] = [
     ("stream-fork-sub-offset", "3"),
 ];
 
+/// The headers of a producer's first append, apart from its number.
+const PRODUCER: [(&str, &str); 2] = [("producer-id", "p"), ("producer-epoch", "0")];
+
 /// Makes call `number` of a kind. Returns whether it was answered.
 fn make(client: &Client, kind: Kind, number: usize) -> bool {
     let text = format!("{number};");
@@ -122,13 +140,18 @@ fn make(client: &Client, kind: Kind, number: usize) -> bool {
             .map(|(status, _)| assert_eq!(status, 204)),
         Kind::Produce => {
             let seq = number.to_string();
-            let headers = [
-                ("producer-id", "p"),
-                ("producer-epoch", "0"),
-                ("producer-seq", &*seq),
-            ];
+            let headers = [&PRODUCER[..], &[("producer-seq", &*seq)]].concat();
             client.post(&path, &headers, &text).map(|(status, body)| {
                 assert!([200, 204].contains(&status), "{number}: {status} {body}");
+            })
+        }
+        Kind::Sequence => {
+            let seq = format!("{number:08}");
+            let body = format!("[{number},{number},{number}]");
+            let answer = client.post(&path, &[("stream-seq", &*seq)], &body);
+            // What was stored without an answer is not above itself.
+            answer.map(|(status, body)| {
+                assert!([204, 409].contains(&status), "{number}: {status} {body}");
             })
         }
         Kind::CreateClosed => created(client.put(&path, &[CLOSE], &text)),
@@ -136,6 +159,9 @@ fn make(client: &Client, kind: Kind, number: usize) -> bool {
             let closed = client.post(&path, &[CLOSE], &text);
             closed.map(|(status, _)| assert_eq!(status, 204))
         }),
+        Kind::ProduceAndClose => created(client.put(&path, &[], ""))
+            .and_then(|()| produce_and_close(client, &path, &text))
+            .map(|status| assert_eq!(status, 200)),
         Kind::Fork => created(client.put(&path, &FORK, &text)),
         Kind::Delete => created(client.put(&path, &[], &text)).and_then(|()| {
             let deleted = client.call("DELETE", &path, &[], "");
@@ -145,9 +171,14 @@ fn make(client: &Client, kind: Kind, number: usize) -> bool {
     done.is_some()
 }
 
+fn produce_and_close(client: &Client, path: &str, text: &str) -> Option<u16> {
+    let headers = [&PRODUCER[..], &[("producer-seq", "0"), CLOSE]].concat();
+    client.post(path, &headers, text).map(|(status, _)| status)
+}
+
 fn path(kind: Kind, number: usize) -> String {
     match kind {
-        Kind::Append | Kind::Produce => format!("{kind:?}"),
+        Kind::Append | Kind::Produce | Kind::Sequence => format!("{kind:?}"),
         _ => format!("{kind:?}/{number}"),
     }
 }
@@ -155,21 +186,29 @@ fn path(kind: Kind, number: usize) -> String {
 /// Checks call `number` of a kind. Those before `last` were answered.
 fn check(client: &Client, kind: Kind, number: usize, last: usize) {
     let is_answered = number < last;
-    let (status, text) = client.get(&path(kind, number));
-    let is_closed = || client.is_closed(&path(kind, number));
+    let path = path(kind, number);
+    let (mut status, mut text) = client.get(&path);
+    let is_closed = || client.is_closed(&path);
     let content = format!("{number};");
+    if kind == Kind::ProduceAndClose && status == 200 {
+        // The producer does not know, and sends it again.
+        let is_stored = !text.is_empty();
+        let again = produce_and_close(client, &path, &content);
+        assert_eq!(again, Some(if is_stored { 204 } else { 200 }), "{path}");
+        (status, text) = client.get(&path);
+    }
     let what = format!("{kind:?} {number}, answered: {is_answered}: {status} {text}");
     match kind {
-        Kind::Append | Kind::Produce => unreachable!("these share a stream"),
+        Kind::Append | Kind::Produce | Kind::Sequence => unreachable!("these share a stream"),
         Kind::Delete if is_answered => assert_eq!(status, 404, "{what}"),
         _ if !is_answered && status == 404 => {}
         Kind::Delete => assert!(text == content, "{what}"),
         Kind::Fork => assert_eq!(text, format!("sou{content}"), "{what}"),
         Kind::AppendAndClose if !is_answered && text.is_empty() => assert!(!is_closed(), "{what}"),
-        Kind::CreateClosed | Kind::AppendAndClose => {
+        Kind::CreateClosed | Kind::AppendAndClose | Kind::ProduceAndClose => {
             assert_eq!(text, content, "{what}");
             assert!(is_closed(), "{what}");
-            let (status, _) = client.post(&path(kind, number), &[], "more").unwrap();
+            let (status, _) = client.post(&path, &[], "more").unwrap();
             assert_eq!(status, 409, "a closed stream is open again: {what}");
         }
     }
@@ -188,7 +227,7 @@ fn a_killed_server_has_lost_nothing_and_stored_nothing_twice() {
     let address = free_address();
     let client = Client::new(&address);
     let server = serve(&data, &address);
-    for path in ["source", "Append", "Produce"] {
+    for path in ["source", "Append", "Produce", "Sequence"] {
         assert_eq!(client.put(path, &[], "").unwrap().0, 201);
     }
     assert_eq!(client.post("source", &[], "source").unwrap().0, 204);
@@ -196,7 +235,7 @@ fn a_killed_server_has_lost_nothing_and_stored_nothing_twice() {
     // The number of the next call of each kind, and those of plain appends without an answer.
     let mut next: BTreeMap<Kind, usize> = KINDS.map(|kind| (kind, 0)).into();
     let mut unanswered = Vec::new();
-    for _kill in 0..KILLS {
+    for _kill in 0..KILLS.planned() {
         let server = serve(&data, &address);
         let (answers, is_killed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let made = thread::scope(|scope| {
@@ -222,13 +261,9 @@ fn a_killed_server_has_lost_nothing_and_stored_nothing_twice() {
         });
         let server = serve(&data, &address);
         for (kind, last) in made {
-            if let Kind::Append | Kind::Produce = kind {
-                // The producer sends its last append again, since it does not know.
-                let again = if kind == Kind::Produce {
-                    last
-                } else {
-                    last + 1
-                };
+            if let Kind::Append | Kind::Produce | Kind::Sequence = kind {
+                // These send their last append again, since they do not know.
+                let again = if kind == Kind::Append { last + 1 } else { last };
                 unanswered.extend((kind == Kind::Append).then_some(last));
                 next.insert(kind, again);
                 continue;
@@ -273,12 +308,20 @@ fn check_appends(client: &Client, next: &BTreeMap<Kind, usize>, unanswered: &[us
         appended.is_sorted_by(|one, other| one < other),
         "{appended:?}"
     );
-    // Of the producer each is there once. The last may be there without an answer.
-    let produced = numbers("Produce");
-    let answered = next[&Kind::Produce];
-    assert_eq!(produced, (0..produced.len()).collect::<Vec<_>>());
-    assert!(
-        [answered, answered + 1].contains(&produced.len()),
-        "{answered} {produced:?}"
-    );
+    // Of the others each is there once. The last may be there without an answer.
+    let once = |kind: Kind, numbers: &[usize]| {
+        let answered = next[&kind];
+        assert!(numbers.iter().copied().eq(0..numbers.len()), "{numbers:?}");
+        assert!(
+            [answered, answered + 1].contains(&numbers.len()),
+            "{kind:?} {answered} {numbers:?}"
+        );
+    };
+    once(Kind::Produce, &numbers("Produce"));
+    let (_, text) = client.get("Sequence");
+    let messages: Vec<usize> = serde_json::from_str(&text).unwrap();
+    let appends: Vec<&[usize]> = messages.chunks(3).collect();
+    assert!(appends.iter().all(|append| append[..] == [append[0]; 3]));
+    let firsts: Vec<usize> = appends.iter().map(|append| append[0]).collect();
+    once(Kind::Sequence, &firsts);
 }

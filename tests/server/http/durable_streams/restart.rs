@@ -51,8 +51,14 @@ async fn the_numbers_of_a_producer_are_known_after_a_restart() {
     is(ds.post("/ds/a", &close, "!").await, 200);
     let ds = restarted(&ds);
     is(ds.post("/ds/a", &close, "!").await, 204);
-    let other = is(ds.post("/ds/a", &producer("1", "3"), "z").await, 409);
-    assert_eq!(header(&other, "stream-closed"), Some("true"));
+    for (epoch, seq) in [("1", "3"), ("1", "7"), ("0", "0"), ("2", "1"), ("2", "0")] {
+        let other = is(ds.post("/ds/a", &producer(epoch, seq), "z").await, 409);
+        assert_eq!(
+            header(&other, "stream-closed"),
+            Some("true"),
+            "{epoch} {seq}"
+        );
+    }
     assert_eq!(ds.text("/ds/a").await, "xy!");
 }
 
