@@ -323,7 +323,8 @@ impl Reader {
             if field(&head, "stream-up-to-date").is_some() {
                 return bytes;
             }
-            offset = field(&head, "stream-next-offset").unwrap().to_owned();
+            let next = field(&head, "stream-next-offset");
+            next.unwrap().clone_into(&mut offset);
         }
     }
 

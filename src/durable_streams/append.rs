@@ -9,6 +9,8 @@ use axum::http::header::{ETAG, HeaderName};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use tokio::task::block_in_place;
+
 use crate::durable_streams::create::conflict;
 use crate::durable_streams::headers::{
     self, CLOSED, EXPECTED_SEQ, NEXT_OFFSET, PRODUCER_EPOCH, PRODUCER_SEQ, RECEIVED_SEQ, Sender,
@@ -17,7 +19,7 @@ use crate::durable_streams::headers::{
 use crate::durable_streams::message::is_for_clients;
 use crate::durable_streams::settings::{ContentType, Settings};
 use crate::durable_streams::stream::{Stream, Streams, session_at};
-use crate::http::{Access, ApiError, blocking, check_encoding, received};
+use crate::http::{Access, ApiError, BODY_COPIES, blocking, check_encoding, received};
 use crate::model::{Batch, Error, NewEvent, SessionId};
 use crate::write::{Landed, Outcome};
 
@@ -29,30 +31,26 @@ pub(super) async fn append(
     body: Body,
 ) -> Result<Response, ApiError> {
     let session = session_at(&path, &access)?;
-    check_encoding(&headers)?;
-    let mut sent = Sent {
-        content_type: headers::content_type(&headers)?,
-        closes: headers::closes(&headers),
-        sender: headers::sender(&headers)?,
-        stream_seq: headers::stream_seq(&headers)?.map(str::to_owned),
-        may_write: streams.may_write(&access),
-        body: Bytes::new(),
-    };
-    if sent.closes || sent.sender.is_some() || sent.stream_seq.is_some() {
-        streams.check_writer(
-            &access,
-            "an append that closes, or with a producer or Stream-Seq,",
-        )?;
-    }
+    let mut sent = Sent::of(&headers, &access, &streams)?;
     let (body, _share) = received(&headers, body, &streams.service).await?;
     sent.body = body;
-    // A stream that has changed meanwhile, other than by events, is read again.
-    loop {
-        let stream = streams.live_now(&session).await?;
-        if let Some(answer) = streams.append(&stream, &sent).await? {
-            return Ok(answer);
-        }
-    }
+    streams.append(&session, &sent).await
+}
+
+/// Does the same for a request that is there as a whole, in the same order.
+pub(super) async fn append_whole(
+    streams: &Arc<Streams>,
+    access: &Access,
+    path: &str,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Response, ApiError> {
+    let session = session_at(path, access)?;
+    let mut sent = Sent::of(headers, access, streams)?;
+    let budget = &streams.service.budget;
+    let _share = budget.share(body.len().saturating_mul(BODY_COPIES)).await?;
+    sent.body = Bytes::copy_from_slice(body);
+    streams.append(&session, &sent).await
 }
 
 /// An append as it was sent.
@@ -66,7 +64,39 @@ struct Sent {
     body: Bytes,
 }
 
+impl Sent {
+    /// Reads what the headers say. The body is still to come.
+    fn of(headers: &HeaderMap, access: &Access, streams: &Streams) -> Result<Self, ApiError> {
+        check_encoding(headers)?;
+        let sent = Self {
+            content_type: headers::content_type(headers)?,
+            closes: headers::closes(headers),
+            sender: headers::sender(headers)?,
+            stream_seq: headers::stream_seq(headers)?.map(str::to_owned),
+            may_write: streams.may_write(access),
+            body: Bytes::new(),
+        };
+        if sent.closes || sent.sender.is_some() || sent.stream_seq.is_some() {
+            streams.check_writer(
+                access,
+                "an append that closes, or with a producer or Stream-Seq,",
+            )?;
+        }
+        Ok(sent)
+    }
+}
+
 impl Streams {
+    /// Appends to a stream. One that has changed meanwhile, other than by events, is read again.
+    async fn append(self: &Arc<Self>, to: &SessionId, sent: &Sent) -> Result<Response, ApiError> {
+        loop {
+            let stream = self.live_now(to).await?;
+            if let Some(answer) = self.append_as_read(&stream, sent).await? {
+                return Ok(answer);
+            }
+        }
+    }
+
     /// Reads a stream that can be used, on this thread unless it has to be removed first.
     async fn live_now(self: &Arc<Self>, session: &SessionId) -> Result<Stream, ApiError> {
         let read = Stream::read(self.log(), session)?.filter(|stream| !stream.settings.gone);
@@ -78,14 +108,23 @@ impl Streams {
     }
 
     /// Appends to a stream as it was read. `None` when it has changed since.
-    async fn append(&self, stream: &Stream, sent: &Sent) -> Result<Option<Response>, ApiError> {
+    async fn append_as_read(
+        &self,
+        stream: &Stream,
+        sent: &Sent,
+    ) -> Result<Option<Response>, ApiError> {
         let session = &stream.info.id;
         let batch = match self.batch(stream, sent) {
             // That a stream is closed comes before what else is wrong.
             Err(_other) if stream.info.closed => return Ok(Some(closed(stream))),
             batch => batch?,
         };
-        let landed = self.log().append_as_read(&stream.info, batch).await;
+        let (log, caller) = (self.log(), self.service.callers.enter());
+        let landed = if caller.may_block() {
+            block_in_place(|| log.append_as_read(&stream.info, batch))
+        } else {
+            log.append_as_read_async(&stream.info, batch).await
+        };
         let answer = match landed {
             Ok(None) => return Ok(None),
             Ok(Some(landed)) => {

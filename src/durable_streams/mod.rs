@@ -38,6 +38,7 @@
 mod append;
 mod create;
 mod cursor;
+mod direct;
 mod fork;
 mod headers;
 mod life;
@@ -58,15 +59,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::put;
 use tokio::net::TcpListener;
 
-use crate::http::{self, Config, Service};
+use crate::http::{self, Access, ApiError, Config, Service};
 use crate::log::SessionLog;
 
+use direct::Direct;
 use origin::Origin;
 use stream::Streams;
 
@@ -76,7 +78,8 @@ use stream::Streams;
 /// [`http::api`](crate::http::api) does. Two routers have a budget of memory each.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
-    http::around(routes(&service), service)
+    let streams = Arc::new(Streams::new(Arc::clone(&service)));
+    http::around(routes(&streams), service)
 }
 
 /// Serves the [HTTP API](crate::http::router), with streams below `path`, as
@@ -94,10 +97,15 @@ pub async fn serve(
 ) -> io::Result<()> {
     check_path(path).map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
     let service = Arc::new(Service::new(log, config));
-    let streams = routes(&service);
-    let router = http::router_with(Arc::clone(&service), |api| api.nest(path, streams));
-    http::serve_router(listener, service, router, until).await
+    let streams = Arc::new(Streams::new(Arc::clone(&service)));
+    let below = routes(&streams);
+    let router = http::router_with(Arc::clone(&service), |api| api.nest(path, below));
+    let appends = Arc::new(Direct::below(path, streams));
+    http::serve_router(listener, service, router, Some(appends), until).await
 }
+
+/// The path of a stream in the router.
+const ROUTE: &str = "/{*path}";
 
 /// The first segments of paths that the HTTP API has.
 const TAKEN: [&str; 4] = ["v1", "healthz", "metrics", "openapi.json"];
@@ -133,8 +141,7 @@ pub fn check_path(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
-    let streams = Arc::new(Streams::new(Arc::clone(service)));
+fn routes(streams: &Arc<Streams>) -> Router<Arc<Service>> {
     let calls = put(create::create)
         .post(append::append)
         .get(read::read)
@@ -142,9 +149,9 @@ fn routes(service: &Arc<Service>) -> Router<Arc<Service>> {
         .delete(remove::delete)
         .options(preflight);
     Router::new()
-        .route("/{*path}", calls)
-        .route_layer(from_fn_with_state(Arc::clone(&streams), admit))
-        .with_state(streams)
+        .route(ROUTE, calls)
+        .route_layer(from_fn_with_state(Arc::clone(streams), admit))
+        .with_state(Arc::clone(streams))
 }
 
 /// Wraps every call: checks its key and its origin, and lets pages of admitted origins read the
@@ -155,10 +162,7 @@ async fn admit(State(streams): State<Arc<Streams>>, mut request: Request, next: 
     let answer = if request.method() == Method::OPTIONS {
         next.run(request).await
     } else {
-        let admitted = http::access(request.headers(), &streams.service)
-            .and_then(|access| origin.check().map(|()| access))
-            .and_then(|access| access.check_rate().map(|()| access));
-        match admitted {
+        match admitted(request.headers(), &origin, &streams) {
             Ok(access) => {
                 request.extensions_mut().insert(access);
                 next.run(request).await
@@ -167,6 +171,14 @@ async fn admit(State(streams): State<Arc<Streams>>, mut request: Request, next: 
         }
     };
     origin.allow(answer)
+}
+
+/// Returns what the caller of a request may do.
+fn admitted(headers: &HeaderMap, origin: &Origin, streams: &Streams) -> Result<Access, ApiError> {
+    let access = http::access(headers, &streams.service)?;
+    origin.check()?;
+    access.check_rate()?;
+    Ok(access)
 }
 
 /// Answers what a browser asks before a call of another origin.

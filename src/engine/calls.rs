@@ -75,14 +75,19 @@ impl Engine {
     /// Submits what `make` makes, and waits on this thread until it is durable.
     pub(crate) fn call(&self, mut make: impl FnMut(&Self) -> Result<Made>) -> Result<Landed> {
         loop {
-            let ticket: Arc<Ticket> = Arc::default();
-            let request = self.request(make(self)?, &ticket)?;
-            let joined = self.writer()?.commit.append(request)?;
-            let landed = ticket.wait(&joined)?;
+            let landed = self.call_once(make(self)?)?;
             if !matches!(landed.outcome, Outcome::Outdated) {
                 return Ok(landed);
             }
         }
+    }
+
+    /// Submits what was made, and waits on this thread until it is decided. It may be outdated.
+    pub(crate) fn call_once(&self, made: Made) -> Result<Landed> {
+        let ticket: Arc<Ticket> = Arc::default();
+        let request = self.request(made, &ticket)?;
+        let joined = self.writer()?.commit.append(request)?;
+        ticket.wait(&joined)
     }
 
     /// Submits what `make` makes, and waits as a task until it is durable.
@@ -91,7 +96,7 @@ impl Engine {
         mut make: impl FnMut(&Self) -> Result<Made>,
     ) -> Result<Landed> {
         loop {
-            let landed = self.call_once(make(self)?).await?;
+            let landed = self.call_once_async(make(self)?).await?;
             if !matches!(landed.outcome, Outcome::Outdated) {
                 return Ok(landed);
             }
@@ -99,7 +104,7 @@ impl Engine {
     }
 
     /// Submits what was made, and waits as a task until it is decided. It may be outdated.
-    pub(crate) async fn call_once(&self, made: Made) -> Result<Landed> {
+    pub(crate) async fn call_once_async(&self, made: Made) -> Result<Landed> {
         let ticket: Arc<Ticket> = Arc::default();
         let commit = &self.writer()?.commit;
         let mut request = self.request(made, &ticket)?;

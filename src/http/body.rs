@@ -139,7 +139,7 @@ pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// The memory that an append takes for each byte of its body: the body, its events, their batch,
 /// and the answer.
-pub(super) const BODY_COPIES: usize = 4;
+pub(crate) const BODY_COPIES: usize = 4;
 
 /// Reads a body within the limits of size and time. The returned share covers the memory of
 /// everything made from it.

@@ -9,20 +9,20 @@ use crate::sync::{AtomicU64, Ordering};
 pub(crate) const ALONE_MIN: u64 = 8;
 
 #[derive(Default)]
-pub(super) struct Callers {
+pub(crate) struct Callers {
     running: AtomicU64,
     /// The number of appends in a row, up to the last that began, that began alone.
     alone: AtomicU64,
 }
 
 /// An append that is under way.
-pub(super) struct Caller<'a> {
+pub(crate) struct Caller<'a> {
     callers: &'a Callers,
     is_lone: bool,
 }
 
 impl Callers {
-    pub(super) fn enter(&self) -> Caller<'_> {
+    pub(crate) fn enter(&self) -> Caller<'_> {
         let alone = match self.running.fetch_add(1, Ordering::Relaxed) {
             0 => self.alone.load(Ordering::Relaxed).saturating_add(1),
             _ => 0,
@@ -38,7 +38,7 @@ impl Callers {
 impl Caller<'_> {
     /// Whether the append is best written by the thread that runs it: nobody else appends, and the
     /// runtime has other threads for its tasks meanwhile.
-    pub(super) fn may_block(&self) -> bool {
+    pub(crate) fn may_block(&self) -> bool {
         self.is_lone && Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread
     }
 }

@@ -19,7 +19,7 @@ use axum::http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING, UPGRADE,
 };
 use axum::http::request::{Parts, Request};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use bytes::{Buf, BytesMut};
 use http_body_util::BodyExt;
@@ -64,6 +64,26 @@ static HEAD: LazyLock<Vec<u8>> = LazyLock::new(|| {
     head
 });
 
+/// Appends of another protocol, which the loop answers too.
+pub(crate) trait Appends: Send + Sync {
+    /// How the router knows them.
+    fn route(&self) -> &Arc<str>;
+
+    /// Returns the part of such an append's path that says what it is to.
+    fn place_in(&self, path: &str) -> Option<Range<usize>>;
+
+    /// Answers one to what that part says, as the router would behind the checks of every head.
+    fn answer<'a>(
+        &'a self,
+        place: &'a str,
+        headers: &'a HeaderMap,
+        body: &'a [u8],
+    ) -> Answering<'a>;
+}
+
+/// An answer under way. It is in memory as a whole.
+pub(crate) type Answering<'a> = Pin<Box<dyn Future<Output = Response> + Send + 'a>>;
+
 /// Answers appends until a request in another form comes, until `ends` resolves, or until the
 /// connection ends.
 ///
@@ -71,9 +91,10 @@ static HEAD: LazyLock<Vec<u8>> = LazyLock::new(|| {
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     socket: &mut S,
     service: &Arc<Service>,
+    appends: Option<&dyn Appends>,
     ends: impl Future<Output = ()>,
 ) -> Option<BytesMut> {
-    let mut connection = Connection::new(socket, service);
+    let mut connection = Connection::new(socket, service, appends);
     let mut ends = pin!(ends);
     loop {
         let next = tokio::select! {
@@ -93,8 +114,8 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 /// What comes next on a connection.
-enum Next {
-    Plain(Box<Plain>),
+enum Next<'a> {
+    Plain(Box<Plain<'a>>),
     /// A request in another form or with a slow body, or bytes that are none.
     Other,
     /// Its end, or no request in time.
@@ -102,9 +123,12 @@ enum Next {
 }
 
 /// An append in the plain form.
-struct Plain {
+struct Plain<'a> {
     head: Parts,
-    session: Range<usize>,
+    /// The other protocol that it is of.
+    of: Option<&'a dyn Appends>,
+    /// The place of its session in its path, or what the other protocol takes from it.
+    place: Range<usize>,
     /// The place of the body in the buffer, which ends with it.
     body: Range<usize>,
 }
@@ -112,6 +136,7 @@ struct Plain {
 struct Connection<'a, S> {
     socket: &'a mut S,
     service: &'a Arc<Service>,
+    appends: Option<&'a dyn Appends>,
     /// What has come and is not answered.
     buffer: BytesMut,
     timer: Timer,
@@ -123,10 +148,11 @@ struct Connection<'a, S> {
 }
 
 impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
-    fn new(socket: &'a mut S, service: &'a Arc<Service>) -> Self {
+    fn new(socket: &'a mut S, service: &'a Arc<Service>, appends: Option<&'a dyn Appends>) -> Self {
         Self {
             socket,
             service,
+            appends,
             buffer: BytesMut::new(),
             timer: Timer::after(service.config.head_wait),
             date: Date::new(),
@@ -137,12 +163,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
 
     /// Reads until there is a request. The buffer has every byte of it, also if the call is
     /// dropped.
-    async fn next(&mut self) -> Next {
+    async fn next(&mut self) -> Next<'a> {
         let config = &self.service.config;
         self.timer.restart(config.head_wait);
         let mut seen = 0;
         let request = loop {
-            match parsed(&self.buffer, seen, config.body_bytes_max) {
+            match parsed(&self.buffer, seen, config.body_bytes_max, self.appends) {
                 Parsed::Plain(request) => break request,
                 Parsed::Other => return Next::Other,
                 Parsed::Partial => seen = self.buffer.len(),
@@ -177,14 +203,25 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         }
     }
 
-    async fn answer(&mut self, request: &Plain) -> io::Result<()> {
+    async fn answer(&mut self, request: &Plain<'_>) -> io::Result<()> {
         let metrics = Arc::clone(&self.service.metrics);
-        let mut observed = Observed::begun(metrics, &request.head, Route::Append);
+        let route = request.of.map_or(Route::Append, |other| {
+            Route::Other(Arc::clone(other.route()))
+        });
+        let mut observed = Observed::begun(metrics, &request.head, route);
         self.text.clear();
         let bytes = self.buffer.get(request.body.clone()).unwrap_or_default();
-        let appended = append(self.service, request, bytes, &mut self.text)
-            .instrument(observed.span.clone())
-            .await;
+        let head = &request.head;
+        let place = head.uri.path().get(request.place.clone());
+        let place = place.unwrap_or_default();
+        let appended = async {
+            service::check(head, &self.service.config).map_err(ApiError::into_response)?;
+            match request.of {
+                Some(other) => Err(other.answer(place, &head.headers, bytes).await),
+                None => append(self.service, place, &head.headers, bytes, &mut self.text).await,
+            }
+        };
+        let appended = appended.instrument(observed.span.clone()).await;
         self.buffer.advance(request.body.end);
         match appended {
             Ok(((name, value), _share)) => {
@@ -199,13 +236,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
             Err(answer) => {
                 observed.answered(answer.status().as_u16());
                 drop(observed);
-                self.refuse(answer).await
+                self.send_whole(answer).await
             }
         }
     }
 
     /// Sends an answer that is in memory as a whole, as those of refusals are.
-    async fn refuse(&mut self, answer: Response) -> io::Result<()> {
+    async fn send_whole(&mut self, answer: Response) -> io::Result<()> {
         let (mut head, body) = answer.into_parts();
         let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
         add_fields(&mut head.headers);
@@ -216,14 +253,22 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         for (name, value) in &head.headers {
             put_field(&mut self.out, name, value);
         }
-        self.end_head()?;
+        if head.status == StatusCode::NO_CONTENT {
+            self.end_head_without_body()?;
+        } else {
+            self.end_head()?;
+        }
         self.send().await
+    }
+
+    fn end_head_without_body(&mut self) -> io::Result<()> {
+        write!(self.out, "date: {}\r\n\r\n", self.date.now())
     }
 
     /// Adds the fields that depend on the text and on the time, and the text.
     fn end_head(&mut self) -> io::Result<()> {
-        let (length, date) = (self.text.len(), self.date.now());
-        write!(self.out, "content-length: {length}\r\ndate: {date}\r\n\r\n")?;
+        write!(self.out, "content-length: {}\r\n", self.text.len())?;
+        self.end_head_without_body()?;
         self.out.extend_from_slice(&self.text);
         Ok(())
     }
@@ -253,19 +298,17 @@ enum Read {
 /// Appends what a request says, as the router would.
 async fn append(
     service: &Service,
-    request: &Plain,
+    session: &str,
+    headers: &HeaderMap,
     body: &[u8],
     text: &mut Vec<u8>,
 ) -> Result<((HeaderName, HeaderValue), Share), Response> {
-    let head = &request.head;
     let refused = ApiError::into_response;
-    service::check(head, &service.config).map_err(refused)?;
-    let access = auth::access(&head.headers, service).map_err(refused)?;
+    let access = auth::access(headers, service).map_err(refused)?;
     access.check_rate().map_err(refused)?;
     let appended = async {
-        let session = head.uri.path().get(request.session.clone());
-        let SessionPath(session) = SessionPath::of(session.unwrap_or_default(), &access)?;
-        append_whole(service, &access, &session, &head.headers, body, text).await
+        let SessionPath(session) = SessionPath::of(session, &access)?;
+        append_whole(service, &access, &session, headers, body, text).await
     };
     appended.await.map_err(|error| {
         let answer = error.into_response();
@@ -277,15 +320,20 @@ async fn append(
     })
 }
 
-enum Parsed {
-    Plain(Box<Plain>),
+enum Parsed<'a> {
+    Plain(Box<Plain<'a>>),
     /// More bytes are needed to tell.
     Partial,
     Other,
 }
 
 /// Parses the request at the start of `buffer`, whose first `seen` bytes were partial before.
-fn parsed(buffer: &[u8], seen: usize, body_bytes_max: usize) -> Parsed {
+fn parsed<'a>(
+    buffer: &[u8],
+    seen: usize,
+    body_bytes_max: usize,
+    appends: Option<&'a dyn Appends>,
+) -> Parsed<'a> {
     // A head that comes byte by byte is not parsed with each.
     let is_same = seen > 0 && !ends_head(buffer, seen) && buffer.len() < REQUEST_BYTES_MAX;
     if buffer.is_empty() || is_same {
@@ -294,7 +342,7 @@ fn parsed(buffer: &[u8], seen: usize, body_bytes_max: usize) -> Parsed {
     let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(buffer) {
-        Ok(Status::Complete(length)) => plain(&request, length, body_bytes_max)
+        Ok(Status::Complete(length)) => plain(&request, length, body_bytes_max, appends)
             .map_or(Parsed::Other, |plain| Parsed::Plain(Box::new(plain))),
         Ok(Status::Partial) if buffer.len() < REQUEST_BYTES_MAX => Parsed::Partial,
         Ok(Status::Partial) | Err(_) => Parsed::Other,
@@ -309,19 +357,24 @@ fn ends_head(buffer: &[u8], seen: usize) -> bool {
 }
 
 /// Returns the request whose head has this length, if it is an append in the plain form.
-fn plain(
+fn plain<'a>(
     request: &httparse::Request<'_, '_>,
     length: usize,
     body_bytes_max: usize,
-) -> Option<Plain> {
+    appends: Option<&'a dyn Appends>,
+) -> Option<Plain<'a>> {
     let (Some("POST"), Some(1), Some(path)) = (request.method, request.version, request.path)
     else {
         return None;
     };
-    let (before, behind) = ("/v1/sessions/", "/events");
-    let session = path.strip_prefix(before)?.strip_suffix(behind)?;
+    let (of, place) = match session_in(path) {
+        Some(session) => (None, session),
+        None => (appends, appends?.place_in(path)?),
+    };
+    let named = path.get(place.clone())?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    if session.is_empty() || !session.bytes().all(is_plain) {
+    let mut bytes = named.bytes();
+    if named.is_empty() || !bytes.all(|byte| is_plain(byte) || byte == b'/' && of.is_some()) {
         return None;
     }
     let headers = headers(request.headers)?;
@@ -336,9 +389,17 @@ fn plain(
     head.headers = headers;
     Some(Plain {
         head,
-        session: before.len()..path.len() - behind.len(),
+        of,
+        place,
         body: length..length + body_bytes,
     })
+}
+
+/// Returns the place of the session in the path of an append.
+fn session_in(path: &str) -> Option<Range<usize>> {
+    let (before, behind) = ("/v1/sessions/", "/events");
+    let rest = path.strip_prefix(before)?.strip_suffix(behind)?;
+    Some(before.len()..before.len() + rest.len())
 }
 
 fn headers(fields: &[httparse::Header<'_>]) -> Option<HeaderMap> {
@@ -550,7 +611,7 @@ mod tests {
             client: &mut Client,
             ends: impl Future<Output = ()>,
         ) -> (usize, Option<Vec<u8>>) {
-            let rest = serve(client, &self.service, ends).await;
+            let rest = serve(client, &self.service, None, ends).await;
             let unread = || client.pieces.iter().flatten().copied();
             let rest = rest.map(|read| read.into_iter().chain(unread()).collect());
             (client.answers(), rest)
@@ -689,7 +750,7 @@ mod tests {
         ] {
             let head =
                 format!("POST /v1/sessions/s/events HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
-            let parsed = parsed(head.as_bytes(), 0, usize::MAX);
+            let parsed = parsed(head.as_bytes(), 0, usize::MAX, None);
             assert_eq!(matches!(parsed, Parsed::Plain(_)), is_plain, "{length:?}");
             assert!(!matches!(parsed, Parsed::Partial), "{length:?}");
         }
@@ -706,7 +767,7 @@ mod tests {
             body.len()
         );
         let mut client = Client::of([large.as_bytes()]);
-        let mut connection = Connection::new(&mut client, &scene.service);
+        let mut connection = Connection::new(&mut client, &scene.service, None);
         let Next::Plain(request) = connection.next().await else {
             panic!("it is plain");
         };

@@ -172,6 +172,12 @@ pub(super) enum Route {
     Matched(Option<MatchedPath>),
     /// An append that takes no router.
     Append,
+    /// An append of another protocol that takes none.
+    #[cfg_attr(
+        not(feature = "durable-streams"),
+        expect(dead_code, reason = "others add it")
+    )]
+    Other(Arc<str>),
 }
 
 impl Route {
@@ -180,6 +186,7 @@ impl Route {
             Self::Matched(Some(path)) => path.as_str(),
             Self::Matched(None) => "none",
             Self::Append => APPEND,
+            Self::Other(route) => route,
         }
     }
 }

@@ -109,9 +109,10 @@ pub(crate) use callers::ALONE_MIN;
 #[cfg(feature = "durable-streams")]
 pub(crate) use {
     auth::access,
-    body::{check_encoding, received},
+    body::{BODY_COPIES, check_encoding, received},
     budget::Share,
     conditions::only,
+    direct::{Answering, Appends},
     error::ApiError,
     key::Access,
     query::InQuery,

@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::http::config::Config;
-use crate::http::direct;
+use crate::http::direct::{self, Appends};
 #[cfg(feature = "tls")]
 use crate::http::handshake::Handshakes;
 use crate::http::pace::Paced;
@@ -54,14 +54,15 @@ pub async fn serve(
 ) -> io::Result<()> {
     let service = Arc::new(Service::new(log, config));
     let router = router_with(Arc::clone(&service), |routes| routes);
-    serve_router(listener, service, router, until).await
+    serve_router(listener, service, router, None, until).await
 }
 
-/// Serves a router that was made of this service.
+/// Serves a router that was made of this service, and appends of another protocol that need none.
 pub(crate) async fn serve_router(
     listener: TcpListener,
     service: Arc<Service>,
     router: Router,
+    appends: Option<Arc<dyn Appends>>,
     until: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let config = &service.config;
@@ -86,6 +87,7 @@ pub(crate) async fn serve_router(
         tls: Handshakes::of(&service.config),
         router: TowerToHyperService::new(router),
         service,
+        appends,
     };
     let graceful = GracefulShutdown::new();
     let ending = watch::Sender::new(());
@@ -136,6 +138,7 @@ struct Server {
     tls: Option<Handshakes>,
     router: TowerToHyperService<Router>,
     service: Arc<Service>,
+    appends: Option<Arc<dyn Appends>>,
 }
 
 impl Server {
@@ -146,6 +149,7 @@ impl Server {
             http: self.http.clone(),
             router: self.router.clone(),
             service: Arc::clone(&self.service),
+            appends: self.appends.clone(),
         };
         #[cfg(feature = "tls")]
         if let Some(tls) = self.tls.clone() {
@@ -165,6 +169,7 @@ struct Calls {
     http: http1::Builder,
     router: TowerToHyperService<Router>,
     service: Arc<Service>,
+    appends: Option<Arc<dyn Appends>>,
 }
 
 /// A connection's place among the others, and how it ends with the server.
@@ -187,7 +192,9 @@ impl Life {
         } = self;
         let served = async move {
             let ends = async { while ending.changed().await.is_ok() {} };
-            let Some(read) = direct::serve(&mut socket, &calls.service, ends).await else {
+            let appends = calls.appends.as_deref();
+            let read = direct::serve(&mut socket, &calls.service, appends, ends).await;
+            let Some(read) = read else {
                 // Over TLS the client learns that nothing was cut off.
                 let _at_best = socket.shutdown().await;
                 return;

@@ -1,9 +1,6 @@
 //! What an adapter of another protocol needs besides the public calls.
 
-use std::future::Future;
-use std::sync::Arc;
-
-use crate::engine::Engine;
+use crate::engine::{Engine, Made};
 use crate::log::SessionLog;
 use crate::model::{Batch, Limits, Result, SessionId, SessionInfo, now_ms};
 use crate::write::{Landed, Outcome};
@@ -20,15 +17,24 @@ impl SessionLog {
     pub(crate) fn append_as_read(
         &self,
         read: &SessionInfo,
-        mut batch: Batch,
-    ) -> impl Future<Output = Result<Option<Landed>>> + Send + use<> {
-        batch.based_on = Some((read.generation, read.revision));
-        let engine = Arc::clone(&self.handle.engine);
-        let mut make = Engine::append_of(&read.id, batch);
-        async move {
-            let landed = engine.call_once(make(&engine)?).await?;
-            Ok((!matches!(landed.outcome, Outcome::Outdated)).then_some(landed))
-        }
+        batch: Batch,
+    ) -> Result<Option<Landed>> {
+        let engine = &self.handle.engine;
+        let landed = engine.call_once(as_read(engine, read, batch)?)?;
+        Ok(unless_outdated(landed))
+    }
+
+    /// Does the same without blocking a thread, as [`append_async`](Self::append_async) does.
+    pub(crate) async fn append_as_read_async(
+        &self,
+        read: &SessionInfo,
+        batch: Batch,
+    ) -> Result<Option<Landed>> {
+        let engine = &self.handle.engine;
+        let landed = engine
+            .call_once_async(as_read(engine, read, batch)?)
+            .await?;
+        Ok(unless_outdated(landed))
     }
 
     /// Returns the epoch and the last number of a producer that the session remembers.
@@ -55,4 +61,13 @@ impl SessionLog {
     pub(crate) fn now_ms(&self) -> u64 {
         now_ms(&self.handle.engine.store.options.clock)
     }
+}
+
+fn as_read(engine: &Engine, read: &SessionInfo, mut batch: Batch) -> Result<Made> {
+    batch.based_on = Some((read.generation, read.revision));
+    Engine::append_of(&read.id, batch)(engine)
+}
+
+fn unless_outdated(landed: Landed) -> Option<Landed> {
+    (!matches!(landed.outcome, Outcome::Outdated)).then_some(landed)
 }

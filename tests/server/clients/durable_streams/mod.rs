@@ -53,6 +53,8 @@ fn check(project: &Path, url: &str) {
         .current_dir(project)
         .args(["vitest", "run", "--reporter=json", "--outputFile"])
         .arg(&report)
+        // Tests without a limit of their own get one for a busy machine.
+        .arg("--testTimeout=120000")
         .env("STREAMS_URL", url);
     let (_succeeds, said) = run(&mut suite);
     let report = std::fs::read_to_string(&report).unwrap_or_else(|error| {
