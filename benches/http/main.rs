@@ -92,10 +92,11 @@ fn serve(folder: &Path) {
     let runtime = Runtime::new().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     println!("{}", listener.local_addr().unwrap());
+    let worker = http::Key::new("key").scope(http::Scope::Worker);
     let server = durable_streams::serve(
         listener,
         log.clone(),
-        http::Config::with_api_key("key"),
+        http::Config::with_keys([worker]),
         "/ds",
         std::future::pending(),
     );

@@ -365,6 +365,13 @@ fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         .next()
 }
 
+fn create_followed(runtime: &Runtime, targets: &[Target<'_>]) {
+    for target in targets {
+        let create = target.request("PUT", "followed", TEXT, "");
+        runtime.block_on(target.prepare(vec![create]));
+    }
+}
+
 impl Plan {
     /// Measures both servers, and prints a figure a line.
     pub(crate) fn compare(&self) {
@@ -378,10 +385,20 @@ impl Plan {
         let targets = servers.targets();
         self.compare_appends(&runtime, &targets, &mut table);
         self.compare_reads(&runtime, &targets, &mut table);
+        create_followed(&runtime, &targets);
         self.compare_followers(&runtime, &targets, &mut table);
         drop(servers);
         let servers = Servers::start();
         let once = Plan { rounds: 1, ..*self };
+        let what = format!("{} readers by SSE", self.readers);
+        create_followed(&runtime, &servers.targets());
+        once.rows(
+            &mut table,
+            &what,
+            &["KiB/reader"],
+            &servers.targets(),
+            |target| runtime.block_on(target.waits(self)).to_vec(),
+        );
         let figures = ["streams created with an append/s", "KiB/stream"];
         let what = format!("{} streams", self.held);
         once.rows(&mut table, &what, &figures, &servers.targets(), |target| {
@@ -437,15 +454,7 @@ impl Plan {
     }
 
     fn compare_followers(&self, runtime: &Runtime, targets: &[Target<'_>], table: &mut Table) {
-        for target in targets {
-            let create = target.request("PUT", "followed", TEXT, "");
-            runtime.block_on(target.prepare(vec![create]));
-        }
         let what = format!("{} readers by SSE", self.readers);
-        let once = Plan { rounds: 1, ..*self };
-        once.rows(table, &what, &["KiB/reader"], targets, |target| {
-            runtime.block_on(target.waits(self)).to_vec()
-        });
         let figures = [
             "ms to half of the readers",
             "ms to the last reader",

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{ETAG, HeaderName};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -18,19 +17,18 @@ use crate::durable_streams::headers::{
 };
 use crate::durable_streams::message::is_for_clients;
 use crate::durable_streams::settings::{ContentType, Settings};
-use crate::durable_streams::stream::{Stream, Streams, session_at};
+use crate::durable_streams::stream::{InPath, Stream, Streams, session_at};
 use crate::http::{Access, ApiError, BODY_COPIES, blocking, check_encoding, received};
 use crate::model::{Batch, Error, NewEvent, SessionId};
 use crate::write::{Landed, Outcome};
 
 pub(super) async fn append(
     State(streams): State<Arc<Streams>>,
-    Extension(access): Extension<Access>,
-    Path(path): Path<String>,
+    access: Access,
+    InPath(session): InPath,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let session = session_at(&path, &access)?;
     let mut sent = Sent::of(&headers, &access, &streams)?;
     let (body, _share) = received(&headers, body, &streams.service).await?;
     sent.body = body;

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{OriginalUri, Path, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::header::{CONTENT_TYPE, HOST, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
@@ -13,7 +12,7 @@ use crate::durable_streams::fork::AskedFork;
 use crate::durable_streams::headers::{self, CLOSED, Lifetime, NEXT_OFFSET, TRUE};
 use crate::durable_streams::message::{events_of_bytes, events_of_json};
 use crate::durable_streams::settings::{ContentType, Settings};
-use crate::durable_streams::stream::{Stream, Streams, session_at, unknown};
+use crate::durable_streams::stream::{InPath, Stream, Streams, unknown};
 use crate::http::{Access, ApiError, blocking, check_encoding, received};
 use crate::model::{Batch, Error, NewEvent, Op, SessionId, SessionPatch};
 
@@ -22,14 +21,13 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 
 pub(super) async fn create(
     State(streams): State<Arc<Streams>>,
-    Extension(access): Extension<Access>,
-    Path(path): Path<String>,
+    access: Access,
+    InPath(session): InPath,
     OriginalUri(whole): OriginalUri,
     nested: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let session = session_at(&path, &access)?;
     streams.check_writer(&access, "creating a stream")?;
     check_encoding(&headers)?;
     let mount = whole.path().strip_suffix(nested.path());

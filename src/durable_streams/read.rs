@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -15,7 +14,7 @@ use crate::durable_streams::live;
 use crate::durable_streams::message::push_message;
 use crate::durable_streams::offset::{Offset, Start};
 use crate::durable_streams::settings::ContentType;
-use crate::durable_streams::stream::{Stream, Streams, session_at, unknown};
+use crate::durable_streams::stream::{InPath, Stream, Streams, unknown};
 use crate::http::{Access, ApiError, InQuery, Share, blocking};
 use crate::log::SessionLog;
 use crate::model::{Event, Seq, SessionId, time_text};
@@ -59,12 +58,11 @@ impl ReadParams {
 /// Returns what a stream holds after an offset, at once or when there is something.
 pub(super) async fn read(
     State(streams): State<Arc<Streams>>,
-    Extension(access): Extension<Access>,
-    Path(path): Path<String>,
+    access: Access,
+    InPath(session): InPath,
     InQuery(params): InQuery<ReadParams>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let session = session_at(&path, &access)?;
     let start = params.start()?;
     let (Some(live), Some(start)) = (params.live, start) else {
         if params.live.is_some() {
@@ -84,10 +82,8 @@ pub(super) async fn read(
 /// Describes a stream. This is no use of it.
 pub(super) async fn head(
     State(streams): State<Arc<Streams>>,
-    Extension(access): Extension<Access>,
-    Path(path): Path<String>,
+    InPath(session): InPath,
 ) -> Result<Response, ApiError> {
-    let session = session_at(&path, &access)?;
     let stream = blocking(move || streams.live(&session)).await?;
     let mut answer = StatusCode::OK.into_response();
     let headers = answer.headers_mut();
@@ -239,7 +235,8 @@ fn read_part(
     bytes_max: usize,
 ) -> Result<Part, ApiError> {
     let session = &stream.info.id;
-    let (mut body, mut next, mut redacted) = (Vec::new(), after, 0);
+    let room = bytes_after(stream, after).min(bytes_max);
+    let (mut body, mut next, mut redacted) = (Vec::with_capacity(room), after, 0);
     let content_type = &stream.settings.content_type;
     if content_type.is_json() {
         body.push(b'[');
@@ -279,6 +276,15 @@ fn read_part(
         redacted,
         stream,
     })
+}
+
+/// Estimates the size of what comes after a seq.
+fn bytes_after(stream: &Stream, after: Seq) -> usize {
+    let info = &stream.info;
+    let events = info.last.saturating_sub(after);
+    // Each has a comma or a bracket too.
+    let bytes_each = info.bytes.div_ceil(info.events.max(1)).saturating_add(1);
+    usize::try_from(events.saturating_mul(bytes_each).saturating_add(1)).unwrap_or(usize::MAX)
 }
 
 /// Adds what a stream shows of an event.

@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 
 use crate::durable_streams::settings::{SOURCE, Settings};
-use crate::durable_streams::stream::{PREFIX, Stream, Streams, gone, session_at, unknown};
+use crate::durable_streams::stream::{InPath, PREFIX, Stream, Streams, gone, unknown};
 use crate::http::{Access, ApiError, blocking};
 use crate::log::SessionLog;
 use crate::model::{Batch, Delete, Error, Expected, Result, SessionId, SessionPatch};
@@ -19,10 +18,9 @@ const EXPIRED: &str = "expired";
 
 pub(super) async fn delete(
     State(streams): State<Arc<Streams>>,
-    Extension(access): Extension<Access>,
-    Path(path): Path<String>,
+    access: Access,
+    InPath(session): InPath,
 ) -> Result<StatusCode, ApiError> {
-    let session = session_at(&path, &access)?;
     streams.check_writer(&access, "deleting a stream")?;
     blocking(move || {
         let stream = streams.live(&session)?;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 
 use crate::durable_streams::life::Uses;
 use crate::durable_streams::offset::{Offset, Start};
@@ -71,6 +73,21 @@ pub(super) fn session_at(path: &str, access: &Access) -> Result<SessionId, ApiEr
     let session = SessionId::new(format!("{PREFIX}{path}"))?;
     access.check(&session)?;
     Ok(session)
+}
+
+/// The session of the stream that a call is for, if its caller may know of it.
+pub(super) struct InPath(pub SessionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for InPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let Path(path) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|error| ApiError::invalid(error.body_text()))?;
+        let Ok(access) = Access::from_request_parts(parts, state).await;
+        session_at(&path, &access).map(Self)
+    }
 }
 
 /// A stream as it was read.
