@@ -1,8 +1,8 @@
 //! Reads a stream from an offset, and describes it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -24,6 +24,9 @@ use crate::read::PageRequest;
 /// while it asks again.
 const FRESH_MAX: u64 = 60;
 const STALE_MAX: u64 = 300;
+
+/// The size of the pieces of an answer.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// The memory that a read takes for each byte of its answer: the events, and the body made from them.
 const COPIES: usize = 3;
@@ -106,8 +109,8 @@ pub(super) async fn head(
 /// A part of a stream.
 pub(super) struct Part {
     pub stream: Stream,
-    body: Vec<u8>,
-    share: Option<Share>,
+    body: Pieces,
+    share: Share,
     pub first: Offset,
     pub next: Offset,
     /// Whether it ends where the stream does.
@@ -160,12 +163,7 @@ impl Part {
 }
 
 /// Answers with a part of a stream, or that the client has it.
-pub(super) fn answer(
-    streams: &Streams,
-    mut part: Part,
-    start: Start,
-    asked: &HeaderMap,
-) -> Response {
+pub(super) fn answer(streams: &Streams, part: Part, start: Start, asked: &HeaderMap) -> Response {
     let mut headers = HeaderMap::new();
     part.describe(&mut headers);
     let tag = (start != Start::Now).then(|| part.tag());
@@ -184,11 +182,7 @@ pub(super) fn answer(
         }
     }
     headers.insert(CONTENT_TYPE, part.stream.settings.content_type.header());
-    let body = std::mem::take(&mut part.body);
-    let body = match part.share {
-        Some(share) => share.body(body),
-        None => Body::from(body),
-    };
+    let body = part.share.body_of(part.body.pieces);
     (headers, body).into_response()
 }
 
@@ -219,9 +213,7 @@ impl Streams {
             let stream = streams.live(&session)?;
             streams.note_use(&stream);
             let after = stream.seq_of(start)?;
-            let mut part = read_part(streams.log(), &stream, after, bytes_max)?;
-            part.share = Some(share);
-            Ok(part)
+            read_part(streams.log(), &stream, after, bytes_max, share)
         })
         .await
     }
@@ -233,17 +225,17 @@ fn read_part(
     stream: &Stream,
     after: Seq,
     bytes_max: usize,
+    share: Share,
 ) -> Result<Part, ApiError> {
     let session = &stream.info.id;
-    let room = bytes_after(stream, after).min(bytes_max);
-    let (mut body, mut next, mut redacted) = (Vec::with_capacity(room), after, 0);
+    let (mut body, mut next, mut redacted) = (Pieces::default(), after, 0);
     let content_type = &stream.settings.content_type;
     if content_type.is_json() {
-        body.push(b'[');
+        body.last().push(b'[');
     }
     let limit = log.limits().page_events_max;
     loop {
-        let bytes_left = bytes_max.saturating_sub(body.len());
+        let bytes_left = bytes_max.saturating_sub(body.bytes());
         let request = PageRequest::new()
             .after(next)
             .limit(limit)
@@ -251,15 +243,15 @@ fn read_part(
         let page = log.list(session, request)?;
         for event in &page.items {
             redacted += u64::from(event.redacted);
-            push(&mut body, event, content_type);
+            body.push(event, content_type);
             next = event.seq;
         }
-        if !page.has_more || body.len() >= bytes_max {
+        if !page.has_more || body.bytes() >= bytes_max {
             break;
         }
     }
     if content_type.is_json() {
-        body.push(b']');
+        body.last().push(b']');
     }
     // Whether this is the end is told by the stream as it is behind the events that were read.
     let info = log.session(session)?;
@@ -272,19 +264,48 @@ fn read_part(
         next: stream.offset(next),
         is_last: next == stream.info.last,
         body,
-        share: None,
+        share,
         redacted,
         stream,
     })
 }
 
-/// Estimates the size of what comes after a seq.
-fn bytes_after(stream: &Stream, after: Seq) -> usize {
-    let info = &stream.info;
-    let events = info.last.saturating_sub(after);
-    // Each has a comma or a bracket too.
-    let bytes_each = info.bytes.div_ceil(info.events.max(1)).saturating_add(1);
-    usize::try_from(events.saturating_mul(bytes_each).saturating_add(1)).unwrap_or(usize::MAX)
+/// The text of a part, in pieces. Memory of their size is used again, while the operating system clears
+/// that of a text as large as a part for each one.
+#[derive(Default)]
+struct Pieces {
+    pieces: VecDeque<Vec<u8>>,
+    /// The bytes of all pieces but the last.
+    bytes_before: usize,
+}
+
+impl Pieces {
+    /// Adds what a stream shows of an event.
+    fn push(&mut self, event: &Event, of: &ContentType) {
+        let last = self.last();
+        // A bracket alone is no piece: the next message would take it for another message.
+        if last.len() > 1 && last.len() + event.data.len() > PIECE_BYTES {
+            self.begin(Vec::with_capacity(PIECE_BYTES));
+        }
+        push(self.last(), event, of);
+    }
+
+    /// The piece that is added to.
+    fn last(&mut self) -> &mut Vec<u8> {
+        if self.pieces.is_empty() {
+            self.begin(Vec::new());
+        }
+        self.pieces.back_mut().expect("a piece was begun")
+    }
+
+    fn begin(&mut self, piece: Vec<u8>) {
+        self.bytes_before = self.bytes();
+        self.pieces.push_back(piece);
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes_before + self.pieces.back().map_or(0, Vec::len)
+    }
 }
 
 /// Adds what a stream shows of an event.

@@ -5,11 +5,22 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+#[cfg(feature = "durable-streams")]
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
+#[cfg(feature = "durable-streams")]
+use axum::body::HttpBody;
 use axum::body::{Body, Bytes};
 use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::Response;
+#[cfg(feature = "durable-streams")]
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -103,13 +114,60 @@ impl Share {
     }
 
     /// Makes a body of bytes. The share shrinks to their size and is returned once they are sent.
-    pub(crate) fn body(mut self, text: Vec<u8>) -> Body {
+    fn body(mut self, text: Vec<u8>) -> Body {
+        self.shrink(text.len());
+        Body::from(Bytes::from_owner(Held { text, _share: self }))
+    }
+
+    /// Makes a body of pieces. The share shrinks to their size and is returned once they are sent.
+    #[cfg(feature = "durable-streams")]
+    pub(crate) fn body_of(mut self, pieces: VecDeque<Vec<u8>>) -> Body {
+        let bytes = pieces.iter().map(Vec::len).sum();
+        self.shrink(bytes);
+        Body::new(Pieces {
+            left: pieces,
+            bytes_left: bytes,
+            _share: self,
+        })
+    }
+
+    fn shrink(&mut self, bytes: usize) {
         let surplus = self
             .units
             .num_permits()
-            .saturating_sub(text.len().div_ceil(UNIT));
+            .saturating_sub(bytes.div_ceil(UNIT));
         drop(self.units.split(surplus));
-        Body::from(Bytes::from_owner(Held { text, _share: self }))
+    }
+}
+
+/// Pieces of a text and the memory they take.
+#[cfg(feature = "durable-streams")]
+struct Pieces {
+    left: VecDeque<Vec<u8>>,
+    bytes_left: usize,
+    _share: Share,
+}
+
+#[cfg(feature = "durable-streams")]
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let next = self.left.pop_front();
+        self.bytes_left -= next.as_ref().map_or(0, Vec::len);
+        Poll::Ready(next.map(|piece| Ok(Frame::data(piece.into()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes_left as u64)
     }
 }
 
