@@ -158,6 +158,29 @@ async fn bytes_are_events_as_large_as_the_log_takes() {
     assert_eq!((shared.parent.unwrap().at, shared.last), (1, 3));
 }
 
+/// An answer is made of pieces.
+#[tokio::test]
+async fn large_and_many_messages_are_read_as_they_were_sent() {
+    let ds = Ds::open();
+    let large = "x".repeat(100_000);
+    let mut messages = vec![json!(large), json!(1), json!(large), json!("")];
+    messages.extend((0..900).map(|number| json!("y".repeat(number))));
+    let body = Value::from(messages.clone()).to_string();
+    is(ds.put("/ds/json", &[JSON], body).await, 201);
+    assert_eq!(json_of(&ds, "/ds/json").await, Value::from(messages));
+    is(ds.put("/ds/text", &[TEXT], "").await, 201);
+    let mut text = String::new();
+    for number in 0..200 {
+        let part = format!("{number}{}", "z".repeat(number * 7));
+        is(ds.post("/ds/text", &[TEXT], part.clone()).await, 204);
+        text.push_str(&part);
+    }
+    let read = is(ds.get("/ds/text").await, 200);
+    assert_eq!(read.body, text.as_bytes());
+    let read = is(ds.get("/ds/json").await, 200);
+    assert!(header(&read, "stream-up-to-date").is_some());
+}
+
 #[tokio::test]
 async fn a_redacted_message_is_shown_as_such_and_to_caches_too() {
     let ds = Ds::open();

@@ -6,6 +6,7 @@ mod expiry;
 mod input;
 mod keys;
 mod kill;
+mod plain;
 mod restart;
 
 use std::path::PathBuf;
