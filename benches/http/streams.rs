@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::peer::Peer;
-use crate::support::{Table, micros, percentile};
+use crate::support::{micros, percentile};
 use crate::{Caller, Rate, Served, allow_many_sockets, at_once, bench_folder, median, usage};
 
 const BYTES: &str = "application/octet-stream";
@@ -377,37 +377,32 @@ impl Plan {
     pub(crate) fn compare(&self) {
         allow_many_sockets();
         let runtime = Runtime::new().unwrap();
-        let mut table = Table::new(&["what", "figure", "sessionlog", "durable-streams", "ratio"]);
         let servers = Servers::start();
         if servers.peer.is_none() {
             println!("there is no durable-streams-server: cargo install durable-streams");
         }
+        println!("| what | figure | sessionlog | durable-streams | ratio |\n|---|---|---|---|---|");
         let targets = servers.targets();
-        self.compare_appends(&runtime, &targets, &mut table);
-        self.compare_reads(&runtime, &targets, &mut table);
+        self.compare_appends(&runtime, &targets);
+        self.compare_reads(&runtime, &targets);
         create_followed(&runtime, &targets);
-        self.compare_followers(&runtime, &targets, &mut table);
+        self.compare_followers(&runtime, &targets);
         drop(servers);
         let servers = Servers::start();
         let once = Plan { rounds: 1, ..*self };
         let what = format!("{} readers by SSE", self.readers);
         create_followed(&runtime, &servers.targets());
-        once.rows(
-            &mut table,
-            &what,
-            &["KiB/reader"],
-            &servers.targets(),
-            |target| runtime.block_on(target.waits(self)).to_vec(),
-        );
+        once.rows(&what, &["KiB/reader"], &servers.targets(), |target| {
+            runtime.block_on(target.waits(self)).to_vec()
+        });
         let figures = ["streams created with an append/s", "KiB/stream"];
         let what = format!("{} streams", self.held);
-        once.rows(&mut table, &what, &figures, &servers.targets(), |target| {
+        once.rows(&what, &figures, &servers.targets(), |target| {
             runtime.block_on(target.holds(self.held)).to_vec()
         });
-        table.print();
     }
 
-    fn compare_appends(&self, runtime: &Runtime, targets: &[Target<'_>], table: &mut Table) {
+    fn compare_appends(&self, runtime: &Runtime, targets: &[Target<'_>]) {
         let mut counts = vec![1, 1_000.min(self.many), self.many];
         counts.dedup();
         for streams in counts {
@@ -419,7 +414,7 @@ impl Plan {
             for connections in self.connections {
                 let what = format!("{connections} connections, {streams} streams");
                 let figures = ["appends/s", "p50 us", "p99 us", "server cpu us/append"];
-                self.rows(table, &what, &figures, targets, |target| {
+                self.rows(&what, &figures, targets, |target| {
                     let appends = target.appends(streams, *connections, self.seconds);
                     runtime.block_on(appends).to_vec()
                 });
@@ -427,7 +422,7 @@ impl Plan {
         }
     }
 
-    fn compare_reads(&self, runtime: &Runtime, targets: &[Target<'_>], table: &mut Table) {
+    fn compare_reads(&self, runtime: &Runtime, targets: &[Target<'_>]) {
         let message = format!("\"{}\"", "x".repeat(READ_BODY_BYTES - 2));
         for (stream, content_type) in [("read-bytes", BYTES), ("read-json", JSON)] {
             for target in targets {
@@ -445,7 +440,7 @@ impl Plan {
                     self.read_bytes as f64 / 1e6
                 );
                 let figures = ["MB/s", "server cpu ms/MB"];
-                self.rows(table, &what, &figures, targets, |target| {
+                self.rows(&what, &figures, targets, |target| {
                     let reads = target.reads(stream, readers, self);
                     runtime.block_on(reads).to_vec()
                 });
@@ -453,22 +448,21 @@ impl Plan {
         }
     }
 
-    fn compare_followers(&self, runtime: &Runtime, targets: &[Target<'_>], table: &mut Table) {
+    fn compare_followers(&self, runtime: &Runtime, targets: &[Target<'_>]) {
         let what = format!("{} readers by SSE", self.readers);
         let figures = [
             "ms to half of the readers",
             "ms to the last reader",
             "server cpu us/event and reader",
         ];
-        self.rows(table, &what, &figures, targets, |target| {
+        self.rows(&what, &figures, targets, |target| {
             runtime.block_on(target.follows(self)).to_vec()
         });
     }
 
-    /// Measures the servers in turn, and adds a row for the median of each figure.
+    /// Measures the servers in turn, and prints the median of each figure.
     fn rows(
         &self,
-        table: &mut Table,
         what: &str,
         figures: &[&str],
         targets: &[Target<'_>],
@@ -485,17 +479,12 @@ impl Plan {
                 .iter()
                 .map(|rounds| median(rounds.iter().map(|figures| figures[at]).collect()))
                 .collect();
-            let of_peer = medians.get(1);
-            table.row(&[
-                what.to_owned(),
-                (*figure).to_owned(),
-                format!("{:.1}", medians[0]),
-                of_peer.map_or_else(|| "-".to_owned(), |peer| format!("{peer:.1}")),
-                of_peer.map_or_else(
-                    || "-".to_owned(),
-                    |peer| format!("{:.2}", medians[0] / peer),
-                ),
-            ]);
+            let ours = medians[0];
+            let of_peer = medians.get(1).map_or_else(
+                || "- | -".to_owned(),
+                |peer| format!("{peer:.1} | {:.2}", ours / peer),
+            );
+            println!("| {what} | {figure} | {ours:.1} | {of_peer} |");
         }
     }
 }
