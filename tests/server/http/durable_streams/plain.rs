@@ -16,15 +16,28 @@ async fn call(address: &str, call: &str, path: &str, headers: &str, body: &str) 
     let headers = format!("Host: localhost\r\n{headers}Content-Length: {length}");
     let request = format!("{call} {path} HTTP/1.1\r\n{headers}\r\n\r\n{body}");
     socket.write_all(request.as_bytes()).await.unwrap();
-    socket.shutdown().await.unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).await.unwrap();
+    let mut answer = Vec::new();
+    while !is_whole(&answer) {
+        let read = socket.read_buf(&mut answer).await.unwrap();
+        assert!(read > 0, "there is no whole answer");
+    }
+    let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let mut lines: Vec<&str> = head.split("\r\n").collect();
     assert!(lines.iter().any(|line| line.starts_with("date: ")));
     lines.retain(|line| !line.starts_with("date: "));
     lines.get_mut(1..).unwrap().sort_unstable();
     format!("{}\n\n{body}", lines.join("\n")).replace("ds/r", "ds/p")
+}
+
+fn is_whole(answer: &[u8]) -> bool {
+    let answer = String::from_utf8_lossy(answer);
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let mut lines = head.lines();
+    let length = lines.find_map(|line| line.strip_prefix("content-length: "));
+    body.len() == length.map_or(0, |length| length.parse().unwrap())
 }
 
 const WORKER: &str = "Authorization: Bearer w\r\n";
