@@ -10,14 +10,13 @@ use axum::response::{IntoResponse, Response};
 
 use tokio::task::block_in_place;
 
-use crate::durable_streams::create::conflict;
 use crate::durable_streams::headers::{
     self, CLOSED, EXPECTED_SEQ, NEXT_OFFSET, PRODUCER_EPOCH, PRODUCER_SEQ, RECEIVED_SEQ, Sender,
     TRUE,
 };
 use crate::durable_streams::message::is_for_clients;
 use crate::durable_streams::settings::{ContentType, Settings};
-use crate::durable_streams::stream::{InPath, Stream, Streams, session_at};
+use crate::durable_streams::stream::{InPath, Stream, Streams, conflict, session_at};
 use crate::http::{Access, ApiError, BODY_COPIES, blocking, check_encoding, received};
 use crate::model::{Batch, Error, NewEvent, SessionId};
 use crate::write::{Landed, Outcome};
@@ -166,7 +165,8 @@ impl Streams {
         Ok(if sent.closes { batch.closing() } else { batch })
     }
 
-    /// Whether the log will answer a retry of an earlier append, whose `Stream-Seq` is not compared.
+    /// Whether the log will answer a retry of an earlier append, whose `Stream-Seq` is not
+    /// compared.
     fn is_replay(&self, stream: &Stream, sent: &Sent) -> Result<bool, ApiError> {
         let Some(sender) = &sent.sender else {
             return Ok(false);
@@ -243,7 +243,8 @@ impl Streams {
     }
 }
 
-/// Whether an append is refused for what came before it. That its stream is closed goes before that.
+/// Whether an append is refused for what came before it. That its stream is closed goes before
+/// that.
 fn is_of_order(error: &Error) -> bool {
     matches!(
         error,

@@ -8,13 +8,13 @@ use axum::http::header::{CONTENT_TYPE, HOST, LOCATION};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
-use crate::durable_streams::fork::AskedFork;
-use crate::durable_streams::headers::{self, CLOSED, Lifetime, NEXT_OFFSET, TRUE};
+use crate::durable_streams::asked::{Asked, AskedFork};
+use crate::durable_streams::headers::{self, CLOSED, NEXT_OFFSET, TRUE};
 use crate::durable_streams::message::{events_of_bytes, events_of_json};
 use crate::durable_streams::settings::{ContentType, Settings};
-use crate::durable_streams::stream::{InPath, Stream, Streams, unknown};
+use crate::durable_streams::stream::{InPath, Stream, Streams, conflict, is_made, unknown};
 use crate::http::{Access, ApiError, blocking, check_encoding, received};
-use crate::model::{Batch, Error, NewEvent, Op, SessionId, SessionPatch};
+use crate::model::{Batch, NewEvent, Op, SessionId, SessionPatch};
 
 /// Of a proxy that ends TLS.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -74,39 +74,6 @@ fn place(headers: &HeaderMap, uri: &Uri) -> HeaderValue {
         |host| format!("{scheme}://{host}{}", uri.path()),
     );
     HeaderValue::try_from(place).expect("its parts come from a request's head")
-}
-
-/// A stream as it is asked for.
-pub(super) struct Asked {
-    pub content_type: Option<ContentType>,
-    pub lifetime: Lifetime,
-    pub closed: bool,
-    pub fork: Option<AskedFork>,
-}
-
-impl Asked {
-    /// Whether a stream is what is asked for.
-    fn is(&self, stream: &Stream) -> bool {
-        let settings = &stream.settings;
-        let has = Lifetime {
-            ttl: settings.ttl,
-            expires_at: settings.expires_at,
-        };
-        let is_left_out = self.fork.is_some() && self.lifetime == Lifetime::default();
-        let content_type = match (&self.content_type, &self.fork) {
-            (Some(asked), _) => asked.is_like(&settings.content_type),
-            (None, Some(_inherits)) => true,
-            (None, None) => ContentType::bytes().is_like(&settings.content_type),
-        };
-        let is_of_source = match &self.fork {
-            Some(fork) => fork.is_of(settings),
-            None => settings.source.is_none(),
-        };
-        content_type
-            && (is_left_out || self.lifetime == has)
-            && self.closed == stream.info.closed
-            && is_of_source
-    }
 }
 
 impl ContentType {
@@ -185,17 +152,4 @@ impl Streams {
             Ok(events_of_bytes(body, &limits))
         }
     }
-}
-
-/// Returns `false` for a session that was there already.
-pub(super) fn is_made<T>(made: Result<T, Error>) -> Result<bool, ApiError> {
-    match made {
-        Ok(_made) => Ok(true),
-        Err(Error::SessionExists { .. }) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-pub(super) fn conflict(code: &'static str, message: &str) -> ApiError {
-    ApiError::new(StatusCode::CONFLICT, code, message)
 }

@@ -15,7 +15,8 @@ const JITTER_MAX: u64 = 3600 * 1000 / INTERVAL_MS;
 /// A cursor beyond this is none that a server has given, and counts as none.
 const CURSOR_MAX: u64 = 1 << 53;
 
-/// Returns the cursor of an answer at this time to a client that sent `sent`. It is greater than that.
+/// Returns the cursor of an answer at this time to a client that sent `sent`. It is greater than
+/// that.
 pub(super) fn cursor(now_ms: u64, sent: Option<&str>) -> u64 {
     let current = now_ms.saturating_sub(EPOCH_MS) / INTERVAL_MS;
     let sent = sent.and_then(|sent| sent.parse::<u64>().ok());

@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 use crate::durable_streams::append::append_whole;
 use crate::durable_streams::origin::Origin;
 use crate::durable_streams::stream::Streams;
-use crate::durable_streams::{ROUTE, admitted, sweep};
+use crate::durable_streams::sweep;
 use crate::http::{Answering, Appends};
 
 /// The streams below a path.
@@ -20,10 +20,11 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    pub(super) fn below(path: &str, streams: Arc<Streams>) -> Self {
+    /// `route` is the path of a stream in the router.
+    pub(super) fn below(path: &str, route: &str, streams: Arc<Streams>) -> Self {
         Self {
             below: format!("{path}/"),
-            route: format!("{path}{ROUTE}").into(),
+            route: format!("{path}{route}").into(),
             streams,
         }
     }
@@ -49,7 +50,7 @@ impl Appends for Direct {
         Box::pin(async move {
             sweep::begin(streams);
             let origin = Origin::of(headers, streams);
-            let answer = match admitted(headers, &origin, streams) {
+            let answer = match origin.admit(headers, streams) {
                 Ok(access) => append_whole(streams, &access, place, headers, body).await,
                 Err(refused) => Err(refused),
             };

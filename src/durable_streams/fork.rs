@@ -1,55 +1,16 @@
 //! Forks: streams that begin with what another one holds up to a point.
 
 use axum::body::Bytes;
-use percent_encoding::percent_decode_str;
 
-use crate::durable_streams::create::{Asked, conflict, is_made};
-use crate::durable_streams::headers::{ForkOf, Lifetime};
-use crate::durable_streams::offset::{Offset, Start};
+use crate::durable_streams::asked::{Asked, AskedFork};
+use crate::durable_streams::headers::Lifetime;
+use crate::durable_streams::offset::Start;
 use crate::durable_streams::settings::{ForkedAt, Settings};
-use crate::durable_streams::stream::{Stream, Streams, session_at, unknown};
-use crate::http::{Access, ApiError};
+use crate::durable_streams::stream::{Stream, Streams, conflict, is_made, unknown};
+use crate::http::ApiError;
 use crate::log::SessionLog;
 use crate::model::{Batch, Delete, Fork, NewEvent, Seq, SessionId};
 use crate::read::PageRequest;
-
-/// A fork as it is asked for.
-pub(super) struct AskedFork {
-    source: SessionId,
-    offset: Option<Offset>,
-    sub_offset: u64,
-}
-
-impl AskedFork {
-    /// Reads what was sent. The source is a path of this server: below `mount`, or in the router.
-    pub(super) fn of(sent: &ForkOf<'_>, mount: &str, access: &Access) -> Result<Self, ApiError> {
-        let below = sent.from.strip_prefix(mount);
-        let path = below
-            .filter(|path| path.starts_with('/'))
-            .unwrap_or(sent.from)
-            .strip_prefix('/')
-            .ok_or_else(|| ApiError::invalid("the source of the fork is no path of this server"))?;
-        let path = percent_decode_str(path).decode_utf8().map_err(|error| {
-            ApiError::invalid(format!("the source of the fork is no path: {error}"))
-        })?;
-        Ok(Self {
-            source: session_at(&path, access)?,
-            offset: sent.offset.map(Offset::parse).transpose()?,
-            sub_offset: sent.sub_offset,
-        })
-    }
-
-    /// Whether a stream is this fork. An offset that is left out is any.
-    pub(super) fn is_of(&self, settings: &Settings) -> bool {
-        let fork = settings.fork.unwrap_or_default();
-        let is_at = self
-            .offset
-            .is_none_or(|offset| (offset.life, offset.seq) == (fork.life, fork.seq));
-        settings.source.as_ref() == Some(&self.source)
-            && is_at
-            && self.sub_offset == fork.sub_offset
-    }
-}
 
 impl Streams {
     /// Creates a fork. `false` when a stream of its name came in between.

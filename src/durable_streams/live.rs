@@ -14,7 +14,7 @@ use crate::durable_streams::cursor::cursor;
 use crate::durable_streams::headers::{CURSOR, SSE_ENCODING};
 use crate::durable_streams::life::Reader;
 use crate::durable_streams::offset::{Offset, Start};
-use crate::durable_streams::read::{Part, ReadParams, answer};
+use crate::durable_streams::part::{Part, answer};
 use crate::durable_streams::sse::Tail;
 use crate::durable_streams::stream::Streams;
 use crate::http::{ApiError, StreamPlace, blocking};
@@ -28,7 +28,7 @@ pub(super) async fn long_poll(
     streams: &Arc<Streams>,
     session: &SessionId,
     start: Start,
-    params: &ReadParams,
+    sent_cursor: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
     let deadline = Instant::now() + streams.service.config.long_poll_wait;
@@ -45,7 +45,7 @@ pub(super) async fn long_poll(
             part = streams.part(session, Start::Offset(from)).await?;
         }
     }
-    let next_cursor = cursor(streams.log().now_ms(), params.cursor.as_deref());
+    let next_cursor = cursor(streams.log().now_ms(), sent_cursor);
     let mut answer = if part.is_empty() {
         nothing(&part)
     } else {
@@ -95,7 +95,7 @@ pub(super) async fn sse(
     streams: &Arc<Streams>,
     session: &SessionId,
     start: Start,
-    params: ReadParams,
+    sent_cursor: Option<String>,
     place: StreamPlace,
 ) -> Result<Response, ApiError> {
     let (of_all, named) = (Arc::clone(streams), session.clone());
@@ -114,7 +114,7 @@ pub(super) async fn sse(
         .into_async();
     let is_text = stream.settings.content_type.is_text();
     let reader = Reader::of(streams, &stream);
-    let tail = Tail::new(Arc::clone(streams), stream, seq, events, params.cursor);
+    let tail = Tail::new(Arc::clone(streams), stream, seq, events, sent_cursor);
     let stopper = streams.service.config.stopper();
     let until = Box::pin(async move { stopper.stopped().await });
     let frames = tail.frames().take_until(until).map(move |frame| {

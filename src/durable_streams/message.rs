@@ -1,8 +1,8 @@
 //! What a stream stores of a body, and what it shows of an event.
 //!
-//! A JSON message is one event. A message that has the form of an event of the HTTP API is stored as
-//! that event, so that turns read as messages: `{"type", "data"}`, also with a `message_id`, or a
-//! `user.message` with `content`. Any other message is the data of an event of the type
+//! A JSON message is one event. A message that has the form of an event of the HTTP API is stored
+//! as that event, so that turns read as messages: `{"type", "data"}`, also with a `message_id`, or
+//! a `user.message` with `content`. Any other message is the data of an event of the type
 //! [`MESSAGE`]. Both read back as the same JSON.
 //!
 //! The bytes of an append to any other stream are the data of events of the type [`BYTES`], each as
@@ -11,6 +11,7 @@
 use axum::body::Bytes;
 use serde_json::value::RawValue;
 
+use crate::durable_streams::settings::ContentType;
 use crate::http::{Access, ApiError, compact, new_event};
 use crate::model::{Event, EventType, Limits, NewEvent, Turn, USER_MESSAGE, opens_turn};
 use crate::turn::each_item;
@@ -85,8 +86,17 @@ pub(super) fn is_for_clients(event: &NewEvent) -> bool {
     opens_turn(&event.event_type)
 }
 
+/// Adds what a stream shows of an event.
+pub(super) fn push(body: &mut Vec<u8>, event: &Event, of: &ContentType) {
+    if of.is_json() {
+        push_message(body, event);
+    } else {
+        body.extend_from_slice(&event.data);
+    }
+}
+
 /// Adds an event to the text of a JSON array whose bracket is open.
-pub(super) fn push_message(array: &mut Vec<u8>, event: &Event) {
+fn push_message(array: &mut Vec<u8>, event: &Event) {
     if array.last() != Some(&b'[') {
         array.push(b',');
     }

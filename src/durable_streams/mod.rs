@@ -16,11 +16,11 @@
 //! # }
 //! ```
 //!
-//! The stream at `{path}` is the session `ds/{path}`. In a stream of JSON a message is an event, and
-//! a message that has the form of an event of the [HTTP API](crate::http) is that event. In a stream
-//! of bytes an append is one batch of events, each with a part of the bytes. An offset names the life
-//! of the session and a seq. Content type, TTL, expiry and `Stream-Seq` are metadata of the session.
-//! Producers, closing and forks are those of the log.
+//! The stream at `{path}` is the session `ds/{path}`. In a stream of JSON a message is an event,
+//! and a message that has the form of an event of the [HTTP API](crate::http) is that event. In a
+//! stream of bytes an append is one batch of events, each with a part of the bytes. An offset names
+//! the life of the session and a seq. Content type, TTL, expiry and `Stream-Seq` are metadata of
+//! the session. Producers, closing and forks are those of the log.
 //!
 //! An append, a close and a creation are durable when they are answered, and so are the numbers of
 //! producers. Only that a read renews a TTL is kept in memory: a restart begins every TTL anew.
@@ -30,12 +30,13 @@
 //! * Every key reads the streams within its [prefix](crate::http::Key::prefix), which begins with
 //!   `ds/`. Other streams do not exist for it.
 //! * A key of a [worker](crate::http::Scope::Worker) creates, appends, closes and deletes.
-//! * A key of a client appends to streams of JSON messages that are `user.message` events, as in the
-//!   HTTP API.
+//! * A key of a client appends to streams of JSON messages that are `user.message` events, as in
+//!   the HTTP API.
 //! * An [open](crate::http::Config::open) configuration without any key is for development: every
 //!   caller may do everything, except pages of other sites.
 
 mod append;
+mod asked;
 mod create;
 mod cursor;
 mod direct;
@@ -46,12 +47,14 @@ mod live;
 mod message;
 mod offset;
 mod origin;
+mod part;
 mod read;
 mod remove;
 mod settings;
 mod sse;
 mod stream;
 mod sweep;
+mod uses;
 
 use std::future::Future;
 use std::io;
@@ -59,13 +62,13 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::put;
 use tokio::net::TcpListener;
 
-use crate::http::{self, Access, ApiError, Config, Service};
+use crate::http::{self, Config, Service};
 use crate::log::SessionLog;
 
 use direct::Direct;
@@ -100,7 +103,7 @@ pub async fn serve(
     let streams = Arc::new(Streams::new(Arc::clone(&service)));
     let below = routes(&streams);
     let router = http::router_with(Arc::clone(&service), |api| api.nest(path, below));
-    let appends = Arc::new(Direct::below(path, streams));
+    let appends = Arc::new(Direct::below(path, ROUTE, streams));
     http::serve_router(listener, service, router, Some(appends), until).await
 }
 
@@ -110,8 +113,8 @@ const ROUTE: &str = "/{*path}";
 /// The first segments of paths that the HTTP API has.
 const TAKEN: [&str; 4] = ["v1", "healthz", "metrics", "openapi.json"];
 
-/// Checks a path for [`serve`]: segments of letters, digits and `-._~`, each behind a `/`. The first
-/// may be none of the HTTP API.
+/// Checks a path for [`serve`]: segments of letters, digits and `-._~`, each behind a `/`. The
+/// first may be none of the HTTP API.
 ///
 /// # Errors
 ///
@@ -162,7 +165,7 @@ async fn admit(State(streams): State<Arc<Streams>>, mut request: Request, next: 
     let answer = if request.method() == Method::OPTIONS {
         next.run(request).await
     } else {
-        match admitted(request.headers(), &origin, &streams) {
+        match origin.admit(request.headers(), &streams) {
             Ok(access) => {
                 request.extensions_mut().insert(access);
                 next.run(request).await
@@ -171,14 +174,6 @@ async fn admit(State(streams): State<Arc<Streams>>, mut request: Request, next: 
         }
     };
     origin.allow(answer)
-}
-
-/// Returns what the caller of a request may do.
-fn admitted(headers: &HeaderMap, origin: &Origin, streams: &Streams) -> Result<Access, ApiError> {
-    let access = http::access(headers, &streams.service)?;
-    origin.check()?;
-    access.check_rate()?;
-    Ok(access)
 }
 
 /// Answers what a browser asks before a call of another origin.

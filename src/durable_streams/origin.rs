@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::Response;
 
 use crate::durable_streams::stream::Streams;
-use crate::http::ApiError;
+use crate::http::{self, Access, ApiError};
 
 const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS";
 
@@ -49,8 +49,16 @@ impl Origin {
         Self::Foreign
     }
 
+    /// Returns what the caller of a request from here may do.
+    pub(super) fn admit(&self, headers: &HeaderMap, streams: &Streams) -> Result<Access, ApiError> {
+        let access = http::access(headers, &streams.service)?;
+        self.check()?;
+        access.check_rate()?;
+        Ok(access)
+    }
+
     /// Refuses a page of another site. A browser sends some requests without asking before.
-    pub(super) fn check(&self) -> Result<(), ApiError> {
+    fn check(&self) -> Result<(), ApiError> {
         match self {
             Self::Admitted(_) => Ok(()),
             Self::Foreign => Err(ApiError::new(

@@ -1,5 +1,5 @@
-//! Deletes streams. One that forks still go back to is only marked as gone, until the last of them is
-//! deleted.
+//! Deletes streams. One that forks still go back to is only marked as gone, until the last of them
+//! is deleted.
 
 use std::sync::Arc;
 

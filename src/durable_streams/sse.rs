@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 
 use crate::durable_streams::cursor::cursor;
-use crate::durable_streams::read::push;
+use crate::durable_streams::message::push;
 use crate::durable_streams::stream::{Stream, Streams};
 use crate::http::Share;
 use crate::model::{Event, Result, Seq};

@@ -6,9 +6,9 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 
-use crate::durable_streams::life::Uses;
 use crate::durable_streams::offset::{Offset, Start};
 use crate::durable_streams::settings::Settings;
+use crate::durable_streams::uses::Uses;
 use crate::http::{Access, ApiError, Service, check_names_a_path};
 use crate::log::SessionLog;
 use crate::model::{CursorProblem, Error, Result, Seq, SessionId, SessionInfo};
@@ -185,4 +185,17 @@ pub(super) fn unknown(session: &SessionId) -> ApiError {
         session: session.clone(),
     }
     .into()
+}
+
+/// Returns `false` for a session that was there already.
+pub(super) fn is_made<T>(made: Result<T, Error>) -> Result<bool, ApiError> {
+    match made {
+        Ok(_made) => Ok(true),
+        Err(Error::SessionExists { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn conflict(code: &'static str, message: &str) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, code, message)
 }

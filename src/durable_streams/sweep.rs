@@ -1,5 +1,5 @@
-//! Looks after streams that nobody asks for any more: removes those that have expired, and those that
-//! are gone and have no fork left.
+//! Looks after streams that nobody asks for any more: removes those that have expired, and those
+//! that are gone and have no fork left.
 //!
 //! No call depends on it, since each looks at the time of its stream. It gives space back.
 
@@ -63,7 +63,8 @@ async fn sweep(streams: &Weak<Streams>) -> Option<()> {
             }
             Ok(page.next_page())
         });
-        // The log is closed, or refuses: any failure but this is reported by the work that it stops.
+        // The log is closed, or refuses: any failure but this is reported by the work that it
+        // stops.
         query = step.await.ok()?;
         tokio::task::yield_now().await;
     }

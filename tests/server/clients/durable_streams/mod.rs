@@ -18,8 +18,8 @@ const TESTS: u64 = 332;
 /// Its properties are tested with other values each time.
 const RUNS: Runs = Runs { quick: 2, full: 20 };
 
-/// After each run the server is killed. What a run left behind disturbs the next one as little as the
-/// restart does.
+/// After each run the server is killed. What a run left behind disturbs the next one as little as
+/// the restart does.
 pub(crate) fn the_suite_of_the_protocol_passes_before_and_after_a_kill() -> Result<(), Obstacle> {
     missing(&["node", "npm"]).map_or(Ok(()), Err)?;
     let project = environment("durable_streams");
