@@ -173,10 +173,6 @@ pub(super) enum Route {
     /// An append that takes no router.
     Append,
     /// An append of another protocol that takes none.
-    #[cfg_attr(
-        not(feature = "durable-streams"),
-        expect(dead_code, reason = "others add it")
-    )]
     Other(Arc<str>),
 }
 
