@@ -111,7 +111,14 @@ pub async fn serve(
 const ROUTE: &str = "/{*path}";
 
 /// The first segments of paths that the HTTP API has.
-const TAKEN: [&str; 4] = ["v1", "healthz", "metrics", "openapi.json"];
+const TAKEN: [&str; 6] = [
+    "v1",
+    "healthz",
+    "livez",
+    "metrics",
+    "openapi.json",
+    "readyz",
+];
 
 /// Checks a path for [`serve`]: segments of letters, digits and `-._~`, each behind a `/`. The
 /// first may be none of the HTTP API.

@@ -230,3 +230,12 @@ async fn a_path_for_streams_takes_none_of_the_http_api() {
         check_path(path).unwrap_err();
     }
 }
+
+#[tokio::test]
+async fn no_path_of_the_http_api_holds_streams() {
+    let document = crate::support::Scene::new().get("/openapi.json").await.ok();
+    for path in document["paths"].as_object().unwrap().keys() {
+        let first = path.split('/').nth(1).unwrap();
+        sessionlog::durable_streams::check_path(&format!("/{first}")).expect_err(path);
+    }
+}
