@@ -344,7 +344,6 @@ fn copy_source(from: &Path, to: &Path) {
         "tests",
         "benches",
         "examples",
-        "server",
     ] {
         let copied = Command::new("cp")
             .arg("-r")
