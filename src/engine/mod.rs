@@ -297,6 +297,7 @@ impl Writer {
         self.commit.check_place()?;
         let durable_lsn = self.commit.write_witness()?;
         let mut manifest = self.manifest.lock();
+        self.shared.state.check_poison()?;
         let sealed_lsn = manifest.value.sealed_lsn();
         manifest.value.journal = self.shared.recent.files_in_use(sealed_lsn);
         manifest.value.durable_lsn = durable_lsn;

@@ -25,6 +25,9 @@ pub(super) fn name_segments(
 ) -> Result<()> {
     let state = &writer.shared.state;
     let mut manifest = writer.manifest.lock();
+    // The write of another thread may have failed meanwhile, and its slot may be torn. The slot
+    // that it wrote before must then stay as it is.
+    state.check_poison()?;
     let value = &mut manifest.value;
     change(value);
     // By position, not by what is released yet: sealing and merging both come here.

