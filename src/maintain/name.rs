@@ -40,3 +40,31 @@ pub(super) fn name_segments(
         .store_in(slots)
         .map_err(|error| state.poison(error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Options;
+    use crate::disk::RealDisk;
+
+    #[test]
+    fn the_slot_that_a_failed_write_left_whole_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::default());
+        let engine = crate::engine::open(disk, folder.path(), Options::new()).unwrap();
+        let writer = engine.writer().unwrap();
+        let slots = reserve(writer).unwrap();
+        let read = || {
+            ["MANIFEST-0", "MANIFEST-1"]
+                .map(|slot| std::fs::read(folder.path().join(slot)).unwrap())
+        };
+        let before = read();
+        // As another thread does whose write fails.
+        drop(writer.shared.state.poison(Error::Closed));
+        name_segments(writer, &slots, |_manifest| ()).unwrap_err();
+        writer.record_clean_stop().unwrap_err();
+        assert!(read() == before, "a slot was written");
+    }
+}
