@@ -32,8 +32,8 @@ pub(super) const EVENT_FLAGS: u8 = EVENT_OPENS | EVENT_IN_TURN | EVENT_EXTENDED 
 pub(super) const EVENT_BYTES_MIN: usize = 3;
 pub(super) const FINGERPRINT_BYTES: usize = 32;
 
-/// The storage overhead that [`read_bytes`](EventFrame::read_bytes) counts for each event besides
-/// its type and data, in bytes.
+/// The storage overhead that [`read_bytes`](crate::codec::event::EventFrame::read_bytes) counts for
+/// each event besides its type and data, in bytes.
 pub(super) const EVENT_OVERHEAD: usize = 16;
 
 /// The offset of the length field in a head.

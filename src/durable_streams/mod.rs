@@ -78,7 +78,7 @@ use stream::Streams;
 /// Makes a router of streams, to nest below any path of an application's own router.
 ///
 /// It takes the keys, the limits and the stopper of the configuration, as
-/// [`http::api`](crate::http::api) does. Two routers have a budget of memory each.
+/// [`http::api`] does. Two routers have a budget of memory each.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
     let streams = Arc::new(Streams::new(Arc::clone(&service)));

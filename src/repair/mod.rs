@@ -1,8 +1,8 @@
 //! Damaged logs: finding every fault, and saving what is left.
 //!
 //! The log itself never skips damage: it heals it or returns an error that names it. These calls
-//! are for what comes then. [`verify`] reads everything that a log stores, and reports each fault
-//! with its file and offset. [`salvage`] makes a log that opens out of everything that validates,
+//! are for what comes then. [`verify()`] reads everything that a log stores, and reports each fault
+//! with its file and offset. [`salvage()`] makes a log that opens out of everything that validates,
 //! and reports what is missing, session by session. Neither changes the damaged log.
 
 mod salvage;

@@ -66,9 +66,9 @@ pub struct Salvaged {
 ///
 /// # Errors
 ///
-/// [`Error::Io`](crate::Error::Io) if there is no log in `from`, or if a write failed.
-/// [`Error::Invalid`](crate::Error::Invalid) if `to` holds something else.
-/// [`Error::Unsupported`](crate::Error::Unsupported) if a later version wrote the log.
+/// [`Error::Io`] if there is no log in `from`, or if a write failed.
+/// [`Error::Invalid`] if `to` holds something else.
+/// [`Error::Unsupported`] if a later version wrote the log.
 pub fn salvage(
     from: impl AsRef<Path>,
     to: impl AsRef<Path>,

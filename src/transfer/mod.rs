@@ -1,6 +1,6 @@
 //! Moving a log as text: everything needed to come back bit for bit, as lines of JSON.
 //!
-//! [`export`] writes the whole log, or some sessions of it, and [`import`] makes a log of that.
+//! [`export()`] writes the whole log, or some sessions of it, and [`import()`] makes a log of that.
 //! Seqs, IDs, generations, times, idempotency keys, fingerprints, producers and the states of
 //! sessions come back as they were. Only the store ID is a new one. An export leaves out
 //! removed events.
