@@ -115,7 +115,8 @@ pub(super) fn sender(headers: &HeaderMap) -> Result<Option<Sender>, ApiError> {
             seq,
         })),
         _ => Err(ApiError::invalid(format!(
-            "of the headers {PRODUCER_ID}, {PRODUCER_EPOCH} and {PRODUCER_SEQ} all are given or none"
+            "the headers {PRODUCER_ID}, {PRODUCER_EPOCH} and {PRODUCER_SEQ} are given together \
+             or not at all"
         ))),
     }
 }

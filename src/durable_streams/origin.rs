@@ -27,7 +27,7 @@ const SHOWN: &str = "stream-next-offset, stream-cursor, stream-up-to-date, strea
 /// The seconds for which a browser may keep the answer to its question.
 const ASK_AGAIN_AFTER: &str = "600";
 
-/// The origin of a request, as far as it matters.
+/// Whether the page that sent a request may read the answer.
 pub(super) enum Origin {
     /// No page, or one that may call: its origin is allowed in the answer.
     Admitted(Option<HeaderValue>),

@@ -152,7 +152,8 @@ pub(super) async fn readyz(state: State<Arc<Service>>) -> Result<Json<Health>, A
         (status = 200, description = "It would not: the server answers", body = Health),
         (
             status = 503,
-            description = "Nothing but a restart helps: a write has failed, or the folder was moved",
+            description = "Only a restart helps: a write has failed, the folder was moved, or the \
+                           log is closed",
             body = ErrorBody,
         ),
     ),

@@ -214,6 +214,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Connection<'a, S> {
         let head = &request.head;
         let place = head.uri.path().get(request.place.clone());
         let place = place.unwrap_or_default();
+        // An answer that is not that of a stored append comes as a whole, in the error.
         let appended = async {
             service::check(head, &self.service.config).map_err(ApiError::into_response)?;
             match request.of {

@@ -39,7 +39,7 @@ pub(super) struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     seconds: Family<CallLabels, Histogram, fn() -> Histogram>,
-    /// Appends that stored something, which have no labels to be made and looked up.
+    /// Those of appends with status 200, kept at hand so that no labels are looked up for them.
     appended: (Counter, Histogram),
 }
 

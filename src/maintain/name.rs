@@ -1,7 +1,8 @@
 //! Names segments and journal files in the manifest.
 //!
-//! Invariant: a file is removed or used again only after both slots are durable that no longer name
-//! it.
+//! Invariants:
+//! * A file is removed or used again only after both slots are durable that no longer name it.
+//! * After a failed write of one slot, this process writes neither of them again.
 
 use crate::engine::Writer;
 use crate::manifest::{Manifest, Reserved};

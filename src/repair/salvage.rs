@@ -112,7 +112,7 @@ struct Salvager<'a> {
     is_damaged: bool,
 }
 
-/// What sessions keep, as far as it is known.
+/// What the states and the journal say that sessions keep.
 #[derive(Default)]
 struct Wanted {
     newest: BTreeMap<SessionId, SessionState>,

@@ -226,7 +226,8 @@ fn check_shared(
         let (fork, ancestor) = (&shared.fork, &shared.ancestor);
         let (first, last) = (hole.start(), hole.end());
         let what = format!(
-            "session {ancestor}: the events {first} to {last} are missing, which session {fork} shares"
+            "session {ancestor}: the events {first} to {last} are missing, which session {fork} \
+             shares"
         );
         let path = segments.last().map(|segment| segment.path().to_path_buf());
         report(Error::corrupt(path.unwrap_or_default(), 0, what));

@@ -356,7 +356,8 @@ fn compare(segment: &Segment, tables: &Tables, says: &Says, report: &mut dyn FnM
     if told != counted {
         let at = info.file_bytes - BLOCK as u64;
         let what = format!(
-            "the trailer says {told:?} records, events and bytes of bodies, and there are {counted:?}"
+            "the trailer says {told:?} records, events and bytes of bodies, and there are \
+             {counted:?}"
         );
         report(segment.fault(at, what));
     }

@@ -221,19 +221,39 @@ struct StoreArgs {
 #[command(next_help_heading = "Retention, of every session that has none of its own")]
 struct RetentionArgs {
     /// Trim events that are older, such as 365d [default: never]
-    #[arg(long = "retention-max-age", env = "SESSIONLOG_RETENTION_MAX_AGE", value_name = "TIME", value_parser = time)]
+    #[arg(
+        long = "retention-max-age",
+        env = "SESSIONLOG_RETENTION_MAX_AGE",
+        value_name = "TIME",
+        value_parser = time
+    )]
     max_age: Option<Duration>,
 
     /// Delete a session that got no event for so long, such as 90d [default: never]
-    #[arg(long = "retention-idle", env = "SESSIONLOG_RETENTION_IDLE", value_name = "TIME", value_parser = time)]
+    #[arg(
+        long = "retention-idle",
+        env = "SESSIONLOG_RETENTION_IDLE",
+        value_name = "TIME",
+        value_parser = time
+    )]
     idle: Option<Duration>,
 
     /// Trim a session to its newest events [default: all]
-    #[arg(long = "retention-max-events", env = "SESSIONLOG_RETENTION_MAX_EVENTS", value_name = "COUNT", value_parser = count)]
+    #[arg(
+        long = "retention-max-events",
+        env = "SESSIONLOG_RETENTION_MAX_EVENTS",
+        value_name = "COUNT",
+        value_parser = count
+    )]
     max_events: Option<usize>,
 
     /// Trim a session to its newest events of so many bytes, such as 10GiB [default: all]
-    #[arg(long = "retention-max-bytes", env = "SESSIONLOG_RETENTION_MAX_BYTES", value_name = "SIZE", value_parser = size)]
+    #[arg(
+        long = "retention-max-bytes",
+        env = "SESSIONLOG_RETENTION_MAX_BYTES",
+        value_name = "SIZE",
+        value_parser = size
+    )]
     max_bytes: Option<usize>,
 }
 

@@ -65,7 +65,7 @@ mod told {
             loop {
                 match log.health() {
                     Err(error) if error.needs_reopening() => {
-                        tracing::error!(%error, "the log is out of service: no ping for the watchdog");
+                        tracing::error!(%error, "no ping for the watchdog: the log is out of service");
                     }
                     _ => tell(&[Watchdog]),
                 }
