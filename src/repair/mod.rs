@@ -5,10 +5,12 @@
 //! with its file and offset. [`salvage()`] makes a log that opens out of everything that validates,
 //! and reports what is missing, session by session. Neither changes the damaged log.
 
+mod part;
 mod salvage;
 mod sessions;
 mod survey;
 mod verify;
+mod wanted;
 
 use std::path::PathBuf;
 

@@ -4,30 +4,26 @@
 //! session whose seqs have a hole gets events in the place of the lost ones, redacted and of a type
 //! of their own. So every other event keeps its seq and its ID, and cursors stay valid.
 
-use std::collections::{BTreeMap, HashMap};
-use std::iter::Peekable;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::codec::{BodyParts, EventContent, EventParts, Fault, Record, Seat, SessionState};
+use crate::codec::{Fault, Record, SessionState};
 use crate::disk::{Disk, RealDisk, io_error};
 use crate::engine::{LogBuilder, Stretch};
 use crate::maintain::SessionSink;
 use crate::manifest::Manifest;
-use crate::model::{Error, EventId, Options, Result, Seq, SessionId, Turn};
+use crate::model::{Error, EventId, Options, Result, Seq, SessionId};
 use crate::read::shared_with;
+use crate::repair::part::{Part, free_between, lost_events};
+use crate::repair::sessions::missing;
 use crate::repair::survey::Survey;
+use crate::repair::wanted::{Shared, Wanted, own_first};
 use crate::repair::{Loss, Teller, Told};
 use crate::segment::{Segment, SegmentSet};
-
-/// The type of an event that stands for a lost one.
-const LOST: &str = "sessionlog.lost";
-
-/// The most events in one record of lost ones.
-const LOST_EVENTS_MAX: u64 = 1024;
 
 /// What was saved.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -54,7 +50,11 @@ pub struct Salvaged {
 ///
 /// * Events keep their seqs, IDs, times, keys and turns, and sessions their states.
 /// * A lost event has a redacted event of type `sessionlog.lost` in its place, with the same seq
-///   and an ID of its own. The idempotency keys of lost batches are forgotten.
+///   and an ID of its own. Its ID is between those of the events around it, unless they belong to
+///   another session, of which a fork was forked again. The idempotency keys of lost batches are
+///   forgotten.
+/// * A fork has such events for what is lost of the session that it shares them with. If they have
+///   no place there, it begins behind them, as after a trim.
 /// * A session whose state is lost has the state that follows from the rest: its title or metadata
 ///   may be older, and it is not known what was lost at its end. If its beginning is lost too, it
 ///   begins later, as after a trim.
@@ -88,6 +88,7 @@ pub fn salvage(
         salvager.segment(&mut builder, segment)?;
     }
     salvager.journal(&mut builder, &survey.journal)?;
+    salvager.forks(&mut builder)?;
     let is_unmarked =
         |manifest: &Manifest| manifest.marks.is_empty() && manifest.unmarked.is_empty();
     let holds_removed = !survey.manifest.as_ref().is_some_and(is_unmarked);
@@ -108,85 +109,10 @@ struct Salvager<'a> {
     /// Whether a session has a retention of its own.
     has_own_retention: bool,
     wanted: Wanted,
+    /// The newest states of forks, if there is damage.
+    forks: BTreeMap<SessionId, SessionState>,
     /// Whether anything so far could not be read, so that there may be holes behind it.
     is_damaged: bool,
-}
-
-/// What the states and the journal say that sessions keep.
-#[derive(Default)]
-struct Wanted {
-    newest: BTreeMap<SessionId, SessionState>,
-    /// The seqs of a generation that forks share.
-    shared: HashMap<SessionId, Vec<(u32, RangeInclusive<Seq>)>>,
-}
-
-impl Wanted {
-    fn of(survey: &Survey) -> Self {
-        let mut newest: BTreeMap<SessionId, SessionState> = BTreeMap::new();
-        for segment in &survey.segments {
-            // A segment without a table that can be read is told of later.
-            newest.extend(segment.states().unwrap_or_default());
-        }
-        for record in &survey.journal {
-            newest
-                .entry(record.session.detached())
-                .or_default()
-                .apply(record);
-        }
-        let mut shared: HashMap<SessionId, Vec<_>> = HashMap::new();
-        for state in newest.values() {
-            for piece in state.pieces() {
-                let seqs = shared_with(state, &piece.session, piece.generation);
-                let of = shared.entry(piece.session.clone()).or_default();
-                of.extend(seqs.map(|seqs| (piece.generation, seqs)));
-            }
-        }
-        Self { newest, shared }
-    }
-
-    /// Returns the parts of a hole that the session or a fork keeps, in order.
-    fn parts(
-        &self,
-        session: &SessionId,
-        generation: u32,
-        hole: &RangeInclusive<Seq>,
-    ) -> Vec<RangeInclusive<Seq>> {
-        let newest = self.newest.get(session);
-        let own = match newest {
-            Some(state) if state.generation == generation => {
-                state.is_there().then(|| own_first(state)..=Seq::MAX)
-            }
-            Some(state) if state.generation > generation => None,
-            // Nothing says that it was removed.
-            _ => Some(0..=Seq::MAX),
-        };
-        let shared = self.shared.get(session).into_iter().flatten();
-        let shared = shared.filter(|(of, _)| *of == generation);
-        let mut kept: Vec<_> = shared.map(|(_, seqs)| seqs.clone()).chain(own).collect();
-        kept.sort_unstable_by_key(|seqs| *seqs.start());
-        let (mut next, mut parts) = (*hole.start(), Vec::new());
-        for seqs in kept {
-            let part = next.max(*seqs.start())..=(*seqs.end()).min(*hole.end());
-            if !part.is_empty() {
-                next = *part.end() + 1;
-                parts.push(part);
-            }
-        }
-        parts
-    }
-
-    /// Returns the last seq of a generation that forks share.
-    fn shared_through(&self, session: &SessionId, generation: u32) -> Seq {
-        let shared = self.shared.get(session).into_iter().flatten();
-        let of = shared.filter(|(of, _)| *of == generation);
-        of.map(|(_, seqs)| *seqs.end()).max().unwrap_or(0)
-    }
-}
-
-/// Returns the first seq of a state that belongs to the session itself.
-fn own_first(state: &SessionState) -> Seq {
-    let branched = state.lineage().map_or(0, |lineage| lineage.at);
-    state.first.max(branched + 1)
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -199,74 +125,19 @@ struct SessionEnd {
     is_damaged: bool,
 }
 
-/// What one segment of the new log is made from.
-struct Part<R: Iterator<Item = Record>> {
-    stretch: Stretch,
-    /// The number of records that were left out before, because they had been removed.
-    dropped: u64,
-    /// In the order of sessions, generations and seqs.
-    records: Peekable<R>,
-    /// The states that are known.
-    states: BTreeMap<SessionId, SessionState>,
-    /// The ranges of IDs that no record has, by their first. They are known if there is damage.
-    free_ids: BTreeMap<u128, u128>,
-}
-
-impl<R: Iterator<Item = Record>> Part<R> {
-    fn next_session(&mut self) -> Option<SessionId> {
-        let of_record = self.records.peek().map(|record| &record.session);
-        let of_state = self.states.keys().next();
-        of_record
-            .into_iter()
-            .chain(of_state)
-            .min()
-            .map(SessionId::detached)
+impl SessionEnd {
+    /// Whether the session has not come as far as the last event that a fork shares.
+    fn lacks(&self, shared: &Shared) -> bool {
+        (self.generation, self.last) < (shared.generation, *shared.seqs.end())
     }
 
-    /// Takes up to `count` IDs that follow each other, between two others.
-    fn take_ids(&mut self, above: EventId, below: EventId, count: u64) -> Option<(EventId, u32)> {
-        let (above, below) = (above.to_u128(), below.to_u128());
-        let before = self.free_ids.range(..=above).next_back();
-        let begun = before.filter(|(_, last)| **last > above);
-        let next = begun.or_else(|| self.free_ids.range(above + 1..below.max(above + 1)).next());
-        let (first, last) = next.map(|(first, last)| (*first, *last))?;
-        let from = first.max(above + 1);
-        let room = (last + 1).min(below).saturating_sub(from);
-        let taken = room.min(count.min(LOST_EVENTS_MAX).into());
-        if taken == 0 {
-            return None;
+    /// Returns the seq that follows in a generation, and begins it if it is a new one.
+    fn enter(&mut self, generation: u32) -> Seq {
+        if generation > self.generation {
+            (self.generation, self.last, self.hidden_before) = (generation, 0, 0);
         }
-        self.free_ids.remove(&first);
-        if first < from {
-            self.free_ids.insert(first, from - 1);
-        }
-        if from + taken <= last {
-            self.free_ids.insert(from + taken, last);
-        }
-        let taken = u32::try_from(taken).expect("it is bounded");
-        Some((EventId::from_u128(from), taken))
+        self.last + 1
     }
-}
-
-/// Returns the ranges between used IDs, from `above` up to `last`.
-fn free_between(
-    above: EventId,
-    mut used: Vec<RangeInclusive<EventId>>,
-    last: EventId,
-) -> BTreeMap<u128, u128> {
-    used.sort_unstable_by_key(|ids| *ids.start());
-    let (mut next, mut free) = (above.to_u128() + 1, BTreeMap::new());
-    for ids in used {
-        let first = ids.start().to_u128();
-        if next < first {
-            free.insert(next, first - 1);
-        }
-        next = next.max(ids.end().to_u128() + 1);
-    }
-    if next <= last.to_u128() {
-        free.insert(next, last.to_u128());
-    }
-    free
 }
 
 impl<'a> Salvager<'a> {
@@ -282,6 +153,7 @@ impl<'a> Salvager<'a> {
             last_id: EventId::from_u128(0),
             has_own_retention: false,
             wanted,
+            forks: BTreeMap::new(),
             is_damaged: !survey.faults.is_empty(),
         }
     }
@@ -328,6 +200,7 @@ impl<'a> Salvager<'a> {
             dropped: info.dropped,
             states: std::mem::take(&mut rest.states),
             free_ids,
+            owed: self.owed(info.last_id()),
             records: rest.by_ref().peekable(),
         };
         self.part(builder, &mut part)?;
@@ -362,9 +235,24 @@ impl<'a> Salvager<'a> {
             dropped: 0,
             states: BTreeMap::new(),
             free_ids,
+            owed: self.owed(last.last_id()),
             records: by_session.into_values().flatten().cloned().peekable(),
         };
         self.part(builder, &mut part)
+    }
+
+    /// Returns the sessions that lack what a fork shares, where the fork was made by this ID.
+    fn owed(&self, last_id: EventId) -> BTreeSet<SessionId> {
+        if !self.is_damaged {
+            return BTreeSet::new();
+        }
+        let lacks = |session: &SessionId, of: &[Shared]| {
+            let end = self.ends.get(session).copied().unwrap_or_default();
+            of.iter()
+                .any(|shared| shared.forked <= last_id && end.lacks(shared))
+        };
+        let owed = self.wanted.shared.iter().filter(|(id, of)| lacks(id, of));
+        owed.map(|(id, _)| id.clone()).collect()
     }
 
     /// Writes a segment, unless an earlier run has written it.
@@ -399,6 +287,7 @@ impl<'a> Salvager<'a> {
     ) -> Result<()> {
         while let Some(session) = part.next_session() {
             let known = part.states.remove(&session);
+            part.owed.remove(&session);
             let mut saving = Saving {
                 end: self.ends.get(&session).copied().unwrap_or_default(),
                 state: match &known {
@@ -417,9 +306,66 @@ impl<'a> Salvager<'a> {
             let Saving { end, state, .. } = saving;
             self.has_own_retention |= state.retention().is_some();
             out.end_session(&session, &state)?;
-            self.ends.insert(session, end);
+            self.ends.insert(session.clone(), end);
+            if self.is_damaged && !state.pieces().is_empty() {
+                self.forks.insert(session, state);
+            } else {
+                self.forks.remove(&session);
+            }
         }
         Ok(())
+    }
+
+    /// Lets forks begin behind what has no place in the sessions that they share it with.
+    ///
+    /// There was no ID for it, or the state of the fork was lost, which says what it shares.
+    fn forks(&mut self, builder: &mut LogBuilder) -> Result<()> {
+        let mut cut = Vec::new();
+        for (fork, mut state) in std::mem::take(&mut self.forks) {
+            let mut last_missing = None;
+            for piece in state.pieces() {
+                let of = (&piece.session, piece.generation);
+                if let Some(seqs) = shared_with(&state, of.0, of.1) {
+                    let holes = missing(builder.segments().iter(), &[], of, &seqs)?;
+                    last_missing = last_missing.max(holes.last().map(|hole| *hole.end()));
+                }
+            }
+            if let Some(last) = last_missing {
+                self.lose(&fork, (state.generation, state.first..=last));
+                state.first = last + 1;
+                cut.push((fork, state));
+            }
+        }
+        if cut.is_empty() {
+            return Ok(());
+        }
+        let next_id = self.last_id.plus(1);
+        let stretch = Stretch {
+            first_id: next_id,
+            last_id: next_id,
+            tier: 0,
+            items_max: cut.len() as u64,
+        };
+        if builder.has_next(&stretch)? {
+            return Ok(());
+        }
+        builder.add(stretch, |out| {
+            let mut states = cut.iter();
+            states.try_for_each(|(fork, state)| out.end_session(fork, state))
+        })
+    }
+
+    /// Tells of lost events.
+    fn lose(&mut self, session: &SessionId, (generation, seqs): (u32, RangeInclusive<Seq>)) {
+        let (first, last) = (*seqs.start(), *seqs.end());
+        self.ends.entry(session.clone()).or_default().is_damaged = true;
+        self.saved.events_lost += last + 1 - first;
+        self.teller.loss(Loss {
+            session: session.clone(),
+            generation,
+            first,
+            last,
+        });
     }
 }
 
@@ -443,13 +389,11 @@ impl Saving<'_, '_> {
         out: &mut dyn SessionSink,
     ) -> Result<()> {
         let is_new = record.generation > self.end.generation;
-        let next = if is_new { 1 } else { self.end.last + 1 };
-        if record.generation < self.end.generation || record.first < next {
+        if record.generation < self.end.generation || (!is_new && record.first <= self.end.last) {
             return Ok(());
         }
-        if is_new {
-            (self.end.generation, self.end.hidden_before) = (record.generation, 0);
-        }
+        self.fill_shared(Some(record.generation), record.base, part, out)?;
+        let next = self.end.enter(record.generation);
         if !is_new || self.is_expected(record.generation) {
             let hole = next..=record.first - 1;
             self.fill_wanted(record.generation, &hole, record.base, part, out)?;
@@ -474,10 +418,13 @@ impl Saving<'_, '_> {
         Ok(())
     }
 
-    /// Whether a state says what the session keeps of a generation.
+    /// Whether a state says what the session, or a fork, keeps of a generation.
     fn is_expected(&self, generation: u32) -> bool {
-        let newest = self.salvager.wanted.newest.get(self.session);
+        let wanted = &self.salvager.wanted;
+        let newest = wanted.newest.get(self.session);
+        let mut shared = wanted.shared_of(self.session).iter();
         newest.is_some_and(|newest| newest.generation >= generation)
+            || shared.any(|shared| shared.generation == generation)
     }
 
     /// Fills what the state says was there behind the last record.
@@ -486,23 +433,14 @@ impl Saving<'_, '_> {
         part: &mut Part<R>,
         out: &mut dyn SessionSink,
     ) -> Result<()> {
-        let (generation, mut last) = (self.state.generation, self.state.last);
-        if !self.state.is_there() {
-            last = self
-                .salvager
-                .wanted
-                .shared_through(self.session, generation);
-        }
-        if self.is_known && self.is_expected(generation) {
-            let is_new = generation > self.end.generation;
-            let next = if is_new { 1 } else { self.end.last + 1 };
-            if is_new {
-                (self.end.generation, self.end.last) = (generation, 0);
-                self.end.hidden_before = 0;
-            }
-            let below = part.stretch.last_id.plus(1);
+        let below = part.stretch.last_id.plus(1);
+        let (generation, last) = (self.state.generation, self.state.last);
+        if self.is_known && self.state.is_there() && self.is_expected(generation) {
+            self.fill_shared(Some(generation), below, part, out)?;
+            let next = self.end.enter(generation);
             self.fill_wanted(generation, &(next..=last), below, part, out)?;
         }
+        self.fill_shared(None, below, part, out)?;
         let hidden_before = self.end.hidden_before;
         let is_same = self.end.generation == generation && self.state.is_there();
         if is_same && hidden_before > own_first(&self.state) {
@@ -510,7 +448,32 @@ impl Saving<'_, '_> {
             self.state.first = hidden_before;
         }
         self.end.is_there = self.state.is_there();
-        self.end.generation = self.end.generation.max(self.state.generation);
+        self.end.enter(self.state.generation);
+        Ok(())
+    }
+
+    /// Fills what forks share and no later segment can have, of the generations before `until` if
+    /// there is such a one.
+    fn fill_shared<R: Iterator<Item = Record>>(
+        &mut self,
+        until: Option<u32>,
+        below: EventId,
+        part: &mut Part<R>,
+        out: &mut dyn SessionSink,
+    ) -> Result<()> {
+        let shared = self.salvager.wanted.shared_of(self.session).iter();
+        let due = shared.filter(|shared| match until {
+            Some(until) => shared.generation < until,
+            None => shared.forked <= part.stretch.last_id,
+        });
+        let due: Vec<_> = due
+            .filter(|shared| self.end.lacks(shared))
+            .map(|shared| (shared.generation, *shared.seqs.end(), shared.forked))
+            .collect();
+        for (generation, last, forked) in due {
+            let next = self.end.enter(generation);
+            self.fill_wanted(generation, &(next..=last), below.min(forked), part, out)?;
+        }
         Ok(())
     }
 
@@ -534,7 +497,9 @@ impl Saving<'_, '_> {
                     break;
                 };
                 let record = lost_events(session, (generation, next), base, count);
-                out.put(&record.map_err(Fault::in_memory)?)?;
+                let record = record.map_err(Fault::in_memory)?;
+                out.put(&record)?;
+                self.note_lost(&record);
                 self.above = record_end(base, count);
                 next += u64::from(count);
             }
@@ -544,49 +509,23 @@ impl Saving<'_, '_> {
         Ok(())
     }
 
-    fn lose(&mut self, (generation, seqs): (u32, RangeInclusive<Seq>)) {
-        let (first, last) = (*seqs.start(), *seqs.end());
+    /// Lets a state that is not known follow from events that stand for lost ones.
+    fn note_lost(&mut self, record: &Record) {
+        let is_new = record.generation > self.state.generation;
+        let is_more = record.generation == self.state.generation && self.state.is_there();
+        if !self.is_known && (is_new || is_more) {
+            self.state.apply(record);
+        }
+    }
+
+    fn lose(&mut self, lost: (u32, RangeInclusive<Seq>)) {
         self.end.is_damaged = true;
-        self.salvager.saved.events_lost += last + 1 - first;
-        self.salvager.teller.loss(Loss {
-            session: self.session.clone(),
-            generation,
-            first,
-            last,
-        });
+        self.salvager.lose(self.session, lost);
     }
 }
 
 fn record_end(base: EventId, count: u32) -> EventId {
     base.plus(count - 1)
-}
-
-/// Returns a record of events that stand for lost ones.
-fn lost_events(
-    session: &SessionId,
-    (generation, first): (u32, Seq),
-    base: EventId,
-    count: u32,
-) -> Result<Record, Fault> {
-    let event = || EventParts {
-        turn: Turn::None,
-        event_type: LOST,
-        content: EventContent::Redacted,
-    };
-    let body = BodyParts {
-        session,
-        key: None,
-        ops: Vec::new(),
-        producer: None,
-        events: (0..count).map(|_| event()).collect(),
-    };
-    let seat = Seat {
-        generation,
-        first,
-        base,
-        created_ms: base.timestamp_ms(),
-    };
-    Record::with_body(seat, &body.encode())
 }
 
 /// Takes sessions that were written before.

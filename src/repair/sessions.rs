@@ -204,6 +204,27 @@ fn holes(
     holes
 }
 
+/// Returns the events of a generation that no segment has, and no record of the journal.
+pub(super) fn missing<'a>(
+    segments: impl Iterator<Item = &'a Arc<Segment>>,
+    journal: &[Record],
+    (session, generation): (&SessionId, u32),
+    wanted: &RangeInclusive<Seq>,
+) -> Result<Vec<RangeInclusive<Seq>>> {
+    let mut runs = Vec::new();
+    for segment in segments {
+        for run in segment.runs_of(session, generation)? {
+            runs.push((run.generation, run.first..=run.last()));
+        }
+    }
+    for record in journal {
+        if record.session == *session && record.count > 0 {
+            runs.push((record.generation, record.first..=record.last()));
+        }
+    }
+    Ok(holes(&runs, generation, wanted))
+}
+
 /// Checks that an ancestor still has what a fork shares with it.
 fn check_shared(
     segments: &[Arc<Segment>],
@@ -211,19 +232,9 @@ fn check_shared(
     shared: &Shared,
     report: &mut dyn FnMut(Error),
 ) -> Result<()> {
-    let mut runs = Vec::new();
-    for segment in segments {
-        for run in segment.runs_of(&shared.ancestor, shared.generation)? {
-            runs.push((run.generation, run.first..=run.last()));
-        }
-    }
-    for record in journal {
-        if record.session == shared.ancestor && record.count > 0 {
-            runs.push((record.generation, record.first..=record.last()));
-        }
-    }
-    for hole in holes(&runs, shared.generation, &shared.seqs) {
-        let (fork, ancestor) = (&shared.fork, &shared.ancestor);
+    let (fork, ancestor) = (&shared.fork, &shared.ancestor);
+    let of = (ancestor, shared.generation);
+    for hole in missing(segments.iter(), journal, of, &shared.seqs)? {
         let (first, last) = (hole.start(), hole.end());
         let what = format!(
             "session {ancestor}: the events {first} to {last} are missing, which session {fork} \

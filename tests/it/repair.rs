@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use sessionlog::repair::{Finding, IndexCheck, Loss, Salvaged, Told, Verified, salvage, verify};
 use sessionlog::transfer::Export;
 use sessionlog::{
-    Batch, Delete, Error, Event, EventId, Fork, NewEvent, Options, SessionId, SessionInfo,
-    SessionLog, SessionQuery,
+    Batch, Compression, Delete, Error, Event, EventId, Fork, NewEvent, Options, SessionId,
+    SessionInfo, SessionLog, SessionQuery,
 };
 
 use crate::support::{
@@ -66,12 +67,15 @@ fn filled(folder: &Path) {
     }
     append_notes(&log, &session("fork"), "own", 3);
     append_notes(&log, &session("s0"), "end", 3);
-    eventually("the index is built", || {
-        log.stats().merges > 1 && log.stats().index_lag == 0
-    });
-    // Merging may have left a single one.
+    // The same segments each time: no tier has two that are still to be merged.
+    let is_merged = || {
+        let stats = log.stats();
+        stats.index_lag == 0 && stats.tiers.iter().all(|tier| tier.segments < 2)
+    };
+    eventually("all is merged", is_merged);
     while log.stats().segments < 2 {
         seal_once(&log, &session("filler"));
+        eventually("all is merged", is_merged);
     }
     log.close().unwrap();
 }
@@ -120,8 +124,9 @@ fn copied(from: &Path) -> tempfile::TempDir {
     to
 }
 
-/// Checks a log that was saved from a damaged copy of one with this content.
-fn check_saved(damaged: &Path, original: &Content) -> (Salvaged, Vec<Loss>) {
+/// Checks a log that was saved from a damaged copy of one with this content. Returns how many forks
+/// begin later as well.
+fn check_saved(damaged: &Path, original: &Content) -> (Salvaged, Vec<Loss>, usize) {
     let saved_to = folder();
     let (salvaged, losses) = salvaged(damaged, saved_to.path());
     let (again, findings) = verified(saved_to.path());
@@ -129,10 +134,17 @@ fn check_saved(damaged: &Path, original: &Content) -> (Salvaged, Vec<Loss>) {
     let log = SessionLog::open(saved_to.path()).unwrap();
     let saved = content(&log);
     // A fork shares its events with what it was forked from.
-    let mut lost = BTreeSet::new();
+    let (mut lost, mut later) = (BTreeSet::new(), 0);
     for (id, (info, events)) in &saved {
-        let (original_info, original) = &original[id];
-        for event in events {
+        // What was removed comes back where the record and the state that say so are lost.
+        let of_generation = original
+            .get(id)
+            .filter(|it| it.0.generation == info.generation);
+        let Some((original_info, original)) = of_generation else {
+            continue;
+        };
+        let kept = events.iter().filter(|it| it.seq >= original_info.first);
+        for event in kept {
             let place = usize::try_from(event.seq - original_info.first).unwrap();
             if event.event_type.as_str() == "sessionlog.lost" {
                 assert!(event.redacted && event.data.is_empty(), "{event:?}");
@@ -142,7 +154,12 @@ fn check_saved(damaged: &Path, original: &Content) -> (Salvaged, Vec<Loss>) {
             }
         }
         assert!(info.last <= original_info.last);
-        let ids: Vec<EventId> = events.iter().map(|event| event.id).collect();
+        // What is lost of several sessions that a fork shares has IDs in the order of each alone.
+        let is_fork = info.parent.is_some();
+        later += usize::from(is_fork && info.first > original_info.first);
+        let is_lost = |event: &&Event| event.event_type.as_str() == "sessionlog.lost";
+        let own = events.iter().filter(|event| !(is_fork && is_lost(event)));
+        let ids: Vec<EventId> = own.map(|event| event.id).collect();
         assert!(ids.is_sorted(), "{ids:?}");
     }
     assert!(losses.len() as u64 >= salvaged.sessions_damaged);
@@ -151,7 +168,7 @@ fn check_saved(damaged: &Path, original: &Content) -> (Salvaged, Vec<Loss>) {
     // It goes on as a log.
     append_notes(&log, &session("s0"), "more", 1);
     log.close().unwrap();
-    (salvaged, losses)
+    (salvaged, losses, later)
 }
 
 #[test]
@@ -178,7 +195,7 @@ fn a_sound_log_has_no_fault_and_is_saved_whole() {
     let original = content(&log);
     assert_eq!(verified.sessions, Some(original.len() as u64));
     log.close().unwrap();
-    let (salvaged, losses) = check_saved(dir.path(), &original);
+    let (salvaged, losses, _) = check_saved(dir.path(), &original);
     assert_eq!(
         (salvaged.findings, salvaged.events_lost, losses.len()),
         (0, 0, 0)
@@ -306,13 +323,104 @@ fn many_faults_at_once_are_each_found_and_the_rest_is_saved() {
         }
         let (verified, _) = verified(damaged.path());
         assert!(verified.findings > 0, "edit {nth}");
-        let (salvaged, _) = check_saved(damaged.path(), &original);
+        let (salvaged, _, _) = check_saved(damaged.path(), &original);
         // Without the manifest nothing else is lost.
         assert!(
             place != "MANIFEST" || salvaged.events_lost == 0,
             "{salvaged:?}"
         );
     }
+}
+
+/// A log whose sessions are forked, deleted and made again, each step in a segment of its own.
+fn forked(folder: &Path, options: impl Fn() -> Options) {
+    // So many are never merged.
+    let options = || options().merge_fanout(1_000).compression(Compression::None);
+    let log = options().open(folder).unwrap();
+    let seal = || log.backup(crate::support::folder().path()).unwrap();
+    let fork = |from: &str, at, to: &str| {
+        let fork = Fork::new(&session(from)).at(at);
+        log.fork(fork, &session(to)).unwrap();
+    };
+    for name in ["mine", "old"] {
+        for round in 0..4 {
+            append_notes(&log, &session(name), &"x".repeat(1_800 + round), 3);
+        }
+    }
+    seal();
+    // Names before and after those that they share events with.
+    fork("mine", 10, "a");
+    fork("mine", 6, "z");
+    append_notes(&log, &session("a"), "own", 3);
+    seal();
+    append_notes(&log, &session("mine"), "later", 3);
+    fork("a", 12, "again");
+    fork("old", 9, "keeps");
+    log.trim(&session("keeps"), 4).unwrap();
+    log.delete(&session("a"), Delete::new()).unwrap();
+    log.delete(&session("old"), Delete::new()).unwrap();
+    seal();
+    append_notes(&log, &session("old"), "new", 3);
+    seal();
+    fork("keeps", 9, "last");
+    log.delete(&session("keeps"), Delete::new()).unwrap();
+    seal();
+    append_notes(&log, &session("z"), "own", 3);
+    log.close().unwrap();
+}
+
+/// Loses each of the pieces that segments consist of, their blocks of 4 KiB and whole files, alone
+/// and with others. Returns how many forks begin later.
+fn check_any_two_losses(folder: &Path) -> usize {
+    let log = SessionLog::open(folder).unwrap();
+    let original = content(&log);
+    log.close().unwrap();
+    let is_segment = |file: &PathBuf| file.extension().is_some_and(|name| name == "segment");
+    let mut pieces = Vec::new();
+    for file in files(folder).into_iter().filter(is_segment) {
+        let bytes = fs::read(&file).unwrap();
+        let name = file.strip_prefix(folder).unwrap().to_path_buf();
+        pieces.extend((0..bytes.len() / 4096).map(|block| (name.clone(), Some(block))));
+        pieces.push((name, None));
+    }
+    assert!((20..60).contains(&pieces.len()), "{pieces:?}");
+    let mut later = 0;
+    for (nth, one) in pieces.iter().enumerate() {
+        // A part of the pairs, because each is saved with its syncs.
+        for other in pieces[nth..].iter().step_by(6) {
+            let damaged = copied(folder);
+            for (name, block) in [one, other] {
+                let place = damaged.path().join(name);
+                match (block, fs::read(&place)) {
+                    (Some(block), Ok(mut bytes)) => {
+                        bytes[block * 4096..][..4096].fill(0);
+                        fs::write(place, bytes).unwrap();
+                    }
+                    (None, Ok(_)) => fs::remove_file(place).unwrap(),
+                    // It is lost whole already.
+                    (_, Err(_)) => {}
+                }
+            }
+            later += check_saved(damaged.path(), &original).2;
+        }
+    }
+    later
+}
+
+#[test]
+fn what_forks_share_is_saved_or_told_of_whatever_two_blocks_are_lost() {
+    let dir = folder();
+    forked(dir.path(), small_files);
+    // Between any two batches there are free IDs for what stands for lost events.
+    assert_eq!(check_any_two_losses(dir.path()), 0);
+}
+
+#[test]
+fn forks_begin_behind_lost_events_where_no_id_is_free() {
+    // All IDs follow each other, as in a single millisecond.
+    let dir = folder();
+    forked(dir.path(), || small_files().clock(|| UNIX_EPOCH));
+    assert!(check_any_two_losses(dir.path()) > 0);
 }
 
 #[test]
@@ -367,7 +475,7 @@ fn removed_sessions_are_no_loss_and_stretches_without_records_no_fault() {
     eventually("it is merged", || log.stats().merges > 0);
     log.close().unwrap();
     assert_eq!(verified(dir.path()).1, []);
-    let (salvaged, losses) = check_saved(dir.path(), &original);
+    let (salvaged, losses, _) = check_saved(dir.path(), &original);
     assert_eq!((salvaged.events_lost, losses.len()), (0, 0), "{losses:?}");
     salvage(dir.path(), copy.path(), Options::new(), |_| ()).unwrap();
     let log = SessionLog::open(copy.path()).unwrap();
@@ -403,7 +511,7 @@ fn a_missing_segment_is_told_event_by_event() {
     log.close().unwrap();
     let lost = dir.path().join("segments/0000000000000002.segment");
     fs::remove_file(lost).unwrap();
-    let (salvaged, losses) = check_saved(dir.path(), &original);
+    let (salvaged, losses, _) = check_saved(dir.path(), &original);
     assert_eq!(
         (salvaged.events_lost, losses.len()),
         (4_002, 2),
