@@ -31,7 +31,7 @@ pub(super) async fn append(
     let mut sent = Sent::of(&headers, &access, &streams)?;
     let (body, _share) = received(&headers, body, &streams.service).await?;
     sent.body = body;
-    streams.append(&session, &sent).await
+    streams.append(&session, &sent, Writes::AsATask).await
 }
 
 /// Does the same for a request that is there as a whole, in the same order.
@@ -47,7 +47,16 @@ pub(super) async fn append_whole(
     let budget = &streams.service.budget;
     let _share = budget.share(body.len().saturating_mul(BODY_COPIES)).await?;
     sent.body = Bytes::copy_from_slice(body);
-    streams.append(&session, &sent).await
+    streams.append(&session, &sent, Writes::Itself).await
+}
+
+/// How an append is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    /// By the thread that runs it, if that is best.
+    Itself,
+    /// An application may run the router where no thread may block.
+    AsATask,
 }
 
 /// An append as it was sent.
@@ -85,17 +94,25 @@ impl Sent {
 
 impl Streams {
     /// Appends to a stream. One that has changed meanwhile, other than by events, is read again.
-    async fn append(self: &Arc<Self>, to: &SessionId, sent: &Sent) -> Result<Response, ApiError> {
+    async fn append(
+        self: &Arc<Self>,
+        to: &SessionId,
+        sent: &Sent,
+        writes: Writes,
+    ) -> Result<Response, ApiError> {
         loop {
             let stream = self.live_now(to).await?;
-            if let Some(answer) = self.append_as_read(&stream, sent).await? {
+            if let Some(answer) = self.append_as_read(&stream, sent, writes).await? {
                 return Ok(answer);
             }
         }
     }
 
     /// Reads a stream that can be used, on this thread unless it has to be removed first.
-    async fn live_now(self: &Arc<Self>, session: &SessionId) -> Result<Stream, ApiError> {
+    pub(super) async fn live_now(
+        self: &Arc<Self>,
+        session: &SessionId,
+    ) -> Result<Stream, ApiError> {
         let read = Stream::read(self.log(), session)?.filter(|stream| !stream.settings.gone);
         if let Some(stream) = read.filter(|stream| !self.is_expired(stream)) {
             return Ok(stream);
@@ -109,6 +126,7 @@ impl Streams {
         &self,
         stream: &Stream,
         sent: &Sent,
+        writes: Writes,
     ) -> Result<Option<Response>, ApiError> {
         let session = &stream.info.id;
         let batch = match self.batch(stream, sent) {
@@ -117,7 +135,7 @@ impl Streams {
             batch => batch?,
         };
         let (log, caller) = (self.log(), self.service.callers.enter());
-        let landed = if caller.may_block() {
+        let landed = if writes == Writes::Itself && caller.may_block() {
             block_in_place(|| log.append_as_read(&stream.info, batch))
         } else {
             log.append_as_read_async(&stream.info, batch).await

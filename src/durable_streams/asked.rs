@@ -4,7 +4,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::durable_streams::headers::{ForkOf, Lifetime};
 use crate::durable_streams::offset::Offset;
-use crate::durable_streams::settings::{ContentType, Settings};
+use crate::durable_streams::settings::ContentType;
 use crate::durable_streams::stream::{Stream, session_at};
 use crate::http::{Access, ApiError};
 use crate::model::SessionId;
@@ -32,7 +32,7 @@ impl Asked {
             (None, None) => ContentType::bytes().is_like(&settings.content_type),
         };
         let is_of_source = match &self.fork {
-            Some(fork) => fork.is_of(settings),
+            Some(fork) => fork.is_of(stream),
             None => settings.source.is_none(),
         };
         content_type
@@ -69,11 +69,12 @@ impl AskedFork {
     }
 
     /// Whether a stream is this fork. An offset that is left out is any.
-    pub(super) fn is_of(&self, settings: &Settings) -> bool {
+    pub(super) fn is_of(&self, stream: &Stream) -> bool {
+        let settings = &stream.settings;
         let fork = settings.fork.unwrap_or_default();
-        let is_at = self
-            .offset
-            .is_none_or(|offset| (offset.life, offset.seq) == (fork.life, fork.seq));
+        let is_at = self.offset.is_none_or(|offset| {
+            Some(offset.life) == stream.source_life() && offset.seq == fork.seq
+        });
         settings.source.as_ref() == Some(&self.source)
             && is_at
             && self.sub_offset == fork.sub_offset

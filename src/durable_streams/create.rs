@@ -12,9 +12,9 @@ use crate::durable_streams::asked::{Asked, AskedFork};
 use crate::durable_streams::headers::{self, CLOSED, NEXT_OFFSET, TRUE};
 use crate::durable_streams::message::{events_of_bytes, events_of_json};
 use crate::durable_streams::settings::{ContentType, Settings};
-use crate::durable_streams::stream::{InPath, Stream, Streams, conflict, is_made, unknown};
+use crate::durable_streams::stream::{InPath, Stream, Streams, conflict, unknown};
 use crate::http::{Access, ApiError, blocking, check_encoding, received};
-use crate::model::{Batch, NewEvent, Op, SessionId, SessionPatch};
+use crate::model::{Ack, Batch, Error, NewEvent, Op, Result, SessionId, SessionPatch};
 
 /// Of a proxy that ends TLS.
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -40,7 +40,11 @@ pub(super) async fn create(
             .transpose()?,
     };
     let (body, _share) = received(&headers, body, &streams.service).await?;
-    let (stream, is_new) = blocking(move || streams.created(&session, &asked, &body)).await?;
+    let (stream, is_new) = if let Some(made) = streams.made_now(&session, &asked, &body).await? {
+        (made, true)
+    } else {
+        blocking(move || streams.created(&session, &asked, &body)).await?
+    };
     let mut answer = if is_new {
         let place = place(&headers, &whole);
         (StatusCode::CREATED, [(LOCATION, place)]).into_response()
@@ -85,6 +89,24 @@ impl ContentType {
 }
 
 impl Streams {
+    /// Creates a stream that is no fork and is not there, without a thread that waits. `None` for
+    /// any other.
+    async fn made_now(
+        &self,
+        session: &SessionId,
+        asked: &Asked,
+        body: &Bytes,
+    ) -> Result<Option<Stream>, ApiError> {
+        if asked.fork.is_some() || Stream::read(self.log(), session)?.is_some() {
+            return Ok(None);
+        }
+        let batch = self.first_batch(asked, body)?;
+        if is_made(self.log().append_async(session, batch).await)? {
+            return Ok(Stream::read(self.log(), session)?);
+        }
+        Ok(None)
+    }
+
     /// Returns the stream that was asked for, and whether it is new.
     fn created(
         &self,
@@ -108,7 +130,7 @@ impl Streams {
             }
             let made = match &asked.fork {
                 Some(fork) => self.fork(session, fork, asked, body)?,
-                None => self.make(session, asked, body)?,
+                None => is_made(self.log().append(session, self.first_batch(asked, body)?))?,
             };
             if made {
                 let stream = Stream::read(self.log(), session)?;
@@ -117,8 +139,8 @@ impl Streams {
         }
     }
 
-    /// Creates a stream. `false` when one came in between.
-    fn make(&self, session: &SessionId, asked: &Asked, body: &Bytes) -> Result<bool, ApiError> {
+    /// Makes the batch that creates a stream.
+    fn first_batch(&self, asked: &Asked, body: &Bytes) -> Result<Batch, ApiError> {
         let content_type = asked
             .content_type
             .clone()
@@ -134,7 +156,7 @@ impl Streams {
         if asked.closed {
             batch = batch.closing();
         }
-        is_made(self.log().append(session, batch))
+        Ok(batch)
     }
 
     /// Returns the events that a stream begins with. A body may be empty, and so may an array.
@@ -151,5 +173,13 @@ impl Streams {
         } else {
             Ok(events_of_bytes(body, &limits))
         }
+    }
+}
+
+/// Returns `false` when a stream came in between.
+fn is_made(made: Result<Ack>) -> Result<bool, ApiError> {
+    match made {
+        Err(Error::SessionExists { .. }) => Ok(false),
+        made => Ok(made.map(|_ack| true)?),
     }
 }

@@ -54,7 +54,7 @@ impl Appends for Direct {
                 Ok(access) => append_whole(streams, &access, place, headers, body).await,
                 Err(refused) => Err(refused),
             };
-            origin.allow(answer.unwrap_or_else(IntoResponse::into_response))
+            origin.allow(answer.unwrap_or_else(IntoResponse::into_response), streams)
         })
     }
 }

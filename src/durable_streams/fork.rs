@@ -6,14 +6,14 @@ use crate::durable_streams::asked::{Asked, AskedFork};
 use crate::durable_streams::headers::Lifetime;
 use crate::durable_streams::offset::Start;
 use crate::durable_streams::settings::{ForkedAt, Settings};
-use crate::durable_streams::stream::{Stream, Streams, conflict, is_made, unknown};
+use crate::durable_streams::stream::{Stream, Streams, conflict, unknown};
 use crate::http::ApiError;
 use crate::log::SessionLog;
-use crate::model::{Batch, Delete, Fork, NewEvent, Seq, SessionId};
+use crate::model::{Batch, Error, Fork, NewEvent, Seq, SessionId, SessionInfo};
 use crate::read::PageRequest;
 
 impl Streams {
-    /// Creates a fork. `false` when a stream of its name came in between.
+    /// Creates a fork. `false` when a stream of its name came in between, or the source changed.
     pub(super) fn fork(
         &self,
         session: &SessionId,
@@ -21,10 +21,22 @@ impl Streams {
         asked: &Asked,
         body: &Bytes,
     ) -> Result<bool, ApiError> {
-        let log = self.log();
         let source = self
             .find(&fork.source)?
             .ok_or_else(|| unknown(&fork.source))?;
+        self.fork_as_read(&source, session, fork, asked, body)
+    }
+
+    /// Does the same of a source as it was read.
+    fn fork_as_read(
+        &self,
+        source: &Stream,
+        session: &SessionId,
+        fork: &AskedFork,
+        asked: &Asked,
+        body: &Bytes,
+    ) -> Result<bool, ApiError> {
+        let log = self.log();
         if source.settings.gone {
             return Err(conflict(
                 "stream_gone",
@@ -46,7 +58,7 @@ impl Streams {
             Some(offset) => source.seq_of(Start::Offset(offset))?,
             None => source.info.last,
         };
-        let point = point(log, &source, seq, fork.sub_offset)?;
+        let point = point(log, source, seq, fork.sub_offset)?;
         let mut events: Vec<NewEvent> = point.split.into_iter().collect();
         events.extend(self.first_events(content_type, body)?);
         let mut first = Batch::new().events(events);
@@ -57,26 +69,34 @@ impl Streams {
             fork: Some(ForkedAt {
                 seq,
                 sub_offset: fork.sub_offset,
-                life: source.life(),
+                life: source.life().before,
             }),
             source: Some(fork.source.clone()),
             ..with_lifetime(asked.lifetime, &source.settings, asked)
         };
-        if !source.settings.forked {
-            log.set_metadata(&fork.source, Settings::patch_of_fork())?;
-        }
         let new = Fork::new(&fork.source)
             .at(point.seq)
-            .metadata(settings.patch());
-        let made = log.fork(new.then(first), session);
-        if let Ok(made) = &made
-            && made.parent.as_ref().map(|parent| parent.generation) != Some(source.info.generation)
-        {
-            // The source was deleted and created again since it was read.
-            log.delete(session, Delete::new())?;
-            return Err(unknown(&fork.source));
+            .metadata(settings.patch())
+            .then(first);
+        let _source_stays = self.forking.read();
+        let Some(read) = self.noted_as_forked(source)? else {
+            return Ok(false);
+        };
+        match log.fork_as_read(&read, new, session) {
+            Err(Error::SessionExists { .. }) => Ok(false),
+            made => Ok(made?.is_some()),
         }
-        is_made(made)
+    }
+
+    /// Notes that a stream is forked, and returns it then. `None` when it has changed meanwhile.
+    fn noted_as_forked(&self, source: &Stream) -> Result<Option<SessionInfo>, ApiError> {
+        let info = &source.info;
+        if source.settings.forked {
+            return Ok(Some(info.clone()));
+        }
+        let note = Batch::new().metadata(Settings::patch_of_fork());
+        let noted = self.log().append_as_read(info, note)?;
+        Ok(noted.map(|noted| noted.state.info(&info.id)))
     }
 }
 
@@ -115,6 +135,10 @@ fn point(log: &SessionLog, source: &Stream, seq: Seq, sub_offset: u64) -> Result
         return Ok(Point { seq, split: None });
     }
     let (mut seq, mut left) = (seq, sub_offset);
+    // A sub-offset is within one append.
+    if left > log.limits().batch_bytes_max as u64 {
+        return Err(beyond());
+    }
     while left > 0 {
         let page = log.list(&source.info.id, PageRequest::new().after(seq))?;
         if page.items.is_empty() {
@@ -132,4 +156,74 @@ fn point(log: &SessionLog, source: &Stream, seq: Seq, sub_offset: u64) -> Result
         }
     }
     Ok(Point { seq, split: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::durable_streams::settings::ContentType;
+    use crate::http::{Config, Service};
+    use crate::log::Unless;
+    use crate::model::{Delete, NewSession};
+
+    #[test]
+    fn a_source_that_was_deleted_since_it_was_read_is_not_forked() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = SessionLog::open(folder.path()).unwrap();
+        let streams = Streams::new(Arc::new(Service::new(log.clone(), Config::open())));
+        let [a, b, c] = ["ds/a", "ds/b", "ds/c"].map(|name| SessionId::new(name).unwrap());
+        let settings = Settings::new(ContentType::bytes());
+        let create = || {
+            let new = NewSession::new().metadata(settings.patch());
+            log.create(&a, new).unwrap();
+            for _ in 0..5 {
+                log.append(&a, NewEvent::new("note", "1")).unwrap();
+            }
+        };
+        let read = || Stream::read(&log, &a).unwrap().unwrap();
+        let asked = Asked {
+            content_type: None,
+            lifetime: Lifetime::default(),
+            closed: false,
+            fork: None,
+        };
+        let fork_of = |source: &Stream, session| {
+            for seq in [3, 5] {
+                let of = AskedFork {
+                    source: a.clone(),
+                    offset: Some(source.offset(seq)),
+                    sub_offset: 0,
+                };
+                let made = streams.fork_as_read(source, session, &of, &asked, &Bytes::new());
+                if made.unwrap() {
+                    return true;
+                }
+            }
+            false
+        };
+        let remove = || {
+            let removed = streams.remove(&read(), Unless::Changed, Delete::new());
+            assert!(removed.unwrap());
+        };
+        create();
+        let never_forked = read();
+        assert!(fork_of(&never_forked, &b));
+        let forked = read();
+        remove();
+        assert!(read().settings.gone);
+        for stale in [&never_forked, &forked] {
+            assert!(!fork_of(stale, &c));
+        }
+        log.delete(&a, Delete::new()).unwrap();
+        assert!(!fork_of(&forked, &c));
+        create();
+        for stale in [&never_forked, &forked] {
+            assert!(!fork_of(stale, &c));
+        }
+        assert!(log.session(&c).is_err());
+        assert!(!read().settings.forked);
+        assert!(fork_of(&read(), &c));
+    }
 }

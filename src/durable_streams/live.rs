@@ -16,7 +16,7 @@ use crate::durable_streams::life::Reader;
 use crate::durable_streams::offset::{Offset, Start};
 use crate::durable_streams::part::{Part, answer};
 use crate::durable_streams::sse::Tail;
-use crate::durable_streams::stream::Streams;
+use crate::durable_streams::stream::{Streams, unknown};
 use crate::http::{ApiError, StreamPlace, blocking};
 use crate::model::{Result, SessionId};
 use crate::read::{StartAt, StreamItem};
@@ -40,10 +40,6 @@ pub(super) async fn long_poll(
         drop(part);
         wait(streams, session, from, deadline).await?;
         part = streams.part(session, Start::Offset(from)).await?;
-        // An event may come between the two looks that make a part.
-        while part.is_empty() && !part.is_last {
-            part = streams.part(session, Start::Offset(from)).await?;
-        }
     }
     let next_cursor = cursor(streams.log().now_ms(), sent_cursor);
     let mut answer = if part.is_empty() {
@@ -112,6 +108,11 @@ pub(super) async fn sse(
         .stream(session.clone(), from)
         .await?
         .into_async();
+    // They are those of the session that had the name just now.
+    let now = streams.live_now(session).await?;
+    if now.info.generation != stream.info.generation {
+        return Err(unknown(session));
+    }
     let is_text = stream.settings.content_type.is_text();
     let reader = Reader::of(streams, &stream);
     let tail = Tail::new(Arc::clone(streams), stream, seq, events, sent_cursor);

@@ -13,7 +13,9 @@ use serde_json::value::RawValue;
 
 use crate::durable_streams::settings::ContentType;
 use crate::http::{Access, ApiError, compact, new_event};
-use crate::model::{Event, EventType, Limits, NewEvent, Turn, USER_MESSAGE, opens_turn};
+use crate::model::{
+    Event, EventType, Limit, Limits, NewEvent, Turn, USER_MESSAGE, check_limit, opens_turn,
+};
 use crate::turn::each_item;
 
 /// The type of an event that is a JSON message of a stream.
@@ -32,8 +34,16 @@ pub(super) fn events_of_json(body: &[u8], limits: &Limits) -> Result<Vec<NewEven
     if !body.get().starts_with('[') {
         return Ok(vec![event_of(body, limits)]);
     }
-    let mut events = Vec::new();
-    each_item(body, |message| events.push(event_of(message, limits))).map_err(invalid)?;
+    let (mut events, mut count) = (Vec::new(), 0);
+    each_item(body, |message| {
+        count += 1;
+        // An event takes many times the memory of a short message.
+        if count <= limits.batch_events_max {
+            events.push(event_of(message, limits));
+        }
+    })
+    .map_err(invalid)?;
+    check_limit(Limit::BatchEvents, count, limits.batch_events_max)?;
     Ok(events)
 }
 
@@ -130,4 +140,27 @@ fn push_field(to: &mut Vec<u8>, name: &[u8], text: &str) {
     to.extend_from_slice(name);
     let text = serde_json::to_string(text).expect("a string has a JSON form");
     to.extend_from_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Error, Options};
+
+    #[test]
+    fn messages_beyond_the_limit_are_counted_and_not_kept() {
+        let limits = Options::new().batch_events_max(3).limits;
+        let events = |body: &str| events_of_json(body.as_bytes(), &limits);
+        assert_eq!(events("[1,2,3]").unwrap().len(), 3);
+        let refused = events("[1,2,3,4,5]").unwrap_err();
+        let told = Error::TooLarge {
+            limit: Limit::BatchEvents,
+            actual: 5,
+            max: 3,
+        };
+        assert_eq!(
+            format!("{refused:?}"),
+            format!("{:?}", ApiError::from(told))
+        );
+    }
 }

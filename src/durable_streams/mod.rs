@@ -79,6 +79,10 @@ use stream::Streams;
 ///
 /// It takes the keys, the limits and the stopper of the configuration, as
 /// [`http::api`] does. Two routers have a budget of memory each.
+///
+/// A log has one router of streams. A second one knows nothing of what renewed a TTL in the first,
+/// so that a stream which is read there may expire. And where one deletes a stream while the other
+/// forks it, the fork may be left without a source.
 pub fn router(log: SessionLog, config: Config) -> Router {
     let service = Arc::new(Service::new(log, config));
     let streams = Arc::new(Streams::new(Arc::clone(&service)));
@@ -180,7 +184,7 @@ async fn admit(State(streams): State<Arc<Streams>>, mut request: Request, next: 
             Err(refused) => refused.into_response(),
         }
     };
-    origin.allow(answer)
+    origin.allow(answer, &streams)
 }
 
 /// Answers what a browser asks before a call of another origin.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -11,7 +11,7 @@ use crate::durable_streams::headers::{CLOSED, NEXT_OFFSET, TRUE, UP_TO_DATE};
 use crate::durable_streams::message::push;
 use crate::durable_streams::offset::{Offset, Start};
 use crate::durable_streams::settings::ContentType;
-use crate::durable_streams::stream::{Stream, Streams, unknown};
+use crate::durable_streams::stream::{Stream, Streams, gone, unknown};
 use crate::http::{ApiError, Share, blocking};
 use crate::log::SessionLog;
 use crate::model::{Event, Seq, SessionId};
@@ -96,6 +96,8 @@ pub(super) fn answer(streams: &Streams, part: Part, start: Start, asked: &Header
     };
     let control = HeaderValue::try_from(control).expect("words and digits are a header value");
     headers.insert(CACHE_CONTROL, control);
+    // A browser keeps answers for the page, whichever key it has by then.
+    headers.insert(VARY, HeaderValue::from_static("authorization"));
     if let Some(tag) = tag {
         let is_known = has_tag(asked, &tag);
         let tag = HeaderValue::try_from(tag).expect("digits are a header value");
@@ -136,7 +138,12 @@ impl Streams {
             let stream = streams.live(&session)?;
             streams.note_use(&stream);
             let after = stream.seq_of(start)?;
-            read_part(streams.log(), &stream, after, bytes_max, share)
+            let mut part = read_part(streams.log(), &stream, after, bytes_max, share)?;
+            // An event may come between the two looks that make a part.
+            while part.is_empty() && !part.is_last {
+                part = read_part(streams.log(), &stream, after, bytes_max, part.share)?;
+            }
+            Ok(part)
         })
         .await
     }
@@ -177,11 +184,14 @@ fn read_part(
         body.last().push(b']');
     }
     // Whether this is the end is told by the stream as it is behind the events that were read.
-    let info = log.session(session)?;
-    if info.generation != stream.info.generation {
+    let now = Stream::read(log, session)?.ok_or_else(|| unknown(session))?;
+    if now.info.generation != stream.info.generation {
         return Err(unknown(session));
     }
-    let stream = Stream::of(info);
+    if now.settings.gone {
+        return Err(gone(session));
+    }
+    let stream = now;
     Ok(Part {
         first: stream.offset(after),
         next: stream.offset(next),

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use crate::durable_streams::settings::{SOURCE, Settings};
+use crate::durable_streams::settings::SOURCE;
 use crate::durable_streams::stream::{InPath, PREFIX, Stream, Streams, gone, unknown};
 use crate::http::{Access, ApiError, blocking};
-use crate::log::SessionLog;
-use crate::model::{Batch, Delete, Error, Expected, Result, SessionId, SessionPatch};
+use crate::log::Unless;
+use crate::model::{Batch, Delete, Error, Result, SessionId, SessionInfo, SessionPatch};
 use crate::read::SessionQuery;
 
 /// The reason that the feed gives for a stream that has expired.
@@ -23,18 +23,14 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, ApiError> {
     streams.check_writer(&access, "deleting a stream")?;
     blocking(move || {
-        let stream = streams.live(&session)?;
-        streams.remove(&stream, Delete::new())?;
-        Ok(StatusCode::NO_CONTENT)
+        loop {
+            let stream = streams.live(&session)?;
+            if streams.remove(&stream, Unless::Changed, Delete::new())? {
+                return Ok(StatusCode::NO_CONTENT);
+            }
+        }
     })
     .await
-}
-
-/// What became of a stream that was removed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Removal {
-    Deleted,
-    Gone,
 }
 
 impl Streams {
@@ -49,54 +45,76 @@ impl Streams {
 
     /// Reads a stream that is not deleted. It may be gone. One that has expired is removed first.
     pub(super) fn find(&self, session: &SessionId) -> Result<Option<Stream>> {
-        let Some(stream) = Stream::read(self.log(), session)? else {
-            return Ok(None);
-        };
-        if stream.settings.gone || !self.is_expired(&stream) {
-            return Ok(Some(stream));
+        while let Some(stream) = Stream::read(self.log(), session)? {
+            if stream.settings.gone || !self.is_expired(&stream) {
+                return Ok(Some(stream));
+            }
+            self.expire(&stream)?;
         }
-        self.expire(&stream)?;
-        Stream::read(self.log(), session)
+        Ok(None)
     }
 
     /// Removes a stream that has expired, unless something came in between.
     pub(super) fn expire(&self, stream: &Stream) -> Result<()> {
-        let last = Expected::Seq(stream.info.last);
-        match self.remove(stream, Delete::new().reason(EXPIRED).expected(last)) {
-            Err(Error::ExpectedMismatch { .. } | Error::UnknownSession { .. }) => Ok(()),
-            removed => removed.map(drop),
-        }
+        let delete = Delete::new().reason(EXPIRED);
+        self.remove(stream, Unless::ChangedOrLonger, delete)?;
+        Ok(())
     }
 
-    /// Removes a stream, and the streams that were only kept for it.
-    pub(super) fn remove(&self, stream: &Stream, delete: Delete) -> Result<Removal> {
+    /// Removes a stream as it was read, and the streams that were only kept for it. `false`: it has
+    /// changed since, and nothing was done.
+    pub(super) fn remove(&self, stream: &Stream, unless: Unless, delete: Delete) -> Result<bool> {
         let log = self.log();
-        if stream.settings.forked && self.has_forks(stream)? {
-            mark_gone(log, stream)?;
-            return Ok(Removal::Gone);
+        let is_deleted = if stream.settings.forked {
+            let _no_fork_comes = self.forking.write();
+            if self.has_forks(stream)? {
+                return self.mark_gone(stream, unless);
+            }
+            log.delete_as_read(&stream.info, unless, delete)?
+        } else {
+            // The first fork changes its source.
+            log.delete_as_read(&stream.info, unless, delete)?
+        };
+        if is_deleted && let Err(error) = self.remove_unneeded(stream.settings.source.clone()) {
+            // The stream itself is deleted, which is what was asked for.
+            tracing::warn!(
+                target: "sessionlog::durable_streams",
+                %error,
+                stream = %stream.info.id,
+                "the source of a deleted fork stays until the next sweep"
+            );
         }
-        log.delete(&stream.info.id, delete)?;
-        self.remove_unneeded_source(stream)?;
-        Ok(Removal::Deleted)
+        Ok(is_deleted)
     }
 
-    /// Removes the source of a deleted fork if it is gone and was its last.
-    fn remove_unneeded_source(&self, deleted: &Stream) -> Result<()> {
-        let mut next = deleted.settings.source.clone();
-        while let Some(source) = next.take() {
-            let Some(stream) = Stream::read(self.log(), &source)? else {
+    /// Removes a stream if it is gone and no fork of it is left, then its source if it was a fork,
+    /// and so on.
+    pub(super) fn remove_unneeded(&self, stream: Option<SessionId>) -> Result<()> {
+        let mut next = stream;
+        while let Some(session) = next.take() {
+            let Some(stream) = Stream::read(self.log(), &session)? else {
                 return Ok(());
             };
-            if !stream.settings.gone || self.has_forks(&stream)? {
-                return Ok(());
+            if self.remove_gone(&stream)? {
+                next = stream.settings.source;
             }
-            match self.log().delete(&source, Delete::new()) {
-                Err(Error::UnknownSession { .. }) => return Ok(()),
-                deleted => deleted?,
-            };
-            next = stream.settings.source;
         }
         Ok(())
+    }
+
+    /// Deletes a stream that is gone, as it was read. `false`: it is not gone, a fork of it is left
+    /// or it has changed since.
+    fn remove_gone(&self, stream: &Stream) -> Result<bool> {
+        if !stream.settings.gone {
+            return Ok(false);
+        }
+        let _no_fork_comes = self.forking.write();
+        if self.has_forks(stream)? {
+            return Ok(false);
+        }
+        let info = &stream.info;
+        self.log()
+            .delete_as_read(info, Unless::Changed, Delete::new())
     }
 
     /// Whether a fork of a stream is left. A gone fork is, and one that has expired is not.
@@ -104,16 +122,14 @@ impl Streams {
     /// It asks the log for forks that share events first. A fork at the beginning shares none, and
     /// neither does a fork of what its source has inherited. These are looked for in all streams.
     pub(super) fn has_forks(&self, stream: &Stream) -> Result<bool> {
-        let log = self.log();
-        let session = &stream.info.id;
-        let is_left = |fork: &Stream| {
-            let is_of_it = fork.settings.source.as_ref() == Some(session);
-            let of_life = fork.info.parent.as_ref().map(|parent| parent.generation);
-            let is_over = !fork.settings.gone && !fork.settings.forked && self.is_expired(fork);
-            is_of_it && of_life == Some(stream.info.generation) && !is_over
+        let (log, session) = (self.log(), &stream.info.id);
+        let of = (session, stream.info.generation);
+        let is_left = |fork| self.kept_by(&Stream::of(fork)) == Some(of);
+        let sharing = match log.forks(session) {
+            Err(Error::UnknownSession { .. }) => return Ok(false),
+            forks => forks?,
         };
-        let mut sharing = log.forks(session)?.into_iter().map(Stream::of);
-        if sharing.any(|fork| is_left(&fork)) {
+        if sharing.into_iter().any(is_left) {
             return Ok(true);
         }
         let mut query = Some(
@@ -124,42 +140,201 @@ impl Streams {
         while let Some(next) = query {
             let page = log.sessions(next)?;
             query = page.next_page();
-            if page
-                .items
-                .into_iter()
-                .map(Stream::of)
-                .any(|fork| is_left(&fork))
-            {
+            if page.items.into_iter().any(is_left) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
-}
 
-/// Marks a stream as gone and hides its events. Its forks keep what they share.
-///
-/// After a crash between the two steps it is gone, and [the sweep](super::sweep) trims it.
-fn mark_gone(log: &SessionLog, stream: &Stream) -> Result<()> {
-    let session = &stream.info.id;
-    let metadata = stream.settings.patch_of_gone(&stream.info.metadata);
-    let patch = SessionPatch::new().without_title().metadata(metadata);
-    log.append(session, Batch::new().patch(patch).closing())?;
-    hide(log, session)
-}
-
-/// Trims all events of a stream that is gone.
-pub(super) fn hide(log: &SessionLog, session: &SessionId) -> Result<()> {
-    let info = log.session(session)?;
-    if info.first <= info.last {
-        log.trim(session, info.last + 1)?;
+    /// Returns the source that a stream keeps as a fork of it, with its generation.
+    pub(super) fn kept_by<'a>(&self, fork: &'a Stream) -> Option<(&'a SessionId, u32)> {
+        let parent = fork.info.parent.as_ref()?;
+        // A session that others have forked has the metadata of its parent.
+        let is_fork = fork.settings.source.as_ref() == Some(&parent.id);
+        let is_over = !fork.settings.gone && !fork.settings.forked && self.is_expired(fork);
+        (is_fork && !is_over).then_some((&parent.id, parent.generation))
     }
-    Ok(())
+
+    /// Marks a stream as gone and hides its events. Its forks keep what they share. `false`: it has
+    /// changed since it was read, and nothing was done.
+    ///
+    /// After a crash between the two steps it is gone, and [the sweep](super::sweep) hides them.
+    fn mark_gone(&self, stream: &Stream, unless: Unless) -> Result<bool> {
+        if stream.info.hold {
+            return Err(Error::Held {
+                session: stream.info.id.clone(),
+            });
+        }
+        let metadata = stream.settings.patch_of_gone(&stream.info.metadata);
+        let patch = SessionPatch::new().without_title().metadata(metadata);
+        let marked = Batch::new().patch(patch);
+        let Some(gone) = self.log().close_as_read(&stream.info, unless, marked)? else {
+            return Ok(false);
+        };
+        self.hide(&gone)?;
+        Ok(true)
+    }
+
+    /// Trims all events of a stream that is gone, unless it has changed since it was read.
+    pub(super) fn hide(&self, gone: &SessionInfo) -> Result<()> {
+        if gone.first <= gone.last {
+            self.log().trim_as_read(gone)?;
+        }
+        Ok(())
+    }
 }
 
-impl Settings {
-    /// Whether a sweep may have something to do for such a stream.
-    pub(super) fn may_end(&self) -> bool {
-        self.ttl.is_some() || self.expires_at.is_some() || self.gone
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable_streams::settings::{ContentType, Settings};
+    use crate::http::{Config, Service};
+    use crate::log::SessionLog;
+    use crate::model::{Fork, NewEvent, NewSession};
+
+    const OVER: &str = "2000-01-01T00:00:00Z";
+
+    fn streams(folder: &tempfile::TempDir) -> Streams {
+        let log = SessionLog::open(folder.path()).unwrap();
+        Streams::new(Arc::new(Service::new(log, Config::open())))
+    }
+
+    fn named(name: &str) -> SessionId {
+        SessionId::new(format!("{PREFIX}{name}")).unwrap()
+    }
+
+    fn plain() -> Settings {
+        Settings::new(ContentType::bytes())
+    }
+
+    fn expired() -> Settings {
+        Settings {
+            expires_at: Some(OVER.parse().unwrap()),
+            ..plain()
+        }
+    }
+
+    fn note() -> NewEvent {
+        NewEvent::new("note", "1")
+    }
+
+    /// Creates a stream without an event, and returns it as it was read.
+    fn made(streams: &Streams, name: &str, settings: &Settings) -> Stream {
+        let new = NewSession::new().metadata(settings.patch());
+        streams.log().create(&named(name), new).unwrap();
+        now(streams, name)
+    }
+
+    fn now(streams: &Streams, name: &str) -> Stream {
+        Stream::read(streams.log(), &named(name)).unwrap().unwrap()
+    }
+
+    /// Makes a stream of this name anew, with an event.
+    fn made_again(streams: &Streams, name: &str, settings: &Settings) {
+        streams.log().delete(&named(name), Delete::new()).unwrap();
+        made(streams, name, settings);
+        streams.log().append(&named(name), note()).unwrap();
+    }
+
+    fn fork(streams: &Streams, source: &str, name: &str) {
+        let log = streams.log();
+        log.set_metadata(&named(source), Settings::patch_of_fork())
+            .unwrap();
+        let settings = Settings {
+            source: Some(named(source)),
+            ..plain()
+        };
+        let fork = Fork::new(&named(source)).metadata(settings.patch());
+        log.fork(fork, &named(name)).unwrap();
+    }
+
+    #[test]
+    fn the_removal_of_a_gone_stream_leaves_the_next_of_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let streams = streams(&folder);
+        made(&streams, "a", &plain());
+        fork(&streams, "a", "b");
+        assert!(
+            streams
+                .remove(&now(&streams, "a"), Unless::Changed, Delete::new())
+                .unwrap()
+        );
+        let gone = now(&streams, "a");
+        assert!(gone.settings.gone && gone.info.closed);
+        assert!(!streams.remove_gone(&gone).unwrap(), "it has a fork");
+        streams.log().delete(&named("b"), Delete::new()).unwrap();
+        made_again(&streams, "a", &plain());
+        assert!(!streams.remove_gone(&gone).unwrap());
+        let removed = streams.remove(&gone, Unless::Changed, Delete::new());
+        assert!(!removed.unwrap());
+        assert_eq!(now(&streams, "a").info.last, 1);
+    }
+
+    #[test]
+    fn a_stream_expires_only_as_it_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let streams = streams(&folder);
+        let (log, a) = (streams.log(), named("a"));
+        let stale = made(&streams, "a", &expired());
+        streams.expire(&stale).unwrap();
+        assert!(log.session(&a).is_err());
+        // The next of its name has as many events: none.
+        made(&streams, "a", &expired());
+        streams.expire(&stale).unwrap();
+        let stale = now(&streams, "a");
+        log.append(&a, note()).unwrap();
+        streams.expire(&stale).unwrap();
+        let stale = now(&streams, "a");
+        log.close_session(&a).unwrap();
+        streams.expire(&stale).unwrap();
+        assert!(now(&streams, "a").info.closed);
+        streams.expire(&now(&streams, "a")).unwrap();
+        assert!(log.session(&a).is_err());
+    }
+
+    #[test]
+    fn a_forked_stream_is_gone_only_as_it_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let streams = streams(&folder);
+        let (log, a) = (streams.log(), named("a"));
+        made(&streams, "a", &expired());
+        log.append(&a, note()).unwrap();
+        fork(&streams, "a", "b");
+        let stale = now(&streams, "a");
+        log.append(&a, note()).unwrap();
+        streams.expire(&stale).unwrap();
+        let after = now(&streams, "a");
+        assert!(!after.settings.gone && !after.info.closed);
+        assert_eq!((after.info.first, after.info.last), (1, 2));
+        made_again(&streams, "a", &plain());
+        fork(&streams, "a", "c");
+        for unless in [Unless::Changed, Unless::ChangedOrLonger] {
+            assert!(!streams.mark_gone(&after, unless).unwrap());
+        }
+        streams.hide(&after.info).unwrap();
+        let next = now(&streams, "a");
+        assert!(!next.settings.gone);
+        assert_eq!((next.info.first, next.info.last), (1, 1));
+    }
+
+    #[test]
+    fn a_fork_keeps_the_stream_that_it_was_made_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let streams = streams(&folder);
+        made(&streams, "a", &plain());
+        made(&streams, "b", &plain());
+        fork(&streams, "a", "c");
+        assert!(streams.has_forks(&now(&streams, "a")).unwrap());
+        // Metadata that others have written names another session of the same generation.
+        let other = Settings {
+            source: Some(named("b")),
+            ..plain()
+        };
+        streams
+            .log()
+            .set_metadata(&named("c"), other.patch())
+            .unwrap();
+        assert!(!streams.has_forks(&now(&streams, "b")).unwrap());
     }
 }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::http::STREAM_SOURCE;
 use crate::model::{Metadata, Seq, SessionId};
 
 /// The member of the metadata that holds the settings.
@@ -11,7 +12,7 @@ const SETTINGS: &str = "durable_stream";
 
 /// The member with the session that a stream was forked from. It is a string of its own, so that
 /// sessions can be listed by it.
-pub(super) const SOURCE: &str = "durable_stream_source";
+pub(super) const SOURCE: &str = STREAM_SOURCE;
 
 pub(super) const JSON: &str = "application/json";
 
@@ -21,6 +22,8 @@ const BYTES: &str = "application/octet-stream";
 /// The settings of a stream. A session that was not created as a stream is one of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Settings {
+    /// Of a session that was not created as a stream only what others note is stored.
+    #[serde(default = "ContentType::json")]
     pub content_type: ContentType,
     /// The idle time after which the stream expires, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -58,8 +61,8 @@ pub(super) struct ForkedAt {
     /// The last seq before the offset.
     pub seq: Seq,
     pub sub_offset: u64,
-    /// The life that the offsets of the source name.
-    pub life: u64,
+    /// The life that the offsets of the source name, but for how often its own name was deleted.
+    pub life: u32,
 }
 
 impl Settings {
@@ -231,6 +234,18 @@ mod tests {
             };
             assert_eq!(Settings::of(&metadata), Settings::new(ContentType::json()));
         }
+    }
+
+    #[test]
+    fn a_note_is_read_without_a_content_type() {
+        let metadata = |patch| match patch {
+            Value::Object(metadata) => metadata,
+            _ => panic!("a patch is an object"),
+        };
+        let noted = Settings::of(&metadata(Settings::patch_of_seq("2")));
+        assert_eq!(noted.last_seq.as_deref(), Some("2"));
+        let noted = Settings::of(&metadata(Settings::patch_of_fork()));
+        assert!(noted.forked && noted.content_type.is_json());
     }
 
     #[test]

@@ -120,6 +120,9 @@ impl Tail {
                 // The client connects again and gets an answer with the reason.
                 Ok(StreamItem::Deleted) | Err(_) => return None,
             };
+            if reach == Reach::Closed && !self.is_live() {
+                return None;
+            }
             bytes = 0;
             if let Some(frame) = self.frame(reach).await {
                 return Some((frame, reach));
@@ -138,6 +141,15 @@ impl Tail {
     fn is_closed_next(&mut self) -> bool {
         self.ahead = self.events.next().now_or_never().flatten();
         matches!(self.ahead, Some(Ok(StreamItem::Closed)))
+    }
+
+    /// Whether the stream is still there. The deletion of one that was forked closes its session.
+    fn is_live(&self) -> bool {
+        let read = Stream::read(self.streams.log(), &self.stream.info.id);
+        let generation = self.stream.info.generation;
+        read.is_ok_and(|read| {
+            read.is_some_and(|now| now.info.generation == generation && !now.settings.gone)
+        })
     }
 
     /// Makes the frame of what was read. `None` when there is nothing to say.
@@ -226,19 +238,28 @@ impl Tail {
         if !content_type.is_text() || content_type.is_json() {
             return self.unsent.len();
         }
-        let mut last = Vec::new();
-        let mut whole = 0;
-        for (place, event) in self.unsent.iter().enumerate() {
-            let end = event.data.len().saturating_sub(4);
-            last.extend_from_slice(event.data.get(end..).unwrap_or_default());
-            let begin = last.len().saturating_sub(4);
-            last.drain(..begin);
-            if !ends_in_a_character(&last) {
-                whole = place + 1;
-            }
-        }
-        whole
+        whole_parts(self.unsent.iter().map(|event| &*event.data))
     }
+}
+
+/// Returns how many parts of a text end with a whole character. The last one may wait for the rest
+/// of its last character. Before others, what does not go on is no character.
+fn whole_parts<'a>(parts: impl Iterator<Item = &'a [u8]>) -> usize {
+    let mut parts = parts.enumerate().peekable();
+    let (mut last, mut whole) = (Vec::new(), 0);
+    while let Some((place, part)) = parts.next() {
+        let end = part.len().saturating_sub(4);
+        last.extend_from_slice(part.get(end..).unwrap_or_default());
+        let begin = last.len().saturating_sub(4);
+        last.drain(..begin);
+        let may_go_on = parts
+            .peek()
+            .is_none_or(|(_place, next)| next.first().is_some_and(|byte| byte & 0xC0 == 0x80));
+        if !(may_go_on && ends_in_a_character(&last)) {
+            whole = place + 1;
+        }
+    }
+    whole
 }
 
 /// Whether bytes end in the middle of a character of UTF-8. Bytes that are no text do not.
@@ -308,6 +329,18 @@ mod tests {
             let frame = String::from_utf8(frame).unwrap();
             assert_eq!(frame, format!("event: data{lines}\n\n"));
         }
+    }
+
+    #[test]
+    fn only_the_rest_of_a_character_is_waited_for() {
+        let whole = |parts: &[&[u8]]| whole_parts(parts.iter().copied());
+        assert_eq!(whole(&[b"a\xE2", b"\x82", b"\xACb", b"c\xE2"]), 3);
+        assert_eq!(whole(&[b"a", b"\xE2", b"\x82"]), 1);
+        // These are no text: what follows does not end the character.
+        assert_eq!(whole(&[&b"a\xE2"[..]; 1000]), 999);
+        assert_eq!(whole(&[b"\xE2", b"", b"\xE2"]), 2);
+        assert_eq!(whole(&[&b"\x80"[..]; 1000]), 1000);
+        assert_eq!(whole(&[]), 0);
     }
 
     #[test]

@@ -6,13 +6,13 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 
-use crate::durable_streams::offset::{Offset, Start};
+use crate::durable_streams::offset::{Life, Offset, Start};
 use crate::durable_streams::settings::Settings;
 use crate::durable_streams::uses::Uses;
 use crate::http::{Access, ApiError, Service, check_names_a_path};
 use crate::log::SessionLog;
 use crate::model::{CursorProblem, Error, Result, Seq, SessionId, SessionInfo};
-use crate::sync::AtomicBool;
+use crate::sync::{AtomicBool, RwLock};
 
 /// The beginning of the ID of every session that is a stream.
 pub(super) const PREFIX: &str = "ds/";
@@ -26,6 +26,9 @@ pub(super) struct Streams {
     pub uses: Uses,
     /// Whether expired streams are looked after.
     pub is_swept: AtomicBool,
+    /// Read while a fork is made, and written while a stream is looked at for forks and removed.
+    /// The first fork of a stream changes it. Later ones do not, so that a removal would miss them.
+    pub forking: RwLock<()>,
 }
 
 impl Streams {
@@ -34,6 +37,7 @@ impl Streams {
             uses: Uses::new(service.log.now_ms()),
             service,
             is_swept: AtomicBool::new(false),
+            forking: RwLock::new(()),
         }
     }
 
@@ -114,10 +118,27 @@ impl Stream {
         }
     }
 
-    /// The life that the offsets of the stream name. A fork goes on with those of its source.
-    pub(super) fn life(&self) -> u64 {
-        let own = u64::from(self.info.generation) - 1;
-        self.settings.fork.map_or(own, |fork| own.max(fork.life))
+    /// The life that the offsets of the stream name.
+    pub(super) fn life(&self) -> Life {
+        let own = self.info.generation - 1;
+        // A reader comes from the offsets of the source to those of the fork.
+        let before = self.source_life().map_or(0, |source| {
+            let is_below = own < source.own;
+            source.before.saturating_add(u32::from(is_below))
+        });
+        Life {
+            before: own.max(before),
+            own,
+        }
+    }
+
+    /// The life that the offsets of the source name.
+    pub(super) fn source_life(&self) -> Option<Life> {
+        let (fork, parent) = self.settings.fork.zip(self.info.parent.as_ref())?;
+        Some(Life {
+            before: fork.life,
+            own: parent.generation - 1,
+        })
     }
 
     pub(super) fn offset(&self, seq: Seq) -> Offset {
@@ -139,10 +160,11 @@ impl Stream {
             Start::Offset(offset) => offset,
         };
         let beyond = |why: &str| Err(ApiError::invalid(format!("the offset {offset} {why}")));
-        if offset.life > self.life() {
-            return beyond("is of a later life of the stream");
-        }
-        if offset.life < self.life() && !self.is_of_source(offset) {
+        let life = self.life();
+        if offset.life != life && !self.is_of_source(offset) {
+            if offset.life.own > life.own {
+                return beyond("is of a later life of the stream");
+            }
             return Err(ApiError::new(
                 StatusCode::GONE,
                 "stream_recreated",
@@ -165,9 +187,14 @@ impl Stream {
     }
 
     /// Whether an offset of the source is one of this fork too.
+    ///
+    /// One of a life that the name of the fork has behind it may be of an earlier stream of that
+    /// name, and counts as such.
     fn is_of_source(&self, offset: Offset) -> bool {
-        let fork = self.settings.fork.zip(self.info.parent.as_ref());
-        fork.is_some_and(|(fork, parent)| offset.life == fork.life && offset.seq <= parent.at)
+        let shared = self.info.parent.as_ref().map(|parent| parent.at);
+        self.source_life() == Some(offset.life)
+            && offset.life.own >= self.life().own
+            && shared.is_some_and(|at| offset.seq <= at)
     }
 }
 
@@ -185,15 +212,6 @@ pub(super) fn unknown(session: &SessionId) -> ApiError {
         session: session.clone(),
     }
     .into()
-}
-
-/// Returns `false` for a session that was there already.
-pub(super) fn is_made<T>(made: Result<T, Error>) -> Result<bool, ApiError> {
-    match made {
-        Ok(_made) => Ok(true),
-        Err(Error::SessionExists { .. }) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
 
 pub(super) fn conflict(code: &'static str, message: &str) -> ApiError {

@@ -3,15 +3,15 @@
 //!
 //! No call depends on it, since each looks at the time of its stream. It gives space back.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::durable_streams::remove::hide;
 use crate::durable_streams::stream::{PREFIX, Stream, Streams};
 use crate::http::blocking;
-use crate::model::{Delete, Error, Result};
+use crate::model::{Result, SessionId};
 use crate::read::SessionQuery;
 use crate::sync::Ordering;
 
@@ -29,76 +29,145 @@ pub(super) fn begin(streams: &Arc<Streams>) {
     }
 }
 
+/// Why a sweep ends before it has visited all streams.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The log could not be read.
+    ForNow,
+    /// The server stops, or the log takes no more changes.
+    ForGood,
+}
+
 async fn run(streams: Weak<Streams>) {
     loop {
         let began = Instant::now();
-        if sweep(&streams).await.is_none() {
+        if sweep(&streams).await == Err(Ended::ForGood) {
             return;
         }
         sleep(PAUSE.max(began.elapsed() * PAUSES)).await;
     }
 }
 
-/// Visits all streams once. `None` when there are no more sweeps.
-async fn sweep(streams: &Weak<Streams>) -> Option<()> {
+/// What a sweep has seen so far.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The streams that are gone.
+    gone: Vec<SessionId>,
+    /// The streams that forks keep, each with its generation.
+    kept: HashSet<(SessionId, u32)>,
+}
+
+/// Visits all streams once.
+async fn sweep(streams: &Weak<Streams>) -> Result<(), Ended> {
     let mut query = Some(SessionQuery::by_id().prefix(PREFIX).limit(STEP));
+    let mut seen = Seen::default();
     while let Some(next) = query {
-        let live = streams
-            .upgrade()
-            .filter(|streams| !streams.service.config.stopper().is_stopping())?;
-        let step = blocking(move || {
+        (query, seen) = step(streams, move |live| {
             let page = live.log().sessions(next)?;
-            for info in &page.items {
-                let stream = Stream::of(info.clone());
-                if stream.settings.may_end()
-                    && let Err(error) = live.tend(&stream)
-                {
-                    tracing::warn!(
-                        target: "sessionlog::durable_streams",
-                        %error,
-                        stream = %info.id,
-                        "a stream whose time is over stays for now"
-                    );
-                }
+            let next = page.next_page();
+            for info in page.items {
+                live.tend(&Stream::of(info), &mut seen)?;
             }
-            Ok(page.next_page())
-        });
-        // The log is closed, or refuses: any failure but this is reported by the work that it
-        // stops.
-        query = step.await.ok()?;
+            Ok((next, seen))
+        })
+        .await?;
         tokio::task::yield_now().await;
     }
-    let live = streams.upgrade()?;
-    blocking(move || {
-        for session in live.uses.sessions() {
-            let read = Stream::read(live.log(), &session)?;
-            if read.is_none_or(|stream| stream.settings.ttl.is_none()) {
-                live.uses.forget(&session);
-            }
-        }
-        Ok(())
+    step(streams, move |live| {
+        live.tend_gone(&seen)?;
+        live.forget_uses()
     })
     .await
-    .ok()
+}
+
+/// Does a part of a sweep, unless the server stops.
+async fn step<T: Send + 'static>(
+    streams: &Weak<Streams>,
+    part: impl FnOnce(&Streams) -> Result<T> + Send + 'static,
+) -> Result<T, Ended> {
+    let live = streams
+        .upgrade()
+        .filter(|streams| !streams.service.config.stopper().is_stopping())
+        .ok_or(Ended::ForGood)?;
+    let done = blocking(move || Ok(part(&live))).await;
+    match done {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) if !error.needs_reopening() => {
+            tracing::warn!(
+                target: "sessionlog::durable_streams",
+                %error,
+                "streams whose time is over stay until the next sweep"
+            );
+            Err(Ended::ForNow)
+        }
+        // The calls that need the log report it.
+        Ok(Err(_)) | Err(_) => Err(Ended::ForGood),
+    }
 }
 
 impl Streams {
-    /// Does what is due for a stream.
-    pub(super) fn tend(&self, stream: &Stream) -> Result<()> {
-        let session = &stream.info.id;
-        if !stream.settings.gone {
-            return if self.is_expired(stream) {
-                self.expire(stream)
-            } else {
-                Ok(())
-            };
+    /// Removes a stream that has expired, and notes of any other what the sweep has to know.
+    pub(super) fn tend(&self, stream: &Stream, seen: &mut Seen) -> Result<()> {
+        if let Some((source, generation)) = self.kept_by(stream) {
+            seen.kept.insert((source.clone(), generation));
         }
-        if self.has_forks(stream)? {
-            return hide(self.log(), session);
+        if stream.settings.gone {
+            seen.gone.push(stream.info.id.clone());
+        } else if self.is_expired(stream) {
+            return pass_over(&stream.info.id, self.expire(stream));
         }
-        match self.remove(stream, Delete::new()) {
-            Err(Error::UnknownSession { .. }) => Ok(()),
-            removed => removed.map(drop),
+        Ok(())
+    }
+
+    /// Removes the streams that are gone and have no fork left, and hides what a crash has left of
+    /// the others.
+    ///
+    /// A fork may have come behind the sweep, before its source was deleted. So each stream is
+    /// looked at for forks again before it is removed.
+    pub(super) fn tend_gone(&self, seen: &Seen) -> Result<()> {
+        for session in &seen.gone {
+            pass_over(session, self.tend_gone_one(session, seen))?;
         }
+        Ok(())
+    }
+
+    fn tend_gone_one(&self, session: &SessionId, seen: &Seen) -> Result<()> {
+        let read = Stream::read(self.log(), session)?;
+        let Some(stream) = read.filter(|stream| stream.settings.gone) else {
+            return Ok(());
+        };
+        self.hide(&stream.info)?;
+        let named = (session.clone(), stream.info.generation);
+        if seen.kept.contains(&named) {
+            return Ok(());
+        }
+        self.remove_unneeded(Some(session.clone()))
+    }
+
+    /// Forgets the uses of streams that are not there or have no TTL.
+    fn forget_uses(&self) -> Result<()> {
+        for session in self.uses.sessions() {
+            let read = Stream::read(self.log(), &session)?;
+            if read.is_none_or(|stream| stream.settings.ttl.is_none()) {
+                self.uses.forget(&session);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Passes over a stream that cannot be tended now, and not over a log that takes no more changes.
+fn pass_over(session: &SessionId, tended: Result<()>) -> Result<()> {
+    match tended {
+        Err(error) if !error.needs_reopening() => {
+            tracing::warn!(
+                target: "sessionlog::durable_streams",
+                %error,
+                stream = %session,
+                "a stream whose time is over stays for now"
+            );
+            Ok(())
+        }
+        tended => tended,
     }
 }

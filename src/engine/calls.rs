@@ -10,6 +10,8 @@ use jiff::Timestamp;
 
 use crate::codec::{EventFrame, SessionState};
 use crate::engine::Engine;
+#[cfg(feature = "durable-streams")]
+use crate::model::SessionInfo;
 use crate::model::{
     Ack, Batch, Cursor, CursorProblem, Delete, Error, Event, EventId, Expected, FIRST_SEQ, Fork,
     ForkPoint, Lineage, NewSession, Op, Piece, Removed, Result, Seq, SessionId, SessionPatch,
@@ -32,6 +34,29 @@ impl Made {
             batch,
             parent: None,
         }
+    }
+
+    /// Makes it for a session as it was read: it is outdated if the session has changed since.
+    #[cfg(feature = "durable-streams")]
+    pub(crate) fn for_session_as_read(mut self, read: &SessionInfo) -> Self {
+        self.batch.based_on = Some((read.generation, read.revision));
+        self
+    }
+
+    /// Makes a fork for its parent as it was read: it is outdated if the parent has changed since.
+    #[cfg(feature = "durable-streams")]
+    pub(crate) fn for_parent_as_read(mut self, read: &SessionInfo) -> Self {
+        if let Some(parent) = &mut self.parent {
+            parent.version = (read.generation, read.revision);
+        }
+        self
+    }
+
+    /// Makes it for this end of its session too: it is outdated if an event has come since.
+    #[cfg(feature = "durable-streams")]
+    pub(crate) fn at(mut self, last: Seq) -> Self {
+        self.batch.based_on_tail = Some(last);
+        self
     }
 }
 

@@ -18,7 +18,7 @@ use crate::http::key::{Access, Worker};
 use crate::http::query::{InQuery, checked_wait, present};
 use crate::http::service::Service;
 use crate::http::stream::{Show, StreamFrame, last_seen, one_line, respond};
-use crate::http::wire::EventBody;
+use crate::http::wire::{EventBody, hide_source};
 use crate::log::SessionLog;
 use crate::model::{
     Change, Event, EventId, Limit, Result, SessionChange, SessionId, check_limit, time_text,
@@ -89,7 +89,7 @@ pub(super) struct ChangeBody {
 }
 
 impl ChangeBody {
-    /// A parent that the caller may not know of is left out.
+    /// A parent or a source that the caller may not know of is left out.
     pub(super) fn new(change: &SessionChange, access: &Access) -> Self {
         let mut what = serde_json::to_value(&change.change).unwrap_or_default();
         let parent = what.get_mut("parent");
@@ -97,6 +97,9 @@ impl ChangeBody {
             && !access.has(id)
         {
             *parent = Value::Null;
+        }
+        if let Some(Value::Object(metadata)) = what.get_mut("metadata") {
+            hide_source(metadata, access);
         }
         Self {
             id: change.id.to_string(),

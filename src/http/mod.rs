@@ -119,7 +119,7 @@ pub(crate) use {
     sent::new_event,
     serve::serve_router,
     service::{StreamPlace, blocking, check_names_a_path},
-    wire::compact,
+    wire::{STREAM_SOURCE, compact},
 };
 
 pub use config::{Config, Stopper};

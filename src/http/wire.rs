@@ -7,11 +7,12 @@ use base64::prelude::BASE64_STANDARD;
 use indexmap::IndexMap;
 use memchr::memchr2;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 use utoipa::ToSchema;
 
 use crate::http::key::Access;
-use crate::model::{Ack, Event, Metadata, Seq, SessionInfo, opens_turn, time_text};
+use crate::model::{Ack, Event, Metadata, Seq, SessionId, SessionInfo, opens_turn, time_text};
 use crate::turn::{JsonText, MessageStatus, Sent, TurnText, lenient};
 
 /// A stored event.
@@ -387,9 +388,23 @@ struct ParentBody {
     at: Seq,
 }
 
+/// The member of the metadata that names the session which a stream was forked from.
+pub(crate) const STREAM_SOURCE: &str = "durable_stream_source";
+
+/// Leaves out the source of a stream that the caller may not know of.
+pub(super) fn hide_source(metadata: &mut Metadata, access: &Access) {
+    let source = metadata.get(STREAM_SOURCE).and_then(Value::as_str);
+    let source = source.and_then(|source| SessionId::new(source).ok());
+    if source.is_some_and(|source| !access.has(&source)) {
+        metadata.remove(STREAM_SOURCE);
+    }
+}
+
 impl SessionBody {
-    /// Shows a session to a caller. A parent that the caller may not know of is left out.
-    pub(super) fn new(session: SessionInfo, access: &Access) -> Self {
+    /// Shows a session to a caller. A parent or a source that the caller may not know of is left
+    /// out.
+    pub(super) fn new(mut session: SessionInfo, access: &Access) -> Self {
+        hide_source(&mut session.metadata, access);
         let parent = session.parent.filter(|parent| access.has(&parent.id));
         Self {
             id: session.id.to_string(),
@@ -417,8 +432,6 @@ impl SessionBody {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     #[test]

@@ -4,6 +4,9 @@ mod sessions;
 #[cfg(feature = "durable-streams")]
 mod streams;
 
+#[cfg(feature = "durable-streams")]
+pub(crate) use streams::Unless;
+
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;

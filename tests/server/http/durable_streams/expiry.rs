@@ -150,6 +150,15 @@ async fn a_session_on_hold_does_not_expire() {
     clock.pass(60_000);
     assert_eq!(ds.text("/ds/a").await, "x");
     is(ds.delete("/ds/a").await, 409);
+    // Nor is it marked as gone for a fork.
+    is(
+        ds.put("/ds/fork", &[("stream-forked-from", "/ds/a")], "")
+            .await,
+        201,
+    );
+    is(ds.delete("/ds/a").await, 409);
+    assert_eq!(ds.text("/ds/a").await, "x");
+    is(ds.delete("/ds/fork").await, 204);
     ds.scene
         .log
         .set_metadata(&session, SessionPatch::new().release())

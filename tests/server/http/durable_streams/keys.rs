@@ -150,6 +150,45 @@ async fn pages_of_other_sites_are_kept_out_of_a_server_without_keys() {
 }
 
 #[tokio::test]
+async fn a_key_for_some_streams_does_not_learn_the_source_of_a_fork() {
+    let mut ds = with_keys();
+    is(ds.put("/ds/hidden", &[TEXT], "x").await, 201);
+    let fork = [("stream-forked-from", "/ds/hidden")];
+    is(ds.put("/ds/t9/fork", &fork, "").await, 201);
+    let session = "/v1/sessions/ds%2Ft9%2Ffork";
+    for (key, knows) in [(WORKER, true), (TENANT, false)] {
+        ds.key = Some(key);
+        for path in [session, "/v1/sessions", "/v1/feed"] {
+            let shown = ds.text(path).await;
+            assert!(shown.contains("ds/t9/fork"), "{shown}");
+            assert_eq!(shown.contains("ds/hidden"), knows, "{key} {path}: {shown}");
+        }
+    }
+    let own = [("stream-forked-from", "/ds/t9/fork")];
+    is(ds.put("/ds/t9/own", &own, "").await, 201);
+    let shown = ds.get("/v1/sessions/ds%2Ft9%2Fown").await.ok();
+    assert_eq!(shown["metadata"]["durable_stream_source"], "ds/t9/fork");
+}
+
+#[tokio::test]
+async fn a_cache_keeps_answers_apart_by_key_and_by_page() {
+    let varies = |answer: &crate::support::Answer| -> Vec<String> {
+        let values = answer.headers.get_all("vary").iter();
+        values
+            .map(|value| value.to_str().unwrap().to_owned())
+            .collect()
+    };
+    let ds = with_keys();
+    is(ds.put("/ds/a", &[TEXT], "x").await, 201);
+    let read = is(ds.get("/ds/a").await, 200);
+    assert!(varies(&read).contains(&"authorization".to_owned()));
+    let open = Ds::open();
+    is(open.put("/ds/a", &[TEXT], "x").await, 201);
+    let read = is(open.get("/ds/a").await, 200);
+    assert!(varies(&read).contains(&"origin".to_owned()));
+}
+
+#[tokio::test]
 async fn any_page_with_a_key_may_call() {
     let ds = with_keys();
     let foreign = ("origin", "https://example.org");

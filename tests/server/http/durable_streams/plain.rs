@@ -6,6 +6,8 @@ use sessionlog::{SessionLog, durable_streams};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::durable_streams::{Ds, is};
+
 /// The stream of the plain form, and the one whose path only the router decodes.
 const PATHS: [&str; 2] = ["/ds/p", "/ds/%72"];
 
@@ -108,6 +110,22 @@ fn cases() -> Vec<(u16, String, &'static str)> {
         (409, worker(TEXT), "k"),
         (204, worker("Stream-Closed: true\r\n"), ""),
     ]
+}
+
+/// An application may run the router in a set of local tasks, where no task may block its thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_local_task_appends_through_the_router() {
+    let ds = Ds::open();
+    let appends = async move {
+        is(ds.put("/ds/a", &[super::TEXT], "x").await, 201);
+        // Behind a few appends without others it would be best to write on this thread.
+        for _ in 0..20 {
+            is(ds.post("/ds/a", &[super::TEXT], "y").await, 204);
+        }
+        assert_eq!(ds.text("/ds/a").await, format!("x{}", "y".repeat(20)));
+    };
+    let local = tokio::task::LocalSet::new();
+    local.run_until(local.spawn_local(appends)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
