@@ -11,6 +11,7 @@
     reason = "a test fails by panicking, waits with the wall clock, and tells one story"
 )]
 
+mod chat;
 mod durable_streams;
 mod followers;
 mod in_process;
@@ -103,6 +104,9 @@ fn main() {
         installing(test!(packages::the_typescript_client_passes_its_tests)),
         installing(test!(
             packages::the_javascript_is_what_the_typescript_compiles_to
+        )),
+        installing(test!(
+            chat::an_answer_survives_reloads_of_the_page_and_kills_of_the_server
         )),
         installing(test!(
             durable_streams::the_suite_of_the_protocol_passes_before_and_after_a_kill
