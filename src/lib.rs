@@ -59,8 +59,8 @@
 //! * HTTP: the module `http`, with the feature of that name. The Durable Streams protocol: the
 //!   module `durable_streams`, with its feature.
 //!
-//! The folder `docs` of the package has a guide, the guarantees in full, the design, costs and
-//! tuning, and how all of it is tested.
+//! The folder `docs` of the package has a guide, how to build on the log and what is stable, the
+//! guarantees in full, the design, costs and tuning, and how all of it is tested.
 //!
 //! # What it costs to keep open
 //!
@@ -99,6 +99,9 @@ struct Http;
 #[cfg(all(doctest, feature = "durable-streams"))]
 #[doc = include_str!("../docs/durable-streams.md")]
 struct DurableStreams;
+#[cfg(doctest)]
+#[doc = include_str!("../docs/build-on-it.md")]
+struct BuildOnIt;
 
 // What campaigns from inside and from outside share names the crate as those outside do.
 #[cfg(test)]
