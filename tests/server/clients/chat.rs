@@ -7,7 +7,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use sessionlog::SessionLog;
 
+use crate::in_process::in_url;
 use crate::packages::{Obstacle, can, copy, environment, npm};
 use crate::page::Browser;
 use crate::process::{Server, agent, free_address};
@@ -83,6 +85,16 @@ async fn an_answer_survives(client: &Path) {
     shows_all().await;
     let stored = words(&server, &browser).await;
     assert_eq!(stored, [counted(WORDS), counted(3)].join(" "));
+
+    // A chat that takes no more messages.
+    server.kill();
+    close(&data, &name(&browser).await);
+    let _server = start();
+    let state = "document.querySelector('#state').textContent";
+    browser
+        .until(&format!("{state} === 'This chat is closed.'"))
+        .await;
+    shows_all().await;
     browser.end().await;
 }
 
@@ -131,13 +143,24 @@ async fn texts(browser: &Browser, selector: &str) -> Vec<String> {
     serde_json::from_value(browser.ask(&texts).await).unwrap()
 }
 
+/// The session of the chat.
+async fn name(browser: &Browser) -> String {
+    let chat = browser.ask("location.hash.slice(1)").await;
+    format!("ds/chat/{}", chat.as_str().unwrap())
+}
+
+fn close(data: &Path, session: &str) {
+    let log = SessionLog::open(data).unwrap();
+    log.close_session(&session.parse().unwrap()).unwrap();
+    log.close().unwrap();
+}
+
 /// The words of the chat as the log has them.
 async fn words(server: &Server, browser: &Browser) -> String {
-    let chat = browser.ask("location.hash.slice(1)").await;
     let url = format!(
-        "{}/v1/sessions/ds%2Fchat%2F{}/events?type=assistant.word&limit=1000",
+        "{}/v1/sessions/{}/events?type=assistant.word&limit=1000",
         server.url,
-        chat.as_str().unwrap()
+        in_url(&name(browser).await)
     );
     let page: Value = agent()
         .get(url)
