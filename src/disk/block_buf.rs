@@ -2,6 +2,8 @@
 
 use crate::disk::BLOCK;
 
+const ZEROES: &[u8] = &[0; BLOCK];
+
 /// A growing buffer whose first byte is on a block boundary, as direct I/O requires.
 ///
 /// Safe code cannot request such memory from the allocator. So the buffer allocates one more block
@@ -55,10 +57,15 @@ impl BlockBuf {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Adds `count` zeroes.
+    /// Adds `count` zeroes. They are copied, because a build for tests resizes byte by byte.
     pub(crate) fn pad(&mut self, count: usize) {
         self.reserve(count);
-        self.bytes.resize(self.bytes.len() + count, 0);
+        let mut left = count;
+        while left > 0 {
+            let zeroes = ZEROES.get(..left).unwrap_or(ZEROES);
+            self.bytes.extend_from_slice(zeroes);
+            left -= zeroes.len();
+        }
     }
 
     /// Adds zeroes up to the next block boundary.

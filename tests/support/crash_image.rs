@@ -139,7 +139,7 @@ impl Content {
             let part = (PAGE - within).min(bytes.len() - done);
             let from = &bytes[done..done + part];
             let page = place / PAGE_BYTES;
-            if part == PAGE && from.iter().all(|byte| *byte == 0) {
+            if *from == [0; PAGE] {
                 self.pages.remove(&page);
             } else {
                 let page = self
