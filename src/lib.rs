@@ -57,7 +57,7 @@
 //! * Operation: [`Options`], [`Stats`], [`SessionLog::health`], [`SessionLog::close`].
 //! * Damage: [`repair`]. A log as text: [`transfer`].
 //! * HTTP: the module `http`, with the feature of that name. The Durable Streams protocol: the
-//!   module `durable_streams`, with its feature.
+//!   module `durable_streams`, with its feature. Stores for MCP servers: the module `mcp`, with its.
 //!
 //! The folder `docs` of the package has a guide, how to build on the log and what is stable, the
 //! guarantees in full, the design, costs and tuning, and how all of it is tested.
@@ -102,6 +102,9 @@ struct DurableStreams;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/build-on-it.md")]
 struct BuildOnIt;
+#[cfg(all(doctest, feature = "mcp"))]
+#[doc = include_str!("../docs/mcp.md")]
+struct Mcp;
 
 // What campaigns from inside and from outside share names the crate as those outside do.
 #[cfg(test)]
@@ -122,6 +125,8 @@ mod journal;
 mod log;
 mod maintain;
 mod manifest;
+#[cfg(any(feature = "mcp-rmcp-3", feature = "mcp-tower-0-25"))]
+pub mod mcp;
 mod model;
 mod read;
 mod recent;

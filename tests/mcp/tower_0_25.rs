@@ -1,0 +1,139 @@
+//! The stores of `tower-mcp`, under its own suite of contracts.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use sessionlog::{NewEvent, Retention, SessionId, mcp};
+use tower_mcp::event_store::{EventRecord, EventStore};
+use tower_mcp::session_store::{SessionRecord, SessionStore};
+use tower_mcp::testing::store_contracts::{event_store_contract, session_store_contract};
+
+use crate::support::{Clocked, Place, until};
+
+const DAY: Duration = Duration::from_hours(24);
+
+/// Makes stores of empty logs, and keeps these.
+#[derive(Default)]
+struct Places(RefCell<Vec<Place>>);
+
+impl Places {
+    fn store(&self) -> mcp::Store {
+        let place = Place::new();
+        let store = mcp::Store::new(place.log.clone());
+        self.0.borrow_mut().push(place);
+        store
+    }
+}
+
+#[tokio::test]
+async fn the_event_store_fulfils_the_contract() {
+    let places = Places::default();
+    event_store_contract(|| places.store()).await;
+    assert!(!places.0.borrow().is_empty());
+}
+
+#[tokio::test]
+async fn the_session_store_fulfils_the_contract() {
+    let places = Places::default();
+    session_store_contract(|| places.store()).await;
+    assert!(!places.0.borrow().is_empty());
+}
+
+async fn ids_after(store: &mcp::Store, session: &str, after: u64) -> Vec<u64> {
+    let events = store.replay_after(session, after).await.unwrap();
+    events.iter().map(|event| event.id).collect()
+}
+
+#[tokio::test]
+async fn events_and_sessions_outlive_a_restart() {
+    let mut place = Place::new();
+    let store = mcp::Store::new(place.log.clone());
+    let mut record = SessionRecord::new("s", "2025-11-25", DAY);
+    store.create(&mut record).await.unwrap();
+    let event = EventRecord::new(1, "one");
+    EventStore::append(&store, "s", event.clone())
+        .await
+        .unwrap();
+    place.reopen();
+
+    let store = mcp::Store::new(place.log.clone());
+    let loaded = store.load("s").await.unwrap().unwrap();
+    assert_eq!(
+        (loaded.created_at, loaded.expires_at),
+        (record.created_at, record.expires_at)
+    );
+    let replayed = store.replay_after("s", 0).await.unwrap();
+    assert_eq!(replayed.len(), 1);
+    assert_eq!(
+        (replayed[0].data.as_str(), replayed[0].timestamp),
+        ("one", event.timestamp)
+    );
+}
+
+#[tokio::test]
+async fn events_that_streams_of_a_session_store_out_of_order_are_all_replayed() {
+    let place = Place::new();
+    let store = mcp::Store::new(place.log.clone());
+    for id in (1..=150).flat_map(|pair| [2 * pair, 2 * pair - 1]) {
+        let event = EventRecord::new(id, format!("event-{id}"));
+        EventStore::append(&store, "s", event).await.unwrap();
+    }
+    // Those of others are none of the session.
+    let session: SessionId = "mcp/tower/events/s".parse().unwrap();
+    place
+        .log
+        .append(&session, NewEvent::new("note", "none"))
+        .unwrap();
+    for after in [0, 1, 150, 299] {
+        let expected: Vec<u64> = (after + 1..=300).collect();
+        assert_eq!(ids_after(&store, "s", after).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_no_log_holds_is_refused_to_writers_and_empty_to_readers() {
+    let place = Place::new();
+    let store = mcp::Store::new(place.log.clone());
+    let long = "x".repeat(SessionId::BYTES_MAX);
+    for name in [long.as_str(), "a\u{7}"] {
+        assert!(
+            EventStore::append(&store, name, EventRecord::new(1, "x"))
+                .await
+                .is_err()
+        );
+        let mut record = SessionRecord::new(name, "2025-11-25", DAY);
+        assert!(store.create(&mut record).await.is_err());
+        assert_eq!(record.id, name, "a record that is refused stays as it was");
+        assert!(store.save(&record).await.is_err());
+        assert!(store.load(name).await.unwrap().is_none());
+        assert!(ids_after(&store, name, 0).await.is_empty());
+        store.purge_session(name).await.unwrap();
+        SessionStore::delete(&store, name).await.unwrap();
+    }
+    assert_eq!(place.log.stats().events, 0);
+}
+
+#[tokio::test]
+async fn old_events_and_expired_records_leave_the_log() {
+    let clocked = Clocked::new();
+    let log = clocked.place.log.clone();
+    let store = mcp::Store::new(log.clone()).streams_kept(Retention::new().idle(DAY));
+    let mut record = SessionRecord::new("s", "2025-11-25", 2 * DAY);
+    store.create(&mut record).await.unwrap();
+    store.save(&record).await.unwrap();
+    EventStore::append(&store, "s", EventRecord::new(1, "x"))
+        .await
+        .unwrap();
+    let kept: SessionId = "mcp/tower/sessions/s".parse().unwrap();
+    let events: SessionId = "mcp/tower/events/s".parse().unwrap();
+    until("the trim of the earlier record", || {
+        log.session(&kept).unwrap().events == 1
+    })
+    .await;
+
+    clocked.pass(DAY + Duration::from_secs(1));
+    until("the deletion", || log.session(&events).is_err()).await;
+    assert!(store.load("s").await.unwrap().is_some());
+    clocked.pass(DAY);
+    until("the deletion", || log.session(&kept).is_err()).await;
+}
