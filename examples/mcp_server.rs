@@ -68,7 +68,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 fn finish_calls(store: &mcp::Store) -> Result<(), Box<dyn Error>> {
     for stream in store.unanswered()? {
         let newest = stream.message.unwrap_or_default();
-        let Ok(count) = Count::deserialize(&newest["params"]["_meta"][Count::META]) else {
+        let work = newest.pointer("/params/_meta/count");
+        let Some(Ok(count)) = work.map(Count::deserialize) else {
             continue; // The stream of a session, or a call that had not begun.
         };
         let store = store.clone();
@@ -92,9 +93,6 @@ struct Count {
 }
 
 impl Count {
-    /// Where a report of progress carries the work.
-    const META: &str = "sessionlog/count";
-
     /// Takes the next step, and returns the report of it.
     async fn next(&mut self) -> Option<ProgressNotificationParam> {
         if self.step >= self.to {
@@ -109,7 +107,7 @@ impl Count {
         let mut report = ProgressNotificationParam::new(self.token.clone(), f64::from(self.step))
             .with_total(f64::from(self.to));
         let mut meta = JsonObject::new();
-        meta.insert(Self::META.to_owned(), json!(self));
+        meta.insert("count".to_owned(), json!(self));
         report.meta = Some(NotificationMetaObject(MetaObject(meta)));
         report
     }

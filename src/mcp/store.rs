@@ -27,8 +27,9 @@ const HOUR: Duration = Duration::from_hours(1);
 /// Event and session stores of MCP servers, over a log.
 ///
 /// It implements the traits of the libraries whose features are on. Clones are the same store. It
-/// needs a runtime of Tokio, as the libraries do, and blocks none of its threads but for a lookup
-/// in memory or in the index.
+/// needs a runtime of Tokio, as the libraries do. Reads are made on its threads for blocking calls.
+/// An append may look up its session on the disk, and a replay reads a page of the stream at a
+/// time, on the thread that polls them.
 #[derive(Debug, Clone)]
 pub struct Store {
     log: SessionLog,
@@ -52,6 +53,7 @@ impl Store {
     /// Makes a store over an open log, below `mcp/`.
     ///
     /// Events are kept for a day, and sessions that have no expiry of their own for 30 days.
+    #[must_use]
     pub fn new(log: SessionLog) -> Self {
         let day = 24 * HOUR;
         Self {
@@ -62,11 +64,10 @@ impl Store {
         }
     }
 
-    /// Puts everything into sessions of the log that begin so, instead of `mcp/`.
+    /// Puts everything into sessions of the log whose IDs begin so, instead of `mcp/`.
     ///
-    /// Two stores with the same prefix are one store. With an empty prefix, or one that no
-    /// [session ID](SessionId) can begin with, sessions begin so all the same, or every call fails
-    /// with [`Error::Invalid`] or [`Error::TooLarge`].
+    /// Two stores of a log with the same prefix are one store. With a prefix that no
+    /// [session ID](SessionId) can begin with, every call that stores something fails.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
@@ -120,8 +121,9 @@ impl Store {
                 };
                 if newest.event_type == EVENT && !newest.redacted {
                     let stored: serde_json::Value = newest.json()?;
+                    let stream_id = self.stream_of(&session.id).unwrap_or_default();
                     unanswered.push(Unanswered {
-                        stream_id: session.id.as_str().replacen(&prefix, "", 1),
+                        stream_id: stream_id.to_owned(),
                         message: stored.get("message").cloned(),
                     });
                 }

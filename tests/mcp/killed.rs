@@ -133,6 +133,8 @@ fn stateless() -> ClientLifecycleMode {
     }
 }
 
+// The client handles each report in a task of its own. On one thread they run in the order in which
+// the reports came.
 #[tokio::test]
 async fn a_client_with_a_session_misses_nothing_of_a_call_whose_server_is_killed() {
     check(ClientLifecycleMode::Initialize, &[5, 20, 21]).await;

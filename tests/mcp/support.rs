@@ -9,14 +9,12 @@ use sessionlog::{Options, Retention, SessionLog};
 use tempfile::TempDir;
 
 /// The time within which everything that a test waits for has to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits for a future, and fails when it takes too long.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_elapsed) => panic!("{what} did not happen in {PATIENCE:?}"),
-    }
+    let waited = tokio::time::timeout(PATIENCE, future).await;
+    waited.unwrap_or_else(|elapsed| panic!("{what}: {elapsed}"))
 }
 
 /// Asks again until the answer is yes.
