@@ -57,7 +57,8 @@
 //! * Operation: [`Options`], [`Stats`], [`SessionLog::health`], [`SessionLog::close`].
 //! * Damage: [`repair`]. A log as text: [`transfer`].
 //! * HTTP: the module `http`, with the feature of that name. The Durable Streams protocol: the
-//!   module `durable_streams`, with its feature. Stores for MCP servers: the module `mcp`, with its.
+//!   module `durable_streams`, with its feature. Stores for MCP servers: the module `mcp`, with
+//!   the feature of that name.
 //!
 //! The folder `docs` of the package has a guide, how to build on the log and what is stable, the
 //! guarantees in full, the design, costs and tuning, and how all of it is tested.
