@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use sessionlog::{Options, Retention, SessionLog};
+use sessionlog::{NewEvent, Options, Retention, SessionId, SessionLog};
 use tempfile::TempDir;
 
 /// The time within which everything that a test waits for has to happen.
@@ -67,8 +67,14 @@ impl Clocked {
         Self { place, now_ms }
     }
 
-    pub(crate) fn pass(&self, time: Duration) {
+    /// Lets time pass, and waits until all that is due after it is removed.
+    pub(crate) async fn pass(&self, time: Duration) {
+        let marker: SessionId = "marker".parse().unwrap();
+        let log = &self.place.log;
+        log.append(&marker, NewEvent::new("note", "{}")).unwrap();
         let ms = u64::try_from(time.as_millis()).unwrap();
         self.now_ms.fetch_add(ms, Ordering::Relaxed);
+        // It has no retention of its own, and sessions that were idle for longer come before it.
+        until("a look at the sessions", || log.session(&marker).is_err()).await;
     }
 }
