@@ -65,6 +65,6 @@ mod store;
 #[cfg(feature = "mcp-tower-0-25")]
 mod tower_0_25;
 
-pub use store::Store;
 #[cfg(feature = "mcp-rmcp-3")]
-pub use store::Unanswered;
+pub use rmcp_3::Unanswered;
+pub use store::Store;

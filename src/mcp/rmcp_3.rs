@@ -12,33 +12,116 @@ use rmcp::transport::streamable_http_server::session::{
     EventStore, EventStoreError, EventStream, ServerSseMessage, SessionState, SessionStore,
     SessionStoreError,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::mcp::handed::HandedId;
-use crate::mcp::store::{ANSWER, EVENT, Kind, SESSION, Store};
-use crate::model::{Error, Event, Expected, NewEvent, Result};
-use crate::read::{AsyncEventStream, StartAt, StreamItem};
+use crate::mcp::store::{EVENT, Kind, SESSION, Store, newest};
+use crate::model::{Error, Event, Expected, NewEvent, Result, SessionId};
+use crate::read::{AsyncEventStream, SessionQuery, StartAt, StreamItem};
+
+/// The type of an event that answers the request of its stream.
+const ANSWER: &str = "mcp.answer";
+
+/// A stream whose newest event is no answer to a request.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Unanswered {
+    /// The ID of the stream, as `store_event` takes it.
+    pub stream_id: String,
+    /// The JSON-RPC message of its newest event. `None` if that event only says when to reconnect.
+    pub message: Option<serde_json::Value>,
+}
+
+impl Store {
+    /// Returns the streams of `rmcp` whose newest event is no answer, in no particular order.
+    ///
+    /// Before a server begins to serve, these are the calls that its last run has left unfinished.
+    /// An application that can finish one stores the rest of its events, the response last. The
+    /// client may be waiting for them, or resume later. The streams of sessions themselves are
+    /// among them: they have no answer.
+    ///
+    /// It blocks while it reads the newest event of every stream that is kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
+    /// [`Error::Invalid`] when the newest event of a stream is not what a store has written.
+    pub fn unanswered(&self) -> Result<Vec<Unanswered>> {
+        let prefix = self.name(Kind::RmcpStream, "");
+        let mut unanswered = Vec::new();
+        let mut next = Some(SessionQuery::by_id().prefix(&prefix));
+        while let Some(query) = next {
+            let page = self.log.sessions(query)?;
+            for session in &page.items {
+                let Some(newest) = newest(&self.log, &session.id, [EVENT, ANSWER])? else {
+                    continue;
+                };
+                if newest.event_type == EVENT && !newest.redacted {
+                    let stored: Stored = newest.json()?;
+                    let stream_id = self.stream_of(&session.id).unwrap_or_default();
+                    unanswered.push(Unanswered {
+                        stream_id: stream_id.to_owned(),
+                        message: stored.message()?,
+                    });
+                }
+            }
+            next = page.next_page();
+        }
+        Ok(unanswered)
+    }
+
+    /// Returns the stream that a session of the log is.
+    fn stream_of<'a>(&self, session: &'a SessionId) -> Option<&'a str> {
+        session
+            .as_str()
+            .strip_prefix(&self.name(Kind::RmcpStream, ""))
+    }
+}
 
 /// An event of a stream as it is stored. Its ID is that of the event in the log.
-#[derive(Serialize)]
-struct Stored<'a> {
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    /// As text: inside of this object a message may be nested as deep as by itself.
     #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<&'a ServerJsonRpcMessage>,
+    message: Option<Box<RawValue>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_ms: Option<u64>,
 }
 
-/// A stored event as it is read back.
-#[derive(Deserialize)]
-struct Read {
-    message: Option<ServerJsonRpcMessage>,
-    retry_ms: Option<u64>,
+impl Stored {
+    /// Refuses a message that no replay could read back, as one that is nested too deep.
+    fn new(event: &ServerSseMessage) -> Result<Self> {
+        let stored = Self {
+            message: event
+                .message
+                .as_deref()
+                .map(to_raw_value)
+                .transpose()
+                .map_err(not_a_message)?,
+            retry_ms: event.retry.map(whole_ms),
+        };
+        let _message: Option<ServerJsonRpcMessage> = stored.message()?;
+        Ok(stored)
+    }
+
+    fn message<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        let message = self.message.as_deref();
+        let read = message.map(|json| serde_json::from_str(json.get()));
+        read.transpose().map_err(not_a_message)
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn not_a_message(error: serde_json::Error) -> Error {
+    Error::invalid("MCP message", error.to_string())
 }
 
 /// When `store_event` returns, the event is on stable storage. When it fails, the stream is as it
 /// was, unless the log is [poisoned](Error::Poisoned). It fails for a stream ID that is no part of
-/// a [session ID](crate::SessionId), for an event of more than
-/// [`event_bytes_max`](crate::Options::event_bytes_max), and with the errors of
+/// a [session ID](crate::SessionId), for a message that is nested deeper than 127 levels, for an
+/// event of more than [`event_bytes_max`](crate::Options::event_bytes_max), and with the errors of
 /// [`append`](crate::SessionLog::append).
 ///
 /// `replay_events_after` fails with [`Error::Invalid`] for a text that is no event ID, and with
@@ -53,12 +136,8 @@ impl EventStore for Store {
         event: &ServerSseMessage,
     ) -> Result<String, EventStoreError> {
         let session = self.session(Kind::RmcpStream, stream_id)?;
-        let message = event.message.as_deref();
-        let stored = Stored {
-            message,
-            retry_ms: event.retry.map(whole_ms),
-        };
-        let event_type = match message {
+        let stored = Stored::new(event)?;
+        let event_type = match event.message.as_deref() {
             Some(ServerJsonRpcMessage::Response(_) | ServerJsonRpcMessage::Error(_)) => ANSWER,
             _ => EVENT,
         };
@@ -162,11 +241,11 @@ fn message(event: &Event, stream_id: &str) -> Result<Option<ServerSseMessage>> {
     if event.redacted || !(event.event_type == EVENT || event.event_type == ANSWER) {
         return Ok(None);
     }
-    let read: Read = event.json()?;
+    let stored: Stored = event.json()?;
     let mut message = ServerSseMessage::default();
     message.event_id = Some(HandedId::new(event.id, stream_id).to_string());
-    message.message = read.message.map(Arc::new);
-    message.retry = read.retry_ms.map(Duration::from_millis);
+    message.message = stored.message()?.map(Arc::new);
+    message.retry = stored.retry_ms.map(Duration::from_millis);
     Ok(Some(message))
 }
 

@@ -9,15 +9,9 @@ use crate::model::{
     SessionPatch,
 };
 use crate::read::PageRequest;
-#[cfg(feature = "mcp-rmcp-3")]
-use crate::read::SessionQuery;
 
 /// The type of an event of a stream.
 pub(super) const EVENT: &str = "mcp.event";
-
-/// The type of an event that answers the request of its stream.
-#[cfg(feature = "mcp-rmcp-3")]
-pub(super) const ANSWER: &str = "mcp.answer";
 
 /// The type of an event that holds the record of a session.
 pub(super) const SESSION: &str = "mcp.session";
@@ -32,21 +26,10 @@ const HOUR: Duration = Duration::from_hours(1);
 /// time, on the thread that polls them.
 #[derive(Debug, Clone)]
 pub struct Store {
-    log: SessionLog,
+    pub(super) log: SessionLog,
     prefix: String,
     streams: Retention,
     sessions_for: Duration,
-}
-
-/// A stream whose newest event is no answer to a request.
-#[cfg(feature = "mcp-rmcp-3")]
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Unanswered {
-    /// The ID of the stream, as `store_event` takes it.
-    pub stream_id: String,
-    /// The JSON-RPC message of its newest event. `None` if that event only says when to reconnect.
-    pub message: Option<serde_json::Value>,
 }
 
 impl Store {
@@ -95,44 +78,6 @@ impl Store {
         self
     }
 
-    /// Returns the streams of `rmcp` whose newest event is no answer, in no particular order.
-    ///
-    /// Before a server begins to serve, these are the calls that its last run has left unfinished.
-    /// An application that can finish one stores the rest of its events, the response last. The
-    /// client may be waiting for them, or resume later. The streams of sessions themselves are
-    /// among them: they have no answer.
-    ///
-    /// It blocks while it reads the newest event of every stream that is kept.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot be read; [`Error::Closed`].
-    /// [`Error::Invalid`] when the newest event of a stream is not what a store has written.
-    #[cfg(feature = "mcp-rmcp-3")]
-    pub fn unanswered(&self) -> Result<Vec<Unanswered>> {
-        let prefix = self.name(Kind::RmcpStream, "");
-        let mut unanswered = Vec::new();
-        let mut next = Some(SessionQuery::by_id().prefix(&prefix));
-        while let Some(query) = next {
-            let page = self.log.sessions(query)?;
-            for session in &page.items {
-                let Some(newest) = newest(&self.log, &session.id, [EVENT, ANSWER])? else {
-                    continue;
-                };
-                if newest.event_type == EVENT && !newest.redacted {
-                    let stored: serde_json::Value = newest.json()?;
-                    let stream_id = self.stream_of(&session.id).unwrap_or_default();
-                    unanswered.push(Unanswered {
-                        stream_id: stream_id.to_owned(),
-                        message: stored.get("message").cloned(),
-                    });
-                }
-            }
-            next = page.next_page();
-        }
-        Ok(unanswered)
-    }
-
     /// Returns the session of the log for something of this kind.
     ///
     /// # Errors
@@ -142,15 +87,7 @@ impl Store {
         SessionId::new(self.name(kind, name))
     }
 
-    /// Returns the stream that a session of the log is.
-    #[cfg(feature = "mcp-rmcp-3")]
-    pub(super) fn stream_of<'a>(&self, session: &'a SessionId) -> Option<&'a str> {
-        session
-            .as_str()
-            .strip_prefix(&self.name(Kind::RmcpStream, ""))
-    }
-
-    fn name(&self, kind: Kind, name: &str) -> String {
+    pub(super) fn name(&self, kind: Kind, name: &str) -> String {
         format!("{}{}{name}", self.prefix, kind.folder())
     }
 
@@ -250,7 +187,7 @@ impl Kind {
 }
 
 /// Returns the newest event of these types, if there is one.
-fn newest<const N: usize>(
+pub(super) fn newest<const N: usize>(
     log: &SessionLog,
     session: &SessionId,
     types: [&str; N],

@@ -1,5 +1,6 @@
 //! The stores of `rmcp`, called as its server calls them.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -260,6 +261,137 @@ async fn streams_without_an_answer_are_found_after_a_restart() {
     assert_eq!(found, expected);
     store(&reopened, "cut", &answer("done")).await;
     assert_eq!(reopened.unanswered().unwrap().len(), 1);
+}
+
+fn nested(levels: usize) -> Value {
+    // The message, its result and the structured content take a level each.
+    let innermost = (3..levels).fold(json!(1), |inner, _level| json!([inner]));
+    json!({
+        "jsonrpc": "2.0",
+        "id": 1,
+        "result": {"content": [], "structuredContent": {"deep": innermost}, "isError": false},
+    })
+}
+
+#[tokio::test]
+async fn a_message_that_could_not_be_read_back_is_refused_and_the_stream_goes_on() {
+    // As deep as the client of `rmcp` reads it.
+    const LEVELS_MAX: usize = 127;
+    let place = Place::new();
+    let written = sessionlog::mcp::Store::new(place.log.clone());
+    let first = store(&written, "a", &progress(0)).await;
+    let ServerSseMessage { message, .. } = event(&nested(LEVELS_MAX));
+    let mut deeper = message.as_deref().unwrap().clone();
+    let ServerJsonRpcMessage::Response(response) = &mut deeper else {
+        panic!("it is an answer");
+    };
+    let rmcp::model::ServerResult::CallToolResult(result) = &mut response.result else {
+        panic!("it is the result of a call");
+    };
+    let content = result.structured_content.as_mut().unwrap();
+    *content = json!({"deep": [content["deep"].take()]});
+    let deeper = ServerSseMessage::from_message(deeper);
+    let refused = written.store_event("a", &deeper).await.unwrap_err();
+    assert!(
+        matches!(refused.downcast_ref(), Some(Error::Invalid { .. })),
+        "{refused}"
+    );
+
+    let deepest = store(&written, "a", &nested(LEVELS_MAX)).await;
+    let replayed = read(replay(&written, &first).await).await;
+    assert_eq!(replayed, [(deepest, nested(LEVELS_MAX))]);
+
+    let innermost = (2..LEVELS_MAX).fold(json!(1), |inner, _level| json!([inner]));
+    let state =
+        json!({"jsonrpc": "2.0", "method": "notifications/own", "params": {"deep": innermost}});
+    store(&written, "b", &state).await;
+    let unanswered = written.unanswered().unwrap();
+    assert_eq!(unanswered[0].message, Some(state));
+}
+
+#[tokio::test]
+async fn numbers_read_back_to_the_last_bit() {
+    let place = Place::new();
+    let written = sessionlog::mcp::Store::new(place.log.clone());
+    let mut bits: u64 = 0x9E37_79B9_7F4A_7C15;
+    let doubles = std::iter::repeat_with(|| {
+        bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        f64::from_bits(bits)
+    });
+    let doubles: Vec<f64> = doubles
+        .filter(|double| double.is_finite())
+        .take(1000)
+        .collect();
+    let numbers = json!({
+        "doubles": doubles,
+        "integers": [u64::MAX, i64::MIN, 0],
+    });
+    let mut message = answer("done");
+    message["result"]["structuredContent"] = numbers;
+    let first = store(&written, "a", &progress(0)).await;
+    let id = written.store_event("a", &event(&message)).await.unwrap();
+    let replayed = read(replay(&written, &first).await).await;
+    assert_eq!(replayed, [(id, message)]);
+}
+
+#[tokio::test]
+async fn a_log_that_is_closed_ends_replays_and_refuses_calls() {
+    let mut place = Place::new();
+    let written = sessionlog::mcp::Store::new(place.log.clone());
+    let first = store(&written, "a", &progress(0)).await;
+    let mut live = replay(&written, &first).await;
+    assert!(live.next().now_or_never().is_none(), "there is nothing yet");
+    SessionStore::store(&written, "s", &initialized("client"))
+        .await
+        .unwrap();
+    place.log.close().unwrap();
+    assert_eq!(read(live).await, []);
+    let refused = refusal(&written, &first).await;
+    assert!(matches!(refused, Error::Closed), "{refused:?}");
+    let refused = written.store_event("a", &event(&progress(1))).await;
+    let refused = refused.unwrap_err();
+    assert!(matches!(refused.downcast_ref(), Some(Error::Closed)));
+    assert!(written.load("s").await.is_err());
+    assert!(written.delete("s").await.is_err());
+    assert!(written.unanswered().is_err());
+
+    place.reopen();
+    let reopened = sessionlog::mcp::Store::new(place.log.clone());
+    let last = store(&reopened, "a", &answer("done")).await;
+    let replayed = read(replay(&reopened, &first).await).await;
+    assert_eq!(replayed, [(last, answer("done"))]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn events_that_are_stored_at_the_same_time_keep_the_order_of_their_stream() {
+    const STREAMS: u32 = 8;
+    const EVENTS: u32 = 50;
+    let place = Place::new();
+    let written = sessionlog::mcp::Store::new(place.log.clone());
+    let writers: Vec<_> = (0..STREAMS)
+        .map(|stream| {
+            let written = written.clone();
+            tokio::spawn(async move {
+                let name = stream.to_string();
+                let mut stored = Vec::new();
+                for step in 0..EVENTS {
+                    let id = store(&written, &name, &progress(step)).await;
+                    stored.push((id, progress(step)));
+                }
+                let id = store(&written, &name, &answer(&name)).await;
+                stored.push((id, answer(&name)));
+                stored
+            })
+        })
+        .collect();
+    let mut ids = HashSet::new();
+    for writer in writers {
+        let stored = writer.await.unwrap();
+        let replayed = read(replay(&written, &stored[0].0).await).await;
+        assert_eq!(replayed, stored[1..]);
+        ids.extend(stored.into_iter().map(|(id, _message)| id));
+    }
+    assert_eq!(ids.len(), (STREAMS * (EVENTS + 1)) as usize);
 }
 
 fn initialized(client: &str) -> SessionState {

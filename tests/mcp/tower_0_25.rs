@@ -113,6 +113,48 @@ async fn a_name_that_no_log_holds_is_refused_to_writers_and_empty_to_readers() {
     assert_eq!(place.log.stats().events, 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_session_that_is_purged_while_it_records_loses_no_later_event() {
+    let place = Place::new();
+    let store = mcp::Store::new(place.log.clone());
+    let recorder = {
+        let store = store.clone();
+        tokio::spawn(async move {
+            for id in 1..=200 {
+                let event = EventRecord::new(id, "x");
+                EventStore::append(&store, "s", event).await.unwrap();
+            }
+        })
+    };
+    while !recorder.is_finished() {
+        store.purge_session("s").await.unwrap();
+        // What came since is there without a gap.
+        let kept = ids_after(&store, "s", 0).await;
+        assert!(
+            kept.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+            "{kept:?}"
+        );
+    }
+    recorder.await.unwrap();
+    store.purge_session("s").await.unwrap();
+    assert!(ids_after(&store, "s", 0).await.is_empty());
+    let event = EventRecord::new(201, "x");
+    EventStore::append(&store, "s", event).await.unwrap();
+    assert_eq!(ids_after(&store, "s", 0).await, [201]);
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_large_is_refused_and_the_others_are_replayed() {
+    let place = Place::new();
+    let store = mcp::Store::new(place.log.clone());
+    let huge = "x".repeat(2 << 20);
+    for (id, data) in [(1, "one"), (2, huge.as_str()), (3, "three")] {
+        let stored = EventStore::append(&store, "s", EventRecord::new(id, data)).await;
+        assert_eq!(stored.is_ok(), id != 2, "{id}");
+    }
+    assert_eq!(ids_after(&store, "s", 0).await, [1, 3]);
+}
+
 #[tokio::test]
 async fn old_events_and_expired_records_leave_the_log() {
     let clocked = Clocked::new();
