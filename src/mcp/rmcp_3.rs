@@ -93,13 +93,9 @@ struct Stored {
 impl Stored {
     /// Refuses a message that no replay could read back, as one that is nested too deep.
     fn new(event: &ServerSseMessage) -> Result<Self> {
+        let message = event.message.as_deref().map(to_raw_value);
         let stored = Self {
-            message: event
-                .message
-                .as_deref()
-                .map(to_raw_value)
-                .transpose()
-                .map_err(not_a_message)?,
+            message: message.transpose().map_err(not_a_message)?,
             retry_ms: event.retry.map(whole_ms),
         };
         let _message: Option<ServerJsonRpcMessage> = stored.message()?;

@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use serde_json::json;
 use sessionlog::{NewEvent, Retention, SessionId, mcp};
 use tower_mcp::event_store::{EventRecord, EventStore};
+use tower_mcp::protocol::ClientCapabilities;
 use tower_mcp::session_store::{SessionRecord, SessionStore};
 use tower_mcp::testing::store_contracts::{event_store_contract, session_store_contract};
 
@@ -153,6 +155,22 @@ async fn an_event_that_is_too_large_is_refused_and_the_others_are_replayed() {
         assert_eq!(stored.is_ok(), id != 2, "{id}");
     }
     assert_eq!(ids_after(&store, "s", 0).await, [1, 3]);
+}
+
+#[tokio::test]
+async fn numbers_of_a_record_read_back_to_the_last_bit() {
+    let place = Place::new();
+    let store = mcp::Store::new(place.log.clone());
+    let number = json!(-5.952_533_874_188_485e196);
+    let mut record = SessionRecord::new("s", "2025-11-25", DAY);
+    record.client_capabilities = Some(ClientCapabilities {
+        experimental: Some([("own".to_owned(), number.clone())].into()),
+        ..ClientCapabilities::default()
+    });
+    store.save(&record).await.unwrap();
+    let capabilities = store.load("s").await.unwrap().unwrap().client_capabilities;
+    let experimental = capabilities.unwrap().experimental.unwrap();
+    assert_eq!(experimental["own"], number);
 }
 
 #[tokio::test]
