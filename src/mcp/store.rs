@@ -192,10 +192,18 @@ pub(super) fn newest<const N: usize>(
     session: &SessionId,
     types: [&str; N],
 ) -> Result<Option<Event>> {
-    let page = PageRequest::new().newest_first().types(types).limit(1);
-    match log.list(session, page) {
-        Ok(page) => Ok(page.items.into_iter().next()),
-        Err(Error::UnknownSession { .. }) => Ok(None),
-        Err(error) => Err(error),
+    let mut next = Some(PageRequest::new().newest_first().types(types).limit(1));
+    // A page may end below events of other types, which only others append.
+    while let Some(request) = next {
+        let page = match log.list(session, request) {
+            Ok(page) => page,
+            Err(Error::UnknownSession { .. }) => break,
+            Err(error) => return Err(error),
+        };
+        next = page.next_page();
+        if let Some(event) = page.items.into_iter().next() {
+            return Ok(Some(event));
+        }
     }
+    Ok(None)
 }

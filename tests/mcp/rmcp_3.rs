@@ -502,6 +502,26 @@ async fn events_that_others_append_to_a_stream_and_redacted_ones_are_left_out() 
 }
 
 #[tokio::test]
+async fn what_was_stored_is_found_below_much_that_others_have_appended() {
+    let place = Place::new();
+    let written = sessionlog::mcp::Store::new(place.log.clone());
+    store(&written, "a", &progress(0)).await;
+    SessionStore::store(&written, "s", &initialized("client"))
+        .await
+        .unwrap();
+    for session in ["mcp/rmcp/streams/a", "mcp/rmcp/sessions/s"] {
+        let session: SessionId = session.parse().unwrap();
+        // More than one page of them.
+        for _ in 0..20 {
+            let note = NewEvent::new("note", vec![b'x'; 1 << 20]);
+            place.log.append(&session, note).unwrap();
+        }
+    }
+    assert_eq!(written.unanswered().unwrap().len(), 1);
+    assert!(written.load("s").await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn the_stores_are_those_of_a_server() {
     // The traits as the library takes them.
     let place = Place::new();
