@@ -9,7 +9,7 @@ use sessionlog::{NewEvent, Options, Retention, SessionId, SessionLog};
 use tempfile::TempDir;
 
 /// The time within which everything that a test waits for has to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Waits for a future, and fails when it takes too long.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
