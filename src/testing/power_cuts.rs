@@ -17,7 +17,7 @@ use crate::sync::scope;
 use crate::{NewEvent, SessionId, SessionLog};
 
 const CUTS: Runs = Runs {
-    quick: 10_000,
+    quick: 5_000,
     full: 200_000,
 };
 

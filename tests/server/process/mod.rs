@@ -26,10 +26,16 @@ pub(crate) struct Server {
     pub(crate) url: String,
 }
 
+/// A variable with the path of the command, where it is built already.
+const ENV_PROGRAM: &str = "SESSIONLOG_PROGRAM";
+
 /// The command `sessionlog`. Cargo builds programs for tests of their own package alone, so the
-/// first test builds it.
+/// first test builds it, unless a variable says where it is.
 pub(crate) fn program() -> &'static Path {
     static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        if let Some(built) = std::env::var_os(ENV_PROGRAM) {
+            return built.into();
+        }
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let mut cargo = Command::new(env!("CARGO"));
         cargo.current_dir(folder).args([
