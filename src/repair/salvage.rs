@@ -173,6 +173,7 @@ impl<'a> Salvager<'a> {
         let mut rest = match segment.rest() {
             Ok(rest) => rest,
             Err(error) => {
+                self.is_damaged = true;
                 self.teller.finding(&error);
                 return Ok(());
             }
