@@ -64,16 +64,13 @@ impl Streams {
     /// Removes a stream as it was read, and the streams that were only kept for it. `false`: it has
     /// changed since, and nothing was done.
     pub(super) fn remove(&self, stream: &Stream, unless: Unless, delete: Delete) -> Result<bool> {
-        let log = self.log();
-        let is_deleted = if stream.settings.forked {
-            let _no_fork_comes = self.forking.write();
-            if self.has_forks(stream)? {
+        let is_deleted = {
+            // The first fork changes its source, so it needs no lock to be seen.
+            let no_fork_comes = stream.settings.forked.then(|| self.forking.write());
+            if no_fork_comes.is_some() && self.has_forks(stream)? {
                 return self.mark_gone(stream, unless);
             }
-            log.delete_as_read(&stream.info, unless, delete)?
-        } else {
-            // The first fork changes its source.
-            log.delete_as_read(&stream.info, unless, delete)?
+            self.log().delete_as_read(&stream.info, unless, delete)?
         };
         if is_deleted && let Err(error) = self.remove_unneeded(stream.settings.source.clone()) {
             // The stream itself is deleted, which is what was asked for.

@@ -126,7 +126,7 @@ struct SessionEnd {
 }
 
 impl SessionEnd {
-    /// Whether the session has not come as far as the last event that a fork shares.
+    /// Whether the last event that a fork shares comes after this end.
     fn lacks(&self, shared: &Shared) -> bool {
         (self.generation, self.last) < (shared.generation, *shared.seqs.end())
     }

@@ -9,7 +9,6 @@ use crate::read::shared_with;
 use crate::repair::survey::Survey;
 
 /// What the states and the journal say that sessions keep.
-#[derive(Default)]
 pub(super) struct Wanted {
     pub(super) newest: BTreeMap<SessionId, SessionState>,
     /// What forks share of a session, in the order of generations.

@@ -380,7 +380,7 @@ async fn offsets_of_a_deleted_fork_are_none_of_the_next_stream_of_its_name() {
     is(ds.put("/ds/b", &[TEXT], "another").await, 201);
     is(ds.post("/ds/b", &[TEXT], "stream").await, 204);
     is_old().await;
-    // The source has got as far as the fork had, where the fork had events of its own.
+    // The source now has an event with the seq that an event of the deleted fork had.
     is(ds.post("/ds/a", &[TEXT], "more").await, 204);
     is(ds.put("/ds/b", fork, "").await, 201);
     is_old().await;
