@@ -111,6 +111,7 @@ struct Mcp;
 #[cfg(test)]
 extern crate self as sessionlog;
 
+mod backend;
 mod codec;
 mod disk;
 #[cfg(feature = "durable-streams")]

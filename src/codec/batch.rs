@@ -85,6 +85,10 @@ impl EncodedBatch {
         }))
     }
 
+    pub(crate) fn session(&self) -> &SessionId {
+        &self.0.session
+    }
+
     /// Returns the number of IDs that the record takes.
     pub(crate) fn ids(&self) -> u32 {
         self.0.ids()

@@ -66,7 +66,7 @@ impl Engine {
         // A crash may have come between the making of the folder and the barrier for its name.
         disk.sync_dir(parent(&layout.root))?;
         // Even without records, the end of the journal would get a segment of its own.
-        if self.store.recent.has_unsealed() {
+        if self.recent.has_unsealed() {
             writer.seal_everything::<Error>(|| Ok(()))?;
         }
         // Held until the end, so that no segment of it is removed.
@@ -95,7 +95,7 @@ impl Engine {
     /// Returns the segments and a manifest that names these.
     fn snapshot(&self, writer: &Writer) -> Result<(Arc<SegmentSet>, Manifest)> {
         loop {
-            let set = self.store.locator.segments();
+            let set = self.locator.segments();
             let manifest = writer.manifest.lock().value.clone();
             let named = manifest.segments.iter().map(|info| info.number);
             if named.eq(set.iter().map(|segment| segment.info.number)) {

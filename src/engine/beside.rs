@@ -65,7 +65,7 @@ impl Engine {
         if self.writer.is_none() {
             self.follow()?;
         }
-        let last_id = self.store.recent.last_id();
+        let last_id = self.recent.last_id();
         Ok((last_id > EventId::from_u128(0)).then_some(last_id))
     }
 
@@ -171,7 +171,7 @@ impl Engine {
         manifest: &Manifest,
         reached: Option<Reached>,
     ) -> Result<Option<SegmentSet>> {
-        let open = self.store.locator.segments();
+        let open = self.locator.segments();
         if reached.is_some()
             && open
                 .iter()
@@ -222,13 +222,13 @@ impl Engine {
     /// Changes what readers see, and adds the waiters for it to `to_wake`. It fails only if the
     /// journal contradicts itself, and then shows what comes before that.
     fn show(&self, found: Found, to_wake: &mut Vec<Arc<Waiter>>) -> Result<Restored> {
-        let (recent, manifest) = (&self.store.recent, &found.manifest);
+        let (recent, manifest) = (&self.recent, &found.manifest);
         if found.begins_again {
             let last_id = LogEnd::of(&found.replayed, manifest).last_id;
             *to_wake = recent.begin_again(manifest.sealed_events(), last_id);
         }
         if let Some(segments) = found.segments {
-            self.store.locator.publish(|_before| segments);
+            self.locator.publish(|_before| segments);
         }
         let (files, from_lsn) = (found.replayed.files, found.from_lsn);
         let restored = restore(recent, &self.layout.journal, files, from_lsn, to_wake);

@@ -23,7 +23,7 @@ use crate::model::{
     CompactProgress, Compacted, Counters, Erasure, Error, EventId, IdClock, Options, Recovery,
     Result, Stats, Tier, clock_skew, now_ms, timestamp,
 };
-use crate::read::Store;
+use crate::read::{Local, Store};
 use crate::recent::Recent;
 use crate::segment::{BlockCache, SegmentFolder, SegmentSet};
 use crate::sync::{AtomicU64, Mailbox, Mutex, Ordering};
@@ -33,8 +33,6 @@ use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
 pub(crate) use beside::{LOADS_MAX, no_log_in, still_names};
 pub(crate) use build::{LogBuilder, Stretch};
 pub(crate) use calls::Call;
-#[cfg(feature = "durable-streams")]
-pub(crate) use calls::Made;
 pub(crate) use open::open;
 
 /// The divisor for the index's memory: this part of it caches recent lookups, and sled gets the
@@ -44,6 +42,8 @@ const RUNS_SHARE: usize = 4;
 /// An open log.
 pub(crate) struct Engine {
     pub store: Arc<Store>,
+    pub recent: Arc<Recent>,
+    pub locator: Arc<Locator>,
     pub turns: TurnReader,
     pub writer: Option<Writer>,
     pub index: Arc<Index>,
@@ -112,6 +112,26 @@ pub(crate) struct WriterParts {
     pub spares: Spares,
 }
 
+impl Writer {
+    fn new(
+        commit: Commit,
+        shared: Arc<Shared>,
+        manifest: ManifestFile,
+        segment_number: u64,
+    ) -> Self {
+        // Full journal files from before need not wait for the first append.
+        shared.seal.notify_idle();
+        Self {
+            commit,
+            shared,
+            manifest: Mutex::new(manifest),
+            merge: Mailbox::default(),
+            recycled: Mailbox::default(),
+            segment_number: AtomicU64::new(segment_number),
+        }
+    }
+}
+
 impl Engine {
     /// Wires the parts of a log together.
     pub(crate) fn assemble(parts: Parts) -> Self {
@@ -160,21 +180,16 @@ impl Engine {
                 counters: Arc::clone(&counters),
                 refusals: Arc::clone(&refusals),
             });
-            // Full journal files from before need not wait for the first append.
-            shared.seal.notify_idle();
-            Writer {
-                commit: Commit::new(parts.journal, parts.clock, Arc::clone(&shared), &options),
-                shared,
-                manifest: Mutex::new(manifest),
-                merge: Mailbox::default(),
-                recycled: Mailbox::default(),
-                segment_number: AtomicU64::new(segment_number),
-            }
+            let commit = Commit::new(parts.journal, parts.clock, Arc::clone(&shared), &options);
+            Writer::new(commit, shared, manifest, segment_number)
         });
-        let store = Arc::new(Store::new(recent, locator, Arc::clone(&counters), options));
+        let records = Arc::new(Local::new(Arc::clone(&recent), Arc::clone(&locator)));
+        let store = Arc::new(Store::new(records, Arc::clone(&counters), options));
         Self {
             turns: TurnReader::new(Arc::clone(&store)),
             store,
+            recent,
+            locator,
             writer,
             index,
             refusals,
@@ -194,8 +209,8 @@ impl Engine {
 
     pub(crate) fn stats(&self) -> Stats {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let recent = &self.store.recent;
-        let segments = self.store.locator.segments();
+        let recent = &self.recent;
+        let segments = self.locator.segments();
         // Read once, so that all segments are compared with the same list.
         let covered = self.index.covered();
         let groups = self.counters.groups();
@@ -240,7 +255,7 @@ impl Engine {
             let events = marks.iter().map(|mark| mark.events).sum();
             (stored, manifest.journal_removal_ms, events)
         });
-        let in_memory = self.store.recent.oldest_removal_ms();
+        let in_memory = self.recent.oldest_removal_ms();
         let oldest = [stored, in_memory, in_journal].into_iter().flatten().min();
         let within = u64::try_from(options.erase_within.as_millis()).unwrap_or(u64::MAX);
         let due_ms = oldest.map(|removed| removed.saturating_add(within));

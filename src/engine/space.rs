@@ -9,7 +9,7 @@ const DAY_MS: u64 = 24 * 3_600_000;
 
 impl Engine {
     pub(super) fn space(&self, segments: &SegmentSet) -> Space {
-        let recent = &self.store.recent;
+        let recent = &self.recent;
         let infos = || segments.iter().map(|segment| &segment.info);
         let segment_bytes: u64 = infos().map(|info| info.file_bytes).sum();
         let (mut journal_files, mut journal_bytes) = recent.journal();

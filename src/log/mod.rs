@@ -1,5 +1,6 @@
 //! The handle of an open log. Each call is one line here: what it does is in the part it calls.
 
+mod embedded;
 mod sessions;
 #[cfg(feature = "durable-streams")]
 mod streams;
@@ -11,14 +12,13 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::backend::{self, Backend, Reads};
 use crate::disk::{Disk, RealDisk, io_error};
-use crate::engine::{Engine, open};
-use crate::maintain::Threads;
+use crate::log::embedded::Embedded;
 use crate::model::{
     Ack, Batch, Error, Event, EventId, Head, MessageId, Options, Result, SessionId, Stats,
 };
 use crate::read::{EventStream, Page, PageRequest, SessionPage, SessionQuery, StartAt, Store};
-use crate::sync::Mutex;
 #[cfg(feature = "http")]
 use crate::turn::TurnText;
 use crate::turn::{Fold, Message, TurnReader};
@@ -31,13 +31,8 @@ use crate::turn::{Fold, Message, TurnReader};
 /// All methods may be called from any thread. Reads do not wait for appends.
 #[derive(Clone)]
 pub struct SessionLog {
-    handle: Arc<Handle>,
-}
-
-/// Ends the log when the last clone is gone.
-struct Handle {
-    engine: Arc<Engine>,
-    threads: Mutex<Threads>,
+    /// It ends when the last clone is gone.
+    engine: Arc<dyn Backend>,
 }
 
 impl Options {
@@ -96,11 +91,8 @@ impl Options {
     /// As [`open`](Options::open), on a disk that a test may own.
     pub(crate) fn open_on(self, disk: Arc<dyn Disk>, folder: &Path) -> Result<SessionLog> {
         self.check()?;
-        let engine = Arc::new(open(disk, folder, self)?);
-        let threads = Mutex::new(Threads::default());
-        let handle = Arc::new(Handle { engine, threads });
-        handle.threads.lock().start(&handle.engine)?;
-        Ok(SessionLog { handle })
+        let engine = Arc::new(Embedded::open(disk, folder, self)?);
+        Ok(SessionLog { engine })
     }
 }
 
@@ -166,9 +158,8 @@ impl SessionLog {
     /// written, and [`Error::Io`]. After the latter the batch may or may not be found after
     /// reopening.
     pub fn append(&self, session: &SessionId, batch: impl Into<Batch>) -> Result<Ack> {
-        let engine = &self.handle.engine;
-        let landed = engine.call(Engine::append_of(session, batch.into()))?;
-        engine.ack(session, &landed)
+        let landed = backend::call(&*self.engine, backend::append_of(session, batch.into()))?;
+        backend::ack(self.reader(), session, &landed)
     }
 
     /// Appends `batch` to `session` without blocking a thread, on any runtime.
@@ -206,19 +197,19 @@ impl SessionLog {
         session: &SessionId,
         batch: B,
     ) -> impl Future<Output = Result<Ack>> + Send + use<B> {
-        let (engine, session) = (Arc::clone(&self.handle.engine), session.clone());
-        let make = Engine::append_of(&session, batch.into());
+        let (engine, session, batch) = (Arc::clone(&self.engine), session.clone(), batch.into());
+        let reads = Reads::of_append(&batch);
+        let make = backend::append_of(&session, batch);
         async move {
-            let landed = engine.call_async(make).await?;
-            engine.ack(&session, &landed)
+            let landed = backend::call_async(Arc::clone(&engine), make, reads).await?;
+            backend::ack_async(engine, session, landed).await
         }
     }
 
     /// Whether nothing is to be written until the next append.
     #[cfg(all(test, feature = "http"))]
     pub(crate) fn is_at_rest(&self) -> bool {
-        let writer = self.handle.engine.writer();
-        writer.is_ok_and(|writer| writer.commit.is_at_rest())
+        self.engine.is_at_rest()
     }
 
     /// Reads a page of a session's durable events.
@@ -273,11 +264,7 @@ impl SessionLog {
     /// that is not in the session; [`Error::Corrupt`] and [`Error::Io`] when what is stored cannot
     /// be read; [`Error::Closed`].
     pub fn stream(&self, session: &SessionId, from: StartAt) -> Result<EventStream> {
-        self.reading(|store| {
-            let sessions = &store.recent.sessions;
-            let entry = sessions.pin(session, || store.locator.state(session))?;
-            EventStream::of_session(Arc::clone(store), entry, from)
-        })
+        self.reading(|store| EventStream::of_session(Arc::clone(store), session, from))
     }
 
     /// Streams all sessions in commit order: the events and changes that are stored, then new ones.
@@ -299,7 +286,7 @@ impl SessionLog {
     /// [`Error::Closed`]. The stream yields [`Error::Corrupt`] and [`Error::Io`] when what is
     /// stored cannot be read.
     pub fn feed(&self) -> Result<EventStream> {
-        Ok(EventStream::of_all(Arc::clone(self.store()?), None))
+        self.reading(|store| EventStream::of_all(Arc::clone(store), None))
     }
 
     /// Streams all sessions in commit order, from the first event or change after this one. It may
@@ -312,10 +299,10 @@ impl SessionLog {
     /// ID of a change.
     pub fn feed_after(&self, id: EventId) -> Result<EventStream> {
         self.reading(|store| {
-            if !store.was_committed(id)? {
+            if !store.records.was_committed(id)? {
                 return Err(Error::UnknownEvent { id });
             }
-            Ok(EventStream::of_all(Arc::clone(store), Some(id)))
+            EventStream::of_all(Arc::clone(store), Some(id))
         })
     }
 
@@ -323,12 +310,15 @@ impl SessionLog {
     /// event any more.
     #[cfg(feature = "http")]
     pub(crate) fn feed_from(&self, after: Option<EventId>) -> Result<EventStream> {
-        let store = self.store()?;
-        // The store cannot tell what comes after a position that it has not reached.
-        if let Some(id) = after.filter(|id| *id > store.last_id()) {
-            return Err(Error::UnknownEvent { id });
-        }
-        Ok(EventStream::of_all(Arc::clone(store), after))
+        self.reading(|store| {
+            // The store cannot tell what comes after a position that it has not reached.
+            if let Some(id) = after
+                && id > store.records.last_id()?
+            {
+                return Err(Error::UnknownEvent { id });
+            }
+            EventStream::of_all(Arc::clone(store), after)
+        })
     }
 
     /// Reads the event with this ID.
@@ -514,13 +504,13 @@ impl SessionLog {
     /// [`Error::Closed`].
     pub fn refresh(&self) -> Result<Option<EventId>> {
         self.store()?;
-        self.handle.engine.refresh()
+        self.engine.refresh()
     }
 
     /// Returns the log's metrics.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.handle.engine.stats()
+        self.engine.stats()
     }
 
     /// Checks that the log is in service.
@@ -544,13 +534,8 @@ impl SessionLog {
     /// than [`stall_wait`](Options::stall_wait): appends fail, or will when the remaining room is
     /// used up.
     pub fn health(&self) -> Result<()> {
-        let engine = &self.handle.engine;
-        let options = &self.store()?.options;
-        let Some(writer) = &engine.writer else {
-            return Ok(());
-        };
-        writer.shared.state.check_poison()?;
-        engine.refusals.check(options.stall_wait)
+        self.store()?;
+        self.engine.health()
     }
 
     /// Closes the log, for all handles. Closing again does nothing.
@@ -579,12 +564,17 @@ impl SessionLog {
     /// no longer where it was. [`Error::Io`] when the clean stop could not be recorded, or when a
     /// surplus journal file could not be removed.
     pub fn close(&self) -> Result<()> {
-        self.handle.stop(Stop::Clean)
+        self.engine.close()
+    }
+
+    /// Returns the store to read from, also of a log that is closed.
+    fn reader(&self) -> &Arc<Store> {
+        self.engine.turns().store()
     }
 
     /// Returns the store to read from, while the log is open.
     fn store(&self) -> Result<&Arc<Store>> {
-        let store = &self.handle.engine.store;
+        let store = self.reader();
         store.check_open().map(|()| store)
     }
 
@@ -596,102 +586,14 @@ impl SessionLog {
 
     /// Reads turns as of one refresh.
     fn reading_turns<T>(&self, read: impl FnOnce(&TurnReader) -> Result<T>) -> Result<T> {
-        self.reading(|_store| read(&self.handle.engine.turns))
+        self.reading(|_store| read(self.engine.turns()))
     }
 }
 
 impl std::fmt::Debug for SessionLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionLog")
-            .field("closed", &self.handle.engine.store.is_closed())
+            .field("closed", &self.reader().is_closed())
             .finish_non_exhaustive()
-    }
-}
-
-/// How a log ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    /// With a record of it.
-    Clean,
-    /// As fast as it can be: the next open replays the journal.
-    Dropped,
-}
-
-impl Handle {
-    /// Stops everything; a second call waits for the first and does nothing.
-    fn stop(&self, how: Stop) -> Result<()> {
-        let engine = &self.engine;
-        engine.store.check_process()?;
-        let mut threads = self.threads.lock();
-        let mut result = Ok(());
-        if engine.store.close() {
-            threads.stop(engine);
-            if let (Some(writer), Stop::Clean) = (&engine.writer, how) {
-                result = writer
-                    .record_clean_stop()
-                    .and_then(|()| writer.shared.spares.trim());
-            }
-        }
-        engine.store.recent.wake_all();
-        engine.unlock();
-        result
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        // Errors come out of `close`; a log that is only dropped is recovered when it is opened.
-        drop(self.stop(Stop::Dropped));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::codec::SessionState;
-    use crate::model::NewEvent;
-    use crate::sync::yield_now;
-    use crate::write::{Outcome, Ticket};
-
-    /// The race of a retry with the sealing of what it retries.
-    #[test]
-    fn a_key_that_is_sealed_while_it_is_looked_up_still_lands_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let log = Options::new()
-            .recent_bytes_max(0)
-            .open(folder.path())
-            .unwrap();
-        let session = SessionId::new("s").unwrap();
-        let keyed = || {
-            Batch::new()
-                .event(NewEvent::new("note", "once"))
-                .idempotency_key("key")
-        };
-        let engine = &log.handle.engine;
-        let _held = engine
-            .store
-            .recent
-            .sessions
-            .pin(&session, || Ok(SessionState::default()))
-            .unwrap();
-        log.append(&session, Batch::new().event(NewEvent::new("note", "first")))
-            .unwrap();
-        let ticket: Arc<Ticket> = Arc::default();
-        let made = Engine::append_of(&session, keyed())(engine).unwrap();
-        let late = engine.request(made, &ticket).unwrap();
-        let first = log.append(&session, keyed()).unwrap();
-        while log.stats().segments < 2 {
-            log.append(&session, Batch::new().event(NewEvent::new("note", "more")))
-                .unwrap();
-            yield_now();
-        }
-        assert!(late.is_stale(), "the key has to be looked up again");
-        let joined = engine.writer().unwrap().commit.append(late).unwrap();
-        let found = ticket.wait(&joined).unwrap();
-        let Outcome::Replay(found) = found.outcome else {
-            panic!("it landed again: {found:?}");
-        };
-        assert_eq!((found.first, found.last()), (first.first, first.last));
-        assert!(log.append(&session, keyed()).unwrap().replayed);
     }
 }

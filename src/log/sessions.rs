@@ -7,22 +7,17 @@ use std::future::Future;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
+use crate::backend::{self, Reads};
 #[cfg(test)]
 use crate::disk::Disk;
 use crate::disk::{RealDisk, io_error};
-use crate::engine::{Engine, MergeOrders};
 use crate::log::SessionLog;
 use crate::maintain::plan;
-use crate::sync::{Deadline, Stopped};
-
-/// How often a caller of `compact` is told how far it has come.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 use crate::model::{
-    BackupReport, CompactProgress, Compacted, Cursor, Delete, Erasure, Error, Event, EventId,
-    Expected, Fork, NewSession, Op, Removed, Result, Retention, RetentionPlan, SessionId,
-    SessionInfo, SessionPatch,
+    BackupReport, CompactProgress, Compacted, Cursor, Delete, Erasure, Event, EventId, Expected,
+    Fork, NewSession, Op, Removed, Result, Retention, RetentionPlan, SessionId, SessionInfo,
+    SessionPatch,
 };
 
 impl SessionLog {
@@ -50,7 +45,7 @@ impl SessionLog {
     /// [`Error::TooLarge`] for the title and the metadata. Those of [`append`](Self::append). In
     /// all cases but [`Error::Io`] nothing was written.
     pub fn create(&self, session: &SessionId, new: NewSession) -> Result<SessionInfo> {
-        let landed = self.handle.engine.call(Engine::create_of(session, new))?;
+        let landed = backend::call(&*self.engine, backend::create_of(session, new))?;
         Ok(landed.state.info(session))
     }
 
@@ -64,10 +59,10 @@ impl SessionLog {
         session: &SessionId,
         new: NewSession,
     ) -> impl Future<Output = Result<SessionInfo>> + Send + use<> {
-        let (engine, session) = (Arc::clone(&self.handle.engine), session.clone());
-        let make = Engine::create_of(&session, new);
+        let (engine, session) = (Arc::clone(&self.engine), session.clone());
+        let make = backend::create_of(&session, new);
         async move {
-            let landed = engine.call_async(make).await?;
+            let landed = backend::call_async(engine, make, Reads::Nothing).await?;
             Ok(landed.state.info(&session))
         }
     }
@@ -234,9 +229,8 @@ impl SessionLog {
     /// [`unless_open`](Delete::unless_open) was said. Those of [`append`](Self::append). In all
     /// cases but [`Error::Io`] nothing was written.
     pub fn delete(&self, session: &SessionId, delete: Delete) -> Result<Removed> {
-        let engine = &self.handle.engine;
-        let landed = engine.call(Engine::delete_of(session, delete))?;
-        Ok(engine.removed(&landed))
+        let landed = backend::call(&*self.engine, backend::delete_of(session, delete))?;
+        Ok(backend::removed(self.reader(), &landed))
     }
 
     /// Deletes a session as [`delete`](Self::delete) does, without blocking a thread.
@@ -249,11 +243,11 @@ impl SessionLog {
         session: &SessionId,
         delete: Delete,
     ) -> impl Future<Output = Result<Removed>> + Send + use<> {
-        let engine = Arc::clone(&self.handle.engine);
-        let make = Engine::delete_of(session, delete);
+        let engine = Arc::clone(&self.engine);
+        let make = backend::delete_of(session, delete);
         async move {
-            let landed = engine.call_async(make).await?;
-            Ok(engine.removed(&landed))
+            let landed = backend::call_async(Arc::clone(&engine), make, Reads::Sessions).await?;
+            Ok(backend::removed(engine.turns().store(), &landed))
         }
     }
 
@@ -270,9 +264,8 @@ impl SessionLog {
     /// [`Error::UnknownSession`]. [`Error::Cursor`] for a position that the session does not have.
     /// Those of [`append`](Self::append). In all cases but [`Error::Io`] nothing was written.
     pub fn trim(&self, session: &SessionId, before: impl Into<Cursor>) -> Result<Removed> {
-        let engine = &self.handle.engine;
-        let landed = engine.call(Engine::trim_of(session, before.into()))?;
-        Ok(engine.removed(&landed))
+        let landed = backend::call(&*self.engine, backend::trim_of(session, before.into()))?;
+        Ok(backend::removed(self.reader(), &landed))
     }
 
     /// Removes events as [`trim`](Self::trim) does, without blocking a thread.
@@ -285,11 +278,11 @@ impl SessionLog {
         session: &SessionId,
         before: C,
     ) -> impl Future<Output = Result<Removed>> + Send + use<C> {
-        let engine = Arc::clone(&self.handle.engine);
-        let make = Engine::trim_of(session, before.into());
+        let engine = Arc::clone(&self.engine);
+        let make = backend::trim_of(session, before.into());
         async move {
-            let landed = engine.call_async(make).await?;
-            Ok(engine.removed(&landed))
+            let landed = backend::call_async(Arc::clone(&engine), make, Reads::Sessions).await?;
+            Ok(backend::removed(engine.turns().store(), &landed))
         }
     }
 
@@ -306,8 +299,8 @@ impl SessionLog {
     /// session has 1,000 redacted events. Those of
     /// [`append`](Self::append). In all cases but [`Error::Io`] nothing was written.
     pub fn redact(&self, event: EventId, reason: impl Into<String>) -> Result<Event> {
-        let make = Engine::redact_of(event, Some(reason.into()));
-        self.handle.engine.call(make)?;
+        let make = backend::redact_of(event, Some(reason.into()));
+        backend::call(&*self.engine, make)?;
         self.event(event)
     }
 
@@ -322,9 +315,14 @@ impl SessionLog {
         reason: R,
     ) -> impl Future<Output = Result<Event>> + Send + use<R> {
         let log = self.clone();
-        let make = Engine::redact_of(event, Some(reason.into()));
+        let make = backend::redact_of(event, Some(reason.into()));
         async move {
-            log.handle.engine.call_async(make).await?;
+            let engine = Arc::clone(&log.engine);
+            backend::call_async(engine, make, Reads::Sessions).await?;
+            if log.reader().records.reads_block() {
+                let reader = Arc::clone(log.reader());
+                return backend::aside(&reader, move || log.event(event)).await;
+            }
             log.event(event)
         }
     }
@@ -358,7 +356,7 @@ impl SessionLog {
     /// [`Error::TooLarge`] when the fork would share events with more than 256 sessions. Those of
     /// [`append`](Self::append). In all cases but [`Error::Io`] nothing was written.
     pub fn fork(&self, fork: Fork, child: &SessionId) -> Result<SessionInfo> {
-        let landed = self.handle.engine.call(Engine::fork_of(fork, child))?;
+        let landed = backend::call(&*self.engine, backend::fork_of(fork, child))?;
         Ok(landed.state.info(child))
     }
 
@@ -372,10 +370,10 @@ impl SessionLog {
         fork: Fork,
         child: &SessionId,
     ) -> impl Future<Output = Result<SessionInfo>> + Send + use<> {
-        let (engine, child) = (Arc::clone(&self.handle.engine), child.clone());
-        let make = Engine::fork_of(fork, &child);
+        let (engine, child) = (Arc::clone(&self.engine), child.clone());
+        let make = backend::fork_of(fork, &child);
         async move {
-            let landed = engine.call_async(make).await?;
+            let landed = backend::call_async(engine, make, Reads::Sessions).await?;
             Ok(landed.state.info(&child))
         }
     }
@@ -409,26 +407,7 @@ impl SessionLog {
         mut progress: impl FnMut(CompactProgress) -> ControlFlow<()>,
     ) -> Result<Compacted> {
         self.store()?;
-        let writer = self.handle.engine.writer()?;
-        writer.shared.state.check_poison()?;
-        let request = writer.merge.update(MergeOrders::ask);
-        let result = loop {
-            let answer = writer
-                .merge
-                .wait_until(Deadline::after(PROGRESS_EVERY), |orders| {
-                    (orders.answered >= request).then(|| orders.answer.clone())
-                });
-            match answer {
-                Ok(Some(answer)) => break answer.unwrap_or(Err(Error::Closed)),
-                Err(Stopped) => break Err(Error::Closed),
-                Ok(None) => {}
-            }
-            if progress(writer.merge.with(|orders| orders.progress)).is_break() {
-                break Ok(Compacted::default());
-            }
-        };
-        writer.merge.with(|orders| orders.waiting -= 1);
-        result
+        self.engine.compact(&mut progress)
     }
 
     /// Returns what a retention for all sessions would remove at this moment. Sessions with a
@@ -441,8 +420,7 @@ impl SessionLog {
     /// [`Error::Invalid`] for a limit of 0; [`Error::Corrupt`] and [`Error::Io`] when what is
     /// stored cannot be read; [`Error::Closed`].
     pub fn plan(&self, retention: Retention) -> Result<RetentionPlan> {
-        self.store()?;
-        plan(&self.handle.engine, retention)
+        plan(self.store()?, retention)
     }
 
     /// Makes `folder` a copy of the log as of now, while appends go on.
@@ -475,16 +453,14 @@ impl SessionLog {
         self.store()?;
         let folder = folder.as_ref();
         let absolute = std::path::absolute(folder).map_err(io_error("find", folder))?;
-        self.handle
-            .engine
-            .backup(Arc::new(RealDisk::default()), &absolute)
+        self.engine.backup(Arc::new(RealDisk::default()), &absolute)
     }
 
     /// Backs the log up as [`backup`](Self::backup) does, on a disk that a test owns.
     #[cfg(test)]
     pub(crate) fn backup_on(&self, disk: Arc<dyn Disk>, folder: &Path) -> Result<BackupReport> {
         self.store()?;
-        self.handle.engine.backup(disk, folder)
+        self.engine.backup(disk, folder)
     }
 
     /// Returns when the removed bytes that are still stored have to be erased.
@@ -497,12 +473,12 @@ impl SessionLog {
     /// [`Error::Closed`].
     pub fn erasure(&self) -> Result<Erasure> {
         self.store()?;
-        Ok(self.handle.engine.erasure())
+        self.engine.erasure()
     }
 
     fn change(&self, session: &SessionId, op: Op, expected: Expected) -> Result<SessionInfo> {
-        let make = Engine::change_of(session, op, expected);
-        let landed = self.handle.engine.call(make)?;
+        let make = backend::change_of(session, op, expected);
+        let landed = backend::call(&*self.engine, make)?;
         Ok(landed.state.info(session))
     }
 
@@ -512,10 +488,10 @@ impl SessionLog {
         op: Op,
         expected: Expected,
     ) -> impl Future<Output = Result<SessionInfo>> + Send + use<> {
-        let (engine, session) = (Arc::clone(&self.handle.engine), session.clone());
-        let make = Engine::change_of(&session, op, expected);
+        let (engine, session) = (Arc::clone(&self.engine), session.clone());
+        let make = backend::change_of(&session, op, expected);
         async move {
-            let landed = engine.call_async(make).await?;
+            let landed = backend::call_async(engine, make, Reads::Nothing).await?;
             Ok(landed.state.info(&session))
         }
     }

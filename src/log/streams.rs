@@ -3,9 +3,10 @@
 //! Above all, changes of a session as it was read: they are decided by what was read, and do
 //! nothing once that is no longer so. The session is then to be read again.
 
-use crate::engine::{Engine, Made};
+use crate::backend::{self, Made, Reads};
 use crate::log::SessionLog;
 use crate::model::{Batch, Delete, Error, Fork, Limits, Result, SessionId, SessionInfo, now_ms};
+use crate::turn::TurnReader;
 use crate::write::{Landed, Outcome};
 
 /// How much of a session has to be as it was read.
@@ -31,7 +32,8 @@ impl SessionLog {
         read: &SessionInfo,
         batch: Batch,
     ) -> Result<Option<Landed>> {
-        self.change_as_read(read, Unless::Changed, Engine::append_of(&read.id, batch))
+        let make = backend::append_of(&read.id, batch);
+        self.change_as_read(read, Unless::Changed, make)
     }
 
     /// Does the same without blocking a thread, as [`append_async`](Self::append_async) does.
@@ -40,9 +42,13 @@ impl SessionLog {
         read: &SessionInfo,
         batch: Batch,
     ) -> Result<Option<Landed>> {
-        let engine = &self.handle.engine;
-        let made = Engine::append_of(&read.id, batch)(engine)?;
-        let landed = engine.call_once_async(made.for_session_as_read(read)).await;
+        let reads = Reads::of_append(&batch);
+        let make = as_read(read, Unless::Changed, backend::append_of(&read.id, batch));
+        let (_, landed) = backend::call_once_async(&self.engine, make, reads).await;
+        if matches!(&landed, Err(error) if may_be_outdated(error)) {
+            let (log, read) = (self.clone(), read.clone());
+            return backend::aside(self.reader(), move || log.unless_outdated(&read, landed)).await;
+        }
         self.unless_outdated(read, landed)
     }
 
@@ -60,7 +66,7 @@ impl SessionLog {
         unless: Unless,
         batch: Batch,
     ) -> Result<Option<SessionInfo>> {
-        let make = Engine::append_of(&read.id, batch.closing());
+        let make = backend::append_of(&read.id, batch.closing());
         let landed = self.change_as_read(read, unless, make)?;
         Ok(landed.map(|landed| landed.state.info(&read.id)))
     }
@@ -76,7 +82,7 @@ impl SessionLog {
         unless: Unless,
         delete: Delete,
     ) -> Result<bool> {
-        let make = Engine::delete_of(&read.id, delete);
+        let make = backend::delete_of(&read.id, delete);
         Ok(self.change_as_read(read, unless, make)?.is_some())
     }
 
@@ -86,7 +92,7 @@ impl SessionLog {
     ///
     /// Those of [`trim`](Self::trim), but for a session that is not there.
     pub(crate) fn trim_as_read(&self, read: &SessionInfo) -> Result<bool> {
-        let make = Engine::trim_of(&read.id, (read.last + 1).into());
+        let make = backend::trim_of(&read.id, (read.last + 1).into());
         Ok(self.change_as_read(read, Unless::Changed, make)?.is_some())
     }
 
@@ -102,9 +108,9 @@ impl SessionLog {
         fork: Fork,
         child: &SessionId,
     ) -> Result<Option<SessionInfo>> {
-        let engine = &self.handle.engine;
-        let made = Engine::fork_of(fork, child)(engine);
-        let landed = made.and_then(|made| engine.call_once(made.for_parent_as_read(read)));
+        let mut make = backend::fork_of(fork, child);
+        let mut make = |turns: &TurnReader| Ok(make(turns)?.for_parent_as_read(read));
+        let landed = backend::call_once(&*self.engine, &mut make);
         let landed = self.unless_outdated(read, landed)?;
         Ok(landed.map(|landed| landed.state.info(child)))
     }
@@ -126,28 +132,21 @@ impl SessionLog {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        self.handle.engine.store.options.limits
+        self.reader().options.limits
     }
 
     /// The wall clock of the log, in milliseconds.
     pub(crate) fn now_ms(&self) -> u64 {
-        now_ms(&self.handle.engine.store.options.clock)
+        now_ms(&self.reader().options.clock)
     }
 
     fn change_as_read(
         &self,
         read: &SessionInfo,
         unless: Unless,
-        mut change: impl FnMut(&Engine) -> Result<Made>,
+        make: impl FnMut(&TurnReader) -> Result<Made>,
     ) -> Result<Option<Landed>> {
-        let engine = &self.handle.engine;
-        let landed = change(engine).and_then(|made| {
-            let made = made.for_session_as_read(read);
-            engine.call_once(match unless {
-                Unless::Changed => made,
-                Unless::ChangedOrLonger => made.at(read.last),
-            })
-        });
+        let landed = backend::call_once(&*self.engine, &mut as_read(read, unless, make));
         self.unless_outdated(read, landed)
     }
 
@@ -163,11 +162,7 @@ impl SessionLog {
                 let is_outdated = matches!(landed.outcome, Outcome::Outdated);
                 Ok((!is_outdated).then_some(landed))
             }
-            Err(Error::UnknownSession { .. } | Error::Cursor { .. })
-                if !self.is_as_read(read)? =>
-            {
-                Ok(None)
-            }
+            Err(error) if may_be_outdated(&error) && !self.is_as_read(read)? => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -176,4 +171,25 @@ impl SessionLog {
         let state = self.reading(|store| store.state(&read.id))?;
         Ok(state.is_there() && state.version() == (read.generation, read.revision))
     }
+}
+
+/// Makes a change for a session as it was read.
+fn as_read<M: FnMut(&TurnReader) -> Result<Made>>(
+    read: &SessionInfo,
+    unless: Unless,
+    mut make: M,
+) -> impl FnMut(&TurnReader) -> Result<Made> + use<M> {
+    let read = read.clone();
+    move |turns| {
+        let change = make(turns)?.for_session_as_read(&read);
+        Ok(match unless {
+            Unless::Changed => change,
+            Unless::ChangedOrLonger => change.at(read.last),
+        })
+    }
+}
+
+/// Whether a change may be refused only because the session is not the one that was read.
+fn may_be_outdated(error: &Error) -> bool {
+    matches!(error, Error::UnknownSession { .. } | Error::Cursor { .. })
 }

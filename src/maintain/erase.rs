@@ -106,7 +106,7 @@ impl Merger<'_> {
     }
 
     fn compact(&mut self) -> Result<Compacted, Halt> {
-        let bytes_before = bytes_of(self.engine.store.locator.segments().iter());
+        let bytes_before = bytes_of(self.engine.locator.segments().iter());
         let segments = if self.oldest_removal().is_some() {
             self.erase()?
         } else {
@@ -115,7 +115,7 @@ impl Merger<'_> {
         Ok(Compacted {
             segments,
             bytes_before,
-            bytes_after: bytes_of(self.engine.store.locator.segments().iter()),
+            bytes_after: bytes_of(self.engine.locator.segments().iter()),
         })
     }
 
@@ -157,7 +157,7 @@ impl Merger<'_> {
     ///
     /// Segments of version 1 come first: without states of sessions, no single one can be.
     fn next_to_erase(&self, passed_over: &[u64]) -> Option<(Arc<SegmentSet>, Choice, u64)> {
-        let set = self.engine.store.locator.segments();
+        let set = self.engine.locator.segments();
         let marks = self.writer.manifest.lock().value.marks.clone();
         let mut marked = marks
             .iter()

@@ -133,13 +133,13 @@ fn shared_of(
     generation: u32,
 ) -> Result<Vec<RangeInclusive<Seq>>> {
     loop {
-        let published = store.recent.forks_published();
+        let published = store.records.forks_published();
         let forks = store.forks(session, generation)?;
         let shared = forks
             .iter()
             .filter_map(|(_, state)| shared_with(state, session, generation))
             .collect();
-        if store.recent.forks_published() == published {
+        if store.records.forks_published() == published {
             return Ok(shared);
         }
     }

@@ -110,10 +110,7 @@ impl Merger<'_> {
         let mut time = self.time_until_due();
         if !self.replaced.is_empty() {
             time = RELEASE_AFTER;
-        } else if self
-            .choose_few(&self.engine.store.locator.segments())
-            .is_some()
-        {
+        } else if self.choose_few(&self.engine.locator.segments()).is_some() {
             time = time.min(REST_AFTER);
         }
         signal.pause(time, has_orders)?;
@@ -123,7 +120,7 @@ impl Merger<'_> {
 
     fn merge_all(&mut self) -> Result<(), Halt> {
         loop {
-            let set = self.engine.store.locator.segments();
+            let set = self.engine.locator.segments();
             let options = &self.engine.store.options;
             let (fanout, bytes_max) = (options.merge_fanout, options.tier_bytes_max as u64);
             let chosen = choose_old(&set, fanout)
@@ -169,7 +166,7 @@ impl Merger<'_> {
         let unmarked = self.writer.manifest.lock().value.unmarked.clone();
         let store = &self.engine.store;
         for number in unmarked {
-            let set = store.locator.segments();
+            let set = self.engine.locator.segments();
             let mut removals = Vec::new();
             if let Some(segment) = set.by_number(number) {
                 for record in segment.uncached()?.records()? {
@@ -200,7 +197,10 @@ impl Merger<'_> {
             return Ok(());
         };
         let Engine {
-            store, segments, ..
+            store,
+            locator,
+            segments,
+            ..
         } = self.engine;
         let slots = reserve(self.writer)?;
         // Read first: what is marked later may be of a removal that this merge has not seen.
@@ -232,7 +232,7 @@ impl Merger<'_> {
             carry_over(manifest, &marks_before, &numbers, info.number);
         })?;
         let merged = Arc::new(segments.segment(info));
-        store.locator.publish(|set| set.merged(inputs, merged));
+        locator.publish(|set| set.merged(inputs, merged));
         store.counters.merges.fetch_add(1, Ordering::Relaxed);
         self.replaced.extend(inputs.iter().map(Arc::clone));
         Ok(())

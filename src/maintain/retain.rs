@@ -7,13 +7,14 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use crate::backend;
 use crate::codec::SessionState;
 use crate::disk::Halt;
 use crate::engine::{Call, Engine, Writer};
 use crate::model::{
     Delete, Error, Expected, Result, Retention, RetentionPlan, Seq, SessionId, now_ms, timestamp,
 };
-use crate::read::{SessionPage, SessionQuery};
+use crate::read::{SessionPage, SessionQuery, Store};
 use crate::sync::Instant;
 
 /// The reason that the feed gives for a session that was deleted by retention.
@@ -89,14 +90,14 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
                 idle: for_all.idle,
                 ..Retention::new()
             };
-    walk(engine, |page| {
+    walk(&engine.store, |page| {
         let began = Instant::now();
         let mut calls: Vec<Call> = Vec::new();
         let mut is_over = false;
         let now = now_ms(&engine.store.options.clock);
         for session in &page.items {
             let state = engine.store.state(&session.id)?;
-            match due(engine, &session.id, &state, (for_all, now))? {
+            match due(&engine.store, &session.id, &state, (for_all, now))? {
                 // Sessions come in the order of their activity, so no later one is idle for longer.
                 // One that was active or removed since the page was read says nothing of that.
                 Due::Nothing => {
@@ -108,10 +109,10 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
                     let delete = Delete::new()
                         .reason(REASON)
                         .expected(Expected::Seq(state.last));
-                    calls.push(Box::new(Engine::delete_of(&session.id, delete)));
+                    calls.push(Box::new(backend::delete_of(&session.id, delete)));
                 }
                 Due::Trim(first) => {
-                    calls.push(Box::new(Engine::trim_of(&session.id, first.into())));
+                    calls.push(Box::new(backend::trim_of(&session.id, first.into())));
                 }
             }
         }
@@ -127,16 +128,15 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
 }
 
 /// Returns what a retention for all sessions would remove now.
-pub(crate) fn plan(engine: &Engine, retention: Retention) -> Result<RetentionPlan> {
+pub(crate) fn plan(store: &Store, retention: Retention) -> Result<RetentionPlan> {
     retention.check()?;
     let mut plan = RetentionPlan::default();
-    walk(engine, |page| {
-        let store = &engine.store;
+    walk(store, |page| {
         let now = now_ms(&store.options.clock);
         for session in &page.items {
             let (state, due) = store.at_rest(|| {
                 let state = store.state(&session.id)?;
-                let due = due(engine, &session.id, &state, (retention, now))?;
+                let due = due(store, &session.id, &state, (retention, now))?;
                 Result::<_, Error>::Ok((state, due))
             })?;
             match due {
@@ -161,13 +161,13 @@ pub(crate) fn plan(engine: &Engine, retention: Retention) -> Result<RetentionPla
 
 /// Visits all sessions page by page, those that were idle for longest first.
 fn walk<E: From<Error>>(
-    engine: &Engine,
+    store: &Store,
     mut visit: impl FnMut(&SessionPage) -> Result<ControlFlow<()>, E>,
 ) -> Result<(), E> {
     let mut query = Some(SessionQuery::by_activity().reversed().limit(STEP));
     while let Some(next) = query {
-        engine.store.check_open()?;
-        let page = engine.store.at_rest(|| engine.store.sessions(next))?;
+        store.check_open()?;
+        let page = store.at_rest(|| store.sessions(next))?;
         query = page.next_page();
         if visit(&page)?.is_break() {
             return Ok(());
@@ -178,7 +178,7 @@ fn walk<E: From<Error>>(
 
 /// Returns what is due of a session now. Its own retention stands in for the one for all.
 fn due(
-    engine: &Engine,
+    store: &Store,
     session: &SessionId,
     state: &SessionState,
     (for_all, now): (Retention, u64),
@@ -203,10 +203,10 @@ fn due(
         .max_age
         .filter(|age| state.created_ms < before(*age))
     {
-        first = first.max(engine.store.first_since(session, state, before(age))?);
+        first = first.max(store.first_since(session, state, before(age))?);
     }
     if let Some(max) = retention.max_bytes.filter(|max| state.bytes > *max) {
-        first = first.max(engine.store.first_within(session, state, max)?);
+        first = first.max(store.first_within(session, state, max)?);
     }
     Ok(if first > state.first {
         Due::Trim(first)

@@ -91,13 +91,14 @@ impl Sealer<'_> {
         } = sealable;
         let Engine {
             store,
+            locator,
             segments,
             refusals,
             ..
         } = self.engine;
         // Reserved first, so that no segment is written that the manifest cannot name.
         let slots = reserve(self.writer)?;
-        let set = store.locator.segments();
+        let set = locator.segments();
         // A stretch without records has no ID of its own. It ends where the one before it does, so
         // that it is not taken for the one that holds what came after it.
         let before = set.iter().next_back();
@@ -128,7 +129,7 @@ impl Sealer<'_> {
             marks.put(manifest);
         })?;
         let segment = Arc::new(segments.segment(info));
-        store.locator.publish(|set| set.with(segment));
+        locator.publish(|set| set.with(segment));
         store.counters.seals.fetch_add(1, Ordering::Relaxed);
         self.writer.merge.update(|orders| orders.changed = true);
         self.writer
@@ -153,13 +154,15 @@ impl Sealer<'_> {
         sessions: Vec<(SessionId, Vec<Arc<Record>>)>,
         record_memory: u64,
     ) -> Result<(), Halt> {
-        let store = &self.engine.store;
+        let Engine {
+            store,
+            recent,
+            locator,
+            ..
+        } = self.engine;
         let (mut done, mut reported) = (0, 0);
         for (session, records) in sessions {
-            let pin = store
-                .recent
-                .sessions
-                .pin(&session, || store.locator.state(&session))?;
+            let pin = recent.sessions.pin(&session, || locator.state(&session))?;
             let mut state = pin.lock().sealed();
             let mut keep = Keep::of(store, &session)?;
             for record in &records {

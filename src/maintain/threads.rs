@@ -74,7 +74,7 @@ fn run_merge(engine: &Engine) {
 }
 
 fn run_index(engine: &Engine) {
-    engine.index.run(|| engine.store.locator.segments());
+    engine.index.run(|| engine.locator.segments());
 }
 
 /// A thread that panicked has already reported it on stderr. The next open checks what it worked

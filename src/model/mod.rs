@@ -25,9 +25,7 @@ pub(crate) use ids::{
 #[cfg(feature = "http")]
 pub(crate) use ids::{WallClock, system_clock};
 pub(crate) use lifecycle::ForkPoint;
-pub(crate) use options::JOURNAL_FILE_BYTES_CEILING;
-#[cfg(feature = "durable-streams")]
-pub(crate) use options::Limits;
+pub(crate) use options::{JOURNAL_FILE_BYTES_CEILING, Limits};
 pub(crate) use session::FIRST_SEQ;
 pub(crate) use stats::Counters;
 

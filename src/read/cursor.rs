@@ -48,7 +48,7 @@ impl Store {
         state: &SessionState,
         id: EventId,
     ) -> Result<Position> {
-        let Some(slice) = self.slice_of(id)? else {
+        let Some(slice) = self.records.record_of(id)? else {
             return Ok(Position::None);
         };
         let found = slice

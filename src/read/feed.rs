@@ -1,23 +1,17 @@
 //! Reads all sessions in commit order.
 //!
-//! It needs no index. IDs of events and changes rise in commit order. So the order of the segments,
-//! and of the ID tables in their footers, is the commit order.
+//! IDs of events and changes rise in commit order, so the order of IDs is the order of the feed.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
-use crate::codec::{Record, SessionState};
-use crate::model::{Change, EventId, EventView, Result, SessionId};
+use crate::codec::{Fault, Record, SessionState};
+use crate::model::{Change, Error, EventId, EventView, Result, SessionId};
 use crate::read::item::StreamItem;
 use crate::read::scan::ReadLimit;
 use crate::read::store::Store;
-use crate::segment::Segment;
 
 /// The bytes that count for a change in a read.
 const CHANGE_BYTES: usize = 256;
-
-/// Records looked for in memory at once.
-const RECORDS_AT_ONCE: usize = 256;
 
 /// The most records that one read looks at. Of many that were removed nothing is shown.
 const LOOKED_MAX: usize = 4_096;
@@ -36,32 +30,16 @@ impl Store {
                 through: after,
             },
         };
-        match self.collect_committed(&mut collector) {
+        let from = after.plus(1);
+        let read = self
+            .records
+            .each_from(from, &mut |record, fault| collector.record(record, fault));
+        match read {
             // The events before the damage are intact. A read that starts at the damage returns the
             // error.
             Err(error) if collector.fed.items.is_empty() => Err(error),
             _ => Ok(collector.fed),
         }
-    }
-
-    fn collect_committed(&self, collector: &mut FeedCollector<'_>) -> Result<()> {
-        let from = collector.fed.through.plus(1);
-        // Memory first: a record that leaves memory after this is in the segments listed next.
-        let recent = self.recent.records_from(from, RECORDS_AT_ONCE);
-        let segments = self.locator.segments();
-        for segment in segments.ending_at_or_after(from) {
-            for record in segment.records_from(from)? {
-                if collector.record(&record?, Some(segment))?.is_break() {
-                    return Ok(());
-                }
-            }
-        }
-        for record in recent {
-            if collector.record(&record, None)?.is_break() {
-                break;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -89,7 +67,7 @@ impl FeedCollector<'_> {
     fn record(
         &mut self,
         record: &Record,
-        segment: Option<&Arc<Segment>>,
+        fault: &dyn Fn(Fault) -> Error,
     ) -> Result<ControlFlow<()>> {
         if record.last_id() <= self.fed.through {
             return Ok(ControlFlow::Continue(()));
@@ -99,11 +77,7 @@ impl FeedCollector<'_> {
             _ => self.store.state(&record.session)?,
         };
         for frame in record.events() {
-            let frame = frame.map_err(|fault| {
-                segment
-                    .expect("records in memory were checked when they got there")
-                    .fault_in_records(fault)
-            })?;
+            let frame = frame.map_err(fault)?;
             let EventView { id, seq, .. } = frame.view;
             if id <= self.fed.through || !Store::is_kept(&state, record, seq) {
                 continue;

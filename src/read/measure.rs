@@ -84,7 +84,7 @@ impl Store {
             left: bytes_max,
             first: state.last,
         };
-        self.reader(session, self.recent.sessions.look(session), state)?
+        self.reader(session, state)?
             .scan_down(state.first..=state.last, &mut newest)?;
         Ok(newest.first)
     }

@@ -1,18 +1,24 @@
 //! The read path: pages, single events, streams and lists of sessions.
 //!
-//! It reads from memory and from the segments. A reader never waits for a writer.
+//! What it reads comes from an engine, through [`Records`]. A reader never waits for a writer.
 
+mod ahead;
 mod cursor;
 mod directory;
 mod feed;
 mod item;
+mod listing;
+mod local;
 mod measure;
 mod page;
 mod query;
+mod records;
 mod scan;
 mod store;
 mod stream;
+mod walk;
 
+pub(crate) use local::Local;
 pub(crate) use scan::Visitor;
 pub(crate) use store::{Store, shared_with};
 

@@ -35,14 +35,14 @@ pub struct SessionQuery {
 
 /// The order of the sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SessionOrder {
+pub(crate) enum SessionOrder {
     Id,
     Activity,
     Creation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(crate) enum Direction {
     Ascending,
     Descending,
 }

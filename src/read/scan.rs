@@ -1,15 +1,12 @@
 //! Reads a session's records in either direction and passes their events to a visitor.
 //!
-//! Records come from memory and from the segments.
+//! Records come from the engine.
 
 use std::ops::{ControlFlow, RangeInclusive};
-use std::sync::Arc;
 
-use crate::codec::{EventFrame, Fault, Record};
-use crate::index::SealedReader;
-use crate::model::{Error, Event, EventId, EventType, Result, Seq, SessionId};
-use crate::recent::SessionPin;
-use crate::segment::Segment;
+use crate::codec::EventFrame;
+use crate::model::{Event, EventId, EventType, Result, Seq, SessionId};
+use crate::read::records::{Piece, RecordSlice};
 
 /// The fewest events that a filtered page reads at once, since few of them may match.
 const FILTERED_EVENTS_MIN: usize = 1_000;
@@ -22,32 +19,7 @@ pub(crate) struct ReadLimit {
     pub bytes: usize,
 }
 
-/// A part of a session's records: at least one record.
-pub(super) enum RecordSlice {
-    Recent(Vec<Arc<Record>>),
-    Sealed(Arc<Segment>, Vec<Record>),
-}
-
-impl RecordSlice {
-    pub(super) fn records(&self) -> impl DoubleEndedIterator<Item = &Record> {
-        let (recent, sealed): (&[Arc<Record>], &[Record]) = match self {
-            RecordSlice::Recent(records) => (records, &[]),
-            RecordSlice::Sealed(_, records) => (&[], records),
-        };
-        recent.iter().map(|record| &**record).chain(sealed)
-    }
-
-    pub(super) fn fault(&self, fault: Fault) -> Error {
-        match self {
-            RecordSlice::Recent(_) => {
-                unreachable!("records in memory were checked when they got there")
-            }
-            RecordSlice::Sealed(segment, _) => segment.fault_in_records(fault),
-        }
-    }
-}
-
-/// Reads a session's records, from memory and from the segments, in either direction.
+/// Reads a session's records in either direction.
 ///
 /// A fork reads the events that it shares from the ancestors that they were appended to.
 pub(super) struct SessionReader<'a> {
@@ -58,16 +30,11 @@ pub(super) struct SessionReader<'a> {
     redacted: Vec<EventId>,
 }
 
-/// Reads what was appended to one generation of one session.
+/// What one generation of one session contributes.
 pub(super) struct PieceReader<'a> {
-    /// `None` when the piece is sealed as a whole.
-    pub(super) entry: Option<SessionPin>,
-    pub(super) sealed: SealedReader<'a>,
-    pub(super) generation: u32,
+    pub(super) piece: Box<dyn Piece + 'a>,
     /// The last seq of the piece.
     pub(super) through: Seq,
-    /// Records before this seq have left memory. They never come back.
-    pub(super) sealed_below: Seq,
 }
 
 impl<'a> SessionReader<'a> {
@@ -165,30 +132,7 @@ impl<'a> SessionReader<'a> {
             .get_mut(nth)
             .expect("the session's own piece is without an end");
         let range = (before + 1).max(*range.start())..=piece.through.min(*range.end());
-        Ok((piece.slice(seq, &range)?, range))
-    }
-}
-
-impl PieceReader<'_> {
-    fn slice(&mut self, seq: Seq, range: &RangeInclusive<Seq>) -> Result<RecordSlice> {
-        if let Some(entry) = self.entry.as_ref().filter(|_| seq >= self.sealed_below) {
-            let state = entry.lock();
-            let oldest = state.oldest(self.generation).unwrap_or(Seq::MAX);
-            if oldest <= seq {
-                return Ok(RecordSlice::Recent(state.overlapping(
-                    self.generation,
-                    *range.start(),
-                    *range.end(),
-                )));
-            }
-            if self.sealed_below != oldest {
-                self.sealed_below = oldest;
-                // They are in a segment by now, which the reader may not have seen.
-                self.sealed.look_again();
-            }
-        }
-        let (segment, records) = self.sealed.records(seq, range)?;
-        Ok(RecordSlice::Sealed(segment, records))
+        Ok((piece.piece.slice(seq, &range)?, range))
     }
 }
 

@@ -1,23 +1,18 @@
 //! Reads a session page by page, and one event by its ID.
-//!
-//! A reader looks at memory first and at the segments second. A record is in a segment before it
-//! leaves memory, so the reader misses none.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::codec::{EventFrame, Record, SessionState};
-use crate::index::Locator;
-use crate::model::{Counters, Error, Event, EventId, FIRST_SEQ, Options, Result, Seq, SessionId};
+use crate::model::{Counters, Error, Event, EventId, Options, Result, Seq, SessionId};
 use crate::read::page::{Order, Page, PageRequest};
-use crate::read::scan::{PieceReader, ReadLimit, RecordSlice, Scan, SessionReader, Visitor};
-use crate::recent::{Recent, SessionPin};
+use crate::read::records::Records;
+use crate::read::scan::{PieceReader, ReadLimit, Scan, SessionReader, Visitor};
 use crate::sync::{AtomicBool, Ordering, RwLock};
 
 /// The state that reading needs, and whether the log may still be used.
 pub(crate) struct Store {
-    pub recent: Arc<Recent>,
-    pub locator: Arc<Locator>,
+    pub records: Arc<dyn Records>,
     pub options: Options,
     pub counters: Arc<Counters>,
     closed: AtomicBool,
@@ -42,15 +37,13 @@ struct KeptEvent<'a> {
 
 impl Store {
     pub(crate) fn new(
-        recent: Arc<Recent>,
-        locator: Arc<Locator>,
+        records: Arc<dyn Records>,
         counters: Arc<Counters>,
         options: Options,
     ) -> Self {
         let rest = options.read_only.then(|| RwLock::new(()));
         Self {
-            recent,
-            locator,
+            records,
             options,
             counters,
             closed: AtomicBool::new(false),
@@ -63,7 +56,10 @@ impl Store {
     /// waits in between would wait for ever.
     pub(crate) fn at_rest<T>(&self, read: impl FnOnce() -> T) -> T {
         let _reading = self.rest.as_ref().map(|rest| rest.read());
-        read()
+        let (mut read, mut result) = (Some(read), None);
+        self.records
+            .at_rest(&mut || result = read.take().map(|read| read()));
+        result.expect("an engine runs what it is given, once")
     }
 
     /// Changes what reads see, once those under way have ended.
@@ -103,40 +99,23 @@ impl Store {
 
     /// Returns the durable state of a session that exists.
     pub(crate) fn known_state(&self, session: &SessionId) -> Result<SessionState> {
-        Ok(self.find(session, None)?.1)
-    }
-
-    /// The newest durable event or change.
-    #[cfg(feature = "http")]
-    pub(crate) fn last_id(&self) -> EventId {
-        self.recent.last_id()
+        self.known_state_ahead(session, None)
     }
 
     /// Returns the durable state of a session. It may be absent.
     pub(crate) fn state(&self, session: &SessionId) -> Result<SessionState> {
-        let found = self
-            .recent
-            .sessions
-            .find(session, || self.locator.state(session));
-        found.map(|(_entry, state)| state)
+        self.records.state(session, None)
     }
 
-    /// Returns the session's state and its entry. Without an entry the whole session is sealed.
-    ///
-    /// If the state has to be read, `ahead` is read by the disk meanwhile.
-    fn find(
+    /// Returns the state of a session that exists, and begins to read what is ahead.
+    fn known_state_ahead(
         &self,
         session: &SessionId,
         ahead: Option<RangeInclusive<Seq>>,
-    ) -> Result<(Option<SessionPin>, SessionState)> {
-        let (entry, state) = self.recent.sessions.find(session, || {
-            if let Some(seqs) = ahead {
-                self.locator.prefetch(session, &seqs);
-            }
-            self.locator.state(session)
-        })?;
+    ) -> Result<SessionState> {
+        let state = self.records.state(session, ahead)?;
         if state.is_there() {
-            Ok((entry, state))
+            Ok(state)
         } else {
             Err(unknown(session))
         }
@@ -144,9 +123,9 @@ impl Store {
 
     pub(crate) fn list(&self, session: &SessionId, request: PageRequest) -> Result<Page<Event>> {
         let limit = request.checked_limit(&self.options)?;
-        let (entry, state) = self.find(session, request.ahead(limit))?;
+        let state = self.known_state_ahead(session, request.ahead(limit))?;
         let range = self.range(session, &state, &request)?;
-        let mut reader = self.reader(session, entry, &state)?;
+        let mut reader = self.reader(session, &state)?;
         let order = request.order;
         let read_limit = ReadLimit {
             events: limit,
@@ -200,8 +179,7 @@ impl Store {
         range: RangeInclusive<Seq>,
         visitor: &mut impl Visitor,
     ) -> Result<Seq> {
-        self.reader(session, self.recent.sessions.look(session), state)?
-            .scan_up(range, visitor)
+        self.reader(session, state)?.scan_up(range, visitor)
     }
 
     /// Returns the event with this ID.
@@ -246,7 +224,7 @@ impl Store {
         id: EventId,
         then: impl FnOnce(KeptEvent<'_>) -> T,
     ) -> Result<Option<T>> {
-        let Some(slice) = self.slice_of(id)? else {
+        let Some(slice) = self.records.record_of(id)? else {
             return Ok(None);
         };
         let found = slice
@@ -305,9 +283,7 @@ impl Store {
         session: &SessionId,
         generation: u32,
     ) -> Result<Vec<(SessionId, SessionState)>> {
-        // Memory first: a fork that leaves memory after this is in the segments listed next.
-        let mut names = self.recent.forks_of(session, generation);
-        names.append(&mut self.locator.segments().forks(session, generation)?);
+        let mut names = self.records.forks(session, generation)?;
         names.sort_unstable();
         names.dedup();
         let mut forks = Vec::new();
@@ -320,78 +296,28 @@ impl Store {
         Ok(forks)
     }
 
-    /// Whether the store may have given this ID to an event or a change. The store no longer knows
-    /// the IDs of erased records, so near those the answer is `true` for an ID it never gave.
-    pub(crate) fn was_committed(&self, id: EventId) -> Result<bool> {
-        if let Some(record) = self.recent.records_from(id, 1).first()
-            && (record.base..=record.last_id()).contains(&id)
-        {
-            return Ok(true);
-        }
-        let segments = self.locator.segments();
-        let Some(segment) = segments.ending_at_or_after(id).first() else {
-            return Ok(false);
-        };
-        if segment.info.first_id() > id {
-            return Ok(false);
-        }
-        let found = segment.records_from(id)?.next().transpose()?;
-        let is_stored = found.is_some_and(|record| (record.base..=record.last_id()).contains(&id));
-        Ok(is_stored || segment.info.dropped > 0)
-    }
-
-    /// Returns the record that holds the event with this ID.
-    pub(super) fn slice_of(&self, id: EventId) -> Result<Option<RecordSlice>> {
-        if let Some(record) = self.recent.record_of(id) {
-            return Ok(Some(RecordSlice::Recent(vec![record])));
-        }
-        let segments = self.locator.segments();
-        let Some(segment) = segments.ending_at_or_after(id).first() else {
-            return Ok(None);
-        };
-        let Some(record) = segment.record_of(id)? else {
-            return Ok(None);
-        };
-        Ok(Some(RecordSlice::Sealed(Arc::clone(segment), vec![record])))
-    }
-
-    /// Makes a reader of the session's durable records up to `state`. Without an entry all of its
-    /// own must be sealed.
+    /// Makes a reader of the session's durable records up to `state`.
     pub(super) fn reader<'a>(
         &'a self,
         session: &'a SessionId,
-        entry: Option<SessionPin>,
         state: &SessionState,
     ) -> Result<SessionReader<'a>> {
         let mut redacted = state.redacted().to_vec();
         let mut pieces = Vec::with_capacity(1);
         for piece in state.pieces() {
             let ancestor = &piece.session;
-            let (entry, ancestor_state) = self
-                .recent
-                .sessions
-                .find(ancestor, || self.locator.state(ancestor))?;
+            let ancestor_state = self.records.state(ancestor, None)?;
             redacted.extend_from_slice(ancestor_state.redacted());
-            pieces.push(self.piece(ancestor, piece.generation, piece.through, entry));
+            pieces.push(PieceReader {
+                piece: self.records.piece(ancestor, piece.generation),
+                through: piece.through,
+            });
         }
-        pieces.push(self.piece(session, state.generation, Seq::MAX, entry));
+        pieces.push(PieceReader {
+            piece: self.records.piece(session, state.generation),
+            through: Seq::MAX,
+        });
         Ok(SessionReader::new(session, pieces, redacted))
-    }
-
-    fn piece(
-        &self,
-        session: &SessionId,
-        generation: u32,
-        through: Seq,
-        entry: Option<SessionPin>,
-    ) -> PieceReader<'_> {
-        PieceReader {
-            entry,
-            sealed: self.locator.reader(session, generation),
-            generation,
-            through,
-            sealed_below: FIRST_SEQ,
-        }
     }
 }
 

@@ -5,19 +5,17 @@
 //! sessions. It reads only durable events.
 
 use std::collections::VecDeque;
-use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use crate::codec::{SessionState, Standing};
-use crate::model::{Cursor, Error, Event, EventId, FIRST_SEQ, Result, Seq};
+use crate::model::{Cursor, Error, Event, EventId, FIRST_SEQ, Result, SessionId};
+use crate::read::ahead::{Ahead, Phase, Reader, Source};
 use crate::read::item::StreamItem;
 use crate::read::scan::ReadLimit;
 use crate::read::store::Store;
-use crate::recent::SessionPin;
-use crate::sync::{Deadline, Ordering, Waiter};
+use crate::sync::{Deadline, Mutex, Ordering, Waiter};
 
 /// The default bounds of one read ahead.
 const READ_LIMIT: ReadLimit = ReadLimit {
@@ -76,106 +74,47 @@ pub enum RecvTimeout {
 #[must_use = "a stream does nothing until it is read"]
 pub struct EventStream {
     store: Arc<Store>,
-    source: Source,
+    /// `None` while it reads aside.
+    reader: Option<Reader>,
     ahead: VecDeque<StreamItem>,
     /// The removals before `ahead` was read.
     removals: u64,
     waiter: Arc<Waiter>,
     /// Whether `waiter` is in the source's list.
     registered: bool,
-    bounded: bool,
-    read_limit: ReadLimit,
     phase: Phase,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Behind,
-    CaughtUp,
-    Ended,
-}
-
-enum Source {
-    Session {
-        entry: SessionPin,
-        /// The generation that is streamed; 0 while the session does not exist.
-        generation: u32,
-        last: Seq,
-        until: Seq,
-    },
-    All {
-        last: EventId,
-        until: EventId,
-    },
-}
-
-/// What comes next in a stream.
-enum Ahead {
-    Items(Vec<StreamItem>),
-    /// The last item of the stream.
-    Over(StreamItem),
-    /// Nothing of what was read is shown, because it was removed. There is more.
-    Passed,
-    /// Nothing yet.
-    Nothing,
-}
-
-impl Ahead {
-    fn of(items: impl IntoIterator<Item = StreamItem>) -> Self {
-        let items: Vec<_> = items.into_iter().collect();
-        if items.is_empty() {
-            Ahead::Nothing
-        } else {
-            Ahead::Items(items)
-        }
-    }
-}
-
-/// Returns the events of a session in a range. A part of it that was trimmed since is an error.
-fn session_items(
-    store: &Store,
-    entry: &SessionPin,
-    state: &SessionState,
-    range: RangeInclusive<Seq>,
-    limit: ReadLimit,
-) -> Result<Vec<Event>> {
-    if range.is_empty() {
-        return Ok(Vec::new());
-    }
-    Store::check_cursor(entry.id(), *range.start() - 1, state.last, state)?;
-    store.events_from(entry.id(), state, range, limit)
-}
-
-/// Whether a stream has to wait at `last` of a generation.
-fn is_at_the_end(state: &SessionState, generation: u32, last: Seq) -> bool {
-    if generation == 0 {
-        return !state.is_there();
-    }
-    state.standing == Standing::Open && state.generation == generation && state.last <= last
-}
-
-fn id_of(item: &StreamItem) -> Option<EventId> {
-    match item {
-        StreamItem::Event(event) => Some(event.id),
-        StreamItem::Change(change) => Some(change.id),
-        _ => None,
-    }
+/// Where a reader that reads aside comes back with what it read.
+#[derive(Default)]
+struct Aside {
+    back: Mutex<Option<(Reader, Result<Ahead>)>>,
+    waiter: Waiter,
 }
 
 /// The result of one step of the stream.
 enum Next {
     Item(Result<StreamItem>),
+    /// Items were taken, which come next.
+    Taken,
     /// There is more to read.
     Again,
+    /// What comes next has to be read.
+    Read,
     Wait,
     End,
 }
 
 impl EventStream {
-    pub(crate) fn of_session(store: Arc<Store>, entry: SessionPin, from: StartAt) -> Result<Self> {
-        let state = entry.lock().durable.clone();
+    pub(crate) fn of_session(
+        store: Arc<Store>,
+        session: &SessionId,
+        from: StartAt,
+    ) -> Result<Self> {
+        let mut follower = store.records.follow(session)?;
+        let state = follower.state()?;
         if from != StartAt::Creation && !state.is_there() {
-            let session = entry.id().clone();
+            let session = session.clone();
             return Err(Error::UnknownSession { session });
         }
         let tail = state.tail();
@@ -183,10 +122,10 @@ impl EventStream {
             _ if !state.is_there() => FIRST_SEQ - 1,
             StartAt::Creation | StartAt::Beginning => state.first - 1,
             StartAt::Now => tail,
-            StartAt::After(cursor) => store.seq_of(entry.id(), &state, cursor)?,
+            StartAt::After(cursor) => store.seq_of(session, &state, cursor)?,
         };
         let generation = if state.is_there() {
-            Store::check_cursor(entry.id(), last, tail, &state)?;
+            Store::check_cursor(session, last, tail, &state)?;
             state.generation
         } else {
             0
@@ -194,7 +133,7 @@ impl EventStream {
         Ok(Self::new(
             store,
             Source::Session {
-                entry,
+                follower,
                 generation,
                 last,
                 until: tail,
@@ -202,29 +141,32 @@ impl EventStream {
         ))
     }
 
-    pub(crate) fn of_all(store: Arc<Store>, after: Option<EventId>) -> Self {
-        let until = store.recent.last_id();
-        Self::new(
+    pub(crate) fn of_all(store: Arc<Store>, after: Option<EventId>) -> Result<Self> {
+        let until = store.records.last_id()?;
+        Ok(Self::new(
             store,
             Source::All {
                 last: after.unwrap_or(EventId::from_u128(0)),
                 until,
             },
-        )
+        ))
     }
 
     fn new(store: Arc<Store>, source: Source) -> Self {
         store.counters.streams.fetch_add(1, Ordering::Relaxed);
-        let waiter = Arc::default();
-        Self {
-            store,
+        let reader = Reader {
+            store: Arc::clone(&store),
             source,
-            ahead: VecDeque::new(),
-            removals: 0,
-            waiter,
-            registered: false,
             bounded: false,
             read_limit: READ_LIMIT,
+        };
+        Self {
+            store,
+            reader: Some(reader),
+            ahead: VecDeque::new(),
+            removals: 0,
+            waiter: Arc::default(),
+            registered: false,
             phase: Phase::Behind,
         }
     }
@@ -232,13 +174,13 @@ impl EventStream {
     /// Reads ahead up to the event that reaches `bytes`.
     #[cfg(feature = "http")]
     pub(crate) fn read_ahead_bytes(mut self, bytes: usize) -> Self {
-        self.read_limit.bytes = bytes;
+        self.reader_mut().read_limit.bytes = bytes;
         self
     }
 
     /// Ends the stream after the events that were durable when it was opened.
     pub fn until_tail(mut self) -> Self {
-        self.bounded = true;
+        self.reader_mut().bounded = true;
         self
     }
 
@@ -274,14 +216,17 @@ impl EventStream {
     /// Events that are not in memory are read from the disk within `poll_next`, at most one page in
     /// each call.
     pub fn into_async(self) -> AsyncEventStream {
-        AsyncEventStream { stream: self }
+        AsyncEventStream {
+            stream: self,
+            aside: None,
+        }
     }
 
     fn next_until(&mut self, deadline: Deadline) -> Option<Result<StreamItem>> {
         loop {
             match self.advance() {
                 Next::Item(item) => return Some(item),
-                Next::Again => {}
+                Next::Taken | Next::Again | Next::Read => {}
                 Next::End => return None,
                 Next::Wait => {
                     if !self.waiter.wait(deadline) {
@@ -293,37 +238,65 @@ impl EventStream {
         }
     }
 
+    /// Returns what comes next, and reads on for it on this thread.
     fn advance(&mut self) -> Next {
         loop {
-            self.drop_outdated();
-            if let Some(item) = self.ahead.pop_front() {
-                return Next::Item(Ok(item));
+            let next = match self.at_hand() {
+                Next::Read => {
+                    let phase = self.phase;
+                    let read = self.reader_mut().read_at_rest(phase);
+                    self.accept(read)
+                }
+                next => next,
+            };
+            if !matches!(next, Next::Taken) {
+                return next;
             }
-            if self.phase == Phase::Ended || self.store.is_closed() {
-                return self.end();
+        }
+    }
+
+    /// Returns what comes next as far as it is at hand.
+    fn at_hand(&mut self) -> Next {
+        self.drop_outdated();
+        if let Some(item) = self.ahead.pop_front() {
+            return Next::Item(Ok(item));
+        }
+        if self.phase == Phase::Ended || self.store.is_closed() {
+            return self.end();
+        }
+        if let Err(forked) = self.store.check_process() {
+            self.phase = Phase::Ended;
+            return Next::Item(Err(forked));
+        }
+        Next::Read
+    }
+
+    fn reader_mut(&mut self) -> &mut Reader {
+        self.reader
+            .as_mut()
+            .expect("a stream that reads aside is not asked for what is next")
+    }
+
+    /// Takes what was read.
+    fn accept(&mut self, read: Result<Ahead>) -> Next {
+        match read {
+            Err(error) => self.failed(error),
+            Ok(Ahead::Items(items)) => {
+                self.phase = Phase::Behind;
+                self.ahead.extend(items);
+                Next::Taken
             }
-            if let Err(forked) = self.store.check_process() {
+            Ok(Ahead::Over(item)) => {
                 self.phase = Phase::Ended;
-                return Next::Item(Err(forked));
+                Next::Item(Ok(item))
             }
-            match self.read_ahead_at_rest() {
-                Err(error) => return self.failed(error),
-                Ok(Ahead::Items(items)) => {
-                    self.phase = Phase::Behind;
-                    self.ahead.extend(items);
-                }
-                Ok(Ahead::Over(item)) => {
-                    self.phase = Phase::Ended;
-                    return Next::Item(Ok(item));
-                }
-                Ok(Ahead::Passed) => return Next::Again,
-                Ok(Ahead::Nothing) if self.phase == Phase::Behind => {
-                    self.phase = Phase::CaughtUp;
-                    return Next::Item(Ok(StreamItem::CaughtUp));
-                }
-                Ok(Ahead::Nothing) if self.bounded => return self.end(),
-                Ok(Ahead::Nothing) => return self.register(),
+            Ok(Ahead::Passed) => Next::Again,
+            Ok(Ahead::Nothing) if self.phase == Phase::Behind => {
+                self.phase = Phase::CaughtUp;
+                Next::Item(Ok(StreamItem::CaughtUp))
             }
+            Ok(Ahead::Nothing) if self.reader_mut().bounded => self.end(),
+            Ok(Ahead::Nothing) => self.register(),
         }
     }
 
@@ -342,103 +315,22 @@ impl EventStream {
 
     /// Forgets what was read ahead if anything was removed since: it may be that.
     fn drop_outdated(&mut self) {
-        let removals = self.store.recent.removals();
+        let removals = self.store.records.removals();
         if std::mem::replace(&mut self.removals, removals) == removals {
             return;
         }
-        let Some(next) = self.ahead.front() else {
-            return;
-        };
-        match (&mut self.source, next) {
-            (Source::Session { last, .. }, StreamItem::Event(event)) => *last = event.seq - 1,
-            (Source::All { last, .. }, item) => {
-                let before = id_of(item).map(|id| EventId::from_u128(id.to_u128() - 1));
-                *last = before.unwrap_or(*last);
-            }
-            _ => {}
+        if let (Some(next), Some(reader)) = (self.ahead.front(), &mut self.reader) {
+            reader.source.go_back_before(next);
         }
         self.ahead.clear();
-    }
-
-    fn read_ahead_at_rest(&mut self) -> Result<Ahead> {
-        let store = Arc::clone(&self.store);
-        store.at_rest(|| self.read_ahead())
-    }
-
-    /// Reads what comes after the last event read.
-    fn read_ahead(&mut self) -> Result<Ahead> {
-        let store = &self.store;
-        match &mut self.source {
-            Source::Session {
-                entry,
-                generation,
-                last,
-                until,
-            } => {
-                // A refresh may have outdated it.
-                entry.load(|| store.locator.state(entry.id()))?;
-                let state = entry.lock().durable.clone();
-                if *generation == 0 && state.is_there() {
-                    (*generation, *last) = (state.generation, state.first - 1);
-                }
-                if *generation == 0 {
-                    return Ok(Ahead::Nothing);
-                }
-                if !state.is_there() || state.generation != *generation {
-                    return Ok(Ahead::Over(StreamItem::Deleted));
-                }
-                let to = if self.bounded {
-                    (*until).max(*last)
-                } else {
-                    state.last
-                };
-                let items = session_items(store, entry, &state, *last + 1..=to, self.read_limit)?;
-                if items.is_empty() && state.standing == Standing::Closed && !self.bounded {
-                    // It comes after the mark that the reader has caught up.
-                    return Ok(match self.phase {
-                        Phase::Behind => Ahead::Nothing,
-                        _ => Ahead::Over(StreamItem::Closed),
-                    });
-                }
-                *last = items.last().map_or(*last, |event| event.seq);
-                Ok(Ahead::of(items.into_iter().map(StreamItem::Event)))
-            }
-            Source::All { last, until } => {
-                let mut fed = store.committed_after(*last, self.read_limit)?;
-                if self.bounded {
-                    fed.items.retain(|item| id_of(item) <= Some(*until));
-                }
-                let has_moved = fed.through > *last && !(self.bounded && *last >= *until);
-                *last = fed.through;
-                if fed.items.is_empty() && has_moved {
-                    return Ok(Ahead::Passed);
-                }
-                Ok(Ahead::of(fed.items))
-            }
-        }
     }
 
     /// Registers to be woken by the next event. If an event came meanwhile, the waiter is woken at
     /// once. If the log was closed meanwhile, the stream ends.
     fn register(&mut self) -> Next {
         if !self.registered {
-            self.registered = match &self.source {
-                Source::Session {
-                    entry,
-                    generation,
-                    last,
-                    ..
-                } => {
-                    let mut state = entry.lock();
-                    let is_at_the_end =
-                        entry.is_loaded() && is_at_the_end(&state.durable, *generation, *last);
-                    if is_at_the_end {
-                        state.waiters.add(&self.waiter);
-                    }
-                    is_at_the_end
-                }
-                Source::All { last, .. } => self.store.recent.wait_for_any(*last, &self.waiter),
-            };
+            let waiter = Arc::clone(&self.waiter);
+            self.registered = self.reader_mut().wait(&waiter);
             if !self.registered {
                 self.waiter.wake();
             }
@@ -464,11 +356,8 @@ impl Iterator for EventStream {
 impl Drop for EventStream {
     fn drop(&mut self) {
         self.store.counters.streams.fetch_sub(1, Ordering::Relaxed);
-        if self.registered {
-            match &self.source {
-                Source::Session { entry, .. } => entry.lock().waiters.remove(&self.waiter),
-                Source::All { .. } => self.store.recent.forget_feed(&self.waiter),
-            }
+        if let Some(reader) = self.reader.as_ref().filter(|_| self.registered) {
+            reader.forget(&self.waiter);
         }
     }
 }
@@ -476,21 +365,76 @@ impl Drop for EventStream {
 impl std::fmt::Debug for EventStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut debug = f.debug_struct("EventStream");
-        match &self.source {
-            Source::Session { entry, last, .. } => {
-                debug.field("session", entry.id()).field("last", last)
-            }
-            Source::All { last, .. } => debug.field("last", last),
+        match self.reader.as_ref().map(|reader| &reader.source) {
+            Some(Source::Session { follower, last, .. }) => debug
+                .field("session", follower.session())
+                .field("last", last),
+            Some(Source::All { last, .. }) => debug.field("last", last),
+            None => &mut debug,
         };
         debug.field("phase", &self.phase).finish_non_exhaustive()
     }
 }
 
 /// An [`EventStream`] as a [`Stream`](futures_core::Stream), for any runtime.
-#[derive(Debug)]
 #[must_use = "a stream does nothing until it is polled"]
 pub struct AsyncEventStream {
     stream: EventStream,
+    /// Where the reader comes back, while it reads aside.
+    aside: Option<Arc<Aside>>,
+}
+
+impl std::fmt::Debug for AsyncEventStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AsyncEventStream")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsyncEventStream {
+    /// Returns what comes next. Where reading would block on a network, another thread reads.
+    fn poll_advance(&mut self, context: &Context<'_>) -> Poll<Next> {
+        if !self.stream.store.records.reads_block() {
+            return Poll::Ready(self.stream.advance());
+        }
+        loop {
+            if let Some(aside) = &self.aside {
+                ready!(aside.waiter.poll(context));
+                let Some((reader, read)) = aside.back.lock().take() else {
+                    continue;
+                };
+                (self.aside, self.stream.reader) = (None, Some(reader));
+                let next = self.stream.accept(read);
+                if !matches!(next, Next::Taken) {
+                    return Poll::Ready(next);
+                }
+            }
+            if self.stream.registered {
+                ready!(self.stream.waiter.poll(context));
+                self.stream.registered = false;
+            }
+            match self.stream.at_hand() {
+                Next::Read => self.read_aside(),
+                next => return Poll::Ready(next),
+            }
+        }
+    }
+
+    fn read_aside(&mut self) {
+        let Some(mut reader) = self.stream.reader.take() else {
+            return;
+        };
+        let aside = Arc::<Aside>::default();
+        let phase = self.stream.phase;
+        self.aside = Some(Arc::clone(&aside));
+        let store = Arc::clone(&self.stream.store);
+        store.records.aside(Box::new(move || {
+            let read = reader.read_at_rest(phase);
+            *aside.back.lock() = Some((reader, read));
+            aside.waiter.wake();
+        }));
+    }
 }
 
 impl futures_core::Stream for AsyncEventStream {
@@ -498,8 +442,9 @@ impl futures_core::Stream for AsyncEventStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            match self.stream.advance() {
+            match ready!(self.poll_advance(context)) {
                 Next::Item(item) => return Poll::Ready(Some(item)),
+                Next::Taken | Next::Read => {}
                 Next::Again => {
                     // Other tasks have their turn after each page.
                     context.waker().wake_by_ref();

@@ -178,7 +178,7 @@ impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
     fn all(&mut self, engine: &Engine) -> Result<()> {
         let store = &engine.store;
         // Both as of one refresh: nobody refreshes this log.
-        let set = store.locator.segments();
+        let set = engine.locator.segments();
         if let Some(old) = set.iter().find(|segment| segment.info.format == 1) {
             let path = old.path().display();
             let why =
@@ -202,7 +202,7 @@ impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
             })?;
             self.end_part(segment.info.last_id())?;
         }
-        let recent = store.recent.records_from(none, usize::MAX);
+        let recent = engine.recent.records_from(none, usize::MAX);
         let new: Vec<_> = recent
             .into_iter()
             .filter(|record| record.base > last_id)

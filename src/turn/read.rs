@@ -57,9 +57,13 @@ impl TurnReader {
         Self { store, remembered }
     }
 
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
     /// Returns the turn of a message. It keeps outputs up to about `bytes_max`.
     pub(crate) fn turn(&self, id: MessageId, bytes_max: usize) -> Result<Fold> {
-        let removals = self.store.recent.removals();
+        let removals = self.store.records.removals();
         let fold = self
             .store
             .look_at(id.event_id(), |opening| Fold::open(opening.view))?
@@ -102,7 +106,7 @@ impl TurnReader {
             let searched = limit.saturating_mul(SEARCHED_TURNS);
             openings = openings.limit(searched.min(options.limits.page_events_max));
         }
-        let removals = self.store.recent.removals();
+        let removals = self.store.records.removals();
         let mut opened = self.store.list(session, openings)?;
         let cut_from = if newest_first {
             CutFrom::Beginning

@@ -58,7 +58,7 @@ pub(crate) enum Submitted {
     /// A thread may wait for the answer here.
     Joined(Joined),
     /// There is no room. The request is to be submitted again once the waiter is woken.
-    NoRoom(Request, Arc<Waiter>),
+    NoRoom(Box<Request>, Arc<Waiter>),
 }
 
 impl Commit {
@@ -113,7 +113,7 @@ impl Commit {
         if let Some(request) = self.join(&mut section, request)? {
             let waiter = Arc::default();
             section.room_waiters.push(Arc::clone(&waiter));
-            return Ok(Submitted::NoRoom(request, waiter));
+            return Ok(Submitted::NoRoom(Box::new(request), waiter));
         }
         let joined = section.open.joined();
         if section.wants_leader() {

@@ -1,4 +1,5 @@
-//! The decision on a request, from the state that its session is assigned. It is a pure function.
+//! The decision on a proposal, from what is known of its session. It is a pure function, and every
+//! engine decides by it.
 
 use std::sync::Arc;
 
@@ -6,11 +7,24 @@ use crate::codec::{REDACTIONS_MAX, Record, SessionState, Standing};
 use crate::model::{
     Error, EventType, Expected, FIRST_SEQ, Limit, Op, Producer, Result, Seq, SessionId, check_limit,
 };
-use crate::recent::EntryState;
-use crate::write::request::{Request, Scanned};
+use crate::write::proposal::{Proposal, Scanned};
 use crate::write::ticket::{Landed, Outcome};
 
-/// The decision on a request.
+/// What is known of a session when a proposal for it is decided. Proposals that were decided before
+/// it count, whether they are durable yet or not.
+pub(crate) trait Known {
+    fn state(&self) -> &SessionState;
+
+    /// Returns the record that the current generation has under the proposal's key, if it has one
+    /// and a record is under it.
+    fn record_of_key(&self) -> Option<&Arc<Record>>;
+
+    /// Returns the records of the current generation after a seq, in order. Returns `None` if some
+    /// of them are not at hand: then the caller scans again.
+    fn records_after(&self, seq: Seq) -> Option<impl Iterator<Item = &Arc<Record>>>;
+}
+
+/// The decision on a proposal.
 pub(crate) enum Decision {
     /// It gets a place in its session.
     Append,
@@ -18,7 +32,7 @@ pub(crate) enum Decision {
     Tell(Result<Landed>),
 }
 
-/// Decides on a request.
+/// Decides on a proposal.
 ///
 /// The order is:
 ///
@@ -29,8 +43,8 @@ pub(crate) enum Decision {
 /// 5. the condition of the batch,
 /// 6. whether the session is as it was when the changes were made,
 /// 7. the needs of the changes.
-pub(crate) fn decide(request: &Request, entry: &EntryState) -> Decision {
-    let decided = decide_or_tell(request, entry);
+pub(crate) fn decide(proposal: &Proposal, known: &impl Known) -> Decision {
+    let decided = decide_or_tell(proposal, known);
     decided.map_or_else(|told| Decision::Tell(*told), |()| Decision::Append)
 }
 
@@ -47,26 +61,45 @@ fn answered(landed: Landed) -> Told {
     Box::new(Ok(landed))
 }
 
-fn decide_or_tell(request: &Request, entry: &EntryState) -> Result<(), Told> {
-    let (session, state) = (request.session.id(), entry.assigned());
-    let producer = request.batch.producer();
+fn decide_or_tell(proposal: &Proposal, known: &impl Known) -> Result<(), Told> {
+    let (session, state) = (proposal.session(), known.state());
+    let producer = proposal.batch.producer();
     if let Some(producer) = producer {
         check_replay(session, producer, state)?;
     }
-    if let Some(answer) = request.replay(entry) {
+    if let Some(answer) = replay(proposal, known) {
         return Err(Box::new(answer));
     }
-    check_standing(request, state).map_err(refused)?;
+    check_standing(proposal, state).map_err(refused)?;
     if let Some(producer) = producer {
         check_gap(session, producer, state).map_err(refused)?;
     }
-    check_expected(request, entry)?;
-    let based_on = request.based_on.unwrap_or(state.version());
-    let tail = request.based_on_tail.unwrap_or(state.tail());
+    check_expected(proposal, known)?;
+    let based_on = proposal.based_on.unwrap_or(state.version());
+    let tail = proposal.based_on_tail.unwrap_or(state.tail());
     if (based_on, tail) != (state.version(), state.tail()) {
         return Err(answered(Landed::without_record(Outcome::Outdated, state)));
     }
-    check_ops(request, state)
+    check_ops(proposal, state)
+}
+
+/// Returns the answer for a key that was used before in this generation and whose batch is kept.
+fn replay(proposal: &Proposal, known: &impl Known) -> Option<Result<Landed>> {
+    let key = proposal.batch.key()?;
+    let state = known.state();
+    let record = known
+        .record_of_key()
+        .filter(|record| state.is_there() && record.first >= state.first)?;
+    let stored = record.key.as_ref().map(|stored| stored.fingerprint);
+    if stored == Some(key.fingerprint) {
+        let outcome = Outcome::Replay(Arc::clone(record));
+        return Some(Ok(Landed::without_record(outcome, state)));
+    }
+    Some(Err(Error::IdempotencyConflict {
+        session: proposal.session().clone(),
+        key: key.text.to_string(),
+        first_seq: record.first,
+    }))
 }
 
 fn check_replay(
@@ -119,8 +152,8 @@ fn check_gap(session: &SessionId, producer: &Producer, state: &SessionState) -> 
 }
 
 /// Checks that the session exists, or does not, and that it is open for what the request does.
-fn check_standing(request: &Request, state: &SessionState) -> Result<()> {
-    let (session, ops) = (request.session.id(), request.batch.ops());
+fn check_standing(proposal: &Proposal, state: &SessionState) -> Result<()> {
+    let (session, ops) = (proposal.session(), proposal.batch.ops());
     let creates = ops.iter().any(|op| matches!(op, Op::Create | Op::Fork(_)));
     if creates && state.is_there() {
         let session = Box::new(state.info(session));
@@ -128,13 +161,13 @@ fn check_standing(request: &Request, state: &SessionState) -> Result<()> {
     }
     // A fork may keep the event when the session itself is gone.
     let is_redaction = ops.iter().any(|op| matches!(op, Op::Redact { .. }));
-    let needs_session = !creates && !is_redaction && !request.batch.has_events();
+    let needs_session = !creates && !is_redaction && !proposal.batch.has_events();
     if needs_session && !state.is_there() {
         return Err(Error::UnknownSession {
             session: session.clone(),
         });
     }
-    if state.standing == Standing::Closed && request.batch.has_events() {
+    if state.standing == Standing::Closed && proposal.batch.has_events() {
         return Err(Error::SessionClosed {
             session: session.clone(),
             last: state.last,
@@ -143,33 +176,33 @@ fn check_standing(request: &Request, state: &SessionState) -> Result<()> {
     Ok(())
 }
 
-fn check_expected(request: &Request, entry: &EntryState) -> Result<(), Told> {
-    let state = entry.assigned();
-    let holds = match &request.expected {
+fn check_expected(proposal: &Proposal, known: &impl Known) -> Result<(), Told> {
+    let state = known.state();
+    let holds = match &proposal.expected {
         Expected::Any => true,
         Expected::NoSession => state.tail() == 0,
         Expected::Exists => state.tail() > 0,
         Expected::Seq(seq) => state.tail() == *seq,
         Expected::Absent => !state.is_there(),
-        Expected::NothingSince { types, .. } => return check_nothing_since(request, entry, types),
+        Expected::NothingSince { types, .. } => return check_nothing_since(proposal, known, types),
     };
     if holds {
         return Ok(());
     }
     Err(refused(Error::ExpectedMismatch {
-        session: request.session.id().clone(),
-        expected: request.expected.clone(),
+        session: proposal.session().clone(),
+        expected: proposal.expected.clone(),
         actual: state.tail(),
     }))
 }
 
 /// Checks the records that came after the caller's scan.
 fn check_nothing_since(
-    request: &Request,
-    entry: &EntryState,
+    proposal: &Proposal,
+    known: &impl Known,
     types: &[EventType],
 ) -> Result<(), Told> {
-    let state = entry.assigned();
+    let state = known.state();
     if !state.is_there() {
         // What a deleted generation had does not count.
         return Ok(());
@@ -177,12 +210,12 @@ fn check_nothing_since(
     let outdated = || Err(answered(Landed::without_record(Outcome::Outdated, state)));
     let failed = |event, seq| {
         Err(refused(Error::ConditionFailed {
-            session: request.session.id().clone(),
+            session: proposal.session().clone(),
             event,
             seq,
         }))
     };
-    let Some(scanned) = request.scanned else {
+    let Some(scanned) = proposal.scanned else {
         return outdated();
     };
     let through = match scanned {
@@ -190,7 +223,7 @@ fn check_nothing_since(
         Scanned::Nothing { generation, .. } if generation != state.generation => FIRST_SEQ - 1,
         Scanned::Nothing { through, .. } => through,
     };
-    let Some(mut records) = entry.assigned_after(through) else {
+    let Some(mut records) = known.records_after(through) else {
         return outdated();
     };
     match records.find_map(|record| first_of(record, through, types)) {
@@ -213,12 +246,12 @@ fn first_of(
 }
 
 /// Checks what the changes need. A change that is in force already is told as such.
-fn check_ops(request: &Request, state: &SessionState) -> Result<(), Told> {
-    let session = request.session.id();
-    let mut changes = request.batch.has_events();
+fn check_ops(proposal: &Proposal, state: &SessionState) -> Result<(), Told> {
+    let session = proposal.session();
+    let mut changes = proposal.batch.has_events();
     // Several patches of one batch come one after the other.
     let mut described = state.clone();
-    for op in request.batch.ops() {
+    for op in proposal.batch.ops() {
         changes |= match op {
             Op::Close => state.standing != Standing::Closed,
             Op::Reopen => state.standing == Standing::Closed,

@@ -5,6 +5,7 @@
 
 mod commit;
 mod decide;
+mod proposal;
 mod request;
 mod section;
 mod shared;
@@ -13,7 +14,8 @@ mod state;
 mod ticket;
 
 pub(crate) use commit::{Commit, Submitted};
-pub(crate) use request::{Parent, Prepared, Request, Scanned};
+pub(crate) use proposal::{Parent, Proposal, Scanned};
+pub(crate) use request::Request;
 pub(crate) use section::IN_FLIGHT_MAX;
 pub(crate) use shared::Shared;
 pub(crate) use signal::{RetainOrders, SealSignal};

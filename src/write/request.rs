@@ -10,59 +10,28 @@
 
 use std::sync::Arc;
 
-use crate::codec::{EncodedBatch, Record, Version};
+use crate::codec::{Record, SessionState};
 use crate::index::Locator;
-use crate::model::{Batch, Error, EventId, Expected, Options, Result, Seq, SessionId, now_ms};
+use crate::model::{Error, Options, Result, Seq, now_ms};
 use crate::recent::{EntryState, SessionPin};
 use crate::sync::Deadline;
+use crate::write::decide::Known;
+use crate::write::proposal::Proposal;
 use crate::write::shared::Shared;
-use crate::write::ticket::{Answer, Landed, Outcome, Ticket};
+use crate::write::ticket::{Answer, Ticket};
 
-/// A batch to append, with everything that the commit section needs to decide on it.
+/// A proposal on its way to the commit section of the embedded engine.
 pub(crate) struct Request {
-    pub batch: EncodedBatch,
-    pub expected: Expected,
+    pub proposal: Proposal,
     /// When the request was made, by the wall clock.
     pub created_ms: u64,
     pub session: SessionPin,
     /// How long the request may wait for room.
     pub deadline: Deadline,
     pub answer: Answer,
-    /// The version of the session that its changes were made for.
-    pub based_on: Option<Version>,
-    /// The last seq of the session then.
-    pub based_on_tail: Option<Seq>,
-    /// The result of a scan for excluded events.
-    pub scanned: Option<Scanned>,
-    parent: Option<Parent>,
+    /// The entry of the session to be forked.
+    parent: Option<SessionPin>,
     sealed: SealedKey,
-}
-
-/// The session to be forked, with the version that its fork was made for.
-pub(crate) struct Parent {
-    pub session: SessionPin,
-    pub version: Version,
-}
-
-/// The result of a scan for events that a batch excludes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Scanned {
-    Found {
-        event: EventId,
-        seq: Seq,
-    },
-    /// There is none up to this seq.
-    Nothing {
-        generation: u32,
-        through: Seq,
-    },
-}
-
-/// The lookups that were made for a batch.
-#[derive(Default)]
-pub(crate) struct Prepared {
-    pub scanned: Option<Scanned>,
-    pub parent: Option<Parent>,
 }
 
 /// The result of looking up an idempotency key in the segments.
@@ -75,37 +44,31 @@ pub(crate) struct SealedKey {
 }
 
 impl Request {
-    /// Checks and encodes a batch, and loads the state that the commit section decides by. May read
-    /// from the disk.
+    /// Loads the state that the commit section decides by. May read from the disk.
     pub(crate) fn new(
         shared: &Shared,
         options: &Options,
-        session: &SessionId,
-        batch: Batch,
-        prepared: Prepared,
+        proposal: Proposal,
         ticket: &Arc<Ticket>,
     ) -> Result<Self> {
         let deadline = Deadline::after(options.stall_wait);
-        batch.check(&options.limits)?;
-        let expected = batch.expected.clone();
-        let (based_on, based_on_tail) = (batch.based_on, batch.based_on_tail);
-        let batch = EncodedBatch::new(session, batch);
-        let entry = shared
-            .recent
-            .sessions
-            .pin(session, || shared.locator.state(session))
-            .map_err(Error::before_append)?;
+        let pin = |session| {
+            shared
+                .recent
+                .sessions
+                .pin(session, || shared.locator.state(session))
+                .map_err(Error::before_append)
+        };
+        let session = pin(proposal.session())?;
+        let parent = proposal.parent.as_ref();
+        let parent = parent.map(|parent| pin(&parent.session)).transpose()?;
         let request = Self {
-            batch,
-            expected,
+            proposal,
             created_ms: now_ms(&options.clock),
-            session: entry,
+            session,
             deadline,
             answer: Answer::owed_to(ticket),
-            based_on,
-            based_on_tail,
-            scanned: prepared.scanned,
-            parent: prepared.parent,
+            parent,
             sealed: SealedKey::default(),
         };
         request.with_key_looked_up(&shared.locator)
@@ -113,7 +76,7 @@ impl Request {
 
     /// Looks up the request's key in the segments, if it has one that is not in memory.
     pub(crate) fn with_key_looked_up(mut self, locator: &Locator) -> Result<Self> {
-        let Some(key) = self.batch.key() else {
+        let Some(key) = self.proposal.batch.key() else {
             return Ok(self);
         };
         let state = self.session.lock();
@@ -141,7 +104,7 @@ impl Request {
 
     /// Whether the key's record may have left memory for a segment since the lookup.
     pub(crate) fn is_stale(&self) -> bool {
-        if self.batch.key().is_none() {
+        if self.proposal.batch.key().is_none() {
             return false;
         }
         let state = self.session.lock();
@@ -151,38 +114,39 @@ impl Request {
 
     /// Whether the session to be forked is no longer as it was.
     pub(crate) fn parent_has_changed(&self) -> bool {
-        self.parent.as_ref().is_some_and(|parent| {
-            let state = parent.session.lock();
-            !state.assigned().is_there() || state.assigned().version() != parent.version
-        })
-    }
-
-    /// Returns the answer for a key that was used before in this generation and whose batch is
-    /// kept.
-    pub(crate) fn replay(&self, entry: &EntryState) -> Option<Result<Landed>> {
-        let key = self.batch.key()?;
-        let state = entry.assigned();
-        let sealed = self.sealed.record.as_ref();
-        let record = self
-            .recent_record(entry, state.generation)
-            .or(sealed.filter(|record| record.generation == state.generation))
-            .filter(|record| state.is_there() && record.first >= state.first)?;
-        let stored = record.key.as_ref().map(|stored| stored.fingerprint);
-        if stored == Some(key.fingerprint) {
-            let outcome = Outcome::Replay(Arc::clone(record));
-            return Some(Ok(Landed::without_record(outcome, state)));
-        }
-        Some(Err(Error::IdempotencyConflict {
-            session: self.session.id().clone(),
-            key: key.text.to_string(),
-            first_seq: record.first,
-        }))
+        self.parent
+            .as_ref()
+            .is_some_and(|parent| self.proposal.parent_has_changed(parent.lock().assigned()))
     }
 
     /// Returns the recent record that this generation appended under the request's key.
     fn recent_record<'a>(&self, entry: &'a EntryState, generation: u32) -> Option<&'a Arc<Record>> {
         entry
-            .record_of_key(&self.batch.key()?.text)
+            .record_of_key(&self.proposal.batch.key()?.text)
             .filter(|record| record.generation == generation)
+    }
+}
+
+/// What is known of a request's session: its entry, and what was looked up before.
+pub(crate) struct InMemory<'a> {
+    pub request: &'a Request,
+    pub entry: &'a EntryState,
+}
+
+impl Known for InMemory<'_> {
+    fn state(&self) -> &SessionState {
+        self.entry.assigned()
+    }
+
+    fn record_of_key(&self) -> Option<&Arc<Record>> {
+        let generation = self.entry.assigned().generation;
+        let sealed = self.request.sealed.record.as_ref();
+        self.request
+            .recent_record(self.entry, generation)
+            .or(sealed.filter(|record| record.generation == generation))
+    }
+
+    fn records_after(&self, seq: Seq) -> Option<impl Iterator<Item = &Arc<Record>>> {
+        self.entry.assigned_after(seq)
     }
 }

@@ -13,7 +13,7 @@ use crate::model::{IdClock, Result};
 use crate::recent::SessionPin;
 use crate::sync::{Deadline, Gate, Instant, Waiter};
 use crate::write::decide::{Decision, decide};
-use crate::write::request::Request;
+use crate::write::request::{InMemory, Request};
 use crate::write::ticket::{self, Answer, Joined, Landed};
 
 /// The most groups that are written at once. A second keeps the disk busy. More would only make
@@ -89,7 +89,11 @@ impl Section {
             return Some(request);
         }
         let mut state = request.session.lock();
-        let decision = match decide(&request, &state) {
+        let known = InMemory {
+            request: &request,
+            entry: &state,
+        };
+        let decision = match decide(&request.proposal, &known) {
             Decision::Append if request.parent_has_changed() => Decision::Tell(Ok(
                 Landed::without_record(ticket::Outcome::Outdated, state.assigned()),
             )),
@@ -98,11 +102,12 @@ impl Section {
         let outcome = match decision {
             Decision::Tell(answer) => Outcome::Tell(answer),
             Decision::Append => {
-                let stamp = self.clock.stamp(request.batch.ids(), request.created_ms);
+                let batch = request.proposal.batch;
+                let stamp = self.clock.stamp(batch.ids(), request.created_ms);
                 let assigned = state.assigned();
                 let before = assigned.extent();
-                let (generation, first) = request.batch.place_in(assigned);
-                let record = request.batch.stamped(generation, first, stamp);
+                let (generation, first) = batch.place_in(assigned);
+                let record = batch.stamped(generation, first, stamp);
                 self.open.put(&record, request.deadline);
                 state.assign(&record);
                 let landed = Box::new(Landed {
@@ -187,7 +192,7 @@ impl Group {
     /// Whether the group has no room for the request. A group without records accepts any.
     pub(crate) fn is_full_for(&self, request: &Request, bytes_max: usize) -> bool {
         self.buffer.records() > 0
-            && self.buffer.record_bytes() + request.batch.stored_bytes_max() > bytes_max
+            && self.buffer.record_bytes() + request.proposal.batch.stored_bytes_max() > bytes_max
     }
 }
 

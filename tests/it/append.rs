@@ -11,8 +11,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, append_notes, assert_ack_fits, assert_dense, assert_error, assert_rising, block_on,
-    folder, given, note, notes, open, poll_once, read_all, session,
+    ListIds, OpenIn, append_notes, assert_ack_fits, assert_dense, assert_error, assert_rising,
+    block_on, folder, given, note, notes, open, poll_once, read_all, session,
 };
 
 #[test]
@@ -106,7 +106,7 @@ fn ids_rise_and_times_are_the_clocks_own_whatever_the_clock_does() {
     let clock = Arc::clone(&now);
     let options = Options::new()
         .clock(move || UNIX_EPOCH + Duration::from_millis(clock.load(Ordering::Relaxed)));
-    let log = options.open(dir.path()).unwrap();
+    let log = options.open_in(&dir).unwrap();
     let id = session("s");
     let start = 1_900_000_000_000;
     let times = [
@@ -152,7 +152,7 @@ fn a_clock_from_beyond_the_calendar_breaks_nothing() {
         UNIX_EPOCH,
     ];
     for time in times {
-        let log = Options::new().clock(move || time).open(dir.path()).unwrap();
+        let log = Options::new().clock(move || time).open_in(&dir).unwrap();
         all.extend(log.append(&id, notes("n", 3)).unwrap().events);
         all.extend(append_notes(&log, &id, "m", 3));
         assert_eq!(read_all(&log, &id), all);
@@ -220,10 +220,7 @@ fn a_user_message_gets_the_message_id_of_its_own_event() {
 #[test]
 fn a_refused_batch_leaves_nothing_behind() {
     let dir = folder();
-    let log = Options::new()
-        .event_bytes_max(100)
-        .open(dir.path())
-        .unwrap();
+    let log = Options::new().event_bytes_max(100).open_in(&dir).unwrap();
     let (kept, fresh) = (session("kept"), session("fresh"));
     let first = log
         .append(&kept, notes("first", 1).idempotency_key("used"))

@@ -11,16 +11,15 @@ use sessionlog::{
     CursorProblem, Delete, Error, Event, EventId, NewEvent, Options, PageRequest, SessionId,
     SessionLog, StartAt, StreamItem,
 };
-use tempfile::TempDir;
 
 use crate::support::{
-    DEADLINE, SILENCE, Seen, append_notes, append_some, assert_dense, assert_error, assert_rising,
-    block_on, copy_folder, eventually, feed_all, folder, listing, next_item, notes, of_session,
-    open, read_all, seal_once, seen, segments, session, small_files, take_events,
+    DEADLINE, Place, SILENCE, Seen, append_notes, append_some, assert_dense, assert_error,
+    assert_rising, block_on, copy_folder, eventually, feed_all, folder, listing, next_item, notes,
+    of_session, open, read_all, seal_once, seen, segments, session, small_files, take_events,
     take_events_async,
 };
 
-fn beside(dir: &TempDir) -> SessionLog {
+fn beside(dir: &Place) -> SessionLog {
     Options::new().open_read_only(dir.path()).unwrap()
 }
 
@@ -34,7 +33,7 @@ fn shown(log: &SessionLog) -> Seen {
 }
 
 /// Fails unless a reader that refreshes, and one that is opened now, show what the writer shows.
-fn check_follows(dir: &TempDir, writer: &SessionLog, reader: &SessionLog) {
+fn check_follows(dir: &Place, writer: &SessionLog, reader: &SessionLog) {
     let newest = reader.refresh().unwrap();
     let expected = shown(writer);
     assert_eq!(newest, writer.refresh().unwrap());
@@ -406,7 +405,7 @@ fn a_reader_goes_on_when_the_writing_process_is_killed_and_another_recovers() {
 }
 
 /// Overwrites bytes of the journal file that holds `text`, there and after it.
-fn damage_journal(dir: &TempDir, text: &str) {
+fn damage_journal(dir: &Place, text: &str) {
     for entry in fs::read_dir(dir.path().join("journal")).unwrap() {
         let path = entry.unwrap().path();
         let mut bytes = fs::read(&path).unwrap();

@@ -12,9 +12,9 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually, feed_all,
-    folder, in_time, notes, of_session, on_tokio, open, poll_once, read_all, segments, session,
-    small_files, take_events, threads,
+    ListIds, OpenIn, assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually,
+    feed_all, folder, in_time, notes, of_session, on_tokio, open, poll_once, read_all, segments,
+    session, small_files, take_events, threads,
 };
 
 const WRITERS: usize = 16;
@@ -89,7 +89,7 @@ fn check_one_story(log: &SessionLog, sessions: &[SessionId], acks: &[Ack]) {
 
 fn check_crowd(options: Options) {
     let dir = folder();
-    let log = options.open(dir.path()).unwrap();
+    let log = options.open_in(&dir).unwrap();
     let sessions: Vec<_> = (0..4).map(|n| session(&format!("s{n}"))).collect();
     let acked = Acked::new();
     let (tell, told) = mpsc::channel::<Ack>();
@@ -291,7 +291,7 @@ fn a_close_waits_for_what_is_queued() {
 #[test]
 fn readers_see_one_story_while_segments_are_made() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let sessions = ["a", "b"].map(session);
     let acked: Vec<Ack> = sessions
         .iter()
@@ -330,7 +330,7 @@ fn readers_see_one_story_while_segments_are_made() {
 /// Starts async appends and drops their futures after some polls, from several threads at once.
 fn check_dropped_futures(options: Options) {
     let dir = folder();
-    let log = options.open(dir.path()).unwrap();
+    let log = options.open_in(&dir).unwrap();
     let id = session("s");
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -394,10 +394,7 @@ fn dropped_async_appends_give_back_their_room_in_a_full_queue() {
 #[test]
 fn tasks_that_are_aborted_midway_hold_nothing_up() {
     let dir = folder();
-    let log = Options::new()
-        .group_bytes_max(4_096)
-        .open(dir.path())
-        .unwrap();
+    let log = Options::new().group_bytes_max(4_096).open_in(&dir).unwrap();
     let id = session("s");
     on_tokio(async {
         for round in 0..10 {
@@ -446,7 +443,7 @@ fn appends_that_wait_together_share_commit_groups() {
 fn thousands_of_waiting_async_appends_hold_no_thread() {
     const APPENDS: usize = 2_000;
     let dir = folder();
-    let log = Options::new().group_bytes_max(1).open(dir.path()).unwrap();
+    let log = Options::new().group_bytes_max(1).open_in(&dir).unwrap();
     let id = session("s");
     let before = threads();
     let mut appends: Vec<_> = (0..APPENDS)

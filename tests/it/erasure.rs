@@ -6,13 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, io, thread};
 
-use tempfile::TempDir;
-
 use sessionlog::{Batch, Compression, Delete, Fork, NewEvent, Options, SessionId, SessionLog};
 
 use crate::report::{Dice, is_full, seed, tell};
 use crate::support::{
-    append_notes, eventually, folder, open, paths_below, read_all, session, small_files,
+    Place, append_notes, eventually, folder, open, paths_below, read_all, session, small_files,
 };
 
 /// The sessions of a test, each with words that occur nowhere else.
@@ -195,7 +193,7 @@ fn check(options: impl Fn() -> Options, erase: impl Fn(&SessionLog)) {
 }
 
 /// Checks that what was removed is in no byte of the folder, and that all else can be read.
-fn check_erased(dir: &TempDir, log: &SessionLog, sessions: usize) {
+fn check_erased(dir: &Place, log: &SessionLog, sessions: usize) {
     let removed = removed_words(sessions);
     let found = holding(dir.path(), &removed);
     assert!(found.is_empty(), "{found:#?}");

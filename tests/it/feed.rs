@@ -5,7 +5,7 @@ use std::thread;
 use sessionlog::{Error, Event, EventId, PageRequest, SessionLog, StartAt, StreamItem};
 
 use crate::support::{
-    DEADLINE, append_notes, assert_dense, assert_error, assert_rising, copy_folder, drain,
+    DEADLINE, OpenIn, append_notes, assert_dense, assert_error, assert_rising, copy_folder, drain,
     feed_all, folder, notes, of_session, open, read_all, seal_once, session, small_files,
     take_events,
 };
@@ -13,7 +13,7 @@ use crate::support::{
 #[test]
 fn the_feed_gives_every_session_in_commit_order_from_any_event() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let sessions = ["c", "a", "b"].map(session);
     let mut all = Vec::new();
     let append = |log: &SessionLog, all: &mut Vec<Event>| {
@@ -42,7 +42,7 @@ fn the_feed_gives_every_session_in_commit_order_from_any_event() {
         check(&log, &all);
     }
     log.close().unwrap();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     check(&log, &all);
     let mut live = log.feed_after(all.last().unwrap().id).unwrap();
     let at = all.len();
@@ -80,7 +80,7 @@ fn the_feed_of_an_empty_log_waits_and_is_gapless_under_concurrent_writers() {
 #[test]
 fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let nil = EventId::from_u128(0);
     assert_error!(log.feed_after(nil), Error::UnknownEvent { id } if *id == nil);
     let mut all = log.append(&session("a"), notes("n", 5)).unwrap().events;
@@ -89,7 +89,7 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     all.extend(log.append(&session("a"), notes("m", 5)).unwrap().events);
     check_places(&log, &all);
     log.close().unwrap();
-    check_places(&small_files().open(dir.path()).unwrap(), &all);
+    check_places(&small_files().open_in(&dir).unwrap(), &all);
     check_places(&small_files().open_read_only(dir.path()).unwrap(), &all);
 }
 

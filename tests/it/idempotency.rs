@@ -11,8 +11,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_ack_fits, assert_error, block_on, eventually, feed_all, folder, note,
-    notes, open, read_all, seal_once, segments, session, small_files,
+    OpenIn, append_notes, assert_ack_fits, assert_error, block_on, eventually, feed_all, folder,
+    note, notes, open, read_all, seal_once, segments, session, small_files,
 };
 
 fn keyed() -> Batch {
@@ -220,7 +220,7 @@ fn a_key_belongs_to_its_session_and_to_no_other_spelling() {
 #[test]
 fn a_key_holds_in_memory_in_segments_and_over_reopening() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let (id, filler) = (session("s"), session("filler"));
     append_notes(&log, &id, "before", 1);
     let original = log.append(&id, keyed()).unwrap().events;
@@ -231,14 +231,14 @@ fn a_key_holds_in_memory_in_segments_and_over_reopening() {
     };
     check(&log);
     drop(log);
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     check(&log);
     seal_once(&log, &filler);
     check(&log);
     seal_once(&log, &filler);
     check(&log);
     log.close().unwrap();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     check(&log);
     assert_eq!(
         log.append(&id, notes("fresh", 1).idempotency_key("fresh"))
@@ -312,7 +312,7 @@ fn of_concurrent_batches_under_one_key_one_lands_and_the_others_conflict() {
 #[test]
 fn a_key_lands_once_while_segments_are_made() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let id = session("s");
     let batch = |n: usize| {
         Batch::new()
@@ -353,7 +353,7 @@ fn a_key_lands_once_while_segments_are_made() {
 /// file, and ends the log.
 fn check_retry_at_the_end_of_a_file(appends_after: usize, end: impl Fn(SessionLog)) {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let id = session("s");
     let large = || {
         Batch::new()
@@ -366,7 +366,7 @@ fn check_retry_at_the_end_of_a_file(appends_after: usize, end: impl Fn(SessionLo
     assert_eq!(read_all(&log, &id), all);
     end(log);
     for _ in 0..3 {
-        let log = small_files().open(dir.path()).unwrap();
+        let log = small_files().open_in(&dir).unwrap();
         assert_eq!(read_all(&log, &id), all);
         check_replay(&log, &id, large(), &all[..3]);
         all.extend(append_notes(&log, &id, "more", 1));
@@ -386,7 +386,7 @@ fn a_retry_that_meets_the_end_of_a_journal_file_harms_nothing() {
 #[test]
 fn retries_write_nothing_and_keep_nothing_from_being_sealed() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let id = session("s");
     let large = || {
         Batch::new()

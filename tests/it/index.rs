@@ -4,11 +4,10 @@
 use std::path::Path;
 
 use sessionlog::{Compression, Event, Expected, Options, PageRequest, SessionId, Stats};
-use tempfile::TempDir;
 
 use crate::list::check_walk;
 use crate::support::{
-    append_notes, eventually, feed_all, folder, note, notes, read_all, seal_once, session,
+    Place, append_notes, eventually, feed_all, folder, note, notes, read_all, seal_once, session,
     small_files,
 };
 
@@ -190,7 +189,7 @@ fn check_lies(lie: impl Fn(&mut [Runs])) {
 
 /// Opens a log whose index lies. Readers and writers must notice nothing, and the index must be
 /// rebuilt.
-fn check_found_out(dir: &TempDir, options: &Options, written: &[Written]) {
+fn check_found_out(dir: &Place, options: &Options, written: &[Written]) {
     let log = options.clone().open(dir.path()).unwrap();
     // The index is not queried before it has been opened.
     eventually("the index to be open and to have all segments", || {
@@ -253,7 +252,7 @@ fn new_sessions() -> Vec<Written> {
 
 /// Returns a closed log with several segments, each with events of each session, and these events.
 /// The journal holds none of them.
-fn write_sealed(dir: &TempDir) -> Vec<Written> {
+fn write_sealed(dir: &Place) -> Vec<Written> {
     let mut written = new_sessions();
     write_rounds(dir, &merging(), &mut written, ROUNDS, |stats| {
         stats.merges >= 3
@@ -264,7 +263,7 @@ fn write_sealed(dir: &TempDir) -> Vec<Written> {
 /// Opens the log, appends to each session in each round, and closes it once all of it is sealed,
 /// merged, and in the index.
 fn write_rounds(
-    dir: &TempDir,
+    dir: &Place,
     options: &Options,
     written: &mut [Written],
     rounds: usize,

@@ -10,8 +10,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_error, eventually, folder, note, notes, open, read_all, seqs, session,
-    small_files,
+    OpenIn, append_notes, assert_error, eventually, folder, note, notes, open, read_all, seqs,
+    session, small_files,
 };
 
 /// Runs a check on a log, again after it was sealed, again after all was merged, and again after
@@ -25,7 +25,7 @@ fn at_every_place(prepare: impl Fn(&SessionLog), check: impl Fn(&SessionLog)) {
     let log = open(&dir);
     check(&log);
     drop(log);
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     fill(&log);
     check(&log);
     log.close().unwrap();
@@ -678,7 +678,7 @@ fn a_session_that_only_changed_keeps_its_place_by_activity() {
 #[test]
 fn a_fork_keeps_its_events_when_an_earlier_generation_is_sealed() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let (parent, child) = (session("p"), session("c"));
     let shared = append_notes(&log, &parent, "p", 2);
     append_notes(&log, &child, "c", 1);
@@ -720,7 +720,7 @@ fn an_open_turn_is_found_behind_many_bytes_without_one() {
     let log = Options::new()
         .event_bytes_max(64 * 1024)
         .scan_bytes_max(64 * 1024)
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let id = session("s");
     log.append(&id, Batch::new().user_message("?")).unwrap();
@@ -977,11 +977,11 @@ fn an_event_is_found_behind_a_stretch_without_records() {
     let id = session("s");
     let mut events = Vec::new();
     for _ in 0..3 {
-        let log = small_files().open(dir.path()).unwrap();
+        let log = small_files().open_in(&dir).unwrap();
         compact(&log);
         drop(log);
         // The empty file is sealed when there are newer events.
-        let log = small_files().open(dir.path()).unwrap();
+        let log = small_files().open_in(&dir).unwrap();
         let sealed = log.stats().segments;
         for _ in 0..9 {
             let large = NewEvent::new("note", vec![b'x'; 1024 * 1024]);

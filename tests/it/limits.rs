@@ -8,7 +8,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, assert_error, block_on, folder, note, notes, open, read_all, session, small_files,
+    ListIds, OpenIn, assert_error, block_on, folder, note, notes, open, read_all, session,
+    small_files,
 };
 
 /// Fails unless the call was refused for this limit with these values.
@@ -26,7 +27,7 @@ fn check_refused<T>(result: Result<T>, limit: Limit, actual: u64, max: u64) {
 /// Appends a batch that is at a limit, and one that is above it.
 fn check_batch(options: Options, limit: Limit, max: usize, of_size: impl Fn(usize) -> Batch) {
     let dir = folder();
-    let log = options.open(dir.path()).unwrap();
+    let log = options.open_in(&dir).unwrap();
     let id = session("s");
     let above = max as u64 + 1;
     check_refused(log.append(&id, of_size(max + 1)), limit, above, max as u64);
@@ -140,7 +141,7 @@ fn limits_count_bytes_and_not_characters() {
     let log = Options::new()
         .event_type_bytes_max(4)
         .idempotency_key_bytes_max(4)
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let id = session("s");
     let of_type = |name: &str| Batch::new().event(NewEvent::new(name, "data"));
@@ -182,7 +183,7 @@ fn largest() -> Batch {
 #[test]
 fn the_largest_batch_fits_the_smallest_journal() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let ids = ["a", "b", "c"].map(|name| session(&name.repeat(256)));
     let acks = ids.each_ref().map(|id| log.append(id, largest()).unwrap());
     let check = |log: &SessionLog| {
@@ -193,7 +194,7 @@ fn the_largest_batch_fits_the_smallest_journal() {
     };
     check(&log);
     log.close().unwrap();
-    check(&small_files().open(dir.path()).unwrap());
+    check(&small_files().open_in(&dir).unwrap());
 }
 
 #[test]
@@ -238,7 +239,7 @@ fn what_no_option_allows_is_invalid() {
 /// Reads pages at the limit, above it, and with a limit of 0.
 fn check_pages(options: Options, max: usize) {
     let dir = folder();
-    let log = options.open(dir.path()).unwrap();
+    let log = options.open_in(&dir).unwrap();
     let id = session("s");
     log.append(&id, notes("n", 2).user_message("m")).unwrap();
     let above = max as u64 + 1;

@@ -6,8 +6,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_dense, assert_error, folder, notes, open, seal_once, seqs, session,
-    small_files,
+    OpenIn, append_notes, assert_dense, assert_error, folder, notes, open, seal_once, seqs,
+    session, small_files,
 };
 
 /// The bounds and the order of a page, in seqs.
@@ -281,7 +281,7 @@ fn pages_of_a_session_with_one_event_match_the_model() {
 #[test]
 fn pages_over_segments_and_memory_match_the_model() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let (id, filler) = (session("s"), session("filler"));
     let mut all = Vec::new();
     let mut places = vec![0, 1, 2];
@@ -306,7 +306,7 @@ fn pages_over_segments_and_memory_match_the_model() {
     };
     check(&log);
     log.close().unwrap();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     check(&log);
     seal_once(&log, &filler);
     check(&log);
@@ -315,7 +315,7 @@ fn pages_over_segments_and_memory_match_the_model() {
 #[test]
 fn a_session_larger_than_a_segment_reads_back_whole() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let id = session("s");
     let mut all = log.append(&id, mixed(0, 3, 10)).unwrap().events;
     for _ in 0..3 {
@@ -329,7 +329,7 @@ fn a_session_larger_than_a_segment_reads_back_whole() {
     };
     check(&log);
     log.close().unwrap();
-    check(&small_files().open(dir.path()).unwrap());
+    check(&small_files().open_in(&dir).unwrap());
 }
 
 #[test]
@@ -362,10 +362,7 @@ fn a_filtered_page_scans_no_further_than_told_and_says_where_to_go_on() {
 #[test]
 fn a_filtered_page_counts_events_without_data() {
     let dir = folder();
-    let log = Options::new()
-        .scan_bytes_max(10_000)
-        .open(dir.path())
-        .unwrap();
+    let log = Options::new().scan_bytes_max(10_000).open_in(&dir).unwrap();
     let id = session("s");
     for _ in 0..4 {
         log.append(
@@ -496,7 +493,7 @@ fn check_refused(
 #[test]
 fn a_cursor_that_does_not_fit_is_named() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let (id, other) = (session("s"), session("other"));
     let first = append_notes(&log, &id, "n", 3);
     let theirs = append_notes(&log, &other, "n", 2);
@@ -547,7 +544,7 @@ fn a_cursor_that_does_not_fit_is_named() {
     append_notes(&log, &id, "more", 2);
     check(&log);
     log.close().unwrap();
-    check(&small_files().open(dir.path()).unwrap());
+    check(&small_files().open_in(&dir).unwrap());
 }
 
 #[test]

@@ -7,7 +7,7 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_error, folder, note, notes, open, seal_once, session, small_files,
+    OpenIn, append_notes, assert_error, folder, note, notes, open, seal_once, session, small_files,
 };
 
 use MessageStatus::{Cancelled, Completed, Failed, Queued, Running, WaitingForTool};
@@ -159,7 +159,7 @@ fn a_turn_may_begin_and_end_in_one_batch() {
 #[test]
 fn a_turn_is_cancelled_by_a_status_alone_and_stays_so() {
     let dir = folder();
-    let mut log = small_files().open(dir.path()).unwrap();
+    let mut log = small_files().open_in(&dir).unwrap();
     let id = session("s");
     let turn = MessageId::from(ask(&log, &id, "a long task").id);
     let said = json!({"text": "I look."});
@@ -199,7 +199,7 @@ fn a_turn_is_cancelled_by_a_status_alone_and_stays_so() {
     }
     seal_once(&log, &session("filler"));
     log.close().unwrap();
-    log = small_files().open(dir.path()).unwrap();
+    log = small_files().open_in(&dir).unwrap();
     assert_eq!(log.message(turn).unwrap(), message);
 }
 
@@ -238,7 +238,7 @@ fn only_events_of_its_own_session_that_name_it_change_a_message() {
 #[test]
 fn what_opened_no_turn_is_an_unknown_message() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let id = session("s");
     let asked = ask(&log, &id, "hello");
     let told = tell_status(&log, &id, asked.id.into(), &json!({"status": "running"}));
@@ -286,7 +286,7 @@ fn a_message_whose_content_cannot_be_read_is_still_a_message() {
 #[test]
 fn a_turn_over_several_segments_reads_back_whole() {
     let dir = folder();
-    let mut log = small_files().open(dir.path()).unwrap();
+    let mut log = small_files().open_in(&dir).unwrap();
     let (id, filler) = (session("s"), session("filler"));
     let turn = MessageId::from(ask(&log, &id, "a long task").id);
     let mut said = Vec::new();
@@ -319,7 +319,7 @@ fn a_turn_over_several_segments_reads_back_whole() {
         let message = log.message(turn).unwrap();
         assert_eq!((message.status, &message.output), (Running, &said));
         log.close().unwrap();
-        log = small_files().open(dir.path()).unwrap();
+        log = small_files().open_in(&dir).unwrap();
         assert_eq!(log.message(turn).unwrap(), message);
     }
     tell_status(&log, &id, turn, &json!({"status": "completed"}));
@@ -475,7 +475,7 @@ fn check_range(
 #[test]
 fn messages_are_listed_in_the_order_of_their_turns() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let id = session("s");
     append_notes(&log, &id, "before any turn", 3);
     check_messages(&log, &id, &[], 3);
@@ -530,7 +530,7 @@ fn messages_are_listed_in_the_order_of_their_turns() {
     };
     check(&log);
     log.close().unwrap();
-    check(&small_files().open(dir.path()).unwrap());
+    check(&small_files().open_in(&dir).unwrap());
 }
 
 /// Types and data of a turn's events, each turn with one leaf that `serde_json` refuses.
@@ -668,10 +668,7 @@ fn check_latest_outputs(message: &Message, outputs: u64) {
 #[test]
 fn a_page_of_messages_ends_before_the_turn_that_is_too_much() {
     let dir = folder();
-    let log = Options::new()
-        .scan_bytes_max(40_000)
-        .open(dir.path())
-        .unwrap();
+    let log = Options::new().scan_bytes_max(40_000).open_in(&dir).unwrap();
     let id = session("s");
     let asked = (0..9).fold(Batch::new(), |batch, n| {
         batch.user_message(format!("turn {n}"))
@@ -738,7 +735,7 @@ fn outputs_that_are_large_as_values_are_left_out_as_if_they_were_long() {
     let dir = folder();
     let log = Options::new()
         .scan_bytes_max(1_000_000)
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let id = session("s");
     for part in ["0", "[]", "{}", "[0]", r#"{"":0}"#, "[[[[0]]]]"] {
@@ -807,7 +804,7 @@ fn check_open(log: &SessionLog, session: &SessionId, limits: &[usize]) -> usize 
 #[test]
 fn a_page_of_open_turns_holds_all_that_wait_and_none_that_is_over() {
     let dir = folder();
-    let log = small_files().page_events_max(20).open(dir.path()).unwrap();
+    let log = small_files().page_events_max(20).open_in(&dir).unwrap();
     let id = session("s");
     append_notes(&log, &id, "before any turn", 3);
     check_open(&log, &id, &[1, 20]);
@@ -849,7 +846,7 @@ fn a_search_for_open_turns_reads_a_bounded_part_and_goes_on_from_there() {
     let dir = folder();
     let bytes_max = 64 * 1024;
     let options = Options::new().scan_bytes_max(bytes_max);
-    let log = options.open(dir.path()).unwrap();
+    let log = options.open_in(&dir).unwrap();
     let id = session("s");
     for n in 0..40 {
         let asked = ask(&log, &id, &"x".repeat(8 * 1024));
@@ -871,7 +868,7 @@ fn a_search_for_open_turns_reads_a_bounded_part_and_goes_on_from_there() {
 fn open_turns_that_keep_too_much_for_a_page_come_on_the_next() {
     let dir = folder();
     let options = Options::new().scan_bytes_max(64 * 1024);
-    let log = options.open(dir.path()).unwrap();
+    let log = options.open_in(&dir).unwrap();
     let id = session("s");
     let turns: Vec<MessageId> = (0..12)
         .map(|n| ask(&log, &id, &n.to_string()).id.into())

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use sessionlog::{Compression, Error, Event, Options, PageRequest, SessionLog};
-use tempfile::TempDir;
 
 use crate::support::{
-    append_notes, assert_error, eventually, feed_all, folder, note, notes, open, read_all,
-    seal_once, seqs, session, small_files,
+    OpenIn, Place, append_notes, assert_error, eventually, feed_all, folder, note, notes, open,
+    read_all, seal_once, seqs, session, small_files,
 };
 
 /// Appends enough to seal, reads it back, and does both again after reopening. Options may be
@@ -17,7 +16,7 @@ fn check_works(options: &Options) {
     let id = session("s");
     let mut all: Vec<Event> = Vec::new();
     for round in 0..2 {
-        let log = match options.clone().open(dir.path()) {
+        let log = match options.clone().open_in(&dir) {
             Err(Error::Invalid { .. }) if round == 0 => return,
             opened => opened.unwrap(),
         };
@@ -46,7 +45,7 @@ fn journal_files_of_any_size_are_used() {
     let dir = folder();
     let log = Options::new()
         .journal_file_bytes_max(5_000_001)
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let id = session("s");
     // The first file has its own size; three more are needed.
@@ -67,7 +66,7 @@ fn an_index_that_is_given_no_cache_still_comes_to_hold_everything() {
     let dir = folder();
     let log = small_files()
         .index_cache_bytes_max(0)
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     seal_once(&log, &session("s"));
     eventually("the index has caught up", || log.stats().index_lag == 0);
@@ -102,7 +101,7 @@ fn a_log_reads_segments_of_either_compression() {
     for compression in [Compression::None, Compression::Lz4, Compression::None] {
         let log = small_files()
             .compression(compression)
-            .open(dir.path())
+            .open_in(&dir)
             .unwrap();
         let before = log.stats().segment_bytes;
         all.extend(seal_once(&log, &session("s")));
@@ -118,7 +117,7 @@ fn a_log_reads_segments_of_either_compression() {
     for compression in [Compression::None, Compression::Lz4] {
         let log = Options::new()
             .compression(compression)
-            .open(dir.path())
+            .open_in(&dir)
             .unwrap();
         assert_eq!(read_all(&log, &session("s")), all, "{compression:?}");
     }
@@ -126,8 +125,8 @@ fn a_log_reads_segments_of_either_compression() {
 
 /// A log with a turn, large and small batches, and a key, in more than one of the smallest journal
 /// files.
-fn written(dir: &TempDir, options: &Options) -> Vec<Event> {
-    let log = options.clone().open(dir.path()).unwrap();
+fn written(dir: &Place, options: &Options) -> Vec<Event> {
+    let log = options.clone().open_in(dir).unwrap();
     let id = session("s");
     let mut all = log
         .append(
@@ -161,7 +160,7 @@ fn lower_limits_hide_nothing_that_is_stored() {
     let log = strict
         .idempotency_key_bytes_max(1)
         .page_events_max(7)
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let id = session("s");
     let mut walked: Vec<Event> = Vec::new();
@@ -213,7 +212,7 @@ fn a_log_goes_on_under_other_sizes_of_journal_files() {
         assert_eq!(read_all(log, &id), *all);
     };
     for options in [small_files(), large, small_files()] {
-        let log = options.open(dir.path()).unwrap();
+        let log = options.open_in(&dir).unwrap();
         check(&log, &mut all);
         // More than the files of the options before hold, so that each of them comes to its end.
         for _ in 0..4 {

@@ -48,7 +48,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let root = folder();
+        let root = tempfile::tempdir().unwrap();
         let place = Self { root };
         let other = SessionLog::open(place.at("other")).unwrap();
         append_notes(&other, &session("of the other"), "other", 3);

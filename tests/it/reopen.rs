@@ -9,12 +9,11 @@ use std::time::{Duration, UNIX_EPOCH};
 use std::{env, fs, thread};
 
 use sessionlog::{Batch, Error, EventId, Options, PageRequest, SessionLog, SessionQuery, StartAt};
-use tempfile::TempDir;
 
 use crate::support::{
-    ListIds, Seen, append_notes, append_some, assert_error, assert_rising, block_on, copy_folder,
-    feed_all, folder, listing, notes, open, paths_below, read_all, seal_once, seen, session,
-    small_files,
+    ListIds, OpenIn, Place, Seen, append_notes, append_some, assert_error, assert_rising, block_on,
+    copy_folder, feed_all, folder, listing, notes, open, paths_below, read_all, seal_once, seen,
+    session, small_files,
 };
 
 /// Fails unless the log accepts and shows further appends, and knows the keys of earlier ones.
@@ -35,11 +34,11 @@ fn check_goes_on(log: &SessionLog, tag: &str) {
 /// each time.
 fn check_reopening(
     options: &Options,
-    after_round: impl Fn(&TempDir, &SessionLog),
+    after_round: impl Fn(&Place, &SessionLog),
     end: impl Fn(SessionLog),
 ) {
     let dir = folder();
-    let mut log = options.clone().open(dir.path()).unwrap();
+    let mut log = options.clone().open_in(&dir).unwrap();
     for round in 0..3 {
         let tag = format!("round{round}");
         append_some(&log, &tag);
@@ -47,14 +46,14 @@ fn check_reopening(
         let before = seen(&log);
         for _ in 0..2 {
             end(log);
-            log = options.clone().open(dir.path()).unwrap();
+            log = options.clone().open_in(&dir).unwrap();
             assert_eq!(seen(&log), before);
         }
         check_goes_on(&log, &tag);
     }
 }
 
-fn seal(_dir: &TempDir, log: &SessionLog) {
+fn seal(_dir: &Place, log: &SessionLog) {
     seal_once(log, &session("filler"));
 }
 
@@ -158,7 +157,7 @@ fn ids_go_on_upwards_over_reopening_whatever_the_clock_says() {
     {
         let log = Options::new()
             .clock(move || UNIX_EPOCH + Duration::from_millis(ms))
-            .open(dir.path())
+            .open_in(&dir)
             .unwrap();
         all.extend(log.append(&id, notes(&n.to_string(), 3)).unwrap().events);
         all.extend(append_notes(&log, &session(&format!("s{n}")), "n", 1));
@@ -363,7 +362,7 @@ fn check_read_only(folder: &Path, expected: &Seen) {
 fn a_log_opened_for_reading_only_shows_everything_and_changes_no_byte() {
     for seals in [false, true] {
         let dir = folder();
-        let log = small_files().open(dir.path()).unwrap();
+        let log = small_files().open_in(&dir).unwrap();
         append_some(&log, "one");
         if seals {
             seal_once(&log, &session("filler"));
@@ -401,7 +400,7 @@ fn a_log_that_was_not_closed_reads_the_same_with_and_without_writing() {
 #[test]
 fn files_of_others_are_left_alone() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     append_some(&log, "one");
     seal_once(&log, &session("filler"));
     let expected = seen(&log);
@@ -427,7 +426,7 @@ fn files_of_others_are_left_alone() {
         fs::write(file, "not ours").unwrap();
     }
     for _ in 0..2 {
-        let log = small_files().open(dir.path()).unwrap();
+        let log = small_files().open_in(&dir).unwrap();
         assert_eq!(seen(&log), expected);
         drop(log);
     }

@@ -14,7 +14,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_error, eventually, folder, note, read_all, seal_once, session, small_files,
+    Place, append_notes, assert_error, eventually, folder, note, read_all, seal_once, session,
+    small_files,
 };
 
 /// Verifies a log, and returns what was found.
@@ -113,7 +114,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-fn copied(from: &Path) -> tempfile::TempDir {
+fn copied(from: &Path) -> Place {
     let to = folder();
     for name in ["segments", "journal"] {
         fs::create_dir(to.path().join(name)).unwrap();

@@ -12,8 +12,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_error, eventually, folder, note, notes, open, paths_below, read_all,
-    seal_once, seqs, session, small_files,
+    OpenIn, append_notes, assert_error, eventually, folder, note, notes, open, paths_below,
+    read_all, seal_once, seqs, session, small_files,
 };
 
 const SECOND: u64 = 1_000;
@@ -56,7 +56,7 @@ fn an_idle_session_is_deleted_and_an_active_or_held_one_is_not() {
     // The clock stands, so that only the test decides when a session is idle. How often it is
     // looked at depends on real time.
     let options = || clock.options().retention(Retention::new().idle(seconds(1)));
-    let log = options().open(dir.path()).unwrap();
+    let log = options().open_in(&dir).unwrap();
     let (idle, active, held) = (session("idle"), session("active"), session("held"));
     for id in [&idle, &active, &held] {
         append_notes(&log, id, "n", 2);
@@ -81,7 +81,7 @@ fn an_idle_session_is_deleted_and_an_active_or_held_one_is_not() {
     assert_eq!(reason.as_deref(), Some("retention"));
     log.close().unwrap();
     clock.advance(SECOND);
-    let log = options().open(dir.path()).unwrap();
+    let log = options().open_in(&dir).unwrap();
     eventually("also after it was opened again", || {
         !is_there(&log, &active)
     });
@@ -99,7 +99,7 @@ fn events_that_are_too_old_are_trimmed() {
     let log = clock
         .options()
         .retention(Retention::new().max_age(seconds(1)))
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let id = session("s");
     for nth in 0..10 {
@@ -119,7 +119,7 @@ fn events_that_are_too_old_are_trimmed() {
 #[test]
 fn a_session_keeps_so_many_events_and_bytes() {
     let (dir, clock) = (folder(), Clock::new());
-    let log = clock.options().open(dir.path()).unwrap();
+    let log = clock.options().open_in(&dir).unwrap();
     let (some, few) = (session("some"), session("few"));
     for id in [&some, &few] {
         for nth in 0..10 {
@@ -144,7 +144,7 @@ fn a_session_keeps_so_many_events_and_bytes() {
 #[test]
 fn a_plan_says_what_would_go_and_removes_nothing() {
     let (dir, clock) = (folder(), Clock::new());
-    let log = clock.options().open(dir.path()).unwrap();
+    let log = clock.options().open_in(&dir).unwrap();
     for nth in 0..5 {
         append_notes(&log, &session(&nth.to_string()), "n", 3);
         clock.advance(SECOND);
@@ -166,7 +166,7 @@ fn many_idle_sessions_are_deleted_while_others_are_appended_to() {
     let log = clock
         .options()
         .retention(Retention::new().idle(seconds(1)))
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let names: Vec<SessionId> = (0..2_000).map(|nth| session(&format!("s{nth}"))).collect();
     for id in &names {
@@ -187,7 +187,7 @@ fn many_idle_sessions_are_deleted_while_others_are_appended_to() {
 #[test]
 fn the_events_of_a_segment_whose_sessions_are_all_gone_are_not_read() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let (gone, also_gone, kept) = (session("a"), session("b"), session("c"));
     log.create(&also_gone, NewSession::new().title("b"))
         .unwrap();
@@ -216,7 +216,7 @@ fn the_events_of_a_segment_whose_sessions_are_all_gone_are_not_read() {
 #[test]
 fn the_events_of_a_segment_that_a_fork_shares_are_kept() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let (parent, child) = (session("a"), session("b"));
     let events = seal_once(&log, &parent);
     log.fork(Fork::new(&parent).at(2), &child).unwrap();

@@ -7,8 +7,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, append_notes, assert_dense, assert_error, drain, feed_all, folder, note, of_session,
-    open, paths_below, read_all, seal_once, session, small_files, take_events,
+    ListIds, OpenIn, append_notes, assert_dense, assert_error, drain, feed_all, folder, note,
+    of_session, open, paths_below, read_all, seal_once, session, small_files, take_events,
 };
 
 /// Names that would collide in a folder, in a key without lengths, or after folding case or Unicode
@@ -122,12 +122,12 @@ fn check_apart(log: &SessionLog, sessions: &[SessionId], each: usize) {
 fn sessions_with_awkward_names_never_meet() {
     let dir = folder();
     let sessions: Vec<_> = awkward_names().iter().map(|name| session(name)).collect();
-    let mut log = small_files().open(dir.path()).unwrap();
+    let mut log = small_files().open_in(&dir).unwrap();
     append_next(&log, &sessions, 1);
     append_next(&log, &sessions, 2);
     check_apart(&log, &sessions, 2);
     log.close().unwrap();
-    log = small_files().open(dir.path()).unwrap();
+    log = small_files().open_in(&dir).unwrap();
     check_apart(&log, &sessions, 2);
 
     // From here on they are in a segment, together with one more that fills it.
@@ -279,7 +279,7 @@ fn check_listing(log: &SessionLog, sorted: &[SessionId]) {
 #[test]
 fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let names = [
         "b", "aa", "a", "ab", "B", "\u{e9}", "a\u{e9}", "zz", "z", "10", "9", "aaa",
     ];
@@ -301,7 +301,7 @@ fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
     }
     check_listing(&log, &sorted);
     log.close().unwrap();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     check_listing(&log, &sorted);
     seal_once(&log, &session("filler"));
     check_listing(&log, &sorted);
@@ -310,7 +310,7 @@ fn sessions_are_listed_by_their_bytes_wherever_they_lie() {
 #[test]
 fn recent_sessions_come_newest_first_and_once() {
     let dir = folder();
-    let mut log = small_files().open(dir.path()).unwrap();
+    let mut log = small_files().open_in(&dir).unwrap();
     assert_eq!(log.recent_ids(10).unwrap(), []);
     let mut order: Vec<SessionId> = Vec::new();
     let mut touch = |log: &SessionLog, name: &str| {
@@ -334,7 +334,7 @@ fn recent_sessions_come_newest_first_and_once() {
     touch(&log, "e");
     touch(&log, "c");
     log.close().unwrap();
-    log = small_files().open(dir.path()).unwrap();
+    log = small_files().open_in(&dir).unwrap();
     touch(&log, "a");
     touch(&log, "f");
 }

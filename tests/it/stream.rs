@@ -14,9 +14,9 @@ use sessionlog::{
 };
 
 use crate::support::{
-    DEADLINE, SILENCE, append_notes, assert_dense, assert_error, block_on, drain, eventually,
-    feed_all, folder, in_time, next_item, notes, on_tokio, open, read_all, seal_once, session,
-    small_files, take_events, take_events_async, threads,
+    DEADLINE, OpenIn, SILENCE, append_notes, assert_dense, assert_error, block_on, drain,
+    eventually, feed_all, folder, in_time, next_item, notes, on_tokio, open, read_all, seal_once,
+    session, small_files, take_events, take_events_async, threads,
 };
 
 fn next(stream: &mut EventStream) -> StreamItem {
@@ -241,7 +241,7 @@ fn a_stream_from_now_gives_every_append_that_began_after_it() {
 #[test]
 fn a_stream_that_lags_behind_sealing_misses_nothing() {
     let dir = folder();
-    let log = small_files().open(dir.path()).unwrap();
+    let log = small_files().open_in(&dir).unwrap();
     let (id, filler) = (session("s"), session("filler"));
     let mut all = append_notes(&log, &id, "before", 5);
     let mut by_one = log.stream(&id, StartAt::Beginning).unwrap();
@@ -271,7 +271,7 @@ fn a_reader_that_stops_reading_stops_no_writer() {
     let dir = folder();
     let log = small_files()
         .group_bytes_max(64 * 1024)
-        .open(dir.path())
+        .open_in(&dir)
         .unwrap();
     let id = session("s");
     let mut all = append_notes(&log, &id, "first", 1);

@@ -48,12 +48,37 @@ macro_rules! assert_error {
 }
 pub(crate) use assert_error;
 
-pub(crate) fn folder() -> TempDir {
-    tempfile::tempdir().unwrap()
+/// Where a test has its log.
+#[derive(Debug)]
+pub(crate) struct Place {
+    folder: TempDir,
 }
 
-pub(crate) fn open(folder: &TempDir) -> SessionLog {
-    SessionLog::open(folder.path()).unwrap()
+impl Place {
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+pub(crate) fn folder() -> Place {
+    Place {
+        folder: tempfile::tempdir().unwrap(),
+    }
+}
+
+pub(crate) fn open(place: &Place) -> SessionLog {
+    Options::new().open_in(place).unwrap()
+}
+
+/// Opens a log in a place.
+pub(crate) trait OpenIn {
+    fn open_in(self, place: &Place) -> Result<SessionLog>;
+}
+
+impl OpenIn for Options {
+    fn open_in(self, place: &Place) -> Result<SessionLog> {
+        self.open(place.path())
+    }
 }
 
 /// Options whose journal files stay at their smallest, so that a few megabytes are enough to make

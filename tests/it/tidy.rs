@@ -130,7 +130,7 @@ const WALLS: &[Wall] = &[
 /// The parts of the product, each a folder or a file under `src`, in the order of the data flow. A
 /// part imports only from parts to its left.
 const LAYERS: &str = "sync model codec disk segment manifest journal index recent read write \
-                      turn engine maintain transfer repair log http durable_streams mcp";
+                      turn backend engine maintain transfer repair log http durable_streams mcp";
 
 /// The command, a crate of its own on the public API. The walls and the layers are about the
 /// library.
