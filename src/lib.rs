@@ -130,6 +130,8 @@ mod manifest;
 #[cfg(any(feature = "mcp-rmcp-3", feature = "mcp-tower-0-25"))]
 pub mod mcp;
 mod model;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod read;
 mod recent;
 pub mod repair;
@@ -142,6 +144,8 @@ mod turn;
 mod write;
 
 pub use log::SessionLog;
+#[cfg(feature = "postgres")]
+pub use model::Durability;
 pub use model::{
     Ack, BackupReport, Batch, Change, CompactProgress, Compacted, Compression, Cursor,
     CursorProblem, Delete, Erasure, Error, Event, EventId, EventType, Expected, Fork, Head, Limit,

@@ -62,6 +62,23 @@ impl Made {
     }
 }
 
+/// A call that makes its batch from the session as it is.
+pub(crate) type Call = Box<dyn FnMut(&TurnReader) -> Result<Made> + Send>;
+
+/// Passes over an error of a single session.
+pub(crate) fn passing_over<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(
+            Error::UnknownSession { .. }
+            | Error::Held { .. }
+            | Error::ExpectedMismatch { .. }
+            | Error::Cursor { .. },
+        ) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Whether the making of a batch may read from the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reads {

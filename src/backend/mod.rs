@@ -28,11 +28,11 @@ use crate::turn::TurnReader;
 use crate::write::{Landed, Proposal};
 
 pub(crate) use calls::{
-    Made, Reads, ack, ack_async, append_of, aside, call, call_async, change_of, create_of,
-    delete_of, fork_of, proposal, redact_of, removed, trim_of,
+    Call, Reads, ack, ack_async, append_of, aside, call, call_async, change_of, create_of,
+    delete_of, fork_of, passing_over, proposal, redact_of, removed, trim_of,
 };
 #[cfg(feature = "durable-streams")]
-pub(crate) use calls::{call_once, call_once_async};
+pub(crate) use calls::{Made, call_once, call_once_async};
 
 /// What keeps a log.
 pub(crate) trait Backend: Send + Sync {

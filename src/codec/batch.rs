@@ -132,6 +132,12 @@ impl EncodedBatch {
         self.0
     }
 
+    /// As [`stamped`](Self::stamped), for a batch that may have to be stamped again.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn stamped_copy(&self, generation: u32, first: Seq, stamp: Stamp) -> Arc<Record> {
+        Self(Arc::new(Record::clone(&self.0))).stamped(generation, first, stamp)
+    }
+
     /// Returns an upper bound of the stored size of the record, in bytes.
     pub(crate) fn stored_bytes_max(&self) -> usize {
         HEAD_BYTES_MAX + self.0.body().len()

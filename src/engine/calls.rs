@@ -2,15 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::backend::{Made, proposal};
+use crate::backend::{Call, passing_over, proposal};
 use crate::engine::Engine;
-use crate::model::{Error, Result};
+use crate::model::Result;
 use crate::sync::Deadline;
-use crate::turn::TurnReader;
 use crate::write::{Proposal, Request, Submitted, Ticket};
-
-/// A call that makes its batch from the session as it is.
-pub(crate) type Call = Box<dyn FnMut(&TurnReader) -> Result<Made> + Send>;
 
 impl Engine {
     /// Submits calls together and waits until all are decided. A call that is refused, or whose
@@ -52,19 +48,5 @@ impl Engine {
         let shared = &self.writer()?.shared;
         self.store.check_open()?;
         Request::new(shared, &self.store.options, proposal, ticket)
-    }
-}
-
-/// Passes over an error of a single session.
-fn passing_over<T>(result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(
-            Error::UnknownSession { .. }
-            | Error::Held { .. }
-            | Error::ExpectedMismatch { .. }
-            | Error::Cursor { .. },
-        ) => Ok(None),
-        Err(error) => Err(error),
     }
 }

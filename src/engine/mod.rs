@@ -32,7 +32,6 @@ use crate::write::{Commit, LogState, RetainOrders, SealSignal, Shared};
 
 pub(crate) use beside::{LOADS_MAX, no_log_in, still_names};
 pub(crate) use build::{LogBuilder, Stretch};
-pub(crate) use calls::Call;
 pub(crate) use open::open;
 
 /// The divisor for the index's memory: this part of it caches recent lookups, and sled gets the

@@ -314,6 +314,7 @@ fn status(error: &Error) -> StatusCode {
         | Error::Forked { .. }
         | Error::NoSpace { .. }
         | Error::Stalled { .. }
+        | Error::Unconfirmed { .. }
         | Error::Refused { .. }
         | Error::ReadOnly
         | Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
@@ -401,6 +402,9 @@ fn of_server(error: &Error) -> String {
         Error::Forked { .. } => "this is a copy of the server's process, which takes nothing",
         Error::NoSpace { .. } => "the server's disk is full; nothing was written",
         Error::Stalled { .. } => "the server's disk does not keep up; nothing was written",
+        Error::Unconfirmed { .. } => {
+            "it is not known whether this was stored: repeat it with the same idempotency key"
+        }
         Error::Refused { .. } => {
             "the server's disk refuses what the log needs, until somebody mends that; \
              nothing was written"

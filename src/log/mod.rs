@@ -88,6 +88,19 @@ impl Options {
         self.open(folder)
     }
 
+    /// Connects to a log on PostgreSQL with these options.
+    ///
+    /// The options of files, memory and segments have no effect there.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`SessionLog::connect`]. [`Error::Invalid`] when options contradict each other.
+    #[cfg(feature = "postgres")]
+    pub fn connect(self, url: &str) -> Result<SessionLog> {
+        let engine = Arc::new(crate::postgres::Postgres::connect(url, self)?);
+        Ok(SessionLog { engine })
+    }
+
     /// As [`open`](Options::open), on a disk that a test may own.
     pub(crate) fn open_on(self, disk: Arc<dyn Disk>, folder: &Path) -> Result<SessionLog> {
         self.check()?;
@@ -121,6 +134,27 @@ impl SessionLog {
     /// opening again is safe.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(folder)
+    }
+
+    /// Connects to a log on PostgreSQL, with the default [`Options`]. Makes its tables if they are
+    /// missing.
+    ///
+    /// The URL is that of `libpq`, such as `postgres://user@one,two,three/database`. Of several
+    /// hosts the primary is used, and after a failover the new one. What makes a commit durable is
+    /// checked when a connection is made: see [`Durability`](crate::Durability).
+    ///
+    /// Everything that is said of a log that is opened holds, with these differences. An append
+    /// waits through a failover, up to [`stall_wait`](Options::stall_wait). If it is not known then
+    /// whether the batch landed, it is [`Error::Unconfirmed`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for the URL, and for a setting of the server that does not give what is
+    /// promised. [`Error::Unsupported`] for a server before version 15, and for tables of a later
+    /// version. [`Error::Io`] when no primary is found: connecting again is safe.
+    #[cfg(feature = "postgres")]
+    pub fn connect(url: &str) -> Result<Self> {
+        Options::new().connect(url)
     }
 
     /// Appends `batch` to `session` and returns the stored events.

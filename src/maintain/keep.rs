@@ -13,14 +13,14 @@ use crate::read::{Store, shared_with};
 const GENERATIONS_MAX: u32 = 8;
 
 /// Tells what of one session's records is kept.
-pub(super) struct Keep {
+pub(crate) struct Keep {
     state: SessionState,
     /// The seqs of a generation that other sessions share, once they were looked up.
     shared: Vec<(u32, Vec<RangeInclusive<Seq>>)>,
 }
 
 /// The part of a record that is kept.
-pub(super) enum Kept {
+pub(crate) enum Kept {
     Whole,
     /// It is kept without some of its events or of their data.
     Part(Box<Record>),
@@ -29,7 +29,7 @@ pub(super) enum Kept {
 
 impl Keep {
     /// Looks up the durable state of a session.
-    pub(super) fn of(store: &Store, session: &SessionId) -> Result<Self> {
+    pub(crate) fn of(store: &Store, session: &SessionId) -> Result<Self> {
         Ok(Self {
             state: store.state(session)?,
             shared: Vec::new(),
@@ -37,7 +37,7 @@ impl Keep {
     }
 
     /// Returns what is kept of a record of the session.
-    pub(super) fn record(&mut self, store: &Store, record: &Record) -> Result<Decoded<Kept>> {
+    pub(crate) fn record(&mut self, store: &Store, record: &Record) -> Result<Decoded<Kept>> {
         let is_current = self.state.is_there() && record.generation == self.state.generation;
         if is_current && record.first >= self.state.first && self.state.redacted().is_empty() {
             return Ok(Ok(Kept::Whole));

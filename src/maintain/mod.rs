@@ -12,5 +12,9 @@ mod seal;
 mod threads;
 
 pub(crate) use gather::{SessionSink, gather, gather_recent};
+#[cfg(feature = "postgres")]
+pub(crate) use keep::{Keep, Kept};
 pub(crate) use retain::plan;
+#[cfg(feature = "postgres")]
+pub(crate) use retain::{Own, look_every, remove_due};
 pub(crate) use threads::Threads;

@@ -7,15 +7,15 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use crate::backend;
+use crate::backend::{self, Call};
 use crate::codec::SessionState;
 use crate::disk::Halt;
-use crate::engine::{Call, Engine, Writer};
+use crate::engine::Engine;
 use crate::model::{
     Delete, Error, Expected, Result, Retention, RetentionPlan, Seq, SessionId, now_ms, timestamp,
 };
 use crate::read::{SessionPage, SessionQuery, Store};
-use crate::sync::Instant;
+use crate::sync::{Instant, Stopped};
 
 /// The reason that the feed gives for a session that was deleted by retention.
 const REASON: &str = "retention";
@@ -43,26 +43,46 @@ enum Due {
     Trim(Seq),
 }
 
+/// Whether a session was ever given a retention of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Own {
+    Never,
+    Perhaps,
+}
+
+impl From<bool> for Own {
+    fn from(has_own: bool) -> Self {
+        if has_own { Self::Perhaps } else { Self::Never }
+    }
+}
+
 /// Runs the background thread until the log stops.
 pub(crate) fn run(engine: &Engine) {
     let Some(writer) = &engine.writer else {
         return;
     };
+    let signal = &writer.shared.retain;
     loop {
-        let waited = match look_every(engine, writer) {
-            Some(every) => writer.shared.retain.pause(every, |orders| orders.look),
-            None => writer
-                .shared
-                .retain
-                .wait_for(|orders| orders.has_own.then_some(())),
+        let for_all = engine.store.options.retention;
+        let waited = match look_every(for_all, Own::from(signal.with(|orders| orders.has_own))) {
+            Some(every) => signal.pause(every, |orders| orders.look),
+            None => signal.wait_for(|orders| orders.has_own.then_some(())),
         };
         if waited.is_err() {
             return;
         }
-        writer.shared.retain.with(|orders| orders.look = false);
+        let own = Own::from(signal.with(|orders| {
+            orders.look = false;
+            orders.has_own
+        }));
         // Any failure but these, such as a full disk, is reported by the work that it stops. The
         // next look tries again.
-        let looked = remove_due(engine, writer);
+        let looked = remove_due(
+            &engine.store,
+            own,
+            |calls| engine.call_all(calls),
+            |time| signal.pause(time, |_orders| false),
+        );
         if matches!(looked, Err(Halt::Stopped)) || writer.shared.state.check_poison().is_err() {
             return;
         }
@@ -70,9 +90,8 @@ pub(crate) fn run(engine: &Engine) {
 }
 
 /// Returns how often to look, or `None` if nothing is removed by itself.
-fn look_every(engine: &Engine, writer: &Writer) -> Option<Duration> {
-    let retention = engine.store.options.retention;
-    if retention.is_empty() && !writer.shared.retain.with(|orders| orders.has_own) {
+pub(crate) fn look_every(retention: Retention, own: Own) -> Option<Duration> {
+    if retention.is_empty() && own == Own::Never {
         return None;
     }
     let times = [retention.idle, retention.max_age];
@@ -81,23 +100,29 @@ fn look_every(engine: &Engine, writer: &Writer) -> Option<Duration> {
     Some(every.clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX))
 }
 
-/// Removes what is due of all sessions.
-fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
-    let for_all = engine.store.options.retention;
-    let is_by_idleness = !writer.shared.retain.with(|orders| orders.has_own)
+/// Removes what is due of all sessions: `call_all` makes the calls of a step, and `pause` comes
+/// between steps.
+pub(crate) fn remove_due(
+    store: &Store,
+    own: Own,
+    mut call_all: impl FnMut(Vec<Call>) -> Result<()>,
+    mut pause: impl FnMut(Duration) -> Result<(), Stopped>,
+) -> Result<(), Halt> {
+    let for_all = store.options.retention;
+    let is_by_idleness = own == Own::Never
         && for_all
             == Retention {
                 idle: for_all.idle,
                 ..Retention::new()
             };
-    walk(&engine.store, |page| {
+    walk(store, |page| {
         let began = Instant::now();
         let mut calls: Vec<Call> = Vec::new();
         let mut is_over = false;
-        let now = now_ms(&engine.store.options.clock);
+        let now = now_ms(&store.options.clock);
         for session in &page.items {
-            let state = engine.store.state(&session.id)?;
-            match due(&engine.store, &session.id, &state, (for_all, now))? {
+            let state = store.state(&session.id)?;
+            match due(store, &session.id, &state, (for_all, now))? {
                 // Sessions come in the order of their activity, so no later one is idle for longer.
                 // One that was active or removed since the page was read says nothing of that.
                 Due::Nothing => {
@@ -116,9 +141,8 @@ fn remove_due(engine: &Engine, writer: &Writer) -> Result<(), Halt> {
                 }
             }
         }
-        engine.call_all(calls)?;
-        let signal = &writer.shared.retain;
-        signal.pause(began.elapsed() * PAUSES, |_orders| false)?;
+        call_all(calls)?;
+        pause(began.elapsed() * PAUSES)?;
         Ok(if is_over {
             ControlFlow::Break(())
         } else {

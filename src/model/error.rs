@@ -282,6 +282,19 @@ pub enum Error {
         source: Option<Arc<Error>>,
     },
 
+    /// The engine could not find out whether the batch landed, within
+    /// [`stall_wait`](crate::Options::stall_wait). It may have landed, or land later.
+    ///
+    /// The log goes on, and no other call is affected. A retry with the same idempotency key or
+    /// producer's number lands once. Only a log on PostgreSQL returns this.
+    #[error("it is not known after {waited:?} whether the batch landed")]
+    Unconfirmed {
+        /// How long the append waited.
+        waited: std::time::Duration,
+        /// What kept the answer back.
+        source: Option<Arc<Error>>,
+    },
+
     /// The system refuses a file that the log needs, and waiting does not help. Rights are missing,
     /// the size of files is limited, or the disk has errors.
     ///
@@ -414,6 +427,7 @@ impl Error {
             Error::Poisoned { .. } => "poisoned",
             Error::NoSpace { .. } => "no_space",
             Error::Stalled { .. } => "stalled",
+            Error::Unconfirmed { .. } => "unconfirmed",
             Error::Refused { .. } => "refused",
             Error::ReadOnly => "read_only",
             Error::Closed => "closed",

@@ -38,6 +38,8 @@ pub use lifecycle::{
     BackupReport, CompactProgress, Compacted, Delete, Erasure, Fork, NewSession, ParentInfo,
     Producer, Removed, SessionInfo,
 };
+#[cfg(feature = "postgres")]
+pub use options::Durability;
 pub use options::{Compression, Options};
 pub use retention::{Retention, RetentionPlan};
 pub use session::{Cursor, Head, SessionId};

@@ -43,6 +43,31 @@ pub struct Options {
     pub(crate) erase_within: Duration,
     pub(crate) stall_wait: Duration,
     pub(crate) clock: WallClock,
+    /// Whether the clock is the caller's.
+    #[cfg(feature = "postgres")]
+    pub(crate) has_own_clock: bool,
+    #[cfg(feature = "postgres")]
+    pub(crate) durability: Durability,
+    #[cfg(feature = "postgres")]
+    pub(crate) schema: String,
+}
+
+/// What makes a commit of PostgreSQL durable, for a log that is
+/// [connected](crate::SessionLog::connect).
+#[cfg(feature = "postgres")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Standbys, as `synchronous_standby_names` says. A commit returns when a quorum of them has it
+    /// on disk. Without that setting, or without `fsync`, the log is not opened.
+    #[default]
+    Replicated,
+    /// The database replicates below what PostgreSQL knows of, as Aurora, AlloyDB and Neon do. Its
+    /// settings are not checked.
+    EngineReplicates,
+    /// One node. An acknowledged batch survives a crash of it, and is lost with its disk. This is
+    /// for tests, and where that is accepted.
+    OneNode,
 }
 
 /// How segments store events.
@@ -112,6 +137,12 @@ impl Default for Options {
             erase_within: Duration::from_hours(24),
             stall_wait: Duration::from_secs(10),
             clock: system_clock(),
+            #[cfg(feature = "postgres")]
+            has_own_clock: false,
+            #[cfg(feature = "postgres")]
+            durability: Durability::default(),
+            #[cfg(feature = "postgres")]
+            schema: "sessionlog".to_owned(),
         }
     }
 }
@@ -304,6 +335,26 @@ impl Options {
     /// clock may wait, and may read from the log.
     pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
+        #[cfg(feature = "postgres")]
+        {
+            self.has_own_clock = true;
+        }
+        self
+    }
+
+    /// What makes a commit durable, for a log on PostgreSQL. Default:
+    /// [`Durability::Replicated`].
+    #[cfg(feature = "postgres")]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// The schema that holds the tables, for a log on PostgreSQL. Default: `sessionlog`. It is made
+    /// if it is missing.
+    #[cfg(feature = "postgres")]
+    pub fn schema(mut self, name: impl Into<String>) -> Self {
+        self.schema = name.into();
         self
     }
 

@@ -10,7 +10,7 @@ use crate::model::ids::EventId;
 use crate::sync::{AtomicU64, Ordering};
 
 /// The metrics of a log at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
     /// The random number of the store, as 32 hexadecimal digits. Backups and copies have the same.

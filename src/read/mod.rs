@@ -21,6 +21,12 @@ mod walk;
 pub(crate) use local::Local;
 pub(crate) use scan::Visitor;
 pub(crate) use store::{Store, shared_with};
+#[cfg(feature = "postgres")]
+pub(crate) use {
+    listing::PageBuilder,
+    query::{Direction, SessionOrder},
+    records::{Follower, Piece, RecordSlice, RecordVisitor, Records, fault_in_memory},
+};
 
 pub use item::StreamItem;
 pub use page::{Page, PageRequest};

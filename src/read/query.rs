@@ -207,6 +207,26 @@ impl SessionQuery {
         checked_limit(self.limit, options.limits.page_events_max)
     }
 
+    #[cfg(feature = "postgres")]
+    pub(crate) fn order(&self) -> SessionOrder {
+        self.order
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn cursor(&self) -> Option<&SessionCursor> {
+        self.after.as_ref()
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn prefix_text(&self) -> &str {
+        self.filter.prefix.as_deref().unwrap_or_default()
+    }
+
     /// The prefix of the IDs to list, which bounds a walk by ID.
     pub(super) fn prefix_bytes(&self) -> &[u8] {
         self.filter.prefix.as_deref().unwrap_or_default().as_bytes()

@@ -64,6 +64,12 @@ impl Deadline {
         Self(Instant::now().checked_add(wait))
     }
 
+    /// Whether it is over.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn has_passed(self) -> bool {
+        self.0.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
     /// Waits to be notified. Returns `false` if the deadline came first.
     pub(crate) fn wait<T>(self, condition: &Condvar, guard: &mut MutexGuard<'_, T>) -> bool {
         if let Some(deadline) = self.0 {

@@ -14,10 +14,15 @@ mod state;
 mod ticket;
 
 pub(crate) use commit::{Commit, Submitted};
+
+#[cfg(feature = "postgres")]
+pub(crate) use decide::{Decision, Known, decide};
 pub(crate) use proposal::{Parent, Proposal, Scanned};
 pub(crate) use request::Request;
 pub(crate) use section::IN_FLIGHT_MAX;
 pub(crate) use shared::Shared;
 pub(crate) use signal::{RetainOrders, SealSignal};
 pub(crate) use state::LogState;
+#[cfg(feature = "postgres")]
+pub(crate) use ticket::{Answer, Joined};
 pub(crate) use ticket::{Landed, Outcome, Ticket};

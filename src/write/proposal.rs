@@ -59,6 +59,19 @@ impl Proposal {
         self.batch.session()
     }
 
+    /// Returns the generation that was scanned for excluded events, and the seq up to which there
+    /// is none.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn scanned_through(&self) -> Option<(u32, Seq)> {
+        match self.scanned? {
+            Scanned::Nothing {
+                generation,
+                through,
+            } => Some((generation, through)),
+            Scanned::Found { .. } => None,
+        }
+    }
+
     /// Whether the session to be forked is no longer as it was, given its state.
     pub(crate) fn parent_has_changed(&self, state: &SessionState) -> bool {
         self.parent

@@ -57,6 +57,12 @@ pub(crate) enum Outcome {
 }
 
 impl Landed {
+    /// Whether the request became a record.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn is_stored(&self) -> bool {
+        matches!(self.outcome, Outcome::Stored(_))
+    }
+
     /// Returns the result of a request that writes nothing.
     pub(crate) fn without_record(outcome: Outcome, state: &SessionState) -> Self {
         Self {

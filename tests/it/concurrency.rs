@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::task::Poll;
 use std::thread;
+use std::time::Duration;
 
 use sessionlog::{
     Ack, Error, Event, EventId, NewEvent, Options, PageRequest, Result, Seq, SessionId, SessionLog,
@@ -13,8 +14,8 @@ use sessionlog::{
 
 use crate::support::{
     ListIds, OpenIn, assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually,
-    feed_all, folder, in_time, notes, of_session, on_tokio, open, poll_once, read_all, segments,
-    session, small_files, take_events, threads,
+    eventually_in_files, feed_all, folder, in_time, notes, of_session, on_tokio, open, poll_once,
+    read_all, segments, session, small_files, take_events, threads,
 };
 
 const WRITERS: usize = 16;
@@ -323,7 +324,7 @@ fn readers_see_one_story_while_segments_are_made() {
         }
         done.store(true, Ordering::Relaxed);
     });
-    eventually("a segment", || segments(dir.path()) > 0);
+    eventually_in_files("a segment", || segments(dir.path()) > 0);
     check_one_story(&log, &sessions, &acked.into_inner().unwrap());
 }
 
@@ -443,7 +444,11 @@ fn appends_that_wait_together_share_commit_groups() {
 fn thousands_of_waiting_async_appends_hold_no_thread() {
     const APPENDS: usize = 2_000;
     let dir = folder();
-    let log = Options::new().group_bytes_max(1).open_in(&dir).unwrap();
+    let options = Options::new().group_bytes_max(1);
+    let log = options
+        .stall_wait(Duration::from_mins(1))
+        .open_in(&dir)
+        .unwrap();
     let id = session("s");
     let before = threads();
     let mut appends: Vec<_> = (0..APPENDS)

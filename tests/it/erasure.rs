@@ -10,7 +10,8 @@ use sessionlog::{Batch, Compression, Delete, Fork, NewEvent, Options, SessionId,
 
 use crate::report::{Dice, is_full, seed, tell};
 use crate::support::{
-    Place, append_notes, eventually, folder, open, paths_below, read_all, session, small_files,
+    Place, append_notes, embedded_alone, eventually, folder, open, paths_below, read_all, session,
+    small_files,
 };
 
 /// The sessions of a test, each with words that occur nowhere else.
@@ -171,6 +172,7 @@ fn check_kept(log: &SessionLog, sessions: usize) {
 
 /// Appends, removes at various moments, and erases with `erase`.
 fn check(options: impl Fn() -> Options, erase: impl Fn(&SessionLog)) {
+    embedded_alone!("it looks into files");
     let dir = folder();
     let log = options().open(dir.path()).unwrap();
     for nth in 0..SESSIONS {
@@ -245,6 +247,7 @@ fn nor_without_compression() {
 /// Half of the sessions lose something, at random moments. At full length there are a thousand.
 #[test]
 fn no_removed_word_of_many_sessions_is_left_while_others_append() {
+    embedded_alone!("it looks into files");
     let seed = seed();
     tell(&format!("removed words: SESSION_LOG_SEED={seed}\n"));
     let mut dice = Dice(seed);
@@ -277,6 +280,7 @@ fn removed_words_leave_the_folder_in_time_by_themselves() {
 
 #[test]
 fn what_a_fork_shares_is_erased_with_the_last_that_keeps_it() {
+    embedded_alone!("it looks into files");
     let dir = folder();
     let log = small_files().open(dir.path()).unwrap();
     append_words(&log, 0, 0..EVENTS);
@@ -300,6 +304,7 @@ fn what_a_fork_shares_is_erased_with_the_last_that_keeps_it() {
 
 #[test]
 fn erasing_an_idle_log_again_and_again_changes_nothing() {
+    embedded_alone!("it counts segments");
     let dir = folder();
     let log = open(&dir);
     let id = session("s");

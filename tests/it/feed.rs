@@ -6,8 +6,8 @@ use sessionlog::{Error, Event, EventId, PageRequest, SessionLog, StartAt, Stream
 
 use crate::support::{
     DEADLINE, OpenIn, append_notes, assert_dense, assert_error, assert_rising, copy_folder, drain,
-    feed_all, folder, notes, of_session, open, read_all, seal_once, session, small_files,
-    take_events,
+    embedded_alone, feed_all, folder, notes, of_session, on_postgres, open, read_all, seal_once,
+    session, small_files, take_events,
 };
 
 #[test]
@@ -90,7 +90,9 @@ fn the_feed_goes_on_behind_each_event_and_refuses_an_id_that_no_event_has() {
     check_places(&log, &all);
     log.close().unwrap();
     check_places(&small_files().open_in(&dir).unwrap(), &all);
-    check_places(&small_files().open_read_only(dir.path()).unwrap(), &all);
+    if !on_postgres() {
+        check_places(&small_files().open_read_only(dir.path()).unwrap(), &all);
+    }
 }
 
 /// Reads on after every event, also in the middle of a batch and at the end of the store, and from
@@ -116,6 +118,7 @@ fn check_places(log: &SessionLog, all: &[Event]) {
 
 #[test]
 fn after_a_restore_from_an_older_copy_every_reader_that_saw_more_is_refused() {
+    embedded_alone!("it copies a folder");
     let (dir, copy) = (folder(), folder());
     let log = open(&dir);
     let id = session("s");

@@ -11,8 +11,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    OpenIn, append_notes, assert_ack_fits, assert_error, block_on, eventually, feed_all, folder,
-    note, notes, open, read_all, seal_once, segments, session, small_files,
+    OpenIn, append_notes, assert_ack_fits, assert_error, block_on, eventually_in_files, feed_all,
+    folder, note, notes, open, read_all, seal_once, segments, session, small_files,
 };
 
 fn keyed() -> Batch {
@@ -345,7 +345,7 @@ fn a_key_lands_once_while_segments_are_made() {
             );
         }
     }
-    eventually("a segment", || segments(dir.path()) > 0);
+    eventually_in_files("a segment", || segments(dir.path()) > 0);
     assert_eq!(read_all(&log, &id), landed.concat());
 }
 
@@ -404,7 +404,7 @@ fn retries_write_nothing_and_keep_nothing_from_being_sealed() {
         log.append(&id, Batch::new().event(note(vec![n; 1 << 20])))
             .unwrap();
     }
-    eventually("the segment of the first journal file", || {
+    eventually_in_files("the segment of the first journal file", || {
         segments(dir.path()) > 0
     });
 }

@@ -8,8 +8,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, OpenIn, assert_error, block_on, folder, note, notes, open, read_all, session,
-    small_files,
+    ListIds, OpenIn, assert_error, block_on, embedded_alone, folder, note, notes, open, read_all,
+    session, small_files,
 };
 
 /// Fails unless the call was refused for this limit with these values.
@@ -315,6 +315,7 @@ fn a_page_holds_a_hundred_events_unless_told() {
 
 #[test]
 fn options_that_contradict_are_refused_before_anything_is_made() {
+    embedded_alone!("it looks into files");
     let mebibyte = 1024 * 1024;
     let cases = [
         ("event_bytes_max", Options::new().event_bytes_max(0)),

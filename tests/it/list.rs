@@ -334,12 +334,11 @@ fn a_session_larger_than_a_segment_reads_back_whole() {
 
 #[test]
 fn a_filtered_page_scans_no_further_than_told_and_says_where_to_go_on() {
-    let dir = folder();
     for scan_bytes in [1, 1_000, 5_000] {
-        let path = dir.path().join(scan_bytes.to_string());
+        let dir = folder();
         let log = sessionlog::Options::new()
             .scan_bytes_max(scan_bytes)
-            .open(&path)
+            .open_in(&dir)
             .unwrap();
         let id = session("s");
         let all: Vec<_> = (0..40)

@@ -13,7 +13,11 @@ mod backup;
 mod beside;
 mod concurrency;
 mod damage;
+#[path = "../support/engine.rs"]
+mod engine;
 mod erasure;
+#[cfg(feature = "postgres")]
+mod failover;
 mod feed;
 mod idempotency;
 mod index;
@@ -27,6 +31,8 @@ mod options;
 // Elsewhere a log is not protected from its folder being moved.
 #[cfg(all(unix, not(sessionlog_not_unix)))]
 mod place;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod reopen;
 mod repair;
 #[allow(dead_code, reason = "campaigns use the rest")]

@@ -26,6 +26,9 @@ use sessionlog::{
     SessionLog, SessionPatch, SessionQuery, StartAt, StreamItem, transfer,
 };
 
+#[cfg(not(fuzzing))]
+use crate::support::{on_postgres, open_at};
+
 /// An operation on the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
@@ -312,6 +315,16 @@ pub(crate) enum Damage {
     Scribble(u8),
     Empty,
     OlderCopy,
+}
+
+#[cfg(fuzzing)]
+fn open_at(options: Options, folder: &Path) -> sessionlog::Result<SessionLog> {
+    options.open(folder)
+}
+
+#[cfg(fuzzing)]
+fn on_postgres() -> bool {
+    false
 }
 
 /// Runs `ops` on a fresh log and on the model.
@@ -927,7 +940,7 @@ impl World {
                 self.reopen(&stop, Self::move_by_text);
             }
             Op::Drop => self.reopen(&Stop::Drop, |_| ()),
-            Op::DeleteIndex => self.reopen(&Stop::Close, |world| remove(&world.index())),
+            Op::DeleteIndex => self.reopen(&Stop::Close, Self::delete_index),
             Op::DamageIndex(damage) => {
                 self.reopen(&Stop::Close, |world| world.damage_index(damage));
             }
@@ -3132,7 +3145,7 @@ impl Model {
 impl World {
     fn open(&self) -> SessionLog {
         let clock = Arc::clone(&self.clock);
-        Options::new()
+        let options = Options::new()
             .journal_file_bytes_max(4 * 1024 * 1024)
             .group_bytes_max(2 * 1024 * 1024)
             .cache_bytes_max(512 * 1024)
@@ -3143,8 +3156,8 @@ impl World {
             .idempotency_key_bytes_max(KEY_BYTES_MAX)
             .page_events_max(PAGE_EVENTS_MAX)
             .scan_bytes_max(SCAN_BYTES_MAX)
-            .clock(move || UNIX_EPOCH + Duration::from_millis(clock.load(Ordering::SeqCst)))
-            .open(self.folder.path())
+            .clock(move || UNIX_EPOCH + Duration::from_millis(clock.load(Ordering::SeqCst)));
+        open_at(options, self.folder.path())
             .unwrap_or_else(|error| panic!("the log should open: {error:?}"))
     }
 
@@ -3166,6 +3179,9 @@ impl World {
 
     /// Exports the log, imports that into another folder, and goes on there.
     fn move_by_text(&mut self) {
+        if on_postgres() {
+            return;
+        }
         let text = exported(self.folder.path());
         let folder = tempfile::tempdir().expect("a temporary folder");
         let imported =
@@ -3194,6 +3210,12 @@ impl World {
             let older = tempfile::tempdir().expect("a temporary folder");
             copy(&self.index(), older.path());
             self.older_index = Some(older);
+        }
+    }
+
+    fn delete_index(&mut self) {
+        if self.index().exists() {
+            remove(&self.index());
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sessionlog::{Compression, Error, Event, Options, PageRequest, SessionLog};
 
 use crate::support::{
-    OpenIn, Place, append_notes, assert_error, eventually, feed_all, folder, note, notes, open,
-    read_all, seal_once, seqs, session, small_files,
+    OpenIn, Place, append_notes, assert_error, embedded_alone, eventually, feed_all, folder, note,
+    notes, open, read_all, seal_once, seqs, session, small_files,
 };
 
 /// Appends enough to seal, reads it back, and does both again after reopening. Options may be
@@ -63,6 +63,7 @@ fn journal_files_of_any_size_are_used() {
 
 #[test]
 fn an_index_that_is_given_no_cache_still_comes_to_hold_everything() {
+    embedded_alone!("there is no index beside the log");
     let dir = folder();
     let log = small_files()
         .index_cache_bytes_max(0)
@@ -96,6 +97,7 @@ fn a_writer_may_wait_for_room_without_end() {
 
 #[test]
 fn a_log_reads_segments_of_either_compression() {
+    embedded_alone!("there are no segments");
     let dir = folder();
     let (mut all, mut sizes) = (Vec::new(), Vec::new());
     for compression in [Compression::None, Compression::Lz4, Compression::None] {

@@ -12,8 +12,8 @@ use sessionlog::{Batch, Error, EventId, Options, PageRequest, SessionLog, Sessio
 
 use crate::support::{
     ListIds, OpenIn, Place, Seen, append_notes, append_some, assert_error, assert_rising, block_on,
-    copy_folder, feed_all, folder, listing, notes, open, paths_below, read_all, seal_once, seen,
-    session, small_files,
+    copy_folder, embedded_alone, feed_all, folder, listing, notes, open, paths_below, read_all,
+    seal_once, seen, session, small_files,
 };
 
 /// Fails unless the log accepts and shows further appends, and knows the keys of earlier ones.
@@ -89,6 +89,7 @@ fn everything_sealed_is_there_after_a_drop_without_close() {
 /// a group fits it.
 #[test]
 fn what_came_after_a_close_is_there_also_if_the_manifest_tells_of_the_close_alone() {
+    embedded_alone!("there is no manifest");
     for bytes in [1, 100_000] {
         let dir = folder();
         let log = open(&dir);
@@ -169,6 +170,7 @@ fn ids_go_on_upwards_over_reopening_whatever_the_clock_says() {
 
 #[test]
 fn a_second_opener_is_refused_until_the_first_lets_go() {
+    embedded_alone!("a folder is one process's, a schema is not");
     let dir = folder();
     let log = open(&dir);
     append_notes(&log, &session("s"), "n", 1);
@@ -205,6 +207,7 @@ fn a_second_opener_is_refused_until_the_first_lets_go() {
 
 #[test]
 fn processes_that_are_started_meanwhile_do_not_keep_the_folder_locked() {
+    embedded_alone!("a folder is one process's, a schema is not");
     let dir = folder();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -226,6 +229,7 @@ fn processes_that_are_started_meanwhile_do_not_keep_the_folder_locked() {
 
 #[test]
 fn of_many_that_open_at_once_one_wins() {
+    embedded_alone!("a folder is one process's, a schema is not");
     let dir = folder();
     for _ in 0..5 {
         let opened: Vec<_> = thread::scope(|scope| {
@@ -307,6 +311,7 @@ fn be_the_opener(folder: PathBuf) {
 
 #[test]
 fn a_second_process_is_refused_until_the_first_lets_go() {
+    embedded_alone!("a folder is one process's, a schema is not");
     if let Some(folder) = env::var_os(OTHER_PROCESS) {
         return be_the_opener(folder.into());
     }
@@ -360,6 +365,7 @@ fn check_read_only(folder: &Path, expected: &Seen) {
 
 #[test]
 fn a_log_opened_for_reading_only_shows_everything_and_changes_no_byte() {
+    embedded_alone!("only a folder is opened for reading only");
     for seals in [false, true] {
         let dir = folder();
         let log = small_files().open_in(&dir).unwrap();
@@ -379,6 +385,7 @@ fn a_log_opened_for_reading_only_shows_everything_and_changes_no_byte() {
 
 #[test]
 fn a_log_that_was_not_closed_reads_the_same_with_and_without_writing() {
+    embedded_alone!("it copies a folder");
     let dir = folder();
     let log = open(&dir);
     append_some(&log, "one");
@@ -399,6 +406,7 @@ fn a_log_that_was_not_closed_reads_the_same_with_and_without_writing() {
 
 #[test]
 fn files_of_others_are_left_alone() {
+    embedded_alone!("it looks into files");
     let dir = folder();
     let log = small_files().open_in(&dir).unwrap();
     append_some(&log, "one");
@@ -437,6 +445,7 @@ fn files_of_others_are_left_alone() {
 
 #[test]
 fn reading_only_makes_no_log_where_there_is_none() {
+    embedded_alone!("only a folder is opened for reading only");
     let dir = folder();
     let missing = dir.path().join("missing");
     assert_error!(Options::new().open_read_only(&missing), Error::Io { .. });

@@ -7,8 +7,9 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, OpenIn, append_notes, assert_dense, assert_error, drain, feed_all, folder, note,
-    of_session, open, paths_below, read_all, seal_once, session, small_files, take_events,
+    ListIds, OpenIn, append_notes, assert_dense, assert_error, drain, embedded_alone, feed_all,
+    folder, note, of_session, open, paths_below, read_all, seal_once, session, small_files,
+    take_events,
 };
 
 /// Names that would collide in a folder, in a key without lengths, or after folding case or Unicode
@@ -151,6 +152,7 @@ fn sessions_with_awkward_names_never_meet() {
 
 #[test]
 fn no_file_is_ever_named_after_a_session() {
+    embedded_alone!("it looks into files");
     let outer = folder();
     let dir = tempfile::tempdir_in(outer.path()).unwrap();
     let path = dir.path().to_owned();

@@ -19,6 +19,10 @@ use sessionlog::{
 };
 use tempfile::TempDir;
 
+#[cfg(feature = "postgres")]
+pub(crate) use crate::engine::schema_of;
+pub(crate) use crate::engine::{on_postgres, open_at};
+
 /// How long a test waits for a state that must come. Only a failing test waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -48,7 +52,8 @@ macro_rules! assert_error {
 }
 pub(crate) use assert_error;
 
-/// Where a test has its log.
+/// Where a test has its log: a folder, or with `SESSION_LOG_ENGINE=postgres` a schema in the
+/// database at `SESSION_LOG_POSTGRES_URL`.
 #[derive(Debug)]
 pub(crate) struct Place {
     folder: TempDir,
@@ -70,14 +75,32 @@ pub(crate) fn open(place: &Place) -> SessionLog {
     Options::new().open_in(place).unwrap()
 }
 
-/// Opens a log in a place.
+/// Ends a test that is about the embedded engine alone, if the tests run over another.
+macro_rules! embedded_alone {
+    ($reason:literal) => {
+        if crate::support::on_postgres() {
+            eprintln!("not over PostgreSQL: {}", $reason);
+            return;
+        }
+    };
+}
+pub(crate) use embedded_alone;
+
+/// Opens a log in a place, whatever the engine.
 pub(crate) trait OpenIn {
     fn open_in(self, place: &Place) -> Result<SessionLog>;
 }
 
 impl OpenIn for Options {
     fn open_in(self, place: &Place) -> Result<SessionLog> {
-        self.open(place.path())
+        open_at(self, place.path())
+    }
+}
+
+/// Waits for a state of a log's files, if it is kept in files.
+pub(crate) fn eventually_in_files(what: &str, is_so: impl FnMut() -> bool) {
+    if !on_postgres() {
+        eventually(what, is_so);
     }
 }
 
@@ -142,7 +165,7 @@ pub(crate) fn seal_once(log: &SessionLog, session: &SessionId) -> Vec<Event> {
     let events = (0..20)
         .flat_map(|n| log.append(session, filler(n)).unwrap().events)
         .collect();
-    eventually("one more segment", || log.stats().seals > before);
+    eventually_in_files("one more segment", || log.stats().seals > before);
     events
 }
 

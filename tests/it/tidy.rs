@@ -112,6 +112,10 @@ const WALLS: &[Wall] = &[
         named: Named::Text("SystemTime::now"),
         only_in: &["src/model/ids.rs"],
     },
+    Wall {
+        named: Named::Path("tokio_postgres"),
+        only_in: &["src/postgres/"],
+    },
     // An answer with one of these says when to repeat the call.
     Wall {
         named: Named::Text("TOO_MANY_REQUESTS"),
@@ -130,7 +134,8 @@ const WALLS: &[Wall] = &[
 /// The parts of the product, each a folder or a file under `src`, in the order of the data flow. A
 /// part imports only from parts to its left.
 const LAYERS: &str = "sync model codec disk segment manifest journal index recent read write \
-                      turn backend engine maintain transfer repair log http durable_streams mcp";
+                      turn backend engine maintain transfer repair postgres log http durable_streams \
+                      mcp";
 
 /// The command, a crate of its own on the public API. The walls and the layers are about the
 /// library.

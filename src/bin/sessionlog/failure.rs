@@ -207,6 +207,9 @@ fn hint_of(error: &LogError) -> Option<String> {
         },
         LogError::NoSpace { path, .. } => hint_of_io(ErrorKind::StorageFull, path),
         LogError::Stalled { .. } => "the disk does not keep up: repeat the command".to_owned(),
+        LogError::Unconfirmed { .. } => {
+            "look whether it is there, or repeat the command with the same key".to_owned()
+        }
         LogError::Poisoned { source } | LogError::Refused { source } => {
             return hint_of(source);
         }

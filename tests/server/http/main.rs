@@ -15,6 +15,8 @@ mod connection;
 mod direct;
 mod document;
 mod durable_streams;
+#[path = "../../support/engine.rs"]
+mod engine;
 mod feed;
 mod figures;
 mod here;

@@ -13,6 +13,7 @@ use sessionlog::http::Config;
 use sessionlog::{Batch, NewEvent, Options, SessionLog};
 use tower::ServiceExt;
 
+use crate::engine::open_at;
 pub(crate) use crate::process::KEY;
 
 pub(crate) const WORKER_KEY: &str = "the key of the workers";
@@ -33,7 +34,9 @@ impl Scene {
 
     pub(crate) fn with(config: Config, options: Options) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let log = options.open(folder.path().join("log")).unwrap();
+        let path = folder.path().join("log");
+        std::fs::create_dir(&path).unwrap();
+        let log = open_at(options, &path).unwrap();
         Self {
             router: sessionlog::http::router(log.clone(), config),
             log,

@@ -1,0 +1,378 @@
+//! One commit group: a transaction of two flights on a connection of its own.
+//!
+//! The first flight takes the lock on the shard's row and reads what the group is decided by. The
+//! second writes and commits. Both are pipelined: a flight costs one round trip.
+//!
+//! Invariants:
+//! * What is read is read after the lock, each statement on its own snapshot. So it is what the
+//!   holder before left. A transaction that holds the lock has its commit on the quorum before it
+//!   releases it, also if it has written nothing but the lock.
+//! * Nothing is told before the commit returned, and nothing if a wait for the quorum was cancelled
+//!   on the connection.
+//! * Once the second flight is sent, its outcome is known from the answer to the commit alone. An
+//!   error of a statement before it is an answer too: the server then rolls back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, join_all};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
+
+use crate::codec::{Fault, SessionState};
+use crate::model::{Error, EventId, IdClock, Result, SessionId};
+use crate::postgres::connect::{Link, Site};
+use crate::postgres::group::{Decided, Read, Session, decide_all};
+use crate::postgres::rows::{Rows, SHARD, Shard};
+use crate::postgres::sql::{self, Id};
+use crate::sync::Ordering;
+use crate::write::{Landed, Proposal, Scanned};
+
+/// A connection that commits groups.
+pub(super) struct Committer {
+    pub site: Arc<Site>,
+    pub link: Link,
+    lock: Statement,
+    heads: Statement,
+    keys: Statement,
+    since: Statement,
+    new_sessions: Statement,
+    move_sessions: Statement,
+    new_records: Statement,
+    new_forks: Statement,
+    new_removals: Statement,
+    move_shard: Statement,
+}
+
+/// A group whose commit was sent.
+pub(super) struct Sent {
+    /// The first ID of its first record.
+    pub base: EventId,
+    pub answers: Vec<Result<Landed>>,
+    pub news: News,
+}
+
+/// What became of a group that was in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Committed,
+    /// Nothing was written, and nothing will be.
+    Nothing,
+    /// It may have been committed, and erased since.
+    MayBeErased,
+}
+
+/// What a group has changed, for its waiters.
+#[derive(Default)]
+pub(super) struct News {
+    pub sessions: Vec<SessionId>,
+    /// The last ID of each record.
+    pub ids: Vec<EventId>,
+    pub removals: u64,
+    pub records: u64,
+    pub bytes: u64,
+    /// Whether a session was given a retention of its own.
+    pub retains: bool,
+}
+
+/// A member of a group, as its decision needs it.
+pub(super) struct Member<'a> {
+    pub proposal: &'a Proposal,
+    /// The time of its batch, unless the database's clock gives it.
+    pub created_ms: Option<u64>,
+}
+
+impl Committer {
+    /// Connects, and commits once under the shard's lock.
+    ///
+    /// The holder of the lock before is then done, here or on the primary before. And since the
+    /// commits of a primary form one sequence, all that is seen here is on a quorum, also what a
+    /// primary recovered that came back from a crash.
+    pub(super) async fn open(site: &Arc<Site>) -> Result<Self> {
+        let link = site.connect(|| None).await?;
+        let client = &link.client;
+        let failed = |error: tokio_postgres::Error| site.error("prepare to append to", &error);
+        client
+            .execute(sql::BARRIER, &[&SHARD])
+            .await
+            .map_err(failed)?;
+        check_cancelled(site, &link)?;
+        let texts = [
+            sql::LOCK,
+            sql::HEADS,
+            sql::KEYS,
+            sql::SINCE,
+            sql::NEW_SESSIONS,
+            sql::MOVE_SESSIONS,
+            sql::NEW_RECORDS,
+            sql::NEW_FORKS,
+            sql::NEW_REMOVALS,
+            sql::MOVE_SHARD,
+        ];
+        let prepared = join_all(texts.map(|text| client.prepare(text))).await;
+        let prepared = prepared.into_iter().collect::<Result<Vec<_>, _>>();
+        let mut prepared = prepared.map_err(failed)?.into_iter();
+        let mut next = || prepared.next().expect("as many as were asked for");
+        Ok(Self {
+            site: Arc::clone(site),
+            lock: next(),
+            heads: next(),
+            keys: next(),
+            since: next(),
+            new_sessions: next(),
+            move_sessions: next(),
+            new_records: next(),
+            new_forks: next(),
+            new_removals: next(),
+            move_shard: next(),
+            link,
+        })
+    }
+
+    /// Whether a group whose commit was sent on an earlier connection was committed. The answer is
+    /// durable, and holds for good: the lock shows that the transaction is over.
+    pub(super) async fn was_committed(&self, base: EventId) -> Result<Outcome> {
+        let failed = |error: tokio_postgres::Error| self.error(&error);
+        let client = &self.link.client;
+        let opening = async { client.batch_execute("BEGIN").await };
+        let lock = async { client.query_one(&self.lock, &[&SHARD]).await };
+        let (begun, locked) = futures_util::future::join(opening, lock).await;
+        begun.map_err(failed)?;
+        locked.map_err(failed)?;
+        let row = client
+            .query_one(sql::HOLDS, &[&Id(base), &SHARD])
+            .await
+            .map_err(failed)?;
+        let next_base: Option<Id> = row.get(0);
+        let outcome = if next_base.is_some_and(|next| next.0 <= base) {
+            Outcome::Committed
+        } else if base <= row.get::<_, Id>(1).0 {
+            Outcome::MayBeErased
+        } else {
+            Outcome::Nothing
+        };
+        client
+            .execute(sql::BARRIER, &[&SHARD])
+            .await
+            .map_err(failed)?;
+        client.batch_execute("COMMIT").await.map_err(failed)?;
+        check_cancelled(&self.site, &self.link)?;
+        Ok(outcome)
+    }
+
+    /// Commits a group. `sent` is set before the commit is sent. While it is unset nothing was
+    /// committed, and after an error with it set that is in doubt.
+    pub(super) async fn commit(
+        &self,
+        members: &[Member<'_>],
+        sent: &mut Option<Sent>,
+    ) -> Result<()> {
+        let (shard, mut read) = self.lock_and_read(members).await?;
+        let mut clock = IdClock::new(shard.last_id);
+        let timed = members
+            .iter()
+            .map(|member| (member.proposal, member.created_ms.unwrap_or(shard.now_ms)));
+        let decided = decide_all(timed, &mut read, &mut clock);
+        let news = News::of(&decided);
+        let Some(base) = decided.records.first().map(|record| record.base) else {
+            // Committed all the same: what the answers rest on is then on a quorum.
+            let client = &self.link.client;
+            client
+                .batch_execute("COMMIT")
+                .await
+                .map_err(|error| self.error(&error))?;
+            check_cancelled(&self.site, &self.link)?;
+            let (base, answers) = (shard.last_id, decided.answers);
+            *sent = Some(Sent {
+                base,
+                answers,
+                news,
+            });
+            return Ok(());
+        };
+        let rows = Rows::of(&decided, &mut read, shard);
+        *sent = Some(Sent {
+            base,
+            answers: decided.answers,
+            news,
+        });
+        self.write(&rows, sent).await
+    }
+
+    async fn lock_and_read(&self, members: &[Member<'_>]) -> Result<(Shard, Read)> {
+        let client = &self.link.client;
+        let proposals = || members.iter().map(|member| member.proposal).enumerate();
+        let mut names: Vec<&str> = Vec::new();
+        let (mut key_of, mut key_names, mut key_hashes) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scan_of, mut scan_names) = (Vec::new(), Vec::new());
+        let (mut scan_generations, mut scan_throughs) = (Vec::new(), Vec::new());
+        for (nth, proposal) in proposals() {
+            let (nth, name) = (i32::try_from(nth).unwrap_or(i32::MAX), proposal.session());
+            names.push(name.as_str());
+            let parent = proposal.parent.as_ref();
+            names.extend(parent.map(|parent| parent.session.as_str()));
+            if let Some(key) = proposal.batch.key() {
+                key_of.push(nth);
+                key_names.push(name.as_str());
+                key_hashes.push(sql::key_hash(&key.text));
+            }
+            if let Some(Scanned::Nothing {
+                generation,
+                through,
+            }) = proposal.scanned
+            {
+                scan_of.push(nth);
+                scan_names.push(name.as_str());
+                scan_generations.push(generation.cast_signed());
+                scan_throughs.push(through.cast_signed());
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        let lock: [&(dyn ToSql + Sync); 1] = [&SHARD];
+        let heads: [&(dyn ToSql + Sync); 1] = [&names];
+        let keys: [&(dyn ToSql + Sync); 3] = [&key_of, &key_names, &key_hashes];
+        let since: [&(dyn ToSql + Sync); 4] =
+            [&scan_of, &scan_names, &scan_generations, &scan_throughs];
+        let opening = async { client.batch_execute("BEGIN").await };
+        let mut asked: Vec<BoxFuture<'_, _>> = vec![
+            Box::pin(client.query(&self.lock, &lock)),
+            Box::pin(client.query(&self.heads, &heads)),
+        ];
+        if !key_of.is_empty() {
+            asked.push(Box::pin(client.query(&self.keys, &keys)));
+        }
+        if !scan_of.is_empty() {
+            asked.push(Box::pin(client.query(&self.since, &since)));
+        }
+        let (begun, answers) = futures_util::future::join(opening, join_all(asked)).await;
+        begun.map_err(|error| self.error(&error))?;
+        let answers = answers.into_iter().collect::<Result<Vec<_>, _>>();
+        let mut answers = answers.map_err(|error| self.error(&error))?.into_iter();
+        let mut next = || answers.next().unwrap_or_default();
+        let shard = Shard::of(next().first()).ok_or_else(|| self.damaged("no row of its shard"))?;
+        let mut read = Read {
+            sessions: self.sessions(&next())?,
+            ..Read::default()
+        };
+        if !key_of.is_empty() {
+            read.keys = self.records(&next())?;
+        }
+        if !scan_of.is_empty() {
+            read.since = self.records(&next())?;
+        }
+        Ok((shard, read))
+    }
+
+    fn sessions(&self, rows: &[Row]) -> Result<HashMap<SessionId, Session>> {
+        rows.iter()
+            .map(|row| {
+                let name = SessionId::new(row.get::<_, &str>(0))?;
+                let state = SessionState::decode(row.get(2)).map_err(|fault| self.fault(fault))?;
+                let session = Session {
+                    number: Some(row.get(1)),
+                    state,
+                    added: Vec::new(),
+                };
+                Ok((name, session))
+            })
+            .collect()
+    }
+
+    /// Returns the records of rows, by the member that asked for them.
+    fn records(&self, rows: &[Row]) -> Result<HashMap<usize, Vec<Arc<crate::codec::Record>>>> {
+        let mut records = HashMap::<usize, Vec<_>>::new();
+        for row in rows {
+            let (nth, bytes): (i32, &[u8]) = (row.get(0), row.get(1));
+            let record = sql::record(bytes).map_err(|fault| self.fault(fault))?;
+            let nth = usize::try_from(nth).unwrap_or_default();
+            records.entry(nth).or_default().push(Arc::new(record));
+        }
+        Ok(records)
+    }
+
+    /// Writes the rows of a group and commits them.
+    async fn write(&self, rows: &Rows, sent: &mut Option<Sent>) -> Result<()> {
+        let client = &self.link.client;
+        let (new, moved) = (rows.new_sessions(), rows.moved_sessions());
+        let (records, forks) = (rows.records(), rows.forks());
+        let (removals, shard) = (rows.removals(), rows.shard());
+        let mut steps: Vec<BoxFuture<'_, _>> = Vec::new();
+        if !rows.new.is_empty() {
+            steps.push(Box::pin(client.execute(&self.new_sessions, &new)));
+        }
+        if !rows.moved.is_empty() {
+            steps.push(Box::pin(client.execute(&self.move_sessions, &moved)));
+        }
+        steps.push(Box::pin(client.execute(&self.new_records, &records)));
+        if let Some(forks) = &forks {
+            steps.push(Box::pin(client.execute(&self.new_forks, forks)));
+        }
+        if let Some(removals) = &removals {
+            steps.push(Box::pin(client.execute(&self.new_removals, removals)));
+        }
+        steps.push(Box::pin(client.execute(&self.move_shard, &shard)));
+        let commit = async { client.batch_execute("COMMIT").await };
+        let (written, committed) = futures_util::future::join(join_all(steps), commit).await;
+        for step in &written {
+            if let Err(error) = step
+                && error.as_db_error().is_some()
+            {
+                // The server has rolled back, and the commit was an end without effect.
+                *sent = None;
+                return Err(self.error(error));
+            }
+        }
+        committed.map_err(|error| self.error(&error))?;
+        check_cancelled(&self.site, &self.link)
+    }
+
+    fn error(&self, error: &tokio_postgres::Error) -> Error {
+        self.site.error("commit a group to", error)
+    }
+
+    fn damaged(&self, what: &'static str) -> Error {
+        self.fault(Fault::Damaged { at: 0, what })
+    }
+
+    fn fault(&self, fault: Fault) -> Error {
+        fault.at(&self.site.place, 0)
+    }
+}
+
+/// Fails if a wait for the quorum was cancelled: what was committed may be taken back.
+pub(super) fn check_cancelled(site: &Site, link: &Link) -> Result<()> {
+    if link.cancelled.load(Ordering::SeqCst) {
+        return Err(site.io("commit to", "a wait for the standbys was cancelled"));
+    }
+    Ok(())
+}
+
+impl News {
+    fn of(decided: &Decided) -> Self {
+        let mut sessions: Vec<_> = decided
+            .records
+            .iter()
+            .map(|record| record.session.detached())
+            .collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        let removals = decided.records.iter().filter(|record| record.removes());
+        let bytes = decided
+            .records
+            .iter()
+            .map(|record| record.body().len() as u64);
+        Self {
+            sessions,
+            ids: decided
+                .records
+                .iter()
+                .map(|record| record.last_id())
+                .collect(),
+            removals: removals.count() as u64,
+            records: decided.records.len() as u64,
+            bytes: bytes.sum(),
+            retains: decided.records.iter().any(|record| record.retains()),
+        }
+    }
+}

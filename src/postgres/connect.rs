@@ -1,0 +1,351 @@
+//! Connections to the primary, and what is checked of it.
+//!
+//! A commit whose wait for the quorum is cancelled answers as any other. It says so in a notice
+//! alone, which comes before the answer. So the task that drives a connection looks at each notice.
+//! No cancel request is ever sent from here.
+
+use std::future::poll_fn;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
+
+use crate::model::{Durability, Error, Result};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
+
+/// How long one node may take to answer a new connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a machine that vanished is waited for.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// The oldest version with everything that is used here.
+const SERVER_VERSION_MIN: i32 = 150_000;
+
+/// Returns when a wait ends: for one that is longer than a clock can count, as good as never.
+pub(super) fn deadline_after(wait: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_hours(24 * 365);
+    let now = Instant::now();
+    now.checked_add(wait).unwrap_or(now + NEVER)
+}
+
+/// Where the log is, and how its connections are made.
+pub(super) struct Site {
+    config: Config,
+    pub schema: String,
+    pub durability: Durability,
+    /// The site as errors name it.
+    pub place: PathBuf,
+    /// The highest timeline that a primary was seen on.
+    timeline: AtomicU64,
+}
+
+/// A connection to the primary.
+pub(super) struct Link {
+    pub client: Client,
+    /// Whether a wait for the quorum was cancelled on it: what it committed since is in doubt.
+    pub cancelled: Arc<AtomicBool>,
+    timeline: u64,
+}
+
+/// Receives the notifications of a connection. It returns whether the connection is to be kept.
+pub(super) type Ear = Box<dyn FnMut(&str) + Send>;
+
+impl Site {
+    pub(super) fn new(url: &str, schema: String, durability: Durability) -> Result<Self> {
+        let config: Config = url
+            .parse()
+            .map_err(|error: tokio_postgres::Error| Error::invalid("URL", describe(&error)))?;
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(Error::invalid("URL", "TLS is not supported yet"));
+        }
+        if config.get_hosts().is_empty() {
+            return Err(Error::invalid("URL", "it names no host"));
+        }
+        let hosts = config.get_hosts().iter().map(|host| match host {
+            tokio_postgres::config::Host::Tcp(name) => name.clone(),
+            #[cfg(unix)]
+            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+        });
+        let hosts: Vec<_> = hosts.collect();
+        let database = config.get_dbname().or(config.get_user());
+        let place = format!(
+            "postgres://{}/{}?schema={schema}",
+            hosts.join(","),
+            database.unwrap_or_default()
+        );
+        Ok(Self {
+            config,
+            schema,
+            durability,
+            place: place.into(),
+            timeline: AtomicU64::new(0),
+        })
+    }
+
+    /// Connects to the primary: of the nodes that take writes, the one of the highest timeline. A
+    /// primary that was replaced and came back has a lower one.
+    pub(super) async fn connect(&self, ear: impl Fn() -> Option<Ear>) -> Result<Link> {
+        let attempts = (0..self.config.get_hosts().len()).map(|nth| {
+            let attempt = self.connect_to(nth, ear());
+            async move {
+                tokio::time::timeout(CONNECT_WITHIN, attempt)
+                    .await
+                    .unwrap_or_else(|_elapsed| Err(self.io("connect to", "it does not answer")))
+            }
+        });
+        let mut best: Option<Link> = None;
+        let mut last = None;
+        for attempt in join_all(attempts).await {
+            match attempt {
+                Ok(Some(link))
+                    if best
+                        .as_ref()
+                        .is_none_or(|best| best.timeline < link.timeline) =>
+                {
+                    best = Some(link);
+                }
+                Ok(_) => {}
+                Err(error) => last = Some(error),
+            }
+        }
+        let known = self.timeline.load(Ordering::SeqCst);
+        match best.filter(|link| link.timeline >= known) {
+            Some(link) => {
+                self.timeline.fetch_max(link.timeline, Ordering::SeqCst);
+                self.prepare(&link).await?;
+                Ok(link)
+            }
+            None => Err(last.unwrap_or_else(|| self.io("connect to", "no node takes writes"))),
+        }
+    }
+
+    /// Connects without an ear.
+    pub(super) async fn connect_first(&self) -> Result<Link> {
+        self.connect(|| None).await
+    }
+
+    /// Whether a connection leads to the primary as far as is known.
+    pub(super) fn is_current(&self, link: &Link) -> bool {
+        !link.client.is_closed()
+            && !link.cancelled.load(Ordering::SeqCst)
+            && link.timeline >= self.timeline.load(Ordering::SeqCst)
+    }
+
+    /// Connects to one node. Returns nothing for one that takes no writes.
+    async fn connect_to(&self, nth: usize, ear: Option<Ear>) -> Result<Option<Link>> {
+        let config = self.of_node(nth);
+        let (client, connection) = config
+            .connect(NoTls)
+            .await
+            .map_err(|error| self.error("connect to", &error))?;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        tokio::spawn(drive(connection, Arc::clone(&cancelled), ear));
+        let row = client
+            .query_one(
+                "SELECT CASE WHEN pg_is_in_recovery() THEN NULL \
+                 ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END",
+                &[],
+            )
+            .await
+            .map_err(|error| self.error("connect to", &error))?;
+        let timeline = row.get::<_, Option<&str>>(0);
+        let timeline = timeline.map(|hex| u64::from_str_radix(hex, 16).unwrap_or(0));
+        Ok(timeline.map(|timeline| Link {
+            client,
+            cancelled,
+            timeline,
+        }))
+    }
+
+    fn of_node(&self, nth: usize) -> Config {
+        let mut node = Config::new();
+        if let Some(user) = self.config.get_user() {
+            node.user(user);
+        }
+        if let Some(password) = self.config.get_password() {
+            node.password(password);
+        }
+        if let Some(database) = self.config.get_dbname() {
+            node.dbname(database);
+        }
+        if let Some(options) = self.config.get_options() {
+            node.options(options);
+        }
+        match self.config.get_hosts().get(nth) {
+            Some(tokio_postgres::config::Host::Tcp(name)) => {
+                node.host(name);
+            }
+            #[cfg(unix)]
+            Some(tokio_postgres::config::Host::Unix(path)) => {
+                node.host_path(path);
+            }
+            _ => {}
+        }
+        let ports = self.config.get_ports();
+        if let Some(port) = ports.get(nth).or(ports.first()) {
+            node.port(*port);
+        }
+        node.application_name(format!("sessionlog {}", self.schema))
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_user_timeout(SILENCE_MAX)
+            .keepalives_idle(SILENCE_MAX);
+        node
+    }
+
+    /// Makes the settings of a connection, and checks that the server keeps what it acknowledges.
+    async fn prepare(&self, link: &Link) -> Result<()> {
+        let set = format!(
+            "SET search_path TO {}; SET plan_cache_mode = force_generic_plan; \
+             SET statement_timeout = 0; SET lock_timeout = '4s'; \
+             SET idle_in_transaction_session_timeout = '2s'; \
+             SET default_transaction_isolation = 'read committed'; \
+             SELECT CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN '' \
+             ELSE set_config('synchronous_commit', 'on', false) END",
+            quoted(&self.schema)
+        );
+        let client = &link.client;
+        let failed = |error: tokio_postgres::Error| self.error("connect to", &error);
+        client.batch_execute(&set).await.map_err(failed)?;
+        let row = client
+            .query_one(
+                "SELECT current_setting('server_version_num')::int, \
+                 current_setting('server_encoding'), current_setting('fsync'), \
+                 current_setting('full_page_writes'), \
+                 current_setting('synchronous_standby_names')",
+                &[],
+            )
+            .await
+            .map_err(failed)?;
+        let version: i32 = row.get(0);
+        if version < SERVER_VERSION_MIN {
+            return Err(Error::Unsupported {
+                file: self.place.clone(),
+                what: "a server of version",
+                found: u64::try_from(version).unwrap_or(0),
+                supported: u64::try_from(SERVER_VERSION_MIN).unwrap_or(0),
+            });
+        }
+        self.check_setting(
+            "server_encoding",
+            row.get(1),
+            |value| value == "UTF8",
+            "UTF8",
+        )?;
+        if self.durability != Durability::EngineReplicates {
+            self.check_setting("fsync", row.get(2), |value| value == "on", "on")?;
+            self.check_setting("full_page_writes", row.get(3), |value| value == "on", "on")?;
+        }
+        if self.durability == Durability::Replicated {
+            self.check_setting(
+                "synchronous_standby_names",
+                row.get(4),
+                |value| !value.trim().is_empty(),
+                "such as ANY 1 (a, b, c)",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn check_setting(
+        &self,
+        name: &'static str,
+        value: &str,
+        fits: impl Fn(&str) -> bool,
+        wanted: &str,
+    ) -> Result<()> {
+        if fits(value) {
+            return Ok(());
+        }
+        let why = format!(
+            "{name} is {value:?} at {}, and has to be {wanted} for what `{:?}` promises",
+            self.place.display(),
+            self.durability
+        );
+        Err(Error::invalid("server setting", why))
+    }
+
+    pub(super) fn io(&self, doing: &'static str, why: impl Into<String>) -> Error {
+        Error::Io {
+            doing,
+            path: self.place.clone(),
+            source: Arc::new(io::Error::other(why.into())),
+        }
+    }
+
+    /// Returns what an error of the server or of the connection is for a caller.
+    pub(super) fn error(&self, doing: &'static str, error: &tokio_postgres::Error) -> Error {
+        let code = error.code().map_or("", |code| code.code());
+        match code {
+            // A unique index of ours holds it already, which the lock rules out.
+            "23505" => Error::corrupt(self.place.clone(), 0, describe(error)),
+            // A wrong user, password or database.
+            "28000" | "28P01" | "3D000" => Error::invalid("URL", describe(error)),
+            // No privilege.
+            "42501" => Error::ReadOnly,
+            // A table or a column that is not there.
+            "42P01" | "42703" => Error::Unsupported {
+                file: self.place.clone(),
+                what: "tables of another format than",
+                found: 0,
+                supported: 1,
+            },
+            _ => self.io(doing, describe(error)),
+        }
+    }
+
+    /// Whether another attempt may end otherwise.
+    pub(super) fn may_pass(error: &Error) -> bool {
+        matches!(error, Error::Io { .. })
+    }
+}
+
+/// Drives a connection until it ends.
+async fn drive(
+    mut connection: Connection<Socket, NoTlsStream>,
+    cancelled: Arc<AtomicBool>,
+    mut ear: Option<Ear>,
+) {
+    while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+        match message {
+            Ok(AsyncMessage::Notice(notice)) => {
+                // The texts are translated, so a warning of any other kind counts too. None comes
+                // in the statements that are used here.
+                let severity = notice.parsed_severity();
+                if severity == Some(tokio_postgres::error::Severity::Warning) {
+                    cancelled.store(true, Ordering::SeqCst);
+                    tracing::warn!(
+                        target: "sessionlog",
+                        notice = notice.message(),
+                        "the server warned: what the connection commits is in doubt"
+                    );
+                }
+            }
+            Ok(AsyncMessage::Notification(notification)) => {
+                if let Some(ear) = &mut ear {
+                    ear(notification.payload());
+                }
+            }
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+}
+
+/// Returns an error with its causes.
+pub(super) fn describe(error: &tokio_postgres::Error) -> String {
+    let first: &dyn std::error::Error = error;
+    let causes = std::iter::successors(first.source(), |error| error.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+/// Returns a name as an SQL identifier.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

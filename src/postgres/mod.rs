@@ -1,0 +1,307 @@
+//! The engine on PostgreSQL: a log that outgrew one process.
+//!
+//! Any number of servers append to one log and read it. What replicates, fails over and fences is
+//! PostgreSQL, with what its operators run already. No server owns anything, so there is no lease
+//! here, and no state beside the tables.
+//!
+//! * [`schema`] makes the tables and migrates them.
+//! * [`connect`] finds the primary, checks what it promises, and looks at its notices.
+//! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
+//!   two flights, under the lock on the shard's row. [`group`] decides in between, without I/O,
+//!   and [`rows`] holds what is written.
+//! * [`pool`] and [`reads`] answer reads, and [`news`] wakes waiters.
+//! * [`upkeep`] removes what retention says, and erases what was removed.
+//!
+//! A batch is one row, as the journal stores it, and a session is one row with its state, as
+//! segments store it. So everything above the seam finds what it finds in the embedded engine.
+//!
+//! It runs on a small runtime of its own. Calls work on any thread and on any runtime.
+
+mod commit;
+mod connect;
+mod group;
+mod handle;
+mod lane;
+mod news;
+mod pool;
+mod reads;
+mod rows;
+mod schema;
+mod sql;
+mod upkeep;
+
+use std::future::poll_fn;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::backend::{Backend, Landing};
+use crate::codec::StoreId;
+use crate::disk::{Disk, io_error};
+use crate::model::{
+    BackupReport, CompactProgress, Compacted, Counters, Erasure, Error, EventId, Options, Result,
+    Space, Stats, clock_skew, now_ms, timestamp,
+};
+use crate::postgres::commit::Committer;
+use crate::postgres::connect::{Site, deadline_after};
+use crate::postgres::handle::Core;
+use crate::postgres::lane::Lane;
+use crate::postgres::news::Bell;
+use crate::postgres::pool::{Ask, Pool};
+use crate::postgres::reads::{OwnRuntime, Shared, Tables};
+use crate::read::{Records, Store};
+use crate::sync::{AtomicU64, JoinHandle, Mutex, Ordering, spawn};
+use crate::turn::TurnReader;
+use crate::write::{Landed, Proposal, Ticket};
+
+/// The threads of the runtime. They encode, decode and drive connections.
+const RUNTIME_THREADS: usize = 2;
+
+/// The threads for reads that tasks wait for, at most.
+const BLOCKING_THREADS: usize = 16;
+
+/// The pause before connecting again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A log on PostgreSQL.
+pub(crate) struct Postgres {
+    core: Arc<Core>,
+    lane: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    upkeep: Mutex<Option<JoinHandle<()>>>,
+    /// The tasks that wake waiters.
+    bells: [AbortHandle; 2],
+}
+
+impl Postgres {
+    /// Connects to a log, and makes its tables if there are none.
+    pub(crate) fn connect(url: &str, options: Options) -> Result<Self> {
+        options.check()?;
+        let site = Arc::new(Site::new(url, options.schema.clone(), options.durability)?);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RUNTIME_THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("log-postgres")
+            .enable_all()
+            .build()
+            .map_err(|error| site.io("start a runtime for", error.to_string()))?;
+        let pool = Pool::new(&site, runtime.handle().clone(), options.stall_wait)?;
+        let opened = pool.block_on(open_within(&site, options.stall_wait));
+        let (store, committer) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
+        let bell = Bell::new(&site);
+        let bells = [
+            runtime.spawn(Arc::clone(&bell).listen()).abort_handle(),
+            runtime.spawn(Arc::clone(&bell).ring()).abort_handle(),
+        ];
+        let counters: Arc<Counters> = Arc::default();
+        let (requests, incoming) = mpsc::unbounded_channel();
+        let tables = Shared(Arc::new(Tables {
+            site,
+            pool,
+            bell,
+            runtime: OwnRuntime::new(runtime),
+        }));
+        let records: Arc<dyn Records> = Arc::new(tables.clone());
+        let reader = Arc::new(Store::new(records, Arc::clone(&counters), options));
+        let core = Arc::new(Core {
+            turns: TurnReader::new(reader),
+            tables,
+            counters,
+            store,
+            requests: Mutex::new(Some(requests)),
+            signal: Arc::default(),
+        });
+        let options = &core.turns.store().options;
+        let (tables, signal) = (&core.tables.0, &core.signal);
+        let lane = Lane::new(tables, &core.counters, signal, options, incoming, committer);
+        let lane = tables.runtime.handle.spawn(lane.run());
+        let log = Self {
+            core: Arc::clone(&core),
+            lane: Mutex::new(Some(lane)),
+            upkeep: Mutex::default(),
+            bells,
+        };
+        let place = &log.core.tables.0.site.place;
+        let upkeep = spawn("log-upkeep", move || upkeep::run(&core))
+            .map_err(io_error("start a thread for", place))?;
+        *log.upkeep.lock() = Some(upkeep);
+        Ok(log)
+    }
+
+    /// Ends the log. What has joined a group is answered first.
+    fn stop(&self) -> Result<()> {
+        let core = &self.core;
+        core.turns.store().check_process()?;
+        core.turns.store().close();
+        core.signal.stop();
+        drop(core.requests.lock().take());
+        // A second call waits for the first.
+        let mut lane = self.lane.lock();
+        if let Some(lane) = lane.take() {
+            drop(core.tables.0.pool.block_on(lane));
+        }
+        if let Some(upkeep) = self.upkeep.lock().take() {
+            drop(upkeep.join());
+        }
+        for bell in &self.bells {
+            bell.abort();
+        }
+        core.tables.0.bell.wake_all();
+        Ok(())
+    }
+}
+
+/// Opens the log, and tries again for so long if there is no primary.
+async fn open_within(site: &Arc<Site>, wait: Duration) -> Result<(StoreId, Committer)> {
+    let deadline = deadline_after(wait);
+    let mut last = None;
+    loop {
+        let error = match timeout_at(deadline, open(site)).await {
+            Ok(Ok(opened)) => return Ok(opened),
+            Ok(Err(error)) => error,
+            Err(_elapsed) => {
+                let slow = || site.io("connect to", "the server takes too long");
+                return Err(last.unwrap_or_else(slow));
+            }
+        };
+        if !Site::may_pass(&error) {
+            return Err(error);
+        }
+        last = Some(error);
+        let next = Instant::now() + PAUSE;
+        sleep_until(next.min(deadline)).await;
+    }
+}
+
+/// Makes the tables, and the first connection that commits.
+async fn open(site: &Arc<Site>) -> Result<(StoreId, Committer)> {
+    let mut link = site.connect_first().await?;
+    let store = schema::migrate(site, &mut link).await?;
+    Ok((store, Committer::open(site).await?))
+}
+
+impl Backend for Postgres {
+    fn turns(&self) -> &TurnReader {
+        &self.core.turns
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn append(&self, proposal: Proposal) -> Result<Landed> {
+        let ticket: Arc<Ticket> = Arc::default();
+        let joined = self.core.submit(proposal, &ticket)?;
+        ticket.wait(&joined)
+    }
+
+    fn append_async(&self, proposal: Proposal) -> Landing<'_> {
+        Box::pin(async move {
+            let ticket: Arc<Ticket> = Arc::default();
+            self.core.submit(proposal, &ticket)?;
+            poll_fn(|context| ticket.poll(context)).await
+        })
+    }
+
+    #[cfg(all(test, feature = "http"))]
+    fn is_at_rest(&self) -> bool {
+        true
+    }
+
+    /// What another server has committed is shown at once.
+    fn refresh(&self) -> Result<Option<EventId>> {
+        let last_id = self.core.tables.last_id()?;
+        Ok((last_id > EventId::from_u128(0)).then_some(last_id))
+    }
+
+    fn health(&self) -> Result<()> {
+        self.core.shard().map(drop)
+    }
+
+    fn stats(&self) -> Stats {
+        let counters = &self.core.counters;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (barrier_time, barrier_time_max) = counters.barrier_time();
+        // What cannot be asked for counts as nothing: metrics have to work in a failover too.
+        let shard = self.core.shard().ok().flatten();
+        let last_id = shard
+            .as_ref()
+            .map_or(EventId::from_u128(0), |shard| shard.last_id);
+        Stats {
+            store_id: format!("{:032x}", self.core.store.0),
+            format: schema::FORMAT,
+            last_id: (last_id > EventId::from_u128(0)).then_some(last_id),
+            events: shard.map_or(0, |shard| shard.events),
+            batches: count(&counters.batches),
+            groups: counters.groups(),
+            journal_bytes: count(&counters.journal_bytes),
+            barrier_time,
+            barrier_time_max,
+            streams: count(&counters.streams),
+            space: Space {
+                total_bytes: self.core.size().unwrap_or_default(),
+                ..Space::default()
+            },
+            clock_skew: clock_skew(&self.core.turns.store().options.clock, last_id),
+            ..Stats::default()
+        }
+    }
+
+    /// It is done on the thread of the caller, session by session.
+    fn compact(
+        &self,
+        progress: &mut dyn FnMut(CompactProgress) -> ControlFlow<()>,
+    ) -> Result<Compacted> {
+        let core = &self.core;
+        let bytes_before = core.size()?;
+        let mut goes_on = || {
+            let is_open = core.signal.check_stop().is_ok();
+            is_open && progress(CompactProgress::default()).is_continue()
+        };
+        upkeep::erase(core, u64::MAX, &mut goes_on)?;
+        Ok(Compacted {
+            bytes_before,
+            bytes_after: core.size()?,
+            ..Compacted::default()
+        })
+    }
+
+    fn backup(&self, _disk: Arc<dyn Disk>, _folder: &Path) -> Result<BackupReport> {
+        let why = "a log on PostgreSQL is backed up by what its operators use for it";
+        Err(Error::invalid("backup", why))
+    }
+
+    fn erasure(&self) -> Result<Erasure> {
+        let rows = self.core.tables.0.pool.rows(Ask::Removed, &[])?;
+        let row = rows.first();
+        let oldest = row.and_then(|row| row.get::<_, Option<i64>>(0));
+        let options = &self.core.turns.store().options;
+        let within = u64::try_from(options.erase_within.as_millis()).unwrap_or(u64::MAX);
+        let due_ms = oldest.map(|removed| removed.cast_unsigned().saturating_add(within));
+        Ok(Erasure {
+            due: due_ms.map(timestamp),
+            overdue: due_ms.is_some_and(|due| due < now_ms(&options.clock)),
+            events: row.map_or(0, |row| row.get::<_, i64>(1).unsigned_abs()),
+        })
+    }
+
+    fn close(&self) -> Result<()> {
+        self.stop()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        drop(self.stop());
+    }
+}

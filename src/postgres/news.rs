@@ -1,0 +1,334 @@
+//! Wakes streams and feeds when there is something new, whichever server appended it.
+//!
+//! A server that has committed a group rings the bell: a notification in a transaction of its own,
+//! after the commit. Sent within, it would hold a lock of the whole database for as long as the
+//! commit takes. A bell may be lost, so each server also looks by itself, every second while
+//! anybody waits.
+//!
+//! Invariants:
+//! * A follower has its mark before it reads. News after what it read changes the mark, or wakes
+//!   the waiter that was registered with the mark unchanged. So none is slept through.
+//! * What is known to have come is read in ID order, which is commit order, from the last ID known.
+//!   After a connection was lost all marks change, so that everybody reads again.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::types::ToSql;
+
+use crate::model::{EventId, Result, SessionId};
+use crate::postgres::commit::News;
+use crate::postgres::connect::{Link, Site, quoted};
+use crate::postgres::sql::{self, Id};
+use crate::sync::{AtomicU64, Mutex, Ordering, WaitList, Waiter};
+
+/// How often one looks without a bell.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long one look may take.
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
+
+/// The records of this server that are remembered as told, at most.
+const TOLD_MAX: usize = 10_000;
+
+/// How long news are gathered before the bell is rung.
+const RING_EVERY: Duration = Duration::from_micros(300);
+
+/// The waiters, and what they wait for.
+pub(super) struct Bell {
+    site: Arc<Site>,
+    waiting: Mutex<Waiting>,
+    /// Rises with every removal that is known of.
+    removals: AtomicU64,
+    /// Somebody rang, or began to wait.
+    rung: Arc<Notify>,
+    /// News of this server that others do not know of.
+    untold: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Everything up to this ID was told.
+    through: Option<EventId>,
+    /// The last IDs of records after that which this server has told itself.
+    told: HashSet<EventId>,
+    /// The removals of the shard as of then.
+    removals: i64,
+    sessions: HashMap<SessionId, Followed>,
+    feeds: WaitList,
+    any_waits: bool,
+}
+
+/// A session that somebody follows.
+#[derive(Default)]
+struct Followed {
+    followers: usize,
+    /// Rises with news.
+    mark: u64,
+    waiters: WaitList,
+}
+
+impl Bell {
+    pub(super) fn new(site: &Arc<Site>) -> Arc<Self> {
+        Arc::new(Self {
+            site: Arc::clone(site),
+            waiting: Mutex::default(),
+            removals: AtomicU64::new(0),
+            rung: Arc::default(),
+            untold: Notify::new(),
+        })
+    }
+
+    pub(super) fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
+    }
+
+    /// Tells what this server has committed.
+    pub(super) fn note(&self, news: &News) {
+        if news.removals > 0 {
+            self.removals.fetch_add(news.removals, Ordering::Release);
+        }
+        self.waiting.lock().note_told(&news.ids);
+        self.wake(&news.sessions);
+        self.untold.notify_one();
+    }
+
+    /// Begins to follow a session.
+    pub(super) fn follow(&self, session: &SessionId) {
+        let mut waiting = self.waiting.lock();
+        waiting
+            .sessions
+            .entry(session.detached())
+            .or_default()
+            .followers += 1;
+        drop(waiting);
+        self.rung.notify_one();
+    }
+
+    pub(super) fn unfollow(&self, session: &SessionId) {
+        let mut waiting = self.waiting.lock();
+        if let Some(followed) = waiting.sessions.get_mut(session) {
+            followed.followers -= 1;
+            if followed.followers == 0 {
+                waiting.sessions.remove(session);
+            }
+        }
+    }
+
+    /// Returns the mark of a session that is followed.
+    pub(super) fn mark(&self, session: &SessionId) -> u64 {
+        let waiting = self.waiting.lock();
+        let followed = waiting.sessions.get(session);
+        followed.map_or(0, |followed| followed.mark)
+    }
+
+    /// Registers a waiter for news of a session after a mark. Returns whether it did.
+    pub(super) fn wait(&self, session: &SessionId, mark: u64, waiter: &Arc<Waiter>) -> bool {
+        let mut waiting = self.waiting.lock();
+        let followed = waiting.sessions.get_mut(session);
+        let Some(followed) = followed.filter(|followed| followed.mark == mark) else {
+            return false;
+        };
+        followed.waiters.add(waiter);
+        true
+    }
+
+    pub(super) fn forget(&self, session: &SessionId, waiter: &Arc<Waiter>) {
+        if let Some(followed) = self.waiting.lock().sessions.get_mut(session) {
+            followed.waiters.remove(waiter);
+        }
+    }
+
+    /// Registers a waiter for news of any session after an ID. Returns whether it did.
+    pub(super) fn wait_for_any(&self, seen: EventId, waiter: &Arc<Waiter>) -> bool {
+        let mut waiting = self.waiting.lock();
+        if waiting.through.is_some_and(|through| through > seen) {
+            return false;
+        }
+        waiting.feeds.add(waiter);
+        waiting.any_waits = true;
+        drop(waiting);
+        self.rung.notify_one();
+        true
+    }
+
+    pub(super) fn forget_any(&self, waiter: &Arc<Waiter>) {
+        self.waiting.lock().feeds.remove(waiter);
+    }
+
+    /// Wakes all waiters. They then read again.
+    pub(super) fn wake_all(&self) {
+        let mut waiting = self.waiting.lock();
+        let mut waiters = waiting.take_feeds();
+        for followed in waiting.sessions.values_mut() {
+            followed.mark += 1;
+            waiters.append(&mut followed.waiters.take());
+        }
+        drop(waiting);
+        for waiter in waiters {
+            waiter.wake();
+        }
+    }
+
+    /// Wakes the followers of some sessions, and all feeds.
+    fn wake(&self, sessions: &[SessionId]) {
+        let mut waiting = self.waiting.lock();
+        let mut waiters = waiting.take_feeds();
+        for session in sessions {
+            if let Some(followed) = waiting.sessions.get_mut(session) {
+                followed.mark += 1;
+                waiters.append(&mut followed.waiters.take());
+            }
+        }
+        drop(waiting);
+        for waiter in waiters {
+            waiter.wake();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.lock().is_idle()
+    }
+
+    /// Listens for the bell, and looks by itself, until the task is dropped.
+    pub(super) async fn listen(self: Arc<Self>) {
+        loop {
+            // Nobody waits, so nothing has to be known.
+            while self.is_idle() {
+                self.rung.notified().await;
+            }
+            if let Ok(Ok(link)) = timeout(LOOK_WITHIN, self.begin()).await {
+                while let Ok(Ok(())) = timeout(LOOK_WITHIN, self.look(&link)).await {
+                    // Woken by a bell, or by the time.
+                    let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;
+                }
+            }
+            self.wake_all();
+            sleep(RING_EVERY * 100).await;
+        }
+    }
+
+    /// Connects, listens, and forgets what was known.
+    async fn begin(&self) -> Result<Link> {
+        let link = self
+            .site
+            .connect(|| {
+                let rung = Arc::clone(&self.rung);
+                Some(Box::new(move |_payload: &str| rung.notify_one()))
+            })
+            .await?;
+        let failed = |error: tokio_postgres::Error| self.site.error("listen to", &error);
+        let listen = format!("LISTEN {}", quoted(&self.channel()));
+        link.client.batch_execute(&listen).await.map_err(failed)?;
+        let row = link
+            .client
+            .query_one(sql::SHARD, &[])
+            .await
+            .map_err(failed)?;
+        let mut waiting = self.waiting.lock();
+        waiting.through = Some(row.get::<_, Id>(0).0);
+        drop(waiting);
+        self.note_removals(row.get(2));
+        // A reader from before does not know what came since.
+        self.wake_all();
+        Ok(link)
+    }
+
+    /// Reads what came since the last time, and wakes the waiters for it.
+    async fn look(&self, link: &Link) -> Result<()> {
+        let failed = |error: tokio_postgres::Error| self.site.error("look for news in", &error);
+        let client = &link.client;
+        let known = self.waiting.lock().through;
+        let from = known.unwrap_or(EventId::from_u128(0));
+        // The removals after the records, so that one that was read with its record is told too.
+        let from = Id(from);
+        let (news, shard) =
+            futures_util::future::join(async { client.query(sql::NEWS, &[&from]).await }, async {
+                client.query_one(sql::SHARD, &[]).await
+            })
+            .await;
+        let (news, shard) = (news.map_err(failed)?, shard.map_err(failed)?);
+        self.note_removals(shard.get(2));
+        let Some(last) = news.last() else {
+            return Ok(());
+        };
+        let mut sessions = Vec::with_capacity(news.len());
+        let mut waiting = self.waiting.lock();
+        for row in &news {
+            if !waiting.told.remove(&row.get::<_, Id>(0).0) {
+                sessions.push(SessionId::new(row.get::<_, &str>(1))?);
+            }
+        }
+        waiting.through = Some(last.get::<_, Id>(0).0);
+        drop(waiting);
+        sessions.dedup();
+        self.wake(&sessions);
+        // There may be more than one read returns.
+        self.rung.notify_one();
+        Ok(())
+    }
+
+    /// Takes over the count of removals of the shard.
+    fn note_removals(&self, count: i64) {
+        let mut waiting = self.waiting.lock();
+        let known = std::mem::replace(&mut waiting.removals, count);
+        if known != count {
+            self.removals.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Rings the bell for other servers, until the task is dropped.
+    pub(super) async fn ring(self: Arc<Self>) {
+        let notify = "SELECT pg_notify($1, '')";
+        let channel = self.channel();
+        let mut link: Option<Link> = None;
+        loop {
+            self.untold.notified().await;
+            // Groups that follow each other closely share a bell.
+            sleep(RING_EVERY).await;
+            let current = match link.take().filter(|link| self.site.is_current(link)) {
+                Some(link) => Some(link),
+                None => timeout(LOOK_WITHIN, self.site.connect(|| None))
+                    .await
+                    .ok()
+                    .and_then(Result::ok),
+            };
+            // A bell that is not rung is made up for by looking.
+            if let Some(current) = current {
+                let channel: [&(dyn ToSql + Sync); 1] = [&channel];
+                let rung = current.client.execute(notify, &channel);
+                if matches!(timeout(LOOK_WITHIN, rung).await, Ok(Ok(_))) {
+                    link = Some(current);
+                }
+            }
+        }
+    }
+
+    fn channel(&self) -> String {
+        let hash = blake3::hash(self.site.schema.as_bytes()).to_hex();
+        format!("sessionlog_{}", hash.get(..32).unwrap_or_default())
+    }
+}
+
+impl Waiting {
+    /// Notes what every waiter was told. While nothing waits, nothing is noted.
+    fn note_told(&mut self, ids: &[EventId]) {
+        if self.told.len() + ids.len() > TOLD_MAX || self.is_idle() {
+            self.told.clear();
+        } else {
+            self.told.extend(ids);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.sessions.is_empty() && !self.any_waits
+    }
+
+    fn take_feeds(&mut self) -> Vec<Arc<Waiter>> {
+        self.any_waits = false;
+        self.feeds.take()
+    }
+}

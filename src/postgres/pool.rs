@@ -1,0 +1,314 @@
+//! Connections for reads, and reads that see one moment.
+//!
+//! Each connection commits once before it is used: what is seen on it is then on a quorum. A read
+//! [at rest](crate::read::Store::at_rest) takes one connection and one snapshot for all of its
+//! statements. So what is erased meanwhile is not missed by it.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
+use futures_util::future::{join, join_all};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Row, Statement};
+
+use crate::model::{Error, Result};
+use crate::postgres::commit::check_cancelled;
+use crate::postgres::connect::{Link, Site, deadline_after};
+use crate::postgres::sql;
+use crate::sync::{Deadline, Waiter};
+
+/// The connections for reads of one process, at most.
+const CONNECTIONS_MAX: usize = 16;
+
+/// How long a read may take.
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// The pause after a connection failed.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Shows that what is seen is on a quorum.
+const BARRIER: &str = "UPDATE meta SET barriers = barriers + 1";
+
+const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+macro_rules! statements {
+    ($($name:ident $text:ident,)*) => {
+        /// A statement that reads.
+        #[derive(Debug, Clone, Copy)]
+        pub(super) enum Ask {
+            $($name,)*
+        }
+
+        const TEXTS: &[&str] = &[$(sql::$text,)*];
+    };
+}
+
+statements! {
+    State STATE,
+    Up UP,
+    Down DOWN,
+    AtOrAfter AT_OR_AFTER,
+    Feed FEED,
+    Forks FORKS,
+    Shard SHARD,
+    Removed REMOVED,
+    Due DUE,
+    Size SIZE,
+    ByIdUp BY_ID_UP,
+    ByIdFrom BY_ID_FROM,
+    ByIdDown BY_ID_DOWN,
+    ByActivityUp BY_ACTIVITY_UP,
+    ByActivityDown BY_ACTIVITY_DOWN,
+    ByCreationUp BY_CREATION_UP,
+    ByCreationDown BY_CREATION_DOWN,
+}
+
+/// A connection with its statements.
+pub(super) struct Reader {
+    link: Link,
+    statements: Vec<Statement>,
+}
+
+pub(super) struct Readers {
+    site: Arc<Site>,
+}
+
+impl managed::Manager for Readers {
+    type Type = Reader;
+    type Error = Error;
+
+    async fn create(&self) -> Result<Reader> {
+        let link = self.site.connect(|| None).await?;
+        let failed = |error: tokio_postgres::Error| self.site.error("prepare to read", &error);
+        link.client.execute(BARRIER, &[]).await.map_err(failed)?;
+        check_cancelled(&self.site, &link)?;
+        let prepared = join_all(TEXTS.iter().map(|text| link.client.prepare(text))).await;
+        let statements = prepared.into_iter().collect::<Result<Vec<_>, _>>();
+        let statements = statements.map_err(failed)?;
+        Ok(Reader { link, statements })
+    }
+
+    async fn recycle(&self, reader: &mut Reader, _: &Metrics) -> RecycleResult<Error> {
+        if self.site.is_current(&reader.link) {
+            Ok(())
+        } else {
+            Err(RecycleError::message("it leads to no primary"))
+        }
+    }
+}
+
+/// What a statement sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sight {
+    Now,
+    /// What the later statements of its read see too.
+    AtRest,
+}
+
+/// Reads, on threads that may block.
+pub(super) struct Pool {
+    site: Arc<Site>,
+    readers: managed::Pool<Readers>,
+    runtime: Handle,
+    wait: Duration,
+}
+
+thread_local! {
+    /// The connection of the read at rest on this thread.
+    static AT_REST: RefCell<Option<Snapshot>> = const { RefCell::new(None) };
+}
+
+/// A read at rest. It takes a connection when it reads first.
+#[derive(Default)]
+struct Snapshot {
+    reader: Option<Object<Readers>>,
+}
+
+impl Pool {
+    pub(super) fn new(site: &Arc<Site>, runtime: Handle, wait: Duration) -> Result<Self> {
+        let readers = Readers {
+            site: Arc::clone(site),
+        };
+        let readers = managed::Pool::builder(readers)
+            .max_size(CONNECTIONS_MAX)
+            .build()
+            .map_err(|error| site.io("prepare to read", error.to_string()))?;
+        Ok(Self {
+            site: Arc::clone(site),
+            readers,
+            runtime,
+            wait,
+        })
+    }
+
+    /// Runs a read whose statements see one moment.
+    pub(super) fn at_rest(&self, read: &mut dyn FnMut()) {
+        /// Ends the snapshot also when the read panics.
+        struct End<'a>(&'a Pool);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                let ended = AT_REST.with_borrow_mut(Option::take);
+                if let Some(reader) = ended.and_then(|snapshot| snapshot.reader) {
+                    self.0.end(reader);
+                }
+            }
+        }
+        AT_REST.set(Some(Snapshot::default()));
+        let _end = End(self);
+        read();
+    }
+
+    /// Gives back the connection of a snapshot, without waiting for its end.
+    fn end(&self, reader: Object<Readers>) {
+        self.runtime.spawn(async move {
+            let ended = timeout(READ_WITHIN, reader.link.client.batch_execute("COMMIT"));
+            if !matches!(ended.await, Ok(Ok(()))) {
+                drop(Object::take(reader));
+            }
+        });
+    }
+
+    /// Returns the rows of a statement.
+    pub(super) fn rows(&self, ask: Ask, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let at_rest = AT_REST.with_borrow_mut(Option::take);
+        match at_rest {
+            Some(mut snapshot) => {
+                let rows = self.block_on(self.rows_of(&mut snapshot, ask, params));
+                AT_REST.set(Some(snapshot));
+                rows
+            }
+            None => self.block_on(async {
+                let (reader, rows) = self.first(ask, params, Sight::Now).await?;
+                drop(reader);
+                Ok(rows)
+            }),
+        }
+    }
+
+    async fn rows_of(
+        &self,
+        snapshot: &mut Snapshot,
+        ask: Ask,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
+        let Some(reader) = snapshot.reader.take() else {
+            let (reader, rows) = self.first(ask, params, Sight::AtRest).await?;
+            snapshot.reader = Some(reader);
+            return Ok(rows);
+        };
+        match self.within(reader.ask(ask, params)).await {
+            Ok(rows) => {
+                snapshot.reader = Some(reader);
+                Ok(rows)
+            }
+            Err(error) => {
+                drop(Object::take(reader));
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs the first statement of a read. Nothing was read yet, so it is tried again after a
+    /// failover.
+    async fn first(
+        &self,
+        ask: Ask,
+        params: &[&(dyn ToSql + Sync)],
+        sight: Sight,
+    ) -> Result<(Object<Readers>, Vec<Row>)> {
+        let deadline = deadline_after(self.wait);
+        loop {
+            let error = match self.try_first(ask, params, sight).await {
+                Ok(read) => return Ok(read),
+                Err(error) => error,
+            };
+            if !Site::may_pass(&error) || Instant::now() > deadline {
+                return Err(error);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn try_first(
+        &self,
+        ask: Ask,
+        params: &[&(dyn ToSql + Sync)],
+        sight: Sight,
+    ) -> Result<(Object<Readers>, Vec<Row>)> {
+        let taken = timeout(self.wait, self.readers.get()).await;
+        let reader = match taken {
+            Ok(Ok(reader)) => reader,
+            Ok(Err(managed::PoolError::Backend(error))) => return Err(error),
+            Ok(Err(error)) => return Err(self.site.io("read from", error.to_string())),
+            Err(_elapsed) => return Err(self.site.io("read from", "no connection is free")),
+        };
+        let read = self.within(async {
+            if sight == Sight::Now {
+                return reader.ask(ask, params).await;
+            }
+            let opening = async { reader.link.client.batch_execute(SNAPSHOT).await };
+            let (begun, rows) = join(opening, reader.ask(ask, params)).await;
+            begun.and(rows)
+        });
+        match read.await {
+            Ok(rows) => Ok((reader, rows)),
+            Err(error) => {
+                drop(Object::take(reader));
+                Err(error)
+            }
+        }
+    }
+
+    async fn within(
+        &self,
+        read: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>,
+    ) -> Result<Vec<Row>> {
+        match timeout(READ_WITHIN, read).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => Err(self.site.error("read from", &error)),
+            Err(_elapsed) => Err(self.site.io("read from", "the server takes too long")),
+        }
+    }
+
+    /// Waits for a future on this thread, also on one of another runtime.
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        struct Thread(Waiter);
+        impl Wake for Thread {
+            fn wake(self: Arc<Self>) {
+                self.0.wake();
+            }
+        }
+        // For timers and new connections.
+        let _entered = self.runtime.enter();
+        let thread = Arc::new(Thread(Waiter::default()));
+        let waker = Waker::from(Arc::clone(&thread));
+        let mut future = pin!(future);
+        loop {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return value;
+            }
+            thread.0.wait(Deadline::NEVER);
+        }
+    }
+}
+
+impl Reader {
+    async fn ask(
+        &self,
+        ask: Ask,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let statement = self
+            .statements
+            .get(ask as usize)
+            .expect("each is prepared when the connection is made");
+        self.link.client.query(statement, params).await
+    }
+}

@@ -1,0 +1,226 @@
+//! What a group writes, as the columns of the statements that write it.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use crate::codec::Record;
+use crate::model::{EventId, Op};
+use crate::postgres::group::{Decided, Read};
+use crate::postgres::sql::{self, Id};
+
+/// The one shard.
+pub(super) const SHARD: i32 = 0;
+
+/// A value of a statement.
+type Value<'a> = &'a (dyn ToSql + Sync);
+
+/// The shard's row.
+#[derive(Clone, Copy)]
+pub(super) struct Shard {
+    pub last_id: EventId,
+    sessions: i64,
+    events: i64,
+    pub now_ms: u64,
+}
+
+impl Shard {
+    pub(super) fn of(row: Option<&Row>) -> Option<Self> {
+        let row = row?;
+        let now_ms: i64 = row.get(3);
+        Some(Self {
+            last_id: row.get::<_, Id>(0).0,
+            sessions: row.get(1),
+            events: row.get(2),
+            now_ms: u64::try_from(now_ms).unwrap_or(0),
+        })
+    }
+}
+
+/// Rows of `session`, column by column.
+#[derive(Default)]
+pub(super) struct SessionRows {
+    numbers: Vec<i64>,
+    names: Vec<String>,
+    active: Vec<Option<Id>>,
+    created: Vec<Option<Id>>,
+    states: Vec<Vec<u8>>,
+}
+
+impl SessionRows {
+    pub(super) fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+}
+
+/// What a group writes, column by column.
+pub(super) struct Rows {
+    shard: Shard,
+    last_id: Id,
+    pub new: SessionRows,
+    pub moved: SessionRows,
+    last_ids: Vec<Id>,
+    base_ids: Vec<Id>,
+    sessions: Vec<i64>,
+    generations: Vec<i32>,
+    firsts: Vec<i64>,
+    lasts: Vec<i64>,
+    keys: Vec<Option<Vec<u8>>>,
+    records: Vec<Vec<u8>>,
+    ancestors: Vec<String>,
+    ancestor_generations: Vec<i32>,
+    children: Vec<String>,
+    removal_names: Vec<String>,
+    removal_ids: Vec<Id>,
+    removal_times: Vec<i64>,
+    removal_events: Vec<i64>,
+    removing: i64,
+    retains: bool,
+}
+
+impl Rows {
+    /// The values for new sessions.
+    pub(super) fn new_sessions(&self) -> [Value<'_>; 5] {
+        let rows = &self.new;
+        [
+            &rows.numbers,
+            &rows.names,
+            &rows.active,
+            &rows.created,
+            &rows.states,
+        ]
+    }
+
+    /// The values for sessions that were there before.
+    pub(super) fn moved_sessions(&self) -> [Value<'_>; 4] {
+        let rows = &self.moved;
+        [&rows.numbers, &rows.active, &rows.created, &rows.states]
+    }
+
+    pub(super) fn records(&self) -> [Value<'_>; 8] {
+        [
+            &self.last_ids,
+            &self.base_ids,
+            &self.sessions,
+            &self.generations,
+            &self.firsts,
+            &self.lasts,
+            &self.keys,
+            &self.records,
+        ]
+    }
+
+    pub(super) fn forks(&self) -> Option<[Value<'_>; 3]> {
+        let values: [Value<'_>; 3] = [&self.ancestors, &self.ancestor_generations, &self.children];
+        (!self.ancestors.is_empty()).then_some(values)
+    }
+
+    pub(super) fn removals(&self) -> Option<[Value<'_>; 4]> {
+        let values: [Value<'_>; 4] = [
+            &self.removal_names,
+            &self.removal_ids,
+            &self.removal_times,
+            &self.removal_events,
+        ];
+        (!self.removal_names.is_empty()).then_some(values)
+    }
+
+    pub(super) fn shard(&self) -> [Value<'_>; 6] {
+        [
+            &SHARD,
+            &self.last_id,
+            &self.shard.sessions,
+            &self.shard.events,
+            &self.removing,
+            &self.retains,
+        ]
+    }
+}
+
+impl Rows {
+    pub(super) fn of(decided: &Decided, read: &mut Read, shard: Shard) -> Self {
+        let removing = decided.records.iter().filter(|record| record.removes());
+        let mut rows = Self {
+            shard,
+            last_id: Id(shard.last_id),
+            new: SessionRows::default(),
+            moved: SessionRows::default(),
+            last_ids: Vec::new(),
+            base_ids: Vec::new(),
+            sessions: Vec::new(),
+            generations: Vec::new(),
+            firsts: Vec::new(),
+            lasts: Vec::new(),
+            keys: Vec::new(),
+            records: Vec::new(),
+            ancestors: Vec::new(),
+            ancestor_generations: Vec::new(),
+            children: Vec::new(),
+            removal_names: Vec::new(),
+            removal_ids: Vec::new(),
+            removal_times: Vec::new(),
+            removal_events: Vec::new(),
+            removing: i64::try_from(removing.count()).unwrap_or(i64::MAX),
+            retains: decided.records.iter().any(|record| record.retains()),
+        };
+        rows.put_sessions(read);
+        for record in &decided.records {
+            let session = read.sessions.get(&record.session);
+            let number = session.and_then(|session| session.number);
+            rows.put_record(record, number.unwrap_or_default());
+        }
+        for removal in &decided.removals {
+            rows.removal_names.push(removal.session.to_string());
+            rows.removal_ids.push(Id(removal.id));
+            rows.removal_times.push(removal.at_ms.cast_signed());
+            rows.removal_events.push(removal.events.cast_signed());
+        }
+        rows
+    }
+
+    fn put_sessions(&mut self, read: &mut Read) {
+        for (name, session) in &mut read.sessions {
+            if session.added.is_empty() {
+                continue;
+            }
+            let rows = if session.number.is_some() {
+                &mut self.moved
+            } else {
+                self.shard.sessions += 1;
+                session.number = Some(i64::from(SHARD) << 40 | self.shard.sessions);
+                &mut self.new
+            };
+            let state = &session.state;
+            rows.numbers.push(session.number.unwrap_or_default());
+            rows.names.push(name.to_string());
+            rows.active
+                .push(state.is_there().then_some(Id(state.active_id)));
+            rows.created
+                .push(state.is_there().then_some(Id(state.created_id)));
+            rows.states.push(sql::stored_state(state));
+        }
+    }
+
+    fn put_record(&mut self, record: &Record, session: i64) {
+        self.last_id = Id(record.last_id());
+        self.shard.events += i64::from(record.count);
+        self.last_ids.push(Id(record.last_id()));
+        self.base_ids.push(Id(record.base));
+        self.sessions.push(session);
+        self.generations.push(record.generation.cast_signed());
+        self.firsts.push(record.first.cast_signed());
+        self.lasts.push(record.last().cast_signed());
+        let key = record.key.as_ref();
+        self.keys.push(key.map(|key| sql::key_hash(&key.text)));
+        self.records.push(sql::stored(record));
+        for op in record.ops() {
+            if let Op::Fork(lineage) = op {
+                for piece in &lineage.pieces {
+                    self.ancestors.push(piece.session.to_string());
+                    self.ancestor_generations
+                        .push(piece.generation.cast_signed());
+                    self.children.push(record.session.to_string());
+                }
+            }
+        }
+    }
+}

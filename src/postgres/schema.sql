@@ -1,0 +1,66 @@
+-- What there is once in a schema.
+CREATE TABLE meta (
+    one      boolean PRIMARY KEY DEFAULT true CHECK (one),
+    format   int     NOT NULL,          -- of these tables
+    store    uuid    NOT NULL,          -- the store's ID
+    shards   int     NOT NULL,          -- fixed for the store's life
+    barriers bigint  NOT NULL DEFAULT 0 -- commits that show that what is seen is on a quorum
+) WITH (fillfactor = 10);
+
+-- The sequencer. The lock on its row makes the order of commits, of IDs and of the feed one.
+CREATE TABLE shard (
+    shard          int    PRIMARY KEY,
+    last_id        uuid   NOT NULL,     -- no later event or change has a lower ID
+    sessions       bigint NOT NULL,     -- rows of `session`
+    events         bigint NOT NULL,     -- ever committed
+    removals       bigint NOT NULL,     -- batches that removed something
+    epoch          bigint NOT NULL,     -- barriers under the lock
+    erased_through uuid   NOT NULL,     -- erased records have no higher ID
+    retains        boolean NOT NULL     -- whether a session was ever given a retention of its own
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0.01);
+
+-- A session that was ever begun, with its state.
+CREATE TABLE session (
+    session    bigint PRIMARY KEY,      -- shard << 40 | the how-many-th of the shard
+    name       text   COLLATE "C" NOT NULL,
+    active_id  uuid,                    -- its position by activity; none once it is deleted
+    created_id uuid,                    -- its position by creation
+    state      bytea  NOT NULL          -- as segments store it
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.01);
+CREATE UNIQUE INDEX session_name ON session (name);
+CREATE INDEX session_active ON session (active_id);
+CREATE INDEX session_created ON session (created_id);
+
+-- One appended batch, as the journal stores it: head and body, with the body's checksum.
+CREATE TABLE record (
+    last_id    uuid   PRIMARY KEY,      -- the ID of its last event or change
+    base_id    uuid   NOT NULL,         -- the ID of its first
+    session    bigint NOT NULL,
+    generation int    NOT NULL,
+    first_seq  bigint NOT NULL,
+    last_seq   bigint NOT NULL,         -- the one before first_seq without events
+    key        bytea,                   -- a hash of its idempotency key
+    record     bytea  NOT NULL
+);
+ALTER TABLE record ALTER record SET COMPRESSION lz4;
+-- A seq is given once. A fault of ours is an error here, and never a second event.
+CREATE UNIQUE INDEX record_place ON record (session, generation, first_seq) WHERE last_seq >= first_seq;
+CREATE INDEX record_change ON record (session, last_id) WHERE last_seq < first_seq;
+CREATE UNIQUE INDEX record_key ON record (session, key, generation) WHERE key IS NOT NULL;
+
+-- The forks of each generation of a session, and of its forks.
+CREATE TABLE fork (
+    ancestor   text COLLATE "C" NOT NULL,
+    generation int  NOT NULL,
+    child      text COLLATE "C" NOT NULL,
+    PRIMARY KEY (ancestor, generation, child)
+);
+
+-- Sessions with removed events that are not erased yet.
+CREATE TABLE removal (
+    name   text   COLLATE "C" NOT NULL,
+    id     uuid   NOT NULL,             -- of the batch that removed
+    at_ms  bigint NOT NULL,
+    events bigint NOT NULL,
+    PRIMARY KEY (name, id)
+);

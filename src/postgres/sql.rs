@@ -1,0 +1,184 @@
+//! The statements, and how IDs and records stand in columns.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use postgres_types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+
+use crate::codec::{Decoded, Fault, RawRecord, Record, SessionState};
+use crate::model::EventId;
+
+pub(super) const LOCK: &str = "SELECT last_id, sessions, events, \
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard WHERE shard = $1 FOR UPDATE";
+pub(super) const HEADS: &str =
+    "SELECT name, session, state FROM session WHERE name = ANY($1::text[])";
+pub(super) const KEYS: &str = "SELECT q.i, r.record \
+    FROM unnest($1::int[], $2::text[], $3::bytea[]) q(i, name, key) \
+    JOIN session s ON s.name = q.name JOIN record r ON r.session = s.session AND r.key = q.key";
+pub(super) const SINCE: &str = "SELECT q.i, r.record \
+    FROM unnest($1::int[], $2::text[], $3::int[], $4::bigint[]) q(i, name, generation, through) \
+    JOIN session s ON s.name = q.name JOIN record r ON r.session = s.session \
+    AND r.generation = q.generation AND r.first_seq > q.through AND r.last_seq >= r.first_seq \
+    ORDER BY q.i, r.first_seq";
+pub(super) const NEW_SESSIONS: &str = "INSERT INTO session (session, name, active_id, created_id, \
+    state) SELECT * FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::uuid[], $5::bytea[])";
+pub(super) const MOVE_SESSIONS: &str = "UPDATE session s SET active_id = u.active_id, \
+    created_id = u.created_id, state = u.state \
+    FROM unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::bytea[]) \
+    u(session, active_id, created_id, state) WHERE s.session = u.session";
+pub(super) const NEW_RECORDS: &str = "INSERT INTO record (last_id, base_id, session, generation, \
+    first_seq, last_seq, key, record) SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], \
+    $4::int[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[])";
+pub(super) const NEW_FORKS: &str = "INSERT INTO fork (ancestor, generation, child) \
+    SELECT * FROM unnest($1::text[], $2::int[], $3::text[]) ON CONFLICT DO NOTHING";
+pub(super) const NEW_REMOVALS: &str = "INSERT INTO removal (name, id, at_ms, events) \
+    SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::bigint[])";
+pub(super) const MOVE_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $3, events = $4, \
+    removals = removals + $5, retains = retains OR $6 WHERE shard = $1";
+pub(super) const BARRIER: &str = "UPDATE shard SET epoch = epoch + 1 WHERE shard = $1";
+/// The record that ends at an ID or after it, and the last ID that was erased.
+pub(super) const HOLDS: &str = "SELECT (SELECT base_id FROM record WHERE last_id >= $1 \
+    ORDER BY last_id LIMIT 1), erased_through FROM shard WHERE shard = $2";
+
+pub(super) const STATE: &str = "SELECT state FROM session WHERE name = $1";
+/// The records from the one that holds a seq upwards, until they reach some bytes.
+pub(super) const UP: &str = "SELECT record FROM (SELECT record, \
+    sum(octet_length(record)) OVER (ORDER BY first_seq) - octet_length(record) AS before \
+    FROM (SELECT first_seq, record FROM record WHERE session = (SELECT session FROM session \
+    WHERE name = $1) AND generation = $2 AND last_seq >= first_seq AND first_seq >= (SELECT \
+    max(first_seq) FROM record WHERE session = (SELECT session FROM session WHERE name = $1) \
+    AND generation = $2 AND last_seq >= first_seq AND first_seq <= $3) AND first_seq <= $4 \
+    ORDER BY first_seq) s) p WHERE before < $5";
+/// The same downwards, the highest first.
+pub(super) const DOWN: &str = "SELECT record FROM (SELECT record, \
+    sum(octet_length(record)) OVER (ORDER BY first_seq DESC) - octet_length(record) AS before \
+    FROM (SELECT first_seq, record FROM record WHERE session = (SELECT session FROM session \
+    WHERE name = $1) AND generation = $2 AND last_seq >= first_seq AND first_seq <= $4 \
+    AND last_seq >= $3 AND first_seq >= (SELECT coalesce(max(first_seq), 0) FROM record \
+    WHERE session = (SELECT session FROM session WHERE name = $1) AND generation = $2 \
+    AND last_seq >= first_seq AND first_seq <= $3) ORDER BY first_seq DESC) s) p \
+    WHERE before < $5";
+pub(super) const AT_OR_AFTER: &str =
+    "SELECT base_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
+pub(super) const FEED: &str = "SELECT last_id, record FROM (SELECT last_id, record, \
+    sum(octet_length(record)) OVER (ORDER BY last_id) - octet_length(record) AS before \
+    FROM (SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 256) s) p \
+    WHERE before < $2";
+pub(super) const FORKS: &str = "SELECT child FROM fork WHERE ancestor = $1 AND generation = $2";
+pub(super) const SHARD: &str = "SELECT last_id, events, removals, erased_through, retains \
+    FROM shard WHERE shard = 0";
+pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
+/// The session whose removals are the oldest, with the last of them, if the oldest is due.
+pub(super) const DUE: &str = "SELECT name, (array_agg(id ORDER BY id DESC))[1] FROM removal \
+    GROUP BY name HAVING min(at_ms) <= $1 ORDER BY min(at_ms) LIMIT 1";
+pub(super) const SIZE: &str =
+    "SELECT pg_total_relation_size('record') + pg_total_relation_size('session')";
+
+/// The records with events of a session after a place, before another.
+pub(super) const ERASABLE: &str = "SELECT last_id, record FROM record WHERE session = \
+    (SELECT session FROM session WHERE name = $1) AND last_seq >= first_seq \
+    AND (generation, first_seq) > ($2::int, $3::bigint) \
+    AND (generation, first_seq) < ($4::int, $5::bigint) \
+    ORDER BY generation, first_seq LIMIT $6";
+/// The same of records without events, of a generation before one.
+pub(super) const ERASABLE_CHANGES: &str = "SELECT last_id, record FROM record WHERE session = \
+    (SELECT session FROM session WHERE name = $1) AND last_seq < first_seq \
+    AND last_id > $2 AND generation < $3::int ORDER BY last_id LIMIT $4";
+pub(super) const AT_OR_AFTER_WITH_ID: &str =
+    "SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
+pub(super) const ERASE: &str = "DELETE FROM record WHERE last_id = $1";
+pub(super) const REPLACE: &str = "UPDATE record SET last_id = $2, base_id = $3, first_seq = $4, \
+    last_seq = $5, key = $6, record = $7 WHERE last_id = $1";
+pub(super) const NOTE_ERASED: &str =
+    "UPDATE shard SET erased_through = greatest(erased_through, $2) WHERE shard = $1";
+pub(super) const ERASED: &str = "DELETE FROM removal WHERE name = $1 AND id <= $2";
+
+/// The lists of sessions, in each order and direction, after a position.
+pub(super) const BY_ID_UP: &str = "SELECT name, state FROM session \
+    WHERE name > $1 ORDER BY name LIMIT $2";
+pub(super) const BY_ID_FROM: &str = "SELECT name, state FROM session \
+    WHERE name >= $1 ORDER BY name LIMIT $2";
+pub(super) const BY_ID_DOWN: &str = "SELECT name, state FROM session \
+    WHERE ($1::text IS NULL OR name < $1) ORDER BY name DESC LIMIT $2";
+pub(super) const BY_ACTIVITY_UP: &str = "SELECT name, state FROM session \
+    WHERE active_id > $1 ORDER BY active_id LIMIT $2";
+pub(super) const BY_ACTIVITY_DOWN: &str = "SELECT name, state FROM session \
+    WHERE active_id < $1 ORDER BY active_id DESC LIMIT $2";
+pub(super) const BY_CREATION_UP: &str = "SELECT name, state FROM session \
+    WHERE created_id > $1 ORDER BY created_id LIMIT $2";
+pub(super) const BY_CREATION_DOWN: &str = "SELECT name, state FROM session \
+    WHERE created_id < $1 ORDER BY created_id DESC LIMIT $2";
+
+/// The sessions of the records after an ID.
+pub(super) const NEWS: &str = "SELECT r.last_id, s.name FROM record r \
+    JOIN session s ON s.session = r.session WHERE r.last_id > $1 ORDER BY r.last_id LIMIT 1000";
+
+/// An ID, which is a UUID in a column. Both compare as their bytes do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Id(pub EventId);
+
+impl ToSql for Id {
+    fn to_sql(
+        &self,
+        _of: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.put_u128(self.0.to_u128());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::UUID
+    }
+
+    to_sql_checked!();
+}
+
+impl<'a> FromSql<'a> for Id {
+    fn from_sql(
+        _of: &Type,
+        raw: &'a [u8],
+    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(EventId::from_u128(u128::from_be_bytes(
+            raw.try_into()?,
+        ))))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::UUID
+    }
+}
+
+/// Returns a record as its column holds it.
+pub(super) fn stored(record: &Record) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(record.stored_bytes_max());
+    record.put_head(&mut bytes);
+    bytes.extend_from_slice(record.body());
+    bytes
+}
+
+/// Reads a record out of its column, with every check that reading from a file makes.
+pub(super) fn record(bytes: &[u8]) -> Decoded<Record> {
+    let bytes = Bytes::copy_from_slice(bytes);
+    if !RawRecord::split(&bytes, 0)?.body_matches() {
+        return Err(Fault::Damaged {
+            at: 0,
+            what: "a checksum that does not match",
+        });
+    }
+    let record = Record::decode(&bytes, 0)?;
+    record.check_events()?;
+    Ok(record)
+}
+
+/// Returns the state of a session as its column holds it.
+pub(super) fn stored_state(state: &SessionState) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    state.put(&mut bytes);
+    bytes
+}
+
+/// Returns what finds an idempotency key in its column. A text of any length is too long for an
+/// index.
+pub(super) fn key_hash(key: &str) -> Vec<u8> {
+    let hash = blake3::hash(key.as_bytes());
+    hash.as_bytes().iter().take(16).copied().collect()
+}

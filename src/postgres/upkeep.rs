@@ -1,0 +1,285 @@
+//! Background work: removes what retention says, and erases what was removed.
+//!
+//! A removal at first only changes the state of its session. What it removed is hidden by that, and
+//! its rows stay until half of the time has passed that they may. Every server does this work. What
+//! one has done, another finds done.
+//!
+//! Invariants:
+//! * A row goes only under the shard's lock, after the session and its forks were read under it. So
+//!   no fork that is made meanwhile shares what goes.
+//! * In the transaction in which a row goes or loses events, `erased_through` becomes at least its
+//!   ID. A group in doubt that is asked for later may have been erased if its ID is not above that.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+
+use crate::codec::{Record, SessionState};
+use crate::disk::Halt;
+use crate::maintain::{Keep, Kept, Own, look_every, remove_due};
+use crate::model::{EventId, Result, SessionId, now_ms};
+use crate::postgres::commit::check_cancelled;
+use crate::postgres::connect::{Link, Site};
+use crate::postgres::handle::Core;
+use crate::postgres::pool::Ask;
+use crate::postgres::rows::SHARD;
+use crate::postgres::sql::{self, Id};
+use crate::sync::Deadline;
+
+/// The records that one transaction looks at. The shard is locked meanwhile.
+const RECORDS_AT_ONCE: u32 = 64;
+
+/// How long one statement may take.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// The bounds of the time between two looks for something to erase.
+const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(10);
+
+/// Runs the background thread until the log stops.
+pub(super) fn run(core: &Core) {
+    let options = &core.turns.store().options;
+    let erase_every = (options.erase_within / 32).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX);
+    let mut retained = Deadline::after(Duration::ZERO);
+    loop {
+        let signal = &core.signal;
+        if signal.pause(erase_every, |orders| orders.look).is_err() {
+            return;
+        }
+        let asked = signal.with(|orders| std::mem::take(&mut orders.look));
+        // What fails is tried again at the next look. The work of callers reports it.
+        if asked || retained.has_passed() {
+            match retain(core) {
+                Err(Halt::Stopped) => return,
+                done => {
+                    let every = done.ok().flatten().unwrap_or(LOOK_EVERY_MAX);
+                    retained = Deadline::after(every);
+                }
+            }
+        }
+        let half = u64::try_from(options.erase_within.as_millis() / 2).unwrap_or(u64::MAX);
+        let before = now_ms(&options.clock).saturating_sub(half);
+        drop(erase(core, before, &mut || signal.check_stop().is_ok()));
+    }
+}
+
+/// Removes what retention says. Returns how often to do so.
+fn retain(core: &Core) -> Result<Option<Duration>, Halt> {
+    let store = core.turns.store();
+    let own = Own::from(core.shard()?.is_some_and(|shard| shard.retains));
+    let Some(every) = look_every(store.options.retention, own) else {
+        return Ok(None);
+    };
+    remove_due(
+        store,
+        own,
+        |calls| core.call_all(calls),
+        |time| core.signal.pause(time, |_orders| false),
+    )?;
+    Ok(Some(every))
+}
+
+/// Erases what was removed by a time, session by session, for as long as `goes_on` says.
+pub(super) fn erase(
+    core: &Core,
+    removed_by_ms: u64,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> Result<()> {
+    let removed_by = i64::try_from(removed_by_ms).unwrap_or(i64::MAX);
+    let mut link = None;
+    while goes_on() {
+        let due = core.tables.0.pool.rows(Ask::Due, &[&removed_by])?;
+        let Some(due) = due.first() else {
+            return Ok(());
+        };
+        let session = SessionId::new(due.get::<_, &str>(0))?;
+        let through: Id = due.get(1);
+        let link = match &mut link {
+            Some(link) => link,
+            none => none.insert(
+                core.tables
+                    .0
+                    .pool
+                    .block_on(connected(&core.tables.0.site))?,
+            ),
+        };
+        let eraser = Eraser {
+            core,
+            link,
+            session: &session,
+        };
+        if !eraser.erase(goes_on)? {
+            return Ok(());
+        }
+        eraser.execute(sql::ERASED, &[&session.as_str(), &through])?;
+    }
+    Ok(())
+}
+
+/// Connects, and commits once: what is seen is then on a quorum.
+async fn connected(site: &Arc<Site>) -> Result<Link> {
+    let link = site.connect(|| None).await?;
+    let failed = |error: tokio_postgres::Error| site.error("erase from", &error);
+    link.client
+        .execute(sql::BARRIER, &[&SHARD])
+        .await
+        .map_err(failed)?;
+    check_cancelled(site, &link)?;
+    Ok(link)
+}
+
+/// The rows of a session that a transaction looks at.
+#[derive(Clone, Copy)]
+enum Part {
+    /// Those with events, from a generation and a seq on.
+    Events(i32, i64),
+    /// Those without events, after an ID.
+    Changes(Id),
+    /// The one that holds an event, which was redacted.
+    Event(Id),
+}
+
+/// Erases what was removed from one session.
+struct Eraser<'a> {
+    core: &'a Core,
+    link: &'a Link,
+    session: &'a SessionId,
+}
+
+impl Eraser<'_> {
+    /// Erases all that is removed by now. Returns whether it came to the end.
+    fn erase(&self, goes_on: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let state = self.core.turns.store().state(self.session)?;
+        let none = Id(EventId::from_u128(0));
+        let mut parts = vec![Part::Changes(none), Part::Events(0, 0)];
+        parts.extend(state.redacted().iter().map(|id| Part::Event(Id(*id))));
+        while let Some(part) = parts.pop() {
+            if !goes_on() {
+                return Ok(false);
+            }
+            parts.extend(self.erase_part(part)?);
+        }
+        Ok(true)
+    }
+
+    /// Looks at some records in one transaction. Returns where it goes on.
+    fn erase_part(&self, part: Part) -> Result<Option<Part>> {
+        self.batch("BEGIN")?;
+        // After an error the connection is not used again.
+        let next = self.erase_locked(part)?;
+        self.batch("COMMIT")?;
+        check_cancelled(&self.core.tables.0.site, self.link)?;
+        Ok(next)
+    }
+
+    fn erase_locked(&self, part: Part) -> Result<Option<Part>> {
+        self.query(sql::LOCK, &[&SHARD])?;
+        let store = self.core.turns.store();
+        let state = store.state(self.session)?;
+        let rows = self.rows(part, &state)?;
+        let mut keep = Keep::of(store, self.session)?;
+        let mut erased = EventId::from_u128(0);
+        let mut next = None;
+        for row in &rows {
+            let id: Id = row.get(0);
+            let record = self.core.tables.0.record(row.get(1))?;
+            if record.session != *self.session {
+                // The event was erased, and this is what came after it.
+                continue;
+            }
+            next = Some(match part {
+                Part::Events(..) => {
+                    Part::Events(record.generation.cast_signed(), record.first.cast_signed())
+                }
+                _ => Part::Changes(id),
+            });
+            let kept = keep.record(store, &record)?;
+            let kept = kept.map_err(|fault| self.core.tables.0.fault(fault))?;
+            match kept {
+                Kept::Whole => continue,
+                Kept::Nothing => self.execute(sql::ERASE, &[&id])?,
+                Kept::Part(part) => self.put(id, &part)?,
+            }
+            erased = erased.max(id.0);
+        }
+        if erased > EventId::from_u128(0) {
+            self.execute(sql::NOTE_ERASED, &[&SHARD, &Id(erased)])?;
+        }
+        let is_over = matches!(part, Part::Event(_)) || rows.len() < RECORDS_AT_ONCE as usize;
+        Ok(next.filter(|_| !is_over))
+    }
+
+    /// Returns rows of which something may have to go.
+    fn rows(&self, part: Part, state: &SessionState) -> Result<Vec<Row>> {
+        let name = self.session.as_str();
+        // Of a session that is there, what comes before this place.
+        let (generation, first) = if state.is_there() {
+            (state.generation.cast_signed(), state.first.cast_signed())
+        } else {
+            (i32::MAX, 0)
+        };
+        match part {
+            Part::Events(from, after) => self.query(
+                sql::ERASABLE,
+                &[
+                    &name,
+                    &from,
+                    &after,
+                    &generation,
+                    &first,
+                    &i64::from(RECORDS_AT_ONCE),
+                ],
+            ),
+            Part::Changes(after) => self.query(
+                sql::ERASABLE_CHANGES,
+                &[&name, &after, &generation, &i64::from(RECORDS_AT_ONCE)],
+            ),
+            Part::Event(id) => self.query(sql::AT_OR_AFTER_WITH_ID, &[&id]),
+        }
+    }
+
+    /// Replaces a record by what is kept of it.
+    fn put(&self, id: Id, record: &Record) -> Result<()> {
+        let key = record.key.as_ref().map(|key| sql::key_hash(&key.text));
+        self.execute(
+            sql::REPLACE,
+            &[
+                &id,
+                &Id(record.last_id()),
+                &Id(record.base),
+                &record.first.cast_signed(),
+                &record.last().cast_signed(),
+                &key,
+                &sql::stored(record),
+            ],
+        )
+    }
+
+    fn batch(&self, text: &str) -> Result<()> {
+        self.within(self.link.client.batch_execute(text))
+    }
+
+    fn query(&self, text: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        self.within(self.link.client.query(text, params))
+    }
+
+    fn within<T>(
+        &self,
+        asked: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
+    ) -> Result<T> {
+        let tables = &self.core.tables.0;
+        let answer = async { timeout(WITHIN, asked).await };
+        match tables.pool.block_on(answer) {
+            Ok(answer) => answer.map_err(|error| tables.site.error("erase from", &error)),
+            Err(_elapsed) => Err(tables.site.io("erase from", "the server takes too long")),
+        }
+    }
+
+    fn execute(&self, text: &str, params: &[&(dyn ToSql + Sync)]) -> Result<()> {
+        self.query(text, params).map(drop)
+    }
+}

@@ -1,0 +1,217 @@
+#!/bin/bash
+# A PostgreSQL cluster on loopback for tests and campaigns.
+#
+#   cluster.sh create [1|3]    one node without a standby, or a primary and two standbys of which one
+#                              must have flushed before a commit returns (default: 3)
+#   cluster.sh status          a line a node: its role, its position, its standbys
+#   cluster.sh url             how a client connects to the nodes
+#   cluster.sh sql N TEXT      runs TEXT on node N
+#   cluster.sh kill N          SIGKILL to node N and its children, by their IDs
+#   cluster.sh start N         starts node N again as what it was
+#   cluster.sh promote N       node N is gone: promotes the better of the others, and prints its number
+#   cluster.sh rejoin N P      makes node N a standby of primary P again, wherever it had come to
+#   cluster.sh freeze N        SIGSTOP to node N and its children; `thaw N` ends it
+#   cluster.sh destroy         stops all nodes and removes their folders
+#
+# Nodes are numbered from 1. SESSIONLOG_PG_ROOT is their folder, SESSIONLOG_PG_PORT the port of node
+# 1 (the others follow), SESSIONLOG_PG_BIN the folder of PostgreSQL's programs. PostgreSQL does not
+# run as root: a caller that is root runs it as the user postgres.
+set -euo pipefail
+export LC_ALL=C PGCONNECT_TIMEOUT=2 PGOPTIONS=
+root=${SESSIONLOG_PG_ROOT:-/tmp/sessionlog-postgres}
+port=${SESSIONLOG_PG_PORT:-5541}
+bin=${SESSIONLOG_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)}
+[ -x "$bin/initdb" ] || { echo "no PostgreSQL found: install postgresql-15" >&2; exit 69; }
+
+as_postgres() {
+  if [ "$(id -u)" = 0 ]; then setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; else "$@"; fi
+}
+folder() { echo "$root/n$1"; }
+port_of() { echo $((port + $1 - 1)); }
+nodes() { cat "$root/nodes"; }
+sql() { as_postgres "$bin/psql" -XAtq -h 127.0.0.1 -p "$(port_of "$1")" -U postgres -d postgres -c "$2"; }
+write() { as_postgres tee "$1" >/dev/null; }
+
+# Waits up to ten seconds for a command to print a text.
+await() {
+  local text=$1; shift
+  for _ in $(seq 200); do
+    [ "$("$@" 2>/dev/null || true)" = "$text" ] && return
+    sleep 0.05
+  done
+  echo "still waiting for $text of: $*" >&2
+  return 1
+}
+
+configure() { # node, the setting of synchronous_standby_names
+  cat <<CONF | write "$(folder "$1")/node.conf"
+port = $(port_of "$1")
+listen_addresses = '127.0.0.1'
+unix_socket_directories = '$root'
+cluster_name = 'n$1'
+synchronous_standby_names = '$2'
+synchronous_commit = on
+shared_buffers = 128MB
+max_connections = 200
+max_wal_size = 2GB
+wal_level = replica
+wal_log_hints = on
+wal_keep_size = 1GB
+wal_receiver_status_interval = 1s
+wal_retrieve_retry_interval = 200ms
+hot_standby = on
+log_min_messages = warning
+CONF
+}
+
+start() {
+  as_postgres "$bin/pg_ctl" -D "$(folder "$1")" -l "$root/n$1.log" -w -t 60 start >/dev/null
+}
+
+stop() {
+  as_postgres "$bin/pg_ctl" -D "$(folder "$1")" -m immediate -w stop >/dev/null 2>&1 || true
+}
+
+follow() { # node, primary; nothing is followed without one
+  if [ -n "$2" ]; then
+    as_postgres touch "$(folder "$1")/standby.signal"
+    echo "primary_conninfo = 'host=127.0.0.1 port=$(port_of "$2") user=postgres application_name=n$1'" |
+      write "$(folder "$1")/standby.conf"
+  else
+    echo "primary_conninfo = ''" | write "$(folder "$1")/standby.conf"
+  fi
+}
+
+family() { # the processes of a node
+  local first
+  first=$(head -1 "$(folder "$1")/postmaster.pid")
+  echo "$first" "$(cat "/proc/$first/task/$first/children" 2>/dev/null || true)"
+}
+
+create() {
+  local count=${1:-3} names=
+  [ "$count" = 1 ] || names='ANY 1 (n1, n2, n3)'
+  destroy
+  mkdir -p "$root"
+  [ "$(id -u)" != 0 ] || chown postgres "$root"
+  chmod 700 "$root"
+  seq "$count" | write "$root/nodes"
+  as_postgres "$bin/initdb" -D "$(folder 1)" -U postgres -A trust -E UTF8 --no-locale --no-sync -k >/dev/null
+  printf "include 'node.conf'\ninclude_if_exists 'standby.conf'\n" |
+    as_postgres tee -a "$(folder 1)/postgresql.conf" >/dev/null
+  # The first start has no standby to wait for. The setting comes with a reload: options of a first
+  # start would be repeated at each restart.
+  configure 1 ''
+  start 1
+  for node in $(seq 2 "$count"); do
+    as_postgres "$bin/pg_basebackup" -h 127.0.0.1 -p "$(port_of 1)" -U postgres \
+      -D "$(folder "$node")" -X stream -c fast
+    configure "$node" "$names"
+    follow "$node" 1
+    start "$node"
+  done
+  configure 1 "$names"
+  sql 1 "SELECT pg_reload_conf()" >/dev/null
+  [ "$count" = 1 ] || await $((count - 1)) \
+    sql 1 "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'"
+}
+
+destroy() {
+  [ -f "$root/nodes" ] || return 0
+  for node in $(nodes); do
+    thaw "$node" 2>/dev/null || true
+    stop "$node"
+  done
+  rm -rf "$root"
+}
+
+kill_node() {
+  local first
+  first=$(head -1 "$(folder "$1")/postmaster.pid")
+  # shellcheck disable=SC2046 # a list of IDs
+  kill -9 $(family "$1") 2>/dev/null || true
+  while kill -0 "$first" 2>/dev/null; do sleep 0.02; done
+}
+
+signal() { # shellcheck disable=SC2046
+  kill "-$2" $(family "$1") 2>/dev/null || true
+}
+freeze() { signal "$1" STOP; }
+thaw() { signal "$1" CONT; }
+
+# Both others are cut off from the primary first, so that nothing it sent is acknowledged any more.
+# Only then are their positions compared. Both must be asked: the other one may be the half of the
+# quorum that has the last commit.
+promote() {
+  local best='' best_lsn=-1 lsn others
+  others=$(nodes | grep -v "^$1\$")
+  for node in $others; do
+    follow "$node" ''
+    sql "$node" "SELECT pg_reload_conf()" >/dev/null
+  done
+  for node in $others; do
+    await 0 sql "$node" "SELECT count(*) FROM pg_stat_wal_receiver"
+    lsn=$(sql "$node" "SELECT greatest(
+      pg_wal_lsn_diff(coalesce(pg_last_wal_receive_lsn(), '0/0'), '0/0'),
+      pg_wal_lsn_diff(coalesce(pg_last_wal_replay_lsn(), '0/0'), '0/0'))::bigint")
+    if [ "$lsn" -gt "$best_lsn" ]; then best=$node best_lsn=$lsn; fi
+  done
+  sql "$best" "SELECT pg_promote(true, 30)" >/dev/null
+  for node in $others; do
+    [ "$node" = "$best" ] && continue
+    follow "$node" "$best"
+    sql "$node" "SELECT pg_reload_conf()" >/dev/null
+  done
+  as_postgres rm -f "$(folder "$best")/standby.conf"
+  echo "$best"
+}
+
+rejoin() {
+  local node=$1 primary=$2
+  stop "$node"
+  if [ ! -f "$(folder "$node")/standby.signal" ]; then
+    # It was a primary, and may hold what nobody else has. pg_rewind wants it shut down cleanly, so
+    # it recovers alone once, where no commit waits for anybody.
+    as_postgres "$bin/postgres" --single -F -D "$(folder "$node")" \
+      -c synchronous_standby_names= postgres </dev/null >/dev/null 2>&1 || true
+    # Before version 16 pg_rewind takes the primary's timeline from its last checkpoint.
+    sql "$primary" CHECKPOINT >/dev/null
+    as_postgres cp "$(folder "$node")/node.conf" "$root/keep"
+    as_postgres "$bin/pg_rewind" -D "$(folder "$node")" \
+      --source-server="host=127.0.0.1 port=$(port_of "$primary") user=postgres dbname=postgres" >/dev/null 2>&1
+    as_postgres cp "$root/keep" "$(folder "$node")/node.conf"
+  fi
+  follow "$node" "$primary"
+  start "$node"
+}
+
+status() {
+  for node in $(nodes); do
+    echo "n$node: $(sql "$node" "SELECT CASE WHEN pg_is_in_recovery()
+      THEN 'standby ' || coalesce(pg_last_wal_receive_lsn()::text, '')
+      ELSE 'primary ' || pg_current_wal_flush_lsn() || ' ' || coalesce((SELECT
+        string_agg(application_name || ':' || state || ':' || sync_state, ' ')
+        FROM pg_stat_replication), '') END" 2>&1 || true)"
+  done
+}
+
+url() {
+  local hosts=
+  for node in $(nodes); do hosts="$hosts${hosts:+,}127.0.0.1:$(port_of "$node")"; done
+  echo "postgres://postgres@$hosts/postgres"
+}
+
+case "${1:-}" in
+  create) create "${2:-3}" ;;
+  status) status ;;
+  url) url ;;
+  sql) sql "$2" "$3" ;;
+  kill) kill_node "$2" ;;
+  start) start "$2" ;;
+  promote) promote "$2" ;;
+  rejoin) rejoin "$2" "$3" ;;
+  freeze) freeze "$2" ;;
+  thaw) thaw "$2" ;;
+  destroy) destroy ;;
+  *) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 64 ;;
+esac

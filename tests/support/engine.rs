@@ -1,0 +1,48 @@
+//! Which engine the tests of the public API run over: files, or with `SESSION_LOG_ENGINE=postgres`
+//! the server at `SESSION_LOG_POSTGRES_URL`.
+
+#[cfg(feature = "postgres")]
+use std::fs;
+use std::path::Path;
+
+use sessionlog::{Options, Result, SessionLog};
+
+/// Whether the tests run over PostgreSQL.
+pub(crate) fn on_postgres() -> bool {
+    let engine = std::env::var("SESSION_LOG_ENGINE").unwrap_or_default();
+    match engine.as_str() {
+        "" | "embedded" => false,
+        "postgres" => true,
+        other => panic!("SESSION_LOG_ENGINE is {other}, and not embedded or postgres"),
+    }
+}
+
+/// The schema of a place. No other place has it, also not one of an earlier run.
+#[cfg(feature = "postgres")]
+pub(crate) fn schema_of(folder: &Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let made = fs::metadata(folder).unwrap();
+    let name = folder.file_name().unwrap().to_string_lossy();
+    format!("{name}_{}_{}", made.ino(), made.ctime_nsec())
+}
+
+/// Opens the log that a folder stands for, whatever the engine.
+#[cfg(feature = "postgres")]
+pub(crate) fn open_at(options: Options, folder: &Path) -> Result<SessionLog> {
+    if !on_postgres() {
+        return options.open(folder);
+    }
+    let url = std::env::var("SESSION_LOG_POSTGRES_URL");
+    let url = url.unwrap_or("postgres://postgres@127.0.0.1:5541/postgres".to_owned());
+    options
+        .schema(schema_of(folder))
+        .durability(sessionlog::Durability::OneNode)
+        .connect(&url)
+}
+
+/// Opens the log that a folder stands for.
+#[cfg(not(feature = "postgres"))]
+pub(crate) fn open_at(options: Options, folder: &Path) -> Result<SessionLog> {
+    assert!(!on_postgres(), "the tests were built without `postgres`");
+    options.open(folder)
+}
