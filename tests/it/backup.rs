@@ -8,7 +8,8 @@ use std::thread;
 use sessionlog::{Compression, Delete, Error, SessionLog};
 
 use crate::support::{
-    append_notes, assert_error, feed_all, folder, open, read_all, seal_once, session, small_files,
+    append_notes, assert_error, embedded_alone, feed_all, folder, open, read_all, seal_once,
+    session, small_files,
 };
 
 #[test]
@@ -72,6 +73,7 @@ fn a_backup_into_the_same_folder_takes_what_is_new() {
 
 #[test]
 fn a_backup_does_not_overwrite_another_log() {
+    embedded_alone!("it is about a folder");
     let (dir, other) = (folder(), folder());
     let log = open(&dir);
     let kept = append_notes(&open(&other), &session("s"), "kept", 1);
@@ -86,6 +88,7 @@ fn a_backup_does_not_overwrite_another_log() {
 /// Nothing in the folder says yet that the log is there.
 #[test]
 fn a_backup_that_was_not_finished_does_not_open() {
+    embedded_alone!("it is about a folder");
     let (dir, copy) = (folder(), folder());
     let log = open(&dir);
     append_notes(&log, &session("s"), "n", 1);
@@ -100,6 +103,7 @@ fn a_backup_that_was_not_finished_does_not_open() {
 
 #[test]
 fn a_backup_of_an_idle_log_adds_no_segment() {
+    embedded_alone!("it is about a folder");
     let (dir, copies) = (folder(), folder());
     let log = open(&dir);
     append_notes(&log, &session("s"), "n", 3);
@@ -126,6 +130,7 @@ fn a_backup_of_an_idle_log_adds_no_segment() {
 
 #[test]
 fn a_backup_of_an_empty_log_is_an_empty_log() {
+    embedded_alone!("it is about a folder");
     let (dir, copy) = (folder(), folder());
     let log = open(&dir);
     assert_eq!(log.backup(copy.path()).unwrap().segments, 0);

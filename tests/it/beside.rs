@@ -14,9 +14,9 @@ use sessionlog::{
 
 use crate::support::{
     DEADLINE, Place, SILENCE, Seen, append_notes, append_some, assert_dense, assert_error,
-    assert_rising, block_on, copy_folder, eventually, feed_all, folder, listing, next_item, notes,
-    of_session, open, read_all, seal_once, seen, segments, session, small_files, take_events,
-    take_events_async,
+    assert_rising, block_on, copy_folder, embedded_alone, eventually, feed_all, folder, listing,
+    next_item, notes, of_session, open, read_all, seal_once, seen, segments, session, small_files,
+    take_events, take_events_async,
 };
 
 fn beside(dir: &Place) -> SessionLog {
@@ -43,6 +43,7 @@ fn check_follows(dir: &Place, writer: &SessionLog, reader: &SessionLog) {
 
 #[test]
 fn a_reader_shows_the_log_as_of_its_last_refresh() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let writer = open(&dir);
     assert_eq!(beside(&dir).refresh().unwrap(), None);
@@ -62,6 +63,7 @@ fn a_reader_shows_the_log_as_of_its_last_refresh() {
 
 #[test]
 fn every_append_that_returned_is_shown_by_the_next_refresh() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let writer = open(&dir);
     let reader = beside(&dir);
@@ -77,6 +79,7 @@ fn every_append_that_returned_is_shown_by_the_next_refresh() {
 
 #[test]
 fn readers_neither_keep_writers_out_nor_notice_whether_there_is_one() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let writer = open(&dir);
     append_some(&writer, "one");
@@ -368,6 +371,7 @@ fn start_writer(test: &str, folder: &Path) -> (Child, impl Iterator<Item = Event
 
 #[test]
 fn a_reader_goes_on_when_the_writing_process_is_killed_and_another_recovers() {
+    embedded_alone!("it is about a folder");
     if let Some(folder) = env::var_os(WRITES) {
         be_the_writer(Path::new(&folder));
     }
@@ -423,6 +427,7 @@ fn damage_journal(dir: &Place, text: &str) {
 
 #[test]
 fn damage_is_reported_beside_a_writer_too() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let writer = open(&dir);
     let id = session("s");
@@ -453,6 +458,7 @@ fn damaged(text: &str) -> String {
 
 #[test]
 fn a_segment_that_is_missing_is_reported_beside_a_writer_too() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let writer = small_files().open(dir.path()).unwrap();
     let reader = beside(&dir);
@@ -476,6 +482,7 @@ fn a_segment_that_is_missing_is_reported_beside_a_writer_too() {
 
 #[test]
 fn a_folder_that_comes_to_hold_another_log_is_not_followed() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let writer = open(&dir);
     append_some(&writer, "one");
@@ -500,6 +507,7 @@ fn a_folder_that_comes_to_hold_another_log_is_not_followed() {
 
 #[test]
 fn a_log_that_is_begun_while_it_is_opened_for_reading_is_no_damage() {
+    embedded_alone!("it is about a folder");
     for _ in 0..20 {
         let dir = folder();
         thread::scope(|scope| {

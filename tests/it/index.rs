@@ -7,8 +7,8 @@ use sessionlog::{Compression, Event, Expected, Options, PageRequest, SessionId, 
 
 use crate::list::check_walk;
 use crate::support::{
-    Place, append_notes, eventually, feed_all, folder, note, notes, read_all, seal_once, session,
-    small_files,
+    Place, append_notes, embedded_alone, eventually, feed_all, folder, note, notes, read_all,
+    seal_once, session, small_files,
 };
 
 const SESSIONS: usize = 6;
@@ -40,6 +40,7 @@ fn an_index_that_has_forgotten_all_but_the_first_run_of_each_session_is_found_ou
 
 #[test]
 fn an_index_that_has_forgotten_a_run_in_the_middle_is_found_out() {
+    embedded_alone!("it is about a folder");
     check_lies(|sessions| for_each(sessions, |runs| runs[1].1 = None));
 }
 

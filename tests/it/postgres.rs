@@ -183,7 +183,11 @@ fn what_one_server_appends_the_streams_of_another_yield() {
 fn appends_go_on_when_connections_are_cut() {
     let Some(schema) = schema() else { return };
     let options = || schema.options().stall_wait(Duration::from_mins(1));
-    let servers = [0, 1].map(|_| options().connect(&schema.url).unwrap());
+    // Each commit takes a while, so that most connections are lost in one: it is committed, and its
+    // answer does not come.
+    let slowly = "options=-c%20commit_delay%3D20000%20-c%20commit_siblings%3D0";
+    let url = format!("{}?{slowly}", schema.url);
+    let servers = [0, 1].map(|_| options().connect(&url).unwrap());
     let done = AtomicBool::new(false);
     let acked: Vec<(SessionId, Event)> = thread::scope(|scope| {
         let writers: Vec<_> = (0..6)

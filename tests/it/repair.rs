@@ -14,8 +14,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    Place, append_notes, assert_error, eventually, folder, note, read_all, seal_once, session,
-    small_files,
+    Place, append_notes, assert_error, embedded_alone, eventually, folder, note, read_all,
+    seal_once, session, small_files,
 };
 
 /// Verifies a log, and returns what was found.
@@ -174,6 +174,7 @@ fn check_saved(damaged: &Path, original: &Content) -> (Salvaged, Vec<Loss>, usiz
 
 #[test]
 fn a_sound_log_has_no_fault_and_is_saved_whole() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     filled(dir.path());
     let before: Vec<Vec<u8>> = files(dir.path())
@@ -251,6 +252,7 @@ fn a_log_is_verified_while_it_is_written() {
 
 #[test]
 fn every_flipped_byte_is_found_in_its_file_and_the_rest_is_saved() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     filled(dir.path());
     let log = SessionLog::open(dir.path()).unwrap();
@@ -289,6 +291,7 @@ fn every_flipped_byte_is_found_in_its_file_and_the_rest_is_saved() {
 
 #[test]
 fn many_faults_at_once_are_each_found_and_the_rest_is_saved() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     filled(dir.path());
     let log = SessionLog::open(dir.path()).unwrap();

@@ -11,8 +11,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use sessionlog::{Delete, Options, PageRequest, SessionLog, StartAt};
 
 use crate::support::{
-    Access, append_notes, copy_folder, eventually, folder, notes, open, open_for, paths_below,
-    seal_once, segments, session, small_files, take_events,
+    Access, append_notes, copy_folder, embedded_alone, eventually, folder, notes, open, open_for,
+    paths_below, seal_once, segments, session, small_files, take_events,
 };
 
 #[test]
@@ -206,6 +206,7 @@ fn the_figures_show_segments_and_an_index_that_catches_up() {
 
 #[test]
 fn the_figures_say_which_store_it_is_and_what_is_newest_in_it() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let log = open(&dir);
     let empty = log.stats();
@@ -230,6 +231,7 @@ fn the_figures_say_which_store_it_is_and_what_is_newest_in_it() {
 
 #[test]
 fn a_log_of_the_first_version_says_so_until_it_is_opened_for_writing() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/closed");
     copy_folder(&old, dir.path());
@@ -285,6 +287,7 @@ fn a_reader_knows_tiers_dead_bytes_and_what_is_to_be_erased() {
 
 #[test]
 fn the_open_report_tells_a_clean_stop_from_any_other() {
+    embedded_alone!("it is about a folder");
     let dir = folder();
     let log = open(&dir);
     assert_eq!(log.stats().recovery.replayed_events, 0);

@@ -15,12 +15,15 @@
 #
 # Nodes are numbered from 1. SESSIONLOG_PG_ROOT is their folder, SESSIONLOG_PG_PORT the port of node
 # 1 (the others follow), SESSIONLOG_PG_BIN the folder of PostgreSQL's programs. PostgreSQL does not
-# run as root: a caller that is root runs it as the user postgres.
+# run as root: a caller that is root runs it as the user postgres. The nodes speak TLS to whoever
+# asks for it, with the certificate tests/data/tls/first.pem. That does not name the address
+# 127.0.0.2, at which they answer too.
 set -euo pipefail
 export LC_ALL=C PGCONNECT_TIMEOUT=2 PGOPTIONS=
+tls=$(dirname "$0")/../data/tls
 root=${SESSIONLOG_PG_ROOT:-/tmp/sessionlog-postgres}
 port=${SESSIONLOG_PG_PORT:-5541}
-bin=${SESSIONLOG_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1)}
+bin=${SESSIONLOG_PG_BIN:-$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -1 || true)}
 [ -x "$bin/initdb" ] || { echo "no PostgreSQL found: install postgresql-15" >&2; exit 69; }
 
 as_postgres() {
@@ -46,11 +49,12 @@ await() {
 configure() { # node, the setting of synchronous_standby_names
   cat <<CONF | write "$(folder "$1")/node.conf"
 port = $(port_of "$1")
-listen_addresses = '127.0.0.1'
+listen_addresses = '127.0.0.1, 127.0.0.2'
 unix_socket_directories = '$root'
 cluster_name = 'n$1'
 synchronous_standby_names = '$2'
 synchronous_commit = on
+ssl = on
 shared_buffers = 128MB
 max_connections = 200
 max_wal_size = 2GB
@@ -62,6 +66,12 @@ wal_retrieve_retry_interval = 200ms
 hot_standby = on
 log_min_messages = warning
 CONF
+}
+
+certify() { # node; a standby gets a copy
+  as_postgres install -m 600 /dev/null "$(folder "$1")/server.key"
+  write "$(folder "$1")/server.key" <"$tls/first.key.pem"
+  write "$(folder "$1")/server.crt" <"$tls/first.pem"
 }
 
 start() {
@@ -99,6 +109,7 @@ create() {
   as_postgres "$bin/initdb" -D "$(folder 1)" -U postgres -A trust -E UTF8 --no-locale --no-sync -k >/dev/null
   printf "include 'node.conf'\ninclude_if_exists 'standby.conf'\n" |
     as_postgres tee -a "$(folder 1)/postgresql.conf" >/dev/null
+  certify 1
   # The first start has no standby to wait for. The setting comes with a reload: options of a first
   # start would be repeated at each restart.
   configure 1 ''
@@ -213,5 +224,5 @@ case "${1:-}" in
   freeze) freeze "$2" ;;
   thaw) thaw "$2" ;;
   destroy) destroy ;;
-  *) sed -n '2,20s/^# \{0,1\}//p' "$0"; exit 64 ;;
+  *) sed -n '2,21s/^# \{0,1\}//p' "$0"; exit 64 ;;
 esac

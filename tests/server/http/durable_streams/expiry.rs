@@ -11,6 +11,7 @@ use sessionlog::{Options, SessionId, SessionLog, SessionPatch};
 use tower::ServiceExt;
 
 use crate::durable_streams::{CLOSE, Ds, TEXT, header, is};
+use crate::engine::open_at;
 
 /// A clock that stands still until it is told to go on, in milliseconds.
 #[derive(Clone)]
@@ -129,7 +130,7 @@ async fn a_restart_begins_every_ttl_anew_and_no_fixed_time() {
     is(ds.put("/ds/at", &[TEXT, at], "x").await, 201);
     ds.scene.log.close().unwrap();
     clock.pass(60_000);
-    let log = clock.options().open(ds.scene.folder()).unwrap();
+    let log = open_at(clock.options(), &ds.scene.folder()).unwrap();
     let again = Ds::of(log, Config::open());
     is(again.head("/ds/at").await, 404);
     is(again.head("/ds/ttl").await, 200);

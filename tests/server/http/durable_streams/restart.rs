@@ -1,14 +1,16 @@
 //! What was answered is there after a restart, the state of producers included.
 
-use sessionlog::SessionLog;
+use sessionlog::Options;
 use sessionlog::http::Config;
 
 use crate::durable_streams::{CLOSE, Ds, Headers, JSON, TEXT, header, is};
+use crate::engine::open_at;
 
 /// Opens the log again, as a server does that was stopped.
 fn restarted(ds: &Ds) -> Ds {
     ds.scene.log.close().unwrap();
-    Ds::of(SessionLog::open(ds.folder()).unwrap(), Config::open()).in_folder_of(ds)
+    let log = open_at(Options::new(), &ds.folder()).unwrap();
+    Ds::of(log, Config::open()).in_folder_of(ds)
 }
 
 impl Ds {
