@@ -14,6 +14,8 @@ use crate::disk::Disk;
 use crate::disk::{RealDisk, io_error};
 use crate::log::SessionLog;
 use crate::maintain::plan;
+#[cfg(doc)]
+use crate::model::Error;
 use crate::model::{
     BackupReport, CompactProgress, Compacted, Cursor, Delete, Erasure, Event, EventId, Expected,
     Fork, NewSession, Op, Removed, Result, Retention, RetentionPlan, SessionId, SessionInfo,
