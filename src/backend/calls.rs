@@ -25,7 +25,7 @@ use crate::write::{Landed, Outcome, Parent, Proposal, Scanned};
 /// A batch for a session, with what its decision needs.
 pub(crate) struct Made {
     session: SessionId,
-    batch: Batch,
+    pub(super) batch: Batch,
     parent: Option<Parent>,
 }
 
@@ -451,9 +451,12 @@ pub(crate) fn removed(store: &Store, landed: &Landed) -> Removed {
     let is_gone = !landed.state.is_there();
     let after = if is_gone { 0 } else { landed.state.events() };
     let erase_within = store.options.erase_within;
-    let now = now_ms(&store.options.clock);
+    let removed_at = match &landed.outcome {
+        Outcome::Stored(record) => record.created_ms,
+        _ => now_ms(&store.options.clock),
+    };
     let within = u64::try_from(erase_within.as_millis()).unwrap_or(u64::MAX);
-    let erased_by: Timestamp = timestamp(now.saturating_add(within));
+    let erased_by: Timestamp = timestamp(removed_at.saturating_add(within));
     Removed {
         events: events.saturating_sub(after),
         bytes: bytes.saturating_sub(landed.state.bytes),

@@ -15,6 +15,7 @@
 //! * **In doubt is told.** An error says whether the batch may have landed.
 
 mod calls;
+mod judged;
 
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -33,6 +34,7 @@ pub(crate) use calls::{
 };
 #[cfg(feature = "durable-streams")]
 pub(crate) use calls::{Made, call_once, call_once_async};
+pub(crate) use judged::{Judged, only_if};
 
 /// What keeps a log.
 pub(crate) trait Backend: Send + Sync {

@@ -157,6 +157,12 @@ impl SessionLog {
         Options::new().connect(url)
     }
 
+    /// What keeps the log, for tests of what is below it.
+    #[cfg(all(test, not(shuttle)))]
+    pub(crate) fn engine(&self) -> &Arc<dyn Backend> {
+        &self.engine
+    }
+
     /// Appends `batch` to `session` and returns the stored events.
     ///
     /// When this returns `Ok`, the batch is on stable storage, every reader sees it, and its IDs

@@ -14,7 +14,9 @@ mod threads;
 pub(crate) use gather::{SessionSink, gather, gather_recent};
 #[cfg(feature = "postgres")]
 pub(crate) use keep::{Keep, Kept};
-pub(crate) use retain::plan;
 #[cfg(feature = "postgres")]
-pub(crate) use retain::{Own, look_every, remove_due};
+pub(crate) use retain::look_every;
+pub(crate) use retain::plan;
+#[cfg(any(feature = "postgres", all(test, not(shuttle))))]
+pub(crate) use retain::{Own, remove_due};
 pub(crate) use threads::Threads;

@@ -11,9 +11,7 @@ use crate::backend::{self, Call};
 use crate::codec::SessionState;
 use crate::disk::Halt;
 use crate::engine::Engine;
-use crate::model::{
-    Delete, Error, Expected, Result, Retention, RetentionPlan, Seq, SessionId, now_ms, timestamp,
-};
+use crate::model::{Delete, Error, Result, Retention, RetentionPlan, Seq, SessionId, timestamp};
 use crate::read::{SessionPage, SessionQuery, Store};
 use crate::sync::{Instant, Stopped};
 
@@ -119,7 +117,7 @@ pub(crate) fn remove_due(
         let began = Instant::now();
         let mut calls: Vec<Call> = Vec::new();
         let mut is_over = false;
-        let now = now_ms(&store.options.clock);
+        let now = store.now_ms()?;
         for session in &page.items {
             let state = store.state(&session.id)?;
             match due(store, &session.id, &state, (for_all, now))? {
@@ -131,13 +129,14 @@ pub(crate) fn remove_due(
                         is_by_idleness && state.is_there() && !state.is_held() && is_as_listed;
                 }
                 Due::Deletion => {
-                    let delete = Delete::new()
-                        .reason(REASON)
-                        .expected(Expected::Seq(state.last));
-                    calls.push(Box::new(backend::delete_of(&session.id, delete)));
+                    let delete = backend::delete_of(&session.id, Delete::new().reason(REASON));
+                    let of = backend::Judged::whole(&state);
+                    calls.push(Box::new(backend::only_if(of, delete)));
                 }
                 Due::Trim(first) => {
-                    calls.push(Box::new(backend::trim_of(&session.id, first.into())));
+                    let trim = backend::trim_of(&session.id, first.into());
+                    let of = backend::Judged::but_for_new_events(&state);
+                    calls.push(Box::new(backend::only_if(of, trim)));
                 }
             }
         }
@@ -156,7 +155,7 @@ pub(crate) fn plan(store: &Store, retention: Retention) -> Result<RetentionPlan>
     retention.check()?;
     let mut plan = RetentionPlan::default();
     walk(store, |page| {
-        let now = now_ms(&store.options.clock);
+        let now = store.now_ms()?;
         for session in &page.items {
             let (state, due) = store.at_rest(|| {
                 let state = store.state(&session.id)?;

@@ -45,7 +45,7 @@ use crate::codec::StoreId;
 use crate::disk::{Disk, io_error};
 use crate::model::{
     BackupReport, CompactProgress, Compacted, Counters, Erasure, Error, EventId, Options, Result,
-    Space, Stats, clock_skew, now_ms, timestamp,
+    Space, Stats, clock_skew, timestamp,
 };
 use crate::postgres::commit::Committer;
 use crate::postgres::connect::{Site, deadline_after};
@@ -110,6 +110,7 @@ impl Postgres {
             pool,
             bell,
             runtime: OwnRuntime::new(runtime),
+            has_own_clock: options.has_own_clock,
         }));
         let records: Arc<dyn Records> = Arc::new(tables.clone());
         let reader = Arc::new(Store::new(records, Arc::clone(&counters), options));
@@ -285,12 +286,13 @@ impl Backend for Postgres {
         let rows = self.core.tables.0.pool.rows(Ask::Removed, &[])?;
         let row = rows.first();
         let oldest = row.and_then(|row| row.get::<_, Option<i64>>(0));
-        let options = &self.core.turns.store().options;
+        let store = self.core.turns.store();
+        let (options, now) = (&store.options, store.now_ms()?);
         let within = u64::try_from(options.erase_within.as_millis()).unwrap_or(u64::MAX);
         let due_ms = oldest.map(|removed| removed.cast_unsigned().saturating_add(within));
         Ok(Erasure {
             due: due_ms.map(timestamp),
-            overdue: due_ms.is_some_and(|due| due < now_ms(&options.clock)),
+            overdue: due_ms.is_some_and(|due| due < now),
             events: row.map_or(0, |row| row.get::<_, i64>(1).unsigned_abs()),
         })
     }

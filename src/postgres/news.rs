@@ -3,7 +3,7 @@
 //! A server that has committed a group rings the bell: a notification in a transaction of its own,
 //! after the commit. Sent within, it would hold a lock of the whole database for as long as the
 //! commit takes. A bell may be lost, so each server also looks by itself, every second while
-//! anybody waits.
+//! anybody streams.
 //!
 //! Invariants:
 //! * A follower has its mark before it reads. News after what it read changes the mark, or wakes
@@ -23,7 +23,10 @@ use crate::model::{EventId, Result, SessionId};
 use crate::postgres::commit::News;
 use crate::postgres::connect::{Link, Site, quoted};
 use crate::postgres::sql::{self, Id};
-use crate::sync::{AtomicU64, Mutex, Ordering, WaitList, Waiter};
+use crate::sync::{AtomicU64, Instant, Mutex, Ordering, WaitList, Waiter};
+
+/// How old what was read ahead may become while it is not known what was removed.
+const UNKNOWN_MAX: Duration = Duration::from_secs(2);
 
 /// How often one looks without a bell.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -57,9 +60,12 @@ struct Waiting {
     told: HashSet<EventId>,
     /// The removals of the shard as of then.
     removals: i64,
+    /// When that was asked for.
+    looked_at: Option<Instant>,
     sessions: HashMap<SessionId, Followed>,
-    feeds: WaitList,
-    any_waits: bool,
+    /// The readers of all sessions.
+    feeds: usize,
+    feed_waiters: WaitList,
 }
 
 /// A session that somebody follows.
@@ -86,6 +92,12 @@ impl Bell {
         self.removals.load(Ordering::Acquire)
     }
 
+    /// Whether all removals are known but for those of the last moment, after a read at a time.
+    pub(super) fn knows_removals(&self, read_at: Instant) -> bool {
+        let is_known = |at: Instant| at.elapsed() < UNKNOWN_MAX;
+        is_known(read_at) || self.waiting.lock().looked_at.is_some_and(is_known)
+    }
+
     /// Tells what this server has committed.
     pub(super) fn note(&self, news: &News) {
         if news.removals > 0 {
@@ -106,6 +118,16 @@ impl Bell {
             .followers += 1;
         drop(waiting);
         self.rung.notify_one();
+    }
+
+    /// Begins to follow all sessions.
+    pub(super) fn follow_all(&self) {
+        self.waiting.lock().feeds += 1;
+        self.rung.notify_one();
+    }
+
+    pub(super) fn unfollow_all(&self) {
+        self.waiting.lock().feeds -= 1;
     }
 
     pub(super) fn unfollow(&self, session: &SessionId) {
@@ -148,21 +170,18 @@ impl Bell {
         if waiting.through.is_some_and(|through| through > seen) {
             return false;
         }
-        waiting.feeds.add(waiter);
-        waiting.any_waits = true;
-        drop(waiting);
-        self.rung.notify_one();
+        waiting.feed_waiters.add(waiter);
         true
     }
 
     pub(super) fn forget_any(&self, waiter: &Arc<Waiter>) {
-        self.waiting.lock().feeds.remove(waiter);
+        self.waiting.lock().feed_waiters.remove(waiter);
     }
 
     /// Wakes all waiters. They then read again.
     pub(super) fn wake_all(&self) {
         let mut waiting = self.waiting.lock();
-        let mut waiters = waiting.take_feeds();
+        let mut waiters = waiting.feed_waiters.take();
         for followed in waiting.sessions.values_mut() {
             followed.mark += 1;
             waiters.append(&mut followed.waiters.take());
@@ -176,7 +195,7 @@ impl Bell {
     /// Wakes the followers of some sessions, and all feeds.
     fn wake(&self, sessions: &[SessionId]) {
         let mut waiting = self.waiting.lock();
-        let mut waiters = waiting.take_feeds();
+        let mut waiters = waiting.feed_waiters.take();
         for session in sessions {
             if let Some(followed) = waiting.sessions.get_mut(session) {
                 followed.mark += 1;
@@ -206,7 +225,7 @@ impl Bell {
                     let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;
                 }
             }
-            self.wake_all();
+            // Waiters go on waiting: they are woken once there is something to read again.
             sleep(RING_EVERY * 100).await;
         }
     }
@@ -221,6 +240,7 @@ impl Bell {
             })
             .await?;
         let failed = |error: tokio_postgres::Error| self.site.error("listen to", &error);
+        let began = Instant::now();
         let listen = format!("LISTEN {}", quoted(&self.channel()));
         link.client.batch_execute(&listen).await.map_err(failed)?;
         let row = link
@@ -231,7 +251,7 @@ impl Bell {
         let mut waiting = self.waiting.lock();
         waiting.through = Some(row.get::<_, Id>(0).0);
         drop(waiting);
-        self.note_removals(row.get(2));
+        self.note_removals(row.get(2), began);
         // A reader from before does not know what came since.
         self.wake_all();
         Ok(link)
@@ -240,7 +260,7 @@ impl Bell {
     /// Reads what came since the last time, and wakes the waiters for it.
     async fn look(&self, link: &Link) -> Result<()> {
         let failed = |error: tokio_postgres::Error| self.site.error("look for news in", &error);
-        let client = &link.client;
+        let (client, began) = (&link.client, Instant::now());
         let known = self.waiting.lock().through;
         let from = known.unwrap_or(EventId::from_u128(0));
         // The removals after the records, so that one that was read with its record is told too.
@@ -251,7 +271,7 @@ impl Bell {
             })
             .await;
         let (news, shard) = (news.map_err(failed)?, shard.map_err(failed)?);
-        self.note_removals(shard.get(2));
+        self.note_removals(shard.get(2), began);
         let Some(last) = news.last() else {
             return Ok(());
         };
@@ -271,13 +291,14 @@ impl Bell {
         Ok(())
     }
 
-    /// Takes over the count of removals of the shard.
-    fn note_removals(&self, count: i64) {
+    /// Takes over the count of removals of the shard, as of a time.
+    fn note_removals(&self, count: i64, at: Instant) {
         let mut waiting = self.waiting.lock();
         let known = std::mem::replace(&mut waiting.removals, count);
         if known != count {
             self.removals.fetch_add(1, Ordering::Release);
         }
+        waiting.looked_at = Some(at);
     }
 
     /// Rings the bell for other servers, until the task is dropped.
@@ -324,11 +345,6 @@ impl Waiting {
     }
 
     fn is_idle(&self) -> bool {
-        self.sessions.is_empty() && !self.any_waits
-    }
-
-    fn take_feeds(&mut self) -> Vec<Arc<Waiter>> {
-        self.any_waits = false;
-        self.feeds.take()
+        self.sessions.is_empty() && self.feeds == 0
     }
 }

@@ -17,7 +17,7 @@ use crate::read::{
     Direction, Follower, PageBuilder, Piece, RecordSlice, RecordVisitor, Records, SessionCursor,
     SessionOrder, fault_in_memory,
 };
-use crate::sync::Waiter;
+use crate::sync::{Instant, Waiter};
 
 /// The bytes of records that one statement reads, about.
 const SLICE_BYTES: i64 = 1024 * 1024;
@@ -31,6 +31,8 @@ pub(super) struct Tables {
     pub pool: Pool,
     pub bell: Arc<Bell>,
     pub runtime: OwnRuntime,
+    /// Whether the options have a clock, which then stands in for the database's.
+    pub has_own_clock: bool,
 }
 
 /// The runtime of a log. It outlives the log for as long as anything still reads.
@@ -161,6 +163,18 @@ impl Records for Shared {
         self.0.bell.removals()
     }
 
+    fn knows_removals(&self, read_at: Instant) -> bool {
+        self.0.bell.knows_removals(read_at)
+    }
+
+    fn now_ms(&self) -> Result<Option<u64>> {
+        if self.0.has_own_clock {
+            return Ok(None);
+        }
+        let rows = self.0.pool.rows(Ask::Shard, &[])?;
+        Ok(rows.first().map(|row| row.get::<_, i64>(5).unsigned_abs()))
+    }
+
     /// The caller holds the lock under which forks are made.
     fn forks_published(&self) -> u64 {
         0
@@ -197,17 +211,17 @@ impl Records for Shared {
         Ok(has_it.then(|| RecordSlice::Recent(vec![record])))
     }
 
-    fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<()> {
+    fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<Option<EventId>> {
         let mut from = from;
         loop {
             let rows = self.0.pool.rows(Ask::Feed, &[&Id(from), &SLICE_BYTES])?;
-            let Some(last) = rows.last() else {
-                return Ok(());
-            };
-            from = last.get::<_, Id>(0).0.plus(1);
             for row in &rows {
-                if visit(&*self.0.record(row.get(1))?, &fault_in_memory)?.is_break() {
-                    return Ok(());
+                let (Some(id), Some(record)) = (row.get::<_, Option<Id>>(1), row.get(2)) else {
+                    return Ok(Some(row.get::<_, Id>(0).0));
+                };
+                from = id.0.plus(1);
+                if visit(&*self.0.record(record)?, &fault_in_memory)?.is_break() {
+                    return Ok(None);
                 }
             }
         }
@@ -248,6 +262,14 @@ impl Records for Shared {
             session: session.clone(),
             mark: 0,
         }))
+    }
+
+    fn follow_all(&self) {
+        self.0.bell.follow_all();
+    }
+
+    fn unfollow_all(&self) {
+        self.0.bell.unfollow_all();
     }
 
     fn wait_for_any(&self, seen: EventId, waiter: &Arc<Waiter>) -> bool {

@@ -58,13 +58,15 @@ pub(super) const DOWN: &str = "SELECT record FROM (SELECT record, \
     WHERE before < $5";
 pub(super) const AT_OR_AFTER: &str =
     "SELECT base_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
-pub(super) const FEED: &str = "SELECT last_id, record FROM (SELECT last_id, record, \
+/// The records from an ID on, and with each the last ID of the shard. Without any it comes alone.
+pub(super) const FEED: &str = "SELECT shard.last_id, p.last_id, p.record FROM shard LEFT JOIN \
+    (SELECT last_id, record, \
     sum(octet_length(record)) OVER (ORDER BY last_id) - octet_length(record) AS before \
     FROM (SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 256) s) p \
-    WHERE before < $2";
+    ON p.before < $2 WHERE shard.shard = 0 ORDER BY p.last_id";
 pub(super) const FORKS: &str = "SELECT child FROM fork WHERE ancestor = $1 AND generation = $2";
-pub(super) const SHARD: &str = "SELECT last_id, events, removals, erased_through, retains \
-    FROM shard WHERE shard = 0";
+pub(super) const SHARD: &str = "SELECT last_id, events, removals, erased_through, retains, \
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard WHERE shard = 0";
 pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
 /// The session whose removals are the oldest, with the last of them, if the oldest is due.
 pub(super) const DUE: &str = "SELECT name, (array_agg(id ORDER BY id DESC))[1] FROM removal \

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::codec::{SessionState, Standing};
 use crate::model::{Event, EventId, Result, Seq, SessionId};
 use crate::read::item::StreamItem;
-use crate::read::records::Follower;
+use crate::read::records::{Follower, Records};
 use crate::read::scan::ReadLimit;
 use crate::read::store::Store;
 use crate::sync::Waiter;
@@ -40,7 +40,24 @@ pub(super) enum Source {
     All {
         last: EventId,
         until: EventId,
+        _follower: FollowerOfAll,
     },
+}
+
+/// Counts as a reader of all sessions for as long as it is there.
+pub(super) struct FollowerOfAll(Arc<dyn Records>);
+
+impl FollowerOfAll {
+    pub(super) fn new(records: &Arc<dyn Records>) -> Self {
+        records.follow_all();
+        Self(Arc::clone(records))
+    }
+}
+
+impl Drop for FollowerOfAll {
+    fn drop(&mut self) {
+        self.0.unfollow_all();
+    }
 }
 
 /// What comes next in a stream.
@@ -153,7 +170,7 @@ impl Reader {
                 *last = items.last().map_or(*last, |event| event.seq);
                 Ok(Ahead::of(items.into_iter().map(StreamItem::Event)))
             }
-            Source::All { last, until } => {
+            Source::All { last, until, .. } => {
                 let mut fed = store.committed_after(*last, self.read_limit)?;
                 if self.bounded {
                     fed.items.retain(|item| id_of(item) <= Some(*until));

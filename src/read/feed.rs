@@ -35,6 +35,13 @@ impl Store {
             .records
             .each_from(from, &mut |record, fault| collector.record(record, fault));
         match read {
+            Ok(through) => {
+                let fed = collector.fed;
+                Ok(Fed {
+                    through: through.map_or(fed.through, |through| fed.through.max(through)),
+                    ..fed
+                })
+            }
             // The events before the damage are intact. A read that starts at the damage returns the
             // error.
             Err(error) if collector.fed.items.is_empty() => Err(error),

@@ -80,7 +80,8 @@ impl Records for Local {
         Ok(Some(RecordSlice::Sealed(Arc::clone(segment), vec![record])))
     }
 
-    fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<()> {
+    fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<Option<EventId>> {
+        let last_id = self.recent.last_id();
         // Memory first: a record that leaves memory after this is in the segments listed next.
         let recent = self.recent.records_from(from, RECORDS_AT_ONCE);
         let segments = self.locator.segments();
@@ -88,16 +89,17 @@ impl Records for Local {
             for record in segment.records_from(from)? {
                 let fault = |fault| segment.fault_in_records(fault);
                 if visit(&record?, &fault)?.is_break() {
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         }
+        let is_all = recent.len() < RECORDS_AT_ONCE;
         for record in recent {
             if visit(&record, &fault_in_memory)?.is_break() {
-                break;
+                return Ok(None);
             }
         }
-        Ok(())
+        Ok(is_all.then_some(last_id))
     }
 
     fn forks(&self, session: &SessionId, generation: u32) -> Result<Vec<SessionId>> {

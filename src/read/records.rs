@@ -14,7 +14,9 @@
 //!   session keeps an event of it. Within [`at_rest`](Records::at_rest) that holds even while what
 //!   was removed is erased.
 //! * **Removals are told.** [`removals`](Records::removals) has changed before the call that
-//!   removed returns, so that nothing that was read ahead outlives it.
+//!   removed returns, so that nothing that was read ahead outlives it. Where another process may
+//!   have removed something, it is told within a bound, or what was read ahead is outdated by
+//!   [time](Records::knows_removals).
 //! * **Waiters are woken.** A waiter that was registered is woken once there is more. It may be
 //!   woken without a reason.
 
@@ -25,7 +27,7 @@ use crate::codec::{Fault, Record, SessionState};
 use crate::model::{Error, EventId, Result, Seq, SessionId};
 use crate::read::listing::PageBuilder;
 use crate::segment::Segment;
-use crate::sync::Waiter;
+use crate::sync::{Instant, Waiter};
 
 /// Reads what an engine keeps.
 pub(crate) trait Records: Send + Sync {
@@ -34,6 +36,18 @@ pub(crate) trait Records: Send + Sync {
 
     /// Rises with every batch that removes something.
     fn removals(&self) -> u64;
+
+    /// Whether [`removals`](Self::removals) counts all that was removed, but for the last moment,
+    /// after something was read at a time.
+    fn knows_removals(&self, _read_at: Instant) -> bool {
+        true
+    }
+
+    /// Returns the time by the clock that stamps events, in milliseconds since 1970. `None` for the
+    /// clock of the options.
+    fn now_ms(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 
     /// Rises with every fork.
     fn forks_published(&self) -> u64;
@@ -54,7 +68,10 @@ pub(crate) trait Records: Send + Sync {
     fn record_of(&self, id: EventId) -> Result<Option<RecordSlice>>;
 
     /// Visits the durable records of all sessions that end at `from` or later, in commit order.
-    fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<()>;
+    ///
+    /// Returns an ID up to which all was visited, or `None` if there may be more. It may lie after
+    /// the last record: what had it was erased.
+    fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<Option<EventId>>;
 
     /// Returns the sessions that were forked from a generation of this one, or from its forks. Some
     /// of them may share no event with it any more.
@@ -68,6 +85,11 @@ pub(crate) trait Records: Send + Sync {
 
     /// Returns what a stream of the session needs.
     fn follow(&self, session: &SessionId) -> Result<Box<dyn Follower>>;
+
+    /// Counts a reader of all sessions, until [`unfollow_all`](Self::unfollow_all).
+    fn follow_all(&self) {}
+
+    fn unfollow_all(&self) {}
 
     /// Registers a waiter for what comes after `seen`. Returns `false`, and registers nothing, if
     /// there is more already.

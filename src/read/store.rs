@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::codec::{EventFrame, Record, SessionState};
-use crate::model::{Counters, Error, Event, EventId, Options, Result, Seq, SessionId};
+use crate::model::{Counters, Error, Event, EventId, Options, Result, Seq, SessionId, now_ms};
 use crate::read::page::{Order, Page, PageRequest};
 use crate::read::records::Records;
 use crate::read::scan::{PieceReader, ReadLimit, Scan, SessionReader, Visitor};
@@ -66,6 +66,12 @@ impl Store {
     pub(crate) fn change<T>(&self, change: impl FnOnce() -> T) -> T {
         let _alone = self.rest.as_ref().map(|rest| rest.write());
         change()
+    }
+
+    /// Returns the time by the clock that stamps events, in milliseconds since 1970.
+    pub(crate) fn now_ms(&self) -> Result<u64> {
+        let of_engine = self.records.now_ms()?;
+        Ok(of_engine.unwrap_or_else(|| now_ms(&self.options.clock)))
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -11,11 +11,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use crate::model::{Cursor, Error, Event, EventId, FIRST_SEQ, Result, SessionId};
-use crate::read::ahead::{Ahead, Phase, Reader, Source};
+use crate::read::ahead::{Ahead, FollowerOfAll, Phase, Reader, Source};
 use crate::read::item::StreamItem;
 use crate::read::scan::ReadLimit;
 use crate::read::store::Store;
-use crate::sync::{Deadline, Mutex, Ordering, Waiter};
+use crate::sync::{Deadline, Instant, Mutex, Ordering, Waiter};
 
 /// The default bounds of one read ahead.
 const READ_LIMIT: ReadLimit = ReadLimit {
@@ -79,6 +79,8 @@ pub struct EventStream {
     ahead: VecDeque<StreamItem>,
     /// The removals before `ahead` was read.
     removals: u64,
+    /// When that was.
+    read_at: Instant,
     waiter: Arc<Waiter>,
     /// Whether `waiter` is in the source's list.
     registered: bool,
@@ -142,12 +144,14 @@ impl EventStream {
     }
 
     pub(crate) fn of_all(store: Arc<Store>, after: Option<EventId>) -> Result<Self> {
+        let follower = FollowerOfAll::new(&store.records);
         let until = store.records.last_id()?;
         Ok(Self::new(
             store,
             Source::All {
                 last: after.unwrap_or(EventId::from_u128(0)),
                 until,
+                _follower: follower,
             },
         ))
     }
@@ -165,6 +169,7 @@ impl EventStream {
             reader: Some(reader),
             ahead: VecDeque::new(),
             removals: 0,
+            read_at: Instant::now(),
             waiter: Arc::default(),
             registered: false,
             phase: Phase::Behind,
@@ -223,16 +228,19 @@ impl EventStream {
     }
 
     fn next_until(&mut self, deadline: Deadline) -> Option<Result<StreamItem>> {
+        let mut is_late = false;
         loop {
             match self.advance() {
                 Next::Item(item) => return Some(item),
                 Next::Taken | Next::Again | Next::Read => {}
                 Next::End => return None,
                 Next::Wait => {
-                    if !self.waiter.wait(deadline) {
+                    // It may be woken again and again without a reason.
+                    if is_late || !self.waiter.wait(deadline) {
                         return None;
                     }
                     self.registered = false;
+                    is_late = deadline.has_passed();
                 }
             }
         }
@@ -268,6 +276,7 @@ impl EventStream {
             self.phase = Phase::Ended;
             return Next::Item(Err(forked));
         }
+        self.read_at = Instant::now();
         Next::Read
     }
 
@@ -315,8 +324,11 @@ impl EventStream {
 
     /// Forgets what was read ahead if anything was removed since: it may be that.
     fn drop_outdated(&mut self) {
-        let removals = self.store.records.removals();
-        if std::mem::replace(&mut self.removals, removals) == removals {
+        let records = &self.store.records;
+        // In this order: what is known when it is asked for is counted then.
+        let knows = self.ahead.is_empty() || records.knows_removals(self.read_at);
+        let removals = records.removals();
+        if std::mem::replace(&mut self.removals, removals) == removals && knows {
             return;
         }
         if let (Some(next), Some(reader)) = (self.ahead.front(), &mut self.reader) {

@@ -65,7 +65,6 @@ impl Deadline {
     }
 
     /// Whether it is over.
-    #[cfg(feature = "postgres")]
     pub(crate) fn has_passed(self) -> bool {
         self.0.is_some_and(|deadline| deadline <= Instant::now())
     }

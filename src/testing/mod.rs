@@ -13,6 +13,8 @@ mod lives;
 mod moves;
 #[cfg(not(shuttle))]
 mod power_cuts;
+#[cfg(not(shuttle))]
+mod retention;
 #[cfg(shuttle)]
 mod schedules;
 #[cfg_attr(shuttle, allow(dead_code, reason = "the power cuts use the rest"))]

@@ -17,6 +17,9 @@ use crate::support::{
     read_all, schema_of, seqs, session, take_events,
 };
 
+mod proxy;
+mod readers;
+
 /// A schema of a test on a server.
 struct Schema {
     url: String,
