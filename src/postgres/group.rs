@@ -11,7 +11,7 @@ use crate::write::{Decision, Known, Landed, Outcome, Proposal, decide};
 #[derive(Default)]
 pub(super) struct Read {
     pub sessions: HashMap<SessionId, Session>,
-    /// The records under the key of each member that has one: one a generation, at most.
+    /// The newest record under the key of each member that has one.
     pub keys: HashMap<usize, Vec<Arc<Record>>>,
     /// The records that came after the scan of each member that made one.
     pub since: HashMap<usize, Vec<Arc<Record>>>,

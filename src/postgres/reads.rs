@@ -117,13 +117,21 @@ impl Tables {
         };
         let (mut ask, mut at) = match query.direction() {
             Direction::Ascending => match after.filter(|after| after.as_str() >= prefix) {
-                Some(after) => (Ask::ByIdUp, Some(after)),
-                None => (Ask::ByIdFrom, Some(prefix.to_owned())),
+                Some(after) => (Ask::ByIdUp, after),
+                None => (Ask::ByIdFrom, prefix.to_owned()),
             },
-            // The last character of all comes after every ID with the prefix.
+            // The last character of all, as often as an ID has room for it, comes after every ID
+            // with the prefix.
             Direction::Descending => {
-                let end = (!prefix.is_empty()).then(|| format!("{prefix}{}", char::MAX));
-                (Ask::ByIdDown, after.into_iter().chain(end).min())
+                let last = char::MAX.to_string();
+                let end = format!(
+                    "{prefix}{}",
+                    last.repeat(SessionId::BYTES_MAX / last.len() + 1)
+                );
+                (
+                    Ask::ByIdDown,
+                    after.map_or(end.clone(), |after| after.min(end)),
+                )
             }
         };
         loop {
@@ -133,7 +141,7 @@ impl Tables {
                 if !session.as_str().starts_with(prefix) {
                     return Ok(());
                 }
-                at = Some(session.to_string());
+                at = session.to_string();
                 if page.visit(&session, &state, SessionCursor::Id(session.clone())) {
                     return Ok(());
                 }

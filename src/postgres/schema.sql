@@ -45,8 +45,9 @@ CREATE TABLE record (
 ALTER TABLE record ALTER record SET COMPRESSION lz4;
 -- A seq is given once. A fault of ours is an error here, and never a second event.
 CREATE UNIQUE INDEX record_place ON record (session, generation, first_seq) WHERE last_seq >= first_seq;
-CREATE INDEX record_change ON record (session, last_id) WHERE last_seq < first_seq;
-CREATE UNIQUE INDEX record_key ON record (session, key, generation) WHERE key IS NOT NULL;
+CREATE INDEX record_change ON record (session, generation, last_id) WHERE last_seq < first_seq;
+-- Several rows have one key once it was used again: of batches that were trimmed, of generations.
+CREATE INDEX record_key ON record (session, key, last_id) WHERE key IS NOT NULL;
 
 -- The forks of each generation of a session, and of its forks.
 CREATE TABLE fork (
@@ -64,3 +65,4 @@ CREATE TABLE removal (
     events bigint NOT NULL,
     PRIMARY KEY (name, id)
 );
+CREATE INDEX removal_due ON removal (at_ms);

@@ -10,14 +10,17 @@ pub(super) const LOCK: &str = "SELECT last_id, sessions, events, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard WHERE shard = $1 FOR UPDATE";
 pub(super) const HEADS: &str =
     "SELECT name, session, state FROM session WHERE name = ANY($1::text[])";
+/// The newest record under each key. Older ones were trimmed, or are of an earlier generation.
 pub(super) const KEYS: &str = "SELECT q.i, r.record \
     FROM unnest($1::int[], $2::text[], $3::bytea[]) q(i, name, key) \
-    JOIN session s ON s.name = q.name JOIN record r ON r.session = s.session AND r.key = q.key";
+    CROSS JOIN LATERAL (SELECT record FROM record WHERE session = (SELECT session FROM session \
+    WHERE name = q.name) AND key = q.key ORDER BY last_id DESC LIMIT 1) r";
+/// The records with events after a seq. `OFFSET` keeps it a search of its own for each member.
 pub(super) const SINCE: &str = "SELECT q.i, r.record \
     FROM unnest($1::int[], $2::text[], $3::int[], $4::bigint[]) q(i, name, generation, through) \
-    JOIN session s ON s.name = q.name JOIN record r ON r.session = s.session \
-    AND r.generation = q.generation AND r.first_seq > q.through AND r.last_seq >= r.first_seq \
-    ORDER BY q.i, r.first_seq";
+    CROSS JOIN LATERAL (SELECT first_seq, record FROM record WHERE session = (SELECT session \
+    FROM session WHERE name = q.name) AND generation = q.generation AND first_seq > q.through \
+    AND last_seq >= first_seq OFFSET 0) r ORDER BY q.i, r.first_seq";
 pub(super) const NEW_SESSIONS: &str = "INSERT INTO session (session, name, active_id, created_id, \
     state) SELECT * FROM unnest($1::bigint[], $2::text[], $3::uuid[], $4::uuid[], $5::bytea[])";
 pub(super) const MOVE_SESSIONS: &str = "UPDATE session s SET active_id = u.active_id, \
@@ -69,8 +72,9 @@ pub(super) const SHARD: &str = "SELECT last_id, events, removals, erased_through
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard WHERE shard = 0";
 pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
 /// The session whose removals are the oldest, with the last of them, if the oldest is due.
-pub(super) const DUE: &str = "SELECT name, (array_agg(id ORDER BY id DESC))[1] FROM removal \
-    GROUP BY name HAVING min(at_ms) <= $1 ORDER BY min(at_ms) LIMIT 1";
+pub(super) const DUE: &str = "SELECT name, (SELECT id FROM removal WHERE name = due.name \
+    ORDER BY id DESC LIMIT 1) FROM (SELECT name FROM removal WHERE at_ms <= $1 \
+    ORDER BY at_ms LIMIT 1) due";
 pub(super) const SIZE: &str =
     "SELECT pg_total_relation_size('record') + pg_total_relation_size('session')";
 
@@ -99,7 +103,7 @@ pub(super) const BY_ID_UP: &str = "SELECT name, state FROM session \
 pub(super) const BY_ID_FROM: &str = "SELECT name, state FROM session \
     WHERE name >= $1 ORDER BY name LIMIT $2";
 pub(super) const BY_ID_DOWN: &str = "SELECT name, state FROM session \
-    WHERE ($1::text IS NULL OR name < $1) ORDER BY name DESC LIMIT $2";
+    WHERE name < $1 ORDER BY name DESC LIMIT $2";
 pub(super) const BY_ACTIVITY_UP: &str = "SELECT name, state FROM session \
     WHERE active_id > $1 ORDER BY active_id LIMIT $2";
 pub(super) const BY_ACTIVITY_DOWN: &str = "SELECT name, state FROM session \
