@@ -222,6 +222,19 @@ impl IdClock {
         Self { last }
     }
 
+    /// The same for one of several writers that may each count on from the same `last`. It passes
+    /// over a random number of IDs, so that no two of them give the same ID, whatever the clocks
+    /// say.
+    ///
+    /// A millisecond has room for 2^39 such clocks.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn apart(last: EventId) -> Self {
+        let passed_over = Ulid::generate().random() & (u128::MAX >> (128 - 40));
+        Self {
+            last: EventId::from_u128(last.to_u128().saturating_add(passed_over)),
+        }
+    }
+
     /// Takes the IDs `base ..= base + (count - 1)` for a batch that came at `created_ms` by the
     /// wall clock.
     pub(crate) fn stamp(&mut self, count: u32, created_ms: u64) -> Stamp {
@@ -307,6 +320,16 @@ mod tests {
             "five seconds are not worth a report"
         );
         assert_eq!(IdClock::new(last).stamp(1, 10).base, last.plus(1));
+    }
+
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn clocks_apart_give_different_ids_after_the_same_one() {
+        let last = fresh(5_000);
+        let bases = (0..100).map(|_| IdClock::apart(last).stamp(1, 10).base);
+        let bases: std::collections::BTreeSet<_> = bases.collect();
+        assert_eq!(bases.len(), 100);
+        assert!(bases.iter().all(|base| *base > last));
     }
 
     #[test]

@@ -105,6 +105,9 @@ const JOURNAL_FILE_BYTES_MIN: usize = 4 * MIB;
 
 /// The maxima of options, so that every length has room in the format.
 pub(crate) const BATCH_BYTES_CEILING: usize = 256 * MIB;
+/// The longest name that PostgreSQL takes as it is.
+#[cfg(feature = "postgres")]
+const SCHEMA_BYTES_MAX: usize = 63;
 const BATCH_EVENTS_CEILING: usize = 1_000_000;
 pub(crate) const NAME_BYTES_CEILING: usize = 64 * KIB;
 pub(crate) const JOURNAL_FILE_BYTES_CEILING: usize = 4096 * MIB;
@@ -351,7 +354,7 @@ impl Options {
     }
 
     /// The schema that holds the tables, for a log on PostgreSQL. Default: `sessionlog`. It is made
-    /// if it is missing.
+    /// if it is missing. Its name has 1 to 63 bytes, and no control characters.
     #[cfg(feature = "postgres")]
     pub fn schema(mut self, name: impl Into<String>) -> Self {
         self.schema = name.into();
@@ -416,6 +419,13 @@ impl Options {
             1,
             self.journal_file_bytes_max,
         )?;
+        #[cfg(feature = "postgres")]
+        {
+            within("schema", self.schema.len(), 1, SCHEMA_BYTES_MAX)?;
+            if self.schema.contains(char::is_control) {
+                return Err(Error::invalid("schema", "it has control characters"));
+            }
+        }
         self.retention.check()?;
         within("merge_fanout", self.merge_fanout, 2, usize::MAX)?;
         within("scan_bytes_max", self.scan_bytes_max, 1, usize::MAX)

@@ -8,25 +8,43 @@
 //!   holder before left. A transaction that holds the lock has its commit on the quorum before it
 //!   releases it, also if it has written nothing but the lock.
 //! * Nothing is told before the commit returned, and nothing if a wait for the quorum was cancelled
-//!   on the connection.
-//! * Once the second flight is sent, its outcome is known from the answer to the commit alone. An
-//!   error of a statement before it is an answer too: the server then rolls back.
+//!   on the connection, or if its settings are not those that were checked.
+//! * The commit is not sent if a statement before it could not be.
+//! * Once the second flight is sent, its outcome is known from the answer to the commit alone. If
+//!   that came, an error of a statement before it says that the server has rolled back. If it did
+//!   not, that error may be of the connection, and says nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::{BoxFuture, join, join_all};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
-use crate::codec::{Fault, SessionState};
+use crate::codec::{Fault, Record, SessionState};
 use crate::model::{Error, EventId, IdClock, Result, SessionId};
-use crate::postgres::connect::{Link, Site};
+use crate::postgres::connect::{LOADED, Link, Site, describe};
 use crate::postgres::group::{Decided, Read, Session, decide_all};
 use crate::postgres::rows::{Rows, SHARD, Shard};
+use crate::postgres::schema::check_format;
 use crate::postgres::sql::{self, Id};
-use crate::sync::Ordering;
+use crate::sync::{AtomicBool, Ordering};
 use crate::write::{Landed, Proposal, Scanned};
+
+/// Its statements, in the order of the fields of [`Committer`].
+pub(super) const TEXTS: [&str; 11] = [
+    sql::LOCK,
+    sql::HEADS,
+    sql::KEYS,
+    sql::SINCE,
+    sql::NEW_SESSIONS,
+    sql::MOVE_SESSIONS,
+    sql::NEW_RECORDS,
+    sql::NEW_FORKS,
+    sql::NEW_REMOVALS,
+    sql::MOVE_SHARD,
+    LOADED,
+];
 
 /// A connection that commits groups.
 pub(super) struct Committer {
@@ -42,12 +60,13 @@ pub(super) struct Committer {
     new_forks: Statement,
     new_removals: Statement,
     move_shard: Statement,
+    loaded: Statement,
 }
 
 /// A group whose commit was sent.
 pub(super) struct Sent {
-    /// The first ID of its first record.
-    pub base: EventId,
+    /// Its first record. A group without one was committed.
+    pub first: Option<Arc<Record>>,
     pub answers: Vec<Result<Landed>>,
     pub news: News,
 }
@@ -90,26 +109,10 @@ impl Committer {
     /// primary recovered that came back from a crash.
     pub(super) async fn open(site: &Arc<Site>) -> Result<Self> {
         let link = site.connect(|| None).await?;
+        link.commit_alone(site, sql::BARRIER).await?;
         let client = &link.client;
         let failed = |error: tokio_postgres::Error| site.error("prepare to append to", &error);
-        client
-            .execute(sql::BARRIER, &[&SHARD])
-            .await
-            .map_err(failed)?;
-        check_cancelled(site, &link)?;
-        let texts = [
-            sql::LOCK,
-            sql::HEADS,
-            sql::KEYS,
-            sql::SINCE,
-            sql::NEW_SESSIONS,
-            sql::MOVE_SESSIONS,
-            sql::NEW_RECORDS,
-            sql::NEW_FORKS,
-            sql::NEW_REMOVALS,
-            sql::MOVE_SHARD,
-        ];
-        let prepared = join_all(texts.map(|text| client.prepare(text))).await;
+        let prepared = join_all(TEXTS.map(|text| client.prepare(text))).await;
         let prepared = prepared.into_iter().collect::<Result<Vec<_>, _>>();
         let mut prepared = prepared.map_err(failed)?.into_iter();
         let mut next = || prepared.next().expect("as many as were asked for");
@@ -125,39 +128,49 @@ impl Committer {
             new_forks: next(),
             new_removals: next(),
             move_shard: next(),
+            loaded: next(),
             link,
         })
     }
 
     /// Whether a group whose commit was sent on an earlier connection was committed. The answer is
     /// durable, and holds for good: the lock shows that the transaction is over.
-    pub(super) async fn was_committed(&self, base: EventId) -> Result<Outcome> {
+    ///
+    /// The record is compared as a whole: should another have its ID, it is not taken for it.
+    pub(super) async fn was_committed(&self, first: &Record) -> Result<Outcome> {
         let failed = |error: tokio_postgres::Error| self.error(&error);
         let client = &self.link.client;
         let opening = async { client.batch_execute("BEGIN").await };
         let lock = async { client.query_one(&self.lock, &[&SHARD]).await };
-        let (begun, locked) = futures_util::future::join(opening, lock).await;
+        let (begun, locked) = join(opening, lock).await;
         begun.map_err(failed)?;
         locked.map_err(failed)?;
+        let last_id = first.last_id();
         let row = client
-            .query_one(sql::HOLDS, &[&Id(base), &SHARD])
+            .query_one(sql::HOLDS, &[&Id(last_id), &sql::stored(first), &SHARD])
             .await
             .map_err(failed)?;
-        let next_base: Option<Id> = row.get(0);
-        let outcome = if next_base.is_some_and(|next| next.0 <= base) {
+        let outcome = if row.get(0) {
             Outcome::Committed
-        } else if base <= row.get::<_, Id>(1).0 {
+        } else if last_id <= row.get::<_, Id>(1).0 {
             Outcome::MayBeErased
         } else {
             Outcome::Nothing
         };
-        client
-            .execute(sql::BARRIER, &[&SHARD])
-            .await
-            .map_err(failed)?;
-        client.batch_execute("COMMIT").await.map_err(failed)?;
-        check_cancelled(&self.site, &self.link)?;
+        client.batch_execute(sql::BARRIER).await.map_err(failed)?;
+        self.end().await?;
         Ok(outcome)
+    }
+
+    /// Commits what was done under the lock, and checks that it is kept.
+    async fn end(&self) -> Result<()> {
+        let client = &self.link.client;
+        let commit = async { client.batch_execute("COMMIT").await };
+        let loaded = async { client.query_one(&self.loaded, &[]).await };
+        let (committed, loaded) = join(commit, loaded).await;
+        committed.map_err(|error| self.error(&error))?;
+        let loaded = loaded.map_err(|error| self.error(&error))?;
+        self.link.check_kept(&self.site, &loaded)
     }
 
     /// Commits a group. `sent` is set before the commit is sent. While it is unset nothing was
@@ -168,35 +181,27 @@ impl Committer {
         sent: &mut Option<Sent>,
     ) -> Result<()> {
         let (shard, mut read) = self.lock_and_read(members).await?;
-        let mut clock = IdClock::new(shard.last_id);
+        let mut clock = IdClock::apart(shard.last_id);
         let timed = members
             .iter()
             .map(|member| (member.proposal, member.created_ms.unwrap_or(shard.now_ms)));
         let decided = decide_all(timed, &mut read, &mut clock);
         let news = News::of(&decided);
-        let Some(base) = decided.records.first().map(|record| record.base) else {
+        let first = decided.records.first().map(Arc::clone);
+        if first.is_none() {
             // Committed all the same: what the answers rest on is then on a quorum.
-            let client = &self.link.client;
-            client
-                .batch_execute("COMMIT")
-                .await
-                .map_err(|error| self.error(&error))?;
-            check_cancelled(&self.site, &self.link)?;
-            let (base, answers) = (shard.last_id, decided.answers);
-            *sent = Some(Sent {
-                base,
-                answers,
-                news,
-            });
-            return Ok(());
-        };
-        let rows = Rows::of(&decided, &mut read, shard);
+            self.end().await?;
+        }
+        let rows = first.as_ref().map(|_| Rows::of(&decided, &mut read, shard));
         *sent = Some(Sent {
-            base,
+            first,
             answers: decided.answers,
             news,
         });
-        self.write(&rows, sent).await
+        match rows {
+            Some(rows) => self.write(&rows, sent).await,
+            None => Ok(()),
+        }
     }
 
     async fn lock_and_read(&self, members: &[Member<'_>]) -> Result<(Shard, Read)> {
@@ -245,12 +250,16 @@ impl Committer {
         if !scan_of.is_empty() {
             asked.push(Box::pin(client.query(&self.since, &since)));
         }
-        let (begun, answers) = futures_util::future::join(opening, join_all(asked)).await;
+        let (begun, answers) = join(opening, join_all(asked)).await;
         begun.map_err(|error| self.error(&error))?;
         let answers = answers.into_iter().collect::<Result<Vec<_>, _>>();
         let mut answers = answers.map_err(|error| self.error(&error))?.into_iter();
         let mut next = || answers.next().unwrap_or_default();
-        let shard = Shard::of(next().first()).ok_or_else(|| self.damaged("no row of its shard"))?;
+        let locked = next();
+        let locked = locked.first();
+        let locked = locked.ok_or_else(|| self.damaged("no row of its shard"))?;
+        check_format(&self.site, locked)?;
+        let shard = Shard::of(locked);
         let mut read = Read {
             sessions: self.sessions(&next())?,
             ..Read::default()
@@ -280,7 +289,7 @@ impl Committer {
     }
 
     /// Returns the records of rows, by the member that asked for them.
-    fn records(&self, rows: &[Row]) -> Result<HashMap<usize, Vec<Arc<crate::codec::Record>>>> {
+    fn records(&self, rows: &[Row]) -> Result<HashMap<usize, Vec<Arc<Record>>>> {
         let mut records = HashMap::<usize, Vec<_>>::new();
         for row in rows {
             let (nth, bytes): (i32, &[u8]) = (row.get(0), row.get(1));
@@ -312,19 +321,52 @@ impl Committer {
             steps.push(Box::pin(client.execute(&self.new_removals, removals)));
         }
         steps.push(Box::pin(client.execute(&self.move_shard, &shard)));
-        let commit = async { client.batch_execute("COMMIT").await };
-        let (written, committed) = futures_util::future::join(join_all(steps), commit).await;
-        for step in &written {
-            if let Err(error) = step
-                && error.as_db_error().is_some()
-            {
-                // The server has rolled back, and the commit was an end without effect.
+        self.send(steps, sent).await
+    }
+
+    /// Sends the steps of a group, its commit, and the question whether that is kept.
+    async fn send(
+        &self,
+        steps: Vec<BoxFuture<'_, Result<u64, tokio_postgres::Error>>>,
+        sent: &mut Option<Sent>,
+    ) -> Result<()> {
+        let is_whole = AtomicBool::new(true);
+        let steps = steps.into_iter().map(|step| async {
+            let done = step.await;
+            is_whole.fetch_and(done.is_ok(), Ordering::SeqCst);
+            done
+        });
+        // The steps are polled first, and a step that cannot be sent fails at its first poll.
+        let end = async {
+            if is_whole.load(Ordering::SeqCst) {
+                Some(self.end().await)
+            } else {
+                None
+            }
+        };
+        let (written, ended) = join(join_all(steps), end).await;
+        let failed = written.into_iter().find_map(Result::err);
+        match (failed, ended) {
+            (None, Some(ended)) => ended,
+            (Some(error), Some(Ok(()))) => {
+                // The commit was answered. So if this one was refused, all was rolled back.
+                if error.as_db_error().is_some() {
+                    *sent = None;
+                }
+                Err(self.error(&error))
+            }
+            (_, Some(Err(error))) => Err(error),
+            (error, None) => {
                 *sent = None;
-                return Err(self.error(error));
+                Err(match error {
+                    Some(error) if error.is_closed() => self.error(&error),
+                    error => self.site.lasting(
+                        "commit a group to",
+                        error.as_ref().map(describe).unwrap_or_default(),
+                    ),
+                })
             }
         }
-        committed.map_err(|error| self.error(&error))?;
-        check_cancelled(&self.site, &self.link)
     }
 
     fn error(&self, error: &tokio_postgres::Error) -> Error {
@@ -338,14 +380,6 @@ impl Committer {
     fn fault(&self, fault: Fault) -> Error {
         fault.at(&self.site.place, 0)
     }
-}
-
-/// Fails if a wait for the quorum was cancelled: what was committed may be taken back.
-pub(super) fn check_cancelled(site: &Site, link: &Link) -> Result<()> {
-    if link.cancelled.load(Ordering::SeqCst) {
-        return Err(site.io("commit to", "a wait for the standbys was cancelled"));
-    }
-    Ok(())
 }
 
 impl News {
@@ -374,5 +408,48 @@ impl News {
             bytes: bytes.sum(),
             retains: decided.records.iter().any(|record| record.retains()),
         }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::model::{Batch, Durability, NewEvent, Options};
+
+    /// The other statements would be carried out, and the shard would count what is not there.
+    #[test]
+    fn a_group_with_a_statement_that_cannot_be_sent_is_not_committed() {
+        let Ok(url) = std::env::var("SESSION_LOG_POSTGRES_URL") else {
+            eprintln!("skipped: SESSION_LOG_POSTGRES_URL names no server");
+            return;
+        };
+        let schema = format!("torn_{:032x}", crate::model::fresh_store_number());
+        let options = Options::new().schema(schema.as_str());
+        let log = options.durability(Durability::OneNode).connect(&url);
+        let log = log.unwrap();
+        let id = SessionId::new("s").unwrap();
+        let site = Arc::new(Site::new(&url, schema, Durability::OneNode).unwrap());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let mut committer = Committer::open(&site).await.unwrap();
+            // It has numbers where a record has IDs.
+            let other = (1..=8).map(|nth| format!("${nth}::int[]"));
+            let other = format!("SELECT {}", other.collect::<Vec<_>>().join(", "));
+            committer.new_records = committer.link.client.prepare(&other).await.unwrap();
+            let batch = Batch::from(NewEvent::new("note", "n"));
+            let proposal = Proposal::new(&Options::new().limits, &id, batch).unwrap();
+            let member = Member {
+                proposal: &proposal,
+                created_ms: None,
+            };
+            let mut sent = None;
+            let error = committer.commit(&[member], &mut sent).await.unwrap_err();
+            assert!(!Site::may_pass(&error), "{error:?}");
+            assert!(sent.is_none());
+        });
+        assert!(log.head(&id).is_err());
+        assert_eq!(log.stats().events, 0);
+        let ack = log.append(&id, NewEvent::new("note", "n")).unwrap();
+        assert_eq!(ack.first, 1);
     }
 }

@@ -3,6 +3,11 @@
 //! A commit whose wait for the quorum is cancelled answers as any other. It says so in a notice
 //! alone, which comes before the answer. So the task that drives a connection looks at each notice.
 //! No cancel request is ever sent from here.
+//!
+//! What a server keeps may be changed under a connection, by a reload of its settings. A commit
+//! that waits for its standbys when none are asked for any more is released without a notice. So
+//! each commit is followed by the question when this connection has loaded its settings last. If
+//! that is not when they were checked, the commit is in doubt, and a new connection checks them.
 
 use std::future::poll_fn;
 use std::io;
@@ -10,20 +15,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use tokio::time::Instant;
+use futures_util::future::join;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::Severity;
 use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socket};
 
-use crate::model::{Durability, Error, Result};
+use crate::model::{Durability, Error, Result, may_pass};
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// How long one node may take to answer a new connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long the other nodes may take once one of them was found to take writes.
+const OTHERS_WITHIN: Duration = Duration::from_millis(100);
+
 /// How long a machine that vanished is waited for.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// The function of the server that waits for standbys.
+const WAITS: &str = "SyncRepWaitForLSN";
 
 /// The oldest version with everything that is used here.
 const SERVER_VERSION_MIN: i32 = 150_000;
@@ -50,8 +63,41 @@ pub(super) struct Site {
 pub(super) struct Link {
     pub client: Client,
     /// Whether a wait for the quorum was cancelled on it: what it committed since is in doubt.
-    pub cancelled: Arc<AtomicBool>,
+    cancelled: Arc<AtomicBool>,
     timeline: u64,
+    /// When it had loaded the settings that were checked, as the server writes it.
+    loaded: String,
+}
+
+/// Asks when a connection has loaded its settings. It takes over new ones before a statement.
+pub(super) const LOADED: &str = "SELECT pg_conf_load_time()::text";
+
+impl Link {
+    /// Fails if a wait for the quorum was cancelled, or if the server may have been told to wait
+    /// for none: what was committed before may be taken back.
+    ///
+    /// `loaded` answers [`LOADED`], which was asked after the commit.
+    pub(super) fn check_kept(&self, site: &Site, loaded: &Row) -> Result<()> {
+        if self.cancelled.load(Ordering::SeqCst) {
+            return Err(site.io("commit to", "a wait for the standbys was cancelled"));
+        }
+        if loaded.get::<_, &str>(0) != self.loaded {
+            self.cancelled.store(true, Ordering::SeqCst);
+            return Err(site.io("commit to", "the server has loaded other settings"));
+        }
+        Ok(())
+    }
+
+    /// Commits a statement by itself, and checks that it is kept. What is seen on this connection
+    /// is then on a quorum.
+    pub(super) async fn commit_alone(&self, site: &Site, statement: &str) -> Result<()> {
+        let commit = async { self.client.batch_execute(statement).await };
+        let loaded = async { self.client.query_one(LOADED, &[]).await };
+        let (committed, loaded) = join(commit, loaded).await;
+        let failed = |error: tokio_postgres::Error| site.error("commit to", &error);
+        committed.map_err(failed)?;
+        self.check_kept(site, &loaded.map_err(failed)?)
+    }
 }
 
 /// Receives the notifications of a connection. It returns whether the connection is to be kept.
@@ -91,35 +137,42 @@ impl Site {
 
     /// Connects to the primary: of the nodes that take writes, the one of the highest timeline. A
     /// primary that was replaced and came back has a lower one.
+    ///
+    /// A node that is silent keeps nobody waiting: once one was found, the others have a moment
+    /// more. If that was a primary that was replaced, its first commit shows it.
     pub(super) async fn connect(&self, ear: impl Fn() -> Option<Ear>) -> Result<Link> {
-        let attempts = (0..self.config.get_hosts().len()).map(|nth| {
-            let attempt = self.connect_to(nth, ear());
-            async move {
-                tokio::time::timeout(CONNECT_WITHIN, attempt)
-                    .await
-                    .unwrap_or_else(|_elapsed| Err(self.io("connect to", "it does not answer")))
-            }
-        });
+        let mut attempts: FuturesUnordered<_> = (0..self.config.get_hosts().len())
+            .map(|nth| {
+                let attempt = self.connect_to(nth, ear());
+                async move {
+                    timeout(CONNECT_WITHIN, attempt)
+                        .await
+                        .unwrap_or_else(|_elapsed| Err(self.io("connect to", "it does not answer")))
+                }
+            })
+            .collect();
+        let known = self.timeline.load(Ordering::SeqCst);
         let mut best: Option<Link> = None;
         let mut last = None;
-        for attempt in join_all(attempts).await {
+        let mut until = Instant::now() + 2 * CONNECT_WITHIN;
+        while let Ok(Some(attempt)) = timeout_at(until, attempts.next()).await {
             match attempt {
-                Ok(Some(link))
-                    if best
-                        .as_ref()
-                        .is_none_or(|best| best.timeline < link.timeline) =>
-                {
-                    best = Some(link);
+                Ok(Some(link)) => {
+                    let highest = best.as_ref().map_or(known, |best| best.timeline + 1);
+                    if link.timeline >= highest {
+                        until = until.min(Instant::now() + OTHERS_WITHIN);
+                        best = Some(link);
+                    }
                 }
-                Ok(_) => {}
+                Ok(None) => {}
                 Err(error) => last = Some(error),
             }
         }
-        let known = self.timeline.load(Ordering::SeqCst);
-        match best.filter(|link| link.timeline >= known) {
-            Some(link) => {
+        drop(attempts);
+        match best {
+            Some(mut link) => {
                 self.timeline.fetch_max(link.timeline, Ordering::SeqCst);
-                self.prepare(&link).await?;
+                self.prepare(&mut link).await?;
                 Ok(link)
             }
             None => Err(last.unwrap_or_else(|| self.io("connect to", "no node takes writes"))),
@@ -161,6 +214,7 @@ impl Site {
             client,
             cancelled,
             timeline,
+            loaded: String::new(),
         }))
     }
 
@@ -200,12 +254,13 @@ impl Site {
     }
 
     /// Makes the settings of a connection, and checks that the server keeps what it acknowledges.
-    async fn prepare(&self, link: &Link) -> Result<()> {
+    async fn prepare(&self, link: &mut Link) -> Result<()> {
         let set = format!(
             "SET search_path TO {}; SET plan_cache_mode = force_generic_plan; \
              SET statement_timeout = 0; SET lock_timeout = '4s'; \
              SET idle_in_transaction_session_timeout = '2s'; \
              SET default_transaction_isolation = 'read committed'; \
+             SET default_transaction_read_only = off; SET client_min_messages = warning; \
              SELECT CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN '' \
              ELSE set_config('synchronous_commit', 'on', false) END",
             quoted(&self.schema)
@@ -218,7 +273,7 @@ impl Site {
                 "SELECT current_setting('server_version_num')::int, \
                  current_setting('server_encoding'), current_setting('fsync'), \
                  current_setting('full_page_writes'), \
-                 current_setting('synchronous_standby_names')",
+                 current_setting('synchronous_standby_names'), pg_conf_load_time()::text",
                 &[],
             )
             .await
@@ -250,6 +305,7 @@ impl Site {
                 "such as ANY 1 (a, b, c)",
             )?;
         }
+        link.loaded = row.get(5);
         Ok(())
     }
 
@@ -271,38 +327,58 @@ impl Site {
         Err(Error::invalid("server setting", why))
     }
 
+    /// An error that may pass.
     pub(super) fn io(&self, doing: &'static str, why: impl Into<String>) -> Error {
+        self.io_of(doing, io::ErrorKind::Other, why)
+    }
+
+    /// An error that another attempt meets too.
+    pub(super) fn lasting(&self, doing: &'static str, why: impl Into<String>) -> Error {
+        self.io_of(doing, io::ErrorKind::InvalidData, why)
+    }
+
+    fn io_of(&self, doing: &'static str, kind: io::ErrorKind, why: impl Into<String>) -> Error {
         Error::Io {
             doing,
             path: self.place.clone(),
-            source: Arc::new(io::Error::other(why.into())),
+            source: Arc::new(io::Error::new(kind, why.into())),
         }
     }
 
     /// Returns what an error of the server or of the connection is for a caller.
     pub(super) fn error(&self, doing: &'static str, error: &tokio_postgres::Error) -> Error {
         let code = error.code().map_or("", |code| code.code());
-        match code {
+        let class = code.get(..2).unwrap_or_default();
+        match (class, code) {
             // A unique index of ours holds it already, which the lock rules out.
-            "23505" => Error::corrupt(self.place.clone(), 0, describe(error)),
+            (_, "23505") => Error::corrupt(self.place.clone(), 0, describe(error)),
             // A wrong user, password or database.
-            "28000" | "28P01" | "3D000" => Error::invalid("URL", describe(error)),
-            // No privilege.
-            "42501" => Error::ReadOnly,
+            (_, "28000" | "28P01" | "3D000") => Error::invalid("URL", describe(error)),
+            // No privilege, or a transaction that was made read-only.
+            (_, "42501" | "25006") => Error::ReadOnly,
             // A table or a column that is not there.
-            "42P01" | "42703" => Error::Unsupported {
+            (_, "42P01" | "42703") => Error::Unsupported {
                 file: self.place.clone(),
                 what: "tables of another format than",
                 found: 0,
                 supported: 1,
             },
+            (_, "53100") => Error::NoSpace {
+                path: self.place.clone(),
+                source: Arc::new(io::Error::new(io::ErrorKind::StorageFull, describe(error))),
+            },
+            // Values, statements and sizes that the server does not take, damage that it found, and
+            // errors of its disk. None passes by itself.
+            ("0A" | "22" | "23" | "42" | "54", _) | (_, "58030" | "XX001" | "XX002") => {
+                self.lasting(doing, describe(error))
+            }
             _ => self.io(doing, describe(error)),
         }
     }
 
     /// Whether another attempt may end otherwise.
     pub(super) fn may_pass(error: &Error) -> bool {
-        matches!(error, Error::Io { .. })
+        matches!(error, Error::Io { source, .. } if may_pass(source))
     }
 }
 
@@ -315,10 +391,11 @@ async fn drive(
     while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
         match message {
             Ok(AsyncMessage::Notice(notice)) => {
-                // The texts are translated, so a warning of any other kind counts too. None comes
-                // in the statements that are used here.
-                let severity = notice.parsed_severity();
-                if severity == Some(tokio_postgres::error::Severity::Warning) {
+                // Texts are translated, and the name of the function is not. A server greets with
+                // warnings too, and triggers of its operators may give some.
+                let is_warning = notice.parsed_severity() == Some(Severity::Warning);
+                let is_of_wait = notice.routine().is_none_or(|routine| routine == WAITS);
+                if is_warning && is_of_wait {
                     cancelled.store(true, Ordering::SeqCst);
                     tracing::warn!(
                         target: "sessionlog",

@@ -2,17 +2,20 @@
 //!
 //! Invariants:
 //! * A group whose commit was sent, and whose outcome is not known, is never committed again before
-//!   the database was asked for it by the first ID of its first record. The question is asked under
-//!   the shard's lock, so the answer holds for good.
-//! * A caller hears that nothing was written only if that is so.
+//!   the database was asked for its first record. The question is asked under the shard's lock, so
+//!   the answer holds for good.
+//! * A caller hears that nothing was written only if that is so. A member that was told anything is
+//!   left out when its group is committed again.
 //! * No connection is used again after a time-out. It is dropped, and no cancel request is sent: a
 //!   wait for the quorum that was cancelled would show what a failover takes back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::model::{Counters, Error, Options, Result, now_ms};
 use crate::postgres::commit::{Committer, Member, News, Outcome, Sent};
@@ -25,6 +28,8 @@ use crate::write::{Answer, Landed, Proposal};
 /// How long one attempt may take. A primary that takes longer has lost its quorum, and another may
 /// have its place by now.
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
+
+const TOO_SLOW: &str = "the server takes too long";
 
 /// The pause after an attempt that failed.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -64,10 +69,16 @@ impl Request {
         }
     }
 
-    fn give(mut self, answer: Result<Landed>) {
+    /// Gives the answer, and opens the gate after it. A caller that was told before hears nothing.
+    fn give(&mut self, answer: Result<Landed>) {
         if let Some(owed) = self.answer.take() {
             owed.give(answer);
+            self.gate.open();
         }
+    }
+
+    fn is_owed(&self) -> bool {
+        self.answer.is_some()
     }
 }
 
@@ -94,9 +105,20 @@ pub(super) struct Lane {
     pub group_bytes_max: usize,
     pub stall_wait: Duration,
     pub requests: mpsc::UnboundedReceiver<Request>,
-    committer: Option<Committer>,
+    connection: Connection,
     /// The request that had no room in the last group.
     held: Option<Request>,
+    /// The members of a group that was refused as a whole. Each is a group of its own now.
+    apart: VecDeque<Request>,
+}
+
+/// The connection that commits.
+enum Connection {
+    Open(Box<Committer>),
+    /// A task makes it, so that nobody's deadline cuts it short. However little time each group
+    /// has, one of them finds it open.
+    Opening(JoinHandle<Result<Committer>>),
+    Lost,
 }
 
 /// What an attempt came to.
@@ -108,7 +130,9 @@ enum Attempt {
     InDoubt(Sent, Error),
     /// It will never be known.
     Unknown(Sent),
-    /// Nothing was committed, and nothing will be.
+    /// Nothing was committed, and there is no connection that could.
+    Unreachable(Error),
+    /// Nothing was committed, and one of the members is why.
     Refused(Error),
 }
 
@@ -129,8 +153,9 @@ impl Lane {
             group_bytes_max: options.group_bytes_max,
             stall_wait: options.stall_wait,
             requests,
-            committer: Some(committer),
+            connection: Connection::Open(Box::new(committer)),
             held: None,
+            apart: VecDeque::new(),
         }
     }
 
@@ -142,6 +167,9 @@ impl Lane {
 
     /// Returns the next group: all that waits, up to the bytes of a group.
     async fn gather(&mut self) -> Option<Vec<Request>> {
+        if let Some(alone) = self.apart.pop_front() {
+            return Some(vec![alone]);
+        }
         let first = match self.held.take() {
             Some(first) => first,
             None => self.requests.recv().await?,
@@ -166,19 +194,33 @@ impl Lane {
         let mut in_doubt: Option<Sent> = None;
         let mut last: Option<Error> = None;
         loop {
+            self.tell_late(&mut group, in_doubt.as_ref(), last.as_ref());
             if in_doubt.is_none() {
-                group = self.give_up_late(group, last.as_ref());
+                group.retain(Request::is_owed);
             }
-            let Some(deadline) = group.iter().map(|request| request.deadline).min() else {
+            let owed = || group.iter().filter(|request| request.is_owed());
+            let deadlines = owed().map(|request| request.deadline);
+            let Some((first, last_of_all)) = deadlines.clone().min().zip(deadlines.max()) else {
                 return;
             };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if let Some(sent) = in_doubt.take_if(|_| left.is_zero()) {
-                return self.leave_in_doubt(group, sent, last);
-            }
-            let limit = left.min(ATTEMPT_MAX).max(Duration::from_millis(1));
+            let opened = self.open(first).await;
+            let until = last_of_all.min(Instant::now() + ATTEMPT_MAX);
             let began = Instant::now();
-            match self.attempt(&group, in_doubt.take(), limit).await {
+            let attempt = match (opened, in_doubt.take()) {
+                (Ok(None), doubt) => {
+                    // Somebody's time is up, and the connection is still being made.
+                    in_doubt = doubt;
+                    last.get_or_insert_with(|| self.too_slow());
+                    continue;
+                }
+                (Ok(Some(committer)), doubt) => {
+                    self.attempt(*committer, &group, doubt, until).await
+                }
+                (Err(error), Some(sent)) => Attempt::InDoubt(sent, error),
+                (Err(error), None) if Site::may_pass(&error) => Attempt::Again(error),
+                (Err(error), None) => Attempt::Unreachable(error),
+            };
+            match attempt {
                 Attempt::Done(sent) => return self.answer(group, sent, began.elapsed()),
                 Attempt::Again(error) => last = Some(error),
                 Attempt::InDoubt(sent, error) => {
@@ -190,51 +232,74 @@ impl Lane {
                     );
                     (in_doubt, last) = (Some(sent), Some(error));
                 }
-                Attempt::Unknown(sent) => return self.leave_in_doubt(group, sent, last),
-                Attempt::Refused(error) => {
-                    for request in group {
-                        request.give(Err(error.clone()));
+                Attempt::Unknown(sent) => {
+                    for (nth, request) in group.iter_mut().enumerate() {
+                        request.give(Err(self.in_doubt(&sent, nth, last.as_ref())));
                     }
-                    self.committer = None;
+                    return;
+                }
+                Attempt::Refused(_) if group.len() > 1 => return self.apart.extend(group),
+                Attempt::Unreachable(error) | Attempt::Refused(error) => {
+                    for request in &mut group {
+                        request.give(Err(refusal(&error)));
+                    }
                     return;
                 }
             }
-            self.committer = None;
             sleep(PAUSE).await;
         }
     }
 
+    /// Returns a connection, or nothing if there is none by a deadline.
+    async fn open(&mut self, deadline: Instant) -> Result<Option<Box<Committer>>> {
+        let site = &self.site;
+        let mut opening = match std::mem::replace(&mut self.connection, Connection::Lost) {
+            Connection::Open(committer) if site.is_current(&committer.link) => {
+                return Ok(Some(committer));
+            }
+            Connection::Opening(opening) => opening,
+            Connection::Open(_) | Connection::Lost => {
+                let site = Arc::clone(site);
+                tokio::spawn(async move {
+                    timeout(ATTEMPT_MAX, Committer::open(&site))
+                        .await
+                        .unwrap_or_else(|_elapsed| Err(site.io("connect to", TOO_SLOW)))
+                })
+            }
+        };
+        match timeout_at(deadline, &mut opening).await {
+            Ok(opened) => {
+                let opened = opened.map_err(|error| site.io("connect to", error.to_string()))?;
+                Ok(Some(Box::new(opened?)))
+            }
+            Err(_elapsed) => {
+                self.connection = Connection::Opening(opening);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tries once, on a connection that is kept only if all went well.
     async fn attempt(
         &mut self,
+        committer: Committer,
         group: &[Request],
         in_doubt: Option<Sent>,
-        limit: Duration,
+        until: Instant,
     ) -> Attempt {
-        let usable = |committer: &Committer| self.site.is_current(&committer.link);
-        let committer = match self.committer.take().filter(usable) {
-            Some(committer) => committer,
-            None => match timeout(limit, Committer::open(&self.site)).await {
-                Ok(Ok(committer)) => committer,
-                failed => {
-                    let error = failed.map_or_else(
-                        |_elapsed| self.too_slow(),
-                        |opened| opened.err().unwrap_or(Error::Closed),
-                    );
-                    return match in_doubt {
-                        Some(sent) => Attempt::InDoubt(sent, error),
-                        None if Site::may_pass(&error) => Attempt::Again(error),
-                        None => Attempt::Refused(error),
-                    };
-                }
-            },
-        };
         if let Some(sent) = in_doubt {
-            match timeout(limit, committer.was_committed(sent.base)).await {
+            let Some(first) = &sent.first else {
+                return Attempt::Done(sent);
+            };
+            match timeout_at(until, committer.was_committed(first)).await {
                 Ok(Ok(Outcome::Committed)) => {
-                    self.committer = Some(committer);
+                    self.connection = Connection::Open(Box::new(committer));
                     return Attempt::Done(sent);
                 }
-                Ok(Ok(Outcome::Nothing)) => {}
+                Ok(Ok(Outcome::Nothing)) => {
+                    self.connection = Connection::Open(Box::new(committer));
+                    return Attempt::Again(self.site.io("commit to", "it was rolled back"));
+                }
                 Ok(Ok(Outcome::MayBeErased)) => return Attempt::Unknown(sent),
                 Ok(Err(error)) => return Attempt::InDoubt(sent, error),
                 Err(_elapsed) => return Attempt::InDoubt(sent, self.too_slow()),
@@ -248,10 +313,10 @@ impl Lane {
             })
             .collect();
         let mut sent = None;
-        let done = timeout(limit, committer.commit(&members, &mut sent)).await;
+        let done = timeout_at(until, committer.commit(&members, &mut sent)).await;
         let error = match (done, sent) {
             (Ok(Ok(())), Some(sent)) => {
-                self.committer = Some(committer);
+                self.connection = Connection::Open(Box::new(committer));
                 return Attempt::Done(sent);
             }
             (Ok(Ok(())), None) => self.too_slow(),
@@ -276,7 +341,7 @@ impl Lane {
             self.counters.note_group(records, bytes, took);
         }
         self.note(&news);
-        for (request, answer) in group.into_iter().zip(answers) {
+        for (mut request, answer) in group.into_iter().zip(answers) {
             request.give(answer);
         }
     }
@@ -291,37 +356,51 @@ impl Lane {
         }
     }
 
-    /// Answers the members whose time is up, of a group that was not committed.
-    fn give_up_late(&self, group: Vec<Request>, last: Option<&Error>) -> Vec<Request> {
+    /// Answers the members whose time is up.
+    fn tell_late(&self, group: &mut [Request], in_doubt: Option<&Sent>, last: Option<&Error>) {
         let now = Instant::now();
-        let (late, rest): (Vec<_>, Vec<_>) = group
-            .into_iter()
-            .partition(|request| request.deadline <= now);
-        for request in late {
-            request.give(Err(Error::Stalled {
-                waited: self.stall_wait,
-                source: last.cloned().map(Arc::new),
-            }));
+        for (nth, request) in group.iter_mut().enumerate() {
+            if request.deadline <= now {
+                request.give(Err(match in_doubt {
+                    Some(sent) => self.in_doubt(sent, nth, last),
+                    None => self.stalled(last),
+                }));
+            }
         }
-        rest
     }
 
-    /// Answers the members of a group that may have been committed.
-    fn leave_in_doubt(&self, group: Vec<Request>, sent: Sent, last: Option<Error>) {
-        let source = last.map(Arc::new);
-        for (request, answer) in group.into_iter().zip(sent.answers) {
-            let waited = self.stall_wait;
-            let source = source.clone();
-            let stored = answer.is_ok_and(|landed| landed.is_stored());
-            request.give(Err(if stored {
-                Error::Unconfirmed { waited, source }
-            } else {
-                Error::Stalled { waited, source }
-            }));
+    /// Returns what a member hears of a group that may have been committed.
+    fn in_doubt(&self, sent: &Sent, nth: usize, last: Option<&Error>) -> Error {
+        let answer = sent.answers.get(nth);
+        let is_stored = answer.is_some_and(|answer| answer.as_ref().is_ok_and(Landed::is_stored));
+        if is_stored {
+            Error::Unconfirmed {
+                waited: self.stall_wait,
+                source: last.cloned().map(Arc::new),
+            }
+        } else {
+            self.stalled(last)
+        }
+    }
+
+    fn stalled(&self, last: Option<&Error>) -> Error {
+        Error::Stalled {
+            waited: self.stall_wait,
+            source: last.cloned().map(Arc::new),
         }
     }
 
     fn too_slow(&self) -> Error {
-        self.site.io("commit to", "the server takes too long")
+        self.site.io("commit to", TOO_SLOW)
+    }
+}
+
+/// Returns what callers hear of an error that does not pass.
+fn refusal(error: &Error) -> Error {
+    match error {
+        Error::Io { .. } => Error::Refused {
+            source: Arc::new(error.clone()),
+        },
+        told => told.clone(),
     }
 }

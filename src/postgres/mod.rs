@@ -65,6 +65,9 @@ const RUNTIME_THREADS: usize = 2;
 /// The threads for reads that tasks wait for, at most.
 const BLOCKING_THREADS: usize = 16;
 
+/// How long an attempt to open the log may take, at least.
+const ATTEMPT_MIN: Duration = Duration::from_secs(5);
+
 /// The pause before connecting again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -162,12 +165,14 @@ impl Postgres {
     }
 }
 
-/// Opens the log, and tries again for so long if there is no primary.
+/// Opens the log, and tries again for so long if there is no primary. A single attempt may take
+/// longer than that.
 async fn open_within(site: &Arc<Site>, wait: Duration) -> Result<(StoreId, Committer)> {
     let deadline = deadline_after(wait);
     let mut last = None;
     loop {
-        let error = match timeout_at(deadline, open(site)).await {
+        let until = deadline.max(Instant::now() + ATTEMPT_MIN);
+        let error = match timeout_at(until, open(site)).await {
             Ok(Ok(opened)) => return Ok(opened),
             Ok(Err(error)) => error,
             Err(_elapsed) => {
@@ -175,7 +180,7 @@ async fn open_within(site: &Arc<Site>, wait: Duration) -> Result<(StoreId, Commi
                 return Err(last.unwrap_or_else(slow));
             }
         };
-        if !Site::may_pass(&error) {
+        if !Site::may_pass(&error) || Instant::now() >= deadline {
             return Err(error);
         }
         last = Some(error);

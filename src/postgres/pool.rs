@@ -14,12 +14,11 @@ use std::time::Duration;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use futures_util::future::{join, join_all};
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use crate::model::{Error, Result};
-use crate::postgres::commit::check_cancelled;
 use crate::postgres::connect::{Link, Site, deadline_after};
 use crate::postgres::sql;
 use crate::sync::{Deadline, Waiter};
@@ -27,8 +26,12 @@ use crate::sync::{Deadline, Waiter};
 /// The connections for reads of one process, at most.
 const CONNECTIONS_MAX: usize = 16;
 
-/// How long a read may take.
+/// How long a statement may take, at most.
 const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long a read may wait for a connection and for rows, at least. Less is too little to make a
+/// connection in.
+const WAIT_MIN: Duration = Duration::from_secs(2);
 
 /// The pause after a connection failed.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -46,7 +49,7 @@ macro_rules! statements {
             $($name,)*
         }
 
-        const TEXTS: &[&str] = &[$(sql::$text,)*];
+        pub(super) const TEXTS: &[&str] = &[$(sql::$text,)*];
     };
 }
 
@@ -87,8 +90,7 @@ impl managed::Manager for Readers {
     async fn create(&self) -> Result<Reader> {
         let link = self.site.connect(|| None).await?;
         let failed = |error: tokio_postgres::Error| self.site.error("prepare to read", &error);
-        link.client.execute(BARRIER, &[]).await.map_err(failed)?;
-        check_cancelled(&self.site, &link)?;
+        link.commit_alone(&self.site, BARRIER).await?;
         let prepared = join_all(TEXTS.iter().map(|text| link.client.prepare(text))).await;
         let statements = prepared.into_iter().collect::<Result<Vec<_>, _>>();
         let statements = statements.map_err(failed)?;
@@ -125,10 +127,16 @@ thread_local! {
     static AT_REST: RefCell<Option<Snapshot>> = const { RefCell::new(None) };
 }
 
-/// A read at rest. It takes a connection when it reads first.
+/// A read at rest.
 #[derive(Default)]
-struct Snapshot {
-    reader: Option<Object<Readers>>,
+enum Snapshot {
+    /// It takes a connection when it reads first.
+    #[default]
+    Fresh,
+    Open(Object<Readers>),
+    /// Its connection was lost, and with it the moment that it saw. So it reads no more: each
+    /// further statement fails as the one did that lost it.
+    Broken(Error),
 }
 
 impl Pool {
@@ -144,7 +152,7 @@ impl Pool {
             site: Arc::clone(site),
             readers,
             runtime,
-            wait,
+            wait: wait.max(WAIT_MIN),
         })
     }
 
@@ -155,7 +163,7 @@ impl Pool {
         impl Drop for End<'_> {
             fn drop(&mut self) {
                 let ended = AT_REST.with_borrow_mut(Option::take);
-                if let Some(reader) = ended.and_then(|snapshot| snapshot.reader) {
+                if let Some(Snapshot::Open(reader)) = ended {
                     self.0.end(reader);
                 }
             }
@@ -198,20 +206,24 @@ impl Pool {
         ask: Ask,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>> {
-        let Some(reader) = snapshot.reader.take() else {
-            let (reader, rows) = self.first(ask, params, Sight::AtRest).await?;
-            snapshot.reader = Some(reader);
-            return Ok(rows);
-        };
-        match self.within(reader.ask(ask, params)).await {
-            Ok(rows) => {
-                snapshot.reader = Some(reader);
+        match snapshot {
+            Snapshot::Fresh => {
+                let (reader, rows) = self.first(ask, params, Sight::AtRest).await?;
+                *snapshot = Snapshot::Open(reader);
                 Ok(rows)
             }
-            Err(error) => {
-                drop(Object::take(reader));
-                Err(error)
+            Snapshot::Open(reader) => {
+                let limit = Instant::now() + self.limit();
+                let rows = self.within(limit, reader.ask(ask, params)).await;
+                if let Err(error) = &rows {
+                    let broken = Snapshot::Broken(error.clone());
+                    if let Snapshot::Open(reader) = std::mem::replace(snapshot, broken) {
+                        drop(Object::take(reader));
+                    }
+                }
+                rows
             }
+            Snapshot::Broken(error) => Err(error.clone()),
         }
     }
 
@@ -225,7 +237,7 @@ impl Pool {
     ) -> Result<(Object<Readers>, Vec<Row>)> {
         let deadline = deadline_after(self.wait);
         loop {
-            let error = match self.try_first(ask, params, sight).await {
+            let error = match self.try_first(ask, params, sight, deadline).await {
                 Ok(read) => return Ok(read),
                 Err(error) => error,
             };
@@ -241,15 +253,17 @@ impl Pool {
         ask: Ask,
         params: &[&(dyn ToSql + Sync)],
         sight: Sight,
+        deadline: Instant,
     ) -> Result<(Object<Readers>, Vec<Row>)> {
-        let taken = timeout(self.wait, self.readers.get()).await;
+        let taken = timeout_at(deadline, self.readers.get()).await;
         let reader = match taken {
             Ok(Ok(reader)) => reader,
             Ok(Err(managed::PoolError::Backend(error))) => return Err(error),
             Ok(Err(error)) => return Err(self.site.io("read from", error.to_string())),
             Err(_elapsed) => return Err(self.site.io("read from", "no connection is free")),
         };
-        let read = self.within(async {
+        let limit = deadline.min(Instant::now() + READ_WITHIN);
+        let read = self.within(limit, async {
             if sight == Sight::Now {
                 return reader.ask(ask, params).await;
             }
@@ -266,11 +280,17 @@ impl Pool {
         }
     }
 
+    /// How long a later statement of a read may take.
+    fn limit(&self) -> Duration {
+        self.wait.min(READ_WITHIN)
+    }
+
     async fn within(
         &self,
+        limit: Instant,
         read: impl Future<Output = Result<Vec<Row>, tokio_postgres::Error>>,
     ) -> Result<Vec<Row>> {
-        match timeout(READ_WITHIN, read).await {
+        match timeout_at(limit, read).await {
             Ok(Ok(rows)) => Ok(rows),
             Ok(Err(error)) => Err(self.site.error("read from", &error)),
             Err(_elapsed) => Err(self.site.io("read from", "the server takes too long")),
@@ -310,5 +330,42 @@ impl Reader {
             .get(ask as usize)
             .expect("each is prepared when the connection is made");
         self.link.client.query(statement, params).await
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::model::{Durability, Options};
+
+    #[test]
+    fn a_read_whose_connection_is_lost_sees_no_other_moment() {
+        let Ok(url) = std::env::var("SESSION_LOG_POSTGRES_URL") else {
+            eprintln!("skipped: SESSION_LOG_POSTGRES_URL names no server");
+            return;
+        };
+        let schema = format!("moment_{:032x}", crate::model::fresh_store_number());
+        let options = Options::new().schema(schema.as_str());
+        let log = options.durability(Durability::OneNode).connect(&url);
+        log.unwrap().close().unwrap();
+        let site = Arc::new(Site::new(&url, schema, Durability::OneNode).unwrap());
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let handle = runtime.handle().clone();
+        let pool = Pool::new(&site, handle, Duration::from_secs(10)).unwrap();
+        let reads = || pool.rows(Ask::Shard, &[]);
+        pool.at_rest(&mut || {
+            assert!(reads().is_ok());
+            pool.block_on(async {
+                let other = site.connect_first().await.unwrap();
+                let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                           WHERE application_name = current_setting('application_name') \
+                           AND pid <> pg_backend_pid()";
+                other.client.batch_execute(cut).await.unwrap();
+            });
+            // The second of these would begin anew.
+            assert!(reads().is_err());
+            assert!(reads().is_err());
+        });
+        assert!(reads().is_ok());
     }
 }

@@ -24,15 +24,14 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    pub(super) fn of(row: Option<&Row>) -> Option<Self> {
-        let row = row?;
+    pub(super) fn of(row: &Row) -> Self {
         let now_ms: i64 = row.get(3);
-        Some(Self {
+        Self {
             last_id: row.get::<_, Id>(0).0,
             sessions: row.get(1),
             events: row.get(2),
             now_ms: u64::try_from(now_ms).unwrap_or(0),
-        })
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tables, and the migrations between their formats.
 
-use tokio_postgres::Transaction;
+use tokio_postgres::{Row, Transaction};
 
 use crate::codec::StoreId;
 use crate::model::{Error, EventId, Result, fresh_store_number};
@@ -41,12 +41,7 @@ pub(super) async fn migrate(site: &Site, link: &mut Link) -> Result<StoreId> {
         0
     };
     if found > FORMAT {
-        return Err(Error::Unsupported {
-            file: site.place.clone(),
-            what: "format",
-            found: found.into(),
-            supported: FORMAT.into(),
-        });
+        return Err(unsupported(site, found.into()));
     }
     bring_up(&work, &schema, found).await.map_err(failed)?;
     let row = work
@@ -66,6 +61,27 @@ pub(super) async fn migrate(site: &Site, link: &mut Link) -> Result<StoreId> {
     Ok(StoreId(row.get::<_, Id>(0).0.to_u128()))
 }
 
+/// Refuses tables that were brought to another format since they were opened.
+///
+/// `locked` is the shard's row under its lock, so the format stays what it is.
+pub(super) fn check_format(site: &Site, locked: &Row) -> Result<()> {
+    let found = u64::from(locked.get::<_, i32>("format").unsigned_abs());
+    if found == u64::from(FORMAT) {
+        Ok(())
+    } else {
+        Err(unsupported(site, found))
+    }
+}
+
+fn unsupported(site: &Site, found: u64) -> Error {
+    Error::Unsupported {
+        file: site.place.clone(),
+        what: "format",
+        found,
+        supported: FORMAT.into(),
+    }
+}
+
 /// Brings the tables from a format to that of this version; from 0 it makes them.
 async fn bring_up(
     work: &Transaction<'_>,
@@ -74,8 +90,13 @@ async fn bring_up(
 ) -> Result<(), tokio_postgres::Error> {
     for step in MIGRATIONS.iter().skip(found as usize) {
         if found == 0 {
-            let create = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
-            work.batch_execute(&create).await?;
+            // Making one needs a privilege, also if it is there.
+            let exists = "SELECT to_regnamespace($1) IS NOT NULL";
+            let exists: bool = work.query_one(exists, &[&schema]).await?.get(0);
+            if !exists {
+                let create = format!("CREATE SCHEMA {schema}");
+                work.batch_execute(&create).await?;
+            }
         }
         work.batch_execute(step).await?;
     }
@@ -88,13 +109,16 @@ async fn bring_up(
         )
         .await?;
         work.execute(
-            "INSERT INTO shard VALUES (0, $1, 0, 0, 0, 0, $1, false)",
-            &[&none],
+            "INSERT INTO shard VALUES (0, $1, 0, 0, 0, 0, $1, false, $2)",
+            &[&none, &i32::try_from(FORMAT).unwrap_or(i32::MAX)],
         )
         .await?;
     } else if found < FORMAT {
         let format = i32::try_from(FORMAT).unwrap_or(i32::MAX);
         work.execute("UPDATE meta SET format = $1", &[&format])
+            .await?;
+        // Servers of the version before find it at their next commit, and make none.
+        work.execute("UPDATE shard SET format = $1", &[&format])
             .await?;
     }
     Ok(())

@@ -16,7 +16,8 @@ CREATE TABLE shard (
     removals       bigint NOT NULL,     -- batches that removed something
     epoch          bigint NOT NULL,     -- barriers under the lock
     erased_through uuid   NOT NULL,     -- erased records have no higher ID
-    retains        boolean NOT NULL     -- whether a session was ever given a retention of its own
+    retains        boolean NOT NULL,    -- whether a session was ever given a retention of its own
+    format         int    NOT NULL      -- as in `meta`: whoever has the lock on this row knows it
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0.01);
 
 -- A session that was ever begun, with its state.

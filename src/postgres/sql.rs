@@ -7,7 +7,8 @@ use crate::codec::{Decoded, Fault, RawRecord, Record, SessionState};
 use crate::model::EventId;
 
 pub(super) const LOCK: &str = "SELECT last_id, sessions, events, \
-    (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard WHERE shard = $1 FOR UPDATE";
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format FROM shard WHERE shard = $1 \
+    FOR UPDATE";
 pub(super) const HEADS: &str =
     "SELECT name, session, state FROM session WHERE name = ANY($1::text[])";
 /// The newest record under each key. Older ones were trimmed, or are of an earlier generation.
@@ -36,10 +37,10 @@ pub(super) const NEW_REMOVALS: &str = "INSERT INTO removal (name, id, at_ms, eve
     SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::bigint[])";
 pub(super) const MOVE_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $3, events = $4, \
     removals = removals + $5, retains = retains OR $6 WHERE shard = $1";
-pub(super) const BARRIER: &str = "UPDATE shard SET epoch = epoch + 1 WHERE shard = $1";
-/// The record that ends at an ID or after it, and the last ID that was erased.
-pub(super) const HOLDS: &str = "SELECT (SELECT base_id FROM record WHERE last_id >= $1 \
-    ORDER BY last_id LIMIT 1), erased_through FROM shard WHERE shard = $2";
+pub(super) const BARRIER: &str = "UPDATE shard SET epoch = epoch + 1 WHERE shard = 0";
+/// Whether a record is there, to the byte, and the last ID that was erased.
+pub(super) const HOLDS: &str = "SELECT EXISTS (SELECT FROM record WHERE last_id = $1 \
+    AND record = $2), erased_through FROM shard WHERE shard = $3";
 
 pub(super) const STATE: &str = "SELECT state FROM session WHERE name = $1";
 /// The records from the one that holds a seq upwards, until they reach some bytes.
@@ -87,7 +88,7 @@ pub(super) const ERASABLE: &str = "SELECT last_id, record FROM record WHERE sess
 /// The same of records without events, of a generation before one.
 pub(super) const ERASABLE_CHANGES: &str = "SELECT last_id, record FROM record WHERE session = \
     (SELECT session FROM session WHERE name = $1) AND last_seq < first_seq \
-    AND last_id > $2 AND generation < $3::int ORDER BY last_id LIMIT $4";
+    AND last_id > $2 AND generation < $3::int ORDER BY generation, last_id LIMIT $4";
 pub(super) const AT_OR_AFTER_WITH_ID: &str =
     "SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
 pub(super) const ERASE: &str = "DELETE FROM record WHERE last_id = $1";

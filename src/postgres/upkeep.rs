@@ -21,12 +21,12 @@ use tokio_postgres::types::ToSql;
 use crate::codec::{Record, SessionState};
 use crate::disk::Halt;
 use crate::maintain::{Keep, Kept, Own, look_every, remove_due};
-use crate::model::{EventId, Result, SessionId, now_ms};
-use crate::postgres::commit::check_cancelled;
-use crate::postgres::connect::{Link, Site};
+use crate::model::{Error, EventId, Result, SessionId};
+use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::handle::Core;
 use crate::postgres::pool::Ask;
 use crate::postgres::rows::SHARD;
+use crate::postgres::schema::check_format;
 use crate::postgres::sql::{self, Id};
 use crate::sync::Deadline;
 
@@ -62,8 +62,11 @@ pub(super) fn run(core: &Core) {
             }
         }
         let half = u64::try_from(options.erase_within.as_millis() / 2).unwrap_or(u64::MAX);
-        let before = now_ms(&options.clock).saturating_sub(half);
-        drop(erase(core, before, &mut || signal.check_stop().is_ok()));
+        let now = core.turns.store().now_ms();
+        drop(now.and_then(|now| {
+            let goes_on = &mut || signal.check_stop().is_ok();
+            erase(core, now.saturating_sub(half), goes_on)
+        }));
     }
 }
 
@@ -123,12 +126,7 @@ pub(super) fn erase(
 /// Connects, and commits once: what is seen is then on a quorum.
 async fn connected(site: &Arc<Site>) -> Result<Link> {
     let link = site.connect(|| None).await?;
-    let failed = |error: tokio_postgres::Error| site.error("erase from", &error);
-    link.client
-        .execute(sql::BARRIER, &[&SHARD])
-        .await
-        .map_err(failed)?;
-    check_cancelled(site, &link)?;
+    link.commit_alone(site, sql::BARRIER).await?;
     Ok(link)
 }
 
@@ -172,12 +170,16 @@ impl Eraser<'_> {
         // After an error the connection is not used again.
         let next = self.erase_locked(part)?;
         self.batch("COMMIT")?;
-        check_cancelled(&self.core.tables.0.site, self.link)?;
+        let loaded = self.query(LOADED, &[])?;
+        let loaded = loaded.first().ok_or(Error::Closed)?;
+        self.link.check_kept(&self.core.tables.0.site, loaded)?;
         Ok(next)
     }
 
     fn erase_locked(&self, part: Part) -> Result<Option<Part>> {
-        self.query(sql::LOCK, &[&SHARD])?;
+        let locked = self.query(sql::LOCK, &[&SHARD])?;
+        let locked = locked.first().ok_or(Error::Closed)?;
+        check_format(&self.core.tables.0.site, locked)?;
         let store = self.core.turns.store();
         let state = store.state(self.session)?;
         let rows = self.rows(part, &state)?;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,9 @@ use sessionlog::{
 };
 
 use crate::report::{Report, Runs, seed};
-use crate::support::{assert_dense, feed_all, folder, note, read_all, schema_of, session};
+use crate::support::{
+    Place, assert_dense, eventually, feed_all, folder, note, read_all, schema_of, session,
+};
 
 const RUNS: Runs = Runs {
     quick: 5,
@@ -54,10 +57,26 @@ const FAULTS: [Fault; 5] = [
     Fault::NoQuorum,
 ];
 
-/// The nodes, by the script that runs them.
-struct Cluster(String);
+/// The nodes, by the script that runs them. One test at a time has them.
+struct Cluster(
+    String,
+    #[allow(dead_code, reason = "held")] MutexGuard<'static, ()>,
+);
 
 impl Cluster {
+    /// The nodes, or `None` without a script.
+    fn get() -> Option<Self> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let Ok(script) = std::env::var("SESSION_LOG_POSTGRES_CLUSTER") else {
+            eprintln!("skipped: SESSION_LOG_POSTGRES_CLUSTER names no script of a cluster");
+            return None;
+        };
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let cluster = Self(script, alone);
+        cluster.rest();
+        Some(cluster)
+    }
+
     fn run(&self, words: &[&str]) -> String {
         let output = Command::new("bash").arg(&self.0).args(words).output();
         let output = output.unwrap();
@@ -148,19 +167,12 @@ struct Told {
 
 #[test]
 fn a_failover_loses_nothing_and_doubles_nothing() {
-    let Ok(script) = std::env::var("SESSION_LOG_POSTGRES_CLUSTER") else {
-        eprintln!("skipped: SESSION_LOG_POSTGRES_CLUSTER names no script of a cluster");
+    let Some(cluster) = Cluster::get() else {
         return;
     };
-    let cluster = Cluster(script);
     let place = folder();
-    let options = || {
-        Options::new()
-            .schema(schema_of(place.path()))
-            .stall_wait(REST)
-    };
     let url = cluster.run(&["url"]);
-    let servers = [0, 1].map(|_| options().connect(&url).unwrap());
+    let servers = [0, 1].map(|_| options(&place, REST).connect(&url).unwrap());
     let mut report = Report::new("failover", seed(), RUNS.planned());
     let mut all = Told::default();
     while !report.is_done() {
@@ -186,6 +198,102 @@ fn a_failover_loses_nothing_and_doubles_nothing() {
         report.count(format!("{fault:?}"), 1);
     }
     report.end();
+}
+
+/// Without the standbys an append waits. Returns what it is told after `meanwhile`, which comes
+/// while it waits, and brings the standbys back.
+fn append_without_standbys(
+    cluster: &Cluster,
+    log: &SessionLog,
+    meanwhile: impl FnOnce(&dyn Fn(&str) -> String),
+) -> sessionlog::Result<Event> {
+    let id = session("s");
+    let primary = cluster.primary();
+    let standbys = cluster.standbys();
+    log.append(&id, note("before")).unwrap();
+    for standby in &standbys {
+        cluster.run(&["freeze", standby]);
+    }
+    let told = thread::scope(|scope| {
+        let append = scope.spawn(|| log.append(&id, note("waits")));
+        let ask = |text: &str| cluster.run(&["sql", &primary, text]);
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
+                       AND query = 'COMMIT'";
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually("it waits", || ask(waiting) == "1");
+            meanwhile(&ask);
+        }));
+        let told = append.join().unwrap();
+        for standby in &standbys {
+            cluster.run(&["thaw", standby]);
+        }
+        failed.unwrap();
+        told
+    });
+    // Once a quorum is back, so are appends. What was in doubt is there, or is not.
+    eventually("appends land", || log.append(&id, note("after")).is_ok());
+    told.map(|mut ack| ack.events.remove(0))
+}
+
+fn options(place: &Place, stall_wait: Duration) -> Options {
+    Options::new()
+        .schema(schema_of(place.path()))
+        .stall_wait(stall_wait)
+}
+
+/// The server says so in a warning alone, which a role may be set not to get.
+#[test]
+fn an_append_whose_wait_for_the_standbys_is_cancelled_is_not_acknowledged() {
+    let Some(cluster) = Cluster::get() else {
+        return;
+    };
+    let place = folder();
+    let role = format!("quiet_{}", std::process::id());
+    let primary = cluster.primary();
+    let make = format!(
+        "CREATE ROLE {role} SUPERUSER LOGIN; ALTER ROLE {role} SET client_min_messages = error"
+    );
+    cluster.run(&["sql", &primary, &make]);
+    let url = cluster
+        .run(&["url"])
+        .replace("postgres@", &format!("{role}@"));
+    let log = options(&place, Duration::from_secs(3))
+        .connect(&url)
+        .unwrap();
+    let told = append_without_standbys(&cluster, &log, |ask| {
+        let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
+                      WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+        assert_eq!(ask(cancel), "t");
+    });
+    assert!(matches!(told, Err(Error::Unconfirmed { .. })), "{told:?}");
+}
+
+/// A tool that prefers appends to what they promise empties the setting while standbys are away.
+#[test]
+fn an_append_is_not_acknowledged_when_no_standby_is_asked_for_any_more() {
+    let Some(cluster) = Cluster::get() else {
+        return;
+    };
+    let place = folder();
+    let url = cluster.run(&["url"]);
+    let primary = cluster.primary();
+    let set = |statement: &str| {
+        cluster.run(&["sql", &primary, statement]);
+        cluster.run(&["sql", &primary, "SELECT pg_reload_conf()"]);
+    };
+    let log = options(&place, Duration::from_secs(3))
+        .connect(&url)
+        .unwrap();
+    let told = append_without_standbys(&cluster, &log, |_ask| {
+        set("ALTER SYSTEM SET synchronous_standby_names = ''");
+        let released = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
+                        AND query = 'COMMIT'";
+        eventually("it is released", || {
+            cluster.run(&["sql", &primary, released]) == "0"
+        });
+        set("ALTER SYSTEM RESET synchronous_standby_names");
+    });
+    assert!(matches!(told, Err(Error::Unconfirmed { .. })), "{told:?}");
 }
 
 /// Appends and follows while a fault befalls the nodes.
