@@ -23,6 +23,8 @@ mod group;
 mod handle;
 mod lane;
 mod news;
+#[cfg(all(test, not(shuttle)))]
+mod plans;
 mod pool;
 mod reads;
 mod rows;

@@ -118,6 +118,21 @@ pub(super) const BY_CREATION_DOWN: &str = "SELECT name, state FROM session \
 pub(super) const NEWS: &str = "SELECT r.last_id, s.name FROM record r \
     JOIN session s ON s.session = r.session WHERE r.last_id > $1 ORDER BY r.last_id LIMIT 1000";
 
+/// The statements that are not prepared before they are needed.
+#[cfg(all(test, not(shuttle)))]
+pub(super) const OTHERS: &[&str] = &[
+    BARRIER,
+    HOLDS,
+    ERASABLE,
+    ERASABLE_CHANGES,
+    AT_OR_AFTER_WITH_ID,
+    ERASE,
+    REPLACE,
+    NOTE_ERASED,
+    ERASED,
+    NEWS,
+];
+
 /// An ID, which is a UUID in a column. Both compare as their bytes do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Id(pub EventId);
