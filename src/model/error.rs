@@ -463,9 +463,7 @@ impl Error {
 
     /// The error and what caused it, in one line.
     pub(crate) fn with_sources(&self) -> String {
-        let first: &dyn std::error::Error = self;
-        let causes = std::iter::successors(first.source(), |error| error.source());
-        causes.fold(first.to_string(), |line, cause| format!("{line}: {cause}"))
+        in_one_line(self)
     }
 
     pub(crate) fn invalid(what: &'static str, why: impl Into<String>) -> Self {
@@ -537,4 +535,10 @@ pub(crate) fn may_pass(error: &std::io::Error) -> bool {
         .raw_os_error()
         .is_some_and(|code| cfg!(unix) && TOO_MANY_FILES.contains(&code));
     is_short_of_files || passes.contains(&error.kind())
+}
+
+/// Any error and what caused it, in one line.
+pub(crate) fn in_one_line(first: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(first.source(), |error| error.source());
+    causes.fold(first.to_string(), |line, cause| format!("{line}: {cause}"))
 }

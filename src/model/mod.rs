@@ -17,6 +17,8 @@ mod text;
 pub(crate) use batch::{Turn, USER_MESSAGE, opens_turn};
 pub(crate) use bounded::{read_list, read_text, read_text_if_any};
 pub(crate) use change::{Lineage, METADATA_BYTES_MAX, Op, Piece, merge};
+#[cfg(feature = "postgres")]
+pub(crate) use error::in_one_line;
 pub(crate) use error::{check_limit, may_pass};
 pub(crate) use event::EventView;
 pub(crate) use ids::{

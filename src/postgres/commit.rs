@@ -22,8 +22,8 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use crate::codec::{Fault, Record, SessionState};
-use crate::model::{Error, EventId, IdClock, Result, SessionId};
-use crate::postgres::connect::{LOADED, Link, Site, describe};
+use crate::model::{Error, EventId, IdClock, Result, SessionId, in_one_line};
+use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::group::{Decided, Read, Session, decide_all};
 use crate::postgres::rows::{Rows, SHARD, Shard};
 use crate::postgres::schema::check_format;
@@ -362,7 +362,10 @@ impl Committer {
                     Some(error) if error.is_closed() => self.error(&error),
                     error => self.site.lasting(
                         "commit a group to",
-                        error.as_ref().map(describe).unwrap_or_default(),
+                        error
+                            .as_ref()
+                            .map(|error| in_one_line(error))
+                            .unwrap_or_default(),
                     ),
                 })
             }

@@ -18,12 +18,13 @@ use std::time::Duration;
 use futures_util::future::join;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_postgres::config::SslMode;
 use tokio_postgres::error::Severity;
-use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Row, Socket};
+use tokio_postgres::tls::TlsStream;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::model::{Durability, Error, Result, may_pass};
+use crate::model::{Durability, Error, Result, in_one_line, may_pass};
+use crate::postgres::tls;
 use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 /// How long one node may take to answer a new connection.
@@ -51,6 +52,7 @@ pub(super) fn deadline_after(wait: Duration) -> Instant {
 /// Where the log is, and how its connections are made.
 pub(super) struct Site {
     config: Config,
+    tls: MakeRustlsConnect,
     pub schema: String,
     pub durability: Durability,
     /// The site as errors name it.
@@ -105,12 +107,7 @@ pub(super) type Ear = Box<dyn FnMut(&str) + Send>;
 
 impl Site {
     pub(super) fn new(url: &str, schema: String, durability: Durability) -> Result<Self> {
-        let config: Config = url
-            .parse()
-            .map_err(|error: tokio_postgres::Error| Error::invalid("URL", describe(&error)))?;
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(Error::invalid("URL", "TLS is not supported yet"));
-        }
+        let (config, tls) = tls::read_url(url)?;
         if config.get_hosts().is_empty() {
             return Err(Error::invalid("URL", "it names no host"));
         }
@@ -128,6 +125,7 @@ impl Site {
         );
         Ok(Self {
             config,
+            tls,
             schema,
             durability,
             place: place.into(),
@@ -195,7 +193,7 @@ impl Site {
     async fn connect_to(&self, nth: usize, ear: Option<Ear>) -> Result<Option<Link>> {
         let config = self.of_node(nth);
         let (client, connection) = config
-            .connect(NoTls)
+            .connect(self.tls.clone())
             .await
             .map_err(|error| self.error("connect to", &error))?;
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -246,7 +244,10 @@ impl Site {
         if let Some(port) = ports.get(nth).or(ports.first()) {
             node.port(*port);
         }
-        node.application_name(format!("sessionlog {}", self.schema))
+        node.ssl_mode(self.config.get_ssl_mode())
+            .ssl_negotiation(self.config.get_ssl_negotiation())
+            .channel_binding(self.config.get_channel_binding())
+            .application_name(format!("sessionlog {}", self.schema))
             .connect_timeout(CONNECT_WITHIN)
             .tcp_user_timeout(SILENCE_MAX)
             .keepalives_idle(SILENCE_MAX);
@@ -347,13 +348,16 @@ impl Site {
 
     /// Returns what an error of the server or of the connection is for a caller.
     pub(super) fn error(&self, doing: &'static str, error: &tokio_postgres::Error) -> Error {
+        if tls::is_untrusted(error) {
+            return Error::invalid("certificate of the server", in_one_line(error));
+        }
         let code = error.code().map_or("", |code| code.code());
         let class = code.get(..2).unwrap_or_default();
         match (class, code) {
             // A unique index of ours holds it already, which the lock rules out.
-            (_, "23505") => Error::corrupt(self.place.clone(), 0, describe(error)),
+            (_, "23505") => Error::corrupt(self.place.clone(), 0, in_one_line(error)),
             // A wrong user, password or database.
-            (_, "28000" | "28P01" | "3D000") => Error::invalid("URL", describe(error)),
+            (_, "28000" | "28P01" | "3D000") => Error::invalid("URL", in_one_line(error)),
             // No privilege, or a transaction that was made read-only.
             (_, "42501" | "25006") => Error::ReadOnly,
             // A table or a column that is not there.
@@ -365,14 +369,17 @@ impl Site {
             },
             (_, "53100") => Error::NoSpace {
                 path: self.place.clone(),
-                source: Arc::new(io::Error::new(io::ErrorKind::StorageFull, describe(error))),
+                source: Arc::new(io::Error::new(
+                    io::ErrorKind::StorageFull,
+                    in_one_line(error),
+                )),
             },
             // Values, statements and sizes that the server does not take, damage that it found, and
             // errors of its disk. None passes by itself.
             ("0A" | "22" | "23" | "42" | "54", _) | (_, "58030" | "XX001" | "XX002") => {
-                self.lasting(doing, describe(error))
+                self.lasting(doing, in_one_line(error))
             }
-            _ => self.io(doing, describe(error)),
+            _ => self.io(doing, in_one_line(error)),
         }
     }
 
@@ -384,7 +391,7 @@ impl Site {
 
 /// Drives a connection until it ends.
 async fn drive(
-    mut connection: Connection<Socket, NoTlsStream>,
+    mut connection: Connection<Socket, impl TlsStream + Unpin>,
     cancelled: Arc<AtomicBool>,
     mut ear: Option<Ear>,
 ) {
@@ -413,13 +420,6 @@ async fn drive(
             Err(_) => break,
         }
     }
-}
-
-/// Returns an error with its causes.
-pub(super) fn describe(error: &tokio_postgres::Error) -> String {
-    let first: &dyn std::error::Error = error;
-    let causes = std::iter::successors(first.source(), |error| error.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 /// Returns a name as an SQL identifier.

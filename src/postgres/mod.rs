@@ -5,7 +5,8 @@
 //! here, and no state beside the tables.
 //!
 //! * [`schema`] makes the tables and migrates them.
-//! * [`connect`] finds the primary, checks what it promises, and looks at its notices.
+//! * [`connect`] finds the primary, checks what it promises, and looks at its notices. [`tls`] makes
+//!   its connections secure.
 //! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
 //!   two flights, under the lock on the shard's row. [`group`] decides in between, without I/O,
 //!   and [`rows`] holds what is written.
@@ -30,6 +31,7 @@ mod reads;
 mod rows;
 mod schema;
 mod sql;
+mod tls;
 mod upkeep;
 
 use std::future::poll_fn;

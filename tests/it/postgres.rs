@@ -22,6 +22,10 @@ mod proxy;
 mod readers;
 mod settings;
 
+/// The certificate of the nodes of `cluster.sh`, and one that they do not have.
+const ITS_CERTIFICATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tls/first.pem");
+const ANOTHER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tls/second.pem");
+
 /// A schema of a test on a server.
 struct Schema {
     url: String,
@@ -305,6 +309,77 @@ fn a_server_that_is_not_there_is_an_error_in_time() {
     let none = "postgres://nobody@127.0.0.1:1/none";
     assert_error!(options.clone().connect(none), Error::Io { .. });
     assert_error!(options.connect("no url"), Error::Invalid { .. });
+}
+
+#[test]
+fn a_connection_is_encrypted_to_the_server_whose_certificate_is_trusted_and_to_no_other() {
+    let Some(schema) = schema() else { return };
+    if schema.ask("SHOW ssl") != ["on"] {
+        eprintln!("skipped: the server has no TLS");
+        return;
+    }
+    let connect = |parameters: &str| {
+        let url = format!("{}?{parameters}", schema.url);
+        schema.options().connect(&url)
+    };
+    let encrypted = || {
+        let mine = "pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE \
+                    application_name = left('sessionlog ' || current_schema, 63)";
+        (schema.count(&format!("{mine} AND ssl")), schema.count(mine))
+    };
+    for mode in ["require", "verify-full"] {
+        let trusting = format!("sslmode={mode}&sslrootcert={ITS_CERTIFICATE}");
+        let log = connect(&trusting).unwrap();
+        append_notes(&log, &session("s"), mode, 3);
+        let (of_tls, all) = encrypted();
+        assert!(of_tls > 1 && of_tls == all, "{of_tls} of {all}");
+        log.close().unwrap();
+    }
+    let plain = connect("sslmode=prefer").unwrap();
+    assert_eq!(read_all(&plain, &session("s")).len(), 6);
+    let another = format!("sslmode=require&sslrootcert={ANOTHER}");
+    for untrusting in [
+        another.as_str(),
+        "sslmode=require",
+        "sslmode=require&sslrootcert=system",
+    ] {
+        assert_error!(
+            connect(untrusting),
+            Error::Invalid {
+                what: "certificate of the server",
+                ..
+            }
+        );
+    }
+    // The nodes of `cluster.sh` answer at an address that their certificate does not name.
+    let elsewhere = schema.url.replace("127.0.0.1", "127.0.0.2");
+    let url = format!("{elsewhere}?sslmode=require&sslrootcert={ITS_CERTIFICATE}");
+    assert_error!(
+        schema.options().connect(&url),
+        Error::Invalid {
+            what: "certificate of the server",
+            ..
+        }
+    );
+}
+
+#[test]
+fn certificates_to_trust_that_are_none_are_refused() {
+    let connect = |parameters: &str| {
+        let options = Options::new().stall_wait(Duration::from_millis(300));
+        options.connect(&format!("postgres://nobody@127.0.0.1:1/none?{parameters}"))
+    };
+    let this = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let trusting = |file: &str| format!("sslmode=require&sslrootcert={file}");
+    assert_error!(connect(&trusting(this)), Error::Invalid { what: "URL", .. });
+    assert_error!(
+        connect(&trusting("/nowhere.pem")),
+        Error::Io { doing: "read", .. }
+    );
+    // Without the mode the file would promise what is not done.
+    let alone = format!("sslrootcert={ITS_CERTIFICATE}");
+    assert_error!(connect(&alone), Error::Invalid { what: "URL", .. });
+    assert_error!(connect(&trusting(ITS_CERTIFICATE)), Error::Io { .. });
 }
 
 #[test]
