@@ -19,6 +19,8 @@ use crate::model::{
     Ack, Batch, Error, Event, EventId, Head, MessageId, Options, Result, SessionId, Stats,
 };
 use crate::read::{EventStream, Page, PageRequest, SessionPage, SessionQuery, StartAt, Store};
+#[cfg(feature = "postgres")]
+use crate::transfer::{Export, Exported, Imported, Progress};
 #[cfg(feature = "http")]
 use crate::turn::TurnText;
 use crate::turn::{Fold, Message, TurnReader};
@@ -99,6 +101,51 @@ impl Options {
     pub fn connect(self, url: &str) -> Result<SessionLog> {
         let engine = Arc::new(crate::postgres::Postgres::connect(url, self)?);
         Ok(SessionLog { engine })
+    }
+
+    /// Writes the log on PostgreSQL at `url` to `out` as lines, as of one moment. Servers may append
+    /// to it meanwhile.
+    ///
+    /// It is [`transfer::export()`](crate::transfer::export()) of such a log, in one part. So an
+    /// export that was cut short begins anew. Nothing is written to the tables. It blocks until all
+    /// is written.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Options::connect), and [`Error::Io`](crate::Error::Io) if there is no
+    /// log in the schema or `out` fails.
+    #[cfg(feature = "postgres")]
+    pub fn export_from(
+        self,
+        url: &str,
+        out: impl std::io::Write,
+        what: &Export,
+        progress: impl FnMut(Progress),
+    ) -> Result<Exported> {
+        crate::postgres::export(url, self, out, what, progress)
+    }
+
+    /// Makes a log on PostgreSQL at `url` from the lines of an export, which `name` names in
+    /// errors.
+    ///
+    /// It is [`transfer::import()`](crate::transfer::import()) into a schema in which no log is, or
+    /// one to which nothing was ever appended. It is one transaction: after an error nothing has
+    /// changed. Servers that connect meanwhile wait for it. It blocks until the log is durable.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Options::connect). [`Error::Invalid`](crate::Error::Invalid) if the
+    /// schema holds a log. For the lines those of [`transfer::import()`](crate::transfer::import()).
+    /// If the connection is lost at the end, the log may be there: the same call then tells.
+    #[cfg(feature = "postgres")]
+    pub fn import_to(
+        self,
+        url: &str,
+        input: impl std::io::BufRead,
+        name: impl AsRef<Path>,
+        progress: impl FnMut(Progress),
+    ) -> Result<Imported> {
+        crate::postgres::import(input, name.as_ref(), url, &self, progress)
     }
 
     /// As [`open`](Options::open), on a disk that a test may own.

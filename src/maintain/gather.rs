@@ -106,7 +106,7 @@ pub(crate) fn gather_recent<E: From<Error>>(
 }
 
 /// Passes on what is kept of a record.
-pub(super) fn put_kept(
+pub(crate) fn put_kept(
     keep: &mut Keep,
     store: &Store,
     record: &Record,

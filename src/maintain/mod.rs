@@ -11,6 +11,8 @@ mod retain;
 mod seal;
 mod threads;
 
+#[cfg(feature = "postgres")]
+pub(crate) use gather::put_kept;
 pub(crate) use gather::{SessionSink, gather, gather_recent};
 #[cfg(feature = "postgres")]
 pub(crate) use keep::{Keep, Kept};

@@ -192,7 +192,9 @@ impl Committer {
             // Committed all the same: what the answers rest on is then on a quorum.
             self.end().await?;
         }
-        let rows = first.as_ref().map(|_| Rows::of(&decided, &mut read, shard));
+        let rows = first
+            .as_ref()
+            .map(|_| Rows::of(&decided, &mut read.sessions, shard));
         *sent = Some(Sent {
             first,
             answers: decided.answers,
@@ -282,6 +284,7 @@ impl Committer {
                     number: Some(row.get(1)),
                     state,
                     added: Vec::new(),
+                    has_changed: false,
                 };
                 Ok((name, session))
             })

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_postgres::error::Severity;
 use tokio_postgres::tls::TlsStream;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, Socket};
@@ -32,6 +32,12 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the other nodes may take once one of them was found to take writes.
 const OTHERS_WITHIN: Duration = Duration::from_millis(100);
+
+/// How long an attempt to connect and begin may take, at least.
+const ATTEMPT_MIN: Duration = Duration::from_secs(5);
+
+/// The pause before connecting again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a machine that vanished is waited for.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -177,9 +183,31 @@ impl Site {
         }
     }
 
-    /// Connects without an ear.
-    pub(super) async fn connect_first(&self) -> Result<Link> {
-        self.connect(|| None).await
+    /// Makes attempts for so long, while another may end otherwise. A single one may take longer.
+    pub(super) async fn retried<T>(
+        &self,
+        wait: Duration,
+        attempt: impl AsyncFn() -> Result<T>,
+    ) -> Result<T> {
+        let deadline = deadline_after(wait);
+        let mut last = None;
+        loop {
+            let until = deadline.max(Instant::now() + ATTEMPT_MIN);
+            let error = match timeout_at(until, attempt()).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(error)) => error,
+                Err(_elapsed) => {
+                    let slow = || self.io("connect to", "the server takes too long");
+                    return Err(last.unwrap_or_else(slow));
+                }
+            };
+            if !Self::may_pass(&error) || Instant::now() >= deadline {
+                return Err(error);
+            }
+            last = Some(error);
+            let next = Instant::now() + PAUSE;
+            sleep_until(next.min(deadline)).await;
+        }
     }
 
     /// Whether a connection leads to the primary as far as is known.

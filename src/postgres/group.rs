@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub state: SessionState,
     /// The records that the group adds, in order.
     pub added: Vec<Arc<Record>>,
+    /// Whether its row has to be written.
+    pub has_changed: bool,
 }
 
 /// A decided group.
@@ -112,6 +114,7 @@ fn decide_one(
             let record = batch.stamped_copy(generation, first, stamp);
             session.state.apply(&record);
             session.added.push(Arc::clone(&record));
+            session.has_changed = true;
             Ok(Landed {
                 outcome: Outcome::Stored(record),
                 before,

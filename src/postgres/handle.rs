@@ -6,11 +6,10 @@ use tokio::sync::mpsc;
 
 use crate::backend::{Call, passing_over, proposal};
 use crate::codec::StoreId;
-use crate::model::{Counters, Error, EventId, Result};
+use crate::model::{Counters, Error, Result};
 use crate::postgres::lane::{Request, Signal};
 use crate::postgres::pool::Ask;
-use crate::postgres::reads::Shared;
-use crate::postgres::sql::Id;
+use crate::postgres::reads::{ShardRow, Shared};
 use crate::sync::{Gate, Mutex};
 use crate::turn::TurnReader;
 use crate::write::{Answer, Joined, Proposal, Ticket};
@@ -23,13 +22,6 @@ pub(super) struct Core {
     pub store: StoreId,
     pub requests: Mutex<Option<mpsc::UnboundedSender<Request>>>,
     pub signal: Arc<Signal>,
-}
-
-/// The shard's row, as readers see it.
-pub(super) struct ShardRow {
-    pub last_id: EventId,
-    pub events: u64,
-    pub retains: bool,
 }
 
 impl Core {
@@ -72,12 +64,7 @@ impl Core {
     }
 
     pub(super) fn shard(&self) -> Result<Option<ShardRow>> {
-        let rows = self.tables.0.pool.rows(Ask::Shard, &[])?;
-        Ok(rows.first().map(|row| ShardRow {
-            last_id: row.get::<_, Id>(0).0,
-            events: row.get::<_, i64>(1).unsigned_abs(),
-            retains: row.get(4),
-        }))
+        self.tables.0.shard()
     }
 
     /// Returns the bytes of the tables.

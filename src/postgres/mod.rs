@@ -11,6 +11,7 @@
 //!   two flights, under the lock on the shard's row. [`group`] decides in between, without I/O,
 //!   and [`rows`] holds what is written.
 //! * [`pool`] and [`reads`] answer reads, and [`news`] wakes waiters.
+//! * [`export`](mod@export) and [`import`](mod@import) move a log out and in.
 //! * [`upkeep`] removes what retention says, and erases what was removed.
 //!
 //! A batch is one row, as the journal stores it, and a session is one row with its state, as
@@ -20,8 +21,10 @@
 
 mod commit;
 mod connect;
+mod export;
 mod group;
 mod handle;
+mod import;
 mod lane;
 mod news;
 #[cfg(all(test, not(shuttle)))]
@@ -38,11 +41,9 @@ use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::backend::{Backend, Landing};
 use crate::codec::StoreId;
@@ -52,28 +53,18 @@ use crate::model::{
     Space, Stats, clock_skew, timestamp,
 };
 use crate::postgres::commit::Committer;
-use crate::postgres::connect::{Site, deadline_after};
+use crate::postgres::connect::Site;
 use crate::postgres::handle::Core;
 use crate::postgres::lane::Lane;
-use crate::postgres::news::Bell;
-use crate::postgres::pool::{Ask, Pool};
-use crate::postgres::reads::{OwnRuntime, Shared, Tables};
+use crate::postgres::pool::{Ask, Snapshots};
+use crate::postgres::reads::{Shared, Tables};
 use crate::read::{Records, Store};
 use crate::sync::{AtomicU64, JoinHandle, Mutex, Ordering, spawn};
 use crate::turn::TurnReader;
 use crate::write::{Landed, Proposal, Ticket};
 
-/// The threads of the runtime. They encode, decode and drive connections.
-const RUNTIME_THREADS: usize = 2;
-
-/// The threads for reads that tasks wait for, at most.
-const BLOCKING_THREADS: usize = 16;
-
-/// How long an attempt to open the log may take, at least.
-const ATTEMPT_MIN: Duration = Duration::from_secs(5);
-
-/// The pause before connecting again.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) use export::export;
+pub(crate) use import::import;
 
 /// A log on PostgreSQL.
 pub(crate) struct Postgres {
@@ -88,37 +79,23 @@ impl Postgres {
     /// Connects to a log, and makes its tables if there are none.
     pub(crate) fn connect(url: &str, options: Options) -> Result<Self> {
         options.check()?;
-        let site = Arc::new(Site::new(url, options.schema.clone(), options.durability)?);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(RUNTIME_THREADS)
-            .max_blocking_threads(BLOCKING_THREADS)
-            .thread_name("log-postgres")
-            .enable_all()
-            .build()
-            .map_err(|error| site.io("start a runtime for", error.to_string()))?;
-        let pool = Pool::new(&site, runtime.handle().clone(), options.stall_wait)?;
-        let opened = pool.block_on(open_within(&site, options.stall_wait));
-        let (store, committer) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                runtime.shutdown_background();
-                return Err(error);
-            }
-        };
-        let bell = Bell::new(&site);
-        let bells = [
-            runtime.spawn(Arc::clone(&bell).listen()).abort_handle(),
-            runtime.spawn(Arc::clone(&bell).ring()).abort_handle(),
-        ];
-        let counters: Arc<Counters> = Arc::default();
-        let (requests, incoming) = mpsc::unbounded_channel();
-        let tables = Shared(Arc::new(Tables {
+        let wait = options.stall_wait;
+        let tables = Shared(Arc::new(Tables::new(url, &options, Snapshots::Short)?));
+        let Tables {
             site,
             pool,
             bell,
-            runtime: OwnRuntime::new(runtime),
-            has_own_clock: options.has_own_clock,
-        }));
+            runtime,
+            ..
+        } = &*tables.0;
+        let (store, committer) = pool.block_on(site.retried(wait, || open(site)))?;
+        let bells = [
+            runtime.handle.spawn(Arc::clone(bell).listen()),
+            runtime.handle.spawn(Arc::clone(bell).ring()),
+        ];
+        let bells = bells.map(|bell| bell.abort_handle());
+        let counters: Arc<Counters> = Arc::default();
+        let (requests, incoming) = mpsc::unbounded_channel();
         let records: Arc<dyn Records> = Arc::new(tables.clone());
         let reader = Arc::new(Store::new(records, Arc::clone(&counters), options));
         let core = Arc::new(Core {
@@ -169,33 +146,9 @@ impl Postgres {
     }
 }
 
-/// Opens the log, and tries again for so long if there is no primary. A single attempt may take
-/// longer than that.
-async fn open_within(site: &Arc<Site>, wait: Duration) -> Result<(StoreId, Committer)> {
-    let deadline = deadline_after(wait);
-    let mut last = None;
-    loop {
-        let until = deadline.max(Instant::now() + ATTEMPT_MIN);
-        let error = match timeout_at(until, open(site)).await {
-            Ok(Ok(opened)) => return Ok(opened),
-            Ok(Err(error)) => error,
-            Err(_elapsed) => {
-                let slow = || site.io("connect to", "the server takes too long");
-                return Err(last.unwrap_or_else(slow));
-            }
-        };
-        if !Site::may_pass(&error) || Instant::now() >= deadline {
-            return Err(error);
-        }
-        last = Some(error);
-        let next = Instant::now() + PAUSE;
-        sleep_until(next.min(deadline)).await;
-    }
-}
-
 /// Makes the tables, and the first connection that commits.
 async fn open(site: &Arc<Site>) -> Result<(StoreId, Committer)> {
-    let mut link = site.connect_first().await?;
+    let mut link = site.connect(|| None).await?;
     let store = schema::migrate(site, &mut link).await?;
     Ok((store, Committer::open(site).await?))
 }

@@ -54,7 +54,7 @@ fn every_statement_finds_its_rows_by_an_index() {
     let site = Site::new(&url, schema.clone(), Durability::OneNode).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let wrong: Vec<String> = runtime.block_on(async {
-        let link = site.connect_first().await.unwrap();
+        let link = site.connect(|| None).await.unwrap();
         let id = "CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql IMMUTABLE \
                   AS $$ SELECT lpad(to_hex(n), 32, '0')::uuid $$;";
         link.client

@@ -39,7 +39,26 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Shows that what is seen is on a quorum.
 const BARRIER: &str = "UPDATE meta SET barriers = barriers + 1";
 
-const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// How long reads at rest take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Snapshots {
+    /// As long as the statements of a call.
+    Short,
+    /// As long as somebody takes to receive a whole log.
+    Long,
+}
+
+impl Snapshots {
+    fn begin(self) -> &'static str {
+        match self {
+            Snapshots::Short => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            Snapshots::Long => {
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+                 SET LOCAL idle_in_transaction_session_timeout = 0"
+            }
+        }
+    }
+}
 
 macro_rules! statements {
     ($($name:ident $text:ident,)*) => {
@@ -64,6 +83,9 @@ statements! {
     Removed REMOVED,
     Due DUE,
     Size SIZE,
+    Items ITEMS,
+    Erasable ERASABLE,
+    ErasableChanges ERASABLE_CHANGES,
     ByIdUp BY_ID_UP,
     ByIdFrom BY_ID_FROM,
     ByIdDown BY_ID_DOWN,
@@ -120,6 +142,7 @@ pub(super) struct Pool {
     readers: managed::Pool<Readers>,
     runtime: Handle,
     wait: Duration,
+    snapshots: Snapshots,
 }
 
 thread_local! {
@@ -140,7 +163,12 @@ enum Snapshot {
 }
 
 impl Pool {
-    pub(super) fn new(site: &Arc<Site>, runtime: Handle, wait: Duration) -> Result<Self> {
+    pub(super) fn new(
+        site: &Arc<Site>,
+        runtime: Handle,
+        wait: Duration,
+        snapshots: Snapshots,
+    ) -> Result<Self> {
         let readers = Readers {
             site: Arc::clone(site),
         };
@@ -153,6 +181,7 @@ impl Pool {
             readers,
             runtime,
             wait: wait.max(WAIT_MIN),
+            snapshots,
         })
     }
 
@@ -267,7 +296,8 @@ impl Pool {
             if sight == Sight::Now {
                 return reader.ask(ask, params).await;
             }
-            let opening = async { reader.link.client.batch_execute(SNAPSHOT).await };
+            let text = self.snapshots.begin();
+            let opening = async { reader.link.client.batch_execute(text).await };
             let (begun, rows) = join(opening, reader.ask(ask, params)).await;
             begun.and(rows)
         });
@@ -351,12 +381,12 @@ mod tests {
         let site = Arc::new(Site::new(&url, schema, Durability::OneNode).unwrap());
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let handle = runtime.handle().clone();
-        let pool = Pool::new(&site, handle, Duration::from_secs(10)).unwrap();
+        let pool = Pool::new(&site, handle, Duration::from_secs(10), Snapshots::Short).unwrap();
         let reads = || pool.rows(Ask::Shard, &[]);
         pool.at_rest(&mut || {
             assert!(reads().is_ok());
             pool.block_on(async {
-                let other = site.connect_first().await.unwrap();
+                let other = site.connect(|| None).await.unwrap();
                 let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                            WHERE application_name = current_setting('application_name') \
                            AND pid <> pg_backend_pid()";

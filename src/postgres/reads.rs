@@ -8,16 +8,22 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use crate::codec::{Fault, Record, SessionState};
-use crate::model::{Error, EventId, Result, Seq, SessionId};
+use crate::model::{Error, EventId, Options, Result, Seq, SessionId};
 use crate::postgres::connect::Site;
 use crate::postgres::news::Bell;
-use crate::postgres::pool::{Ask, Pool};
+use crate::postgres::pool::{Ask, Pool, Snapshots};
 use crate::postgres::sql::{self, Id};
 use crate::read::{
     Direction, Follower, PageBuilder, Piece, RecordSlice, RecordVisitor, Records, SessionCursor,
     SessionOrder, fault_in_memory,
 };
 use crate::sync::{Instant, Waiter};
+
+/// The threads of the runtime. They encode, decode and drive connections.
+const RUNTIME_THREADS: usize = 2;
+
+/// The threads for reads that tasks wait for, at most.
+const BLOCKING_THREADS: usize = 16;
 
 /// The bytes of records that one statement reads, about.
 const SLICE_BYTES: i64 = 1024 * 1024;
@@ -43,7 +49,7 @@ pub(super) struct OwnRuntime {
 }
 
 impl OwnRuntime {
-    pub(super) fn new(runtime: Runtime) -> Self {
+    fn new(runtime: Runtime) -> Self {
         Self {
             handle: runtime.handle().clone(),
             runtime: Some(runtime),
@@ -60,7 +66,44 @@ impl Drop for OwnRuntime {
     }
 }
 
+/// The shard's row, as readers see it.
+pub(super) struct ShardRow {
+    pub last_id: EventId,
+    pub events: u64,
+    pub retains: bool,
+}
+
 impl Tables {
+    /// Makes what reads the tables at a URL. It connects when it is asked something.
+    pub(super) fn new(url: &str, options: &Options, snapshots: Snapshots) -> Result<Self> {
+        let site = Site::new(url, options.schema.clone(), options.durability)?;
+        let site = Arc::new(site);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RUNTIME_THREADS)
+            .max_blocking_threads(BLOCKING_THREADS)
+            .thread_name("log-postgres")
+            .enable_all()
+            .build()
+            .map_err(|error| site.io("start a runtime for", error.to_string()))?;
+        let runtime = OwnRuntime::new(runtime);
+        Ok(Self {
+            pool: Pool::new(&site, runtime.handle.clone(), options.stall_wait, snapshots)?,
+            bell: Bell::new(&site),
+            site,
+            runtime,
+            has_own_clock: options.has_own_clock,
+        })
+    }
+
+    pub(super) fn shard(&self) -> Result<Option<ShardRow>> {
+        let rows = self.pool.rows(Ask::Shard, &[])?;
+        Ok(rows.first().map(|row| ShardRow {
+            last_id: row.get::<_, Id>(0).0,
+            events: row.get::<_, i64>(1).unsigned_abs(),
+            retains: row.get(4),
+        }))
+    }
+
     pub(super) fn fault(&self, fault: Fault) -> Error {
         fault.at(&self.site.place, 0)
     }
@@ -70,7 +113,7 @@ impl Tables {
         Ok(Arc::new(record))
     }
 
-    fn listed(&self, row: &Row) -> Result<(SessionId, SessionState)> {
+    pub(super) fn listed(&self, row: &Row) -> Result<(SessionId, SessionState)> {
         let session = SessionId::new(row.get::<_, &str>(0))?;
         let state = SessionState::decode(row.get(1)).map_err(|fault| self.fault(fault))?;
         Ok((session, state))

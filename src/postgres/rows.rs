@@ -1,11 +1,13 @@
 //! What a group writes, as the columns of the statements that write it.
 
+use std::collections::HashMap;
+
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use crate::codec::Record;
-use crate::model::{EventId, Op};
-use crate::postgres::group::{Decided, Read};
+use crate::model::{EventId, Op, Piece, SessionId};
+use crate::postgres::group::{Decided, Session};
 use crate::postgres::sql::{self, Id};
 
 /// The one shard.
@@ -18,8 +20,8 @@ type Value<'a> = &'a (dyn ToSql + Sync);
 #[derive(Clone, Copy)]
 pub(super) struct Shard {
     pub last_id: EventId,
-    sessions: i64,
-    events: i64,
+    pub sessions: i64,
+    pub events: i64,
     pub now_ms: u64,
 }
 
@@ -136,9 +138,31 @@ impl Rows {
 }
 
 impl Rows {
-    pub(super) fn of(decided: &Decided, read: &mut Read, shard: Shard) -> Self {
+    pub(super) fn of(
+        decided: &Decided,
+        sessions: &mut HashMap<SessionId, Session>,
+        shard: Shard,
+    ) -> Self {
         let removing = decided.records.iter().filter(|record| record.removes());
-        let mut rows = Self {
+        let mut rows = Self::new(shard);
+        rows.removing = i64::try_from(removing.count()).unwrap_or(i64::MAX);
+        rows.retains = decided.records.iter().any(|record| record.retains());
+        rows.put_sessions(sessions);
+        for record in &decided.records {
+            rows.put_record(record, sessions);
+        }
+        for removal in &decided.removals {
+            rows.removal_names.push(removal.session.to_string());
+            rows.removal_ids.push(Id(removal.id));
+            rows.removal_times.push(removal.at_ms.cast_signed());
+            rows.removal_events.push(removal.events.cast_signed());
+        }
+        rows
+    }
+
+    /// Returns no rows.
+    pub(super) fn new(shard: Shard) -> Self {
+        Self {
             shard,
             last_id: Id(shard.last_id),
             new: SessionRows::default(),
@@ -158,27 +182,20 @@ impl Rows {
             removal_ids: Vec::new(),
             removal_times: Vec::new(),
             removal_events: Vec::new(),
-            removing: i64::try_from(removing.count()).unwrap_or(i64::MAX),
-            retains: decided.records.iter().any(|record| record.retains()),
-        };
-        rows.put_sessions(read);
-        for record in &decided.records {
-            let session = read.sessions.get(&record.session);
-            let number = session.and_then(|session| session.number);
-            rows.put_record(record, number.unwrap_or_default());
+            removing: 0,
+            retains: false,
         }
-        for removal in &decided.removals {
-            rows.removal_names.push(removal.session.to_string());
-            rows.removal_ids.push(Id(removal.id));
-            rows.removal_times.push(removal.at_ms.cast_signed());
-            rows.removal_events.push(removal.events.cast_signed());
-        }
-        rows
     }
 
-    fn put_sessions(&mut self, read: &mut Read) {
-        for (name, session) in &mut read.sessions {
-            if session.added.is_empty() {
+    /// The shard's row with these rows.
+    pub(super) fn written(&self) -> Shard {
+        self.shard
+    }
+
+    /// Adds the sessions that have changed. A new one gets its number.
+    pub(super) fn put_sessions(&mut self, sessions: &mut HashMap<SessionId, Session>) {
+        for (name, session) in sessions {
+            if !session.has_changed {
                 continue;
             }
             let rows = if session.number.is_some() {
@@ -199,12 +216,14 @@ impl Rows {
         }
     }
 
-    fn put_record(&mut self, record: &Record, session: i64) {
+    /// Adds a record of one of the sessions.
+    pub(super) fn put_record(&mut self, record: &Record, of: &HashMap<SessionId, Session>) {
+        let session = of.get(&record.session).and_then(|session| session.number);
         self.last_id = Id(record.last_id());
         self.shard.events += i64::from(record.count);
         self.last_ids.push(Id(record.last_id()));
         self.base_ids.push(Id(record.base));
-        self.sessions.push(session);
+        self.sessions.push(session.unwrap_or_default());
         self.generations.push(record.generation.cast_signed());
         self.firsts.push(record.first.cast_signed());
         self.lasts.push(record.last().cast_signed());
@@ -213,13 +232,18 @@ impl Rows {
         self.records.push(sql::stored(record));
         for op in record.ops() {
             if let Op::Fork(lineage) = op {
-                for piece in &lineage.pieces {
-                    self.ancestors.push(piece.session.to_string());
-                    self.ancestor_generations
-                        .push(piece.generation.cast_signed());
-                    self.children.push(record.session.to_string());
-                }
+                self.put_forks(&record.session, &lineage.pieces);
             }
+        }
+    }
+
+    /// Adds a fork of what these pieces are of.
+    pub(super) fn put_forks(&mut self, child: &SessionId, pieces: &[Piece]) {
+        for piece in pieces {
+            self.ancestors.push(piece.session.to_string());
+            self.ancestor_generations
+                .push(piece.generation.cast_signed());
+            self.children.push(child.to_string());
         }
     }
 }

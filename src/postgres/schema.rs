@@ -1,6 +1,9 @@
 //! The tables, and the migrations between their formats.
 
-use tokio_postgres::{Row, Transaction};
+use std::io;
+use std::sync::Arc;
+
+use tokio_postgres::{Client, Row, Transaction};
 
 use crate::codec::StoreId;
 use crate::model::{Error, EventId, Result, fresh_store_number};
@@ -18,36 +21,75 @@ pub(super) const FORMAT: u32 = 1;
 /// It is one transaction. Of several that open the same schema, one does it.
 pub(super) async fn migrate(site: &Site, link: &mut Link) -> Result<StoreId> {
     let failed = |error: tokio_postgres::Error| site.error("make the tables in", &error);
-    let schema = quoted(&site.schema);
     let work = link.client.transaction().await.map_err(failed)?;
+    make_if_missing(site, &work).await?;
+    let store = store(site, work.client()).await?;
+    work.commit().await.map_err(failed)?;
+    Ok(store)
+}
+
+/// Does so as a part of a transaction. Another that does the same waits for its end.
+pub(super) async fn make_if_missing(site: &Site, work: &Transaction<'_>) -> Result<()> {
+    let failed = |error: tokio_postgres::Error| site.error("make the tables in", &error);
     let lock = "SELECT pg_advisory_xact_lock(hashtextextended('sessionlog:' || $1, 0))";
     work.query_one(lock, &[&site.schema])
         .await
         .map_err(failed)?;
-    let exists = "SELECT to_regclass($1) IS NOT NULL";
-    let meta = format!("{schema}.meta");
-    let exists: bool = work
-        .query_one(exists, &[&meta])
+    let found = format(site, work.client()).await?;
+    bring_up(work, &quoted(&site.schema), found)
         .await
-        .map_err(failed)?
-        .get(0);
-    let found: u32 = if exists {
-        let row = work
-            .query_one("SELECT format FROM meta", &[])
-            .await
-            .map_err(failed)?;
-        u32::try_from(row.get::<_, i32>(0)).unwrap_or(u32::MAX)
-    } else {
-        0
-    };
-    if found > FORMAT {
-        return Err(unsupported(site, found.into()));
+        .map_err(failed)
+}
+
+/// Returns the store's ID of a log that is there.
+pub(super) async fn found(site: &Site) -> Result<StoreId> {
+    let link = site.connect(|| None).await?;
+    match format(site, &link.client).await? {
+        FORMAT => store(site, &link.client).await,
+        0 => Err(Error::Io {
+            doing: "open the log in",
+            path: site.place.clone(),
+            source: Arc::new(io::Error::new(
+                io::ErrorKind::NotFound,
+                "there is no log in this schema",
+            )),
+        }),
+        older => Err(unsupported(site, older)),
     }
-    bring_up(&work, &schema, found).await.map_err(failed)?;
-    let row = work
+}
+
+/// Returns the format of the tables, and 0 if there are none. A later one is an error.
+async fn format(site: &Site, client: &Client) -> Result<u32> {
+    let failed = |error: tokio_postgres::Error| site.error("read the tables in", &error);
+    let exists = "SELECT to_regclass($1) IS NOT NULL";
+    let meta = format!("{}.meta", quoted(&site.schema));
+    let exists = client.query_one(exists, &[&meta]).await.map_err(failed)?;
+    if !exists.get::<_, bool>(0) {
+        return Ok(0);
+    }
+    let row = client.query_one("SELECT format FROM meta", &[]).await;
+    let found = u32::try_from(row.map_err(failed)?.get::<_, i32>(0)).unwrap_or(u32::MAX);
+    if found > FORMAT {
+        return Err(unsupported(site, found));
+    }
+    Ok(found)
+}
+
+fn unsupported(site: &Site, found: u32) -> Error {
+    Error::Unsupported {
+        file: site.place.clone(),
+        what: "format",
+        found: found.into(),
+        supported: FORMAT.into(),
+    }
+}
+
+/// Returns the store's ID.
+async fn store(site: &Site, client: &Client) -> Result<StoreId> {
+    let row = client
         .query_one("SELECT store, shards FROM meta", &[])
-        .await
-        .map_err(failed)?;
+        .await;
+    let row = row.map_err(|error| site.error("read the tables in", &error))?;
     let shards: i32 = row.get(1);
     if shards != 1 {
         return Err(Error::Unsupported {
@@ -57,7 +99,6 @@ pub(super) async fn migrate(site: &Site, link: &mut Link) -> Result<StoreId> {
             supported: 1,
         });
     }
-    work.commit().await.map_err(failed)?;
     Ok(StoreId(row.get::<_, Id>(0).0.to_u128()))
 }
 
@@ -65,20 +106,11 @@ pub(super) async fn migrate(site: &Site, link: &mut Link) -> Result<StoreId> {
 ///
 /// `locked` is the shard's row under its lock, so the format stays what it is.
 pub(super) fn check_format(site: &Site, locked: &Row) -> Result<()> {
-    let found = u64::from(locked.get::<_, i32>("format").unsigned_abs());
-    if found == u64::from(FORMAT) {
+    let found = locked.get::<_, i32>("format").unsigned_abs();
+    if found == FORMAT {
         Ok(())
     } else {
         Err(unsupported(site, found))
-    }
-}
-
-fn unsupported(site: &Site, found: u64) -> Error {
-    Error::Unsupported {
-        file: site.place.clone(),
-        what: "format",
-        found,
-        supported: FORMAT.into(),
     }
 }
 

@@ -76,6 +76,9 @@ pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::b
 pub(super) const DUE: &str = "SELECT name, (SELECT id FROM removal WHERE name = due.name \
     ORDER BY id DESC LIMIT 1) FROM (SELECT name FROM removal WHERE at_ms <= $1 \
     ORDER BY at_ms LIMIT 1) due";
+/// The number of sessions and keys.
+pub(super) const ITEMS: &str = "SELECT (SELECT count(*) FROM session) \
+    + (SELECT count(*) FROM record WHERE key IS NOT NULL)";
 pub(super) const SIZE: &str =
     "SELECT pg_total_relation_size('record') + pg_total_relation_size('session')";
 
@@ -113,6 +116,13 @@ pub(super) const BY_CREATION_UP: &str = "SELECT name, state FROM session \
     WHERE created_id > $1 ORDER BY created_id LIMIT $2";
 pub(super) const BY_CREATION_DOWN: &str = "SELECT name, state FROM session \
     WHERE created_id < $1 ORDER BY created_id DESC LIMIT $2";
+
+/// Makes the shard's row that of a log that was imported.
+pub(super) const SET_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $3, events = $4, \
+    erased_through = $5, retains = $6 WHERE shard = $1";
+/// Has every session looked through for what is removed, as something that is long due.
+pub(super) const ERASE_ALL: &str = "INSERT INTO removal (name, id, at_ms, events) \
+    SELECT name, $1, 0, 0 FROM session";
 
 /// The sessions of the records after an ID.
 pub(super) const NEWS: &str = "SELECT r.last_id, s.name FROM record r \

@@ -5,12 +5,12 @@ use std::io::{BufRead, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::codec::{Record, SessionState};
+use crate::codec::{Record, SessionState, StoreId};
 use crate::disk::{Disk, RealDisk, io_error};
 use crate::engine::{Engine, open};
 use crate::maintain::{SessionSink, gather, gather_recent};
 use crate::model::{Error, EventId, Options, Result, SessionId};
-use crate::read::SessionQuery;
+use crate::read::{SessionQuery, Store};
 use crate::segment::Segment;
 use crate::transfer::Progress;
 use crate::transfer::lines::{ExportEnd, Header, Line, PartEnd, PartLine, VERSION};
@@ -50,6 +50,11 @@ impl Export {
     pub fn after(mut self, id: EventId) -> Self {
         self.after = Some(id);
         self
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn begins_after(&self) -> Option<EventId> {
+        self.after
     }
 }
 
@@ -108,53 +113,36 @@ pub(crate) fn export_from(
     progress: impl FnMut(Progress),
 ) -> Result<Exported> {
     let engine = open(disk, folder, options)?;
-    let mut exporter = Exporter {
-        wanted: wanted(&engine, what)?,
-        after: what.after,
-        out,
-        part: None,
-        exported: Exported::default(),
-        progress,
-        total: engine.stats().events,
-    };
-    if what.after.is_none() {
-        let store = format!("{:032x}", engine.segments.store.0);
-        let selected = exporter.wanted.is_some();
-        exporter.put(&Line::SessionlogExport(Header {
-            version: VERSION,
-            store: store.into(),
-            selected,
-        }))?;
-        exporter.flush()?;
-    }
-    exporter.all(&engine)?;
-    Ok(exporter.exported)
+    let (id, total) = (engine.segments.store, engine.stats().events);
+    let mut exporter = Exporter::begin((&engine.store, id), total, what, out, progress)?;
+    let last_id = exporter.all(&engine)?;
+    exporter.end(last_id)
 }
 
 /// Returns the sessions to export; `None` for all.
-fn wanted(engine: &Engine, what: &Export) -> Result<Option<BTreeSet<SessionId>>> {
+fn wanted(store: &Store, what: &Export) -> Result<Option<BTreeSet<SessionId>>> {
     if what.prefix.is_none() && what.sessions.is_empty() {
         return Ok(None);
     }
     let mut wanted = BTreeSet::new();
     for session in &what.sessions {
         // An unknown one is an error, before anything is written.
-        engine.store.known_state(session)?;
+        store.known_state(session)?;
         wanted.insert(session.clone());
     }
     if let Some(prefix) = &what.prefix {
         let query = SessionQuery::by_id().prefix(prefix.clone());
-        let mut page = engine.store.sessions(query)?;
+        let mut page = store.sessions(query)?;
         loop {
             wanted.extend(page.items.iter().map(|info| info.id.clone()));
             let Some(next) = page.next_page() else { break };
-            page = engine.store.sessions(next)?;
+            page = store.sessions(next)?;
         }
     }
     // An ancestor may have been deleted, and be a fork itself by now.
     let mut left: Vec<SessionId> = wanted.iter().cloned().collect();
     while let Some(session) = left.pop() {
-        for piece in engine.store.state(&session)?.pieces() {
+        for piece in store.state(&session)?.pieces() {
             if wanted.insert(piece.session.clone()) {
                 left.push(piece.session.clone());
             }
@@ -163,7 +151,8 @@ fn wanted(engine: &Engine, what: &Export) -> Result<Option<BTreeSet<SessionId>>>
     Ok(Some(wanted))
 }
 
-struct Exporter<W, P> {
+/// Writes parts, of whatever engine.
+pub(crate) struct Exporter<W, P> {
     wanted: Option<BTreeSet<SessionId>>,
     after: Option<EventId>,
     out: W,
@@ -175,7 +164,45 @@ struct Exporter<W, P> {
 }
 
 impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
-    fn all(&mut self, engine: &Engine) -> Result<()> {
+    /// Begins the export of a log with this ID and about so many events, unless it goes on.
+    pub(crate) fn begin(
+        (store, id): (&Store, StoreId),
+        total: u64,
+        what: &Export,
+        out: W,
+        progress: P,
+    ) -> Result<Self> {
+        let mut exporter = Self {
+            wanted: wanted(store, what)?,
+            after: what.after,
+            out,
+            part: None,
+            exported: Exported::default(),
+            progress,
+            total,
+        };
+        if what.after.is_none() {
+            let store = format!("{:032x}", id.0);
+            let selected = exporter.wanted.is_some();
+            exporter.put(&Line::SessionlogExport(Header {
+                version: VERSION,
+                store: store.into(),
+                selected,
+            }))?;
+            exporter.flush()?;
+        }
+        Ok(exporter)
+    }
+
+    /// Ends the export of a log whose last event or change is this one.
+    pub(crate) fn end(mut self, last_id: Option<EventId>) -> Result<Exported> {
+        self.put(&Line::ExportEnd(ExportEnd { last_id }))?;
+        self.flush()?;
+        Ok(self.exported)
+    }
+
+    /// Writes all parts. Returns the last ID.
+    fn all(&mut self, engine: &Engine) -> Result<Option<EventId>> {
         let store = &engine.store;
         // Both as of one refresh: nobody refreshes this log.
         let set = engine.locator.segments();
@@ -222,13 +249,10 @@ impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
             self.end_part(last)?;
         }
         let last_id = new_last.unwrap_or(last_id);
-        self.put(&Line::ExportEnd(ExportEnd {
-            last_id: (last_id > none).then_some(last_id),
-        }))?;
-        self.flush()
+        Ok((last_id > none).then_some(last_id))
     }
 
-    fn begin_part(&mut self, part: &PartLine) -> Result<()> {
+    pub(crate) fn begin_part(&mut self, part: &PartLine) -> Result<()> {
         self.part = Some(PartEnd::default());
         let resumed = self.exported.parts == 0 && self.after.is_some();
         // Segments may have been merged since the earlier run.
@@ -240,7 +264,7 @@ impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
         }))
     }
 
-    fn end_part(&mut self, last_id: EventId) -> Result<()> {
+    pub(crate) fn end_part(&mut self, last_id: EventId) -> Result<()> {
         let part = self.part.take().unwrap_or_default();
         self.put(&Line::PartEnd(PartEnd {
             last_id: Some(last_id),
@@ -260,7 +284,8 @@ impl<W: Write, P: FnMut(Progress)> Exporter<W, P> {
         });
     }
 
-    fn is_wanted(&self, session: &SessionId) -> bool {
+    /// Whether a session is exported.
+    pub(crate) fn is_wanted(&self, session: &SessionId) -> bool {
         self.wanted
             .as_ref()
             .is_none_or(|wanted| wanted.contains(session))

@@ -67,9 +67,84 @@ pub(crate) fn import_to<R: BufRead>(
     disk: Arc<dyn Disk>,
     folder: &Path,
     options: Options,
-    mut input: Input<R>,
-    mut progress: impl FnMut(Progress),
+    input: Input<R>,
+    progress: impl FnMut(Progress),
 ) -> Result<Imported> {
+    let begin = |source: &str| LogBuilder::begin(disk, folder, options, source);
+    let (builder, imported) = read_export(input, begin, progress)?;
+    builder.finish()?;
+    Ok(imported)
+}
+
+/// What the parts of an export go to.
+pub(crate) trait Target {
+    /// Whether an earlier run has written a part.
+    fn has(&mut self, _part: &PartLine) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Whether the part that an earlier run has written has so many records and events.
+    fn is_last(&self, _records: u64, _events: u64) -> bool {
+        true
+    }
+
+    /// Adds a part, whose content is read into the function that `read` is given.
+    fn add(&mut self, part: &PartLine, read: Reading<'_>) -> Result<()>;
+
+    /// Notes that what came before may have what is removed by now.
+    fn note_resumed(&mut self);
+
+    /// Notes that a session has a retention of its own.
+    fn note_own_retention(&mut self);
+}
+
+/// Reads the content of a part into a function. Returns the number of records that were dropped.
+pub(crate) type Reading<'a> = &'a mut dyn FnMut(&mut dyn FnMut(Item) -> Result<()>) -> Result<u64>;
+
+impl Target for LogBuilder {
+    fn has(&mut self, part: &PartLine) -> Result<bool> {
+        self.has_next(&stretch_of(part))
+    }
+
+    fn is_last(&self, records: u64, events: u64) -> bool {
+        LogBuilder::is_last(self, records, events)
+    }
+
+    fn add(&mut self, part: &PartLine, read: Reading<'_>) -> Result<()> {
+        LogBuilder::add(self, stretch_of(part), |out: &mut SegmentWriter<'_>| {
+            let dropped = read(&mut |item| match item {
+                Item::Record(record) => out.put(&record),
+                Item::State(session, state) => out.end_session(&session, &state),
+            })?;
+            out.note_dropped(dropped);
+            Ok::<_, Error>(())
+        })
+    }
+
+    fn note_resumed(&mut self) {
+        self.mark_all();
+    }
+
+    fn note_own_retention(&mut self) {
+        LogBuilder::note_own_retention(self);
+    }
+}
+
+fn stretch_of(part: &PartLine) -> Stretch {
+    Stretch {
+        first_id: part.first_id,
+        last_id: part.last_id,
+        tier: part.tier,
+        items_max: part.items_max,
+    }
+}
+
+/// Reads an export into what `begin` makes of the name of its source.
+pub(crate) fn read_export<R: BufRead, T: Target>(
+    mut input: Input<R>,
+    begin: impl FnOnce(&str) -> Result<T>,
+    mut progress: impl FnMut(Progress),
+) -> Result<(T, Imported)> {
     let header = match input.next()? {
         Some(Line::SessionlogExport(header)) => (header.version, header.store.into_owned()),
         _ => return Err(input.damage("it does not begin with the first line of an export")),
@@ -83,8 +158,7 @@ pub(crate) fn import_to<R: BufRead>(
             supported: VERSION.into(),
         });
     }
-    let source = format!("the export of store {store}");
-    let mut builder = LogBuilder::begin(disk, folder, options, &source)?;
+    let mut target = begin(&format!("the export of store {store}"))?;
     let mut imported = Imported::default();
     let mut last_id = EventId::from_u128(0);
     loop {
@@ -95,7 +169,7 @@ pub(crate) fn import_to<R: BufRead>(
                 if end.last_id.unwrap_or(none) != last_id {
                     return Err(input.damage("the export lacks parts"));
                 }
-                break;
+                return Ok((target, imported));
             }
             Some(_) => return Err(input.damage("a line outside of any part")),
             None => return Err(input.damage("the export was cut short")),
@@ -108,9 +182,9 @@ pub(crate) fn import_to<R: BufRead>(
             return Err(input.damage("a part that does not follow the one before it"));
         }
         if part.resumed {
-            builder.mark_all();
+            target.note_resumed();
         }
-        add_part(&mut builder, &mut input, (last_id, part), &mut imported)?;
+        add_part(&mut target, &mut input, (last_id, part), &mut imported)?;
         last_id = part.last_id;
         progress(Progress {
             events: imported.events,
@@ -118,23 +192,15 @@ pub(crate) fn import_to<R: BufRead>(
             parts: imported.parts + imported.parts_kept,
         });
     }
-    builder.finish()?;
-    Ok(imported)
 }
 
 fn add_part<R: BufRead>(
-    builder: &mut LogBuilder,
+    target: &mut impl Target,
     input: &mut Input<R>,
     (above, part): (EventId, PartLine),
     imported: &mut Imported,
 ) -> Result<()> {
-    let stretch = Stretch {
-        first_id: part.first_id,
-        last_id: part.last_id,
-        tier: part.tier,
-        items_max: part.items_max,
-    };
-    let is_kept = builder.has_next(&stretch)?;
+    let is_kept = target.has(&part)?;
     let mut content = Content {
         above,
         last_id: part.last_id,
@@ -147,7 +213,7 @@ fn add_part<R: BufRead>(
     if is_kept {
         content.read(input, |_item| Ok(()))?;
         // An earlier run may have read an export of other sessions, or of another time.
-        if !builder.is_last(content.seen.records, content.events) {
+        if !target.is_last(content.seen.records, content.events) {
             return Err(Error::invalid(
                 "target folder",
                 "an earlier run has copied something else",
@@ -155,18 +221,14 @@ fn add_part<R: BufRead>(
         }
         imported.parts_kept += 1;
     } else {
-        builder.add(stretch, |out: &mut SegmentWriter<'_>| {
-            content.read(input, |item| match item {
-                Item::Record(record) => out.put(&record),
-                Item::State(session, state) => out.end_session(&session, &state),
-            })?;
-            out.note_dropped(content.seen.dropped);
-            Ok::<_, Error>(())
+        target.add(&part, &mut |take| {
+            content.read(input, take)?;
+            Ok(content.seen.dropped)
         })?;
         imported.parts += 1;
     }
     if content.has_own_retention {
-        builder.note_own_retention();
+        target.note_own_retention();
     }
     imported.records += content.seen.records;
     imported.events += content.events;
@@ -174,7 +236,7 @@ fn add_part<R: BufRead>(
 }
 
 /// A record or a state of a part.
-enum Item {
+pub(crate) enum Item {
     Record(Box<Record>),
     State(SessionId, Box<SessionState>),
 }

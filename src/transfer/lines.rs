@@ -36,7 +36,7 @@ pub(super) struct Header<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct PartLine {
+pub(crate) struct PartLine {
     pub first_id: EventId,
     pub last_id: EventId,
     /// How often its records were merged.

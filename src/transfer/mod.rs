@@ -34,12 +34,20 @@ mod omit;
 mod record;
 mod state;
 
+#[cfg(feature = "postgres")]
+pub(crate) use export::Exporter;
 #[cfg(test)]
 pub(crate) use export::export_from;
 pub use export::{Complete, Export, Exported, export, last_complete};
-pub use import::{Imported, import};
+#[cfg(any(test, feature = "postgres"))]
+pub(crate) use import::Input;
 #[cfg(test)]
-pub(crate) use import::{Input, import_to};
+pub(crate) use import::import_to;
+pub use import::{Imported, import};
+#[cfg(feature = "postgres")]
+pub(crate) use import::{Item, Reading, Target, read_export};
+#[cfg(feature = "postgres")]
+pub(crate) use lines::PartLine;
 
 /// How far an export or an import is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -16,6 +16,7 @@ mod damage;
 mod full_disk;
 mod output;
 mod place;
+mod postgres;
 mod reading;
 mod repair;
 mod serve;

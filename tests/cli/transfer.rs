@@ -6,16 +6,16 @@ use std::path::Path;
 use crate::damage;
 use crate::support::{Served, fixture, run, run_with, state_of};
 
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn export_of(folder: &Path) -> String {
+pub(crate) fn export_of(folder: &Path) -> String {
     run(["export", text(folder)]).ok()
 }
 
 /// An export without what differs in every log: the store ID, and the sizes of filters.
-fn compared(export: &str) -> Vec<&str> {
+pub(crate) fn compared(export: &str) -> Vec<&str> {
     let lines = export.lines().skip(1);
     lines
         .filter(|line| !line.starts_with(r#"{"part":"#))

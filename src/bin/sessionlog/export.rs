@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
+use sessionlog::Options;
 use sessionlog::transfer::{self, Complete, Export, Exported};
 use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
@@ -12,6 +13,7 @@ use zstd::stream::write::Encoder;
 use crate::failure::{Failure, Result};
 use crate::folder::check_is_log;
 use crate::output::Output;
+use crate::postgres;
 use crate::progress::Progress;
 use crate::text::count;
 
@@ -24,11 +26,11 @@ const LEVEL: i32 = 3;
 /// Writes a log as lines of JSON, with everything that `import` needs to make it again bit for bit.
 ///
 /// A server may have the log open: the export is as of one moment. If FILE is the beginning of an
-/// export of the same log, the command goes on behind it. Removed events and the store ID are
-/// not exported.
+/// export of the same log in a folder, the command goes on behind it. Removed events and the store
+/// ID are not exported.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder of the log
+    /// Folder of the log, or URL of one on PostgreSQL
     dir: PathBuf,
 
     /// File to write, compressed with zstd if it ends in .zst; standard output by default
@@ -41,10 +43,15 @@ pub(crate) struct Args {
     /// Only sessions whose ID begins so, and those that they were forked from
     #[arg(long)]
     prefix: Option<String>,
+
+    #[command(flatten)]
+    postgres: postgres::Args,
 }
 
-pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
-    check_is_log(&args.dir)?;
+pub(crate) fn run(args: &Args, output: &Output) -> Result<()> {
+    if postgres::url(&args.dir).is_none() {
+        check_is_log(&args.dir)?;
+    }
     let mut what = Export::new();
     for session in &args.session {
         what = what.session(session.parse().map_err(Failure::from)?);
@@ -54,9 +61,9 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     }
     let Some(file) = args.file.as_ref().filter(|file| **file != Path::new("-")) else {
         let out = BufWriter::new(io::stdout());
-        return to_stdout(&args.dir, out, &what);
+        return to_stdout(args, out, &what);
     };
-    let exported = to_file(&args, file, what, output)?;
+    let exported = to_file(args, file, what, output)?;
     if output.is_json() {
         let Exported {
             records,
@@ -72,9 +79,25 @@ pub(crate) fn run(args: Args, output: &Output) -> Result<()> {
     output.line(format!("{events} written to {}", file.display()))
 }
 
+/// Exports from where the log is.
+fn export(
+    args: &Args,
+    out: impl Write,
+    what: &Export,
+    progress: impl FnMut(transfer::Progress),
+) -> sessionlog::Result<Exported> {
+    match postgres::url(&args.dir) {
+        Some(url) => {
+            let options = args.postgres.to(Options::new());
+            options.export_from(url, out, what, progress)
+        }
+        None => transfer::export(&args.dir, out, what, progress),
+    }
+}
+
 /// A reader that goes away ends the command without an error.
-fn to_stdout(dir: &Path, out: impl Write, what: &Export) -> Result<()> {
-    match transfer::export(dir, out, what, |_progress| ()) {
+fn to_stdout(args: &Args, out: impl Write, what: &Export) -> Result<()> {
+    match export(args, out, what, |_progress| ()) {
         Ok(_exported) => Ok(()),
         Err(sessionlog::Error::Io { source, path, .. }) if path == Path::new("the export") => {
             Err(Failure::of_output(&source))
@@ -112,9 +135,9 @@ fn to_file(args: &Args, path: &Path, mut what: Export, output: &Output) -> Resul
         progress.at(now.events, now.events_total.unwrap_or(now.events));
     };
     let exported = if is_compressed {
-        transfer::export(&args.dir, Frames::new(&file), &what, show)
+        export(args, Frames::new(&file), &what, show)
     } else {
-        transfer::export(&args.dir, BufWriter::new(&file), &what, show)
+        export(args, BufWriter::new(&file), &what, show)
     };
     drop(progress);
     let exported = exported?;
@@ -152,6 +175,12 @@ fn check_begun(
             "give another file, or remove this one",
         );
     };
+    if postgres::url(&args.dir).is_some() {
+        return refused(
+            format!("{shown} is there, and an export from PostgreSQL does not go on"),
+            "remove the file, and repeat the command",
+        );
+    }
     let selects = !args.session.is_empty() || args.prefix.is_some();
     if selects || complete.is_selected {
         return refused(

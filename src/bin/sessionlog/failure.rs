@@ -10,6 +10,7 @@ use serde::Serialize;
 use sessionlog::{CursorProblem, Error as LogError, Limit};
 
 use crate::holder::Holder;
+use crate::postgres;
 
 /// The result of a part of a command.
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -94,6 +95,9 @@ impl Failure {
 
 /// What helps against an error of the system.
 fn hint_of_io(kind: ErrorKind, path: &Path) -> String {
+    if let Some(url) = postgres::url(path) {
+        return format!("see whether a primary of {url} runs, and what its log says");
+    }
     let path = path.display();
     match kind {
         ErrorKind::PermissionDenied => {
@@ -146,6 +150,12 @@ impl Failure {
 fn hint_of_invalid(what: &str) -> &'static str {
     if what == "target folder" {
         "give a new folder"
+    } else if what == "target schema" {
+        "give another one with --postgres-schema"
+    } else if what == "server setting" {
+        "set it at the server, or say with --postgres-durability what a commit of it survives"
+    } else if what == "certificate of the server" {
+        "name the host as the certificate does, and a file to trust with sslrootcert in the URL"
     } else if what == "log" {
         "run `sessionlog compact DIR`, which converts it, and repeat the command"
     } else if what.ends_with(" ID") {

@@ -31,6 +31,7 @@ mod interrupt;
 mod man;
 mod message;
 mod output;
+mod postgres;
 mod progress;
 mod render;
 mod restore;
@@ -93,8 +94,8 @@ enum Command {
     Compact(compact::Args),
     Verify(verify::Args),
     Salvage(salvage::Args),
-    Export(export::Args),
-    Import(import::Args),
+    Export(Box<export::Args>),
+    Import(Box<import::Args>),
     Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -125,8 +126,8 @@ fn run(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Compact(args) => compact::run(args, output),
         Command::Verify(args) => verify::run(args, output),
         Command::Salvage(args) => salvage::run(args, output),
-        Command::Export(args) => export::run(args, output),
-        Command::Import(args) => import::run(args, output),
+        Command::Export(args) => export::run(&args, output),
+        Command::Import(args) => import::run(&args, output),
         Command::Bench(args) => bench::run(args, output),
         Command::Completions(args) => completions::run(args, output),
         Command::Man(args) => man::run(args, output),

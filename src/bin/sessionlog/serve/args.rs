@@ -11,6 +11,10 @@ use sessionlog::{Options, Retention, durable_streams, http};
 
 use crate::failure::Failure;
 use crate::folder::check_is_log;
+use crate::postgres;
+
+/// How long requests wait for another primary.
+const FAILOVER_WAIT: Duration = Duration::from_secs(30);
 
 /// Serves a session log over HTTP.
 ///
@@ -36,6 +40,17 @@ pub(crate) struct Args {
     /// Refuse a folder without a log, as where a disk is not mounted, and begin none in it
     #[arg(long, env = "SESSIONLOG_MUST_EXIST", value_parser = FalseyValueParser::new())]
     must_exist: bool,
+
+    /// URL of a log on PostgreSQL, in place of a folder; a missing one is begun
+    #[arg(
+        long,
+        env = "SESSIONLOG_POSTGRES",
+        hide_env_values = true,
+        value_name = "URL",
+        value_parser = postgres::parse_url,
+        conflicts_with_all = ["data", "must_exist"]
+    )]
+    pub(super) postgres: Option<String>,
 
     /// Address to listen on; a socket passed by systemd takes precedence
     #[arg(
@@ -90,6 +105,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     retention: RetentionArgs,
+
+    #[command(flatten)]
+    of_postgres: postgres::Args,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -307,7 +325,10 @@ impl Args {
 
     /// The options of the log.
     pub(super) fn options(&self) -> Options {
-        let options = Options::new().retention(self.retention());
+        let mut options = Options::new().retention(self.retention());
+        if self.postgres.is_some() {
+            options = self.of_postgres.to(options).stall_wait(FAILOVER_WAIT);
+        }
         set!(
             options,
             self.store,

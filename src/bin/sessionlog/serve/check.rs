@@ -4,14 +4,21 @@ use std::error::Error;
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::Duration;
 use std::{fs, io};
 
+use sessionlog::EventId;
 use sessionlog::http::Tls;
+use sessionlog::transfer::Export;
 
 use super::args::Args;
 use super::listen::cannot_listen;
 use super::plan::{self, Admission, counted};
 use super::{logging, of_folder};
+use crate::postgres;
+
+/// How long a server is tried to be reached.
+const CHECK_WAIT: Duration = Duration::from_secs(5);
 
 /// What was found so far.
 #[derive(Default)]
@@ -64,7 +71,10 @@ pub(super) fn run(args: &Args, passed: Option<&TcpListener>) -> Result<(), Box<d
         "log",
         logging::check().map(|filter| format!("lines of {filter}")),
     );
-    report.note("folder", folder(args));
+    match &args.postgres {
+        Some(url) => report.note("PostgreSQL", connected(args, url)),
+        None => report.note("folder", folder(args)),
+    }
     let streams = args.durable_streams.as_deref().unwrap_or("none");
     report.note("durable streams", Ok::<_, String>(streams));
     report.note("removes", Ok::<_, String>(removed(args)));
@@ -90,6 +100,20 @@ fn address_is_free(
             Ok(", which is in use: a server runs there, or another program")
         }
         Err(error) => Err(cannot_listen(address, &error)),
+    }
+}
+
+/// Reads the log at a URL, if there is one.
+fn connected(args: &Args, url: &str) -> Result<String, String> {
+    let shown = postgres::shown(url);
+    let nothing = Export::new().after(EventId::from_u128(u128::MAX));
+    let options = args.options().stall_wait(CHECK_WAIT);
+    match options.export_from(url, io::sink(), &nothing, |_progress| ()) {
+        Ok(_exported) => Ok(format!("{shown} holds a log")),
+        Err(sessionlog::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(format!("{shown} is reached, and gets an empty log"))
+        }
+        Err(error) => Err(of_folder(error).to_string()),
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::time::interval;
 pub(crate) use args::Args;
 
 use crate::failure::Failure;
+use crate::postgres;
 use logging::Logging;
 use plan::Plan;
 use signals::Stop;
@@ -60,7 +61,9 @@ async fn serve(args: Args, passed: Option<TcpListener>) -> Result<(), Box<dyn Er
         // The thread that opens it would be waited for. To end there is safe, as in a crash.
         std::process::exit(0);
     };
-    warn_if_others_may_enter(&args.data);
+    if args.postgres.is_none() {
+        warn_if_others_may_enter(&args.data);
+    }
     let url = plan::url(plan.tls.as_ref(), listener.local_addr()?);
     println!("listening on {url}");
     systemd::ready(&url);
@@ -83,8 +86,11 @@ async fn serve(args: Args, passed: Option<TcpListener>) -> Result<(), Box<dyn Er
 /// Opens the log. `None` when the server is asked to stop meanwhile.
 async fn opened(args: &Args, stop: Stop) -> Result<Option<SessionLog>, Box<dyn Error>> {
     args.check_exists()?;
-    let (options, folder) = (args.options(), args.data.clone());
-    let mut opening = tokio::task::spawn_blocking(move || options.open(folder));
+    let (options, folder, url) = (args.options(), args.data.clone(), args.postgres.clone());
+    let mut opening = tokio::task::spawn_blocking(move || match url {
+        Some(url) => options.connect(&url),
+        None => options.open(folder),
+    });
     let mut due = interval(TELL_EVERY);
     let mut asked = std::pin::pin!(stop.asked());
     let log = loop {
@@ -94,6 +100,10 @@ async fn opened(args: &Args, stop: Stop) -> Result<Option<SessionLog>, Box<dyn E
             _ = due.tick() => systemd::opening(),
         }
     };
+    if let Some(url) = &args.postgres {
+        tracing::info!(at = postgres::shown(url), "the log is open");
+        return Ok(Some(log));
+    }
     let recovery = log.stats().recovery;
     tracing::info!(
         clean = recovery.clean,

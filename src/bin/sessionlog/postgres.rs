@@ -1,0 +1,84 @@
+//! A log on PostgreSQL, in place of a folder.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use sessionlog::{Durability, Options};
+
+/// How the URLs of PostgreSQL begin.
+const SCHEMES: [&str; 2] = ["postgres://", "postgresql://"];
+
+/// What a URL does not say.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "PostgreSQL")]
+#[group(skip)]
+pub(crate) struct Args {
+    /// Schema of the tables
+    #[arg(
+        id = "postgres_schema",
+        long = "postgres-schema",
+        env = "SESSIONLOG_POSTGRES_SCHEMA",
+        value_name = "NAME",
+        default_value = "sessionlog"
+    )]
+    schema: String,
+
+    /// What a commit of the server survives
+    #[arg(
+        id = "postgres_durability",
+        long = "postgres-durability",
+        env = "SESSIONLOG_POSTGRES_DURABILITY",
+        value_name = "KIND",
+        value_enum,
+        default_value = "replicated"
+    )]
+    durability: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// The loss of a node: a commit is on a quorum, as the server's settings say
+    Replicated,
+    /// A crash of the one node
+    OneNode,
+    /// What the database below PostgreSQL promises
+    EngineReplicates,
+}
+
+impl Args {
+    /// Adds what is said here to the options of a log.
+    pub(crate) fn to(&self, options: Options) -> Options {
+        let durability = match self.durability {
+            Kind::Replicated => Durability::Replicated,
+            Kind::OneNode => Durability::OneNode,
+            Kind::EngineReplicates => Durability::EngineReplicates,
+        };
+        options.schema(self.schema.as_str()).durability(durability)
+    }
+}
+
+/// Returns the URL if it is one and no folder.
+pub(crate) fn url(place: &Path) -> Option<&str> {
+    place.to_str().filter(|text| is_url(text))
+}
+
+/// Checks the value of an option.
+pub(crate) fn parse_url(text: &str) -> Result<String, String> {
+    if is_url(text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("give a URL that begins with {}", SCHEMES[0]))
+}
+
+fn is_url(text: &str) -> bool {
+    SCHEMES.iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// Returns a URL for people, without what comes before its host and after its database: there may
+/// be a password.
+pub(crate) fn shown(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("postgres", url));
+    let rest = rest.rsplit_once('@').map_or(rest, |(_user, place)| place);
+    let place = rest.split_once('?').map_or(rest, |(place, _)| place);
+    format!("{scheme}://{place}")
+}

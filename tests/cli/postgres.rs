@@ -1,0 +1,239 @@
+//! A log on PostgreSQL: `export`, `import` and `serve` with its URL.
+//!
+//! The tests need a server at `SESSION_LOG_POSTGRES_URL`. Without it they say so and check nothing.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use sessionlog::{Durability, Options};
+
+use crate::support::{CLIENT_KEY, WORKER_KEY, command, finished, fixture, run, run_with};
+use crate::transfer::{compared, export_of, text};
+
+/// A schema that nothing else has. Its tables stay: nothing here talks SQL.
+struct Schema {
+    url: String,
+    name: String,
+}
+
+impl Schema {
+    fn new() -> Option<Self> {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let Ok(url) = std::env::var("SESSION_LOG_POSTGRES_URL") else {
+            eprintln!("skipped: SESSION_LOG_POSTGRES_URL names no server");
+            return None;
+        };
+        let (process, nth) = (std::process::id(), MADE.fetch_add(1, Ordering::SeqCst));
+        let now = jiff::Timestamp::now().as_microsecond();
+        Some(Self {
+            url,
+            name: format!("cli_{now}_{process}_{nth}"),
+        })
+    }
+
+    /// The options that say where it is, besides the URL.
+    fn options(&self) -> [&str; 4] {
+        [
+            "--postgres-schema",
+            &self.name,
+            "--postgres-durability",
+            "one-node",
+        ]
+    }
+
+    fn with<'a>(&'a self, words: &[&'a str]) -> Vec<&'a str> {
+        let options = self.options();
+        words.iter().copied().chain(options).collect()
+    }
+
+    fn export(&self) -> String {
+        run(self.with(&["export", &self.url])).ok()
+    }
+
+    fn serve(&self) -> Served {
+        let words = ["serve", "--listen", "127.0.0.1:0", "--postgres", &self.url];
+        let mut child = command(self.with(&words))
+            .env("SESSIONLOG_API_KEY", CLIENT_KEY)
+            .env("SESSIONLOG_WORKER_KEY", WORKER_KEY)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let url = line.trim().rsplit(' ').next().unwrap().to_owned();
+        assert!(url.starts_with("http://"), "{line:?}");
+        Served { child, url }
+    }
+}
+
+/// A server on a schema.
+struct Served {
+    child: Child,
+    url: String,
+}
+
+impl Served {
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = command(words);
+        command
+            .args(["--url", &self.url])
+            .env("SESSIONLOG_WORKER_KEY", WORKER_KEY);
+        command
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
+}
+
+/// The records and states of an export: what counts, however it is cut into parts.
+fn content(export: &str) -> Vec<Value> {
+    let lines = compared(export).into_iter();
+    let values = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of = |kind: &str, value: &Value| value.get(kind).is_some();
+    let mut content: Vec<Value> = values.filter(|value| of("record", value)).collect();
+    content.sort_by_key(|value| value["record"]["first_id"].to_string());
+    content
+}
+
+/// The last state of each session.
+fn states(export: &str) -> std::collections::BTreeMap<String, Value> {
+    let lines = compared(export).into_iter();
+    let values = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let states = values.filter_map(|mut value| value.get_mut("state").map(Value::take));
+    states
+        .map(|state| (state["session"].as_str().unwrap().to_owned(), state))
+        .collect()
+}
+
+#[test]
+fn a_log_moves_to_postgres_and_back_bit_for_bit() {
+    let Some(schema) = Schema::new() else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let back = parent.path().join("back");
+    let before = export_of(fixture().path());
+    let said = run_with(schema.with(&["import", "--to", &schema.url]), &before).ok();
+    assert!(said.contains("28 events"), "{said}");
+    let there = schema.export();
+    assert_eq!(content(&there), content(&before));
+    assert_eq!(states(&there), states(&before));
+    run_with(["import", text(&back)], &there).ok();
+    let after = export_of(&back);
+    assert_eq!(content(&after), content(&before));
+    assert_eq!(states(&after), states(&before));
+    run(["verify", text(&back)]).ok();
+    // Neither is overwritten.
+    let again = run_with(schema.with(&["import", "--to", &schema.url]), &before);
+    assert!(again.failed(1).contains("holds a log already"));
+    assert_eq!(content(&schema.export()), content(&before));
+    // Nor does a file that is there go on.
+    let file = parent.path().join("log.jsonl.zst");
+    run(schema.with(&["export", &schema.url, text(&file)])).ok();
+    let other = Schema::new().unwrap();
+    run(other.with(&["import", &other.url, text(&file)])).ok();
+    assert_eq!(content(&other.export()), content(&before));
+    run(schema.with(&["export", &schema.url, text(&file)])).failed(1);
+}
+
+#[test]
+fn an_import_that_is_cut_short_or_damaged_leaves_nothing() {
+    let Some(schema) = Schema::new() else { return };
+    let whole = export_of(fixture().path());
+    let import = |text: &str| run_with(schema.with(&["import", "--to", &schema.url]), text);
+    let cut: Vec<&str> = whole.lines().collect();
+    let cut = cut[..cut.len() - 2].join("\n") + "\n";
+    assert!(import(&cut).failed(1).contains("cut short"));
+    let damaged = whole.replacen("\"checksum\":", "\"checksum\":1", 1);
+    import(&damaged).failed(1);
+    let missing = run(schema.with(&["export", &schema.url]));
+    assert!(missing.failed(1).contains("there is no log"));
+    import(&whole).ok();
+    assert_eq!(content(&schema.export()), content(&whole));
+}
+
+#[test]
+fn appends_and_retries_go_on_where_a_log_moved_to() {
+    let Some(schema) = Schema::new() else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("log");
+    let id = "s".parse().unwrap();
+    let keyed = || {
+        let batch = sessionlog::Batch::new().event(sessionlog::NewEvent::new("note", "1"));
+        batch.idempotency_key("once")
+    };
+    let log = sessionlog::SessionLog::open(&folder).unwrap();
+    let first = log.append(&id, keyed()).unwrap();
+    log.close().unwrap();
+    let lines = export_of(&folder);
+    run_with(schema.with(&["import", "--to", &schema.url]), &lines).ok();
+    let options = || {
+        let options = Options::new().schema(schema.name.as_str());
+        options.durability(Durability::OneNode)
+    };
+    let log = options().connect(&schema.url).unwrap();
+    let again = log.append(&id, keyed()).unwrap();
+    assert!(again.replayed);
+    assert_eq!(again.events, first.events);
+    let next = log
+        .append(&id, sessionlog::NewEvent::new("note", "2"))
+        .unwrap();
+    assert_eq!(next.events[0].seq, 2);
+    assert!(next.events[0].id > first.events[0].id);
+    log.close().unwrap();
+    let back = parent.path().join("back");
+    run_with(["import", text(&back)], &schema.export()).ok();
+    let log = sessionlog::SessionLog::open(&back).unwrap();
+    assert!(log.append(&id, keyed()).unwrap().replayed);
+    assert_eq!(log.head(&id).unwrap().last, 2);
+}
+
+#[test]
+fn servers_on_postgres_are_one_service() {
+    let Some(schema) = Schema::new() else { return };
+    let servers = [schema.serve(), schema.serve()];
+    for (nth, server) in servers.iter().enumerate() {
+        let note = format!("{{\"type\":\"note\",\"data\":{nth}}}");
+        finished(&mut server.command(&["append", "s"]), &note).ok();
+    }
+    for server in &servers {
+        let shown = server.command(&["show", "s", "--json"]).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        assert_eq!(shown.matches("\"note\"").count(), 2, "{shown}");
+    }
+    let exported = schema.export();
+    assert_eq!(content(&exported).len(), 2);
+}
+
+#[test]
+fn what_is_wrong_with_a_url_is_said_with_what_to_do() {
+    let place = tempfile::tempdir().unwrap();
+    let none = "postgres://me:secret@127.0.0.1:1/none";
+    let said = run(["serve", "--postgres", "mysql://x", "--open"]);
+    assert_eq!(said.code, Some(2));
+    let both = run(["serve", "--postgres", none, "--data", text(place.path())]);
+    assert_eq!(both.code, Some(2));
+    let file = place.path().join("transcript");
+    fs::write(&file, "{\"a\":1}\n").unwrap();
+    let mapping = ["--session", "s", "--type", "t"];
+    let words = ["import", "--to", none, text(&file)];
+    let said = run(words.iter().chain(&mapping)).failed(1);
+    assert!(!said.contains("secret"), "{said}");
+    let Some(schema) = Schema::new() else { return };
+    let said = run(["export", &schema.url, "--postgres-schema", &schema.name]).failed(1);
+    assert!(said.contains("--postgres-durability"), "{said}");
+    let check = |schema: &Schema| {
+        let words = ["serve", "--check", "--open", "--postgres", &schema.url];
+        run(schema.with(&words)).ok()
+    };
+    assert!(check(&schema).contains("gets an empty log"));
+    drop(schema.serve());
+    assert!(check(&schema).contains("holds a log"));
+}
