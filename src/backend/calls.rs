@@ -6,16 +6,13 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use jiff::Timestamp;
-
 use crate::backend::Backend;
-use crate::codec::{EventFrame, SessionState};
+use crate::codec::SessionState;
 #[cfg(feature = "durable-streams")]
 use crate::model::SessionInfo;
 use crate::model::{
-    Ack, Batch, Cursor, CursorProblem, Delete, Error, Event, EventId, Expected, FIRST_SEQ, Fork,
-    ForkPoint, Lineage, NewSession, Op, Piece, Removed, Result, Seq, SessionId, SessionPatch,
-    now_ms, timestamp,
+    Batch, Cursor, CursorProblem, Delete, Error, EventId, Expected, FIRST_SEQ, Fork, ForkPoint,
+    Lineage, NewSession, Op, Piece, Result, Seq, SessionId, SessionPatch,
 };
 use crate::read::{PageRequest, Store};
 use crate::sync::{Mutex, Waiter};
@@ -443,91 +440,6 @@ fn bytes_before(store: &Store, session: &SessionId, state: &SessionState, seq: S
     }
     let rest = store.bytes_of(session, state, from..=state.last)?;
     Ok(state.bytes.saturating_sub(rest))
-}
-
-/// Returns what a removal took, given the session before it.
-pub(crate) fn removed(store: &Store, landed: &Landed) -> Removed {
-    let (events, bytes) = landed.before;
-    let is_gone = !landed.state.is_there();
-    let after = if is_gone { 0 } else { landed.state.events() };
-    let erase_within = store.options.erase_within;
-    let removed_at = match &landed.outcome {
-        Outcome::Stored(record) => record.created_ms,
-        _ => now_ms(&store.options.clock),
-    };
-    let within = u64::try_from(erase_within.as_millis()).unwrap_or(u64::MAX);
-    let erased_by: Timestamp = timestamp(removed_at.saturating_add(within));
-    Removed {
-        events: events.saturating_sub(after),
-        bytes: bytes.saturating_sub(landed.state.bytes),
-        erased_by,
-    }
-}
-
-/// Returns the answer to an append.
-pub(crate) fn ack(store: &Store, session: &SessionId, landed: &Landed) -> Result<Ack> {
-    let state = &landed.state;
-    let (record, replayed) = match &landed.outcome {
-        Outcome::Stored(record) => (record, false),
-        Outcome::Replay(record) => (record, true),
-        Outcome::ReplayOf((first, last)) => {
-            let events = stored_events(store, session, *first, *last)?;
-            return Ok(Ack {
-                events,
-                first: *first,
-                last: *last,
-                replayed: true,
-            });
-        }
-        Outcome::Unchanged | Outcome::Outdated => {
-            return Ok(Ack {
-                events: Vec::new(),
-                first: state.last + 1,
-                last: state.last,
-                replayed: false,
-            });
-        }
-    };
-    let whole = "the record was encoded here, or checked when it was read";
-    let show = |frame: EventFrame<'_>| {
-        if state.redacted().binary_search(&frame.view.id).is_ok() {
-            frame.redacted().event()
-        } else {
-            frame.event()
-        }
-    };
-    let events = record.events().map(|frame| show(frame.expect(whole)));
-    Ok(Ack {
-        events: events.collect(),
-        first: record.first,
-        last: record.last(),
-        replayed,
-    })
-}
-
-/// As [`ack`], as a task.
-pub(crate) async fn ack_async(
-    engine: Arc<dyn Backend>,
-    session: SessionId,
-    landed: Landed,
-) -> Result<Ack> {
-    let store = engine.turns().store();
-    let reads = matches!(landed.outcome, Outcome::ReplayOf(_));
-    if reads && store.records.reads_block() {
-        let reading = Arc::clone(store);
-        return aside(store, move || ack(&reading, &session, &landed)).await;
-    }
-    ack(store, &session, &landed)
-}
-
-/// Returns the events of an earlier batch that are still kept.
-fn stored_events(store: &Store, session: &SessionId, first: Seq, last: Seq) -> Result<Vec<Event>> {
-    let state = store.known_state(session)?;
-    let range = first.max(state.first)..=last;
-    if range.is_empty() {
-        return Ok(Vec::new());
-    }
-    store.all_events(session, &state, range)
 }
 
 /// Returns the pieces of a session up to a seq: what it shares itself, and then its own.

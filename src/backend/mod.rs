@@ -14,6 +14,7 @@
 //!   order, and seqs are dense.
 //! * **In doubt is told.** An error says whether the batch may have landed.
 
+mod answers;
 mod calls;
 mod judged;
 
@@ -28,9 +29,10 @@ use crate::model::{BackupReport, CompactProgress, Compacted, Erasure, EventId, R
 use crate::turn::TurnReader;
 use crate::write::{Landed, Proposal};
 
+pub(crate) use answers::{ack, ack_async, removed};
 pub(crate) use calls::{
-    Call, Reads, ack, ack_async, append_of, aside, call, call_async, change_of, create_of,
-    delete_of, fork_of, passing_over, proposal, redact_of, removed, trim_of,
+    Call, Reads, append_of, aside, call, call_async, change_of, create_of, delete_of, fork_of,
+    passing_over, proposal, redact_of, trim_of,
 };
 #[cfg(feature = "durable-streams")]
 pub(crate) use calls::{Made, call_once, call_once_async};

@@ -103,8 +103,8 @@ impl Options {
         Ok(SessionLog { engine })
     }
 
-    /// Writes the log on PostgreSQL at `url` to `out` as lines, as of one moment. Servers may append
-    /// to it meanwhile.
+    /// Writes the log on PostgreSQL at `url` to `out` as lines, as of one moment. Servers may
+    /// append to it meanwhile.
     ///
     /// It is [`transfer::export()`](crate::transfer::export()) of such a log, in one part. So an
     /// export that was cut short begins anew. Nothing is written to the tables. It blocks until all
@@ -112,8 +112,8 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// Those of [`connect`](Options::connect), and [`Error::Io`](crate::Error::Io) if there is no
-    /// log in the schema or `out` fails.
+    /// Those of [`connect`](Options::connect), and [`Error::Io`] if there is no log in the schema
+    /// or `out` fails.
     #[cfg(feature = "postgres")]
     pub fn export_from(
         self,
@@ -134,9 +134,9 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// Those of [`connect`](Options::connect). [`Error::Invalid`](crate::Error::Invalid) if the
-    /// schema holds a log. For the lines those of [`transfer::import()`](crate::transfer::import()).
-    /// If the connection is lost at the end, the log may be there: the same call then tells.
+    /// Those of [`connect`](Options::connect). [`Error::Invalid`] if the schema holds a log. For
+    /// the lines those of [`transfer::import()`](crate::transfer::import()). If the connection is
+    /// lost at the end, the log may be there: the same call then tells.
     #[cfg(feature = "postgres")]
     pub fn import_to(
         self,

@@ -5,8 +5,8 @@
 //! here, and no state beside the tables.
 //!
 //! * [`schema`] makes the tables and migrates them.
-//! * [`connect`] finds the primary, checks what it promises, and looks at its notices. [`tls`] makes
-//!   its connections secure.
+//! * [`connect`] finds the primary, checks what it promises, and looks at its notices. [`tls`]
+//!   makes its connections secure.
 //! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
 //!   two flights, under the lock on the shard's row. [`group`] decides in between, without I/O,
 //!   and [`rows`] holds what is written.

@@ -35,8 +35,9 @@ const SOUGHT: [&str; 8] = [
     "created_id",
 ];
 
-/// Statements that read a whole table: its size, and the sum of a column for a figure.
-const WHOLE: [&str; 2] = [sql::SIZE, sql::REMOVED];
+/// Statements that read a whole table: for its size, for the sum of a column that is a figure, and
+/// for the number of items of an export.
+const WHOLE: [&str; 3] = [sql::SIZE, sql::REMOVED, sql::ITEMS];
 
 #[test]
 fn every_statement_finds_its_rows_by_an_index() {

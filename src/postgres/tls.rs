@@ -38,7 +38,7 @@ pub(super) fn read_url(url: &str) -> Result<(Config, MakeRustlsConnect)> {
         let why = "`sslrootcert` needs `sslmode=require`";
         return Err(Error::invalid("URL", why));
     } else {
-        // What is encrypted only if the server likes to, for whoever answers, is not secure.
+        // Encrypted only if the server likes to, and to any server that answers, is not secure.
         config.ssl_mode(SslMode::Disable);
         with_roots(RootCertStore::empty())?
     };
