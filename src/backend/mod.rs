@@ -59,8 +59,13 @@ pub(crate) trait Backend: Send + Sync {
     /// Shows what another process has made durable. Returns the newest event or change.
     fn refresh(&self) -> Result<Option<EventId>>;
 
-    /// Checks that appends find what they need. The log is open.
+    /// Checks that appends find what they need. The log is open. It may block.
     fn health(&self) -> Result<()>;
+
+    /// Checks for what only opening the log again mends, and waits for nothing.
+    fn check_usable(&self) -> Result<()> {
+        self.health()
+    }
 
     fn stats(&self) -> Stats;
 

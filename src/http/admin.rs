@@ -16,7 +16,7 @@ use utoipa::openapi::{Header, HeaderBuilder, ObjectBuilder, OpenApi as Openapi, 
 use utoipa::{Modify, OpenApi, ToSchema};
 
 use crate::http::error::{ApiError, ErrorBody};
-use crate::http::service::Service;
+use crate::http::service::{Service, blocking};
 
 /// The parts of the document other than the calls, which come from their handlers.
 #[derive(OpenApi)]
@@ -115,7 +115,7 @@ const OK: Json<Health> = Json(Health { status: "ok" });
     ),
 )]
 pub(super) async fn healthz(State(service): State<Arc<Service>>) -> Result<Json<Health>, ApiError> {
-    service.log.health()?;
+    blocking(move || Ok(service.log.health()?)).await?;
     Ok(OK)
 }
 
@@ -159,7 +159,7 @@ pub(super) async fn readyz(state: State<Arc<Service>>) -> Result<Json<Health>, A
     ),
 )]
 pub(super) async fn livez(State(service): State<Arc<Service>>) -> Result<Json<Health>, ApiError> {
-    match service.log.health() {
+    match service.log.check_usable() {
         Err(error) if error.needs_reopening() => Err(error.into()),
         _ => Ok(OK),
     }
@@ -183,14 +183,16 @@ pub(super) async fn livez(State(service): State<Arc<Service>>) -> Result<Json<He
 pub(super) async fn metrics(
     State(service): State<Arc<Service>>,
 ) -> Result<impl IntoResponse, ApiError> {
-    let text = service.metrics.encode();
-    let text = text.map_err(|_error| {
-        ApiError::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "the figures have no text form",
-        )
-    })?;
+    let encode = move || {
+        service.metrics.encode().map_err(|_error| {
+            ApiError::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "the figures have no text form",
+            )
+        })
+    };
+    let text = blocking(encode).await?;
     Ok((
         [(
             CONTENT_TYPE,

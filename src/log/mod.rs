@@ -619,10 +619,18 @@ impl SessionLog {
     /// [`Error::Closed`]. [`Error::Poisoned`], while reads still work. [`Error::NoSpace`],
     /// [`Error::Stalled`] and [`Error::Refused`] when background work has been refused for longer
     /// than [`stall_wait`](Options::stall_wait): appends fail, or will when the remaining room is
-    /// used up.
+    /// used up. Over PostgreSQL it makes a commit, and blocks for it: [`Error::Stalled`] if that is
+    /// not on a quorum after two seconds.
     pub fn health(&self) -> Result<()> {
         self.store()?;
         self.engine.health()
+    }
+
+    /// Checks for what only opening the log again mends, and waits for nothing.
+    #[cfg(feature = "http")]
+    pub(crate) fn check_usable(&self) -> Result<()> {
+        self.store()?;
+        self.engine.check_usable()
     }
 
     /// Closes the log, for all handles. Closing again does nothing.

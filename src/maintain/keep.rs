@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 
 use crate::codec::{Decoded, Record, SessionState};
-use crate::model::{Result, Seq, SessionId};
+use crate::model::{EventView, Result, Seq, SessionId};
 use crate::read::{Store, shared_with};
 
 /// The most generations of a session whose forks are looked up to tell whether all of it is gone.
@@ -73,14 +73,24 @@ impl Keep {
         let last = seqs.next_back().unwrap_or(first);
         let redacted = self.state.redacted();
         let ids = record.base..=record.last_id();
-        let has_redacted = redacted.iter().any(|id| ids.contains(id));
+        let is_redacted = |view: &EventView<'_>| redacted.binary_search(&view.id).is_ok();
         let is_whole = (first..=last) == (record.first..=record.last());
         let has_gap = (first..=last).any(|seq| !is_kept(&seq));
-        if is_whole && !has_redacted && !has_gap {
-            return Ok(Kept::Whole);
+        if is_whole && !has_gap {
+            // What was erased before is as it has to be.
+            let mut has_data_of_redacted = false;
+            if redacted.iter().any(|id| ids.contains(id)) {
+                for frame in record.events() {
+                    let view = frame?.view;
+                    has_data_of_redacted |= is_redacted(&view) && !view.redacted;
+                }
+            }
+            if !has_data_of_redacted {
+                return Ok(Kept::Whole);
+            }
         }
         let reduced = record.reduced(&(first..=last), |view| {
-            redacted.binary_search(&view.id).is_ok() || !is_kept(&view.seq)
+            is_redacted(view) || !is_kept(&view.seq)
         });
         reduced.map(|record| Kept::Part(Box::new(record)))
     }

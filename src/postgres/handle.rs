@@ -2,17 +2,28 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout_at;
 
 use crate::backend::{Call, passing_over, proposal};
 use crate::codec::StoreId;
 use crate::model::{Counters, Error, Result};
-use crate::postgres::lane::{Request, Signal};
+use crate::postgres::connect::deadline_after;
+use crate::postgres::lane::{Request, Signal, own_time};
 use crate::postgres::pool::Ask;
 use crate::postgres::reads::{ShardRow, Shared};
 use crate::sync::{Gate, Mutex};
 use crate::turn::TurnReader;
 use crate::write::{Answer, Joined, Proposal, Ticket};
+
+/// The groups that may wait for their turn.
+const GROUPS_WAITING: usize = 4;
+
+/// The bytes that one permit stands for.
+const PERMIT_BYTES: usize = 1024;
+
+/// More than memory has room for, and fewer than a semaphore can have.
+const PERMITS_MAX: u32 = u32::MAX >> 3;
 
 /// An open log.
 pub(super) struct Core {
@@ -22,21 +33,68 @@ pub(super) struct Core {
     pub store: StoreId,
     pub requests: Mutex<Option<mpsc::UnboundedSender<Request>>>,
     pub signal: Arc<Signal>,
+    pub room: Room,
+}
+
+/// The room for proposals that wait for their turn. A proposal that finds none waits outside, and
+/// one whose task is dropped there leaves nothing behind.
+pub(super) struct Room {
+    permits: Arc<Semaphore>,
+    /// How many there are.
+    of_all: u32,
+}
+
+impl Room {
+    pub(super) fn new(group_bytes_max: usize) -> Self {
+        let bytes = group_bytes_max.saturating_mul(GROUPS_WAITING);
+        let of_all = permits(bytes).min(PERMITS_MAX);
+        Self {
+            permits: Arc::new(Semaphore::new(of_all as usize)),
+            of_all,
+        }
+    }
+
+    /// Waits for room for some bytes. What is larger than all of it waits for all of it.
+    async fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let permits = permits(bytes).min(self.of_all);
+        let taken = Arc::clone(&self.permits).acquire_many_owned(permits);
+        taken.await.map_err(|_closed| Error::Closed)
+    }
+}
+
+/// Returns the permits for some bytes.
+fn permits(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX)
 }
 
 impl Core {
-    /// Gives a proposal to the lane.
-    pub(super) fn submit(&self, proposal: Proposal, ticket: &Arc<Ticket>) -> Result<Joined> {
+    /// Gives a proposal to the lane, once there is room for it.
+    pub(super) async fn submit(&self, proposal: Proposal, ticket: &Arc<Ticket>) -> Result<Joined> {
         let store = self.turns.store();
         store.check_open()?;
+        let options = &store.options;
+        let deadline = deadline_after(options.stall_wait);
+        let waiting = {
+            // For the timer, which is then one of any task.
+            let _entered = self.tables.0.runtime.handle.enter();
+            timeout_at(deadline, self.room.take(proposal.batch.stored_bytes_max()))
+        };
+        let room = waiting.await.map_err(|_elapsed| Error::Stalled {
+            waited: options.stall_wait,
+            source: None,
+        })??;
         let gate: Arc<Gate> = Arc::default();
         let joined = Joined {
             opening: gate.next(),
             gate: Arc::clone(&gate),
         };
-        let request = {
-            let _entered = self.tables.0.runtime.handle.enter();
-            Request::new(proposal, &store.options, Answer::owed_to(ticket), &gate)
+        let request = Request {
+            proposal,
+            created_ms: own_time(options),
+            deadline,
+            answer: Some(Answer::owed_to(ticket)),
+            gate,
+            _room: room,
         };
         let requests = self.requests.lock();
         let requests = requests.as_ref().ok_or(Error::Closed)?;
@@ -54,7 +112,11 @@ impl Core {
                 continue;
             };
             let ticket: Arc<Ticket> = Arc::default();
-            let joined = self.submit(proposal, &ticket)?;
+            let joined = self
+                .tables
+                .0
+                .pool
+                .block_on(self.submit(proposal, &ticket))?;
             submitted.push((ticket, joined));
         }
         for (ticket, joined) in submitted {

@@ -13,13 +13,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::model::{Counters, Error, Options, Result, now_ms};
 use crate::postgres::commit::{Committer, Member, News, Outcome, Sent};
-use crate::postgres::connect::{Site, deadline_after};
+use crate::postgres::connect::Site;
 use crate::postgres::news::Bell;
 use crate::postgres::reads::Tables;
 use crate::sync::{Gate, Mailbox};
@@ -49,26 +49,13 @@ pub(super) struct Request {
     /// The time by the caller's own clock, if it has one.
     pub created_ms: Option<u64>,
     pub deadline: Instant,
-    answer: Option<Answer>,
-    gate: Arc<Gate>,
+    pub answer: Option<Answer>,
+    pub gate: Arc<Gate>,
+    /// Its part of the room for what waits.
+    pub _room: OwnedSemaphorePermit,
 }
 
 impl Request {
-    pub(super) fn new(
-        proposal: Proposal,
-        options: &Options,
-        answer: Answer,
-        gate: &Arc<Gate>,
-    ) -> Self {
-        Self {
-            proposal,
-            created_ms: own_time(options),
-            deadline: deadline_after(options.stall_wait),
-            answer: Some(answer),
-            gate: Arc::clone(gate),
-        }
-    }
-
     /// Gives the answer, and opens the gate after it. A caller that was told before hears nothing.
     fn give(&mut self, answer: Result<Landed>) {
         if let Some(owed) = self.answer.take() {
@@ -92,7 +79,7 @@ impl Drop for Request {
 
 /// Returns the time by the clock of the options. `None` for the system's clock: the database's
 /// stands in for it, so that no server with a wrong clock pushes the IDs ahead.
-fn own_time(options: &Options) -> Option<u64> {
+pub(super) fn own_time(options: &Options) -> Option<u64> {
     options.has_own_clock.then(|| now_ms(&options.clock))
 }
 

@@ -54,7 +54,7 @@ use crate::model::{
 };
 use crate::postgres::commit::Committer;
 use crate::postgres::connect::Site;
-use crate::postgres::handle::Core;
+use crate::postgres::handle::{Core, Room};
 use crate::postgres::lane::Lane;
 use crate::postgres::pool::{Ask, Snapshots};
 use crate::postgres::reads::{Shared, Tables};
@@ -96,6 +96,7 @@ impl Postgres {
         let bells = bells.map(|bell| bell.abort_handle());
         let counters: Arc<Counters> = Arc::default();
         let (requests, incoming) = mpsc::unbounded_channel();
+        let room = Room::new(options.group_bytes_max);
         let records: Arc<dyn Records> = Arc::new(tables.clone());
         let reader = Arc::new(Store::new(records, Arc::clone(&counters), options));
         let core = Arc::new(Core {
@@ -105,6 +106,7 @@ impl Postgres {
             store,
             requests: Mutex::new(Some(requests)),
             signal: Arc::default(),
+            room,
         });
         let options = &core.turns.store().options;
         let (tables, signal) = (&core.tables.0, &core.signal);
@@ -164,14 +166,15 @@ impl Backend for Postgres {
 
     fn append(&self, proposal: Proposal) -> Result<Landed> {
         let ticket: Arc<Ticket> = Arc::default();
-        let joined = self.core.submit(proposal, &ticket)?;
+        let submitted = self.core.submit(proposal, &ticket);
+        let joined = self.core.tables.0.pool.block_on(submitted)?;
         ticket.wait(&joined)
     }
 
     fn append_async(&self, proposal: Proposal) -> Landing<'_> {
         Box::pin(async move {
             let ticket: Arc<Ticket> = Arc::default();
-            self.core.submit(proposal, &ticket)?;
+            self.core.submit(proposal, &ticket).await?;
             poll_fn(|context| ticket.poll(context)).await
         })
     }
@@ -187,8 +190,13 @@ impl Backend for Postgres {
         Ok((last_id > EventId::from_u128(0)).then_some(last_id))
     }
 
+    /// It commits: there has to be a primary, and a quorum.
     fn health(&self) -> Result<()> {
-        self.core.shard().map(drop)
+        self.core.tables.0.pool.check_commits()
+    }
+
+    fn check_usable(&self) -> Result<()> {
+        Ok(())
     }
 
     fn stats(&self) -> Stats {
@@ -220,7 +228,8 @@ impl Backend for Postgres {
         }
     }
 
-    /// It is done on the thread of the caller, session by session.
+    /// It is done on the thread of the caller, session by session. The pages are vacuumed at the
+    /// end, which PostgreSQL does by itself later.
     fn compact(
         &self,
         progress: &mut dyn FnMut(CompactProgress) -> ControlFlow<()>,
@@ -232,6 +241,7 @@ impl Backend for Postgres {
             is_open && progress(CompactProgress::default()).is_continue()
         };
         upkeep::erase(core, u64::MAX, &mut goes_on)?;
+        upkeep::vacuum(core)?;
         Ok(Compacted {
             bytes_before,
             bytes_after: core.size()?,

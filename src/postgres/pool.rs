@@ -14,6 +14,7 @@ use std::time::Duration;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use futures_util::future::{join, join_all};
 use tokio::runtime::Handle;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
@@ -32,6 +33,9 @@ const READ_WITHIN: Duration = Duration::from_secs(30);
 /// How long a read may wait for a connection and for rows, at least. Less is too little to make a
 /// connection in.
 const WAIT_MIN: Duration = Duration::from_secs(2);
+
+/// How long a commit may take that shows whether appends can land.
+const COMMIT_WITHIN: Duration = Duration::from_secs(2);
 
 /// The pause after a connection failed.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -308,6 +312,34 @@ impl Pool {
                 Err(error)
             }
         }
+    }
+
+    /// Makes a commit, and checks that it is kept.
+    pub(super) fn check_commits(&self) -> Result<()> {
+        let source = match self.block_on(self.commit_once()) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) if !Site::may_pass(&error) => return Err(error),
+            Ok(Err(error)) => Some(Arc::new(error)),
+            Err(_elapsed) => None,
+        };
+        Err(Error::Stalled {
+            waited: COMMIT_WITHIN,
+            source,
+        })
+    }
+
+    async fn commit_once(&self) -> Result<Result<()>, Elapsed> {
+        let limit = Instant::now() + COMMIT_WITHIN;
+        let reader = match timeout_at(limit, self.readers.get()).await? {
+            Ok(reader) => reader,
+            Err(managed::PoolError::Backend(error)) => return Ok(Err(error)),
+            Err(error) => return Ok(Err(self.site.io("commit to", error.to_string()))),
+        };
+        let committed = timeout_at(limit, reader.link.commit_alone(&self.site, BARRIER)).await;
+        if !matches!(committed, Ok(Ok(()))) {
+            drop(Object::take(reader));
+        }
+        committed
     }
 
     /// How long a later statement of a read may take.

@@ -42,7 +42,7 @@ CREATE TABLE record (
     last_seq   bigint NOT NULL,         -- the one before first_seq without events
     key        bytea,                   -- a hash of its idempotency key
     record     bytea  NOT NULL
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.02); -- so that what was erased leaves its pages
 ALTER TABLE record ALTER record SET COMPRESSION lz4;
 -- A seq is given once. A fault of ours is an error here, and never a second event.
 CREATE UNIQUE INDEX record_place ON record (session, generation, first_seq) WHERE last_seq >= first_seq;

@@ -94,11 +94,12 @@ pub(super) const ERASABLE_CHANGES: &str = "SELECT last_id, record FROM record WH
     AND last_id > $2 AND generation < $3::int ORDER BY generation, last_id LIMIT $4";
 pub(super) const AT_OR_AFTER_WITH_ID: &str =
     "SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
-pub(super) const ERASE: &str = "DELETE FROM record WHERE last_id = $1";
+pub(super) const ERASE: &str = "DELETE FROM record WHERE last_id = ANY($1::uuid[])";
 pub(super) const REPLACE: &str = "UPDATE record SET last_id = $2, base_id = $3, first_seq = $4, \
     last_seq = $5, key = $6, record = $7 WHERE last_id = $1";
 pub(super) const NOTE_ERASED: &str =
     "UPDATE shard SET erased_through = greatest(erased_through, $2) WHERE shard = $1";
+pub(super) const VACUUM: &str = "VACUUM record";
 pub(super) const ERASED: &str = "DELETE FROM removal WHERE name = $1 AND id <= $2";
 
 /// The lists of sessions, in each order and direction, after a position.

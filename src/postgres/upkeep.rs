@@ -40,6 +40,9 @@ const WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY_MIN: Duration = Duration::from_millis(20);
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(10);
 
+/// The pause before each transaction that erases, for the appends that wait for the lock.
+const ERASE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Runs the background thread until the log stops.
 pub(super) fn run(core: &Core) {
     let options = &core.turns.store().options;
@@ -64,7 +67,7 @@ pub(super) fn run(core: &Core) {
         let half = u64::try_from(options.erase_within.as_millis() / 2).unwrap_or(u64::MAX);
         let now = core.turns.store().now_ms();
         drop(now.and_then(|now| {
-            let goes_on = &mut || signal.check_stop().is_ok();
+            let goes_on = &mut || signal.pause(ERASE_PAUSE, |_orders| false).is_ok();
             erase(core, now.saturating_sub(half), goes_on)
         }));
     }
@@ -123,6 +126,16 @@ pub(super) fn erase(
     Ok(())
 }
 
+/// Makes room of what was erased.
+pub(super) fn vacuum(core: &Core) -> Result<()> {
+    let tables = &core.tables.0;
+    tables.pool.block_on(async {
+        let link = tables.site.connect(|| None).await?;
+        let vacuumed = link.client.batch_execute(sql::VACUUM).await;
+        vacuumed.map_err(|error| tables.site.error("vacuum", &error))
+    })
+}
+
 /// Connects, and commits once: what is seen is then on a quorum.
 async fn connected(site: &Arc<Site>) -> Result<Link> {
     let link = site.connect(|| None).await?;
@@ -139,6 +152,22 @@ enum Part {
     Changes(Id),
     /// The one that holds an event, which was redacted.
     Event(Id),
+}
+
+/// What has to go of some records.
+#[derive(Default)]
+struct Found {
+    gone: Vec<Id>,
+    /// What is kept of the others.
+    parts: Vec<(Id, Box<Record>)>,
+    /// Where to look next.
+    next: Option<Part>,
+}
+
+impl Found {
+    fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.parts.is_empty()
+    }
 }
 
 /// Erases what was removed from one session.
@@ -164,8 +193,14 @@ impl Eraser<'_> {
         Ok(true)
     }
 
-    /// Looks at some records in one transaction. Returns where it goes on.
+    /// Erases what has to go of some records, in one transaction. Returns where it goes on.
+    ///
+    /// The first look is without the lock. Most find nothing to do, such as what was erased before.
     fn erase_part(&self, part: Part) -> Result<Option<Part>> {
+        let found = self.look(part)?;
+        if found.is_empty() {
+            return Ok(found.next);
+        }
         self.batch("BEGIN")?;
         // After an error the connection is not used again.
         let next = self.erase_locked(part)?;
@@ -180,12 +215,28 @@ impl Eraser<'_> {
         let locked = self.query(sql::LOCK, &[&SHARD])?;
         let locked = locked.first().ok_or(Error::Closed)?;
         check_format(&self.core.tables.0.site, locked)?;
+        let found = self.look(part)?;
+        let parts = found.parts.iter().map(|(id, _)| id.0);
+        let erased = found.gone.iter().map(|id| id.0).chain(parts).max();
+        if !found.gone.is_empty() {
+            self.execute(sql::ERASE, &[&found.gone])?;
+        }
+        for (id, kept) in &found.parts {
+            self.put(*id, kept)?;
+        }
+        if let Some(erased) = erased {
+            self.execute(sql::NOTE_ERASED, &[&SHARD, &Id(erased)])?;
+        }
+        Ok(found.next)
+    }
+
+    /// Looks what has to go of some records.
+    fn look(&self, part: Part) -> Result<Found> {
         let store = self.core.turns.store();
         let state = store.state(self.session)?;
         let rows = self.rows(part, &state)?;
         let mut keep = Keep::of(store, self.session)?;
-        let mut erased = EventId::from_u128(0);
-        let mut next = None;
+        let mut found = Found::default();
         for row in &rows {
             let id: Id = row.get(0);
             let record = self.core.tables.0.record(row.get(1))?;
@@ -193,26 +244,23 @@ impl Eraser<'_> {
                 // The event was erased, and this is what came after it.
                 continue;
             }
-            next = Some(match part {
+            found.next = Some(match part {
                 Part::Events(..) => {
                     Part::Events(record.generation.cast_signed(), record.first.cast_signed())
                 }
                 _ => Part::Changes(id),
             });
             let kept = keep.record(store, &record)?;
-            let kept = kept.map_err(|fault| self.core.tables.0.fault(fault))?;
-            match kept {
-                Kept::Whole => continue,
-                Kept::Nothing => self.execute(sql::ERASE, &[&id])?,
-                Kept::Part(part) => self.put(id, &part)?,
+            match kept.map_err(|fault| self.core.tables.0.fault(fault))? {
+                Kept::Whole => {}
+                Kept::Nothing => found.gone.push(id),
+                Kept::Part(part) => found.parts.push((id, part)),
             }
-            erased = erased.max(id.0);
         }
-        if erased > EventId::from_u128(0) {
-            self.execute(sql::NOTE_ERASED, &[&SHARD, &Id(erased)])?;
+        if matches!(part, Part::Event(_)) || rows.len() < RECORDS_AT_ONCE as usize {
+            found.next = None;
         }
-        let is_over = matches!(part, Part::Event(_)) || rows.len() < RECORDS_AT_ONCE as usize;
-        Ok(next.filter(|_| !is_over))
+        Ok(found)
     }
 
     /// Returns rows of which something may have to go.

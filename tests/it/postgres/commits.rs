@@ -1,14 +1,18 @@
 //! Groups in doubt, groups with a batch that cannot be stored, and outages.
 
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use sessionlog::Error;
 
 use super::proxy::{Fault, Proxy};
-use super::schema;
+use super::{Schema, schema};
 use crate::support::{
     append_notes, assert_dense, assert_error, eventually, in_time, note, notes, read_all, session,
 };
@@ -21,6 +25,19 @@ const DIES_AT_COMMIT: &str = "CREATE SEQUENCE deaths; \
     RETURN NULL; END $$; \
     CREATE CONSTRAINT TRIGGER die AFTER INSERT ON record DEFERRABLE INITIALLY DEFERRED \
     FOR EACH ROW EXECUTE FUNCTION die()";
+
+impl Schema {
+    fn lock_shard_for_a_second(&self) {
+        self.ask("BEGIN; SELECT 1 FROM shard FOR UPDATE; SELECT pg_sleep(1); ROLLBACK");
+    }
+
+    fn await_lock(&self) {
+        eventually("the shard is locked", || {
+            let free = "SELECT count(*) FROM (SELECT FROM shard FOR UPDATE SKIP LOCKED) s";
+            self.ask(free) == ["0"]
+        });
+    }
+}
 
 /// The clocks stand still, so the IDs of both servers count on from the same one.
 #[test]
@@ -91,6 +108,75 @@ fn the_key_of_a_trimmed_batch_can_be_used_again() {
     assert!(keyed("fresh").unwrap().replayed);
 }
 
+/// A task that was dropped while it waits for room leaves nothing behind.
+#[test]
+fn no_more_waits_for_its_turn_than_a_few_groups() {
+    let Some(schema) = schema() else { return };
+    let options = schema.options().stall_wait(Duration::from_mins(1));
+    let log = options
+        .group_bytes_max(64 * 1024)
+        .connect(&schema.url)
+        .unwrap();
+    append_notes(&log, &session("before"), "n", 1);
+    let id = session("s");
+    thread::scope(|scope| {
+        scope.spawn(|| schema.lock_shard_for_a_second());
+        schema.await_lock();
+        let context = &mut Context::from_waker(Waker::noop());
+        for _ in 0..200 {
+            let append = pin!(log.append_async(&id, note("x".repeat(16 * 1024))));
+            assert!(append.poll(context).is_pending());
+        }
+    });
+    append_notes(&log, &id, "after", 1);
+    let landed = read_all(&log, &id).len();
+    assert!((1..40).contains(&landed), "{landed} of 200");
+}
+
+#[test]
+fn health_tells_that_no_commit_can_land() {
+    let Some(schema) = schema() else { return };
+    let proxy = Proxy::new(&schema.url);
+    let log = schema.options().connect(&proxy.url(&schema.url)).unwrap();
+    log.health().unwrap();
+    proxy.set(Fault::Silent);
+    let (log, told) = in_time("health", move || {
+        let told = log.health();
+        (log, told)
+    });
+    assert_error!(told, Error::Stalled { .. });
+    proxy.set(Fault::None);
+    eventually("health comes back", || log.health().is_ok());
+}
+
+#[test]
+fn what_was_erased_is_not_written_again() {
+    let Some(schema) = schema() else { return };
+    let log = schema.open();
+    let id = session("s");
+    let events = ["amber", "birch", "cedar"].map(|tag| append_notes(&log, &id, tag, 1).remove(0));
+    let written =
+        || schema.ask("SELECT xmin FROM record WHERE last_seq >= first_seq ORDER BY last_id");
+    let erase = |nth: usize| {
+        log.redact(events[nth].id, "asked for").unwrap();
+        log.compact(|_progress| ControlFlow::Continue(())).unwrap();
+        written()
+    };
+    let before = written();
+    let first = erase(0);
+    assert!(
+        first[0] != before[0] && first[1..] == before[1..],
+        "{first:?}"
+    );
+    let second = erase(1);
+    assert!(second[0] == first[0] && second[1] != first[1], "{second:?}");
+    for (word, times) in [("amber", "0"), ("birch", "0"), ("cedar", "1")] {
+        let holding = format!("position('{word}'::bytea IN record) > 0");
+        let count = format!("SELECT count(*) FROM record WHERE {holding}");
+        assert_eq!(schema.ask(&count), [times], "{word}");
+    }
+}
+
 /// Those who share a group with it are not told of its error.
 #[test]
 fn a_batch_that_cannot_be_stored_fails_alone() {
@@ -111,13 +197,8 @@ fn a_batch_that_cannot_be_stored_fails_alone() {
     );
     let told: Vec<_> = thread::scope(|scope| {
         // While the shard is locked, all that comes forms one group behind the first.
-        scope.spawn(|| {
-            schema.ask("BEGIN; SELECT 1 FROM shard FOR UPDATE; SELECT pg_sleep(1); ROLLBACK");
-        });
-        eventually("the shard is locked", || {
-            let free = "SELECT count(*) FROM (SELECT FROM shard FOR UPDATE SKIP LOCKED) s";
-            schema.ask(free) == ["0"]
-        });
+        scope.spawn(|| schema.lock_shard_for_a_second());
+        schema.await_lock();
         let appends: Vec<_> = (0..9)
             .map(|nth| {
                 let data = if nth == 4 {
