@@ -54,8 +54,20 @@ impl Schema {
     }
 
     fn serve(&self) -> Served {
-        let words = ["serve", "--listen", "127.0.0.1:0", "--postgres", &self.url];
-        let mut child = command(self.with(&words))
+        Served::begin(&self.with(&["--postgres", &self.url]))
+    }
+}
+
+/// A server on a schema, or on a folder.
+struct Served {
+    child: Child,
+    url: String,
+}
+
+impl Served {
+    fn begin(place: &[&str]) -> Self {
+        let mut child = command(["serve", "--listen", "127.0.0.1:0"])
+            .args(place)
             .env("SESSIONLOG_API_KEY", CLIENT_KEY)
             .env("SESSIONLOG_WORKER_KEY", WORKER_KEY)
             .stderr(Stdio::null())
@@ -67,17 +79,33 @@ impl Schema {
             .unwrap();
         let url = line.trim().rsplit(' ').next().unwrap().to_owned();
         assert!(url.starts_with("http://"), "{line:?}");
-        Served { child, url }
+        Self { child, url }
     }
-}
 
-/// A server on a schema.
-struct Served {
-    child: Child,
-    url: String,
-}
+    fn append(&self, session: &str, note: u64) {
+        let line = format!("{{\"type\":\"note\",\"data\":{note}}}");
+        finished(&mut self.command(&["append", session]), &line).ok();
+    }
 
-impl Served {
+    /// Follows a session as a client that reconnects. It waits for so many events.
+    fn follow(&self, session: &str, after: Option<&str>, count: usize) -> Vec<Frame> {
+        let url = format!("{}/v1/sessions/{session}/stream", self.url);
+        let mut call = ureq::get(url).header("authorization", format!("Bearer {CLIENT_KEY}"));
+        if let Some(after) = after {
+            call = call.header("Last-Event-ID", after);
+        }
+        let body = call.call().unwrap().into_body();
+        let lines = BufReader::new(body.into_reader()).lines();
+        let mut id = None;
+        let frames = lines.filter_map(|line| {
+            let line = line.unwrap();
+            id = line.strip_prefix("id: ").map(str::to_owned).or(id.take());
+            let data = line.strip_prefix("data: ").filter(|_| id.is_some())?;
+            Some((id.take()?, data.to_owned()))
+        });
+        frames.take(count).collect()
+    }
+
     fn command(&self, words: &[&str]) -> Command {
         let mut command = command(words);
         command
@@ -93,6 +121,9 @@ impl Drop for Served {
         let _gone = self.child.wait();
     }
 }
+
+/// The ID and the data of an event.
+type Frame = (String, String);
 
 /// The records and states of an export: what counts, however it is cut into parts.
 fn content(export: &str) -> Vec<Value> {
@@ -196,12 +227,43 @@ fn appends_and_retries_go_on_where_a_log_moved_to() {
 }
 
 #[test]
+fn a_client_that_follows_sees_a_move_as_a_pause() {
+    let Some(schema) = Schema::new() else { return };
+    let parent = tempfile::tempdir().unwrap();
+    let [folder, back] = ["log", "back"].map(|name| parent.path().join(name));
+    let mut all = Vec::new();
+    let mut follow_on = |server: Served, first: u64| {
+        for note in first..first + 3 {
+            server.append("s", note);
+        }
+        let after = all.last().map(|(id, _): &Frame| id.clone());
+        all.extend(server.follow("s", after.as_deref(), 3));
+        // As a client does that has lost the answers to all of it.
+        assert_eq!(server.follow("s", None, all.len()), all);
+        for (nth, (id, _)) in all.iter().enumerate().take(all.len() - 1) {
+            assert_eq!(server.follow("s", Some(id), 1), [all[nth + 1].clone()]);
+        }
+    };
+    follow_on(Served::begin(&[text(&folder)]), 0);
+    run_with(
+        schema.with(&["import", "--to", &schema.url]),
+        &export_of(&folder),
+    )
+    .ok();
+    follow_on(schema.serve(), 3);
+    run_with(["import", text(&back)], &schema.export()).ok();
+    follow_on(Served::begin(&[text(&back)]), 6);
+    let data = |(_, data): &Frame| serde_json::from_str::<Value>(data).unwrap()["data"].as_u64();
+    let told: Vec<_> = all.iter().map(data).collect();
+    assert_eq!(told, (0..9).map(Some).collect::<Vec<_>>());
+}
+
+#[test]
 fn servers_on_postgres_are_one_service() {
     let Some(schema) = Schema::new() else { return };
     let servers = [schema.serve(), schema.serve()];
-    for (nth, server) in servers.iter().enumerate() {
-        let note = format!("{{\"type\":\"note\",\"data\":{nth}}}");
-        finished(&mut server.command(&["append", "s"]), &note).ok();
+    for (nth, server) in (0..).zip(&servers) {
+        server.append("s", nth);
     }
     for server in &servers {
         let shown = server.command(&["show", "s", "--json"]).output().unwrap();
