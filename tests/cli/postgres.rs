@@ -244,7 +244,7 @@ fn a_client_that_follows_sees_a_move_as_a_pause() {
             assert_eq!(server.follow("s", Some(id), 1), [all[nth + 1].clone()]);
         }
     };
-    follow_on(Served::begin(&[text(&folder)]), 0);
+    follow_on(Served::begin(&["--data", text(&folder)]), 0);
     run_with(
         schema.with(&["import", "--to", &schema.url]),
         &export_of(&folder),
@@ -252,7 +252,7 @@ fn a_client_that_follows_sees_a_move_as_a_pause() {
     .ok();
     follow_on(schema.serve(), 3);
     run_with(["import", text(&back)], &schema.export()).ok();
-    follow_on(Served::begin(&[text(&back)]), 6);
+    follow_on(Served::begin(&["--data", text(&back)]), 6);
     let data = |(_, data): &Frame| serde_json::from_str::<Value>(data).unwrap()["data"].as_u64();
     let told: Vec<_> = all.iter().map(data).collect();
     assert_eq!(told, (0..9).map(Some).collect::<Vec<_>>());
