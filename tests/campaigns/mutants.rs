@@ -243,8 +243,8 @@ const MUTANTS: &[Mutant] = &[
         name: "a fork shows what its parent appended later",
         edits: &[(
             "src/read/store.rs",
-            "piece.generation, piece.through, entry)",
-            "piece.generation, Seq::MAX, entry)",
+            "through: piece.through,",
+            "through: Seq::MAX,",
         )],
         test: LIFECYCLE,
         target: INTEGRATION,
