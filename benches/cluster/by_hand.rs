@@ -80,8 +80,8 @@ impl Connection {
         let prepare = async |text: &str| client.prepare(text).await.unwrap();
         Self {
             lock: prepare(
-                "UPDATE session SET last_seq = last_seq + $2, last_id = $3::text::uuid WHERE session = $1 \
-                 RETURNING last_seq",
+                "UPDATE session SET last_seq = last_seq + $2, last_id = $3::text::uuid \
+                 WHERE session = $1 RETURNING last_seq",
             )
             .await,
             insert: prepare(
@@ -106,13 +106,9 @@ impl Connection {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let at_ms = i64::try_from(at.as_millis()).unwrap();
         // IDs rise as those of the log do.
+        let base = at.as_millis() << 80 | u128::from(nth) << 16;
         let ids: Vec<String> = (0..case.events)
-            .map(|event| {
-                format!(
-                    "{:032x}",
-                    at.as_millis() << 80 | u128::from(nth) << 16 | event as u128
-                )
-            })
+            .map(|event| format!("{:032x}", base | event as u128))
             .collect();
         let events: Vec<&[u8]> = (0..case.events)
             .map(|event| data(nth, event, EVENT_BYTES))

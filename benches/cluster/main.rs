@@ -2,7 +2,7 @@
 //! them, in slices that alternate, the same appends by hand, and bare commits of one connection.
 //!
 //! ```text
-//! cargo bench -p sessionlog-cluster-bench [-- SECONDS ROUNDS]
+//! cargo bench -p sessionlog-cluster-bench [-- SECONDS ROUNDS [APPENDERS]]
 //! ```
 //!
 //! It makes three nodes on this machine and destroys them, or measures the server at
@@ -87,13 +87,16 @@ fn main() {
         clippy::cast_sign_loss,
         reason = "a small number"
     )]
-    let rounds = numbers.get(1).copied().unwrap_or(rounds) as usize;
+    let (rounds, only) = (
+        numbers.get(1).copied().unwrap_or(rounds) as usize,
+        numbers.get(2).map(|appenders| *appenders as usize),
+    );
     let Some(nodes) = Nodes::get() else {
         println!("skipped: PostgreSQL is not installed");
         return;
     };
     let runtime = Runtime::new().unwrap();
-    measure(&nodes, &runtime, seconds, rounds);
+    measure(&nodes, &runtime, seconds, rounds, only);
     if nodes.may_fail() {
         failover::measure(&nodes, &runtime, (2.0 * seconds).min(2.0));
     } else {
@@ -101,7 +104,7 @@ fn main() {
     }
 }
 
-fn measure(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize) {
+fn measure(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize, only: Option<usize>) {
     let contest = Contest::open(nodes, runtime);
     let mut table = Table::new(&[
         "appenders",
@@ -135,6 +138,9 @@ fn measure(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize) {
     ];
     for kind in kinds {
         for &appenders in appenders() {
+            if only.is_some_and(|only| only != appenders) {
+                continue;
+            }
             let case = Case { appenders, ..kind };
             let row = contest.row(runtime, case, seconds, rounds);
             eprintln!("{}", row.join(" | "));
