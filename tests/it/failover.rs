@@ -19,6 +19,8 @@ use crate::support::{
     Place, assert_dense, eventually, feed_all, folder, note, read_all, schema_of, session,
 };
 
+mod moments;
+
 const RUNS: Runs = Runs {
     quick: 5,
     full: 200,

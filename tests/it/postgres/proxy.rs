@@ -40,6 +40,8 @@ pub(super) enum Fault {
     /// The first request with this text reaches the server. Once that has had the time to carry it
     /// out, the client gets an error that ends its connection instead of an answer.
     Verdict(&'static str),
+    /// Requests with this text do not get through.
+    Lost(&'static str),
 }
 
 impl Proxy {
@@ -110,9 +112,7 @@ impl Shared {
             let Fault::Verdict(text) = fault else {
                 return false;
             };
-            let is_it = bytes
-                .windows(text.len())
-                .any(|part| part == text.as_bytes());
+            let is_it = contains(bytes, text);
             mute.fetch_or(is_it, Ordering::SeqCst);
             is_it
         });
@@ -149,8 +149,9 @@ impl Shared {
             if is_over && count > 0 {
                 state.fault = Fault::None;
             }
+            let is_lost = matches!(state.fault, Fault::Lost(text) if contains(bytes, text));
             drop(state);
-            if !is_mute.load(Ordering::SeqCst) {
+            if !is_lost && !is_mute.load(Ordering::SeqCst) {
                 to.write_all(bytes)?;
             }
             if is_over {
@@ -158,6 +159,12 @@ impl Shared {
             }
         }
     }
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes
+        .windows(text.len())
+        .any(|part| part == text.as_bytes())
 }
 
 /// An error that ends a connection, as the server would send it.

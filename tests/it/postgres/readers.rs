@@ -61,6 +61,27 @@ fn a_feed_waits_at_an_end_that_was_erased() {
     assert_eq!(take_events(&mut feed, 1), next);
 }
 
+/// Each server looks for news by itself, too.
+#[test]
+fn news_come_also_if_the_bell_for_them_is_lost() {
+    let Some(schema) = schema() else { return };
+    let proxy = Proxy::new(&schema.url);
+    let url = proxy.url(&schema.url);
+    let (one, two) = (schema.options().connect(&url).unwrap(), schema.open());
+    let id = session("s");
+    let before = append_notes(&one, &id, "before", 1);
+    let mut stream = two.stream(&id, StartAt::Beginning).unwrap();
+    let mut feed = two.feed().unwrap();
+    assert_eq!(take_events(&mut stream, 1), before);
+    assert_eq!(take_events(&mut feed, 1), before);
+    // The bells for what was before are over.
+    thread::park_timeout(Duration::from_millis(500));
+    proxy.set(Fault::Lost("NOTIFY"));
+    let news = append_notes(&one, &id, "news", 2);
+    assert_eq!(take_events(&mut stream, 2), news);
+    assert_eq!(take_events(&mut feed, 2), news);
+}
+
 /// Nobody reads for a stream while there is nothing to read from.
 #[test]
 fn a_stream_that_waits_hears_nothing_of_an_outage() {
