@@ -91,6 +91,11 @@ fn main() {
         trial("campaign_soak", soak::campaign, None),
         trial("campaign_mutants", mutants::campaign, full_tier_only()),
         trial(
+            "campaign_mutants_on_postgres",
+            mutants::campaign_on_postgres,
+            full_tier_only().or_else(mutants::obstacle_on_postgres),
+        ),
+        trial(
             "campaign_mutants_can_be_made",
             mutants::campaign_of_edits,
             None,

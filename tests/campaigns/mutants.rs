@@ -6,10 +6,14 @@
 use std::path::Path;
 use std::process::Command;
 
+use self::postgres::{Nodes, OF_POSTGRES, ON_POSTGRES};
 use super::support::report::{Report, tell};
 use super::{nested, root};
 
+mod postgres;
+
 /// A change of the source, and the test that must notice it.
+#[derive(Clone, Copy)]
 struct Mutant {
     name: &'static str,
     /// Files, the text that each has exactly once, and its replacement.
@@ -302,7 +306,27 @@ const MUTANTS: &[Mutant] = &[
 ];
 
 pub(crate) fn campaign() {
-    on_each("mutants", |mutant, folder| {
+    must_be_noticed("mutants", MUTANTS);
+}
+
+/// The same of the engine on PostgreSQL, whose tests need nodes.
+pub(crate) fn campaign_on_postgres() {
+    must_be_noticed("mutants on PostgreSQL", OF_POSTGRES);
+}
+
+pub(crate) fn obstacle_on_postgres() -> Option<String> {
+    Nodes::obstacle(&root())
+}
+
+/// Checks that the source still has each text to be replaced.
+pub(crate) fn campaign_of_edits() {
+    let all = [MUTANTS, OF_POSTGRES].concat();
+    let nothing = |_: &Mutant, _: &Path| ();
+    on_each("mutants, as far as their edits go", &all, nothing);
+}
+
+fn must_be_noticed(campaign: &str, mutants: &[Mutant]) {
+    on_each(campaign, mutants, |mutant, folder| {
         assert!(!mutant.passes(folder), "no test noticed");
         tell(&format!(
             "  in which {}: {} turned red\n",
@@ -311,17 +335,12 @@ pub(crate) fn campaign() {
     });
 }
 
-/// Checks that the source still has each text to be replaced.
-pub(crate) fn campaign_of_edits() {
-    on_each("mutants, as far as their edits go", |_mutant, _folder| ());
-}
-
-/// Builds and tests every mutant, one after the other, in a copy of the source.
-fn on_each(campaign: &str, look: impl Fn(&Mutant, &Path)) {
-    let mut report = Report::new(campaign, 0, MUTANTS.len() as u64);
+/// Builds and tests mutants, one after the other, in a copy of the source.
+fn on_each(campaign: &str, mutants: &[Mutant], look: impl Fn(&Mutant, &Path)) {
+    let mut report = Report::new(campaign, 0, mutants.len() as u64);
     let copy = tempfile::tempdir().expect("a folder");
     let source = root();
-    for mutant in MUTANTS {
+    for mutant in mutants {
         report.run(
             || format!("the mutant in which {}", mutant.name),
             || {
@@ -396,6 +415,10 @@ impl Mutant {
         } else {
             RUNS
         };
+        let nodes = (self.target == ON_POSTGRES).then(|| Nodes::create(folder));
+        if let Some(nodes) = &nodes {
+            nodes.tell(&mut tests);
+        }
         let tested = tests
             .arg(self.test)
             .env("SESSION_LOG_RUNS", runs)

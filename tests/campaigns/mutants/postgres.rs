@@ -1,0 +1,164 @@
+//! Mutants of the engine on PostgreSQL and of the script that promotes a standby.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use super::Mutant;
+
+/// The tests that need three nodes.
+pub(super) const ON_POSTGRES: &[&str] = &["--features", "postgres", "--test", "it"];
+
+pub(super) const OF_POSTGRES: &[Mutant] = &[
+    Mutant {
+        name: "a new connection commits nothing before it is read from",
+        edits: &[(
+            "src/postgres/pool.rs",
+            "        link.commit_alone(&self.site, BARRIER).await?;\n",
+            "",
+        )],
+        test: "failover::moments::what_a_primary_that_came_back_has_alone",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "nobody looks at the server's warnings",
+        edits: &[(
+            "src/postgres/connect.rs",
+            "if is_warning && is_of_wait {",
+            "if false && is_warning && is_of_wait {",
+        )],
+        test: "failover::an_append_whose_wait_for_the_standbys_is_cancelled",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "the shard's row is read without its lock",
+        edits: &[(
+            "src/postgres/sql.rs",
+            "FROM shard WHERE shard = $1 \\\n    FOR UPDATE\"",
+            "FROM shard WHERE shard = $1\"",
+        )],
+        test: "postgres::of_servers_that_expect_the_same_seq",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "the feed reads on from the present, and not from the shard's last ID",
+        edits: &[(
+            "src/postgres/reads.rs",
+            "return Ok(Some(row.get::<_, Id>(0).0));",
+            "let last_id = row.get::<_, Id>(0).0.to_u128();\n\
+             return Ok(Some(EventId::from_u128(last_id + (1 << 90))));",
+        )],
+        test: "postgres::what_one_server_appends_the_streams_of_another",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "who waits for news hears of them by notification alone",
+        edits: &[(
+            "src/postgres/news.rs",
+            "let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;",
+            "self.rung.notified().await;",
+        )],
+        test: "postgres::readers::news_come_also_if_the_bell",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "a group in doubt is committed again, and not asked for",
+        edits: &[(
+            "src/postgres/lane.rs",
+            "timeout_at(until, committer.was_committed(first)).await {",
+            "timeout_at(until, async { let _ = first; Ok(Outcome::Nothing) }).await {",
+        )],
+        test: "postgres::appends_go_on_when_connections_are_cut",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "standbys are compared before they are cut off",
+        edits: &[
+            (
+                "tests/postgres/cluster.sh",
+                "  for node in $others; do\n    follow \"$node\" ''\n    \
+                 sql \"$node\" \"SELECT pg_reload_conf()\" >/dev/null\n  done\n",
+                "",
+            ),
+            (
+                "tests/postgres/cluster.sh",
+                "    await 0 sql \"$node\" \"SELECT count(*) FROM pg_stat_wal_receiver\"\n",
+                "",
+            ),
+            (
+                "tests/postgres/cluster.sh",
+                "  sql \"$best\" \"SELECT pg_promote(true, 30)\" >/dev/null\n",
+                "  for node in $others; do\n    follow \"$node\" ''\n    \
+                 sql \"$node\" \"SELECT pg_reload_conf()\" >/dev/null\n    \
+                 await 0 sql \"$node\" \"SELECT count(*) FROM pg_stat_wal_receiver\"\n  done\n  \
+                 sql \"$best\" \"SELECT pg_promote(true, 30)\" >/dev/null\n",
+            ),
+        ],
+        test: "failover::moments::what_is_acknowledged_while_standbys_are_compared",
+        target: ON_POSTGRES,
+    },
+];
+
+/// The script that makes the nodes.
+const SCRIPT: &str = "tests/postgres/cluster.sh";
+
+/// How it says that PostgreSQL is not installed.
+const NOT_INSTALLED: i32 = 69;
+
+/// Three nodes, by the script of the mutant.
+pub(super) struct Nodes {
+    script: PathBuf,
+}
+
+impl Nodes {
+    /// Returns why there can be none here, if so.
+    pub(super) fn obstacle(source: &Path) -> Option<String> {
+        let asked = Command::new("bash").arg(source.join(SCRIPT)).output();
+        let code = asked.expect("bash").status.code();
+        (code == Some(NOT_INSTALLED)).then(|| "PostgreSQL is not installed".to_owned())
+    }
+
+    pub(super) fn create(of: &Path) -> Self {
+        let nodes = Self {
+            script: of.join(SCRIPT),
+        };
+        nodes.run(&["create", "3"]);
+        nodes
+    }
+
+    /// Tells tests where the nodes are.
+    pub(super) fn tell(&self, tests: &mut Command) {
+        let url = self.run(&["url"]).stdout;
+        tests
+            .envs(Self::place())
+            .env("SESSION_LOG_POSTGRES_CLUSTER", &self.script)
+            .env(
+                "SESSION_LOG_POSTGRES_URL",
+                String::from_utf8_lossy(&url).trim(),
+            );
+    }
+
+    /// They are beside those of other tests, and PostgreSQL may run as another user.
+    fn place() -> [(&'static str, String); 2] {
+        let root = format!("sessionlog-mutants-{}", std::process::id());
+        let root = std::env::temp_dir().join(root);
+        [
+            ("SESSIONLOG_PG_ROOT", root.display().to_string()),
+            ("SESSIONLOG_PG_PORT", "5841".to_owned()),
+        ]
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let mut script = Command::new("bash");
+        script.arg(&self.script).args(words).envs(Self::place());
+        let done = script.output().expect("bash");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{words:?}: {said}");
+        done
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        self.run(&["destroy"]);
+    }
+}
