@@ -1,23 +1,32 @@
-//! A log on three nodes while these die, freeze, start again and change places.
+//! A log on three nodes while these die, freeze, start again, change places and lose each other, and
+//! while servers are killed.
 //!
-//! The campaign needs the nodes that `tests/postgres/cluster.sh create 3` makes, and the path of
-//! that script in `SESSION_LOG_POSTGRES_CLUSTER`. Without it, it is skipped and says so.
+//! The campaign needs the nodes that `tests/postgres/cluster.sh create 3 --netns` makes, and the path
+//! of that script in `SESSION_LOG_POSTGRES_CLUSTER`. Without it, it is skipped and says so. Without
+//! network namespaces the rounds that need them are.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use sessionlog::{
-    Batch, Error, Event, EventId, Options, RecvTimeout, SessionId, SessionLog, StartAt,
-};
+use sessionlog::{Error, Event, EventId, Options, SessionId, SessionLog};
 
-use crate::report::{Report, Runs, seed};
-use crate::support::{
-    Place, assert_dense, eventually, feed_all, folder, note, read_all, schema_of, session,
-};
+use self::faults::{FAULTS, Fault, Scene};
+use self::ledger::{Attempt, Past, Stored, Told, data_of};
+use self::nodes::Cluster;
+use self::reader::{Ends, Followed, check_shown, look};
+use self::writer::{Writer, own_session, shared_sessions};
+use crate::report::{Dice, Report, Runs, seed};
+use crate::support::{Place, eventually, folder, note, schema_of, session};
+
+mod child;
+mod faults;
+mod ledger;
+mod nodes;
+mod reader;
+mod writer;
 
 mod moments;
 
@@ -26,7 +35,6 @@ const RUNS: Runs = Runs {
     full: 200,
 };
 
-const SESSIONS: usize = 4;
 const WRITERS: usize = 8;
 
 /// How long appends go on before and after each fault.
@@ -36,170 +44,285 @@ const AFTER: Duration = Duration::from_secs(1);
 /// How long a round may take to come to rest.
 const REST: Duration = Duration::from_mins(1);
 
-/// What befalls the nodes.
-#[derive(Debug, Clone, Copy)]
-enum Fault {
-    /// The primary dies, and the better of the others takes its place.
-    Kill,
-    /// The primary freezes, another takes its place, and it comes back.
-    Freeze,
-    /// The primary dies and starts again.
-    Restart,
-    /// A standby dies. The other is a quorum.
-    Standby,
-    /// Both standbys freeze: nothing is acknowledged until one is back.
-    NoQuorum,
-}
-
-const FAULTS: [Fault; 5] = [
-    Fault::Kill,
-    Fault::Freeze,
-    Fault::Restart,
-    Fault::Standby,
-    Fault::NoQuorum,
-];
-
-/// The nodes, by the script that runs them. One test at a time has them.
-struct Cluster(
-    String,
-    #[allow(dead_code, reason = "held")] MutexGuard<'static, ()>,
-);
-
-impl Cluster {
-    /// The nodes, or `None` without a script.
-    fn get() -> Option<Self> {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let Ok(script) = std::env::var("SESSION_LOG_POSTGRES_CLUSTER") else {
-            eprintln!("skipped: SESSION_LOG_POSTGRES_CLUSTER names no script of a cluster");
-            return None;
-        };
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let cluster = Self(script, alone);
-        cluster.rest();
-        Some(cluster)
-    }
-
-    fn run(&self, words: &[&str]) -> String {
-        let output = Command::new("bash").arg(&self.0).args(words).output();
-        let output = output.unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{words:?}: {said}");
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    }
-
-    fn primary(&self) -> String {
-        let status = self.run(&["status"]);
-        let line = status.lines().find(|line| line.contains(": primary"));
-        let line = line.unwrap_or_else(|| panic!("no primary: {status}"));
-        line[1..2].to_owned()
-    }
-
-    fn standbys(&self) -> Vec<String> {
-        let primary = self.primary();
-        let nodes = ["1", "2", "3"].map(str::to_owned);
-        nodes.into_iter().filter(|node| *node != primary).collect()
-    }
-
-    /// Waits until both standbys follow.
-    fn rest(&self) {
-        let primary = self.primary();
-        let both = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
-        let until = Instant::now() + REST;
-        while self.run(&["sql", &primary, both]) != "2" {
-            assert!(Instant::now() < until, "{}", self.run(&["status"]));
-            sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Lets a fault befall the nodes, and brings all of them back. `acked` counts appends.
-    fn befall(&self, fault: Fault, acked: &AtomicU64) {
-        let primary = self.primary();
-        match fault {
-            Fault::Kill => {
-                self.run(&["kill", &primary]);
-                let next = self.run(&["promote", &primary]);
-                sleep(AFTER);
-                self.run(&["rejoin", &primary, &next]);
-            }
-            Fault::Freeze => {
-                self.run(&["freeze", &primary]);
-                let next = self.run(&["promote", &primary]);
-                sleep(AFTER);
-                self.run(&["thaw", &primary]);
-                sleep(AFTER);
-                self.run(&["kill", &primary]);
-                self.run(&["rejoin", &primary, &next]);
-            }
-            Fault::Restart => {
-                self.run(&["kill", &primary]);
-                self.run(&["start", &primary]);
-            }
-            Fault::Standby => {
-                let standby = &self.standbys()[0];
-                self.run(&["kill", standby]);
-                sleep(AFTER);
-                self.run(&["start", standby]);
-            }
-            Fault::NoQuorum => {
-                let standbys = self.standbys();
-                for standby in &standbys {
-                    self.run(&["freeze", standby]);
-                }
-                // What was on its way to a standby may still be acknowledged.
-                sleep(AFTER / 2);
-                let before = acked.load(Ordering::SeqCst);
-                sleep(AFTER);
-                let meanwhile = acked.load(Ordering::SeqCst) - before;
-                for standby in &standbys {
-                    self.run(&["thaw", standby]);
-                }
-                assert_eq!(meanwhile, 0, "acknowledged without a quorum");
-            }
-        }
-    }
-}
-
-/// What the callers were told.
-#[derive(Default)]
-struct Told {
-    acked: Vec<Event>,
-    /// The data of appends of which it is not known whether they landed.
-    unconfirmed: BTreeSet<Vec<u8>>,
-}
+/// How long an append to the second server waits. It is shorter than some faults, so that callers
+/// are told of a stall or of doubt.
+const SHORT_WAIT: Duration = Duration::from_secs(3);
 
 #[test]
 fn a_failover_loses_nothing_and_doubles_nothing() {
     let Some(cluster) = Cluster::get() else {
         return;
     };
-    let place = folder();
-    let url = cluster.run(&["url"]);
-    let servers = [0, 1].map(|_| options(&place, REST).connect(&url).unwrap());
-    let mut report = Report::new("failover", seed(), RUNS.planned());
-    let mut all = Told::default();
+    let (place, url) = (folder(), cluster.run(&["url"]));
+    let mut campaign = Campaign {
+        cluster: &cluster,
+        schema: schema_of(place.path()),
+        servers: [REST, SHORT_WAIT].map(|wait| options(&place, wait).connect(&url).unwrap()),
+        past: Past::default(),
+        last_id: None,
+    };
+    let seed = seed();
+    let mut report = Report::new("failover", seed, RUNS.planned());
+    let faults = FAULTS
+        .iter()
+        .filter(|fault| cluster.has_networks || !fault.needs_networks());
+    let faults: Vec<_> = faults.copied().collect();
+    if faults.len() < FAULTS.len() {
+        let why = "cuts between nodes: they have no network namespaces";
+        report.count(
+            format!("kinds SKIPPED, {why}"),
+            (FAULTS.len() - faults.len()) as u64,
+        );
+    }
     while !report.is_done() {
         let round = report.runs();
-        let fault = FAULTS[usize::try_from(round).unwrap() % FAULTS.len()];
-        let told = report.run(
+        let fault = faults[((seed % FAULTS.len() as u64 + round) % faults.len() as u64) as usize];
+        let met = report.run(
             || format!("round {round}, {fault:?}"),
-            || {
-                let told = one_round(&cluster, &servers, round, fault);
-                let counts = (told.acked.len(), told.unconfirmed.len());
-                all.acked.extend(told.acked);
-                all.unconfirmed.extend(told.unconfirmed);
-                check(&servers[0], &all);
-                counts
-            },
+            || campaign.one_round(round, fault, seed),
         );
         // After a violation the nodes may be in any state.
-        let Some((acked, unconfirmed)) = told else {
-            break;
-        };
-        report.count("appends acknowledged", acked as u64);
-        report.count("appends left in doubt", unconfirmed as u64);
-        report.count(format!("{fault:?}"), 1);
+        let Some(met) = met else { break };
+        met.tell(fault, &mut report);
+    }
+    if report.violations() == 0 {
+        report.run(
+            || "after the last round".to_owned(),
+            || campaign.past.check(&campaign.servers),
+        );
     }
     report.end();
+}
+
+/// What a round met.
+struct Met {
+    attempts: Vec<Attempt>,
+    landed: u64,
+    taken_back: u64,
+    figures: Vec<(String, u64)>,
+}
+
+impl Met {
+    fn tell(&self, fault: Fault, report: &mut Report) {
+        let mut count = |figure: &str, more: usize| {
+            report.count(format!("{fault:?}: {figure}"), more as u64);
+            report.count(figure, more as u64);
+        };
+        let told =
+            |wanted: fn(&Told) -> bool| self.attempts.iter().filter(move |one| wanted(&one.told));
+        let acked = || told(|told| matches!(told, Told::Acked(_)));
+        count("rounds", 1);
+        count("batches acknowledged", acked().count());
+        count("events acknowledged", acked().map(|one| one.count).sum());
+        count(
+            "batches of which nothing was written",
+            told(|told| *told == Told::Nothing).count(),
+        );
+        count(
+            "batches in doubt",
+            told(|told| *told == Told::InDoubt).count(),
+        );
+        count(
+            "batches in doubt that landed",
+            usize::try_from(self.landed).unwrap(),
+        );
+        if self.taken_back > 0 {
+            count(
+                "events shown after a wait was cancelled, and taken back",
+                usize::try_from(self.taken_back).unwrap(),
+            );
+        }
+        for (figure, more) in &self.figures {
+            count(figure, usize::try_from(*more).unwrap());
+        }
+    }
+}
+
+struct Campaign<'a> {
+    cluster: &'a Cluster,
+    schema: String,
+    servers: [SessionLog; 2],
+    past: Past,
+    /// The last event of the rounds before.
+    last_id: Option<EventId>,
+}
+
+impl Campaign<'_> {
+    /// Appends, reads and follows while a fault befalls the nodes, and compares all of it.
+    fn one_round(&mut self, round: u64, fault: Fault, seed: u64) -> Met {
+        self.cluster.rest();
+        let seed = Dice(seed ^ round << 32).roll();
+        let (done, acked, ends) = (AtomicBool::new(false), AtomicU64::new(0), Ends::new());
+        let mut scene = Scene {
+            cluster: self.cluster,
+            schema: &self.schema,
+            round,
+            dice: Dice(seed),
+            acked: &acked,
+            of_children: Vec::new(),
+            figures: Vec::new(),
+        };
+        let shared = shared_sessions(round);
+        let followed = [
+            Followed::Session(shared[0].clone()),
+            Followed::Session(shared[1].clone()),
+            Followed::All(self.last_id),
+        ];
+        let servers = &self.servers;
+        let (mut attempts, shown, came) = thread::scope(|scope| {
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|of| {
+                    let (done, acked) = (&done, &acked);
+                    scope.spawn(move || write(servers, (round, of), seed, done, acked))
+                })
+                .collect();
+            let readers = servers.each_ref().map(|server| {
+                let (shared, done) = (&shared, &done);
+                scope.spawn(move || look(server, shared, Dice(seed), done))
+            });
+            let followers = followed.iter().flat_map(|followed| {
+                let ends = &ends;
+                servers
+                    .each_ref()
+                    .map(|server| scope.spawn(move || followed.follow(server, ends)))
+            });
+            let followers: Vec<_> = followers.collect();
+            // Whatever fails, all threads are told that it is over.
+            let mut over = || {
+                sleep(BEFORE);
+                scene.befall(fault);
+                sleep(AFTER);
+            };
+            let befallen = catch_unwind(AssertUnwindSafe(&mut over));
+            done.store(true, Ordering::SeqCst);
+            let attempts: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
+            let shown = readers.map(|reader| reader.join());
+            let read = catch_unwind(AssertUnwindSafe(|| {
+                befallen.unwrap_or_else(|panic| resume_unwind(panic));
+                let fenced = fence(servers, round);
+                (
+                    fenced,
+                    Stored::read(servers, &sessions_of(round, &scene.of_children)),
+                )
+            }));
+            let (read, stored) = match read {
+                Ok((fenced, stored)) => (Ok(fenced), Some(stored)),
+                Err(panic) => (Err(panic), None),
+            };
+            let _ = ends.set(stored);
+            let came: Vec<_> = followers
+                .into_iter()
+                .map(|follower| follower.join())
+                .collect();
+            let fenced = read.unwrap_or_else(|panic| resume_unwind(panic));
+            let attempts = attempts.into_iter().flat_map(joined);
+            let attempts: Vec<_> = attempts.chain(fenced).collect();
+            (
+                attempts,
+                shown.map(joined),
+                came.into_iter().map(joined).collect::<Vec<_>>(),
+            )
+        });
+        attempts.append(&mut scene.of_children);
+        let figures = scene.figures;
+        let stored = ends.get().unwrap().as_ref().unwrap();
+        let landed = stored.check(&attempts);
+        // A cancelled wait may show what is then taken back. Nobody was told that it is there.
+        let may_be_gone = (fault == Fault::Cancel).then(|| data_of_all(&attempts));
+        for shown in &shown {
+            check_shown(shown, stored, may_be_gone.as_ref());
+        }
+        let followed = followed.iter().flat_map(|followed| [followed; 2]);
+        let taken_back = followed
+            .zip(&came)
+            .map(|(followed, came)| followed.check(came, stored, may_be_gone.as_ref()))
+            .sum();
+        assert!(attempts.len() > 2 * WRITERS, "hardly anything was appended");
+        self.past.add(stored);
+        self.last_id = stored
+            .in_id_order()
+            .last()
+            .map(|event| event.id)
+            .or(self.last_id);
+        Met {
+            attempts,
+            landed,
+            taken_back,
+            figures,
+        }
+    }
+}
+
+/// Returns what a thread returned, or fails as it did.
+fn joined<T>(result: thread::Result<T>) -> T {
+    result.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// The name of a writer of a round.
+fn name_of(round: u64, of: usize) -> String {
+    format!("{round}.{of}")
+}
+
+/// All sessions of a round.
+fn sessions_of(round: u64, of_children: &[Attempt]) -> Vec<SessionId> {
+    let mut sessions = shared_sessions(round);
+    sessions.extend((0..WRITERS).map(|of| own_session(&name_of(round, of))));
+    sessions.push(session(&format!("r{round}.fence")));
+    sessions.extend(of_children.iter().map(|attempt| attempt.session.clone()));
+    sessions.sort_unstable();
+    sessions.dedup();
+    sessions
+}
+
+/// The data of all events, but of those of which their callers were told that nothing was written.
+fn data_of_all(attempts: &[Attempt]) -> HashSet<Vec<u8>> {
+    let written = attempts.iter().filter(|attempt| attempt.told != Told::Nothing);
+    written
+        .flat_map(|attempt| {
+            let data = |nth| data_of(&attempt.tag, nth, attempt.count).into_bytes();
+            (0..attempt.count).map(data)
+        })
+        .collect()
+}
+
+/// Appends once over each server. The lock was then free, so what was in doubt before is decided.
+fn fence(servers: &[SessionLog; 2], round: u64) -> Vec<Attempt> {
+    let id = session(&format!("r{round}.fence"));
+    let of_server = |(nth, server): (usize, &SessionLog)| {
+        let tag = format!("{round}.fence.{nth}");
+        let batch = || note(data_of(&tag, 0, 1));
+        let ack = server.append(&id, batch()).unwrap();
+        Attempt {
+            told: Told::Acked(vec![(ack.first, ack.events[0].id)]),
+            session: id.clone(),
+            count: 1,
+            tag,
+        }
+    };
+    servers.iter().enumerate().map(of_server).collect()
+}
+
+/// Appends one batch after the other until it is over.
+fn write(
+    servers: &[SessionLog; 2],
+    of: (u64, usize),
+    seed: u64,
+    done: &AtomicBool,
+    acked: &AtomicU64,
+) -> Vec<Attempt> {
+    let mut servers = servers.each_ref();
+    servers.rotate_left(of.1 % 2);
+    let seed = Dice(seed ^ of.1 as u64).roll();
+    let mut writer = Writer::new(&servers, of.0, name_of(of.0, of.1), seed);
+    let mut attempts = Vec::new();
+    while !done.load(Ordering::SeqCst) {
+        let attempt = writer.append(attempts.len(), |_, _, _| {});
+        if matches!(attempt.told, Told::Acked(_)) {
+            acked.fetch_add(1, Ordering::SeqCst);
+        }
+        attempts.push(attempt);
+    }
+    attempts
 }
 
 /// Without the standbys an append waits. Returns what it is told after `meanwhile`, which comes
@@ -296,133 +419,4 @@ fn an_append_is_not_acknowledged_when_no_standby_is_asked_for_any_more() {
         set("ALTER SYSTEM RESET synchronous_standby_names");
     });
     assert!(matches!(told, Err(Error::Unconfirmed { .. })), "{told:?}");
-}
-
-/// Appends and follows while a fault befalls the nodes.
-fn one_round(cluster: &Cluster, servers: &[SessionLog; 2], round: u64, fault: Fault) -> Told {
-    cluster.rest();
-    let (done, acked) = (AtomicBool::new(false), AtomicU64::new(0));
-    thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|of| {
-                let (done, acked) = (&done, &acked);
-                let server = &servers[of % 2];
-                scope.spawn(move || write(server, (round, of), done, acked))
-            })
-            .collect();
-        let follower = {
-            let done = &done;
-            scope.spawn(move || follow(&servers[1], &session("s0"), done))
-        };
-        sleep(BEFORE);
-        let befallen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            cluster.befall(fault, &acked);
-        }));
-        sleep(AFTER);
-        done.store(true, Ordering::SeqCst);
-        let mut told = Told::default();
-        for writer in writers {
-            let of_writer = writer.join().unwrap();
-            told.acked.extend(of_writer.acked);
-            told.unconfirmed.extend(of_writer.unconfirmed);
-        }
-        let (after, came) = follower.join().unwrap();
-        if let Err(panic) = befallen {
-            std::panic::resume_unwind(panic);
-        }
-        // A stream has shown everything in order, and nothing that is gone now.
-        let stored = read_all(&servers[0], &session("s0"));
-        let last = came.last().map_or(after, |event| event.seq);
-        let between: Vec<_> = stored
-            .into_iter()
-            .filter(|event| event.seq > after && event.seq <= last)
-            .collect();
-        assert_eq!(came, between, "the stream");
-        assert!(told.acked.len() > WRITERS, "hardly anything was appended");
-        told
-    })
-}
-
-/// Appends one event after the other, some of them under a key, and again if need be.
-fn write(server: &SessionLog, of: (u64, usize), done: &AtomicBool, acked: &AtomicU64) -> Told {
-    let id = session(&format!("s{}", of.1 % SESSIONS));
-    let mut told = Told::default();
-    for nth in 0.. {
-        if done.load(Ordering::SeqCst) {
-            break;
-        }
-        let data = format!("{}.{}.{nth}", of.0, of.1);
-        let batch = || Batch::from(note(&data));
-        let appended = if nth % 3 == 0 {
-            let keyed = || server.append(&id, batch().idempotency_key(&data));
-            let first = keyed();
-            let again = keyed().unwrap();
-            assert!(again.replayed || first.is_err());
-            Ok(again)
-        } else {
-            server.append(&id, batch())
-        };
-        match appended {
-            Ok(ack) => {
-                acked.fetch_add(1, Ordering::SeqCst);
-                told.acked.extend(ack.events);
-            }
-            Err(Error::Unconfirmed { .. }) => {
-                told.unconfirmed.insert(data.into_bytes());
-            }
-            Err(error) => panic!("an append: {error:?}"),
-        }
-    }
-    told
-}
-
-/// Follows a session until nothing more comes. Returns where it began, and what came.
-fn follow(server: &SessionLog, id: &SessionId, done: &AtomicBool) -> (u64, Vec<Event>) {
-    let after = server.head(id).map_or(0, |head| head.last);
-    let from = if after == 0 {
-        StartAt::Creation
-    } else {
-        StartAt::After(after.into())
-    };
-    let mut stream = server.stream(id, from).unwrap();
-    let mut events = Vec::new();
-    let until = Instant::now() + 4 * REST;
-    while Instant::now() < until {
-        let was_done = done.load(Ordering::SeqCst);
-        match stream.next_timeout(Duration::from_millis(300)) {
-            Ok(item) => events.extend(item.into_event()),
-            Err(RecvTimeout::Elapsed) if was_done => break,
-            Err(RecvTimeout::Ended) => panic!("the stream has ended"),
-            // A read that a failover broke is made again.
-            Err(_) => {}
-        }
-    }
-    (after, events)
-}
-
-/// Compares all that is stored with what callers were told.
-fn check(server: &SessionLog, told: &Told) {
-    let acked: BTreeMap<_, _> = told.acked.iter().map(|event| (event.id, event)).collect();
-    assert_eq!(acked.len(), told.acked.len(), "an ID was given twice");
-    let mut stored = BTreeMap::<EventId, Event>::new();
-    let mut data = BTreeSet::new();
-    for of in 0..SESSIONS {
-        let events = read_all(server, &session(&format!("s{of}")));
-        assert_dense(&events, 1..=events.len() as u64);
-        for event in events {
-            assert!(data.insert(event.data.to_vec()), "doubled: {event:?}");
-            let known = acked.get(&event.id);
-            assert!(
-                known == Some(&&event) || told.unconfirmed.contains(&*event.data),
-                "{event:?} is stored, and {known:?} was told"
-            );
-            stored.insert(event.id, event);
-        }
-    }
-    for (id, event) in acked {
-        assert_eq!(stored.get(&id), Some(event), "lost");
-    }
-    let feed = feed_all(server);
-    assert!(feed.is_sorted_by_key(|event| event.id), "the feed's order");
-    assert_eq!(feed.len(), stored.len(), "the feed");
 }
