@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sessionlog::{Error, Event, EventId, Options, SessionId, SessionLog};
 
@@ -77,12 +77,15 @@ fn a_failover_loses_nothing_and_doubles_nothing() {
     while !report.is_done() {
         let round = report.runs();
         let fault = faults[((seed % FAULTS.len() as u64 + round) % faults.len() as u64) as usize];
+        let began = Instant::now();
         let met = report.run(
             || format!("round {round}, {fault:?}"),
             || campaign.one_round(round, fault, seed),
         );
         // After a violation the nodes may be in any state.
         let Some(met) = met else { break };
+        let (appends, took) = (met.attempts.len(), began.elapsed());
+        eprintln!("round {round}, {fault:?}: {appends} appends, {took:.1?}");
         met.tell(fault, &mut report);
     }
     if report.violations() == 0 {
@@ -276,7 +279,9 @@ fn sessions_of(round: u64, of_children: &[Attempt]) -> Vec<SessionId> {
 
 /// The data of all events, but of those of which their callers were told that nothing was written.
 fn data_of_all(attempts: &[Attempt]) -> HashSet<Vec<u8>> {
-    let written = attempts.iter().filter(|attempt| attempt.told != Told::Nothing);
+    let written = attempts
+        .iter()
+        .filter(|attempt| attempt.told != Told::Nothing);
     written
         .flat_map(|attempt| {
             let data = |nth| data_of(&attempt.tag, nth, attempt.count).into_bytes();

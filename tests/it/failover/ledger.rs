@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sessionlog::{Event, EventId, Seq, SessionId, SessionLog};
+use sessionlog::{Batch, Error, Event, EventId, Seq, SessionId, SessionLog};
 
-use crate::support::{assert_dense, read_all};
+use crate::support::{assert_dense, folder, note, read_all, session};
 
 /// An append.
 #[derive(Debug)]
@@ -34,6 +34,14 @@ pub(super) fn data_of(tag: &str, nth: usize, count: usize) -> String {
     format!("{tag}/{nth}/{count}")
 }
 
+/// The events of a session. None has been appended to one that is not there.
+fn read_any(server: &SessionLog, id: &SessionId) -> Vec<Event> {
+    match server.head(id) {
+        Err(Error::UnknownSession { .. }) => Vec::new(),
+        _ => read_all(server, id),
+    }
+}
+
 /// All events of some sessions, in their order.
 pub(super) struct Stored(pub BTreeMap<SessionId, Vec<Event>>);
 
@@ -43,7 +51,7 @@ impl Stored {
         let read = |server| {
             sessions
                 .iter()
-                .map(|id| (id.clone(), read_all(server, id)))
+                .map(|id| (id.clone(), read_any(server, id)))
                 .collect::<BTreeMap<_, _>>()
         };
         let [one, two] = [&servers[0], &servers[1]].map(read);
@@ -167,4 +175,76 @@ impl Past {
             assert_eq!(summary.end(), *wanted, "{id} has changed since its round");
         }
     }
+}
+
+/// What a comparison says of what is stored after a change of it.
+fn complaint(stored: Stored, attempts: &[Attempt]) -> String {
+    let checked = std::panic::AssertUnwindSafe(|| stored.check(attempts));
+    let panic = std::panic::catch_unwind(checked).expect_err("nothing was noticed");
+    panic.downcast_ref::<String>().cloned().unwrap_or_default()
+}
+
+#[test]
+fn the_comparison_notices_each_kind_of_violation() {
+    let (place, id) = (folder(), session("s"));
+    let log = SessionLog::open(place.path()).unwrap();
+    let append = |tag: &str, count: usize| {
+        let data = (0..count).map(|nth| note(data_of(tag, nth, count)));
+        let ack = log.append(&id, Batch::new().events(data)).unwrap();
+        let at = ack.events.iter().map(|event| (event.seq, event.id));
+        Attempt {
+            tag: tag.to_owned(),
+            session: id.clone(),
+            count,
+            told: Told::Acked(at.collect()),
+        }
+    };
+    let attempts = [append("a", 1), append("b", 3), append("c", 2)];
+    let all = read_all(&log, &id);
+    let after = |change: &dyn Fn(&mut Vec<Event>)| {
+        let mut events = all.clone();
+        change(&mut events);
+        Stored(BTreeMap::from([(id.clone(), events)]))
+    };
+    let says = |change: &dyn Fn(&mut Vec<Event>), attempts: &[Attempt], what: &str| {
+        let said = complaint(after(change), attempts);
+        assert!(said.contains(what), "{said}, and not {what}");
+    };
+    assert_eq!(after(&|_| {}).check(&attempts), 0);
+    says(&|events| events.truncate(4), &attempts, "lost");
+    says(&|events| events.truncate(5), &attempts, "torn");
+    says(
+        &|events| events[5].data = events[0].data.clone(),
+        &attempts,
+        "doubled",
+    );
+    says(&|events| events.swap(0, 1), &attempts, "left == right");
+    says(
+        &|events| (events[2].id, events[3].id) = (events[3].id, events[2].id),
+        &attempts,
+        "stands before",
+    );
+    says(
+        &|events| events[5].id = EventId::from_u128(u128::MAX),
+        &attempts,
+        "elsewhere",
+    );
+    says(&|_| {}, &attempts[..2], "nobody has appended");
+    let untold = |told| {
+        let mut attempts = attempts.each_ref().map(|attempt| Attempt {
+            tag: attempt.tag.clone(),
+            session: id.clone(),
+            count: attempt.count,
+            told: Told::InDoubt,
+        });
+        attempts[1].told = told;
+        attempts
+    };
+    assert_eq!(after(&|_| {}).check(&untold(Told::InDoubt)), 3);
+    assert_eq!(
+        after(&|events| events.truncate(4)).check(&untold(Told::InDoubt)),
+        2
+    );
+    says(&|events| events.truncate(5), &untold(Told::InDoubt), "torn");
+    says(&|_| {}, &untold(Told::Nothing), "nothing was written");
 }
