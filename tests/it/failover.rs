@@ -5,7 +5,7 @@
 //! of that script in `SESSION_LOG_POSTGRES_CLUSTER`. Without it, it is skipped and says so. Without
 //! network namespaces the rounds that need them are.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, sleep};
@@ -17,7 +17,7 @@ use self::faults::{FAULTS, Fault, Scene};
 use self::ledger::{Attempt, Past, Stored, Told, data_of};
 use self::nodes::Cluster;
 use self::reader::{Ends, Followed, check_shown, look};
-use self::writer::{Writer, own_session, shared_sessions};
+use self::writer::{Writer, shared_sessions};
 use crate::report::{Dice, Report, Runs, seed};
 use crate::support::{Place, eventually, folder, note, schema_of, session};
 
@@ -68,7 +68,7 @@ fn a_failover_loses_nothing_and_doubles_nothing() {
         .filter(|fault| cluster.has_networks || !fault.needs_networks());
     let faults: Vec<_> = faults.copied().collect();
     if faults.len() < FAULTS.len() {
-        let why = "cuts between nodes: they have no network namespaces";
+        let why = "for want of network namespaces";
         report.count(
             format!("kinds SKIPPED, {why}"),
             (FAULTS.len() - faults.len()) as u64,
@@ -76,7 +76,8 @@ fn a_failover_loses_nothing_and_doubles_nothing() {
     }
     while !report.is_done() {
         let round = report.runs();
-        let fault = faults[((seed % FAULTS.len() as u64 + round) % faults.len() as u64) as usize];
+        let nth = seed % FAULTS.len() as u64 + round;
+        let fault = faults[usize::try_from(nth).unwrap() % faults.len()];
         let began = Instant::now();
         let met = report.run(
             || format!("round {round}, {fault:?}"),
@@ -150,12 +151,21 @@ struct Campaign<'a> {
     last_id: Option<EventId>,
 }
 
+/// What a round has shown.
+struct Observed {
+    attempts: Vec<Attempt>,
+    /// What lists have shown, by server.
+    shown: [HashMap<EventId, Event>; 2],
+    came: Vec<(Followed, Vec<Event>)>,
+    stored: Stored,
+}
+
 impl Campaign<'_> {
     /// Appends, reads and follows while a fault befalls the nodes, and compares all of it.
     fn one_round(&mut self, round: u64, fault: Fault, seed: u64) -> Met {
         self.cluster.rest();
         let seed = Dice(seed ^ round << 32).roll();
-        let (done, acked, ends) = (AtomicBool::new(false), AtomicU64::new(0), Ends::new());
+        let acked = AtomicU64::new(0);
         let mut scene = Scene {
             cluster: self.cluster,
             schema: &self.schema,
@@ -165,93 +175,90 @@ impl Campaign<'_> {
             of_children: Vec::new(),
             figures: Vec::new(),
         };
+        let Observed {
+            attempts,
+            shown,
+            came,
+            stored,
+        } = self.observe(&mut scene, fault, seed);
+        let landed = stored.check(&attempts);
+        // A cancelled wait may show what is then taken back. Nobody was told that it is there.
+        let may_be_gone = (fault == Fault::Cancel).then(|| data_of_all(&attempts));
+        for shown in &shown {
+            check_shown(shown, &stored, may_be_gone.as_ref());
+        }
+        let taken_back = came
+            .iter()
+            .map(|(followed, came)| followed.check(came, &stored, may_be_gone.as_ref()))
+            .sum();
+        assert!(attempts.len() > 2 * WRITERS, "hardly anything was appended");
+        self.past.add(&stored);
+        let last = stored.in_id_order().last().map(|event| event.id);
+        self.last_id = last.or(self.last_id);
+        Met {
+            attempts,
+            landed,
+            taken_back,
+            figures: scene.figures,
+        }
+    }
+
+    fn observe(&self, scene: &mut Scene<'_>, fault: Fault, seed: u64) -> Observed {
+        let (done, ends) = (AtomicBool::new(false), Ends::new());
+        let (servers, round, acked) = (&self.servers, scene.round, scene.acked);
         let shared = shared_sessions(round);
         let followed = [
             Followed::Session(shared[0].clone()),
             Followed::Session(shared[1].clone()),
             Followed::All(self.last_id),
         ];
-        let servers = &self.servers;
-        let (mut attempts, shown, came) = thread::scope(|scope| {
-            let writers: Vec<_> = (0..WRITERS)
-                .map(|of| {
-                    let (done, acked) = (&done, &acked);
-                    scope.spawn(move || write(servers, (round, of), seed, done, acked))
-                })
-                .collect();
-            let readers = servers.each_ref().map(|server| {
-                let (shared, done) = (&shared, &done);
-                scope.spawn(move || look(server, shared, Dice(seed), done))
-            });
+        let (attempts, shown, came) = thread::scope(|scope| {
+            let (done, ends, shared) = (&done, &ends, &shared);
+            let writers = (0..WRITERS)
+                .map(|of| scope.spawn(move || write(servers, (round, of), seed, done, acked)));
+            let writers: Vec<_> = writers.collect();
+            let readers = servers
+                .each_ref()
+                .map(|server| scope.spawn(move || look(server, shared, Dice(seed), done)));
             let followers = followed.iter().flat_map(|followed| {
-                let ends = &ends;
-                servers
-                    .each_ref()
-                    .map(|server| scope.spawn(move || followed.follow(server, ends)))
+                servers.each_ref().map(|server| {
+                    scope.spawn(move || (followed.clone(), followed.follow(server, ends)))
+                })
             });
             let followers: Vec<_> = followers.collect();
-            // Whatever fails, all threads are told that it is over.
-            let mut over = || {
-                sleep(BEFORE);
-                scene.befall(fault);
-                sleep(AFTER);
-            };
-            let befallen = catch_unwind(AssertUnwindSafe(&mut over));
-            done.store(true, Ordering::SeqCst);
-            let attempts: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
-            let shown = readers.map(|reader| reader.join());
+            let mut attempts = Vec::new();
             let read = catch_unwind(AssertUnwindSafe(|| {
-                befallen.unwrap_or_else(|panic| resume_unwind(panic));
-                let fenced = fence(servers, round);
-                (
-                    fenced,
-                    Stored::read(servers, &sessions_of(round, &scene.of_children)),
-                )
+                let befallen = catch_unwind(AssertUnwindSafe(|| {
+                    sleep(BEFORE);
+                    scene.befall(fault);
+                    sleep(AFTER);
+                }));
+                done.store(true, Ordering::SeqCst);
+                attempts.extend(writers.into_iter().flat_map(|writer| joined(writer.join())));
+                joined(befallen);
+                attempts.append(&mut scene.of_children);
+                attempts.extend(fence(servers, round));
+                Stored::read(servers, &sessions_of(shared, &attempts))
             }));
-            let (read, stored) = match read {
-                Ok((fenced, stored)) => (Ok(fenced), Some(stored)),
-                Err(panic) => (Err(panic), None),
+            // Whatever failed, all threads are told that it is over.
+            let failed = match read {
+                Ok(stored) => ends.set(Some(stored)).err().map(|_| unreachable!()),
+                Err(panic) => ends.set(None).ok().map(|()| panic),
             };
-            let _ = ends.set(stored);
-            let came: Vec<_> = followers
-                .into_iter()
-                .map(|follower| follower.join())
-                .collect();
-            let fenced = read.unwrap_or_else(|panic| resume_unwind(panic));
-            let attempts = attempts.into_iter().flat_map(joined);
-            let attempts: Vec<_> = attempts.chain(fenced).collect();
-            (
-                attempts,
-                shown.map(joined),
-                came.into_iter().map(joined).collect::<Vec<_>>(),
-            )
+            let shown = readers.map(|reader| reader.join());
+            let came = followers.into_iter().map(|follower| follower.join());
+            let came: Vec<_> = came.collect();
+            if let Some(panic) = failed {
+                resume_unwind(panic);
+            }
+            let came: Vec<_> = came.into_iter().map(joined).collect();
+            (attempts, shown.map(joined), came)
         });
-        attempts.append(&mut scene.of_children);
-        let figures = scene.figures;
-        let stored = ends.get().unwrap().as_ref().unwrap();
-        let landed = stored.check(&attempts);
-        // A cancelled wait may show what is then taken back. Nobody was told that it is there.
-        let may_be_gone = (fault == Fault::Cancel).then(|| data_of_all(&attempts));
-        for shown in &shown {
-            check_shown(shown, stored, may_be_gone.as_ref());
-        }
-        let followed = followed.iter().flat_map(|followed| [followed; 2]);
-        let taken_back = followed
-            .zip(&came)
-            .map(|(followed, came)| followed.check(came, stored, may_be_gone.as_ref()))
-            .sum();
-        assert!(attempts.len() > 2 * WRITERS, "hardly anything was appended");
-        self.past.add(stored);
-        self.last_id = stored
-            .in_id_order()
-            .last()
-            .map(|event| event.id)
-            .or(self.last_id);
-        Met {
+        Observed {
             attempts,
-            landed,
-            taken_back,
-            figures,
+            shown,
+            came,
+            stored: ends.into_inner().flatten().unwrap(),
         }
     }
 }
@@ -261,20 +268,11 @@ fn joined<T>(result: thread::Result<T>) -> T {
     result.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// The name of a writer of a round.
-fn name_of(round: u64, of: usize) -> String {
-    format!("{round}.{of}")
-}
-
 /// All sessions of a round.
-fn sessions_of(round: u64, of_children: &[Attempt]) -> Vec<SessionId> {
-    let mut sessions = shared_sessions(round);
-    sessions.extend((0..WRITERS).map(|of| own_session(&name_of(round, of))));
-    sessions.push(session(&format!("r{round}.fence")));
-    sessions.extend(of_children.iter().map(|attempt| attempt.session.clone()));
-    sessions.sort_unstable();
-    sessions.dedup();
-    sessions
+fn sessions_of(shared: &[SessionId], attempts: &[Attempt]) -> Vec<SessionId> {
+    let of_attempts = attempts.iter().map(|attempt| &attempt.session);
+    let all: BTreeSet<_> = shared.iter().chain(of_attempts).collect();
+    all.into_iter().cloned().collect()
 }
 
 /// The data of all events, but of those of which their callers were told that nothing was written.
@@ -318,14 +316,11 @@ fn write(
     let mut servers = servers.each_ref();
     servers.rotate_left(of.1 % 2);
     let seed = Dice(seed ^ of.1 as u64).roll();
-    let mut writer = Writer::new(&servers, of.0, name_of(of.0, of.1), seed);
+    let name = format!("{}.{}", of.0, of.1);
+    let mut writer = Writer::new(&servers, of.0, name, seed, acked);
     let mut attempts = Vec::new();
     while !done.load(Ordering::SeqCst) {
-        let attempt = writer.append(attempts.len(), |_, _, _| {});
-        if matches!(attempt.told, Told::Acked(_)) {
-            acked.fetch_add(1, Ordering::SeqCst);
-        }
-        attempts.push(attempt);
+        attempts.push(writer.append(attempts.len(), |_, _, _| {}));
     }
     attempts
 }

@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -151,10 +152,11 @@ fn write(log: &SessionLog, round: u64, name: String) {
             .unwrap(),
     );
     let servers = [log];
-    let mut writer = Writer::new(&servers, round, name, seed);
+    let acked = AtomicU64::new(0);
+    let mut writer = Writer::new(&servers, round, name, seed, &acked);
     for nth in 0.. {
         let attempt = writer.append(nth, |tag, id, count| {
-            say(&format!("tried {tag} {id} {count}"))
+            say(&format!("tried {tag} {id} {count}"));
         });
         let tag = &attempt.tag;
         match &attempt.told {

@@ -129,6 +129,12 @@ impl Summary {
         self.1.update(format!("{event:?}").as_bytes());
     }
 
+    fn add_all(&mut self, events: &[Event]) {
+        for event in events {
+            self.add(event);
+        }
+    }
+
     fn end(&self) -> (usize, blake3::Hash) {
         (self.0, self.1.finalize())
     }
@@ -138,14 +144,14 @@ impl Past {
     pub(super) fn add(&mut self, stored: &Stored) {
         for (id, events) in &stored.0 {
             let mut summary = Summary::default();
-            events.iter().for_each(|event| summary.add(event));
+            summary.add_all(events);
             self.0.insert(id.clone(), summary.end());
         }
     }
 
     /// Compares all of it with the feed of a server, and with the sessions as another lists them.
     pub(super) fn check(&self, servers: &[SessionLog; 2]) {
-        let mut fed = BTreeMap::<SessionId, Summary>::new();
+        let mut summaries = BTreeMap::<SessionId, Summary>::new();
         let mut feed = servers[0].feed().unwrap().until_tail();
         let mut last = None;
         while !feed.is_ended() {
@@ -154,31 +160,34 @@ impl Past {
             };
             if let Some(event) = item.into_event() {
                 assert!(last.replace(event.id) < Some(event.id), "the feed's order");
-                fed.entry(event.session_id.clone()).or_default().add(&event);
+                summaries
+                    .entry(event.session_id.clone())
+                    .or_default()
+                    .add(&event);
             }
         }
         assert!(feed.is_ended(), "the feed fell silent");
-        let fed: BTreeMap<_, _> = fed
-            .iter()
-            .map(|(id, sum)| (id.clone(), sum.end()))
-            .collect();
-        let stored = |wanted: &(usize, blake3::Hash)| wanted.0 > 0;
+        let fed: Self = Self(
+            summaries
+                .iter()
+                .map(|(id, summary)| (id.clone(), summary.end()))
+                .collect(),
+        );
+        let is_stored = |(_, wanted): &(&SessionId, &(usize, blake3::Hash))| wanted.0 > 0;
         assert!(
-            fed.iter()
-                .eq(self.0.iter().filter(|(_, wanted)| stored(wanted))),
+            fed.0.iter().eq(self.0.iter().filter(is_stored)),
             "the feed of all rounds is not what their sessions were"
         );
-        for (id, wanted) in self.0.iter().filter(|(_, wanted)| stored(wanted)) {
+        for (id, wanted) in self.0.iter().filter(is_stored) {
             let mut summary = Summary::default();
-            let events = read_all(&servers[1], id);
-            events.iter().for_each(|event| summary.add(event));
+            summary.add_all(&read_all(&servers[1], id));
             assert_eq!(summary.end(), *wanted, "{id} has changed since its round");
         }
     }
 }
 
 /// What a comparison says of what is stored after a change of it.
-fn complaint(stored: Stored, attempts: &[Attempt]) -> String {
+fn complaint(stored: &Stored, attempts: &[Attempt]) -> String {
     let checked = std::panic::AssertUnwindSafe(|| stored.check(attempts));
     let panic = std::panic::catch_unwind(checked).expect_err("nothing was noticed");
     panic.downcast_ref::<String>().cloned().unwrap_or_default()
@@ -207,7 +216,7 @@ fn the_comparison_notices_each_kind_of_violation() {
         Stored(BTreeMap::from([(id.clone(), events)]))
     };
     let says = |change: &dyn Fn(&mut Vec<Event>), attempts: &[Attempt], what: &str| {
-        let said = complaint(after(change), attempts);
+        let said = complaint(&after(change), attempts);
         assert!(said.contains(what), "{said}, and not {what}");
     };
     assert_eq!(after(&|_| {}).check(&attempts), 0);

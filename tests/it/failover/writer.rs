@@ -1,5 +1,7 @@
 //! A caller that appends one batch after the other, and notes what it is told.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sessionlog::{Ack, Batch, Error, Expected, Result, Seq, SessionId, SessionLog};
 
 use super::ledger::{Attempt, Told, data_of};
@@ -18,7 +20,7 @@ pub(super) fn shared_sessions(round: u64) -> Vec<SessionId> {
 }
 
 /// The session that one caller alone appends to.
-pub(super) fn own_session(name: &str) -> SessionId {
+fn own_session(name: &str) -> SessionId {
     session(&format!("r{name}.own"))
 }
 
@@ -29,6 +31,8 @@ pub(super) struct Writer<'a> {
     pub dice: Dice,
     shared: Vec<SessionId>,
     own: SessionId,
+    /// Counts the answers that say that something is stored.
+    acked: &'a AtomicU64,
     /// Where its own session ends, unless an append to that is in doubt.
     own_last: Option<Seq>,
 }
@@ -73,13 +77,20 @@ impl Plan {
 
 impl<'a> Writer<'a> {
     /// `name` is of no other writer, and begins with the round.
-    pub(super) fn new(servers: &'a [&'a SessionLog], round: u64, name: String, seed: u64) -> Self {
+    pub(super) fn new(
+        servers: &'a [&'a SessionLog],
+        round: u64,
+        name: String,
+        seed: u64,
+        acked: &'a AtomicU64,
+    ) -> Self {
         Self {
             servers,
             shared: shared_sessions(round),
             own: own_session(&name),
             name,
             dice: Dice(seed),
+            acked,
             own_last: Some(0),
         }
     }
@@ -129,6 +140,7 @@ impl<'a> Writer<'a> {
             };
             match self.servers[nth].append(&plan.session, plan.batch()) {
                 Ok(ack) => {
+                    self.acked.fetch_add(1, Ordering::SeqCst);
                     assert!(!ack.replayed || again > 0, "a replay of a new key: {ack:?}");
                     self.ask_again(plan, &ack);
                     return plan.places(&ack);
@@ -151,18 +163,20 @@ impl<'a> Writer<'a> {
         }
         let server = self.servers[self.dice.index(self.servers.len())];
         let is_late = |answer: &Result<Ack>| {
-            matches!(
+            let is_late = matches!(
                 answer,
                 Err(Error::Stalled { .. } | Error::Unconfirmed { .. })
-            )
+            );
+            self.acked.fetch_add(u64::from(!is_late), Ordering::SeqCst);
+            is_late
         };
         let again = server.append(&plan.session, plan.batch());
         let is_same = matches!(&again, Ok(again) if again.replayed && again.events == first.events);
-        assert!(is_same || is_late(&again), "{first:?}, and then {again:?}");
+        assert!(is_late(&again) || is_same, "{first:?}, and then {again:?}");
         let other = server.append(&plan.session, plan.altered());
         let is_refused = matches!(other, Err(Error::IdempotencyConflict { .. }));
         assert!(
-            is_refused || is_late(&other),
+            is_late(&other) || is_refused,
             "another batch with the key: {other:?}"
         );
     }
