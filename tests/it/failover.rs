@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, sleep};
+use std::thread::{self, ScopedJoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use sessionlog::{Error, Event, EventId, Options, SessionId, SessionLog};
@@ -245,8 +245,8 @@ impl Campaign<'_> {
                 Ok(stored) => ends.set(Some(stored)).err().map(|_| unreachable!()),
                 Err(panic) => ends.set(None).ok().map(|()| panic),
             };
-            let shown = readers.map(|reader| reader.join());
-            let came = followers.into_iter().map(|follower| follower.join());
+            let shown = readers.map(ScopedJoinHandle::join);
+            let came = followers.into_iter().map(ScopedJoinHandle::join);
             let came: Vec<_> = came.collect();
             if let Some(panic) = failed {
                 resume_unwind(panic);

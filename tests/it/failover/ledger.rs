@@ -167,7 +167,7 @@ impl Past {
             }
         }
         assert!(feed.is_ended(), "the feed fell silent");
-        let fed: Self = Self(
+        let shown = Self(
             summaries
                 .iter()
                 .map(|(id, summary)| (id.clone(), summary.end()))
@@ -175,7 +175,7 @@ impl Past {
         );
         let is_stored = |(_, wanted): &(&SessionId, &(usize, blake3::Hash))| wanted.0 > 0;
         assert!(
-            fed.0.iter().eq(self.0.iter().filter(is_stored)),
+            shown.0.iter().eq(self.0.iter().filter(is_stored)),
             "the feed of all rounds is not what their sessions were"
         );
         for (id, wanted) in self.0.iter().filter(is_stored) {
