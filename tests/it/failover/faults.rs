@@ -163,7 +163,7 @@ impl Scene<'_> {
         }
         let millis = u64::try_from(began.elapsed().as_millis()).unwrap();
         self.figures
-            .push(("ms until acknowledged again".to_owned(), millis));
+            .push((format!("ms until acknowledged again {when}"), millis));
         sleep(AFTER / 2);
     }
 
@@ -198,6 +198,15 @@ impl Scene<'_> {
         }
     }
 
+    /// Kills frozen nodes and starts them again. If they thawed, they would read what was on its way
+    /// to them when they froze.
+    fn restart(&self, nodes: &[String]) {
+        for node in nodes {
+            self.cluster.run(&["kill", node]);
+            self.cluster.run(&["start", node]);
+        }
+    }
+
     fn cancel(&mut self, primary: &str) {
         let cluster = self.cluster;
         let standbys = self.freeze_standbys();
@@ -218,7 +227,7 @@ impl Scene<'_> {
             .push((format!("waits ended by {how}"), cancelled));
         self.nothing_is_acknowledged();
         cluster.run(&["kill", primary]);
-        self.thaw(&standbys);
+        self.restart(&standbys);
         self.fail_over(primary, "");
     }
 
@@ -235,7 +244,7 @@ impl Scene<'_> {
         // Longer than a read waits.
         sleep(3 * AFTER);
         cluster.run(&["kill", primary]);
-        self.thaw(&standbys);
+        self.restart(&standbys);
         self.fail_over(primary, "");
     }
 
