@@ -213,6 +213,18 @@ signal() { # shellcheck disable=SC2046
 freeze() { signal "$1" STOP; }
 thaw() { signal "$1" CONT; }
 
+# Waits until a node streams from its new primary. If the old one's WAL ended within a record over two
+# segments, a standby of version 15 stops with a PANIC there, and goes on once it is started again.
+await_standby() { # node, primary
+  for _ in $(seq 200); do
+    [ "$(sql "$2" "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'")" = 0 ] || return 0
+    as_postgres "$bin/pg_ctl" -D "$(folder "$1")" status >/dev/null 2>&1 || start "$1"
+    sleep 0.05
+  done
+  echo "n$1 does not follow n$2" >&2
+  return 1
+}
+
 # Both others are cut off from the primary first, so that nothing it sent is acknowledged any more.
 # Only then are their positions compared. Both must be asked: the other one may be the half of the
 # quorum that has the last commit.
@@ -235,6 +247,7 @@ promote() {
     [ "$node" = "$best" ] && continue
     follow "$node" "$best"
     sql "$node" "SELECT pg_reload_conf()" >/dev/null
+    await_standby "$node" "$best"
   done
   as_postgres rm -f "$(folder "$best")/standby.conf"
   echo "$best"
