@@ -24,11 +24,10 @@ use crate::support::{Place, eventually, folder, note, schema_of, session};
 mod child;
 mod faults;
 mod ledger;
+mod moments;
 mod nodes;
 mod reader;
 mod writer;
-
-mod moments;
 
 const RUNS: Runs = Runs {
     quick: 5,
