@@ -223,13 +223,14 @@ impl IdClock {
     }
 
     /// The same for one of several writers that may each count on from the same `last`. It passes
-    /// over a random number of IDs, so that no two of them give the same ID, whatever the clocks
-    /// say.
+    /// over a random number of IDs of so many bits, so that no two of them give the same ID,
+    /// whatever the clocks say.
     ///
-    /// A millisecond has room for 2^39 such clocks.
+    /// A millisecond has room for 2^39 such clocks of 40 bits, and for 8 of 76. One that has no
+    /// room goes on into the next millisecond.
     #[cfg(feature = "postgres")]
-    pub(crate) fn apart(last: EventId) -> Self {
-        let passed_over = Ulid::generate().random() & (u128::MAX >> (128 - 40));
+    pub(crate) fn apart(last: EventId, bits: u32) -> Self {
+        let passed_over = Ulid::generate().random() & (u128::MAX >> (128 - bits));
         Self {
             last: EventId::from_u128(last.to_u128().saturating_add(passed_over)),
         }
@@ -326,7 +327,7 @@ mod tests {
     #[test]
     fn clocks_apart_give_different_ids_after_the_same_one() {
         let last = fresh(5_000);
-        let bases = (0..100).map(|_| IdClock::apart(last).stamp(1, 10).base);
+        let bases = (0..100).map(|_| IdClock::apart(last, 40).stamp(1, 10).base);
         let bases: std::collections::BTreeSet<_> = bases.collect();
         assert_eq!(bases.len(), 100);
         assert!(bases.iter().all(|base| *base > last));

@@ -27,6 +27,8 @@ pub(crate) use ids::{
 #[cfg(feature = "http")]
 pub(crate) use ids::{WallClock, system_clock};
 pub(crate) use lifecycle::ForkPoint;
+#[cfg(feature = "postgres")]
+pub(crate) use options::SHARDS_MAX;
 pub(crate) use options::{JOURNAL_FILE_BYTES_CEILING, Limits};
 pub(crate) use session::FIRST_SEQ;
 pub(crate) use stats::Counters;

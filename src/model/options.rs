@@ -50,6 +50,8 @@ pub struct Options {
     pub(crate) durability: Durability,
     #[cfg(feature = "postgres")]
     pub(crate) schema: String,
+    #[cfg(feature = "postgres")]
+    pub(crate) shards: u32,
 }
 
 /// What makes a commit of PostgreSQL durable, for a log that is
@@ -108,6 +110,9 @@ pub(crate) const BATCH_BYTES_CEILING: usize = 256 * MIB;
 /// The longest name that PostgreSQL takes as it is.
 #[cfg(feature = "postgres")]
 const SCHEMA_BYTES_MAX: usize = 63;
+/// The most shards of a log.
+#[cfg(feature = "postgres")]
+pub(crate) const SHARDS_MAX: u32 = 1024;
 const BATCH_EVENTS_CEILING: usize = 1_000_000;
 pub(crate) const NAME_BYTES_CEILING: usize = 64 * KIB;
 pub(crate) const JOURNAL_FILE_BYTES_CEILING: usize = 4096 * MIB;
@@ -146,6 +151,8 @@ impl Default for Options {
             durability: Durability::default(),
             #[cfg(feature = "postgres")]
             schema: "sessionlog".to_owned(),
+            #[cfg(feature = "postgres")]
+            shards: 1,
         }
     }
 }
@@ -361,6 +368,18 @@ impl Options {
         self
     }
 
+    /// The number of shards of a log on PostgreSQL, from 1 to 1024. Default: 1.
+    ///
+    /// It counts when the tables are made, and stays for the life of the log: a log that is there
+    /// keeps its number. Each shard commits by itself, so several are for a log that has more
+    /// appends than one commit after the other takes. With more than one, IDs rise in commit order
+    /// in each session, and no longer over the whole log.
+    #[cfg(feature = "postgres")]
+    pub fn shards(mut self, shards: u32) -> Self {
+        self.shards = shards;
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let limits = &self.limits;
         let within = |what, value: usize, min: usize, max: usize| {
@@ -422,6 +441,7 @@ impl Options {
         #[cfg(feature = "postgres")]
         {
             within("schema", self.schema.len(), 1, SCHEMA_BYTES_MAX)?;
+            within("shards", self.shards as usize, 1, SHARDS_MAX as usize)?;
             if self.schema.contains(char::is_control) {
                 return Err(Error::invalid("schema", "it has control characters"));
             }

@@ -1,6 +1,7 @@
 //! One commit group: a transaction of two flights on a connection of its own.
 //!
-//! The first flight takes the lock on the shard's row and reads what the group is decided by. The
+//! The first flight takes the lock on the shard's row, or those of [all](crate::postgres::shards)
+//! that a fork rests on, and reads what the group is decided by. The
 //! second writes and commits. Both are pipelined: a flight costs one round trip.
 //!
 //! Invariants:
@@ -22,11 +23,12 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use crate::codec::{Fault, Record, SessionState};
-use crate::model::{Error, EventId, IdClock, Result, SessionId, in_one_line};
+use crate::model::{Error, EventId, Result, SessionId, in_one_line};
 use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::group::{Decided, Read, Session, decide_all};
-use crate::postgres::rows::{Rows, SHARD, Shard};
+use crate::postgres::rows::{Rows, Shard};
 use crate::postgres::schema::check_format;
+use crate::postgres::shards::barrier_of;
 use crate::postgres::sql::{self, Id};
 use crate::sync::{AtomicBool, Ordering};
 use crate::write::{Landed, Proposal, Scanned};
@@ -102,14 +104,13 @@ pub(super) struct Member<'a> {
 }
 
 impl Committer {
-    /// Connects, and commits once under the shard's lock.
+    /// Connects, and commits once.
     ///
-    /// The holder of the lock before is then done, here or on the primary before. And since the
-    /// commits of a primary form one sequence, all that is seen here is on a quorum, also what a
-    /// primary recovered that came back from a crash.
+    /// Since the commits of a primary form one sequence, all that is seen here is then on a quorum,
+    /// also what a primary recovered that came back from a crash.
     pub(super) async fn open(site: &Arc<Site>) -> Result<Self> {
         let link = site.connect(|| None).await?;
-        link.commit_alone(site, sql::BARRIER).await?;
+        link.commit_alone(site, &site.barrier()).await?;
         let client = &link.client;
         let failed = |error: tokio_postgres::Error| site.error("prepare to append to", &error);
         let prepared = join_all(TEXTS.map(|text| client.prepare(text))).await;
@@ -141,13 +142,14 @@ impl Committer {
         let failed = |error: tokio_postgres::Error| self.error(&error);
         let client = &self.link.client;
         let opening = async { client.batch_execute("BEGIN").await };
-        let lock = async { client.query_one(&self.lock, &[&SHARD]).await };
+        let shard = self.site.shard_of(&first.session);
+        let lock = async { client.query_one(&self.lock, &[&shard]).await };
         let (begun, locked) = join(opening, lock).await;
         begun.map_err(failed)?;
         locked.map_err(failed)?;
         let last_id = first.last_id();
         let row = client
-            .query_one(sql::HOLDS, &[&Id(last_id), &sql::stored(first), &SHARD])
+            .query_one(sql::HOLDS, &[&Id(last_id), &sql::stored(first), &shard])
             .await
             .map_err(failed)?;
         let outcome = if row.get(0) {
@@ -157,7 +159,8 @@ impl Committer {
         } else {
             Outcome::Nothing
         };
-        client.batch_execute(sql::BARRIER).await.map_err(failed)?;
+        let barrier = client.batch_execute(&barrier_of(shard)).await;
+        barrier.map_err(failed)?;
         self.end().await?;
         Ok(outcome)
     }
@@ -173,7 +176,7 @@ impl Committer {
         self.link.check_kept(&self.site, &loaded)
     }
 
-    /// Commits a group. `sent` is set before the commit is sent. While it is unset nothing was
+    /// Commits a group of one shard. `sent` is set before the commit is sent. While it is unset nothing was
     /// committed, and after an error with it set that is in doubt.
     pub(super) async fn commit(
         &self,
@@ -181,7 +184,7 @@ impl Committer {
         sent: &mut Option<Sent>,
     ) -> Result<()> {
         let (shard, mut read) = self.lock_and_read(members).await?;
-        let mut clock = IdClock::apart(shard.last_id);
+        let mut clock = self.site.ids_after(shard.last_id);
         let timed = members
             .iter()
             .map(|member| (member.proposal, member.created_ms.unwrap_or(shard.now_ms)));
@@ -236,14 +239,29 @@ impl Committer {
         }
         names.sort_unstable();
         names.dedup();
-        let lock: [&(dyn ToSql + Sync); 1] = [&SHARD];
+        let shard = members.first();
+        let shard = shard.map_or(0, |first| self.site.shard_of(first.proposal.session()));
+        let locks = self.locks(members);
+        // Prepared before, so that nothing that is read overtakes it.
+        let lock_all = match locks.len() {
+            1 => None,
+            _ => {
+                let prepared = client.prepare(sql::LOCK_ALL).await;
+                Some(prepared.map_err(|error| self.error(&error))?)
+            }
+        };
+        let lock: [&(dyn ToSql + Sync); 1] = [&shard];
+        let lock_each: [&(dyn ToSql + Sync); 1] = [&locks];
         let heads: [&(dyn ToSql + Sync); 1] = [&names];
         let keys: [&(dyn ToSql + Sync); 3] = [&key_of, &key_names, &key_hashes];
         let since: [&(dyn ToSql + Sync); 4] =
             [&scan_of, &scan_names, &scan_generations, &scan_throughs];
         let opening = async { client.batch_execute("BEGIN").await };
         let mut asked: Vec<BoxFuture<'_, _>> = vec![
-            Box::pin(client.query(&self.lock, &lock)),
+            match &lock_all {
+                Some(all) => Box::pin(client.query(all, &lock_each)),
+                None => Box::pin(client.query(&self.lock, &lock)),
+            },
             Box::pin(client.query(&self.heads, &heads)),
         ];
         if !key_of.is_empty() {
@@ -258,10 +276,12 @@ impl Committer {
         let mut answers = answers.map_err(|error| self.error(&error))?.into_iter();
         let mut next = || answers.next().unwrap_or_default();
         let locked = next();
-        let locked = locked.first();
-        let locked = locked.ok_or_else(|| self.damaged("no row of its shard"))?;
-        check_format(&self.site, locked)?;
-        let shard = Shard::of(locked);
+        let place = locks.iter().position(|lock| *lock == shard);
+        let row = place.and_then(|place| locked.get(place));
+        let row = row.filter(|_| locked.len() == locks.len());
+        let row = row.ok_or_else(|| self.damaged("no row of its shard"))?;
+        check_format(&self.site, row)?;
+        let shard = Shard::of(shard, row);
         let mut read = Read {
             sessions: self.sessions(&next())?,
             ..Read::default()
@@ -273,6 +293,17 @@ impl Committer {
             read.since = self.records(&next())?;
         }
         Ok((shard, read))
+    }
+
+    /// Returns the shards that a group locks.
+    fn locks(&self, members: &[Member<'_>]) -> Vec<i32> {
+        let locks = members
+            .iter()
+            .map(|member| self.site.locks(member.proposal));
+        let mut locks: Vec<i32> = locks.flatten().collect();
+        locks.sort_unstable();
+        locks.dedup();
+        locks
     }
 
     fn sessions(&self, rows: &[Row]) -> Result<HashMap<SessionId, Session>> {

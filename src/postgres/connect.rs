@@ -65,6 +65,8 @@ pub(super) struct Site {
     pub place: PathBuf,
     /// The highest timeline that a primary was seen on.
     timeline: AtomicU64,
+    /// The shards of the log, once its tables were read.
+    shards: AtomicU64,
 }
 
 /// A connection to the primary.
@@ -136,7 +138,16 @@ impl Site {
             durability,
             place: place.into(),
             timeline: AtomicU64::new(0),
+            shards: AtomicU64::new(1),
         })
+    }
+
+    pub(super) fn shards(&self) -> u32 {
+        u32::try_from(self.shards.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn set_shards(&self, shards: u32) {
+        self.shards.store(shards.into(), Ordering::Relaxed);
     }
 
     /// Connects to the primary: of the nodes that take writes, the one of the highest timeline. A

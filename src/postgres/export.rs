@@ -9,10 +9,11 @@ use std::sync::Arc;
 use crate::codec::{Record, SessionState};
 use crate::maintain::{Keep, put_kept};
 use crate::model::{EventId, Options, Result, SessionId};
+use crate::postgres::connect::{Link, Site};
 use crate::postgres::pool::{Ask, Snapshots};
 use crate::postgres::reads::{Shared, Tables};
 use crate::postgres::schema::found;
-use crate::postgres::sql::Id;
+use crate::postgres::sql::{self, Id};
 use crate::read::Store;
 use crate::transfer::{Export, Exported, Exporter, PartLine, Progress};
 
@@ -36,8 +37,11 @@ pub(crate) fn export(
     let site = &tables.0.site;
     let id = tables.0.pool.block_on(site.retried(wait, || found(site)))?;
     let store = Store::new(Arc::new(tables.clone()), Arc::default(), options);
+    let pool = &tables.0.pool;
+    let locks = pool.block_on(Locks::take(site))?;
     store.at_rest(|| {
         let events = tables.0.shard()?.map_or(0, |shard| shard.events);
+        pool.block_on(locks.end(site))?;
         let exporter = Exporter::begin((&store, id), events, what, out, progress)?;
         let mut writing = Writing {
             tables: &tables.0,
@@ -48,6 +52,32 @@ pub(crate) fn export(
         let last_id = writing.all()?;
         writing.exporter.end(last_id)
     })
+}
+
+/// The locks of several shards, while the moment of an export is fixed. All of them are closed up to
+/// its last ID, so what comes later has a higher one, and an export that goes on finds it.
+struct Locks(Option<Link>);
+
+impl Locks {
+    async fn take(site: &Site) -> Result<Self> {
+        if site.shards() == 1 {
+            return Ok(Self(None));
+        }
+        let link = site.connect(|| None).await?;
+        let failed = |error: tokio_postgres::Error| site.error("close the shards of", &error);
+        let lock = "BEGIN; SELECT FROM shard ORDER BY shard FOR UPDATE";
+        link.client.batch_execute(lock).await.map_err(failed)?;
+        let closed = link.client.batch_execute(sql::CLOSE_ALL).await;
+        closed.map_err(failed)?;
+        Ok(Self(Some(link)))
+    }
+
+    async fn end(self, site: &Site) -> Result<()> {
+        match self.0 {
+            Some(link) => link.commit_alone(site, "COMMIT").await,
+            None => Ok(()),
+        }
+    }
 }
 
 struct Writing<'a, W, P> {

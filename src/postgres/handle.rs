@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 
 use crate::backend::{Call, passing_over, proposal};
 use crate::codec::StoreId;
 use crate::model::{Counters, Error, Result};
 use crate::postgres::connect::deadline_after;
-use crate::postgres::lane::{Request, Signal, own_time};
+use crate::postgres::lane::{Request, Sender, Signal, own_time};
 use crate::postgres::pool::Ask;
 use crate::postgres::reads::{ShardRow, Shared};
 use crate::sync::{Gate, Mutex};
@@ -31,7 +31,8 @@ pub(super) struct Core {
     pub tables: Shared,
     pub counters: Arc<Counters>,
     pub store: StoreId,
-    pub requests: Mutex<Option<mpsc::UnboundedSender<Request>>>,
+    /// What leads to each lane. There are none once the log is closed.
+    pub requests: Mutex<Vec<Sender>>,
     pub signal: Arc<Signal>,
     pub room: Room,
 }
@@ -68,7 +69,7 @@ fn permits(bytes: usize) -> u32 {
 }
 
 impl Core {
-    /// Gives a proposal to the lane, once there is room for it.
+    /// Gives a proposal to its lane, once there is room for it.
     pub(super) async fn submit(&self, proposal: Proposal, ticket: &Arc<Ticket>) -> Result<Joined> {
         let store = self.turns.store();
         store.check_open()?;
@@ -96,8 +97,13 @@ impl Core {
             gate,
             _room: room,
         };
+        let lane = match *self.tables.0.site.locks(&request.proposal) {
+            [shard] => usize::try_from(shard).unwrap_or(usize::MAX),
+            // The last one, which takes what needs several locks.
+            _ => self.tables.0.site.shards() as usize,
+        };
         let requests = self.requests.lock();
-        let requests = requests.as_ref().ok_or(Error::Closed)?;
+        let requests = requests.get(lane).ok_or(Error::Closed)?;
         // The lane ends only after the last sender. One that panicked has answered with an error.
         drop(requests.send(request));
         Ok(joined)

@@ -17,8 +17,8 @@ use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::group::Session;
 use crate::postgres::pool::{Pool, Snapshots};
 use crate::postgres::reads::Tables;
-use crate::postgres::rows::{Rows, SHARD, Shard};
-use crate::postgres::schema::make_if_missing;
+use crate::postgres::rows::{Rows, Shard};
+use crate::postgres::schema::{make_if_missing, store};
 use crate::postgres::sql::{self, Id};
 use crate::transfer::{Imported, Input, Item, PartLine, Progress, Reading, Target, read_export};
 
@@ -40,7 +40,7 @@ pub(crate) fn import(
     let mut link = pool.block_on(site.retried(options.stall_wait, || site.connect(|| None)))?;
     let (load, imported) = read_export(
         Input::new(input, name),
-        |_source| Load::begin(site, pool, &mut link),
+        |_source| Load::begin(site, options.shards, pool, &mut link),
         progress,
     )?;
     load.finish()?;
@@ -57,7 +57,7 @@ struct Load<'a> {
     site: &'a Site,
     pool: &'a Pool,
     work: Transaction<'a>,
-    shard: Shard,
+    shards: Vec<Shard>,
     /// Sessions and records that are not written yet. A session without a state has one that was
     /// written, or comes with a later record of it.
     sessions: HashMap<SessionId, Option<SessionState>>,
@@ -71,19 +71,23 @@ struct Load<'a> {
 
 impl<'a> Load<'a> {
     /// Begins the transaction, unless there is a log already.
-    fn begin(site: &'a Site, pool: &'a Pool, link: &'a mut Link) -> Result<Self> {
+    fn begin(site: &'a Site, shards: u32, pool: &'a Pool, link: &'a mut Link) -> Result<Self> {
         let failed = |error: tokio_postgres::Error| site.error("import into", &error);
-        let (work, shard) = pool.block_on(async {
+        let (work, shards) = pool.block_on(async {
             let work = link.client.transaction().await.map_err(failed)?;
             // It waits for the lines, and holds the lock meanwhile.
             let set = "SET LOCAL idle_in_transaction_session_timeout = 0";
             work.batch_execute(set).await.map_err(failed)?;
-            make_if_missing(site, &work).await?;
-            let row = work.query_one(sql::LOCK, &[&SHARD]).await.map_err(failed)?;
-            Ok::<_, Error>((work, Shard::of(&row)))
+            make_if_missing(site, shards, &work).await?;
+            store(site, work.client()).await?;
+            let all: Vec<i32> = (0..site.shards().cast_signed()).collect();
+            let rows = work.query(sql::LOCK_ALL, &[&all]).await.map_err(failed)?;
+            let shards = rows.iter().map(|row| Shard::of(row.get("shard"), row));
+            let shards: Vec<Shard> = shards.collect();
+            Ok::<_, Error>((work, shards))
         })?;
         let none = EventId::from_u128(0);
-        if shard.last_id != none {
+        if shards.iter().any(|shard| shard.last_id != none) {
             let why = format!("{} holds a log already", site.place.display());
             return Err(Error::invalid("target schema", why));
         }
@@ -91,7 +95,7 @@ impl<'a> Load<'a> {
             site,
             pool,
             work,
-            shard,
+            shards,
             sessions: HashMap::new(),
             records: Vec::new(),
             bytes: 0,
@@ -123,18 +127,37 @@ impl<'a> Load<'a> {
 
     /// Writes what was gathered.
     fn write(&mut self) -> Result<()> {
-        let mut sessions = self.pool.block_on(self.numbered())?;
+        let sessions = self.pool.block_on(self.numbered())?;
         let records = std::mem::take(&mut self.records);
-        let mut rows = Rows::new(self.shard);
-        rows.put_sessions(&mut sessions);
-        for record in &records {
-            rows.put_record(record, &sessions);
+        let mut by_shard: HashMap<i32, (HashMap<_, _>, Vec<Arc<Record>>)> = HashMap::new();
+        for (name, session) in sessions {
+            let (of, _) = by_shard.entry(self.site.shard_of(&name)).or_default();
+            of.insert(name, session);
         }
-        for (name, session) in &sessions {
-            rows.put_forks(name, session.state.pieces());
+        for record in records {
+            let (_, of) = by_shard
+                .entry(self.site.shard_of(&record.session))
+                .or_default();
+            of.push(record);
         }
-        self.pool.block_on(self.put(&rows))?;
-        self.shard = rows.written();
+        for (shard, (mut sessions, records)) in by_shard {
+            let place = usize::try_from(shard).unwrap_or(usize::MAX);
+            let Some(shard) = self.shards.get(place) else {
+                continue;
+            };
+            let mut rows = Rows::new(*shard);
+            rows.put_sessions(&mut sessions);
+            for record in &records {
+                rows.put_record(record, &sessions);
+            }
+            for (name, session) in &sessions {
+                rows.put_forks(name, session.state.pieces());
+            }
+            self.pool.block_on(self.put(&rows))?;
+            if let Some(shard) = self.shards.get_mut(place) {
+                *shard = rows.written();
+            }
+        }
         self.sessions.clear();
         self.bytes = 0;
         Ok(())
@@ -191,7 +214,7 @@ impl<'a> Load<'a> {
         self.write()?;
         let last_id = Id(self.last_id);
         let erased_through = Id(self.erased_through);
-        let shard = self.shard;
+        let shards = self.shards;
         let (site, pool) = (self.site, self.pool);
         let failed = |error: tokio_postgres::Error| site.error("import into", &error);
         pool.block_on(async move {
@@ -200,15 +223,17 @@ impl<'a> Load<'a> {
                 let marked = work.execute(sql::ERASE_ALL, &[&last_id]).await;
                 marked.map_err(failed)?;
             }
-            let row: [&(dyn ToSql + Sync); 6] = [
-                &SHARD,
-                &last_id,
-                &shard.sessions,
-                &shard.events,
-                &erased_through,
-                &self.retains,
-            ];
-            work.execute(sql::SET_SHARD, &row).await.map_err(failed)?;
+            for shard in &shards {
+                let row: [&(dyn ToSql + Sync); 6] = [
+                    &shard.number,
+                    &last_id,
+                    &shard.sessions,
+                    &shard.events,
+                    &erased_through,
+                    &self.retains,
+                ];
+                work.execute(sql::SET_SHARD, &row).await.map_err(failed)?;
+            }
             work.commit().await.map_err(failed)
         })
     }

@@ -1,5 +1,10 @@
 //! The lane of a shard: gathers proposals into groups, and sees each group through.
 //!
+//! Each shard has a lane, which commits one group after the other. With several shards one more
+//! lane takes what needs the locks of more than one, each by itself: a shard that is held up then
+//! holds up no group of another. The lanes share their connections, of which there are a few. A
+//! group is gathered once there is one for it.
+//!
 //! Invariants:
 //! * A group whose commit was sent, and whose outcome is not known, is never committed again before
 //!   the database was asked for its first record. The question is asked under the shard's lock, so
@@ -13,7 +18,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -22,7 +28,7 @@ use crate::postgres::commit::{Committer, Member, News, Outcome, Sent};
 use crate::postgres::connect::Site;
 use crate::postgres::news::Bell;
 use crate::postgres::reads::Tables;
-use crate::sync::{Gate, Mailbox};
+use crate::sync::{Gate, Mailbox, Mutex};
 use crate::write::{Answer, Landed, Proposal};
 
 /// How long one attempt may take. A primary that takes longer has lost its quorum, and another may
@@ -30,6 +36,9 @@ use crate::write::{Answer, Landed, Proposal};
 const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
 const TOO_SLOW: &str = "the server takes too long";
+
+/// The connections of one server that commit, at most.
+const CONNECTIONS_MAX: usize = 8;
 
 /// The pause after an attempt that failed.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -40,6 +49,8 @@ pub(super) struct Orders {
     /// Retention is to be looked after now.
     pub look: bool,
 }
+
+pub(super) type Sender = mpsc::UnboundedSender<Request>;
 
 pub(super) type Signal = Mailbox<Orders>;
 
@@ -83,15 +94,69 @@ pub(super) fn own_time(options: &Options) -> Option<u64> {
     options.has_own_clock.then(|| now_ms(&options.clock))
 }
 
-/// Commits what comes in, until the last sender is gone.
-pub(super) struct Lane {
+/// What the lanes of a server share.
+pub(super) struct Lanes {
     pub site: Arc<Site>,
     pub bell: Arc<Bell>,
     pub counters: Arc<Counters>,
     pub signal: Arc<Signal>,
     pub group_bytes_max: usize,
     pub stall_wait: Duration,
-    pub requests: mpsc::UnboundedReceiver<Request>,
+    /// A permit for each group that is being committed.
+    free: Semaphore,
+    /// Connections that no group uses.
+    idle: Mutex<Vec<Box<Committer>>>,
+}
+
+impl Lanes {
+    pub(super) fn new(
+        tables: &Tables,
+        counters: &Arc<Counters>,
+        signal: &Arc<Signal>,
+        options: &Options,
+        committer: Committer,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            site: Arc::clone(&tables.site),
+            bell: Arc::clone(&tables.bell),
+            counters: Arc::clone(counters),
+            signal: Arc::clone(signal),
+            group_bytes_max: options.group_bytes_max,
+            stall_wait: options.stall_wait,
+            free: Semaphore::new(CONNECTIONS_MAX),
+            idle: Mutex::new(vec![Box::new(committer)]),
+        })
+    }
+
+    /// Begins the lanes. Each ends once its sender is gone.
+    pub(super) fn begin(self: &Arc<Self>, runtime: &Handle) -> (Vec<Sender>, Vec<JoinHandle<()>>) {
+        let lanes = match self.site.shards() {
+            1 => 1,
+            several => several + 1,
+        };
+        let begun = (0..lanes).map(|nth| {
+            let (sender, requests) = mpsc::unbounded_channel();
+            let is_alone = nth > 0 && nth == self.site.shards();
+            let lane = Lane {
+                lanes: Arc::clone(self),
+                is_alone,
+                requests,
+                connection: Connection::Lost,
+                held: None,
+                apart: VecDeque::new(),
+            };
+            (sender, runtime.spawn(lane.run()))
+        });
+        begun.unzip()
+    }
+}
+
+/// Commits what comes in, until the last sender is gone.
+pub(super) struct Lane {
+    lanes: Arc<Lanes>,
+    /// Whether each request is a group of its own.
+    is_alone: bool,
+    requests: mpsc::UnboundedReceiver<Request>,
     connection: Connection,
     /// The request that had no room in the last group.
     held: Option<Request>,
@@ -124,56 +189,56 @@ enum Attempt {
 }
 
 impl Lane {
-    pub(super) fn new(
-        tables: &Tables,
-        counters: &Arc<Counters>,
-        signal: &Arc<Signal>,
-        options: &Options,
-        requests: mpsc::UnboundedReceiver<Request>,
-        committer: Committer,
-    ) -> Self {
-        Self {
-            site: Arc::clone(&tables.site),
-            bell: Arc::clone(&tables.bell),
-            counters: Arc::clone(counters),
-            signal: Arc::clone(signal),
-            group_bytes_max: options.group_bytes_max,
-            stall_wait: options.stall_wait,
-            requests,
-            connection: Connection::Open(Box::new(committer)),
-            held: None,
-            apart: VecDeque::new(),
-        }
-    }
-
-    pub(super) async fn run(mut self) {
-        while let Some(group) = self.gather().await {
+    async fn run(mut self) {
+        let lanes = Arc::clone(&self.lanes);
+        while let Some((first, is_apart)) = self.next().await {
+            let Ok(_permit) = lanes.free.acquire().await else {
+                return;
+            };
+            if matches!(self.connection, Connection::Lost) {
+                let idle = lanes.idle.lock().pop();
+                self.connection = idle.map_or(Connection::Lost, Connection::Open);
+            }
+            let group = if is_apart || self.is_alone {
+                vec![first]
+            } else {
+                self.gather(first).await
+            };
             self.see_through(group).await;
+            match std::mem::replace(&mut self.connection, Connection::Lost) {
+                Connection::Open(committer) => lanes.idle.lock().push(committer),
+                other => self.connection = other,
+            }
         }
     }
 
-    /// Returns the next group: all that waits, up to the bytes of a group.
-    async fn gather(&mut self) -> Option<Vec<Request>> {
+    /// Returns the first request of the next group, and whether it is a group by itself.
+    async fn next(&mut self) -> Option<(Request, bool)> {
         if let Some(alone) = self.apart.pop_front() {
-            return Some(vec![alone]);
+            return Some((alone, true));
         }
         let first = match self.held.take() {
             Some(first) => first,
             None => self.requests.recv().await?,
         };
+        Some((first, false))
+    }
+
+    /// Returns the next group: all that waits, up to the bytes of a group.
+    async fn gather(&mut self, first: Request) -> Vec<Request> {
         // Callers that were answered together come back together.
         tokio::task::yield_now().await;
         let mut bytes = first.proposal.batch.stored_bytes_max();
         let mut group = vec![first];
         while let Ok(next) = self.requests.try_recv() {
             bytes += next.proposal.batch.stored_bytes_max();
-            if bytes > self.group_bytes_max {
+            if bytes > self.lanes.group_bytes_max {
                 self.held = Some(next);
                 break;
             }
             group.push(next);
         }
-        Some(group)
+        group
     }
 
     /// Commits a group, however often it takes, and answers its members.
@@ -239,7 +304,7 @@ impl Lane {
 
     /// Returns a connection, or nothing if there is none by a deadline.
     async fn open(&mut self, deadline: Instant) -> Result<Option<Box<Committer>>> {
-        let site = &self.site;
+        let site = &self.lanes.site;
         let mut opening = match std::mem::replace(&mut self.connection, Connection::Lost) {
             Connection::Open(committer) if site.is_current(&committer.link) => {
                 return Ok(Some(committer));
@@ -285,7 +350,7 @@ impl Lane {
                 }
                 Ok(Ok(Outcome::Nothing)) => {
                     self.connection = Connection::Open(Box::new(committer));
-                    return Attempt::Again(self.site.io("commit to", "it was rolled back"));
+                    return Attempt::Again(self.lanes.site.io("commit to", "it was rolled back"));
                 }
                 Ok(Ok(Outcome::MayBeErased)) => return Attempt::Unknown(sent),
                 Ok(Err(error)) => return Attempt::InDoubt(sent, error),
@@ -325,7 +390,7 @@ impl Lane {
         if news.records > 0 {
             let records = u32::try_from(news.records).unwrap_or(u32::MAX);
             let bytes = usize::try_from(news.bytes).unwrap_or(usize::MAX);
-            self.counters.note_group(records, bytes, took);
+            self.lanes.counters.note_group(records, bytes, took);
         }
         self.note(&news);
         for (mut request, answer) in group.into_iter().zip(answers) {
@@ -336,10 +401,10 @@ impl Lane {
     /// Tells the waiters, before any caller has its answer.
     fn note(&self, news: &News) {
         if news.retains {
-            self.signal.update(|orders| orders.look = true);
+            self.lanes.signal.update(|orders| orders.look = true);
         }
         if !news.ids.is_empty() {
-            self.bell.note(news);
+            self.lanes.bell.note(news);
         }
     }
 
@@ -362,7 +427,7 @@ impl Lane {
         let is_stored = answer.is_some_and(|answer| answer.as_ref().is_ok_and(Landed::is_stored));
         if is_stored {
             Error::Unconfirmed {
-                waited: self.stall_wait,
+                waited: self.lanes.stall_wait,
                 source: last.cloned().map(Arc::new),
             }
         } else {
@@ -372,13 +437,13 @@ impl Lane {
 
     fn stalled(&self, last: Option<&Error>) -> Error {
         Error::Stalled {
-            waited: self.stall_wait,
+            waited: self.lanes.stall_wait,
             source: last.cloned().map(Arc::new),
         }
     }
 
     fn too_slow(&self) -> Error {
-        self.site.io("commit to", TOO_SLOW)
+        self.lanes.site.io("commit to", TOO_SLOW)
     }
 }
 

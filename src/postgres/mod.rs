@@ -10,6 +10,7 @@
 //! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
 //!   two flights, under the lock on the shard's row. [`group`] decides in between, without I/O,
 //!   and [`rows`] holds what is written.
+//! * [`shards`] says which sequencer a session is under, and what holds over all of them.
 //! * [`pool`] and [`reads`] answer reads, and [`news`] wakes waiters.
 //! * [`export`](mod@export) and [`import`](mod@import) move a log out and in.
 //! * [`upkeep`] removes what retention says, and erases what was removed.
@@ -33,6 +34,7 @@ mod pool;
 mod reads;
 mod rows;
 mod schema;
+mod shards;
 mod sql;
 mod tls;
 mod upkeep;
@@ -42,7 +44,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use crate::backend::{Backend, Landing};
@@ -55,7 +56,7 @@ use crate::model::{
 use crate::postgres::commit::Committer;
 use crate::postgres::connect::Site;
 use crate::postgres::handle::{Core, Room};
-use crate::postgres::lane::Lane;
+use crate::postgres::lane::Lanes;
 use crate::postgres::pool::{Ask, Snapshots};
 use crate::postgres::reads::{Shared, Tables};
 use crate::read::{Records, Store};
@@ -69,7 +70,7 @@ pub(crate) use import::import;
 /// A log on PostgreSQL.
 pub(crate) struct Postgres {
     core: Arc<Core>,
-    lane: Mutex<Option<tokio::task::JoinHandle<()>>>,
+    lanes: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     upkeep: Mutex<Option<JoinHandle<()>>>,
     /// The tasks that wake waiters.
     bells: [AbortHandle; 2],
@@ -88,14 +89,14 @@ impl Postgres {
             runtime,
             ..
         } = &*tables.0;
-        let (store, committer) = pool.block_on(site.retried(wait, || open(site)))?;
+        let shards = options.shards;
+        let (store, committer) = pool.block_on(site.retried(wait, || open(site, shards)))?;
         let bells = [
             runtime.handle.spawn(Arc::clone(bell).listen()),
             runtime.handle.spawn(Arc::clone(bell).ring()),
         ];
         let bells = bells.map(|bell| bell.abort_handle());
         let counters: Arc<Counters> = Arc::default();
-        let (requests, incoming) = mpsc::unbounded_channel();
         let room = Room::new(options.group_bytes_max);
         let records: Arc<dyn Records> = Arc::new(tables.clone());
         let reader = Arc::new(Store::new(records, Arc::clone(&counters), options));
@@ -104,17 +105,18 @@ impl Postgres {
             tables,
             counters,
             store,
-            requests: Mutex::new(Some(requests)),
+            requests: Mutex::default(),
             signal: Arc::default(),
             room,
         });
         let options = &core.turns.store().options;
         let (tables, signal) = (&core.tables.0, &core.signal);
-        let lane = Lane::new(tables, &core.counters, signal, options, incoming, committer);
-        let lane = tables.runtime.handle.spawn(lane.run());
+        let lanes = Lanes::new(tables, &core.counters, signal, options, committer);
+        let (requests, lanes) = lanes.begin(&tables.runtime.handle);
+        *core.requests.lock() = requests;
         let log = Self {
             core: Arc::clone(&core),
-            lane: Mutex::new(Some(lane)),
+            lanes: Mutex::new(lanes),
             upkeep: Mutex::default(),
             bells,
         };
@@ -131,10 +133,10 @@ impl Postgres {
         core.turns.store().check_process()?;
         core.turns.store().close();
         core.signal.stop();
-        drop(core.requests.lock().take());
+        core.requests.lock().clear();
         // A second call waits for the first.
-        let mut lane = self.lane.lock();
-        if let Some(lane) = lane.take() {
+        let mut lanes = self.lanes.lock();
+        for lane in lanes.drain(..) {
             drop(core.tables.0.pool.block_on(lane));
         }
         if let Some(upkeep) = self.upkeep.lock().take() {
@@ -150,9 +152,9 @@ impl Postgres {
 }
 
 /// Makes the tables, and the first connection that commits.
-async fn open(site: &Arc<Site>) -> Result<(StoreId, Committer)> {
+async fn open(site: &Arc<Site>, shards: u32) -> Result<(StoreId, Committer)> {
     let mut link = site.connect(|| None).await?;
-    let store = schema::migrate(site, &mut link).await?;
+    let store = schema::migrate(site, shards, &mut link).await?;
     Ok((store, Committer::open(site).await?))
 }
 

@@ -8,8 +8,13 @@
 //! Invariants:
 //! * A follower has its mark before it reads. News after what it read changes the mark, or wakes
 //!   the waiter that was registered with the mark unchanged. So none is slept through.
-//! * What is known to have come is read in ID order, which is commit order, from the last ID known.
-//!   After a connection was lost all marks change, so that everybody reads again.
+//! * What is known to have come is read in ID order, which is commit order, from the last ID known;
+//!   with several shards in each of them from its own. After a connection was lost all marks change,
+//!   so that everybody reads again.
+//! * With several shards the feed has a mark too, since what is new in one may have a lower ID than
+//!   what was read of another. A reader of the feed waits only if the last read that began at the
+//!   mark came no further than it. If a shard could not be closed for that read, the readers are
+//!   woken after a moment.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -33,6 +38,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long one look may take.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
 
+/// How soon the feed is read again if a shard could not be closed.
+const LATE: Duration = Duration::from_millis(5);
+
 /// The records of this server that are remembered as told, at most.
 const TOLD_MAX: usize = 10_000;
 
@@ -53,8 +61,8 @@ pub(super) struct Bell {
 
 #[derive(Default)]
 struct Waiting {
-    /// Everything up to this ID was told.
-    through: Option<EventId>,
+    /// Everything up to this ID was told, of each shard. There is none before the first look.
+    through: Vec<EventId>,
     /// The last IDs of records after that which this server has told itself.
     told: HashSet<EventId>,
     /// The removals of the shard as of then.
@@ -65,6 +73,12 @@ struct Waiting {
     /// The readers of all sessions.
     feeds: usize,
     feed_waiters: WaitList,
+    /// Rises with news of any session.
+    feed_mark: u64,
+    /// How far the feed of several shards was read, by a read that began at a mark.
+    fed: Option<(u64, EventId)>,
+    /// Whether a shard could not be closed for it.
+    is_late: bool,
 }
 
 /// A session that somebody follows.
@@ -166,11 +180,37 @@ impl Bell {
     /// Registers a waiter for news of any session after an ID. Returns whether it did.
     pub(super) fn wait_for_any(&self, seen: EventId, waiter: &Arc<Waiter>) -> bool {
         let mut waiting = self.waiting.lock();
-        if waiting.through.is_some_and(|through| through > seen) {
+        let has_more = if self.site.shards() > 1 {
+            let fed = waiting.fed;
+            fed.is_none_or(|(mark, closed)| mark != waiting.feed_mark || closed > seen)
+        } else {
+            waiting
+                .through
+                .first()
+                .is_some_and(|through| *through > seen)
+        };
+        if has_more {
             return false;
         }
         waiting.feed_waiters.add(waiter);
         true
+    }
+
+    /// Returns the mark of the feed. It is taken before the shards are closed for a read.
+    pub(super) fn feed_mark(&self) -> u64 {
+        self.waiting.lock().feed_mark
+    }
+
+    /// Notes that a read that began at a mark came to where the shards are closed, and whether one
+    /// of them could not be closed up to the newest ID.
+    pub(super) fn note_closed(&self, mark: u64, closed: EventId, is_late: bool) {
+        let mut waiting = self.waiting.lock();
+        waiting.fed = waiting.fed.max(Some((mark, closed)));
+        if is_late {
+            waiting.is_late = true;
+            drop(waiting);
+            self.rung.notify_one();
+        }
     }
 
     pub(super) fn forget_any(&self, waiter: &Arc<Waiter>) {
@@ -180,6 +220,7 @@ impl Bell {
     /// Wakes all waiters. They then read again.
     pub(super) fn wake_all(&self) {
         let mut waiting = self.waiting.lock();
+        waiting.feed_mark += 1;
         let mut waiters = waiting.feed_waiters.take();
         for followed in waiting.sessions.values_mut() {
             followed.mark += 1;
@@ -194,6 +235,7 @@ impl Bell {
     /// Wakes the followers of some sessions, and all feeds.
     fn wake(&self, sessions: &[SessionId]) {
         let mut waiting = self.waiting.lock();
+        waiting.feed_mark += 1;
         let mut waiters = waiting.feed_waiters.take();
         for session in sessions {
             if let Some(followed) = waiting.sessions.get_mut(session) {
@@ -222,6 +264,10 @@ impl Bell {
                 while let Ok(Ok(())) = timeout(LOOK_WITHIN, self.look(&link)).await {
                     // Woken by a bell, or by the time.
                     let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;
+                    if std::mem::take(&mut self.waiting.lock().is_late) {
+                        sleep(LATE).await;
+                        self.wake(&[]);
+                    }
                 }
             }
             // Waiters go on waiting: they are woken once there is something to read again.
@@ -242,15 +288,13 @@ impl Bell {
         let began = Instant::now();
         let listen = format!("LISTEN {}", quoted(&self.channel()));
         link.client.batch_execute(&listen).await.map_err(failed)?;
-        let row = link
-            .client
-            .query_one(sql::SHARD, &[])
-            .await
-            .map_err(failed)?;
+        let last_ids = link.client.query(sql::LAST_IDS, &[]).await;
+        let last_ids = last_ids.map_err(failed)?;
+        let count = link.client.query_one(sql::REMOVALS, &[]).await;
         let mut waiting = self.waiting.lock();
-        waiting.through = Some(row.get::<_, Id>(0).0);
+        waiting.through = last_ids.iter().map(|row| row.get::<_, Id>(0).0).collect();
         drop(waiting);
-        self.note_removals(row.get(2), began);
+        self.note_removals(count.map_err(failed)?.get(0), began);
         // A reader from before does not know what came since.
         self.wake_all();
         Ok(link)
@@ -260,28 +304,41 @@ impl Bell {
     async fn look(&self, link: &Link) -> Result<()> {
         let failed = |error: tokio_postgres::Error| self.site.error("look for news in", &error);
         let (client, began) = (&link.client, Instant::now());
-        let known = self.waiting.lock().through;
-        let from = known.unwrap_or(EventId::from_u128(0));
+        let through: Vec<Id> = self
+            .waiting
+            .lock()
+            .through
+            .iter()
+            .map(|id| Id(*id))
+            .collect();
+        let shards: Vec<i32> = (0_i32..).take(through.len()).collect();
+        let several: [&(dyn ToSql + Sync); 2] = [&shards, &through];
         // The removals after the records, so that one that was read with its record is told too.
-        let from = Id(from);
-        let (news, shard) =
-            futures_util::future::join(async { client.query(sql::NEWS, &[&from]).await }, async {
-                client.query_one(sql::SHARD, &[]).await
-            })
-            .await;
-        let (news, shard) = (news.map_err(failed)?, shard.map_err(failed)?);
-        self.note_removals(shard.get(2), began);
-        let Some(last) = news.last() else {
-            return Ok(());
+        let news = async {
+            match through.as_slice() {
+                [one] => client.query(sql::NEWS, &[one]).await,
+                _ => client.query(sql::NEWS_OF_ALL, &several).await,
+            }
         };
+        let removals = async { client.query_one(sql::REMOVALS, &[]).await };
+        let (news, removals) = futures_util::future::join(news, removals).await;
+        let (news, removals) = (news.map_err(failed)?, removals.map_err(failed)?);
+        self.note_removals(removals.get(0), began);
+        if news.is_empty() {
+            return Ok(());
+        }
         let mut sessions = Vec::with_capacity(news.len());
         let mut waiting = self.waiting.lock();
         for row in &news {
-            if !waiting.told.remove(&row.get::<_, Id>(0).0) {
+            let id = row.get::<_, Id>(0).0;
+            if !waiting.told.remove(&id) {
                 sessions.push(SessionId::new(row.get::<_, &str>(1))?);
             }
+            let shard = usize::try_from(row.get::<_, i32>(2)).unwrap_or(usize::MAX);
+            if let Some(through) = waiting.through.get_mut(shard) {
+                *through = id;
+            }
         }
-        waiting.through = Some(last.get::<_, Id>(0).0);
         drop(waiting);
         sessions.dedup();
         self.wake(&sessions);

@@ -45,16 +45,22 @@ fn every_statement_finds_its_rows_by_an_index() {
         eprintln!("skipped: SESSION_LOG_POSTGRES_URL names no server");
         return;
     };
+    let wrong: Vec<_> = [1, 4].map(|shards| wrong_plans(&url, shards)).concat();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Returns what is wrong with the plans of a log of so many shards.
+fn wrong_plans(url: &str, shards: u32) -> Vec<String> {
     let schema = format!("plans_{:032x}", crate::model::fresh_store_number());
-    let options = Options::new().schema(schema.as_str());
+    let options = Options::new().schema(schema.as_str()).shards(shards);
     let log = options
         .durability(Durability::OneNode)
-        .connect(&url)
+        .connect(url)
         .unwrap();
     log.close().unwrap();
-    let site = Site::new(&url, schema.clone(), Durability::OneNode).unwrap();
+    let site = Site::new(url, schema.clone(), Durability::OneNode).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let wrong: Vec<String> = runtime.block_on(async {
+    runtime.block_on(async {
         let link = site.connect(|| None).await.unwrap();
         let id = "CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql IMMUTABLE \
                   AS $$ SELECT lpad(to_hex(n), 32, '0')::uuid $$;";
@@ -62,7 +68,9 @@ fn every_statement_finds_its_rows_by_an_index() {
             .batch_execute(&format!("{id} {FILL}"))
             .await
             .unwrap();
+        let of_several = sql::OF_SEVERAL.iter().filter(|_| shards > 1);
         let texts = commit::TEXTS.iter().chain(pool::TEXTS).chain(sql::OTHERS);
+        let texts = texts.chain(of_several);
         let mut wrong = Vec::new();
         for text in texts.filter(|text| !WHOLE.contains(text)) {
             let params = link.client.prepare(text).await.unwrap().params().len();
@@ -90,8 +98,7 @@ fn every_statement_finds_its_rows_by_an_index() {
         let drop = format!("DROP SCHEMA {} CASCADE", quoted(&schema));
         link.client.batch_execute(&drop).await.unwrap();
         wrong
-    });
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    })
 }
 
 /// Returns what a plan and its parts read row by row.

@@ -20,7 +20,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use crate::model::{Error, Result};
-use crate::postgres::connect::{Link, Site, deadline_after};
+use crate::postgres::connect::{LOADED, Link, Site, deadline_after};
 use crate::postgres::sql;
 use crate::sync::{Deadline, Waiter};
 
@@ -37,11 +37,21 @@ const WAIT_MIN: Duration = Duration::from_secs(2);
 /// How long a commit may take that shows whether appends can land.
 const COMMIT_WITHIN: Duration = Duration::from_secs(2);
 
+/// The pause after a read of what is not closed yet.
+const LAG: Duration = Duration::from_millis(2);
+
 /// The pause after a connection failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Shows that what is seen is on a quorum.
 const BARRIER: &str = "UPDATE meta SET barriers = barriers + 1";
+
+/// The statements that a log of several shards has in place of others.
+const OF_SEVERAL: [(Ask, &str); 3] = [
+    (Ask::Feed, sql::FEED_OF_ALL),
+    (Ask::Shard, sql::SHARDS),
+    (Ask::Close, sql::CLOSE),
+];
 
 /// How long reads at rest take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +83,8 @@ macro_rules! statements {
         }
 
         pub(super) const TEXTS: &[&str] = &[$(sql::$text,)*];
+
+        const ASKS: &[Ask] = &[$(Ask::$name,)*];
     };
 }
 
@@ -84,6 +96,7 @@ statements! {
     Feed FEED,
     Forks FORKS,
     Shard SHARD,
+    Close CLOSE_NOTHING,
     Removed REMOVED,
     Due DUE,
     Size SIZE,
@@ -97,6 +110,15 @@ statements! {
     ByActivityDown BY_ACTIVITY_DOWN,
     ByCreationUp BY_CREATION_UP,
     ByCreationDown BY_CREATION_DOWN,
+}
+
+impl Ask {
+    fn text(self, shards: u32) -> &'static str {
+        let of_several = OF_SEVERAL.iter().filter(|_| shards > 1);
+        let mut of_several = of_several.filter(|(ask, _)| *ask as usize == self as usize);
+        let text = of_several.next().map(|(_, text)| *text);
+        text.unwrap_or_else(|| TEXTS.get(self as usize).copied().unwrap_or_default())
+    }
 }
 
 /// A connection with its statements.
@@ -117,7 +139,8 @@ impl managed::Manager for Readers {
         let link = self.site.connect(|| None).await?;
         let failed = |error: tokio_postgres::Error| self.site.error("prepare to read", &error);
         link.commit_alone(&self.site, BARRIER).await?;
-        let prepared = join_all(TEXTS.iter().map(|text| link.client.prepare(text))).await;
+        let texts = ASKS.iter().map(|ask| ask.text(self.site.shards()));
+        let prepared = join_all(texts.map(|text| link.client.prepare(text))).await;
         let statements = prepared.into_iter().collect::<Result<Vec<_>, _>>();
         let statements = statements.map_err(failed)?;
         Ok(Reader { link, statements })
@@ -136,6 +159,8 @@ impl managed::Manager for Readers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sight {
     Now,
+    /// What it commits itself.
+    Kept,
     /// What the later statements of its read see too.
     AtRest,
 }
@@ -238,6 +263,27 @@ impl Pool {
         }
     }
 
+    /// Closes the shards at rest, so that a read that begins now sees all that came before. One
+    /// that has begun sees its moment, and nothing is done for it. Returns whether it did so.
+    pub(super) fn close_shards(&self) -> Result<bool> {
+        let has_begun = AT_REST.with_borrow(|at_rest| {
+            matches!(at_rest, Some(Snapshot::Open(_) | Snapshot::Broken(_)))
+        });
+        if has_begun {
+            return Ok(false);
+        }
+        self.block_on(async {
+            let (reader, _none) = self.first(Ask::Close, &[], Sight::Kept).await?;
+            drop(reader);
+            Ok(true)
+        })
+    }
+
+    /// Waits a moment on this thread.
+    pub(super) fn pause(&self) {
+        self.block_on(async { sleep(LAG).await });
+    }
+
     async fn rows_of(
         &self,
         snapshot: &mut Snapshot,
@@ -301,6 +347,19 @@ impl Pool {
             Err(_elapsed) => return Err(self.site.io("read from", "no connection is free")),
         };
         let limit = deadline.min(Instant::now() + READ_WITHIN);
+        if sight == Sight::Kept {
+            return match timeout_at(limit, reader.commit(&self.site, ask, params)).await {
+                Ok(Ok(rows)) => Ok((reader, rows)),
+                Ok(Err(error)) => {
+                    drop(Object::take(reader));
+                    Err(error)
+                }
+                Err(_elapsed) => {
+                    drop(Object::take(reader));
+                    Err(self.site.io("read from", "the server takes too long"))
+                }
+            };
+        }
         let read = self.within(limit, async {
             if sight == Sight::Now {
                 return reader.ask(ask, params).await;
@@ -387,6 +446,21 @@ impl Pool {
 }
 
 impl Reader {
+    /// Commits a statement, and checks that it is kept.
+    async fn commit(
+        &self,
+        site: &Site,
+        ask: Ask,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>> {
+        let loaded = async { self.link.client.query_one(LOADED, &[]).await };
+        let (committed, loaded) = join(self.ask(ask, params), loaded).await;
+        let failed = |error: tokio_postgres::Error| site.error("close the shards of", &error);
+        let rows = committed.map_err(failed)?;
+        self.link.check_kept(site, &loaded.map_err(failed)?)?;
+        Ok(rows)
+    }
+
     async fn ask(
         &self,
         ask: Ask,

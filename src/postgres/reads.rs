@@ -17,7 +17,7 @@ use crate::read::{
     Direction, Follower, PageBuilder, Piece, RecordSlice, RecordVisitor, Records, SessionCursor,
     SessionOrder, fault_in_memory,
 };
-use crate::sync::{Instant, Waiter};
+use crate::sync::{Instant, Mutex, Waiter};
 
 /// The threads of the runtime. They encode, decode and drive connections.
 const RUNTIME_THREADS: usize = 2;
@@ -37,6 +37,8 @@ pub(super) struct Tables {
     pub pool: Pool,
     pub bell: Arc<Bell>,
     pub runtime: OwnRuntime,
+    /// The ID up to which all shards are known to be closed.
+    closed: Mutex<EventId>,
     /// Whether the options have a clock, which then stands in for the database's.
     pub has_own_clock: bool,
 }
@@ -91,6 +93,7 @@ impl Tables {
             bell: Bell::new(&site),
             site,
             runtime,
+            closed: Mutex::new(EventId::from_u128(0)),
             has_own_clock: options.has_own_clock,
         })
     }
@@ -264,11 +267,30 @@ impl Records for Shared {
 
     fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<Option<EventId>> {
         let mut from = from;
+        let is_sharded = self.0.site.shards() > 1;
+        let mark = self.0.bell.feed_mark();
+        // Up to what is known to be closed there is enough to read.
+        let is_behind = from <= *self.0.closed.lock();
+        let has_closed = is_sharded && !is_behind && self.0.pool.close_shards()?;
         loop {
             let rows = self.0.pool.rows(Ask::Feed, &[&Id(from), &SLICE_BYTES])?;
             for row in &rows {
                 let (Some(id), Some(record)) = (row.get::<_, Option<Id>>(1), row.get(2)) else {
-                    return Ok(Some(row.get::<_, Id>(0).0));
+                    let closed = row.get::<_, Id>(0).0;
+                    if is_sharded {
+                        let mut known = self.0.closed.lock();
+                        *known = closed.max(*known);
+                        drop(known);
+                    }
+                    if has_closed {
+                        let is_late = closed < row.get::<_, Id>(3).0;
+                        self.0.bell.note_closed(mark, closed, is_late);
+                        if is_late && closed < from {
+                            // Somebody commits, and whoever waits for that asks again at once.
+                            self.0.pool.pause();
+                        }
+                    }
+                    return Ok(Some(closed));
                 };
                 from = id.0.plus(1);
                 if visit(&*self.0.record(record)?, &fault_in_memory)?.is_break() {

@@ -8,10 +8,8 @@ use tokio_postgres::types::ToSql;
 use crate::codec::Record;
 use crate::model::{EventId, Op, Piece, SessionId};
 use crate::postgres::group::{Decided, Session};
+use crate::postgres::shards::session_number;
 use crate::postgres::sql::{self, Id};
-
-/// The one shard.
-pub(super) const SHARD: i32 = 0;
 
 /// A value of a statement.
 type Value<'a> = &'a (dyn ToSql + Sync);
@@ -19,6 +17,7 @@ type Value<'a> = &'a (dyn ToSql + Sync);
 /// The shard's row.
 #[derive(Clone, Copy)]
 pub(super) struct Shard {
+    pub number: i32,
     pub last_id: EventId,
     pub sessions: i64,
     pub events: i64,
@@ -26,9 +25,11 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    pub(super) fn of(row: &Row) -> Self {
+    /// Reads its row, as it was locked.
+    pub(super) fn of(number: i32, row: &Row) -> Self {
         let now_ms: i64 = row.get(3);
         Self {
+            number,
             last_id: row.get::<_, Id>(0).0,
             sessions: row.get(1),
             events: row.get(2),
@@ -127,7 +128,7 @@ impl Rows {
 
     pub(super) fn shard(&self) -> [Value<'_>; 6] {
         [
-            &SHARD,
+            &self.shard.number,
             &self.last_id,
             &self.shard.sessions,
             &self.shard.events,
@@ -202,7 +203,7 @@ impl Rows {
                 &mut self.moved
             } else {
                 self.shard.sessions += 1;
-                session.number = Some(i64::from(SHARD) << 40 | self.shard.sessions);
+                session.number = Some(session_number(self.shard.number, self.shard.sessions));
                 &mut self.new
             };
             let state = &session.state;

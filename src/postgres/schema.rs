@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio_postgres::{Client, Row, Transaction};
 
 use crate::codec::StoreId;
-use crate::model::{Error, EventId, Result, fresh_store_number};
+use crate::model::{Error, EventId, Result, SHARDS_MAX, fresh_store_number};
 use crate::postgres::connect::{Link, Site, quoted};
 use crate::postgres::sql::Id;
 
@@ -16,27 +16,35 @@ const MIGRATIONS: [&str; FORMAT as usize] = [include_str!("schema.sql")];
 /// The format that this version writes.
 pub(super) const FORMAT: u32 = 1;
 
+/// What is new in each of several shards is found by it. One shard has it by its primary key.
+const RECORD_SHARD: &str = "CREATE INDEX record_shard ON record ((session >> 40), last_id)";
+
 /// Makes the tables, or brings them to the format of this version. Returns the store's ID.
 ///
-/// It is one transaction. Of several that open the same schema, one does it.
-pub(super) async fn migrate(site: &Site, link: &mut Link) -> Result<StoreId> {
+/// It is one transaction. Of several that open the same schema, one does it. Tables that are there
+/// keep their number of shards.
+pub(super) async fn migrate(site: &Site, shards: u32, link: &mut Link) -> Result<StoreId> {
     let failed = |error: tokio_postgres::Error| site.error("make the tables in", &error);
     let work = link.client.transaction().await.map_err(failed)?;
-    make_if_missing(site, &work).await?;
+    make_if_missing(site, shards, &work).await?;
     let store = store(site, work.client()).await?;
     work.commit().await.map_err(failed)?;
     Ok(store)
 }
 
 /// Does so as a part of a transaction. Another that does the same waits for its end.
-pub(super) async fn make_if_missing(site: &Site, work: &Transaction<'_>) -> Result<()> {
+pub(super) async fn make_if_missing(
+    site: &Site,
+    shards: u32,
+    work: &Transaction<'_>,
+) -> Result<()> {
     let failed = |error: tokio_postgres::Error| site.error("make the tables in", &error);
     let lock = "SELECT pg_advisory_xact_lock(hashtextextended('sessionlog:' || $1, 0))";
     work.query_one(lock, &[&site.schema])
         .await
         .map_err(failed)?;
     let found = format(site, work.client()).await?;
-    bring_up(work, &quoted(&site.schema), found)
+    bring_up(work, &quoted(&site.schema), found, shards)
         .await
         .map_err(failed)
 }
@@ -84,21 +92,22 @@ fn unsupported(site: &Site, found: u32) -> Error {
     }
 }
 
-/// Returns the store's ID.
-async fn store(site: &Site, client: &Client) -> Result<StoreId> {
+/// Returns the store's ID, and notes the number of its shards.
+pub(super) async fn store(site: &Site, client: &Client) -> Result<StoreId> {
     let row = client
         .query_one("SELECT store, shards FROM meta", &[])
         .await;
     let row = row.map_err(|error| site.error("read the tables in", &error))?;
-    let shards: i32 = row.get(1);
-    if shards != 1 {
+    let shards = u32::try_from(row.get::<_, i32>(1)).unwrap_or(0);
+    if !(1..=SHARDS_MAX).contains(&shards) {
         return Err(Error::Unsupported {
             file: site.place.clone(),
             what: "a number of shards of",
-            found: u64::try_from(shards).unwrap_or(0),
-            supported: 1,
+            found: shards.into(),
+            supported: SHARDS_MAX.into(),
         });
     }
+    site.set_shards(shards);
     Ok(StoreId(row.get::<_, Id>(0).0.to_u128()))
 }
 
@@ -119,6 +128,7 @@ async fn bring_up(
     work: &Transaction<'_>,
     schema: &str,
     found: u32,
+    shards: u32,
 ) -> Result<(), tokio_postgres::Error> {
     for step in MIGRATIONS.iter().skip(found as usize) {
         if found == 0 {
@@ -135,16 +145,16 @@ async fn bring_up(
     if found == 0 {
         let store = Id(EventId::from_u128(fresh_store_number()));
         let none = Id(EventId::from_u128(0));
-        work.execute(
-            "INSERT INTO meta (format, store, shards) VALUES ($1, $2, 1)",
-            &[&i32::try_from(FORMAT).unwrap_or(i32::MAX), &store],
-        )
-        .await?;
-        work.execute(
-            "INSERT INTO shard VALUES (0, $1, 0, 0, 0, 0, $1, false, $2)",
-            &[&none, &i32::try_from(FORMAT).unwrap_or(i32::MAX)],
-        )
-        .await?;
+        let format = i32::try_from(FORMAT).unwrap_or(i32::MAX);
+        let shards = i32::try_from(shards).unwrap_or(i32::MAX);
+        let meta = "INSERT INTO meta (format, store, shards) VALUES ($1, $2, $3)";
+        work.execute(meta, &[&format, &store, &shards]).await?;
+        let rows = "INSERT INTO shard SELECT n, $1, 0, 0, 0, 0, $1, false, $2 \
+                    FROM generate_series(0, $3 - 1) n";
+        work.execute(rows, &[&none, &format, &shards]).await?;
+        if shards > 1 {
+            work.batch_execute(RECORD_SHARD).await?;
+        }
     } else if found < FORMAT {
         let format = i32::try_from(FORMAT).unwrap_or(i32::MAX);
         work.execute("UPDATE meta SET format = $1", &[&format])

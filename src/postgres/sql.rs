@@ -9,6 +9,10 @@ use crate::model::EventId;
 pub(super) const LOCK: &str = "SELECT last_id, sessions, events, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format FROM shard WHERE shard = $1 \
     FOR UPDATE";
+/// The same of several shards, in their order, in which each is locked.
+pub(super) const LOCK_ALL: &str = "SELECT last_id, sessions, events, \
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format, shard FROM shard \
+    WHERE shard = ANY($1::int[]) ORDER BY shard FOR UPDATE";
 pub(super) const HEADS: &str =
     "SELECT name, session, state FROM session WHERE name = ANY($1::text[])";
 /// The newest record under each key. Older ones were trimmed, or are of an earlier generation.
@@ -37,7 +41,6 @@ pub(super) const NEW_REMOVALS: &str = "INSERT INTO removal (name, id, at_ms, eve
     SELECT * FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::bigint[])";
 pub(super) const MOVE_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $3, events = $4, \
     removals = removals + $5, retains = retains OR $6 WHERE shard = $1";
-pub(super) const BARRIER: &str = "UPDATE shard SET epoch = epoch + 1 WHERE shard = 0";
 /// Whether a record is there, to the byte, and the last ID that was erased.
 pub(super) const HOLDS: &str = "SELECT EXISTS (SELECT FROM record WHERE last_id = $1 \
     AND record = $2), erased_through FROM shard WHERE shard = $3";
@@ -68,13 +71,39 @@ pub(super) const FEED: &str = "SELECT shard.last_id, p.last_id, p.record FROM sh
     sum(octet_length(record)) OVER (ORDER BY last_id) - octet_length(record) AS before \
     FROM (SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 256) s) p \
     ON p.before < $2 WHERE shard.shard = 0 ORDER BY p.last_id";
+/// The same of several shards, up to the ID to which all of them are closed. The last column is the
+/// highest ID of all.
+pub(super) const FEED_OF_ALL: &str = "SELECT closed.last_id, p.last_id, p.record, \
+    (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) \
+    FROM (SELECT last_id FROM shard ORDER BY last_id LIMIT 1) closed LEFT JOIN LATERAL \
+    (SELECT last_id, record, \
+    sum(octet_length(record)) OVER (ORDER BY last_id) - octet_length(record) AS before \
+    FROM (SELECT last_id, record FROM record WHERE last_id >= $1 AND last_id <= closed.last_id \
+    ORDER BY last_id LIMIT 256) s) p ON p.before < $2 ORDER BY p.last_id";
+/// One shard is closed as it is.
+pub(super) const CLOSE_NOTHING: &str = "SELECT";
+/// Closes the shards at rest up to the highest ID of all. What holds the lock of one goes on.
+pub(super) const CLOSE: &str = "UPDATE shard SET last_id = greatest(shard.last_id, newest.last_id) \
+    FROM (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) newest \
+    WHERE shard.last_id < newest.last_id AND shard.shard IN (SELECT shard FROM shard s \
+    WHERE s.last_id < (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) \
+    FOR UPDATE SKIP LOCKED)";
+/// Closes all of them, and waits for what holds a lock. The locks are kept.
+pub(super) const CLOSE_ALL: &str = "UPDATE shard SET last_id = \
+    (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1)";
 pub(super) const FORKS: &str = "SELECT child FROM fork WHERE ancestor = $1 AND generation = $2";
 pub(super) const SHARD: &str = "SELECT last_id, events, removals, erased_through, retains, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard WHERE shard = 0";
+/// The same over several shards.
+pub(super) const SHARDS: &str = "SELECT (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1), \
+    sum(events)::bigint, sum(removals)::bigint, (SELECT erased_through FROM shard \
+    ORDER BY erased_through DESC LIMIT 1), bool_or(retains), \
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard";
 pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
-/// The session whose removals are the oldest, with the last of them, if the oldest is due.
-pub(super) const DUE: &str = "SELECT name, (SELECT id FROM removal WHERE name = due.name \
-    ORDER BY id DESC LIMIT 1) FROM (SELECT name FROM removal WHERE at_ms <= $1 \
+/// The session whose removals are the oldest, with its removals, if the oldest is due. It may be of
+/// another shard than the sessions that were removed from, so their IDs are in no order of commits.
+pub(super) const DUE: &str = "SELECT name, ARRAY(SELECT id FROM removal WHERE name = due.name \
+    ORDER BY id LIMIT 1000) FROM (SELECT name FROM removal WHERE at_ms <= $1 \
     ORDER BY at_ms LIMIT 1) due";
 /// The number of sessions and keys.
 pub(super) const ITEMS: &str = "SELECT (SELECT count(*) FROM session) \
@@ -100,7 +129,7 @@ pub(super) const REPLACE: &str = "UPDATE record SET last_id = $2, base_id = $3, 
 pub(super) const NOTE_ERASED: &str =
     "UPDATE shard SET erased_through = greatest(erased_through, $2) WHERE shard = $1";
 pub(super) const VACUUM: &str = "VACUUM record";
-pub(super) const ERASED: &str = "DELETE FROM removal WHERE name = $1 AND id <= $2";
+pub(super) const ERASED: &str = "DELETE FROM removal WHERE name = $1 AND id = ANY($2::uuid[])";
 
 /// The lists of sessions, in each order and direction, after a position.
 pub(super) const BY_ID_UP: &str = "SELECT name, state FROM session \
@@ -126,13 +155,23 @@ pub(super) const ERASE_ALL: &str = "INSERT INTO removal (name, id, at_ms, events
     SELECT name, $1, 0, 0 FROM session";
 
 /// The sessions of the records after an ID.
-pub(super) const NEWS: &str = "SELECT r.last_id, s.name FROM record r \
+pub(super) const NEWS: &str = "SELECT r.last_id, s.name, 0 FROM record r \
     JOIN session s ON s.session = r.session WHERE r.last_id > $1 ORDER BY r.last_id LIMIT 1000";
+/// The same of each shard after an ID of its own, with the shard.
+pub(super) const NEWS_OF_ALL: &str = "SELECT r.last_id, s.name, q.shard \
+    FROM unnest($1::int[], $2::uuid[]) q(shard, through) \
+    CROSS JOIN LATERAL (SELECT last_id, session FROM record WHERE (session >> 40) = q.shard \
+    AND last_id > q.through ORDER BY last_id LIMIT 1000) r \
+    JOIN session s ON s.session = r.session ORDER BY q.shard, r.last_id";
+/// The number of batches that removed something.
+pub(super) const REMOVALS: &str = "SELECT sum(removals)::bigint FROM shard";
+/// The last ID of each shard.
+pub(super) const LAST_IDS: &str = "SELECT last_id FROM shard ORDER BY shard";
 
 /// The statements that are not prepared before they are needed.
 #[cfg(all(test, not(shuttle)))]
 pub(super) const OTHERS: &[&str] = &[
-    BARRIER,
+    LOCK_ALL,
     HOLDS,
     ERASABLE,
     ERASABLE_CHANGES,
@@ -142,7 +181,13 @@ pub(super) const OTHERS: &[&str] = &[
     NOTE_ERASED,
     ERASED,
     NEWS,
+    LAST_IDS,
+    REMOVALS,
 ];
+
+/// The statements of a log of several shards, which has an index more.
+#[cfg(all(test, not(shuttle)))]
+pub(super) const OF_SEVERAL: &[&str] = &[FEED_OF_ALL, CLOSE, CLOSE_ALL, SHARDS, NEWS_OF_ALL];
 
 /// An ID, which is a UUID in a column. Both compare as their bytes do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,7 +25,6 @@ use crate::model::{Error, EventId, Result, SessionId};
 use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::handle::Core;
 use crate::postgres::pool::Ask;
-use crate::postgres::rows::SHARD;
 use crate::postgres::schema::check_format;
 use crate::postgres::sql::{self, Id};
 use crate::sync::Deadline;
@@ -103,7 +102,7 @@ pub(super) fn erase(
             return Ok(());
         };
         let session = SessionId::new(due.get::<_, &str>(0))?;
-        let through: Id = due.get(1);
+        let removals: Vec<Id> = due.get(1);
         let link = match &mut link {
             Some(link) => link,
             none => none.insert(
@@ -121,7 +120,7 @@ pub(super) fn erase(
         if !eraser.erase(goes_on)? {
             return Ok(());
         }
-        eraser.execute(sql::ERASED, &[&session.as_str(), &through])?;
+        eraser.execute(sql::ERASED, &[&session.as_str(), &removals])?;
     }
     Ok(())
 }
@@ -139,7 +138,7 @@ pub(super) fn vacuum(core: &Core) -> Result<()> {
 /// Connects, and commits once: what is seen is then on a quorum.
 async fn connected(site: &Arc<Site>) -> Result<Link> {
     let link = site.connect(|| None).await?;
-    link.commit_alone(site, sql::BARRIER).await?;
+    link.commit_alone(site, &site.barrier()).await?;
     Ok(link)
 }
 
@@ -212,7 +211,8 @@ impl Eraser<'_> {
     }
 
     fn erase_locked(&self, part: Part) -> Result<Option<Part>> {
-        let locked = self.query(sql::LOCK, &[&SHARD])?;
+        let shard = self.core.tables.0.site.shard_of(self.session);
+        let locked = self.query(sql::LOCK, &[&shard])?;
         let locked = locked.first().ok_or(Error::Closed)?;
         check_format(&self.core.tables.0.site, locked)?;
         let found = self.look(part)?;
@@ -225,7 +225,7 @@ impl Eraser<'_> {
             self.put(*id, kept)?;
         }
         if let Some(erased) = erased {
-            self.execute(sql::NOTE_ERASED, &[&SHARD, &Id(erased)])?;
+            self.execute(sql::NOTE_ERASED, &[&shard, &Id(erased)])?;
         }
         Ok(found.next)
     }

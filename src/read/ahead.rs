@@ -175,9 +175,11 @@ impl Reader {
                 if self.bounded {
                     fed.items.retain(|item| id_of(item) <= Some(*until));
                 }
+                // What was there may be shown only after what is being committed.
+                let is_short = self.bounded && fed.through < *until;
                 let has_moved = fed.through > *last && !(self.bounded && *last >= *until);
                 *last = fed.through;
-                if fed.items.is_empty() && has_moved {
+                if fed.items.is_empty() && (has_moved || is_short) {
                     return Ok(Ahead::Passed);
                 }
                 Ok(Ahead::of(fed.items))

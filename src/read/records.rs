@@ -31,7 +31,8 @@ use crate::sync::{Instant, Waiter};
 
 /// Reads what an engine keeps.
 pub(crate) trait Records: Send + Sync {
-    /// The newest durable event or change, or 0.
+    /// The newest durable event or change, or 0. [`each_from`](Self::each_from) may come to it only
+    /// after what is being committed meanwhile.
     fn last_id(&self) -> Result<EventId>;
 
     /// Rises with every batch that removes something.

@@ -14,13 +14,14 @@ use sessionlog::{
 
 use crate::support::{
     append_notes, assert_dense, assert_error, drain, eventually, feed_all, folder, note, notes,
-    read_all, schema_of, seqs, session, take_events,
+    read_all, schema_of, seqs, session, shards, take_events,
 };
 
 mod commits;
 mod proxy;
 mod readers;
 mod settings;
+mod shards;
 
 /// The certificate of the nodes of `cluster.sh`, and one that they do not have.
 const ITS_CERTIFICATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tls/first.pem");
@@ -46,6 +47,7 @@ impl Schema {
     fn options(&self) -> Options {
         Options::new()
             .schema(self.name.as_str())
+            .shards(shards())
             .durability(Durability::OneNode)
     }
 

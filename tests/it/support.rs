@@ -19,9 +19,9 @@ use sessionlog::{
 };
 use tempfile::TempDir;
 
-#[cfg(feature = "postgres")]
-pub(crate) use crate::engine::schema_of;
 pub(crate) use crate::engine::{on_postgres, open_at};
+#[cfg(feature = "postgres")]
+pub(crate) use crate::engine::{schema_of, shards};
 
 /// How long a test waits for a state that must come. Only a failing test waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

@@ -1,5 +1,5 @@
 //! Which engine the tests of the public API run over: files, or with `SESSION_LOG_ENGINE=postgres`
-//! the server at `SESSION_LOG_POSTGRES_URL`.
+//! the server at `SESSION_LOG_POSTGRES_URL`, in as many shards as `SESSION_LOG_POSTGRES_SHARDS` says.
 
 #[cfg(feature = "postgres")]
 use std::fs;
@@ -26,6 +26,13 @@ pub(crate) fn schema_of(folder: &Path) -> String {
     format!("{name}_{}_{}", made.ino(), made.ctime_nsec())
 }
 
+/// The shards of the logs of the tests.
+#[cfg(feature = "postgres")]
+pub(crate) fn shards() -> u32 {
+    let shards = std::env::var("SESSION_LOG_POSTGRES_SHARDS");
+    shards.map_or(1, |shards| shards.parse().unwrap())
+}
+
 /// Opens the log that a folder stands for, whatever the engine.
 #[cfg(feature = "postgres")]
 pub(crate) fn open_at(options: Options, folder: &Path) -> Result<SessionLog> {
@@ -36,6 +43,7 @@ pub(crate) fn open_at(options: Options, folder: &Path) -> Result<SessionLog> {
     let url = url.unwrap_or("postgres://postgres@127.0.0.1:5541/postgres".to_owned());
     options
         .schema(schema_of(folder))
+        .shards(shards())
         .durability(sessionlog::Durability::OneNode)
         .connect(&url)
 }

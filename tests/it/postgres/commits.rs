@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 /// A backend that dies once when it commits a record with the word `doubt`.
-const DIES_AT_COMMIT: &str = "CREATE SEQUENCE deaths; \
+pub(super) const DIES_AT_COMMIT: &str = "CREATE SEQUENCE deaths; \
     CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
     IF position('doubt'::bytea IN NEW.record) > 0 AND nextval('deaths') = 1 THEN \
     PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(1); END IF; \
