@@ -75,6 +75,15 @@ pub(crate) fn open(place: &Place) -> SessionLog {
     Options::new().open_in(place).unwrap()
 }
 
+/// Whether IDs rise in commit order over all sessions, and not only within each.
+pub(crate) fn in_one_order() -> bool {
+    #[cfg(feature = "postgres")]
+    if on_postgres() {
+        return shards() == 1;
+    }
+    true
+}
+
 /// Ends a test that is about the embedded engine alone, if the tests run over another.
 macro_rules! embedded_alone {
     ($reason:literal) => {

@@ -33,6 +33,17 @@ pub(crate) struct Args {
         default_value = "replicated"
     )]
     durability: Kind,
+
+    /// Shards of a log that is made
+    #[arg(
+        id = "postgres_shards",
+        long = "postgres-shards",
+        env = "SESSIONLOG_POSTGRES_SHARDS",
+        value_name = "NUMBER",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
+    shards: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -53,7 +64,8 @@ impl Args {
             Kind::OneNode => Durability::OneNode,
             Kind::EngineReplicates => Durability::EngineReplicates,
         };
-        options.schema(self.schema.as_str()).durability(durability)
+        let options = options.schema(self.schema.as_str()).durability(durability);
+        options.shards(self.shards)
     }
 }
 

@@ -306,6 +306,84 @@ fn a_shard_that_is_held_up_holds_up_its_own_sessions_alone() {
     });
 }
 
+/// What shares events is decided under the locks of all whose events it shares.
+#[test]
+fn a_fork_waits_for_the_shards_of_all_that_it_shares_events_with() {
+    let Some(schema) = schema() else { return };
+    let log = schema.open_sharded();
+    let ids = schema.one_of_each(&log);
+    // The second shares with the first, in another shard.
+    let in_shard = |shard: usize| {
+        let names = (0..).map(|nth| session(&format!("free {nth}")));
+        names.into_iter().find(|id| {
+            log.append(id, note("n")).unwrap();
+            let of = format!("SELECT session >> 40 FROM session WHERE name = '{id}'");
+            log.delete(id, Delete::new()).unwrap();
+            schema.ask(&of) == [shard.to_string()]
+        })
+    };
+    let second = in_shard(1).unwrap();
+    log.fork(Fork::new(&ids[0]), &second).unwrap();
+    let third = in_shard(2).unwrap();
+    let impatient = schema.sharded().stall_wait(Duration::from_millis(300));
+    let impatient = impatient.connect(&schema.url).unwrap();
+    for (held, waits) in [(0, true), (1, true), (2, true), (3, false)] {
+        let lock = Held::new(&schema, held);
+        let fork = impatient.fork(Fork::new(&second), &third);
+        if waits {
+            assert_error!(fork, Error::Stalled { .. });
+            lock.end();
+        } else {
+            fork.unwrap();
+        }
+    }
+    assert_eq!(
+        read_all(&log, &third)[0].data,
+        read_all(&log, &ids[0])[0].data
+    );
+}
+
+/// The removals of one session come from several shards, so a later one may have a lower ID.
+#[test]
+fn a_removal_that_comes_while_a_session_is_erased_from_is_not_lost() {
+    let Some(schema) = schema() else { return };
+    let log = schema.open_sharded();
+    let ids = schema.one_of_each(&log);
+    let (parent, child) = (&ids[0], session("child"));
+    append_notes(&log, parent, "shared", 2);
+    let mut nth = 0;
+    // A child in another shard, whose IDs are not pushed ahead below.
+    let child = loop {
+        nth += 1;
+        let child = session(&format!("{child} {nth}"));
+        log.fork(Fork::new(parent), &child).unwrap();
+        let of = format!("SELECT session >> 40 FROM session WHERE name = '{child}'");
+        if schema.ask(&of) != ["0"] {
+            break child;
+        }
+        log.delete(&child, Delete::new()).unwrap();
+    };
+    log.compact(|_| ControlFlow::Continue(())).unwrap();
+    let ahead = SystemTime::now() + Duration::from_hours(24);
+    let ahead = schema.sharded().clock(move || ahead);
+    let ahead = ahead.connect(&schema.url).unwrap();
+    ahead.delete(parent, Delete::new()).unwrap();
+    let mut looks = 0;
+    log.compact(|_| {
+        looks += 1;
+        // The events were looked at, and kept for the child.
+        if looks == 3 {
+            log.delete(&child, Delete::new()).unwrap();
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert!(looks > 3);
+    let shared = "record WHERE position('shared'::bytea in record) > 0";
+    assert_eq!(schema.count(shared), 0);
+    assert_eq!(schema.count("removal"), 0);
+}
+
 /// A transaction that holds the lock of a shard.
 struct Held {
     runtime: tokio::runtime::Runtime,
