@@ -11,14 +11,14 @@ use crate::postgres::{commit, pool, sql};
 
 /// A log in which the most of a thing is far from the usual number of it.
 const FILL: &str = "
-    INSERT INTO session SELECT n, 's' || n, pg_temp.id(n), pg_temp.id(n), ''
+    INSERT INTO session SELECT pg_temp.number(n), 's' || n, pg_temp.id(n), pg_temp.id(n), ''
         FROM generate_series(1, 50000) n;
-    INSERT INTO record SELECT pg_temp.id(n), pg_temp.id(n), n, 1, 1, 1,
+    INSERT INTO record SELECT pg_temp.id(n), pg_temp.id(n), pg_temp.number(n), 1, 1, 1,
         decode(md5(n::text), 'hex'), 'x' FROM generate_series(2, 50000) n;
-    INSERT INTO record SELECT pg_temp.id(n + 100000), pg_temp.id(n + 100000), 1, 1, n, n,
-        decode(md5(n::text), 'hex'), 'x' FROM generate_series(1, 50000) n;
-    INSERT INTO record SELECT pg_temp.id(n + 200000), pg_temp.id(n + 200000), n, 1, 2, 1,
-        NULL, 'x' FROM generate_series(1, 5000) n;
+    INSERT INTO record SELECT pg_temp.id(n + 100000), pg_temp.id(n + 100000), pg_temp.number(1),
+        1, n, n, decode(md5(n::text), 'hex'), 'x' FROM generate_series(1, 50000) n;
+    INSERT INTO record SELECT pg_temp.id(n + 200000), pg_temp.id(n + 200000), pg_temp.number(n),
+        1, 2, 1, NULL, 'x' FROM generate_series(1, 5000) n;
     INSERT INTO removal SELECT 's' || n, pg_temp.id(n), n, 1 FROM generate_series(1, 20000) n;
     INSERT INTO fork SELECT 's' || n, 1, 's' || (n + 1) FROM generate_series(1, 20000) n;
     ANALYZE meta, shard, session, record, removal, fork;";
@@ -35,8 +35,7 @@ const SOUGHT: [&str; 8] = [
     "created_id",
 ];
 
-/// Statements that read a whole table: for its size, for the sum of a column that is a figure, and
-/// for the number of items of an export.
+/// Statements that read a whole table: its size, and what is counted for a figure.
 const WHOLE: [&str; 3] = [sql::SIZE, sql::REMOVED, sql::ITEMS];
 
 #[test]
@@ -62,8 +61,12 @@ fn wrong_plans(url: &str, shards: u32) -> Vec<String> {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let link = site.connect(|| None).await.unwrap();
-        let id = "CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql IMMUTABLE \
-                  AS $$ SELECT lpad(to_hex(n), 32, '0')::uuid $$;";
+        let id = format!(
+            "CREATE FUNCTION pg_temp.id(n int) RETURNS uuid LANGUAGE sql IMMUTABLE \
+             AS $$ SELECT lpad(to_hex(n), 32, '0')::uuid $$; \
+             CREATE FUNCTION pg_temp.number(n int) RETURNS bigint LANGUAGE sql IMMUTABLE \
+             AS $$ SELECT (n % {shards})::bigint << 40 | n $$;"
+        );
         link.client
             .batch_execute(&format!("{id} {FILL}"))
             .await

@@ -119,7 +119,7 @@ mod tests {
         );
         // Stored logs rest on it.
         let of = |name: &str| shard_of(&SessionId::new(name).unwrap(), 64);
-        assert_eq!([of("a"), of("b"), of("sess_123")], [0, 0, 0]);
+        assert_eq!([of("a"), of("b"), of("sess_123")], [19, 31, 15]);
     }
 
     #[test]
