@@ -263,19 +263,18 @@ impl Pool {
         }
     }
 
-    /// Closes the shards at rest, so that a read that begins now sees all that came before. One
-    /// that has begun sees its moment, and nothing is done for it. Returns whether it did so.
-    pub(super) fn close_shards(&self) -> Result<bool> {
-        let has_begun = AT_REST.with_borrow(|at_rest| {
-            matches!(at_rest, Some(Snapshot::Open(_) | Snapshot::Broken(_)))
-        });
-        if has_begun {
-            return Ok(false);
-        }
+    /// Whether the read at rest on this thread has fixed the moment that it sees.
+    pub(super) fn has_begun(&self) -> bool {
+        AT_REST
+            .with_borrow(|at_rest| matches!(at_rest, Some(Snapshot::Open(_) | Snapshot::Broken(_))))
+    }
+
+    /// Closes the shards at rest, so that a read that begins now sees all that came before.
+    pub(super) fn close_shards(&self) -> Result<()> {
         self.block_on(async {
             let (reader, _none) = self.first(Ask::Close, &[], Sight::Kept).await?;
             drop(reader);
-            Ok(true)
+            Ok(())
         })
     }
 

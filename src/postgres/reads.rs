@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::Row;
@@ -28,6 +29,9 @@ const BLOCKING_THREADS: usize = 16;
 /// The bytes of records that one statement reads, about.
 const SLICE_BYTES: i64 = 1024 * 1024;
 
+/// How often a server closes shards for its readers of the feed.
+const CLOSE_EVERY: Duration = Duration::from_millis(10);
+
 /// The sessions that one statement lists.
 const LISTED_AT_ONCE: i64 = 256;
 
@@ -37,8 +41,7 @@ pub(super) struct Tables {
     pub pool: Pool,
     pub bell: Arc<Bell>,
     pub runtime: OwnRuntime,
-    /// The ID up to which all shards are known to be closed.
-    closed: Mutex<EventId>,
+    closed: Mutex<Closed>,
     /// Whether the options have a clock, which then stands in for the database's.
     pub has_own_clock: bool,
 }
@@ -68,6 +71,14 @@ impl Drop for OwnRuntime {
     }
 }
 
+/// What this server knows of where the shards are closed.
+struct Closed {
+    /// All of them are closed up to this ID.
+    through: EventId,
+    /// When it closed those at rest.
+    asked: Option<Instant>,
+}
+
 /// The shard's row, as readers see it.
 pub(super) struct ShardRow {
     pub last_id: EventId,
@@ -93,7 +104,10 @@ impl Tables {
             bell: Bell::new(&site),
             site,
             runtime,
-            closed: Mutex::new(EventId::from_u128(0)),
+            closed: Mutex::new(Closed {
+                through: EventId::from_u128(0),
+                asked: None,
+            }),
             has_own_clock: options.has_own_clock,
         })
     }
@@ -105,6 +119,24 @@ impl Tables {
             events: row.get::<_, i64>(1).unsigned_abs(),
             retains: row.get(4),
         }))
+    }
+
+    /// Closes the shards at rest for a read of the feed from an ID on, unless there is more to read
+    /// already. It takes their locks for as long as a commit takes, so it is done once in a while.
+    fn close_shards(&self, from: EventId) -> Result<()> {
+        let mut closed = self.closed.lock();
+        let is_soon = closed.asked.is_some_and(|at| at.elapsed() < CLOSE_EVERY);
+        if from <= closed.through || is_soon {
+            return Ok(());
+        }
+        closed.asked = Some(Instant::now());
+        drop(closed);
+        self.pool.close_shards()
+    }
+
+    fn note_closed(&self, through: EventId) {
+        let mut closed = self.closed.lock();
+        closed.through = closed.through.max(through);
     }
 
     pub(super) fn fault(&self, fault: Fault) -> Error {
@@ -267,26 +299,23 @@ impl Records for Shared {
 
     fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<Option<EventId>> {
         let mut from = from;
-        let is_sharded = self.0.site.shards() > 1;
         let mark = self.0.bell.feed_mark();
-        // Up to what is known to be closed there is enough to read.
-        let is_behind = from <= *self.0.closed.lock();
-        let has_closed = is_sharded && !is_behind && self.0.pool.close_shards()?;
+        // A read that has begun sees its moment, whatever is closed for it.
+        let follows = self.0.site.shards() > 1 && !self.0.pool.has_begun();
+        if follows {
+            self.0.close_shards(from)?;
+        }
         loop {
             let rows = self.0.pool.rows(Ask::Feed, &[&Id(from), &SLICE_BYTES])?;
             for row in &rows {
                 let (Some(id), Some(record)) = (row.get::<_, Option<Id>>(1), row.get(2)) else {
                     let closed = row.get::<_, Id>(0).0;
-                    if is_sharded {
-                        let mut known = self.0.closed.lock();
-                        *known = closed.max(*known);
-                        drop(known);
-                    }
-                    if has_closed {
+                    if follows {
+                        self.0.note_closed(closed);
                         let is_late = closed < row.get::<_, Id>(3).0;
                         self.0.bell.note_closed(mark, closed, is_late);
                         if is_late && closed < from {
-                            // Somebody commits, and whoever waits for that asks again at once.
+                            // Whoever waits for what is committed now may ask again at once.
                             self.0.pool.pause();
                         }
                     }

@@ -19,7 +19,7 @@ use self::nodes::Cluster;
 use self::reader::{Ends, Followed, check_shown, look};
 use self::writer::{Writer, shared_sessions};
 use crate::report::{Dice, Report, Runs, seed};
-use crate::support::{Place, eventually, folder, note, schema_of, session};
+use crate::support::{Place, eventually, folder, note, schema_of, session, shards};
 
 mod child;
 mod faults;
@@ -362,6 +362,7 @@ fn append_without_standbys(
 fn options(place: &Place, stall_wait: Duration) -> Options {
     Options::new()
         .schema(schema_of(place.path()))
+        .shards(shards())
         .stall_wait(stall_wait)
 }
 

@@ -19,6 +19,7 @@ use crate::support::{
 
 mod commits;
 mod proxy;
+mod rates;
 mod readers;
 mod settings;
 mod shards;

@@ -119,11 +119,17 @@ family() { # the processes of a node
   echo "$first" "$(cat "/proc/$first/task/$first/children" 2>/dev/null || true)"
 }
 
+may_make_spaces() {
+  [ "$(id -u)" = 0 ] && command -v ip >/dev/null && command -v iptables >/dev/null &&
+    ip link add "$bridge" type bridge && ip netns add "$(space_of 1)" &&
+    ip netns exec "$(space_of 1)" iptables -w -L -n >/dev/null && ip netns del "$(space_of 1)"
+}
+
 # A bridge, and for each node a namespace with a cable to it.
 make_spaces() { # nodes
-  if [ "$(id -u)" != 0 ] || ! command -v ip >/dev/null || ! command -v iptables >/dev/null ||
-     ! ip link add "$bridge" type bridge; then
+  if ! may_make_spaces; then
     echo "no network namespaces here: the nodes share this one" >&2
+    remove_spaces
     return
   fi
   as_postgres touch "$root/netns"
