@@ -176,8 +176,8 @@ impl Committer {
         self.link.check_kept(&self.site, &loaded)
     }
 
-    /// Commits a group of one shard. `sent` is set before the commit is sent. While it is unset nothing was
-    /// committed, and after an error with it set that is in doubt.
+    /// Commits a group of one shard. `sent` is set before the commit is sent. While it is unset
+    /// nothing was committed, and after an error with it set that is in doubt.
     pub(super) async fn commit(
         &self,
         members: &[Member<'_>],

@@ -54,8 +54,8 @@ pub(crate) fn export(
     })
 }
 
-/// The locks of several shards, while the moment of an export is fixed. All of them are closed up to
-/// its last ID, so what comes later has a higher one, and an export that goes on finds it.
+/// The locks of several shards, while the moment of an export is fixed. All of them are closed up
+/// to its last ID, so what comes later has a higher one, and an export that goes on finds it.
 struct Locks(Option<Link>);
 
 impl Locks {

@@ -9,8 +9,8 @@
 //! * A follower has its mark before it reads. News after what it read changes the mark, or wakes
 //!   the waiter that was registered with the mark unchanged. So none is slept through.
 //! * What is known to have come is read in ID order, which is commit order, from the last ID known;
-//!   with several shards in each of them from its own. After a connection was lost all marks change,
-//!   so that everybody reads again.
+//!   with several shards in each of them from its own. After a connection was lost all marks
+//!   change, so that everybody reads again.
 //! * With several shards the feed has a mark too, since what is new in one may have a lower ID than
 //!   what was read of another. A reader of the feed waits only if the last read that began at the
 //!   mark came no further than it. If a shard could not be closed for that read, the readers are

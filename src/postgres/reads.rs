@@ -315,7 +315,7 @@ impl Records for Shared {
                         let is_late = closed < row.get::<_, Id>(3).0;
                         self.0.bell.note_closed(mark, closed, is_late);
                         if is_late && closed < from {
-                            // Whoever waits for what is committed now may ask again at once.
+                            // A reader that waits for it may ask again at once.
                             self.0.pool.pause();
                         }
                     }

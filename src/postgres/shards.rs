@@ -1,17 +1,17 @@
 //! The shards of a log: which of them a session is in, what a group locks, and how the feed over
 //! all of them is closed.
 //!
-//! A log has one shard or several, and the number is fixed when its tables are made. A session is in
-//! the shard that the hash of its name says. Each shard is a sequencer of its own: the lock on its
-//! row makes the order of its commits. So several commit at the same time, also those of one server,
-//! and one that is held up holds up its own sessions alone.
+//! A log has one shard or several, and the number is fixed when its tables are made. A session is
+//! in the shard that the hash of its name says. Each shard is a sequencer of its own: the lock on
+//! its row makes the order of its commits. So several commit at the same time, also those of one
+//! server, and one that is held up holds up its own sessions alone.
 //!
 //! Invariants:
-//! * *A record is decided under the locks of all that it rests on.* That is the shard of its session
-//!   and, for a fork, those of its parent and of each session that it shares events with. Erasing
-//!   takes the lock of the session that is erased from. So no fork shares what is going. Several
-//!   locks are taken in the order of shards, and what closes shards waits for none, so nobody waits
-//!   in a circle.
+//! * *A record is decided under the locks of all that it rests on.* That is the shard of its
+//!   session and, for a fork, those of its parent and of each session that it shares events with.
+//!   Erasing takes the lock of the session that is erased from. So no fork shares what is going.
+//!   Several locks are taken in the order of shards, and what closes shards waits for none, so
+//!   nobody waits in a circle.
 //! * *IDs rise in each shard.* `last_id` of its row is at least the ID of all its records, and all
 //!   that comes later is above it.
 //! * *The feed shows what is closed.* The lowest `last_id` of all shards is an ID up to which
@@ -21,9 +21,9 @@
 //!   lower ID.
 //! * *No two records share an ID, nor lie within each other.* Two shards may go on from the same
 //!   `last_id`, after they were closed or imported. So each group passes over a random number of up
-//!   to 2^76 IDs, or begins at one of 2^79 of a new millisecond. Two groups of a million events each
-//!   that begin from one ID meet with a probability of 2^-55. Two in different milliseconds do so
-//!   only if one has run ahead of its clock, with no higher one.
+//!   to 2^76 IDs, or begins at one of 2^79 of a new millisecond. Two groups of a million events
+//!   each that begin from one ID meet with a probability of 2^-55. Two in different milliseconds do
+//!   so only if one has run ahead of its clock, with no higher one.
 
 use crate::model::{EventId, IdClock, Op, SessionId};
 use crate::postgres::connect::Site;

@@ -2687,8 +2687,8 @@ impl World {
         assert_eq!(seen.iter().collect::<Vec<_>>(), expected, "{asked:?}");
     }
 
-    /// Reads the feed to its end. What is appended afterwards comes behind it, in whatever shard: so
-    /// the order of IDs stays that of the operations.
+    /// Reads the feed to its end. What is appended afterwards comes behind it, in whatever shard:
+    /// so the order of IDs stays that of the operations.
     fn close_shards(&self) {
         if !in_one_order() {
             drop(drain_all(must("feed", self.log().feed())));

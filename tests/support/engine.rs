@@ -1,5 +1,6 @@
 //! Which engine the tests of the public API run over: files, or with `SESSION_LOG_ENGINE=postgres`
-//! the server at `SESSION_LOG_POSTGRES_URL`, in as many shards as `SESSION_LOG_POSTGRES_SHARDS` says.
+//! the server at `SESSION_LOG_POSTGRES_URL`, in as many shards as `SESSION_LOG_POSTGRES_SHARDS`
+//! says.
 
 #[cfg(feature = "postgres")]
 use std::fs;
