@@ -24,6 +24,7 @@ use tokio_postgres::{Row, Statement};
 
 use crate::codec::{Fault, Record, SessionState};
 use crate::model::{Error, EventId, Result, SessionId, in_one_line};
+use crate::postgres::asks::Asks;
 use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::group::{Decided, Read, Session, decide_all};
 use crate::postgres::rows::{Rows, Shard};
@@ -31,7 +32,7 @@ use crate::postgres::schema::check_format;
 use crate::postgres::shards::barrier_of;
 use crate::postgres::sql::{self, Id};
 use crate::sync::{AtomicBool, Ordering};
-use crate::write::{Landed, Proposal, Scanned};
+use crate::write::{Landed, Proposal};
 
 /// Its statements, in the order of the fields of [`Committer`].
 pub(super) const TEXTS: [&str; 11] = [
@@ -211,51 +212,20 @@ impl Committer {
 
     async fn lock_and_read(&self, members: &[Member<'_>]) -> Result<(Shard, Read)> {
         let client = &self.link.client;
-        let proposals = || members.iter().map(|member| member.proposal).enumerate();
-        let mut names: Vec<&str> = Vec::new();
-        let (mut key_of, mut key_names, mut key_hashes) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut scan_of, mut scan_names) = (Vec::new(), Vec::new());
-        let (mut scan_generations, mut scan_throughs) = (Vec::new(), Vec::new());
-        for (nth, proposal) in proposals() {
-            let (nth, name) = (i32::try_from(nth).unwrap_or(i32::MAX), proposal.session());
-            names.push(name.as_str());
-            let parent = proposal.parent.as_ref();
-            names.extend(parent.map(|parent| parent.session.as_str()));
-            if let Some(key) = proposal.batch.key() {
-                key_of.push(nth);
-                key_names.push(name.as_str());
-                key_hashes.push(sql::key_hash(&key.text));
-            }
-            if let Some(Scanned::Nothing {
-                generation,
-                through,
-            }) = proposal.scanned
-            {
-                scan_of.push(nth);
-                scan_names.push(name.as_str());
-                scan_generations.push(generation.cast_signed());
-                scan_throughs.push(through.cast_signed());
-            }
-        }
-        names.sort_unstable();
-        names.dedup();
-        let shard = members.first();
-        let shard = shard.map_or(0, |first| self.site.shard_of(first.proposal.session()));
+        let asks = Asks::of(members.iter().map(|member| member.proposal));
         let locks = self.locks(members);
         // Prepared before, so that nothing that is read overtakes it.
-        let lock_all = match locks.len() {
-            1 => None,
-            _ => {
-                let prepared = client.prepare(sql::LOCK_ALL).await;
-                Some(prepared.map_err(|error| self.error(&error))?)
-            }
+        let lock_all = if locks.len() > 1 {
+            let prepared = client.prepare(sql::LOCK_ALL).await;
+            Some(prepared.map_err(|error| self.error(&error))?)
+        } else {
+            None
         };
-        let lock: [&(dyn ToSql + Sync); 1] = [&shard];
-        let lock_each: [&(dyn ToSql + Sync); 1] = [&locks];
-        let heads: [&(dyn ToSql + Sync); 1] = [&names];
-        let keys: [&(dyn ToSql + Sync); 3] = [&key_of, &key_names, &key_hashes];
-        let since: [&(dyn ToSql + Sync); 4] =
-            [&scan_of, &scan_names, &scan_generations, &scan_throughs];
+        let first = locks.first().copied().unwrap_or_default();
+        let (lock, lock_each): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 1]) =
+            ([&first], [&locks]);
+        let heads: [&(dyn ToSql + Sync); 1] = [&asks.names];
+        let (keys, since) = (asks.keys(), asks.since());
         let opening = async { client.batch_execute("BEGIN").await };
         let mut asked: Vec<BoxFuture<'_, _>> = vec![
             match &lock_all {
@@ -264,35 +234,41 @@ impl Committer {
             },
             Box::pin(client.query(&self.heads, &heads)),
         ];
-        if !key_of.is_empty() {
-            asked.push(Box::pin(client.query(&self.keys, &keys)));
+        if let Some(keys) = &keys {
+            asked.push(Box::pin(client.query(&self.keys, keys)));
         }
-        if !scan_of.is_empty() {
-            asked.push(Box::pin(client.query(&self.since, &since)));
+        if let Some(since) = &since {
+            asked.push(Box::pin(client.query(&self.since, since)));
         }
         let (begun, answers) = join(opening, join_all(asked)).await;
         begun.map_err(|error| self.error(&error))?;
         let answers = answers.into_iter().collect::<Result<Vec<_>, _>>();
         let mut answers = answers.map_err(|error| self.error(&error))?.into_iter();
         let mut next = || answers.next().unwrap_or_default();
-        let locked = next();
-        let place = locks.iter().position(|lock| *lock == shard);
-        let row = place.and_then(|place| locked.get(place));
-        let row = row.filter(|_| locked.len() == locks.len());
-        let row = row.ok_or_else(|| self.damaged("no row of its shard"))?;
-        check_format(&self.site, row)?;
-        let shard = Shard::of(shard, row);
+        let shard = self.locked(members, &locks, &next())?;
         let mut read = Read {
             sessions: self.sessions(&next())?,
             ..Read::default()
         };
-        if !key_of.is_empty() {
+        if keys.is_some() {
             read.keys = self.records(&next())?;
         }
-        if !scan_of.is_empty() {
+        if since.is_some() {
             read.since = self.records(&next())?;
         }
         Ok((shard, read))
+    }
+
+    /// Returns the row of the shard of a group, of all that it has locked.
+    fn locked(&self, members: &[Member<'_>], locks: &[i32], rows: &[Row]) -> Result<Shard> {
+        let first = members.first().map(|member| member.proposal.session());
+        let shard = first.map_or(0, |session| self.site.shard_of(session));
+        let place = locks.iter().position(|lock| *lock == shard);
+        let row = place.and_then(|place| rows.get(place));
+        let row = row.filter(|_| rows.len() == locks.len());
+        let row = row.ok_or_else(|| self.damaged("no row of its shard"))?;
+        check_format(&self.site, row)?;
+        Ok(Shard::of(shard, row))
     }
 
     /// Returns the shards that a group locks.

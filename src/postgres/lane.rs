@@ -105,7 +105,7 @@ pub(super) struct Lanes {
     /// A permit for each group that is being committed.
     free: Semaphore,
     /// Connections that no group uses.
-    idle: Mutex<Vec<Box<Committer>>>,
+    idle: Mutex<Vec<Committer>>,
 }
 
 impl Lanes {
@@ -124,7 +124,7 @@ impl Lanes {
             group_bytes_max: options.group_bytes_max,
             stall_wait: options.stall_wait,
             free: Semaphore::new(CONNECTIONS_MAX),
-            idle: Mutex::new(vec![Box::new(committer)]),
+            idle: Mutex::new(vec![committer]),
         })
     }
 
@@ -197,7 +197,8 @@ impl Lane {
             };
             if matches!(self.connection, Connection::Lost) {
                 let idle = lanes.idle.lock().pop();
-                self.connection = idle.map_or(Connection::Lost, Connection::Open);
+                let idle = idle.map(|committer| Connection::Open(Box::new(committer)));
+                self.connection = idle.unwrap_or(Connection::Lost);
             }
             let group = if is_apart || self.is_alone {
                 vec![first]
@@ -206,7 +207,7 @@ impl Lane {
             };
             self.see_through(group).await;
             match std::mem::replace(&mut self.connection, Connection::Lost) {
-                Connection::Open(committer) => lanes.idle.lock().push(committer),
+                Connection::Open(committer) => lanes.idle.lock().push(*committer),
                 other => self.connection = other,
             }
         }

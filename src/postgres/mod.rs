@@ -8,8 +8,8 @@
 //! * [`connect`] finds the primary, checks what it promises, and looks at its notices. [`tls`]
 //!   makes its connections secure.
 //! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
-//!   two flights, under the lock on the shard's row. [`group`] decides in between, without I/O,
-//!   and [`rows`] holds what is written.
+//!   two flights, under the lock on the shard's row. [`asks`] holds what is read, [`group`] decides
+//!   in between, without I/O, and [`rows`] holds what is written.
 //! * [`shards`] says which sequencer a session is under, and what holds over all of them.
 //! * [`pool`] and [`reads`] answer reads, and [`news`] wakes waiters.
 //! * [`export`](mod@export) and [`import`](mod@import) move a log out and in.
@@ -20,6 +20,7 @@
 //!
 //! It runs on a small runtime of its own. Calls work on any thread and on any runtime.
 
+mod asks;
 mod commit;
 mod connect;
 mod export;

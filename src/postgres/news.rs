@@ -201,16 +201,16 @@ impl Bell {
         self.waiting.lock().feed_mark
     }
 
-    /// Notes that a read that began at a mark came to where the shards are closed, and whether one
-    /// of them could not be closed up to the newest ID.
-    pub(super) fn note_closed(&self, mark: u64, closed: EventId, is_late: bool) {
+    /// Notes that a read that began at a mark came to where the shards are closed.
+    pub(super) fn note_closed(&self, mark: u64, closed: EventId) {
         let mut waiting = self.waiting.lock();
         waiting.fed = waiting.fed.max(Some((mark, closed)));
-        if is_late {
-            waiting.is_late = true;
-            drop(waiting);
-            self.rung.notify_one();
-        }
+    }
+
+    /// Notes that a shard was not closed up to the newest ID.
+    pub(super) fn note_late(&self) {
+        self.waiting.lock().is_late = true;
+        self.rung.notify_one();
     }
 
     pub(super) fn forget_any(&self, waiter: &Arc<Waiter>) {

@@ -264,7 +264,7 @@ impl Pool {
     }
 
     /// Whether the read at rest on this thread has fixed the moment that it sees.
-    pub(super) fn has_begun(&self) -> bool {
+    pub(super) fn has_begun() -> bool {
         AT_REST
             .with_borrow(|at_rest| matches!(at_rest, Some(Snapshot::Open(_) | Snapshot::Broken(_))))
     }

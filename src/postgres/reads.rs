@@ -301,7 +301,7 @@ impl Records for Shared {
         let mut from = from;
         let mark = self.0.bell.feed_mark();
         // A read that has begun sees its moment, whatever is closed for it.
-        let follows = self.0.site.shards() > 1 && !self.0.pool.has_begun();
+        let follows = self.0.site.shards() > 1 && !Pool::has_begun();
         if follows {
             self.0.close_shards(from)?;
         }
@@ -313,7 +313,10 @@ impl Records for Shared {
                     if follows {
                         self.0.note_closed(closed);
                         let is_late = closed < row.get::<_, Id>(3).0;
-                        self.0.bell.note_closed(mark, closed, is_late);
+                        self.0.bell.note_closed(mark, closed);
+                        if is_late {
+                            self.0.bell.note_late();
+                        }
                         if is_late && closed < from {
                             // A reader that waits for it may ask again at once.
                             self.0.pool.pause();
