@@ -13,6 +13,7 @@
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::cast_precision_loss,
+    clippy::disallowed_methods,
     reason = "a benchmark prints its figures, and stops where something is wrong"
 )]
 

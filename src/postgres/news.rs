@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+use tokio_postgres::types::ToSql;
 
 use crate::model::{EventId, Result, SessionId};
 use crate::postgres::commit::News;

@@ -2,6 +2,7 @@
 //!
 //! Statements are planned once for all values. A plan that reads all of a session, or of a table,
 //! is fast in a small log, and holds the shard's lock for seconds in a large one.
+#![allow(clippy::unwrap_used, reason = "it is a test")]
 
 use serde_json::Value;
 

@@ -149,9 +149,9 @@ impl Shared {
             if is_over && count > 0 {
                 state.fault = Fault::None;
             }
-            let is_lost = matches!(state.fault, Fault::Lost(text) if contains(bytes, text));
+            let vanishes = matches!(state.fault, Fault::Lost(text) if contains(bytes, text));
             drop(state);
-            if !is_lost && !is_mute.load(Ordering::SeqCst) {
+            if !vanishes && !is_mute.load(Ordering::SeqCst) {
                 to.write_all(bytes)?;
             }
             if is_over {

@@ -5,6 +5,8 @@
 //!     --ignored --nocapture postgres::rates
 //! ```
 
+#![allow(clippy::cast_precision_loss, reason = "the figures are small")]
+
 use std::time::{Duration, Instant};
 
 use sessionlog::{Batch, NewEvent, SessionLog};
@@ -28,17 +30,23 @@ fn appends_by_shards_and_servers() {
     eprintln!("servers  shards  where        appends/s  groups/s  size   p50 ms   p99 ms");
     for servers in [1, 4] {
         for shards in [1, 4, 16] {
-            for is_routed in [false, true] {
-                if !is_routed || servers > 1 {
-                    measure(servers, shards, is_routed);
-                }
+            measure(servers, shards, Balancer::Any);
+            if servers > 1 {
+                measure(servers, shards, Balancer::BySession);
             }
         }
     }
 }
 
-/// `is_routed`: a session is appended to at one server, as behind a balancer that hashes.
-fn measure(servers: usize, shards: u32, is_routed: bool) {
+/// Which server an append comes to.
+#[derive(Clone, Copy)]
+enum Balancer {
+    Any,
+    /// The one that the session hashes to.
+    BySession,
+}
+
+fn measure(servers: usize, shards: u32, balancer: Balancer) {
     let Some(schema) = schema() else { return };
     let options = schema.options().shards(shards);
     let logs: Vec<SessionLog> = (0..servers)
@@ -58,7 +66,10 @@ fn measure(servers: usize, shards: u32, is_routed: bool) {
                 let mut nth = of;
                 while began.elapsed() < WARM + MEASURED {
                     let id = session(&format!("session {}", nth % SESSIONS));
-                    let server = if is_routed { nth % SESSIONS } else { nth / 7 };
+                    let server = match balancer {
+                        Balancer::Any => nth / 7,
+                        Balancer::BySession => nth % SESSIONS,
+                    };
                     let batch = Batch::from(NewEvent::new("note", vec![b'x'; EVENT_BYTES]));
                     let at = Instant::now();
                     let log = &logs[server % logs.len()];
@@ -87,7 +98,10 @@ fn measure(servers: usize, shards: u32, is_routed: bool) {
     let took = since.elapsed().as_secs_f64();
     times.sort_unstable();
     let at = |part: usize| times[times.len() * part / 100].as_secs_f64() * 1e3;
-    let place = if is_routed { "by session" } else { "anywhere" };
+    let place = match balancer {
+        Balancer::Any => "anywhere",
+        Balancer::BySession => "by session",
+    };
     eprintln!(
         "{servers:7}  {shards:6}  {place:11}  {:9.0}  {:8.0}  {:4.1}  {:7.1}  {:7.1}",
         times.len() as f64 / MEASURED.as_secs_f64(),
