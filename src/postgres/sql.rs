@@ -157,11 +157,14 @@ pub(super) const ERASE_ALL: &str = "INSERT INTO removal (name, id, at_ms, events
 /// The sessions of the records after an ID.
 pub(super) const NEWS: &str = "SELECT r.last_id, s.name, 0 FROM record r \
     JOIN session s ON s.session = r.session WHERE r.last_id > $1 ORDER BY r.last_id LIMIT 1000";
-/// The same of each shard after an ID of its own, with the shard.
+/// The same of each shard after an ID of its own, with the shard. It compares whole rows of the
+/// index of shards: a search by the ID alone would pass over all that is new in the other shards.
 pub(super) const NEWS_OF_ALL: &str = "SELECT r.last_id, s.name, q.shard \
     FROM unnest($1::int[], $2::uuid[]) q(shard, through) \
-    CROSS JOIN LATERAL (SELECT last_id, session FROM record WHERE (session >> 40) = q.shard \
-    AND last_id > q.through ORDER BY last_id LIMIT 1000) r \
+    CROSS JOIN LATERAL (SELECT last_id, session FROM record \
+    WHERE (session >> 40, last_id) > (q.shard::bigint, q.through) AND (session >> 40, last_id) \
+    < (q.shard::bigint + 1, '00000000-0000-0000-0000-000000000000'::uuid) \
+    ORDER BY session >> 40, last_id LIMIT 1000) r \
     JOIN session s ON s.session = r.session ORDER BY q.shard, r.last_id";
 /// The number of batches that removed something.
 pub(super) const REMOVALS: &str = "SELECT sum(removals)::bigint FROM shard";

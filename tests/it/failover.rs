@@ -1,9 +1,9 @@
-//! A log on three nodes while these die, freeze, start again, change places and lose each other, and
-//! while servers are killed.
+//! A log on three nodes while these die, freeze, start again, change places and lose each other,
+//! and while servers are killed.
 //!
-//! The campaign needs the nodes that `tests/postgres/cluster.sh create 3 --netns` makes, and the path
-//! of that script in `SESSION_LOG_POSTGRES_CLUSTER`. Without it, it is skipped and says so. Without
-//! network namespaces the rounds that need them are.
+//! The campaign needs the nodes that `tests/postgres/cluster.sh create 3 --netns` makes, and the
+//! path of that script in `SESSION_LOG_POSTGRES_CLUSTER`. Without it, it is skipped and says so.
+//! Without network namespaces the rounds that need them are.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

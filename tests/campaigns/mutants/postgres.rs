@@ -43,11 +43,20 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
         name: "the feed reads on from the present, and not from the shard's last ID",
         edits: &[(
             "src/postgres/reads.rs",
-            "return Ok(Some(row.get::<_, Id>(0).0));",
-            "let last_id = row.get::<_, Id>(0).0.to_u128();\n\
-             return Ok(Some(EventId::from_u128(last_id + (1 << 90))));",
+            "return Ok(Some(closed));",
+            "return Ok(Some(EventId::from_u128(closed.to_u128() + (1 << 90))));",
         )],
         test: "postgres::what_one_server_appends_the_streams_of_another",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "the feed over shards is not closed",
+        edits: &[(
+            "src/postgres/sql.rs",
+            "FROM (SELECT last_id FROM shard ORDER BY last_id LIMIT 1) closed",
+            "FROM (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) closed",
+        )],
+        test: "postgres::shards::the_feed_over_shards",
         target: ON_POSTGRES,
     },
     Mutant {

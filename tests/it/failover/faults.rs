@@ -198,8 +198,8 @@ impl Scene<'_> {
         }
     }
 
-    /// Kills frozen nodes and starts them again. If they thawed, they would read what was on its way
-    /// to them when they froze.
+    /// Kills frozen nodes and starts them again. If they thawed, they would read what was on its
+    /// way to them when they froze.
     fn restart(&self, nodes: &[String]) {
         for node in nodes {
             self.cluster.run(&["kill", node]);

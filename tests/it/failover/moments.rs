@@ -74,7 +74,12 @@ impl Programs {
         let at = folder.path();
         // PostgreSQL may run as another user.
         allow(at, 0o777);
-        symlink(real.join("initdb"), at.join("initdb")).unwrap();
+        for program in std::fs::read_dir(&real).unwrap() {
+            let program = program.unwrap();
+            if program.file_name() != "psql" {
+                symlink(program.path(), at.join(program.file_name())).unwrap();
+            }
+        }
         let psql = at.join("psql");
         let script = format!(
             r#"#!/bin/bash
