@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use sessionlog::transfer::Export;
 use sessionlog::{
-    Delete, Error, Event, Fork, NewEvent, Options, SessionId, SessionLog, SessionQuery, StartAt,
-    StreamItem,
+    Delete, Error, Event, EventStream, Fork, NewEvent, Options, SessionId, SessionLog,
+    SessionQuery, StartAt, StreamItem,
 };
 
 use super::{Schema, schema};
@@ -22,6 +22,9 @@ const SHARDS: u32 = 4;
 
 /// How long a test waits for what comes in milliseconds.
 const SOON: Duration = Duration::from_secs(20);
+
+/// How long a stream may take to find that there is nothing.
+const QUIET: Duration = Duration::from_millis(200);
 
 impl Schema {
     fn sharded(&self) -> Options {
@@ -160,23 +163,40 @@ fn streams_and_the_feed_wake_for_ids_below_those_of_another_shard() {
     for stream in &mut streams {
         assert_eq!(stream.next_timeout(SOON).unwrap(), StreamItem::CaughtUp);
     }
-    let far = append_notes(&ahead, &ids[0], "far", 1).remove(0);
-    wakes(&mut streams[0], &far);
+    let far = wakes(&mut [&mut streams[0]], || {
+        append_notes(&ahead, &ids[0], "far", 1)
+    });
     for (id, stream) in ids.iter().zip(&mut streams).skip(1) {
-        let near = append_notes(&log, id, "near", 1).remove(0);
+        let near = wakes(&mut [stream], || append_notes(&log, id, "near", 1));
         assert!(near.id < far.id, "nothing has closed the shard");
-        wakes(stream, &near);
     }
-    // Whoever reads the feed closes all shards, and what comes then is behind it.
+    // A reader of the feed closes all shards, and what comes then is behind it.
     let mut feed = reader.feed().unwrap();
-    let seen = schema.count("record");
-    assert_eq!(take_events(&mut feed, seen).last(), Some(&far));
+    let count = schema.count("record");
+    assert_eq!(take_events(&mut feed, count).last(), Some(&far));
     for (id, stream) in ids.iter().zip(&mut streams).skip(1) {
-        let next = append_notes(&log, id, "next", 1).remove(0);
+        let next = wakes(&mut [stream, &mut feed], || {
+            append_notes(&log, id, "next", 1)
+        });
         assert!(next.id > far.id);
-        wakes(stream, &next);
-        wakes(&mut feed, &next);
     }
+}
+
+/// Appends while streams wait, and checks that they have it. Returns the event.
+fn wakes(streams: &mut [&mut EventStream], append: impl FnOnce() -> Vec<Event>) -> Event {
+    thread::scope(|scope| {
+        let waiting: Vec<_> = streams
+            .iter_mut()
+            .map(|stream| scope.spawn(|| take_events(stream, 1)))
+            .collect();
+        // Without it a stream that has not yet come to wait finds the event by itself.
+        thread::park_timeout(QUIET);
+        let event = append().remove(0);
+        for stream in waiting {
+            assert_eq!(stream.join().unwrap(), std::slice::from_ref(&event));
+        }
+        event
+    })
 }
 
 #[test]
@@ -418,7 +438,7 @@ impl Held {
     }
 }
 
-fn take_until_silent(feed: &mut sessionlog::EventStream) -> Vec<Event> {
+fn take_until_silent(feed: &mut EventStream) -> Vec<Event> {
     let mut events = Vec::new();
     while let Ok(item) = feed.next_timeout(Duration::from_millis(300)) {
         events.extend(item.into_event());
