@@ -156,9 +156,6 @@ fn streams_and_the_feed_wake_for_ids_below_those_of_another_shard() {
         .iter()
         .map(|id| reader.stream(id, StartAt::Now).unwrap())
         .collect();
-    let wakes = |stream: &mut sessionlog::EventStream, event: &Event| {
-        assert_eq!(take_events(stream, 1), std::slice::from_ref(event));
-    };
     // All are read to their ends, and wait.
     for stream in &mut streams {
         assert_eq!(stream.next_timeout(SOON).unwrap(), StreamItem::CaughtUp);
