@@ -226,7 +226,13 @@ impl Committer {
             ([&first], [&locks]);
         let heads: [&(dyn ToSql + Sync); 1] = [&asks.names];
         let (keys, since) = (asks.keys(), asks.since());
-        let opening = async { client.batch_execute("BEGIN").await };
+        // Whoever waits for one of several locks holds up the shards that it has locked.
+        let opening = if lock_all.is_some() {
+            "BEGIN; SET LOCAL lock_timeout = '100ms'"
+        } else {
+            "BEGIN"
+        };
+        let opening = async { client.batch_execute(opening).await };
         let mut asked: Vec<BoxFuture<'_, _>> = vec![
             match &lock_all {
                 Some(all) => Box::pin(client.query(all, &lock_each)),

@@ -103,7 +103,12 @@ impl Link {
     pub(super) async fn commit_alone(&self, site: &Site, statement: &str) -> Result<()> {
         let commit = async { self.client.batch_execute(statement).await };
         let loaded = async { self.client.query_one(LOADED, &[]).await };
-        let (committed, loaded) = join(commit, loaded).await;
+        let ended = timeout(SILENCE_MAX, join(commit, loaded)).await;
+        let (committed, loaded) = ended.map_err(|_elapsed| {
+            // It may still be under way, so nothing else goes over this connection.
+            self.cancelled.store(true, Ordering::SeqCst);
+            site.io("commit to", "no quorum answers")
+        })?;
         let failed = |error: tokio_postgres::Error| site.error("commit to", &error);
         committed.map_err(failed)?;
         self.check_kept(site, &loaded.map_err(failed)?)
@@ -168,7 +173,7 @@ impl Site {
             .collect();
         let known = self.timeline.load(Ordering::SeqCst);
         let mut best: Option<Link> = None;
-        let mut last = None;
+        let (mut last, mut has_standby) = (None, false);
         let mut until = Instant::now() + 2 * CONNECT_WITHIN;
         while let Ok(Some(attempt)) = timeout_at(until, attempts.next()).await {
             match attempt {
@@ -179,12 +184,19 @@ impl Site {
                         best = Some(link);
                     }
                 }
-                Ok(None) => {}
+                Ok(None) => has_standby = true,
+                // A node that refuses this client for good says nothing of the others, one of which
+                // may become the primary.
+                Err(error) if last.as_ref().is_some_and(Self::may_pass) => {
+                    tracing::debug!(target: "sessionlog", error = error.with_sources(), "connecting");
+                }
                 Err(error) => last = Some(error),
             }
         }
         drop(attempts);
+        let may_wait = has_standby && last.as_ref().is_some_and(|error| !Self::may_pass(error));
         match best {
+            None if may_wait => Err(self.io("connect to", "no node takes writes")),
             Some(mut link) => {
                 self.timeline.fetch_max(link.timeline, Ordering::SeqCst);
                 self.prepare(&mut link).await?;

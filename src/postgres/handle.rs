@@ -34,7 +34,8 @@ pub(super) struct Core {
     /// What leads to each lane. There are none once the log is closed.
     pub requests: Mutex<Vec<Sender>>,
     pub signal: Arc<Signal>,
-    pub room: Room,
+    /// The room for each lane, so that one that is held up takes none from the others.
+    pub rooms: Vec<Room>,
 }
 
 /// The room for proposals that wait for their turn. A proposal that finds none waits outside, and
@@ -46,8 +47,15 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(group_bytes_max: usize) -> Self {
-        let bytes = group_bytes_max.saturating_mul(GROUPS_WAITING);
+    /// Returns the rooms for so many lanes. Each has room for a group, and all of them for some
+    /// more.
+    pub(super) fn of_lanes(lanes: usize, group_bytes_max: usize) -> Vec<Self> {
+        let groups = (GROUPS_WAITING / lanes).max(1);
+        let bytes = group_bytes_max.saturating_mul(groups);
+        (0..lanes).map(|_| Self::new(bytes)).collect()
+    }
+
+    fn new(bytes: usize) -> Self {
         let of_all = permits(bytes).min(PERMITS_MAX);
         Self {
             permits: Arc::new(Semaphore::new(of_all as usize)),
@@ -75,10 +83,16 @@ impl Core {
         store.check_open()?;
         let options = &store.options;
         let deadline = deadline_after(options.stall_wait);
+        let lane = match *self.tables.0.site.locks(&proposal) {
+            [shard] => usize::try_from(shard).unwrap_or(usize::MAX),
+            // The last one, which takes what needs several locks.
+            _ => self.tables.0.site.shards() as usize,
+        };
+        let room = self.rooms.get(lane).ok_or(Error::Closed)?;
         let waiting = {
             // For the timer, which is then one of any task.
             let _entered = self.tables.0.runtime.handle.enter();
-            timeout_at(deadline, self.room.take(proposal.batch.stored_bytes_max()))
+            timeout_at(deadline, room.take(proposal.batch.stored_bytes_max()))
         };
         let room = waiting.await.map_err(|_elapsed| Error::Stalled {
             waited: options.stall_wait,
@@ -96,11 +110,6 @@ impl Core {
             answer: Some(Answer::owed_to(ticket)),
             gate,
             _room: room,
-        };
-        let lane = match *self.tables.0.site.locks(&request.proposal) {
-            [shard] => usize::try_from(shard).unwrap_or(usize::MAX),
-            // The last one, which takes what needs several locks.
-            _ => self.tables.0.site.shards() as usize,
         };
         let requests = self.requests.lock();
         let requests = requests.get(lane).ok_or(Error::Closed)?;

@@ -130,13 +130,9 @@ impl Lanes {
 
     /// Begins the lanes. Each ends once its sender is gone.
     pub(super) fn begin(self: &Arc<Self>, runtime: &Handle) -> (Vec<Sender>, Vec<JoinHandle<()>>) {
-        let lanes = match self.site.shards() {
-            1 => 1,
-            several => several + 1,
-        };
-        let begun = (0..lanes).map(|nth| {
+        let begun = (0..self.site.lanes()).map(|nth| {
             let (sender, requests) = mpsc::unbounded_channel();
-            let is_alone = nth > 0 && nth == self.site.shards();
+            let is_alone = nth > 0 && nth == self.site.shards() as usize;
             let lane = Lane {
                 lanes: Arc::clone(self),
                 is_alone,
@@ -191,9 +187,14 @@ enum Attempt {
 impl Lane {
     async fn run(mut self) {
         let lanes = Arc::clone(&self.lanes);
-        while let Some((first, is_apart)) = self.next().await {
-            let Ok(_permit) = lanes.free.acquire().await else {
-                return;
+        while let Some((mut first, is_apart)) = self.next().await {
+            let _permit = match timeout_at(first.deadline, lanes.free.acquire()).await {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(_closed)) => return,
+                Err(_elapsed) => {
+                    first.give(Err(self.stalled(None)));
+                    continue;
+                }
             };
             if matches!(self.connection, Connection::Lost) {
                 let idle = lanes.idle.lock().pop();
@@ -207,7 +208,12 @@ impl Lane {
             };
             self.see_through(group).await;
             match std::mem::replace(&mut self.connection, Connection::Lost) {
-                Connection::Open(committer) => lanes.idle.lock().push(*committer),
+                Connection::Open(committer) => {
+                    let mut idle = lanes.idle.lock();
+                    if idle.len() < CONNECTIONS_MAX {
+                        idle.push(*committer);
+                    }
+                }
                 other => self.connection = other,
             }
         }

@@ -98,7 +98,7 @@ impl Postgres {
         ];
         let bells = bells.map(|bell| bell.abort_handle());
         let counters: Arc<Counters> = Arc::default();
-        let room = Room::new(options.group_bytes_max);
+        let rooms = Room::of_lanes(site.lanes(), options.group_bytes_max);
         let records: Arc<dyn Records> = Arc::new(tables.clone());
         let reader = Arc::new(Store::new(records, Arc::clone(&counters), options));
         let core = Arc::new(Core {
@@ -108,7 +108,7 @@ impl Postgres {
             store,
             requests: Mutex::default(),
             signal: Arc::default(),
-            room,
+            rooms,
         });
         let options = &core.turns.store().options;
         let (tables, signal) = (&core.tables.0, &core.signal);
@@ -196,10 +196,19 @@ impl Backend for Postgres {
 
     /// It commits: there has to be a primary, and a quorum.
     fn health(&self) -> Result<()> {
+        self.check_usable()?;
         self.core.tables.0.pool.check_commits()
     }
 
     fn check_usable(&self) -> Result<()> {
+        let has_panicked = |lane: &tokio::task::JoinHandle<()>| lane.is_finished();
+        if self.lanes.lock().iter().any(has_panicked) {
+            let site = &self.core.tables.0.site;
+            let lost = site.lasting("append to", "a task that appends has panicked");
+            return Err(Error::Poisoned {
+                source: Arc::new(lost),
+            });
+        }
         Ok(())
     }
 

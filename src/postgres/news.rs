@@ -262,7 +262,10 @@ impl Bell {
                 self.rung.notified().await;
             }
             if let Ok(Ok(link)) = timeout(LOOK_WITHIN, self.begin()).await {
-                while let Ok(Ok(())) = timeout(LOOK_WITHIN, self.look(&link)).await {
+                // A primary that was replaced may still answer, and has no news.
+                while self.site.is_current(&link)
+                    && let Ok(Ok(())) = timeout(LOOK_WITHIN, self.look(&link)).await
+                {
                     // Woken by a bell, or by the time.
                     let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;
                     if std::mem::take(&mut self.waiting.lock().is_late) {

@@ -112,7 +112,7 @@ fn faults(plan: &Value) -> Vec<String> {
         Value::Object(node) => {
             let text = |name: &str| node.get(name).and_then(Value::as_str).unwrap_or_default();
             let table = text("Relation Name");
-            // These have one row.
+            // These have few rows.
             let is_small = ["shard", "meta"].contains(&table);
             if text("Node Type").contains("Seq Scan") && !is_small {
                 faults.push(format!("all of {table} is read"));

@@ -172,6 +172,8 @@ pub(super) struct Pool {
     runtime: Handle,
     wait: Duration,
     snapshots: Snapshots,
+    /// The connection that shows whether appends can land. Reads need none of it.
+    checks: tokio::sync::Mutex<Option<Link>>,
 }
 
 thread_local! {
@@ -211,12 +213,14 @@ impl Pool {
             runtime,
             wait: wait.max(WAIT_MIN),
             snapshots,
+            checks: tokio::sync::Mutex::default(),
         })
     }
 
     /// Ends the connections: those at work once they are given back.
     pub(super) fn close(&self) {
         self.readers.close();
+        self.block_on(async { drop(self.checks.lock().await.take()) });
     }
 
     /// Runs a read whose statements see one moment.
@@ -392,17 +396,18 @@ impl Pool {
     }
 
     async fn commit_once(&self) -> Result<Result<()>, Elapsed> {
-        let limit = Instant::now() + COMMIT_WITHIN;
-        let reader = match timeout_at(limit, self.readers.get()).await? {
-            Ok(reader) => reader,
-            Err(managed::PoolError::Backend(error)) => return Ok(Err(error)),
-            Err(error) => return Ok(Err(self.site.io("commit to", error.to_string()))),
-        };
-        let committed = timeout_at(limit, reader.link.commit_alone(&self.site, BARRIER)).await;
-        if !matches!(committed, Ok(Ok(()))) {
-            drop(Object::take(reader));
-        }
-        committed
+        timeout(COMMIT_WITHIN, async {
+            // One at a time. After the time, or an error, the connection is not used again.
+            let mut kept = self.checks.lock().await;
+            let link = match kept.take() {
+                Some(link) if self.site.is_current(&link) => link,
+                _ => self.site.connect(|| None).await?,
+            };
+            link.commit_alone(&self.site, BARRIER).await?;
+            *kept = Some(link);
+            Ok(())
+        })
+        .await
     }
 
     /// How long a later statement of a read may take.

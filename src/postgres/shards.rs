@@ -57,6 +57,14 @@ impl Site {
         shard_of(session, self.shards())
     }
 
+    /// The lanes of a server: one for each shard and, of several, one for what needs several locks.
+    pub(super) fn lanes(&self) -> usize {
+        match self.shards() as usize {
+            1 => 1,
+            several => several + 1,
+        }
+    }
+
     /// Returns the shards whose locks a proposal is decided under, in their order.
     pub(super) fn locks(&self, proposal: &Proposal) -> Vec<i32> {
         let mut locks = vec![self.shard_of(proposal.session())];

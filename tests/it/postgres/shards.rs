@@ -274,33 +274,43 @@ fn forks_and_what_they_share_may_be_of_several_shards() {
 /// A transaction that never ends holds one row. The others are appended to, read and listed.
 #[test]
 fn a_shard_that_is_held_up_holds_up_its_own_sessions_alone() {
+    for shard in [0, SHARDS - 1] {
+        check_with_one_held_up(shard);
+    }
+}
+
+fn check_with_one_held_up(shard: u32) {
     let Some(schema) = schema() else { return };
     let log = schema.open_sharded();
-    let ids = schema.one_of_each(&log);
-    let (held, free) = ids.split_first().unwrap();
+    let mut free = schema.one_of_each(&log);
+    let held = &free.remove(shard as usize);
     let other = schema
         .sharded()
         .stall_wait(Duration::from_millis(300))
         .connect(&schema.url)
         .unwrap();
-    let lock = Held::new(&schema, 0);
+    let lock = Held::new(&schema, shard);
     thread::scope(|scope| {
         let waits = scope.spawn(|| log.append(held, note("waits")).unwrap());
         let mut feed = log.feed().unwrap();
         for nth in 0..5 {
-            for id in free {
+            for id in &free {
                 append_notes(&log, id, &format!("free {nth}"), 1);
                 append_notes(&other, id, &format!("free {nth} too"), 1);
             }
         }
         assert_error!(other.append(held, note("late")), Error::Stalled { .. });
-        // A fork of its session, and one that becomes its session, wait too, and hold up nobody.
+        // Forks of its session wait too, and hold up nobody, whatever shards they are of.
         let forks = scope.spawn(|| {
-            let child = session("of the held one");
-            log.fork(Fork::new(held), &child).unwrap()
+            for nth in 0..6 {
+                let child = session(&format!("of the held one {nth}"));
+                log.fork(Fork::new(held), &child).unwrap();
+            }
         });
-        for id in free {
-            append_notes(&log, id, "behind the fork", 1);
+        for _ in 0..4 {
+            for id in &free {
+                append_notes(&other, id, "behind the fork", 1);
+            }
         }
         let page = log
             .sessions(SessionQuery::by_activity().limit(100))
