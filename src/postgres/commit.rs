@@ -226,7 +226,7 @@ impl Committer {
             ([&first], [&locks]);
         let heads: [&(dyn ToSql + Sync); 1] = [&asks.names];
         let (keys, since) = (asks.keys(), asks.since());
-        // Whoever waits for one of several locks holds up the shards that it has locked.
+        // A wait for one of several locks holds up the shards that are locked already.
         let opening = if lock_all.is_some() {
             "BEGIN; SET LOCAL lock_timeout = '100ms'"
         } else {
