@@ -19,7 +19,7 @@ const DECODER_INPUTS: Runs = Runs {
 /// An operation may write and sync files, so mutations stop after this time. Each file gets at
 /// least a few.
 const OPERATIONS_MUTATIONS: usize = 100;
-const OPERATIONS_TIME: Duration = Duration::from_secs(20);
+const OPERATIONS_TIME: Duration = Duration::from_secs(10);
 const OPERATIONS_MUTATIONS_MIN: usize = 1;
 const JSON_MUTATIONS: usize = 5_000;
 const INPUT_BYTES_MAX: usize = 16 * 1024;

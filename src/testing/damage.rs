@@ -14,7 +14,7 @@ use crate::sync::{Instant, yield_now};
 use crate::{Event, Options, PageRequest, SessionId, SessionLog, SessionQuery};
 
 const RUNS: Runs = Runs {
-    quick: 2_000,
+    quick: 1_500,
     full: 300_000,
 };
 const NO_INDEX: &str = "/dev/null/log";

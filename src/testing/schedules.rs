@@ -23,7 +23,7 @@ use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
 /// The total over the scenarios and the kinds of schedules.
 const SCHEDULES: Runs = Runs {
-    quick: 300,
+    quick: 200,
     full: 10_000,
 };
 const NO_INDEX: &str = "/dev/null/log";

@@ -29,7 +29,7 @@ use super::support::report::{Dice, Report, Runs, is_full, seed};
 use super::trace::told_no_violation;
 
 const CUTS: Runs = Runs {
-    quick: 20,
+    quick: 12,
     full: 300,
 };
 const CUTS_PER_RECORD: u64 = 20;

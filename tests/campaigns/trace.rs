@@ -15,7 +15,7 @@ use super::support::report::{Dice, Report, Runs, seed};
 use super::system_calls::{read, under_strace};
 
 const IMAGES: Runs = Runs {
-    quick: 100,
+    quick: 60,
     full: 2_000,
 };
 /// Images of a recovery that was cut.
