@@ -316,10 +316,16 @@ fn check_with_one_held_up(shard: u32) {
             .sessions(SessionQuery::by_activity().limit(100))
             .unwrap();
         assert!(page.items.iter().any(|info| info.id == *held));
+        // A feed up to the tail waits for what it has to show, and ends.
+        let whole = scope.spawn(|| feed_all(&log));
         // The feed shows nothing above what is on its way.
         let shown = take_until_silent(&mut feed);
         let held_at: Vec<_> = read_all(&log, held).iter().map(|event| event.id).collect();
         lock.end();
+        let whole = whole.join().unwrap();
+        for id in free {
+            assert_eq!(of_session(&whole, id), read_all(&log, id));
+        }
         let event = waits.join().unwrap().events.remove(0);
         assert!(shown.iter().all(|shown| shown.id < event.id), "{shown:?}");
         assert!(held_at.iter().all(|id| *id < event.id));
@@ -468,6 +474,11 @@ fn a_log_moves_to_another_number_of_shards() {
     log.fork(Fork::new(&ids[0]), &session("fork")).unwrap();
     log.trim(&session("s3"), 3).unwrap();
     log.delete(&session("s4"), Delete::new()).unwrap();
+    // The other shards are far behind this one.
+    let ahead = SystemTime::now() + Duration::from_hours(24);
+    let ahead = from.sharded().clock(move || ahead).connect(&from.url);
+    append_notes(&ahead.unwrap(), &ids[0], "far", 1);
+    let events = log.stats().events;
     let mut lines = Vec::new();
     let export = from.sharded();
     export
@@ -484,6 +495,13 @@ fn a_log_moves_to_another_number_of_shards() {
         .unwrap();
     let moved = to.open();
     assert_eq!(to.ask("SELECT shards FROM meta"), ["3"]);
+    // Without those of the session that was deleted.
+    assert_eq!(moved.stats().events + 3, events);
+    for nth in 0..12 {
+        let fresh = session(&format!("fresh {nth}"));
+        assert!(append_notes(&moved, &fresh, "n", 1)[0].id > end);
+        moved.delete(&fresh, Delete::new()).unwrap();
+    }
     let before: Vec<_> = feed_all(&log)
         .into_iter()
         .filter(|event| event.id <= end)
