@@ -323,7 +323,7 @@ fn check_with_one_held_up(shard: u32) {
         let held_at: Vec<_> = read_all(&log, held).iter().map(|event| event.id).collect();
         lock.end();
         let whole = whole.join().unwrap();
-        for id in free {
+        for id in &free {
             assert_eq!(of_session(&whole, id), read_all(&log, id));
         }
         let event = waits.join().unwrap().events.remove(0);
