@@ -13,8 +13,8 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
         name: "a new connection commits nothing before it is read from",
         edits: &[(
             "src/postgres/pool.rs",
-            "        link.commit_alone(&self.site, BARRIER).await?;\n        let prepared",
-            "        let prepared",
+            "        link.commit_alone(&self.site, BARRIER).await?;\n        let texts",
+            "        let texts",
         )],
         test: "failover::moments::what_a_primary_that_came_back_has_alone",
         target: ON_POSTGRES,
