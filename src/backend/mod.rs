@@ -63,6 +63,7 @@ pub(crate) trait Backend: Send + Sync {
     fn health(&self) -> Result<()>;
 
     /// Checks for what only opening the log again mends, and waits for nothing.
+    #[cfg(any(feature = "http", feature = "postgres"))]
     fn check_usable(&self) -> Result<()> {
         self.health()
     }
