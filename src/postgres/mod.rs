@@ -147,7 +147,6 @@ impl Postgres {
             bell.abort();
         }
         core.tables.0.bell.wake_all();
-        core.tables.0.pool.close();
         Ok(())
     }
 }

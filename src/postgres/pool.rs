@@ -217,12 +217,6 @@ impl Pool {
         })
     }
 
-    /// Ends the connections: those at work once they are given back.
-    pub(super) fn close(&self) {
-        self.readers.close();
-        self.block_on(async { drop(self.checks.lock().await.take()) });
-    }
-
     /// Runs a read whose statements see one moment.
     pub(super) fn at_rest(&self, read: &mut dyn FnMut()) {
         /// Ends the snapshot also when the read panics.

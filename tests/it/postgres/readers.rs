@@ -9,7 +9,7 @@ use sessionlog::{Delete, Fork, RecvTimeout, StartAt, StreamItem};
 
 use super::proxy::{Fault, Proxy};
 use super::schema;
-use crate::support::{DEADLINE, append_notes, eventually, in_time, read_all, session, take_events};
+use crate::support::{DEADLINE, append_notes, eventually, in_time, session, take_events};
 
 /// What was read ahead does not outlive a removal by another server for long. A feed that replays
 /// waits for nothing, and is told all the same.
@@ -121,22 +121,4 @@ fn a_stream_that_waits_hears_nothing_of_an_outage() {
     drop(told);
     log.close().unwrap();
     follower.join().unwrap();
-}
-
-#[test]
-fn a_closed_log_holds_no_connection() {
-    let Some(schema) = schema() else { return };
-    let log = schema.open();
-    append_notes(&log, &session("s"), "n", 1);
-    read_all(&log, &session("s"));
-    let held = || {
-        schema.ask(
-            "SELECT count(*) FROM pg_stat_activity \
-             WHERE application_name = left('sessionlog ' || current_schema, 63)",
-        )
-    };
-    assert_ne!(held(), ["0"]);
-    log.close().unwrap();
-    eventually("the connections end", || held() == ["0"]);
-    drop(log);
 }
