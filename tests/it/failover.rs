@@ -30,7 +30,7 @@ mod reader;
 mod writer;
 
 const RUNS: Runs = Runs {
-    quick: 5,
+    quick: 3,
     full: 200,
 };
 
