@@ -1,8 +1,8 @@
 //! One commit group: a transaction of two flights on a connection of its own.
 //!
 //! The first flight takes the lock on the shard's row, or those of [all](crate::postgres::shards)
-//! that a fork rests on, and reads what the group is decided by. The
-//! second writes and commits. Both are pipelined: a flight costs one round trip.
+//! that a fork rests on, and reads what the group is decided by. The second writes and commits.
+//! Both are pipelined: a flight costs one round trip.
 //!
 //! Invariants:
 //! * What is read is read after the lock, each statement on its own snapshot. So it is what the

@@ -233,7 +233,7 @@ impl Site {
         }
     }
 
-    /// Whether a connection leads to the primary as far as is known.
+    /// Whether a connection leads to the newest primary that this server knows of.
     pub(super) fn is_current(&self, link: &Link) -> bool {
         !link.client.is_closed()
             && !link.cancelled.load(Ordering::SeqCst)

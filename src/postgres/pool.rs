@@ -43,11 +43,8 @@ const LAG: Duration = Duration::from_millis(2);
 /// The pause after a connection failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Shows that what is seen is on a quorum.
-const BARRIER: &str = "UPDATE meta SET barriers = barriers + 1";
-
-/// The statements that a log of several shards has in place of others.
-const OF_SEVERAL: [(Ask, &str); 3] = [
+/// What a log of several shards asks by another statement.
+const ASKED_OTHERWISE: [(Ask, &str); 3] = [
     (Ask::Feed, sql::FEED_OF_ALL),
     (Ask::Shard, sql::SHARDS),
     (Ask::Close, sql::CLOSE),
@@ -114,7 +111,7 @@ statements! {
 
 impl Ask {
     fn text(self, shards: u32) -> &'static str {
-        let of_several = OF_SEVERAL.iter().filter(|_| shards > 1);
+        let of_several = ASKED_OTHERWISE.iter().filter(|_| shards > 1);
         let mut of_several = of_several.filter(|(ask, _)| *ask as usize == self as usize);
         let text = of_several.next().map(|(_, text)| *text);
         text.unwrap_or_else(|| TEXTS.get(self as usize).copied().unwrap_or_default())
@@ -138,7 +135,7 @@ impl managed::Manager for Readers {
     async fn create(&self) -> Result<Reader> {
         let link = self.site.connect(|| None).await?;
         let failed = |error: tokio_postgres::Error| self.site.error("prepare to read", &error);
-        link.commit_alone(&self.site, BARRIER).await?;
+        link.commit_alone(&self.site, sql::BARRIER).await?;
         let texts = ASKS.iter().map(|ask| ask.text(self.site.shards()));
         let prepared = join_all(texts.map(|text| link.client.prepare(text))).await;
         let statements = prepared.into_iter().collect::<Result<Vec<_>, _>>();
@@ -397,7 +394,7 @@ impl Pool {
                 Some(link) if self.site.is_current(&link) => link,
                 _ => self.site.connect(|| None).await?,
             };
-            link.commit_alone(&self.site, BARRIER).await?;
+            link.commit_alone(&self.site, sql::BARRIER).await?;
             *kept = Some(link);
             Ok(())
         })

@@ -261,7 +261,7 @@ impl Records for Shared {
         Ok(rows.first().map(|row| row.get::<_, i64>(5).unsigned_abs()))
     }
 
-    /// The caller holds the lock under which forks are made.
+    /// What is erased is decided under the lock under which forks are made, so none is missed.
     fn forks_published(&self) -> u64 {
         0
     }

@@ -7,7 +7,7 @@ CREATE TABLE meta (
     barriers bigint  NOT NULL DEFAULT 0 -- commits that show that what is seen is on a quorum
 ) WITH (fillfactor = 10);
 
--- The sequencer. The lock on its row makes the order of commits, of IDs and of the feed one.
+-- The sequencer of a shard. The lock on its row makes the order of its commits and of its IDs one.
 CREATE TABLE shard (
     shard          int    PRIMARY KEY,
     last_id        uuid   NOT NULL,     -- no later event or change has a lower ID

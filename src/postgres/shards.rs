@@ -27,6 +27,7 @@
 
 use crate::model::{EventId, IdClock, Op, SessionId};
 use crate::postgres::connect::Site;
+use crate::postgres::sql;
 use crate::write::Proposal;
 
 /// The bits of the number of IDs that a group passes over.
@@ -97,7 +98,7 @@ impl Site {
     /// One shard takes its own lock for it. Of several, one that is held up is not waited for.
     pub(super) fn barrier(&self) -> String {
         if self.shards() > 1 {
-            "UPDATE meta SET barriers = barriers + 1".to_owned()
+            sql::BARRIER.to_owned()
         } else {
             barrier_of(0)
         }

@@ -6,6 +6,8 @@ use postgres_types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 use crate::codec::{Decoded, Fault, RawRecord, Record, SessionState};
 use crate::model::EventId;
 
+/// Shows, once it is committed, that what is seen is on a quorum. It waits for no shard.
+pub(super) const BARRIER: &str = "UPDATE meta SET barriers = barriers + 1";
 pub(super) const LOCK: &str = "SELECT last_id, sessions, events, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format FROM shard WHERE shard = $1 \
     FOR UPDATE";

@@ -4,13 +4,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 use sessionlog::{Durability, Options};
 
-use crate::support::{CLIENT_KEY, WORKER_KEY, command, finished, fixture, run, run_with};
+use crate::support::{CLIENT_KEY, Served, command, finished, fixture, run, run_with};
 use crate::transfer::{compared, export_of, text};
 
 /// A schema that nothing else has. Its tables stay: nothing here talks SQL.
@@ -54,34 +53,12 @@ impl Schema {
     }
 
     fn serve(&self) -> Served {
-        Served::begin(&self.with(&["--postgres", &self.url]))
+        let words = ["serve", "--listen", "127.0.0.1:0", "--postgres", &self.url];
+        Served::begin(&mut command(self.with(&words)))
     }
-}
-
-/// A server on a schema, or on a folder.
-struct Served {
-    child: Child,
-    url: String,
 }
 
 impl Served {
-    fn begin(place: &[&str]) -> Self {
-        let mut child = command(["serve", "--listen", "127.0.0.1:0"])
-            .args(place)
-            .env("SESSIONLOG_API_KEY", CLIENT_KEY)
-            .env("SESSIONLOG_WORKER_KEY", WORKER_KEY)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let url = line.trim().rsplit(' ').next().unwrap().to_owned();
-        assert!(url.starts_with("http://"), "{line:?}");
-        Self { child, url }
-    }
-
     fn append(&self, session: &str, note: u64) {
         let line = format!("{{\"type\":\"note\",\"data\":{note}}}");
         finished(&mut self.command(&["append", session]), &line).ok();
@@ -104,21 +81,6 @@ impl Served {
             Some((id.take()?, data.to_owned()))
         });
         frames.take(count).collect()
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = command(words);
-        command
-            .args(["--url", &self.url])
-            .env("SESSIONLOG_WORKER_KEY", WORKER_KEY);
-        command
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
     }
 }
 
@@ -244,7 +206,7 @@ fn a_client_that_follows_sees_a_move_as_a_pause() {
             assert_eq!(server.follow("s", Some(id), 1), [all[nth + 1].clone()]);
         }
     };
-    follow_on(Served::begin(&["--data", text(&folder)]), 0);
+    follow_on(Served::new(&folder), 0);
     run_with(
         schema.with(&["import", "--to", &schema.url]),
         &export_of(&folder),
@@ -252,7 +214,7 @@ fn a_client_that_follows_sees_a_move_as_a_pause() {
     .ok();
     follow_on(schema.serve(), 3);
     run_with(["import", text(&back)], &schema.export()).ok();
-    follow_on(Served::begin(&["--data", text(&back)]), 6);
+    follow_on(Served::new(&back), 6);
     let data = |(_, data): &Frame| serde_json::from_str::<Value>(data).unwrap()["data"].as_u64();
     let told: Vec<_> = all.iter().map(data).collect();
     assert_eq!(told, (0..9).map(Some).collect::<Vec<_>>());

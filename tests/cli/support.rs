@@ -271,7 +271,7 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// `sessionlog serve` on a folder, killed when it is dropped.
+/// `sessionlog serve`, killed when it is dropped.
 pub(crate) struct Served {
     child: Child,
     pub(crate) url: String,
@@ -283,8 +283,12 @@ impl Served {
     }
 
     pub(crate) fn at(folder: &Path, address: &str) -> Self {
-        let mut child = command(["serve", "--listen", address, "--data"])
-            .arg(folder)
+        Self::begin(command(["serve", "--listen", address, "--data"]).arg(folder))
+    }
+
+    /// Starts a server with such a command.
+    pub(crate) fn begin(serve: &mut Command) -> Self {
+        let mut child = serve
             .env("SESSIONLOG_API_KEY", CLIENT_KEY)
             .env("SESSIONLOG_WORKER_KEY", WORKER_KEY)
             .stderr(Stdio::null())

@@ -13,7 +13,7 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
         name: "a new connection commits nothing before it is read from",
         edits: &[(
             "src/postgres/pool.rs",
-            "        link.commit_alone(&self.site, BARRIER).await?;\n        let texts",
+            "        link.commit_alone(&self.site, sql::BARRIER).await?;\n        let texts",
             "        let texts",
         )],
         test: "failover::moments::what_a_primary_that_came_back_has_alone",
@@ -60,7 +60,7 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
         target: ON_POSTGRES,
     },
     Mutant {
-        name: "who waits for news hears of them by notification alone",
+        name: "waiters hear of news by notification alone",
         edits: &[(
             "src/postgres/news.rs",
             "let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;",
