@@ -144,8 +144,6 @@ mod turn;
 mod write;
 
 pub use log::SessionLog;
-#[cfg(feature = "postgres")]
-pub use model::Durability;
 pub use model::{
     Ack, BackupReport, Batch, Change, CompactProgress, Compacted, Compression, Cursor,
     CursorProblem, Delete, Erasure, Error, Event, EventId, EventType, Expected, Fork, Head, Limit,
@@ -153,6 +151,8 @@ pub use model::{
     Removed, Result, Retention, RetentionPlan, Seq, SessionChange, SessionId, SessionInfo,
     SessionPatch, Space, Stats, Tier,
 };
+#[cfg(feature = "postgres")]
+pub use model::{Durability, Moved, Shard};
 pub use read::{
     AsyncEventStream, EventStream, Page, PageRequest, RecvTimeout, SessionCursor, SessionPage,
     SessionQuery, StartAt, StreamItem,

@@ -26,6 +26,8 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::model::{BackupReport, CompactProgress, Compacted, Erasure, EventId, Result, Stats};
+#[cfg(feature = "postgres")]
+use crate::model::{Error, Moved, Shard};
 use crate::turn::TurnReader;
 use crate::write::{Landed, Proposal};
 
@@ -81,6 +83,18 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Returns what was removed and is not erased yet.
     fn erasure(&self) -> Result<Erasure>;
+
+    /// Returns the shards, with where they are.
+    #[cfg(feature = "postgres")]
+    fn shards(&self) -> Result<Vec<Shard>> {
+        Err(Error::invalid("shards", "a log in a folder has none"))
+    }
+
+    /// Moves a shard to another database, and blocks until it is there.
+    #[cfg(feature = "postgres")]
+    fn move_shard(&self, _shard: u32, _database: usize) -> Result<Moved> {
+        Err(Error::invalid("shard", "a log in a folder has none"))
+    }
 
     /// Ends the log. A second call does nothing.
     fn close(&self) -> Result<()>;

@@ -2,6 +2,8 @@
 
 mod embedded;
 mod sessions;
+#[cfg(feature = "postgres")]
+mod shards;
 #[cfg(feature = "durable-streams")]
 mod streams;
 

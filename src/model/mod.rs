@@ -11,6 +11,8 @@ mod lifecycle;
 mod options;
 mod retention;
 mod session;
+#[cfg(feature = "postgres")]
+mod shard;
 mod stats;
 mod text;
 
@@ -47,4 +49,6 @@ pub use options::Durability;
 pub use options::{Compression, Options};
 pub use retention::{Retention, RetentionPlan};
 pub use session::{Cursor, Head, SessionId};
+#[cfg(feature = "postgres")]
+pub use shard::{Moved, Shard};
 pub use stats::{Recovery, Refusal, Space, Stats, Tier};

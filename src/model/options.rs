@@ -52,6 +52,9 @@ pub struct Options {
     pub(crate) schema: String,
     #[cfg(feature = "postgres")]
     pub(crate) shards: u32,
+    /// The URLs of further databases.
+    #[cfg(feature = "postgres")]
+    pub(crate) databases: Vec<String>,
 }
 
 /// What makes a commit of PostgreSQL durable, for a log that is
@@ -153,6 +156,8 @@ impl Default for Options {
             schema: "sessionlog".to_owned(),
             #[cfg(feature = "postgres")]
             shards: 1,
+            #[cfg(feature = "postgres")]
+            databases: Vec::new(),
         }
     }
 }
@@ -378,6 +383,31 @@ impl Options {
     pub fn shards(mut self, shards: u32) -> Self {
         self.shards = shards;
         self
+    }
+
+    /// Adds a further database of a log on PostgreSQL, over which its shards are spread, beside the
+    /// one that [`connect`](Self::connect) names.
+    ///
+    /// A log that is made is spread evenly: it needs as many [`shards`](Self::shards) as
+    /// databases, or more. To one that is there, a database comes without shards, until
+    /// [`move_shard`](crate::SessionLog::move_shard) moves some. Every server of the log has to
+    /// name all databases that have a shard, in any order. The schema is the same in each.
+    ///
+    /// Each database has its own primary and its own failover, so one that is held up holds up the
+    /// appends of its own shards. The feed and the lists of sessions need all of them. A fork has
+    /// to be in the database of the events that it shares.
+    #[cfg(feature = "postgres")]
+    pub fn and_database(mut self, url: impl Into<String>) -> Self {
+        self.databases.push(url.into());
+        self
+    }
+
+    /// Returns the URLs of all databases, of which this is the first.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn urls(&self, first: &str) -> Vec<String> {
+        let mut urls = vec![first.to_owned()];
+        urls.extend_from_slice(&self.databases);
+        urls
     }
 
     pub(crate) fn check(&self) -> Result<()> {

@@ -135,6 +135,11 @@ impl Committer {
         })
     }
 
+    /// Whether it leads to the primary of this site.
+    pub(super) fn leads_to(&self, site: &Arc<Site>) -> bool {
+        Arc::ptr_eq(&self.site, site) && site.is_current(&self.link)
+    }
+
     /// Whether a group whose commit was sent on an earlier connection was committed. The answer is
     /// durable, and holds for good: the lock shows that the transaction is over.
     ///
@@ -144,10 +149,11 @@ impl Committer {
         let client = &self.link.client;
         let opening = async { client.batch_execute("BEGIN").await };
         let shard = self.site.shard_of(&first.session);
-        let lock = async { client.query_one(&self.lock, &[&shard]).await };
+        let lock = async { client.query(&self.lock, &[&shard]).await };
         let (begun, locked) = join(opening, lock).await;
         begun.map_err(failed)?;
-        locked.map_err(failed)?;
+        // One that has moved took along what was committed before.
+        self.check_here(&locked.map_err(failed)?, 1)?;
         let last_id = first.last_id();
         let row = client
             .query_one(sql::HOLDS, &[&Id(last_id), &sql::stored(first), &shard])
@@ -271,10 +277,19 @@ impl Committer {
         let shard = first.map_or(0, |session| self.site.shard_of(session));
         let place = locks.iter().position(|lock| *lock == shard);
         let row = place.and_then(|place| rows.get(place));
-        let row = row.filter(|_| rows.len() == locks.len());
+        self.check_here(rows, locks.len())?;
         let row = row.ok_or_else(|| self.damaged("no row of its shard"))?;
         check_format(&self.site, row)?;
         Ok(Shard::of(shard, row))
+    }
+
+    /// Checks that so many shards are here. `rows` are theirs, under their locks.
+    fn check_here(&self, rows: &[Row], count: usize) -> Result<()> {
+        if rows.len() == count && rows.iter().all(|row| row.get("here")) {
+            Ok(())
+        } else {
+            Err(self.site.moved("commit a group to"))
+        }
     }
 
     /// Returns the shards that a group locks.

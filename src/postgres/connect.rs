@@ -24,8 +24,9 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::model::{Durability, Error, Result, in_one_line, may_pass};
+use crate::postgres::sql::Id;
 use crate::postgres::tls;
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// How long one node may take to answer a new connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -44,6 +45,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// The function of the server that waits for standbys.
 const WAITS: &str = "SyncRepWaitForLSN";
+
+/// The kind of the errors that say that a shard is elsewhere.
+const MOVED: io::ErrorKind = io::ErrorKind::ResourceBusy;
 
 /// The oldest version with everything that is used here.
 const SERVER_VERSION_MIN: i32 = 150_000;
@@ -67,6 +71,8 @@ pub(super) struct Site {
     timeline: AtomicU64,
     /// The shards of the log, once its tables were read.
     shards: AtomicU64,
+    /// The ID of the database, once its tables were read.
+    database: Mutex<Option<Id>>,
 }
 
 /// A connection to the primary.
@@ -144,6 +150,7 @@ impl Site {
             place: place.into(),
             timeline: AtomicU64::new(0),
             shards: AtomicU64::new(1),
+            database: Mutex::new(None),
         })
     }
 
@@ -151,8 +158,14 @@ impl Site {
         u32::try_from(self.shards.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn set_shards(&self, shards: u32) {
+    pub(super) fn database(&self) -> Option<Id> {
+        *self.database.lock()
+    }
+
+    /// Notes what its tables say.
+    pub(super) fn set_meta(&self, shards: u32, database: Id) {
         self.shards.store(shards.into(), Ordering::Relaxed);
+        *self.database.lock() = Some(database);
     }
 
     /// Connects to the primary: of the nodes that take writes, the one of the highest timeline. A
@@ -432,6 +445,16 @@ impl Site {
             }
             _ => self.io(doing, in_one_line(error)),
         }
+    }
+
+    /// Says that a shard is not in this database, or not any more.
+    pub(super) fn moved(&self, doing: &'static str) -> Error {
+        self.io_of(doing, MOVED, "the shard is in another database")
+    }
+
+    /// Whether an error says so.
+    pub(super) fn has_moved(error: &Error) -> bool {
+        matches!(error, Error::Io { source, .. } if source.kind() == MOVED)
     }
 
     /// Whether another attempt may end otherwise.

@@ -8,17 +8,16 @@ use std::sync::Arc;
 
 use crate::codec::{Record, SessionState};
 use crate::maintain::{Keep, put_kept};
-use crate::model::{EventId, Options, Result, SessionId};
+use crate::model::{Error, EventId, Options, Result, SessionId};
 use crate::postgres::connect::{Link, Site};
+use crate::postgres::databases::{Database, Databases};
+use crate::postgres::lists::List;
 use crate::postgres::pool::{Ask, Snapshots};
-use crate::postgres::reads::{Shared, Tables};
+use crate::postgres::reads::{Shared, Tables, record};
 use crate::postgres::schema::found;
 use crate::postgres::sql::{self, Id};
 use crate::read::Store;
 use crate::transfer::{Export, Exported, Exporter, PartLine, Progress};
-
-/// The sessions that one statement reads.
-const SESSIONS_AT_ONCE: i64 = 256;
 
 /// The records that one statement reads. Each may be as large as a batch.
 const RECORDS_AT_ONCE: i64 = 32;
@@ -34,14 +33,25 @@ pub(crate) fn export(
     options.check()?;
     let wait = options.stall_wait;
     let tables = Shared(Arc::new(Tables::new(url, &options, Snapshots::Long)?));
-    let site = &tables.0.site;
-    let id = tables.0.pool.block_on(site.retried(wait, || found(site)))?;
+    let databases = &tables.0.databases;
+    let id = databases.block_on(async {
+        let mut id = None;
+        for database in databases.all() {
+            let site = &database.site;
+            let of = site.retried(wait, || found(site)).await?;
+            if *id.get_or_insert(of) != of {
+                let why = format!("{} is another log", site.place.display());
+                return Err(Error::invalid("database", why));
+            }
+        }
+        databases.look().await?;
+        id.ok_or(Error::Closed)
+    })?;
     let store = Store::new(Arc::new(tables.clone()), Arc::default(), options);
-    let pool = &tables.0.pool;
-    let locks = pool.block_on(Locks::take(site))?;
+    let locks = databases.block_on(Locks::take(databases))?;
     store.at_rest(|| {
-        let events = tables.0.shard()?.map_or(0, |shard| shard.events);
-        pool.block_on(locks.end(site))?;
+        let events = databases.over_all(|| tables.0.shard())?.events;
+        databases.block_on(locks.end())?;
         let exporter = Exporter::begin((&store, id), events, what, out, progress)?;
         let mut writing = Writing {
             tables: &tables.0,
@@ -55,28 +65,40 @@ pub(crate) fn export(
 }
 
 /// The locks of several shards, while the moment of an export is fixed. All of them are closed up
-/// to its last ID, so what comes later has a higher one, and an export that goes on finds it.
-struct Locks(Option<Link>);
+/// to its last ID, so what comes later has a higher one, and an export that goes on finds it. Nor
+/// does one of them move meanwhile.
+struct Locks<'a>(Vec<(&'a Site, Link)>);
 
-impl Locks {
-    async fn take(site: &Site) -> Result<Self> {
-        if site.shards() == 1 {
-            return Ok(Self(None));
+impl<'a> Locks<'a> {
+    async fn take(databases: &'a Databases) -> Result<Self> {
+        let mut locks = Vec::new();
+        if databases.shards() == 1 {
+            return Ok(Self(locks));
         }
-        let link = site.connect(|| None).await?;
-        let failed = |error: tokio_postgres::Error| site.error("close the shards of", &error);
-        let lock = "BEGIN; SELECT FROM shard ORDER BY shard FOR UPDATE";
-        link.client.batch_execute(lock).await.map_err(failed)?;
-        let closed = link.client.batch_execute(sql::CLOSE_ALL).await;
-        closed.map_err(failed)?;
-        Ok(Self(Some(link)))
+        let failed =
+            |site: &Site, error: &tokio_postgres::Error| site.error("close the shards of", error);
+        for database in databases.all() {
+            let site = &*database.site;
+            let link = site.connect(|| None).await?;
+            let lock = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '10s'; \
+                        SELECT FROM shard ORDER BY shard FOR UPDATE";
+            let locked = link.client.batch_execute(lock).await;
+            locked.map_err(|error| failed(site, &error))?;
+            locks.push((site, link));
+        }
+        let highest = Id(databases.last_id_now().await?);
+        for (site, link) in &locks {
+            let closed = link.client.execute(sql::CLOSE_ALL, &[&highest]).await;
+            closed.map_err(|error| failed(site, &error))?;
+        }
+        Ok(Self(locks))
     }
 
-    async fn end(self, site: &Site) -> Result<()> {
-        match self.0 {
-            Some(link) => link.commit_alone(site, "COMMIT").await,
-            None => Ok(()),
+    async fn end(self) -> Result<()> {
+        for (site, link) in self.0 {
+            link.commit_alone(site, "COMMIT").await?;
         }
+        Ok(())
     }
 }
 
@@ -91,53 +113,61 @@ impl<W: Write, P: FnMut(Progress)> Writing<'_, W, P> {
     /// Writes the part. Returns the last ID of the log.
     fn all(&mut self) -> Result<Option<EventId>> {
         let none = EventId::from_u128(0);
-        let last_id = self.tables.shard()?.map_or(none, |shard| shard.last_id);
+        let last_id = self.tables.shard()?.last_id;
         if last_id == none {
             return Ok(None);
         }
         if last_id > self.after {
-            let pool = &self.tables.pool;
-            let oldest = pool.rows(Ask::AtOrAfter, &[&Id(none)])?;
-            let items = pool.rows(Ask::Items, &[])?;
-            let items = items.first().map_or(0, |row| row.get::<_, i64>(0));
+            let oldest = self.tables.at_or_after(none)?;
+            let oldest = oldest.iter().map(|record| record.base).min();
             self.exporter.begin_part(&PartLine {
-                first_id: oldest.first().map_or(last_id, |row| row.get::<_, Id>(0).0),
+                first_id: oldest.unwrap_or(last_id),
                 last_id,
                 tier: 0,
-                items_max: items.unsigned_abs(),
+                items_max: self.items()?,
                 resumed: false,
             })?;
-            self.sessions()?;
+            for database in self.tables.databases.all() {
+                self.sessions(database)?;
+            }
             self.exporter.end_part(last_id)?;
         }
         Ok(Some(last_id))
     }
 
-    fn sessions(&mut self) -> Result<()> {
-        let (mut ask, mut at) = (Ask::ByIdFrom, Some(String::new()));
-        loop {
-            let rows = self.tables.pool.rows(ask, &[&at, &SESSIONS_AT_ONCE])?;
-            for row in &rows {
-                let (session, state) = self.tables.listed(row)?;
-                if self.exporter.is_wanted(&session) && state.through > self.after {
-                    self.session(&session, &state)?;
-                }
-                at = Some(session.to_string());
-            }
-            if (rows.len() as u64) < SESSIONS_AT_ONCE.unsigned_abs() {
-                return Ok(());
-            }
-            ask = Ask::ByIdUp;
+    /// Returns the number of sessions and keys, or more.
+    fn items(&self) -> Result<u64> {
+        let mut items = 0;
+        for database in self.tables.databases.all() {
+            let rows = database.pool.rows(Ask::Items, &[])?;
+            let of = rows.first().map_or(0, |row| row.get::<_, i64>(0));
+            items += of.unsigned_abs();
         }
+        Ok(items)
+    }
+
+    fn sessions(&mut self, database: &Database) -> Result<()> {
+        let mut list = List::of_all(database);
+        while let Some((session, state)) = list.next()? {
+            if self.exporter.is_wanted(&session) && state.through > self.after {
+                self.session(database, &session, &state)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes what is kept of a session. Its records with events and those without are stored
     /// apart.
-    fn session(&mut self, session: &SessionId, state: &SessionState) -> Result<()> {
+    fn session(
+        &mut self,
+        database: &Database,
+        session: &SessionId,
+        state: &SessionState,
+    ) -> Result<()> {
         use crate::maintain::SessionSink as _;
 
         let run = |with_events| Run {
-            tables: self.tables,
+            database,
             session,
             with_events,
             read: VecDeque::new(),
@@ -157,7 +187,7 @@ impl<W: Write, P: FnMut(Progress)> Writing<'_, W, P> {
                 break;
             };
             put_kept(&mut keep, self.store, &record, &mut self.exporter)?
-                .map_err(|fault| self.tables.fault(fault))?;
+                .map_err(|fault| fault.at(&database.site.place, 0))?;
         }
         self.exporter.end_session(session, state)
     }
@@ -165,7 +195,7 @@ impl<W: Write, P: FnMut(Progress)> Writing<'_, W, P> {
 
 /// The records of a session that have events, or those that have none, in commit order.
 struct Run<'a> {
-    tables: &'a Tables,
+    database: &'a Database,
     session: &'a SessionId,
     with_events: bool,
     read: VecDeque<Arc<Record>>,
@@ -184,7 +214,7 @@ impl Run<'_> {
     }
 
     fn read_on(&mut self) -> Result<()> {
-        let (name, pool) = (self.session.as_str(), &self.tables.pool);
+        let (name, pool) = (self.session.as_str(), &self.database.pool);
         let none = Id(EventId::from_u128(0));
         let (generation, seq, id) = self.last.unwrap_or((0, 0, none));
         let (end, at_once) = (i32::MAX, RECORDS_AT_ONCE);
@@ -197,7 +227,7 @@ impl Run<'_> {
             pool.rows(Ask::ErasableChanges, &[&name, &id, &end, &at_once])?
         };
         for row in &rows {
-            let record = self.tables.record(row.get(1))?;
+            let record = record(&self.database.site, row.get(1))?;
             self.last = Some((
                 record.generation.cast_signed(),
                 record.first.cast_signed(),

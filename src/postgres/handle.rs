@@ -83,10 +83,11 @@ impl Core {
         store.check_open()?;
         let options = &store.options;
         let deadline = deadline_after(options.stall_wait);
-        let lane = match *self.tables.0.site.locks(&proposal) {
+        let databases = &self.tables.0.databases;
+        let lane = match *databases.first().site.locks(&proposal) {
             [shard] => usize::try_from(shard).unwrap_or(usize::MAX),
             // The last one, which takes what needs several locks.
-            _ => self.tables.0.site.shards() as usize,
+            _ => databases.shards() as usize,
         };
         let room = self.rooms.get(lane).ok_or(Error::Closed)?;
         let waiting = {
@@ -127,11 +128,8 @@ impl Core {
                 continue;
             };
             let ticket: Arc<Ticket> = Arc::default();
-            let joined = self
-                .tables
-                .0
-                .pool
-                .block_on(self.submit(proposal, &ticket))?;
+            let databases = &self.tables.0.databases;
+            let joined = databases.block_on(self.submit(proposal, &ticket))?;
             submitted.push((ticket, joined));
         }
         for (ticket, joined) in submitted {
@@ -140,14 +138,18 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn shard(&self) -> Result<Option<ShardRow>> {
+    pub(super) fn shard(&self) -> Result<ShardRow> {
         self.tables.0.shard()
     }
 
     /// Returns the bytes of the tables.
     pub(super) fn size(&self) -> Result<u64> {
-        let rows = self.tables.0.pool.rows(Ask::Size, &[])?;
-        let size = rows.first().map(|row| row.get::<_, i64>(0));
-        Ok(size.unwrap_or_default().unsigned_abs())
+        let mut bytes = 0;
+        for database in self.tables.0.databases.all() {
+            let rows = database.pool.rows(Ask::Size, &[])?;
+            let size = rows.first().map(|row| row.get::<_, i64>(0));
+            bytes += size.unwrap_or_default().unsigned_abs();
+        }
+        Ok(bytes)
     }
 }

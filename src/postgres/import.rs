@@ -14,11 +14,12 @@ use tokio_postgres::types::ToSql;
 use crate::codec::{Record, SessionState};
 use crate::model::{Error, EventId, Options, Result, SessionId};
 use crate::postgres::connect::{LOADED, Link, Site};
+use crate::postgres::databases::Database;
 use crate::postgres::group::Session;
 use crate::postgres::pool::{Pool, Snapshots};
 use crate::postgres::reads::Tables;
 use crate::postgres::rows::{Rows, Shard};
-use crate::postgres::schema::{make_if_missing, store};
+use crate::postgres::schema::{Made, make_if_missing, store};
 use crate::postgres::sql::{self, Id};
 use crate::transfer::{Imported, Input, Item, PartLine, Progress, Reading, Target, read_export};
 
@@ -36,7 +37,7 @@ pub(crate) fn import(
 ) -> Result<Imported> {
     options.check()?;
     let tables = Tables::new(url, options, Snapshots::Short)?;
-    let (site, pool) = (&tables.site, &tables.pool);
+    let Database { site, pool } = tables.databases.first();
     let mut link = pool.block_on(site.retried(options.stall_wait, || site.connect(|| None)))?;
     let (load, imported) = read_export(
         Input::new(input, name),
@@ -78,7 +79,7 @@ impl<'a> Load<'a> {
             // It waits for the lines, and holds the lock meanwhile.
             let set = "SET LOCAL idle_in_transaction_session_timeout = 0";
             work.batch_execute(set).await.map_err(failed)?;
-            make_if_missing(site, shards, &work).await?;
+            make_if_missing(site, Made::Alone(shards), &work).await?;
             store(site, work.client()).await?;
             let all: Vec<i32> = (0..site.shards().cast_signed()).collect();
             let rows = work.query(sql::LOCK_ALL, &[&all]).await.map_err(failed)?;

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::model::{Counters, Error, Options, Result, now_ms};
 use crate::postgres::commit::{Committer, Member, News, Outcome, Sent};
 use crate::postgres::connect::Site;
+use crate::postgres::databases::Databases;
 use crate::postgres::news::Bell;
 use crate::postgres::reads::Tables;
 use crate::sync::{Gate, Mailbox, Mutex};
@@ -96,7 +97,7 @@ pub(super) fn own_time(options: &Options) -> Option<u64> {
 
 /// What the lanes of a server share.
 pub(super) struct Lanes {
-    pub site: Arc<Site>,
+    pub databases: Arc<Databases>,
     pub bell: Arc<Bell>,
     pub counters: Arc<Counters>,
     pub signal: Arc<Signal>,
@@ -117,7 +118,7 @@ impl Lanes {
         committer: Committer,
     ) -> Arc<Self> {
         Arc::new(Self {
-            site: Arc::clone(&tables.site),
+            databases: Arc::clone(&tables.databases),
             bell: Arc::clone(&tables.bell),
             counters: Arc::clone(counters),
             signal: Arc::clone(signal),
@@ -128,11 +129,21 @@ impl Lanes {
         })
     }
 
+    /// Returns a connection to a site that no group uses.
+    fn idle_at(&self, site: &Arc<Site>) -> Option<Committer> {
+        let mut idle = self.idle.lock();
+        idle.retain(|committer| committer.site.is_current(&committer.link));
+        let place = idle
+            .iter()
+            .rposition(|committer| committer.leads_to(site))?;
+        Some(idle.remove(place))
+    }
+
     /// Begins the lanes. Each ends once its sender is gone.
     pub(super) fn begin(self: &Arc<Self>, runtime: &Handle) -> (Vec<Sender>, Vec<JoinHandle<()>>) {
-        let begun = (0..self.site.lanes()).map(|nth| {
+        let begun = (0..self.databases.first().site.lanes()).map(|nth| {
             let (sender, requests) = mpsc::unbounded_channel();
-            let is_alone = nth > 0 && nth == self.site.shards() as usize;
+            let is_alone = nth > 0 && nth == self.databases.shards() as usize;
             let lane = Lane {
                 lanes: Arc::clone(self),
                 is_alone,
@@ -165,7 +176,7 @@ enum Connection {
     Open(Box<Committer>),
     /// A task makes it, so that nobody's deadline cuts it short. However little time each group
     /// has, one of them finds it open.
-    Opening(JoinHandle<Result<Committer>>),
+    Opening(Arc<Site>, JoinHandle<Result<Committer>>),
     Lost,
 }
 
@@ -196,11 +207,6 @@ impl Lane {
                     continue;
                 }
             };
-            if matches!(self.connection, Connection::Lost) {
-                let idle = lanes.idle.lock().pop();
-                let idle = idle.map(|committer| Connection::Open(Box::new(committer)));
-                self.connection = idle.unwrap_or(Connection::Lost);
-            }
             let group = if is_apart || self.is_alone {
                 vec![first]
             } else {
@@ -262,7 +268,7 @@ impl Lane {
             let Some((first, last_of_all)) = deadlines.clone().min().zip(deadlines.max()) else {
                 return;
             };
-            let opened = self.open(first).await;
+            let opened = self.open(&group, first).await;
             let until = last_of_all.min(Instant::now() + ATTEMPT_MAX);
             let began = Instant::now();
             let attempt = match (opened, in_doubt.take()) {
@@ -281,8 +287,12 @@ impl Lane {
             };
             match attempt {
                 Attempt::Done(sent) => return self.answer(group, sent, began.elapsed()),
-                Attempt::Again(error) => last = Some(error),
+                Attempt::Again(error) => {
+                    self.follow(&error).await;
+                    last = Some(error);
+                }
                 Attempt::InDoubt(sent, error) => {
+                    self.follow(&error).await;
                     tracing::warn!(
                         target: "sessionlog",
                         error = error.with_sources(),
@@ -309,16 +319,55 @@ impl Lane {
         }
     }
 
+    /// Looks for the shard, if an error says that it has moved.
+    async fn follow(&self, error: &Error) {
+        if Site::has_moved(error) {
+            drop(timeout(ATTEMPT_MAX, self.lanes.databases.look()).await);
+        }
+    }
+
+    /// Returns the site of the database that a group is committed to. What it rests on has to be
+    /// there too.
+    async fn site(&self, group: &[Request]) -> Result<Arc<Site>> {
+        let databases = &self.lanes.databases;
+        let first = databases.first();
+        let Some(request) = group.first() else {
+            return Ok(Arc::clone(&first.site));
+        };
+        let locks = first.site.locks(&request.proposal);
+        let are_apart = || {
+            let mut homes = locks.iter().map(|shard| databases.home(*shard));
+            let home = homes.next();
+            homes.any(|other| Some(other) != home)
+        };
+        if are_apart() {
+            // They may have come together since.
+            databases.look().await?;
+            if are_apart() {
+                let why = "it has its parent's events in another database than its own";
+                return Err(Error::invalid("fork", why));
+            }
+        }
+        Ok(Arc::clone(&databases.of(request.proposal.session()).site))
+    }
+
     /// Returns a connection, or nothing if there is none by a deadline.
-    async fn open(&mut self, deadline: Instant) -> Result<Option<Box<Committer>>> {
-        let site = &self.lanes.site;
+    async fn open(
+        &mut self,
+        group: &[Request],
+        deadline: Instant,
+    ) -> Result<Option<Box<Committer>>> {
+        let site = self.site(group).await?;
         let mut opening = match std::mem::replace(&mut self.connection, Connection::Lost) {
-            Connection::Open(committer) if site.is_current(&committer.link) => {
+            Connection::Open(committer) if committer.leads_to(&site) => {
                 return Ok(Some(committer));
             }
-            Connection::Opening(opening) => opening,
-            Connection::Open(_) | Connection::Lost => {
-                let site = Arc::clone(site);
+            Connection::Opening(at, opening) if Arc::ptr_eq(&at, &site) => opening,
+            Connection::Open(_) | Connection::Opening(..) | Connection::Lost => {
+                if let Some(committer) = self.lanes.idle_at(&site) {
+                    return Ok(Some(Box::new(committer)));
+                }
+                let site = Arc::clone(&site);
                 tokio::spawn(async move {
                     timeout(ATTEMPT_MAX, Committer::open(&site))
                         .await
@@ -332,7 +381,7 @@ impl Lane {
                 Ok(Some(Box::new(opened?)))
             }
             Err(_elapsed) => {
-                self.connection = Connection::Opening(opening);
+                self.connection = Connection::Opening(site, opening);
                 Ok(None)
             }
         }
@@ -356,8 +405,9 @@ impl Lane {
                     return Attempt::Done(sent);
                 }
                 Ok(Ok(Outcome::Nothing)) => {
+                    let rolled_back = committer.site.io("commit to", "it was rolled back");
                     self.connection = Connection::Open(Box::new(committer));
-                    return Attempt::Again(self.lanes.site.io("commit to", "it was rolled back"));
+                    return Attempt::Again(rolled_back);
                 }
                 Ok(Ok(Outcome::MayBeErased)) => return Attempt::Unknown(sent),
                 Ok(Err(error)) => return Attempt::InDoubt(sent, error),
@@ -450,7 +500,7 @@ impl Lane {
     }
 
     fn too_slow(&self) -> Error {
-        self.lanes.site.io("commit to", TOO_SLOW)
+        self.lanes.databases.first().site.io("commit to", TOO_SLOW)
     }
 }
 

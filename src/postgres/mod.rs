@@ -11,7 +11,9 @@
 //!   two flights, under the lock on the shard's row. [`asks`] holds what is read, [`group`] decides
 //!   in between, without I/O, and [`rows`] holds what is written.
 //! * [`shards`] says which sequencer a session is under, and what holds over all of them.
-//! * [`pool`] and [`reads`] answer reads, and [`news`] wakes waiters.
+//!   [`databases`] finds the one that has a shard, and [`moving`] moves a shard to another.
+//! * [`pool`] and [`reads`] answer reads, with [`feed`] and [`lists`] over all sessions. [`news`]
+//!   wakes waiters.
 //! * [`export`](mod@export) and [`import`](mod@import) move a log out and in.
 //! * [`upkeep`] removes what retention says, and erases what was removed.
 //!
@@ -23,11 +25,15 @@
 mod asks;
 mod commit;
 mod connect;
+mod databases;
 mod export;
+mod feed;
 mod group;
 mod handle;
 mod import;
 mod lane;
+mod lists;
+mod moving;
 mod news;
 #[cfg(all(test, not(shuttle)))]
 mod plans;
@@ -51,15 +57,17 @@ use crate::backend::{Backend, Landing};
 use crate::codec::StoreId;
 use crate::disk::{Disk, io_error};
 use crate::model::{
-    BackupReport, CompactProgress, Compacted, Counters, Erasure, Error, EventId, Options, Result,
-    Space, Stats, clock_skew, timestamp,
+    BackupReport, CompactProgress, Compacted, Counters, Erasure, Error, EventId, Moved, Options,
+    Result, Shard, Space, Stats, clock_skew, timestamp,
 };
 use crate::postgres::commit::Committer;
 use crate::postgres::connect::Site;
+use crate::postgres::databases::Databases;
 use crate::postgres::handle::{Core, Room};
 use crate::postgres::lane::Lanes;
 use crate::postgres::pool::{Ask, Snapshots};
 use crate::postgres::reads::{Shared, Tables};
+use crate::postgres::schema::Made;
 use crate::read::{Records, Store};
 use crate::sync::{AtomicU64, JoinHandle, Mutex, Ordering, spawn};
 use crate::turn::TurnReader;
@@ -74,29 +82,24 @@ pub(crate) struct Postgres {
     lanes: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     upkeep: Mutex<Option<JoinHandle<()>>>,
     /// The tasks that wake waiters.
-    bells: [AbortHandle; 2],
+    bells: Vec<AbortHandle>,
 }
 
 impl Postgres {
-    /// Connects to a log, and makes its tables if there are none.
+    /// Connects to a log, and makes its tables if there are none. Its shards are then spread over
+    /// the databases.
     pub(crate) fn connect(url: &str, options: Options) -> Result<Self> {
         options.check()?;
-        let wait = options.stall_wait;
         let tables = Shared(Arc::new(Tables::new(url, &options, Snapshots::Short)?));
         let Tables {
-            site,
-            pool,
+            databases,
             bell,
             runtime,
             ..
         } = &*tables.0;
-        let shards = options.shards;
-        let (store, committer) = pool.block_on(site.retried(wait, || open(site, shards)))?;
-        let bells = [
-            runtime.handle.spawn(Arc::clone(bell).listen()),
-            runtime.handle.spawn(Arc::clone(bell).ring()),
-        ];
-        let bells = bells.map(|bell| bell.abort_handle());
+        let site = &databases.first().site;
+        let (store, committer, is_new) = databases.block_on(open(databases, &options))?;
+        let bells = bell.begin_tasks(&runtime.handle);
         let counters: Arc<Counters> = Arc::default();
         let rooms = Room::of_lanes(site.lanes(), options.group_bytes_max);
         let records: Arc<dyn Records> = Arc::new(tables.clone());
@@ -121,9 +124,12 @@ impl Postgres {
             upkeep: Mutex::default(),
             bells,
         };
-        let place = &log.core.tables.0.site.place;
+        if is_new && tables.databases.are_several() {
+            moving::spread(&tables.databases)?;
+        }
+        let place = log.core.tables.0.databases.first().site.place.clone();
         let upkeep = spawn("log-upkeep", move || upkeep::run(&core))
-            .map_err(io_error("start a thread for", place))?;
+            .map_err(io_error("start a thread for", &place))?;
         *log.upkeep.lock() = Some(upkeep);
         Ok(log)
     }
@@ -138,7 +144,7 @@ impl Postgres {
         // A second call waits for the first.
         let mut lanes = self.lanes.lock();
         for lane in lanes.drain(..) {
-            drop(core.tables.0.pool.block_on(lane));
+            drop(core.tables.0.databases.block_on(lane));
         }
         if let Some(upkeep) = self.upkeep.lock().take() {
             drop(upkeep.join());
@@ -151,11 +157,52 @@ impl Postgres {
     }
 }
 
-/// Makes the tables, and the first connection that commits.
-async fn open(site: &Arc<Site>, shards: u32) -> Result<(StoreId, Committer)> {
+/// Makes the tables, and the first connection that commits, and finds the shards. Returns the
+/// store's ID, and whether the log is new.
+async fn open(databases: &Databases, options: &Options) -> Result<(StoreId, Committer, bool)> {
+    let wait = options.stall_wait;
+    let sites = || databases.all().iter().map(|database| &database.site);
+    let mut log = None;
+    if databases.are_several() {
+        // What is there already, so that a wrong URL is not made a log of its own.
+        for site in sites() {
+            let found = site.retried(wait, || schema::find(site)).await?;
+            log = log.or(found.map(|store| (store, site.shards())));
+        }
+    }
+    let is_new = log.is_none();
+    let mut seen = Vec::new();
+    for site in sites() {
+        let made = match log {
+            Some((store, shards)) => Made::Further(store, shards),
+            None => Made::Alone(options.shards),
+        };
+        let store = site.retried(wait, || migrated(site, made)).await?;
+        let (expected, shards) = *log.get_or_insert((store, site.shards()));
+        let is_of_it = store == expected && site.shards() == shards;
+        if !is_of_it || seen.contains(&site.database()) {
+            let what = if is_of_it {
+                "named twice"
+            } else {
+                "another log"
+            };
+            return Err(Error::invalid(
+                "database",
+                format!("{} is {what}", site.place.display()),
+            ));
+        }
+        seen.push(site.database());
+    }
+    let first = &databases.first().site;
+    let committer = first.retried(wait, || Committer::open(first)).await?;
+    databases.look().await?;
+    let (store, _) = log.ok_or(Error::Closed)?;
+    Ok((store, committer, is_new))
+}
+
+async fn migrated(site: &Site, made: Made) -> Result<StoreId> {
     let mut link = site.connect(|| None).await?;
-    let store = schema::migrate(site, shards, &mut link).await?;
-    Ok((store, Committer::open(site).await?))
+    schema::migrate(site, made, &mut link).await
 }
 
 impl Backend for Postgres {
@@ -170,7 +217,7 @@ impl Backend for Postgres {
     fn append(&self, proposal: Proposal) -> Result<Landed> {
         let ticket: Arc<Ticket> = Arc::default();
         let submitted = self.core.submit(proposal, &ticket);
-        let joined = self.core.tables.0.pool.block_on(submitted)?;
+        let joined = self.core.tables.0.databases.block_on(submitted)?;
         ticket.wait(&joined)
     }
 
@@ -196,13 +243,14 @@ impl Backend for Postgres {
     /// It commits: there has to be a primary, and a quorum.
     fn health(&self) -> Result<()> {
         self.check_usable()?;
-        self.core.tables.0.pool.check_commits()
+        let mut databases = self.core.tables.0.databases.all().iter();
+        databases.try_for_each(|database| database.pool.check_commits())
     }
 
     fn check_usable(&self) -> Result<()> {
         let has_panicked = |lane: &tokio::task::JoinHandle<()>| lane.is_finished();
         if self.lanes.lock().iter().any(has_panicked) {
-            let site = &self.core.tables.0.site;
+            let site = &self.core.tables.0.databases.first().site;
             let lost = site.lasting("append to", "a task that appends has panicked");
             return Err(Error::Poisoned {
                 source: Arc::new(lost),
@@ -216,15 +264,13 @@ impl Backend for Postgres {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (barrier_time, barrier_time_max) = counters.barrier_time();
         // What cannot be asked for counts as nothing: metrics have to work in a failover too.
-        let shard = self.core.shard().ok().flatten();
-        let last_id = shard
-            .as_ref()
-            .map_or(EventId::from_u128(0), |shard| shard.last_id);
+        let shard = self.core.shard().unwrap_or_default();
+        let last_id = shard.last_id;
         Stats {
             store_id: format!("{:032x}", self.core.store.0),
             format: schema::FORMAT,
             last_id: (last_id > EventId::from_u128(0)).then_some(last_id),
-            events: shard.map_or(0, |shard| shard.events),
+            events: shard.events,
             batches: count(&counters.batches),
             groups: counters.groups(),
             journal_bytes: count(&counters.journal_bytes),
@@ -267,9 +313,14 @@ impl Backend for Postgres {
     }
 
     fn erasure(&self) -> Result<Erasure> {
-        let rows = self.core.tables.0.pool.rows(Ask::Removed, &[])?;
-        let row = rows.first();
-        let oldest = row.and_then(|row| row.get::<_, Option<i64>>(0));
+        let (mut oldest, mut events) = (None, 0);
+        for database in self.core.tables.0.databases.all() {
+            let rows = database.pool.rows(Ask::Removed, &[])?;
+            let Some(row) = rows.first() else { continue };
+            let removed: Option<i64> = row.get(0);
+            oldest = [oldest, removed].into_iter().flatten().min();
+            events += row.get::<_, i64>(1).unsigned_abs();
+        }
         let store = self.core.turns.store();
         let (options, now) = (&store.options, store.now_ms()?);
         let within = u64::try_from(options.erase_within.as_millis()).unwrap_or(u64::MAX);
@@ -277,8 +328,18 @@ impl Backend for Postgres {
         Ok(Erasure {
             due: due_ms.map(timestamp),
             overdue: due_ms.is_some_and(|due| due < now),
-            events: row.map_or(0, |row| row.get::<_, i64>(1).unsigned_abs()),
+            events,
         })
+    }
+
+    fn shards(&self) -> Result<Vec<Shard>> {
+        self.core.turns.store().check_open()?;
+        self.core.tables.0.databases.list()
+    }
+
+    fn move_shard(&self, shard: u32, database: usize) -> Result<Moved> {
+        self.core.turns.store().check_open()?;
+        moving::move_shard(&self.core.tables.0.databases, shard, database)
     }
 
     fn close(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Wakes streams and feeds when there is something new, whichever server appended it.
 //!
-//! A server that has committed a group rings the bell: a notification in a transaction of its own,
+//! Each database of a log has a bell of its own, and a task that listens to it. A server that has committed a group rings the bell: a notification in a transaction of its own,
 //! after the commit. Sent within, it would hold a lock of the whole database for as long as the
 //! commit takes. A bell may be lost, so each server also looks by itself, every second while
 //! anybody streams.
@@ -9,24 +9,27 @@
 //! * A follower has its mark before it reads. News after what it read changes the mark, or wakes
 //!   the waiter that was registered with the mark unchanged. So none is slept through.
 //! * What is known to have come is read in ID order, which is commit order, from the last ID known;
-//!   with several shards in each of them from its own. After a connection was lost all marks
-//!   change, so that everybody reads again.
+//!   with several shards in each of them from its own. After a connection was lost, or a shard came
+//!   to a database or left it, all marks change, so that everybody reads again.
 //! * With several shards the feed has a mark too, since what is new in one may have a lower ID than
 //!   what was read of another. A reader of the feed waits only if the last read that began at the
 //!   mark came no further than it. If a shard could not be closed for that read, the readers are
 //!   woken after a moment.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::types::ToSql;
 
 use crate::model::{EventId, Result, SessionId};
 use crate::postgres::commit::News;
 use crate::postgres::connect::{Link, Site, quoted};
+use crate::postgres::databases::Databases;
 use crate::postgres::sql::{self, Id};
 use crate::sync::{AtomicU64, Instant, Mutex, Ordering, WaitList, Waiter};
 
@@ -50,26 +53,41 @@ const RING_EVERY: Duration = Duration::from_micros(300);
 
 /// The waiters, and what they wait for.
 pub(super) struct Bell {
-    site: Arc<Site>,
+    databases: Arc<Databases>,
     waiting: Mutex<Waiting>,
     /// Rises with every removal that is known of.
     removals: AtomicU64,
+    signals: Vec<Signals>,
+}
+
+/// What wakes the tasks of one database.
+#[derive(Default)]
+struct Signals {
     /// Somebody rang, or began to wait.
     rung: Arc<Notify>,
     /// News of this server that others do not know of.
     untold: Notify,
 }
 
+/// What is known of one database.
 #[derive(Default)]
-struct Waiting {
+struct Known {
     /// Everything up to this ID was told, of each shard. There is none before the first look.
-    through: Vec<EventId>,
-    /// The last IDs of records after that which this server has told itself.
-    told: HashSet<EventId>,
-    /// The removals of the shard as of then.
+    through: BTreeMap<i32, EventId>,
+    /// The removals as of then.
     removals: i64,
+    /// The shards that had come or left.
+    moves: i64,
     /// When that was asked for.
     looked_at: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Of each database.
+    known: Vec<Known>,
+    /// The last IDs of records after that which this server has told itself.
+    told: HashSet<EventId>,
     sessions: HashMap<SessionId, Followed>,
     /// The readers of all sessions.
     feeds: usize,
@@ -92,14 +110,28 @@ struct Followed {
 }
 
 impl Bell {
-    pub(super) fn new(site: &Arc<Site>) -> Arc<Self> {
+    pub(super) fn new(databases: &Arc<Databases>) -> Arc<Self> {
+        let count = databases.all().len();
         Arc::new(Self {
-            site: Arc::clone(site),
-            waiting: Mutex::default(),
+            databases: Arc::clone(databases),
+            waiting: Mutex::new(Waiting {
+                known: (0..count).map(|_| Known::default()).collect(),
+                ..Waiting::default()
+            }),
             removals: AtomicU64::new(0),
-            rung: Arc::default(),
-            untold: Notify::new(),
+            signals: (0..count).map(|_| Signals::default()).collect(),
         })
+    }
+
+    /// Begins the tasks that listen to the bells and ring them.
+    pub(super) fn begin_tasks(self: &Arc<Self>, runtime: &Handle) -> Vec<AbortHandle> {
+        let databases = 0..self.signals.len();
+        let tasks = databases.flat_map(|nth| {
+            let listening = runtime.spawn(Arc::clone(self).listen(nth));
+            let ringing = runtime.spawn(Arc::clone(self).ring(nth));
+            [listening.abort_handle(), ringing.abort_handle()]
+        });
+        tasks.collect()
     }
 
     pub(super) fn removals(&self) -> u64 {
@@ -109,17 +141,29 @@ impl Bell {
     /// Whether all removals are known but for those of the last moment, after a read at a time.
     pub(super) fn knows_removals(&self, read_at: Instant) -> bool {
         let is_known = |at: Instant| at.elapsed() < UNKNOWN_MAX;
-        is_known(read_at) || self.waiting.lock().looked_at.is_some_and(is_known)
+        let waiting = self.waiting.lock();
+        let mut known = waiting.known.iter();
+        is_known(read_at) || known.all(|known| known.looked_at.is_some_and(is_known))
     }
 
-    /// Tells what this server has committed.
+    /// Tells what this server has committed, all of it to one database.
     pub(super) fn note(&self, news: &News) {
         if news.removals > 0 {
             self.removals.fetch_add(news.removals, Ordering::Release);
         }
         self.waiting.lock().note_told(&news.ids);
         self.wake(&news.sessions);
-        self.untold.notify_one();
+        if let Some(session) = news.sessions.first() {
+            let signals = self.signals.get(self.databases.place_of(session));
+            signals.inspect(|signals| signals.untold.notify_one());
+        }
+    }
+
+    /// Has the tasks look.
+    fn look_now(&self) {
+        for signals in &self.signals {
+            signals.rung.notify_one();
+        }
     }
 
     /// Begins to follow a session.
@@ -131,13 +175,13 @@ impl Bell {
             .or_default()
             .followers += 1;
         drop(waiting);
-        self.rung.notify_one();
+        self.look_now();
     }
 
     /// Begins to follow all sessions.
     pub(super) fn follow_all(&self) {
         self.waiting.lock().feeds += 1;
-        self.rung.notify_one();
+        self.look_now();
     }
 
     pub(super) fn unfollow_all(&self) {
@@ -181,14 +225,15 @@ impl Bell {
     /// Registers a waiter for news of any session after an ID. Returns whether it did.
     pub(super) fn wait_for_any(&self, seen: EventId, waiter: &Arc<Waiter>) -> bool {
         let mut waiting = self.waiting.lock();
-        let has_more = if self.site.shards() > 1 {
+        let has_more = if self.databases.shards() > 1 {
             let fed = waiting.fed;
             fed.is_none_or(|(mark, closed)| mark != waiting.feed_mark || closed > seen)
         } else {
-            waiting
-                .through
-                .first()
-                .is_some_and(|through| *through > seen)
+            let mut through = waiting
+                .known
+                .iter()
+                .flat_map(|known| known.through.values());
+            through.any(|through| *through > seen)
         };
         if has_more {
             return false;
@@ -211,7 +256,7 @@ impl Bell {
     /// Notes that a shard was not closed up to the newest ID.
     pub(super) fn note_late(&self) {
         self.waiting.lock().is_late = true;
-        self.rung.notify_one();
+        self.look_now();
     }
 
     pub(super) fn forget_any(&self, waiter: &Arc<Waiter>) {
@@ -254,20 +299,26 @@ impl Bell {
         self.waiting.lock().is_idle()
     }
 
-    /// Listens for the bell, and looks by itself, until the task is dropped.
-    pub(super) async fn listen(self: Arc<Self>) {
+    /// Listens for the bell of a database, and looks by itself, until the task is dropped.
+    async fn listen(self: Arc<Self>, nth: usize) {
+        let (Some(database), Some(signals)) =
+            (self.databases.all().get(nth), self.signals.get(nth))
+        else {
+            return;
+        };
+        let site = &database.site;
         loop {
             // Nobody waits, so nothing has to be known.
             while self.is_idle() {
-                self.rung.notified().await;
+                signals.rung.notified().await;
             }
-            if let Ok(Ok(link)) = timeout(LOOK_WITHIN, self.begin()).await {
+            if let Ok(Ok(link)) = timeout(LOOK_WITHIN, self.begin(nth, site, &signals.rung)).await {
                 // A primary that was replaced may still answer, and has no news.
-                while self.site.is_current(&link)
-                    && let Ok(Ok(())) = timeout(LOOK_WITHIN, self.look(&link)).await
+                while site.is_current(&link)
+                    && let Ok(Ok(true)) = timeout(LOOK_WITHIN, self.look(nth, site, &link)).await
                 {
                     // Woken by a bell, or by the time.
-                    let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;
+                    let _by_time = timeout(LOOK_EVERY, signals.rung.notified()).await;
                     if std::mem::take(&mut self.waiting.lock().is_late) {
                         sleep(LATE).await;
                         self.wake(&[]);
@@ -280,56 +331,65 @@ impl Bell {
     }
 
     /// Connects, listens, and forgets what was known.
-    async fn begin(&self) -> Result<Link> {
-        let link = self
-            .site
+    async fn begin(&self, nth: usize, site: &Site, rung: &Arc<Notify>) -> Result<Link> {
+        let link = site
             .connect(|| {
-                let rung = Arc::clone(&self.rung);
+                let rung = Arc::clone(rung);
                 Some(Box::new(move |_payload: &str| rung.notify_one()))
             })
             .await?;
-        let failed = |error: tokio_postgres::Error| self.site.error("listen to", &error);
+        let failed = |error: tokio_postgres::Error| site.error("listen to", &error);
         let began = Instant::now();
-        let listen = format!("LISTEN {}", quoted(&self.channel()));
+        let listen = format!("LISTEN {}", quoted(&channel(site)));
         link.client.batch_execute(&listen).await.map_err(failed)?;
+        // The moves before the shards, so that one that comes in between is seen to have come.
+        let count = link.client.query_one(sql::REMOVALS, &[]).await;
+        let count = count.map_err(failed)?;
         let last_ids = link.client.query(sql::LAST_IDS, &[]).await;
         let last_ids = last_ids.map_err(failed)?;
-        let count = link.client.query_one(sql::REMOVALS, &[]).await;
         let mut waiting = self.waiting.lock();
-        waiting.through = last_ids.iter().map(|row| row.get::<_, Id>(0).0).collect();
+        if let Some(known) = waiting.known.get_mut(nth) {
+            let through = last_ids
+                .iter()
+                .map(|row| (row.get(0), row.get::<_, Id>(1).0));
+            known.through = through.collect();
+            known.moves = count.get(1);
+        }
         drop(waiting);
-        self.note_removals(count.map_err(failed)?.get(0), began);
+        self.note_removals(nth, count.get(0), began);
         // A reader from before does not know what came since.
         self.wake_all();
         Ok(link)
     }
 
-    /// Reads what came since the last time, and wakes the waiters for it.
-    async fn look(&self, link: &Link) -> Result<()> {
-        let failed = |error: tokio_postgres::Error| self.site.error("look for news in", &error);
+    /// Reads what came since the last time, and wakes the waiters for it. Returns whether it may go
+    /// on so: not if a shard came to the database or left it.
+    async fn look(&self, nth: usize, site: &Site, link: &Link) -> Result<bool> {
+        let failed = |error: tokio_postgres::Error| site.error("look for news in", &error);
         let (client, began) = (&link.client, Instant::now());
-        let through: Vec<Id> = self
-            .waiting
-            .lock()
-            .through
-            .iter()
-            .map(|id| Id(*id))
-            .collect();
-        let shards: Vec<i32> = (0_i32..).take(through.len()).collect();
+        let (mut shards, mut through, mut moves) = (Vec::new(), Vec::new(), 0);
+        if let Some(known) = self.waiting.lock().known.get(nth) {
+            shards.extend(known.through.keys().copied());
+            through.extend(known.through.values().map(|id| Id(*id)));
+            moves = known.moves;
+        }
         let several: [&(dyn ToSql + Sync); 2] = [&shards, &through];
         // The removals after the records, so that one that was read with its record is told too.
         let news = async {
             match through.as_slice() {
-                [one] => client.query(sql::NEWS, &[one]).await,
+                [one] if site.shards() == 1 => client.query(sql::NEWS, &[one]).await,
                 _ => client.query(sql::NEWS_OF_ALL, &several).await,
             }
         };
         let removals = async { client.query_one(sql::REMOVALS, &[]).await };
         let (news, removals) = futures_util::future::join(news, removals).await;
         let (news, removals) = (news.map_err(failed)?, removals.map_err(failed)?);
-        self.note_removals(removals.get(0), began);
+        self.note_removals(nth, removals.get(0), began);
+        if removals.get::<_, i64>(1) != moves {
+            return Ok(false);
+        }
         if news.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let mut sessions = Vec::with_capacity(news.len());
         let mut waiting = self.waiting.lock();
@@ -338,8 +398,9 @@ impl Bell {
             if !waiting.told.remove(&id) {
                 sessions.push(SessionId::new(row.get::<_, &str>(1))?);
             }
-            let shard = usize::try_from(row.get::<_, i32>(2)).unwrap_or(usize::MAX);
-            if let Some(through) = waiting.through.get_mut(shard) {
+            let known = waiting.known.get_mut(nth);
+            let through = known.and_then(|known| known.through.get_mut(&row.get(2)));
+            if let Some(through) = through {
                 *through = id;
             }
         }
@@ -347,32 +408,42 @@ impl Bell {
         sessions.dedup();
         self.wake(&sessions);
         // There may be more than one read returns.
-        self.rung.notify_one();
-        Ok(())
+        if let Some(signals) = self.signals.get(nth) {
+            signals.rung.notify_one();
+        }
+        Ok(true)
     }
 
-    /// Takes over the count of removals of the shard, as of a time.
-    fn note_removals(&self, count: i64, at: Instant) {
+    /// Takes over the count of removals of a database, as of a time.
+    fn note_removals(&self, nth: usize, count: i64, at: Instant) {
         let mut waiting = self.waiting.lock();
-        let known = std::mem::replace(&mut waiting.removals, count);
-        if known != count {
+        let Some(known) = waiting.known.get_mut(nth) else {
+            return;
+        };
+        known.looked_at = Some(at);
+        if std::mem::replace(&mut known.removals, count) != count {
             self.removals.fetch_add(1, Ordering::Release);
         }
-        waiting.looked_at = Some(at);
     }
 
-    /// Rings the bell for other servers, until the task is dropped.
-    pub(super) async fn ring(self: Arc<Self>) {
+    /// Rings the bell of a database for other servers, until the task is dropped.
+    async fn ring(self: Arc<Self>, nth: usize) {
+        let (Some(database), Some(signals)) =
+            (self.databases.all().get(nth), self.signals.get(nth))
+        else {
+            return;
+        };
+        let site = &database.site;
         // A single message, so that it takes little from the group that comes next.
-        let notify = format!("NOTIFY {}", quoted(&self.channel()));
+        let notify = format!("NOTIFY {}", quoted(&channel(site)));
         let mut link: Option<Link> = None;
         loop {
-            self.untold.notified().await;
+            signals.untold.notified().await;
             // Groups that follow each other closely share a bell.
             sleep(RING_EVERY).await;
-            let current = match link.take().filter(|link| self.site.is_current(link)) {
+            let current = match link.take().filter(|link| site.is_current(link)) {
                 Some(link) => Some(link),
-                None => timeout(LOOK_WITHIN, self.site.connect(|| None))
+                None => timeout(LOOK_WITHIN, site.connect(|| None))
                     .await
                     .ok()
                     .and_then(Result::ok),
@@ -386,11 +457,12 @@ impl Bell {
             }
         }
     }
+}
 
-    fn channel(&self) -> String {
-        let hash = blake3::hash(self.site.schema.as_bytes()).to_hex();
-        format!("sessionlog_{}", hash.get(..32).unwrap_or_default())
-    }
+/// Returns the channel of the bell of a log.
+fn channel(site: &Site) -> String {
+    let hash = blake3::hash(site.schema.as_bytes()).to_hex();
+    format!("sessionlog_{}", hash.get(..32).unwrap_or_default())
 }
 
 impl Waiting {

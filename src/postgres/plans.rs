@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::model::{Durability, Options};
 use crate::postgres::connect::{Site, quoted};
-use crate::postgres::{commit, pool, sql};
+use crate::postgres::{commit, moving, pool, sql};
 
 /// A log in which the most of a thing is far from the usual number of it.
 const FILL: &str = "
@@ -74,7 +74,7 @@ fn wrong_plans(url: &str, shards: u32) -> Vec<String> {
             .unwrap();
         let of_several = sql::OF_SEVERAL.iter().filter(|_| shards > 1);
         let texts = commit::TEXTS.iter().chain(pool::TEXTS).chain(sql::OTHERS);
-        let texts = texts.chain(of_several);
+        let texts = texts.chain(of_several).chain(moving::TEXTS);
         let mut wrong = Vec::new();
         for text in texts.filter(|text| !WHOLE.contains(text)) {
             let params = link.client.prepare(text).await.unwrap().params().len();

@@ -1,10 +1,11 @@
 //! Connections for reads, and reads that see one moment.
 //!
 //! Each connection commits once before it is used: what is seen on it is then on a quorum. A read
-//! [at rest](crate::read::Store::at_rest) takes one connection and one snapshot for all of its
-//! statements. So what is erased meanwhile is not missed by it.
+//! [at rest](crate::read::Store::at_rest) takes one connection and one snapshot of a database for
+//! all of its statements. So what is erased meanwhile is not missed by it.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -94,6 +95,9 @@ statements! {
     Forks FORKS,
     Shard SHARD,
     Close CLOSE_NOTHING,
+    Places PLACES,
+    Counts COUNTS,
+    Arrive ARRIVE,
     Removed REMOVED,
     Due DUE,
     Size SIZE,
@@ -162,8 +166,10 @@ enum Sight {
     AtRest,
 }
 
-/// Reads, on threads that may block.
+/// Reads one database, on threads that may block.
 pub(super) struct Pool {
+    /// Its place among the databases of the log.
+    nth: usize,
     site: Arc<Site>,
     readers: managed::Pool<Readers>,
     runtime: Handle,
@@ -174,11 +180,11 @@ pub(super) struct Pool {
 }
 
 thread_local! {
-    /// The connection of the read at rest on this thread.
-    static AT_REST: RefCell<Option<Snapshot>> = const { RefCell::new(None) };
+    /// The snapshots of the read at rest on this thread, by the place of the database.
+    static AT_REST: RefCell<Option<HashMap<usize, Snapshot>>> = const { RefCell::new(None) };
 }
 
-/// A read at rest.
+/// A read at rest in one database.
 #[derive(Default)]
 enum Snapshot {
     /// It takes a connection when it reads first.
@@ -190,8 +196,52 @@ enum Snapshot {
     Broken(Error),
 }
 
+/// The read at rest on this thread.
+pub(super) struct AtRest;
+
+impl AtRest {
+    pub(super) fn begin() {
+        AT_REST.set(Some(HashMap::new()));
+    }
+
+    pub(super) fn is_set() -> bool {
+        AT_REST.with_borrow(Option::is_some)
+    }
+
+    /// Whether it has fixed the moment that it sees of a database.
+    pub(super) fn has_begun() -> bool {
+        let is_fixed = |snapshot: &Snapshot| !matches!(snapshot, Snapshot::Fresh);
+        AT_REST.with_borrow(|all| all.iter().flat_map(HashMap::values).any(is_fixed))
+    }
+
+    /// Ends it. Returns its connections, which have to be given back.
+    pub(super) fn end() -> Vec<(usize, Object<Readers>)> {
+        let ended = AT_REST.with_borrow_mut(Option::take).unwrap_or_default();
+        let open = ended
+            .into_iter()
+            .filter_map(|(nth, snapshot)| match snapshot {
+                Snapshot::Open(reader) => Some((nth, reader)),
+                _ => None,
+            });
+        open.collect()
+    }
+
+    fn take(nth: usize) -> Option<Snapshot> {
+        AT_REST.with_borrow_mut(|all| Some(all.as_mut()?.remove(&nth).unwrap_or_default()))
+    }
+
+    fn put(nth: usize, snapshot: Snapshot) {
+        AT_REST.with_borrow_mut(|all| {
+            if let Some(all) = all {
+                all.insert(nth, snapshot);
+            }
+        });
+    }
+}
+
 impl Pool {
     pub(super) fn new(
+        nth: usize,
         site: &Arc<Site>,
         runtime: Handle,
         wait: Duration,
@@ -205,6 +255,7 @@ impl Pool {
             .build()
             .map_err(|error| site.io("prepare to read", error.to_string()))?;
         Ok(Self {
+            nth,
             site: Arc::clone(site),
             readers,
             runtime,
@@ -214,25 +265,8 @@ impl Pool {
         })
     }
 
-    /// Runs a read whose statements see one moment.
-    pub(super) fn at_rest(&self, read: &mut dyn FnMut()) {
-        /// Ends the snapshot also when the read panics.
-        struct End<'a>(&'a Pool);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                let ended = AT_REST.with_borrow_mut(Option::take);
-                if let Some(Snapshot::Open(reader)) = ended {
-                    self.0.end(reader);
-                }
-            }
-        }
-        AT_REST.set(Some(Snapshot::default()));
-        let _end = End(self);
-        read();
-    }
-
     /// Gives back the connection of a snapshot, without waiting for its end.
-    fn end(&self, reader: Object<Readers>) {
+    pub(super) fn end(&self, reader: Object<Readers>) {
         self.runtime.spawn(async move {
             let ended = timeout(READ_WITHIN, reader.link.client.batch_execute("COMMIT"));
             if !matches!(ended.await, Ok(Ok(()))) {
@@ -243,34 +277,28 @@ impl Pool {
 
     /// Returns the rows of a statement.
     pub(super) fn rows(&self, ask: Ask, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
-        let at_rest = AT_REST.with_borrow_mut(Option::take);
-        match at_rest {
+        match AtRest::take(self.nth) {
             Some(mut snapshot) => {
                 let rows = self.block_on(self.rows_of(&mut snapshot, ask, params));
-                AT_REST.set(Some(snapshot));
+                AtRest::put(self.nth, snapshot);
                 rows
             }
-            None => self.block_on(async {
-                let (reader, rows) = self.first(ask, params, Sight::Now).await?;
-                drop(reader);
-                Ok(rows)
-            }),
+            None => self.block_on(self.now(ask, params)),
         }
     }
 
-    /// Whether the read at rest on this thread has fixed the moment that it sees.
-    pub(super) fn has_begun() -> bool {
-        AT_REST
-            .with_borrow(|at_rest| matches!(at_rest, Some(Snapshot::Open(_) | Snapshot::Broken(_))))
+    /// Returns the rows of a statement as they are now, also within a read at rest.
+    pub(super) async fn now(&self, ask: Ask, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>> {
+        let (reader, rows) = self.first(ask, params, Sight::Now).await?;
+        drop(reader);
+        Ok(rows)
     }
 
-    /// Closes the shards at rest, so that a read that begins now sees all that came before.
-    pub(super) fn close_shards(&self) -> Result<()> {
-        self.block_on(async {
-            let (reader, _none) = self.first(Ask::Close, &[], Sight::Kept).await?;
-            drop(reader);
-            Ok(())
-        })
+    /// Commits a statement, and checks that it is kept.
+    pub(super) async fn kept(&self, ask: Ask, params: &[&(dyn ToSql + Sync)]) -> Result<()> {
+        let (reader, _none) = self.first(ask, params, Sight::Kept).await?;
+        drop(reader);
+        Ok(())
     }
 
     /// Waits a moment on this thread.
@@ -450,7 +478,7 @@ impl Reader {
     ) -> Result<Vec<Row>> {
         let loaded = async { self.link.client.query_one(LOADED, &[]).await };
         let (committed, loaded) = join(self.ask(ask, params), loaded).await;
-        let failed = |error: tokio_postgres::Error| site.error("close the shards of", &error);
+        let failed = |error: tokio_postgres::Error| site.error("commit to", &error);
         let rows = committed.map_err(failed)?;
         self.link.check_kept(site, &loaded.map_err(failed)?)?;
         Ok(rows)
@@ -487,9 +515,10 @@ mod tests {
         let site = Arc::new(Site::new(&url, schema, Durability::OneNode).unwrap());
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let handle = runtime.handle().clone();
-        let pool = Pool::new(&site, handle, Duration::from_secs(10), Snapshots::Short).unwrap();
+        let pool = Pool::new(0, &site, handle, Duration::from_secs(10), Snapshots::Short).unwrap();
         let reads = || pool.rows(Ask::Shard, &[]);
-        pool.at_rest(&mut || {
+        AtRest::begin();
+        {
             assert!(reads().is_ok());
             pool.block_on(async {
                 let other = site.connect(|| None).await.unwrap();
@@ -501,7 +530,8 @@ mod tests {
             // The second of these would begin anew.
             assert!(reads().is_err());
             assert!(reads().is_err());
-        });
+        }
+        assert!(AtRest::end().is_empty());
         assert!(reads().is_ok());
     }
 }

@@ -1,23 +1,21 @@
-//! Reads records and states out of the tables.
+//! Reads records and states out of the tables, each from the database that has the session.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
-use crate::codec::{Fault, Record, SessionState};
+use crate::codec::{Record, SessionState};
 use crate::model::{Error, EventId, Options, Result, Seq, SessionId};
 use crate::postgres::connect::Site;
+use crate::postgres::databases::Databases;
+use crate::postgres::feed::Closed;
 use crate::postgres::news::Bell;
-use crate::postgres::pool::{Ask, Pool, Snapshots};
+use crate::postgres::pool::{Ask, AtRest, Snapshots};
 use crate::postgres::sql::{self, Id};
-use crate::read::{
-    Direction, Follower, PageBuilder, Piece, RecordSlice, RecordVisitor, Records, SessionCursor,
-    SessionOrder, fault_in_memory,
-};
+use crate::read::{Follower, PageBuilder, Piece, RecordSlice, RecordVisitor, Records};
 use crate::sync::{Instant, Mutex, Waiter};
 
 /// The threads of the runtime. They encode, decode and drive connections.
@@ -29,19 +27,12 @@ const BLOCKING_THREADS: usize = 16;
 /// The bytes of records that one statement reads, about.
 const SLICE_BYTES: i64 = 1024 * 1024;
 
-/// How often a server closes shards for its readers of the feed.
-const CLOSE_EVERY: Duration = Duration::from_millis(10);
-
-/// The sessions that one statement lists.
-const LISTED_AT_ONCE: i64 = 256;
-
 /// What is stored, as readers see it.
 pub(super) struct Tables {
-    pub site: Arc<Site>,
-    pub pool: Pool,
+    pub databases: Arc<Databases>,
     pub bell: Arc<Bell>,
     pub runtime: OwnRuntime,
-    closed: Mutex<Closed>,
+    pub closed: Mutex<Closed>,
     /// Whether the options have a clock, which then stands in for the database's.
     pub has_own_clock: bool,
 }
@@ -71,167 +62,90 @@ impl Drop for OwnRuntime {
     }
 }
 
-/// What this server knows of where the shards are closed.
-struct Closed {
-    /// All of them are closed up to this ID.
-    through: EventId,
-    /// When it closed those at rest.
-    asked: Option<Instant>,
-}
-
-/// The shard's row, as readers see it.
+/// What the rows of all shards come to, as readers see them.
 pub(super) struct ShardRow {
     pub last_id: EventId,
     pub events: u64,
+    pub erased_through: EventId,
     pub retains: bool,
+    /// The time by the clock of the database, in milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+impl Default for ShardRow {
+    fn default() -> Self {
+        let none = EventId::from_u128(0);
+        Self {
+            last_id: none,
+            events: 0,
+            erased_through: none,
+            retains: false,
+            now_ms: 0,
+        }
+    }
 }
 
 impl Tables {
-    /// Makes what reads the tables at a URL. It connects when it is asked something.
+    /// Makes what reads the tables at a URL, and in the further databases of the options. It connects when it is asked something.
     pub(super) fn new(url: &str, options: &Options, snapshots: Snapshots) -> Result<Self> {
-        let site = Site::new(url, options.schema.clone(), options.durability)?;
-        let site = Arc::new(site);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(RUNTIME_THREADS)
             .max_blocking_threads(BLOCKING_THREADS)
             .thread_name("log-postgres")
             .enable_all()
             .build()
-            .map_err(|error| site.io("start a runtime for", error.to_string()))?;
+            .map_err(|error| Error::Io {
+                doing: "start a runtime for",
+                path: "a log on PostgreSQL".into(),
+                source: Arc::new(error),
+            })?;
         let runtime = OwnRuntime::new(runtime);
+        let databases = Databases::new(&options.urls(url), options, &runtime.handle, snapshots)?;
+        let databases = Arc::new(databases);
         Ok(Self {
-            pool: Pool::new(&site, runtime.handle.clone(), options.stall_wait, snapshots)?,
-            bell: Bell::new(&site),
-            site,
+            bell: Bell::new(&databases),
+            databases,
             runtime,
-            closed: Mutex::new(Closed {
-                through: EventId::from_u128(0),
-                asked: None,
-            }),
+            closed: Mutex::new(Closed::nowhere()),
             has_own_clock: options.has_own_clock,
         })
     }
 
-    pub(super) fn shard(&self) -> Result<Option<ShardRow>> {
-        let rows = self.pool.rows(Ask::Shard, &[])?;
-        Ok(rows.first().map(|row| ShardRow {
-            last_id: row.get::<_, Id>(0).0,
-            events: row.get::<_, i64>(1).unsigned_abs(),
-            retains: row.get(4),
-        }))
-    }
-
-    /// Closes the shards at rest for a read of the feed from an ID on, unless there is more to read
-    /// already. It takes their locks for as long as a commit takes, so it is done once in a while.
-    fn close_shards(&self, from: EventId) -> Result<()> {
-        let mut closed = self.closed.lock();
-        let is_soon = closed.asked.is_some_and(|at| at.elapsed() < CLOSE_EVERY);
-        if from <= closed.through || is_soon {
-            return Ok(());
+    /// Returns what the rows of all shards come to.
+    pub(super) fn shard(&self) -> Result<ShardRow> {
+        let mut all = ShardRow::default();
+        for database in self.databases.all() {
+            let rows = database.pool.rows(Ask::Shard, &[])?;
+            // There is none where there is no shard.
+            let Some(row) = rows.first() else { continue };
+            all.last_id = all.last_id.max(row.get::<_, Id>(0).0);
+            all.events += row.get::<_, i64>(1).unsigned_abs();
+            all.erased_through = all.erased_through.max(row.get::<_, Id>(3).0);
+            all.retains |= row.get::<_, bool>(4);
+            all.now_ms = all.now_ms.max(row.get::<_, i64>(5).unsigned_abs());
         }
-        closed.asked = Some(Instant::now());
-        drop(closed);
-        self.pool.close_shards()
+        Ok(all)
     }
 
-    fn note_closed(&self, through: EventId) {
-        let mut closed = self.closed.lock();
-        closed.through = closed.through.max(through);
+    /// Returns the record with the lowest last ID that is at least this one, of each database.
+    pub(super) fn at_or_after(&self, id: EventId) -> Result<Vec<Arc<Record>>> {
+        let databases = self.databases.all().iter();
+        let found = databases.map(|database| {
+            let rows = database.pool.rows(Ask::AtOrAfter, &[&Id(id)])?;
+            let bytes = rows.first().map(|row| row.get(1));
+            bytes.map(|bytes| record(&database.site, bytes)).transpose()
+        });
+        found.filter_map(Result::transpose).collect()
     }
+}
 
-    pub(super) fn fault(&self, fault: Fault) -> Error {
-        fault.at(&self.site.place, 0)
-    }
+pub(super) fn record(site: &Site, bytes: &[u8]) -> Result<Arc<Record>> {
+    let record = sql::record(bytes).map_err(|fault| fault.at(&site.place, 0))?;
+    Ok(Arc::new(record))
+}
 
-    pub(super) fn record(&self, bytes: &[u8]) -> Result<Arc<Record>> {
-        let record = sql::record(bytes).map_err(|fault| self.fault(fault))?;
-        Ok(Arc::new(record))
-    }
-
-    pub(super) fn listed(&self, row: &Row) -> Result<(SessionId, SessionState)> {
-        let session = SessionId::new(row.get::<_, &str>(0))?;
-        let state = SessionState::decode(row.get(1)).map_err(|fault| self.fault(fault))?;
-        Ok((session, state))
-    }
-
-    /// Visits sessions in one order, `next` being the statement for what comes after a place.
-    fn walk_by_place(&self, page: &mut PageBuilder) -> Result<()> {
-        let (order, direction) = (page.query().order(), page.query().direction());
-        let ask = match (order, direction) {
-            (SessionOrder::Activity, Direction::Ascending) => Ask::ByActivityUp,
-            (SessionOrder::Activity, Direction::Descending) => Ask::ByActivityDown,
-            (_, Direction::Ascending) => Ask::ByCreationUp,
-            (_, Direction::Descending) => Ask::ByCreationDown,
-        };
-        let mut at = match (page.query().cursor(), direction) {
-            (Some(SessionCursor::At(id)), _) => *id,
-            (_, Direction::Ascending) => EventId::from_u128(0),
-            (_, Direction::Descending) => EventId::from_u128(u128::MAX),
-        };
-        loop {
-            let rows = self.pool.rows(ask, &[&Id(at), &LISTED_AT_ONCE])?;
-            for row in &rows {
-                let (session, state) = self.listed(row)?;
-                at = match order {
-                    SessionOrder::Activity => state.active_id,
-                    _ => state.created_id,
-                };
-                if page.visit(&session, &state, SessionCursor::At(at)) {
-                    return Ok(());
-                }
-            }
-            if (rows.len() as u64) < LISTED_AT_ONCE.unsigned_abs() {
-                return Ok(());
-            }
-        }
-    }
-
-    fn walk_by_id(&self, page: &mut PageBuilder) -> Result<()> {
-        let query = page.query().clone();
-        let prefix = query.prefix_text();
-        let after = match query.cursor() {
-            Some(SessionCursor::Id(id)) => Some(id.as_str().to_owned()),
-            _ => None,
-        };
-        let (mut ask, mut at) = match query.direction() {
-            Direction::Ascending => match after.filter(|after| after.as_str() >= prefix) {
-                Some(after) => (Ask::ByIdUp, after),
-                None => (Ask::ByIdFrom, prefix.to_owned()),
-            },
-            // The last character of all, as often as an ID has room for it, comes after every ID
-            // with the prefix.
-            Direction::Descending => {
-                let last = char::MAX.to_string();
-                let end = format!(
-                    "{prefix}{}",
-                    last.repeat(SessionId::BYTES_MAX / last.len() + 1)
-                );
-                (
-                    Ask::ByIdDown,
-                    after.map_or(end.clone(), |after| after.min(end)),
-                )
-            }
-        };
-        loop {
-            let rows = self.pool.rows(ask, &[&at, &LISTED_AT_ONCE])?;
-            for row in &rows {
-                let (session, state) = self.listed(row)?;
-                if !session.as_str().starts_with(prefix) {
-                    return Ok(());
-                }
-                at = session.to_string();
-                if page.visit(&session, &state, SessionCursor::Id(session.clone())) {
-                    return Ok(());
-                }
-            }
-            if (rows.len() as u64) < LISTED_AT_ONCE.unsigned_abs() {
-                return Ok(());
-            }
-            if query.direction() == Direction::Ascending {
-                ask = Ask::ByIdUp;
-            }
-        }
-    }
+pub(super) fn state(site: &Site, bytes: &[u8]) -> Result<SessionState> {
+    SessionState::decode(bytes).map_err(|fault| fault.at(&site.place, 0))
 }
 
 /// What the reading half of the engine is shared as.
@@ -240,9 +154,7 @@ pub(super) struct Shared(pub Arc<Tables>);
 
 impl Records for Shared {
     fn last_id(&self) -> Result<EventId> {
-        let rows = self.0.pool.rows(Ask::Shard, &[])?;
-        let last = rows.first().map(|row| row.get::<_, Id>(0).0);
-        Ok(last.unwrap_or(EventId::from_u128(0)))
+        Ok(self.0.shard()?.last_id)
     }
 
     fn removals(&self) -> u64 {
@@ -257,8 +169,7 @@ impl Records for Shared {
         if self.0.has_own_clock {
             return Ok(None);
         }
-        let rows = self.0.pool.rows(Ask::Shard, &[])?;
-        Ok(rows.first().map(|row| row.get::<_, i64>(5).unsigned_abs()))
+        Ok(Some(self.0.shard()?.now_ms))
     }
 
     /// What is erased is decided under the lock under which forks are made, so none is missed.
@@ -271,93 +182,73 @@ impl Records for Shared {
         session: &SessionId,
         _ahead: Option<RangeInclusive<Seq>>,
     ) -> Result<SessionState> {
-        let rows = self.0.pool.rows(Ask::State, &[&session.as_str()])?;
-        match rows.first() {
-            Some(row) => SessionState::decode(row.get(0)).map_err(|fault| self.0.fault(fault)),
-            None => Ok(SessionState::default()),
-        }
+        let databases = &self.0.databases;
+        let shard = databases.first().site.shard_of(session);
+        let is_here = |rows: &[Row]| Ok(rows.first().is_some_and(|row| row.get(1)));
+        let params: [&(dyn ToSql + Sync); 2] = [&session.as_str(), &shard];
+        let rows = databases.rows_of(session, Ask::State, &params, is_here)?;
+        let bytes = rows.first().and_then(|row| row.get::<_, Option<&[u8]>>(0));
+        let site = &databases.of(session).site;
+        bytes.map_or_else(|| Ok(SessionState::default()), |bytes| state(site, bytes))
     }
 
     fn piece<'a>(&'a self, session: &SessionId, generation: u32) -> Box<dyn Piece + 'a> {
         Box::new(TablePiece {
-            tables: &self.0,
+            databases: &self.0.databases,
             session: session.clone(),
             generation: generation.cast_signed(),
         })
     }
 
     fn record_of(&self, id: EventId) -> Result<Option<RecordSlice>> {
-        let rows = self.0.pool.rows(Ask::AtOrAfter, &[&Id(id)])?;
-        let bytes = rows.first().map(|row| row.get::<_, &[u8]>(1));
-        let Some(bytes) = bytes else {
-            return Ok(None);
+        let find = || {
+            let mut records = self.0.at_or_after(id)?.into_iter();
+            Ok(records.find(|record| record.seq_of(id).is_some()))
         };
-        let record = self.0.record(bytes)?;
-        let has_it = record.seq_of(id).is_some();
-        Ok(has_it.then(|| RecordSlice::Recent(vec![record])))
+        let mut found = find()?;
+        if found.is_none() && self.0.databases.are_several() {
+            // It may have been on its way from one to another.
+            found = self.0.databases.over_all(find)?;
+        }
+        Ok(found.map(|record| RecordSlice::Recent(vec![record])))
     }
 
     fn each_from(&self, from: EventId, visit: &mut RecordVisitor<'_>) -> Result<Option<EventId>> {
-        let mut from = from;
-        let mark = self.0.bell.feed_mark();
-        // A read that has begun sees its moment, whatever is closed for it.
-        let follows = self.0.site.shards() > 1 && !Pool::has_begun();
-        if follows {
-            self.0.close_shards(from)?;
-        }
-        loop {
-            let rows = self.0.pool.rows(Ask::Feed, &[&Id(from), &SLICE_BYTES])?;
-            for row in &rows {
-                let (Some(id), Some(record)) = (row.get::<_, Option<Id>>(1), row.get(2)) else {
-                    let closed = row.get::<_, Id>(0).0;
-                    if follows {
-                        self.0.note_closed(closed);
-                        let is_late = closed < row.get::<_, Id>(3).0;
-                        self.0.bell.note_closed(mark, closed);
-                        if is_late {
-                            self.0.bell.note_late();
-                        }
-                        if is_late && closed < from {
-                            // A reader that waits for it may ask again at once.
-                            self.0.pool.pause();
-                        }
-                    }
-                    return Ok(Some(closed));
-                };
-                from = id.0.plus(1);
-                if visit(&*self.0.record(record)?, &fault_in_memory)?.is_break() {
-                    return Ok(None);
-                }
-            }
-        }
+        self.0.each_from(from, visit)
     }
 
+    /// A fork is noted where it was made and wherever it was since.
     fn forks(&self, session: &SessionId, generation: u32) -> Result<Vec<SessionId>> {
         let params: [&(dyn ToSql + Sync); 2] = [&session.as_str(), &generation.cast_signed()];
-        let rows = self.0.pool.rows(Ask::Forks, &params)?;
-        rows.iter()
-            .map(|row| SessionId::new(row.get::<_, &str>(0)))
-            .collect()
+        let mut forks = Vec::new();
+        for database in self.0.databases.all() {
+            for row in &database.pool.rows(Ask::Forks, &params)? {
+                forks.push(SessionId::new(row.get::<_, &str>(0))?);
+            }
+        }
+        forks.sort_unstable();
+        forks.dedup();
+        Ok(forks)
     }
 
     fn was_committed(&self, id: EventId) -> Result<bool> {
-        let rows = self.0.pool.rows(Ask::AtOrAfter, &[&Id(id)])?;
-        if rows.first().is_some_and(|row| row.get::<_, Id>(0).0 <= id) {
-            return Ok(true);
-        }
-        // The IDs of what was erased are not known any more.
-        let rows = self.0.pool.rows(Ask::Shard, &[])?;
-        let none = EventId::from_u128(0);
-        Ok(rows
-            .first()
-            .is_some_and(|row| id > none && id <= row.get::<_, Id>(3).0))
+        self.0.databases.over_all(|| {
+            if self
+                .0
+                .at_or_after(id)?
+                .iter()
+                .any(|record| record.base <= id)
+            {
+                return Ok(true);
+            }
+            // The IDs of what was erased are not known any more.
+            let none = EventId::from_u128(0);
+            Ok(id > none && id <= self.0.shard()?.erased_through)
+        })
     }
 
     fn walk(&self, page: &mut PageBuilder) -> Result<()> {
-        match page.query().order() {
-            SessionOrder::Id => self.0.walk_by_id(page),
-            _ => self.0.walk_by_place(page),
-        }
+        self.0.walk(page)
     }
 
     fn follow(&self, session: &SessionId) -> Result<Box<dyn Follower>> {
@@ -386,7 +277,8 @@ impl Records for Shared {
     }
 
     fn at_rest(&self, read: &mut dyn FnMut()) {
-        self.0.pool.at_rest(read);
+        let _resting = self.0.databases.at_rest();
+        read();
     }
 
     fn reads_block(&self) -> bool {
@@ -399,7 +291,7 @@ impl Records for Shared {
 }
 
 struct TablePiece<'a> {
-    tables: &'a Tables,
+    databases: &'a Databases,
     session: SessionId,
     generation: i32,
 }
@@ -420,22 +312,31 @@ impl Piece for TablePiece<'_> {
             &to,
             &SLICE_BYTES,
         ];
-        let rows = self.tables.pool.rows(ask, &params)?;
-        let mut records = Vec::with_capacity(rows.len());
-        for row in &rows {
-            records.push(self.tables.record(row.get(0))?);
+        let databases = self.databases;
+        let deadline = databases.deadline();
+        loop {
+            let database = databases.of(&self.session);
+            let mut records = Vec::new();
+            for row in &database.pool.rows(ask, &params)? {
+                records.push(record(&database.site, row.get(0))?);
+            }
+            if matches!(ask, Ask::Down) {
+                records.reverse();
+            }
+            let mut places = records.iter().map(|record| record.first..=record.last());
+            if places.any(|place| place.contains(&seq)) {
+                return Ok(RecordSlice::Recent(records));
+            }
+            let site = &database.site;
+            if !databases.are_several() || databases.has(&self.session)? {
+                let what = format!("session {} has no event at seq {seq}", self.session);
+                return Err(Error::corrupt(site.place.clone(), 0, what));
+            }
+            if AtRest::has_begun() || deadline.has_passed() {
+                return Err(site.moved("read from"));
+            }
+            databases.block_on(databases.look())?;
         }
-        if matches!(ask, Ask::Down) {
-            records.reverse();
-        }
-        if records
-            .iter()
-            .any(|record| (record.first..=record.last()).contains(&seq))
-        {
-            return Ok(RecordSlice::Recent(records));
-        }
-        let what = format!("session {} has no event at seq {seq}", self.session);
-        Err(Error::corrupt(self.tables.site.place.clone(), 0, what))
     }
 }
 

@@ -68,9 +68,7 @@ pub(super) struct Rows {
     lasts: Vec<i64>,
     keys: Vec<Option<Vec<u8>>>,
     records: Vec<Vec<u8>>,
-    ancestors: Vec<String>,
-    ancestor_generations: Vec<i32>,
-    children: Vec<String>,
+    forks: Forks,
     removal_names: Vec<String>,
     removal_ids: Vec<Id>,
     removal_times: Vec<i64>,
@@ -112,8 +110,7 @@ impl Rows {
     }
 
     pub(super) fn forks(&self) -> Option<[Value<'_>; 3]> {
-        let values: [Value<'_>; 3] = [&self.ancestors, &self.ancestor_generations, &self.children];
-        (!self.ancestors.is_empty()).then_some(values)
+        self.forks.columns()
     }
 
     pub(super) fn removals(&self) -> Option<[Value<'_>; 4]> {
@@ -176,9 +173,7 @@ impl Rows {
             lasts: Vec::new(),
             keys: Vec::new(),
             records: Vec::new(),
-            ancestors: Vec::new(),
-            ancestor_generations: Vec::new(),
-            children: Vec::new(),
+            forks: Forks::default(),
             removal_names: Vec::new(),
             removal_ids: Vec::new(),
             removal_times: Vec::new(),
@@ -240,11 +235,30 @@ impl Rows {
 
     /// Adds a fork of what these pieces are of.
     pub(super) fn put_forks(&mut self, child: &SessionId, pieces: &[Piece]) {
+        self.forks.put(child.as_str(), pieces);
+    }
+}
+
+/// Rows of `fork`, column by column.
+#[derive(Default)]
+pub(super) struct Forks {
+    ancestors: Vec<String>,
+    generations: Vec<i32>,
+    children: Vec<String>,
+}
+
+impl Forks {
+    /// Adds a fork of what these pieces are of.
+    pub(super) fn put(&mut self, child: &str, pieces: &[Piece]) {
         for piece in pieces {
             self.ancestors.push(piece.session.to_string());
-            self.ancestor_generations
-                .push(piece.generation.cast_signed());
-            self.children.push(child.to_string());
+            self.generations.push(piece.generation.cast_signed());
+            self.children.push(child.to_owned());
         }
+    }
+
+    pub(super) fn columns(&self) -> Option<[Value<'_>; 3]> {
+        let values: [Value<'_>; 3] = [&self.ancestors, &self.generations, &self.children];
+        (!self.ancestors.is_empty()).then_some(values)
     }
 }

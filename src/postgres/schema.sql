@@ -4,6 +4,8 @@ CREATE TABLE meta (
     format   int     NOT NULL,          -- of these tables
     store    uuid    NOT NULL,          -- the store's ID
     shards   int     NOT NULL,          -- fixed for the store's life
+    database uuid    NOT NULL,          -- the ID of this database of the store, which may have more
+    moves    bigint  NOT NULL DEFAULT 0, -- shards that came to this database or left it
     barriers bigint  NOT NULL DEFAULT 0 -- commits that show that what is seen is on a quorum
 ) WITH (fillfactor = 10);
 
@@ -17,7 +19,10 @@ CREATE TABLE shard (
     epoch          bigint NOT NULL,     -- barriers under the lock
     erased_through uuid   NOT NULL,     -- erased records have no higher ID
     retains        boolean NOT NULL,    -- whether a session was ever given a retention of its own
-    format         int    NOT NULL      -- as in `meta`: whoever has the lock on this row knows it
+    format         int    NOT NULL,     -- as in `meta`: whoever has the lock on this row knows it
+    here           boolean NOT NULL,    -- whether this database is the one that has the shard now
+    move           uuid,                -- the move that copies it from here, brought it or took it away
+    moved_to       uuid                 -- the database that has it since it left this one
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0.01);
 
 -- A session that was ever begun, with its state.

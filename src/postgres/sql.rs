@@ -9,11 +9,11 @@ use crate::model::EventId;
 /// Shows, once it is committed, that what is seen is on a quorum. It waits for no shard.
 pub(super) const BARRIER: &str = "UPDATE meta SET barriers = barriers + 1";
 pub(super) const LOCK: &str = "SELECT last_id, sessions, events, \
-    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format FROM shard WHERE shard = $1 \
-    FOR UPDATE";
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format, here, move FROM shard \
+    WHERE shard = $1 FOR UPDATE";
 /// The same of several shards, in their order, in which each is locked.
 pub(super) const LOCK_ALL: &str = "SELECT last_id, sessions, events, \
-    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format, shard FROM shard \
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, format, here, shard FROM shard \
     WHERE shard = ANY($1::int[]) ORDER BY shard FOR UPDATE";
 pub(super) const HEADS: &str =
     "SELECT name, session, state FROM session WHERE name = ANY($1::text[])";
@@ -47,7 +47,9 @@ pub(super) const MOVE_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $
 pub(super) const HOLDS: &str = "SELECT EXISTS (SELECT FROM record WHERE last_id = $1 \
     AND record = $2), erased_through FROM shard WHERE shard = $3";
 
-pub(super) const STATE: &str = "SELECT state FROM session WHERE name = $1";
+/// The state of a session, and whether its shard is here. There is none of a shard that never was.
+pub(super) const STATE: &str = "SELECT state, here FROM shard LEFT JOIN session ON name = $1 \
+    WHERE shard = $2";
 /// The records from the one that holds a seq upwards, until they reach some bytes.
 pub(super) const UP: &str = "SELECT record FROM (SELECT record, \
     sum(octet_length(record)) OVER (ORDER BY first_seq) - octet_length(record) AS before \
@@ -65,10 +67,12 @@ pub(super) const DOWN: &str = "SELECT record FROM (SELECT record, \
     WHERE session = (SELECT session FROM session WHERE name = $1) AND generation = $2 \
     AND last_seq >= first_seq AND first_seq <= $3) ORDER BY first_seq DESC) s) p \
     WHERE before < $5";
-pub(super) const AT_OR_AFTER: &str =
-    "SELECT base_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
+pub(super) const AT_OR_AFTER: &str = "SELECT base_id, record FROM record WHERE last_id >= $1 \
+    AND session >> 40 = ANY (ARRAY(SELECT shard::bigint FROM shard WHERE here)) \
+    ORDER BY last_id LIMIT 1";
 /// The records from an ID on, and with each the last ID of the shard. Without any it comes alone.
-pub(super) const FEED: &str = "SELECT shard.last_id, p.last_id, p.record FROM shard LEFT JOIN \
+pub(super) const FEED: &str = "SELECT shard.last_id, p.last_id, p.record, shard.last_id \
+    FROM shard LEFT JOIN \
     (SELECT last_id, record, \
     sum(octet_length(record)) OVER (ORDER BY last_id) - octet_length(record) AS before \
     FROM (SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 256) s) p \
@@ -76,31 +80,45 @@ pub(super) const FEED: &str = "SELECT shard.last_id, p.last_id, p.record FROM sh
 /// The same of several shards, up to the ID to which all of them are closed. The last column is the
 /// highest ID of all.
 pub(super) const FEED_OF_ALL: &str = "SELECT closed.last_id, p.last_id, p.record, \
-    (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) \
-    FROM (SELECT last_id FROM shard ORDER BY last_id LIMIT 1) closed LEFT JOIN LATERAL \
+    (SELECT last_id FROM shard WHERE here ORDER BY last_id DESC LIMIT 1) \
+    FROM (SELECT last_id FROM shard WHERE here ORDER BY last_id LIMIT 1) closed LEFT JOIN LATERAL \
     (SELECT last_id, record, \
     sum(octet_length(record)) OVER (ORDER BY last_id) - octet_length(record) AS before \
     FROM (SELECT last_id, record FROM record WHERE last_id >= $1 AND last_id <= closed.last_id \
+    AND session >> 40 = ANY (ARRAY(SELECT shard::bigint FROM shard WHERE here)) \
     ORDER BY last_id LIMIT 256) s) p ON p.before < $2 ORDER BY p.last_id";
 /// One shard is closed as it is.
-pub(super) const CLOSE_NOTHING: &str = "SELECT";
-/// Closes the shards at rest up to the highest ID of all. What holds the lock of one goes on.
+pub(super) const CLOSE_NOTHING: &str = "SELECT $1::uuid";
+/// Closes the shards at rest up to the highest ID of all, or to another. What holds the lock of one
+/// goes on.
 pub(super) const CLOSE: &str = "UPDATE shard SET last_id = greatest(shard.last_id, newest.last_id) \
-    FROM (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) newest \
+    FROM (SELECT greatest($1::uuid, (SELECT last_id FROM shard WHERE here \
+    ORDER BY last_id DESC LIMIT 1)) AS last_id) newest \
     WHERE shard.last_id < newest.last_id AND shard.shard IN (SELECT shard FROM shard s \
-    WHERE s.last_id < (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) \
-    FOR UPDATE SKIP LOCKED)";
+    WHERE s.here AND s.last_id < greatest($1::uuid, (SELECT last_id FROM shard WHERE here \
+    ORDER BY last_id DESC LIMIT 1)) FOR UPDATE SKIP LOCKED)";
 /// Closes all of them, and waits for what holds a lock. The locks are kept.
-pub(super) const CLOSE_ALL: &str = "UPDATE shard SET last_id = \
-    (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1)";
+pub(super) const CLOSE_ALL: &str = "UPDATE shard SET last_id = greatest(last_id, $1) WHERE here";
 pub(super) const FORKS: &str = "SELECT child FROM fork WHERE ancestor = $1 AND generation = $2";
 pub(super) const SHARD: &str = "SELECT last_id, events, removals, erased_through, retains, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard WHERE shard = 0";
 /// The same over several shards.
-pub(super) const SHARDS: &str = "SELECT (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1), \
-    sum(events)::bigint, sum(removals)::bigint, (SELECT erased_through FROM shard \
-    ORDER BY erased_through DESC LIMIT 1), bool_or(retains), \
-    (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard";
+pub(super) const SHARDS: &str = "SELECT (SELECT last_id FROM shard WHERE here \
+    ORDER BY last_id DESC LIMIT 1), sum(events)::bigint, sum(removals)::bigint, \
+    (SELECT erased_through FROM shard WHERE here ORDER BY erased_through DESC LIMIT 1), \
+    bool_or(retains), (extract(epoch FROM clock_timestamp()) * 1000)::bigint \
+    FROM shard WHERE here HAVING count(*) > 0";
+/// Which shards are here, came or left.
+pub(super) const PLACES: &str = "SELECT shard, here, move, moved_to FROM shard";
+/// What is counted of each shard that is here.
+pub(super) const COUNTS: &str =
+    "SELECT shard, sessions, events, move IS NOT NULL FROM shard WHERE here ORDER BY shard";
+/// Counts a shard that leaves.
+pub(super) const NOTE_MOVE: &str = "UPDATE meta SET moves = moves + 1";
+/// Makes a shard at home that has arrived. The database that it left says that it is whole.
+pub(super) const ARRIVE: &str = "WITH here AS (UPDATE shard SET here = true, move = NULL \
+    WHERE shard = $1 AND move = $2 AND NOT here AND moved_to IS NULL RETURNING shard) \
+    UPDATE meta SET moves = moves + 1 WHERE EXISTS (SELECT FROM here)";
 pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
 /// The session whose removals are the oldest, with its removals, if the oldest is due. It may be of
 /// another shard than the sessions that were removed from, so their IDs are in no order of commits.
@@ -133,21 +151,27 @@ pub(super) const NOTE_ERASED: &str =
 pub(super) const VACUUM: &str = "VACUUM record";
 pub(super) const ERASED: &str = "DELETE FROM removal WHERE name = $1 AND id = ANY($2::uuid[])";
 
-/// The lists of sessions, in each order and direction, after a position.
-pub(super) const BY_ID_UP: &str = "SELECT name, state FROM session \
-    WHERE name > $1 ORDER BY name LIMIT $2";
-pub(super) const BY_ID_FROM: &str = "SELECT name, state FROM session \
-    WHERE name >= $1 ORDER BY name LIMIT $2";
-pub(super) const BY_ID_DOWN: &str = "SELECT name, state FROM session \
-    WHERE name < $1 ORDER BY name DESC LIMIT $2";
-pub(super) const BY_ACTIVITY_UP: &str = "SELECT name, state FROM session \
-    WHERE active_id > $1 ORDER BY active_id LIMIT $2";
-pub(super) const BY_ACTIVITY_DOWN: &str = "SELECT name, state FROM session \
-    WHERE active_id < $1 ORDER BY active_id DESC LIMIT $2";
-pub(super) const BY_CREATION_UP: &str = "SELECT name, state FROM session \
-    WHERE created_id > $1 ORDER BY created_id LIMIT $2";
-pub(super) const BY_CREATION_DOWN: &str = "SELECT name, state FROM session \
-    WHERE created_id < $1 ORDER BY created_id DESC LIMIT $2";
+/// The lists of sessions, in each order and direction, after a position. What another database has
+/// is left out: it is on its way here, or it has left.
+macro_rules! sessions_where {
+    ($place:literal, $order:literal) => {
+        concat!(
+            "SELECT name, state FROM session WHERE ",
+            $place,
+            " AND session >> 40 = ANY (ARRAY(SELECT shard::bigint FROM shard WHERE here)) ORDER BY ",
+            $order,
+            " LIMIT $2"
+        )
+    };
+}
+
+pub(super) const BY_ID_UP: &str = sessions_where!("name > $1", "name");
+pub(super) const BY_ID_FROM: &str = sessions_where!("name >= $1", "name");
+pub(super) const BY_ID_DOWN: &str = sessions_where!("name < $1", "name DESC");
+pub(super) const BY_ACTIVITY_UP: &str = sessions_where!("active_id > $1", "active_id");
+pub(super) const BY_ACTIVITY_DOWN: &str = sessions_where!("active_id < $1", "active_id DESC");
+pub(super) const BY_CREATION_UP: &str = sessions_where!("created_id > $1", "created_id");
+pub(super) const BY_CREATION_DOWN: &str = sessions_where!("created_id < $1", "created_id DESC");
 
 /// Makes the shard's row that of a log that was imported.
 pub(super) const SET_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $3, events = $4, \
@@ -168,10 +192,11 @@ pub(super) const NEWS_OF_ALL: &str = "SELECT r.last_id, s.name, q.shard \
     < (q.shard::bigint + 1, '00000000-0000-0000-0000-000000000000'::uuid) \
     ORDER BY session >> 40, last_id LIMIT 1000) r \
     JOIN session s ON s.session = r.session ORDER BY q.shard, r.last_id";
-/// The number of batches that removed something.
-pub(super) const REMOVALS: &str = "SELECT sum(removals)::bigint FROM shard";
+/// The number of batches that removed something, and that of shards that came or left.
+pub(super) const REMOVALS: &str =
+    "SELECT coalesce(sum(removals), 0)::bigint, (SELECT moves FROM meta) FROM shard";
 /// The last ID of each shard.
-pub(super) const LAST_IDS: &str = "SELECT last_id FROM shard ORDER BY shard";
+pub(super) const LAST_IDS: &str = "SELECT shard, last_id FROM shard WHERE here ORDER BY shard";
 
 /// The statements that are not prepared before they are needed.
 #[cfg(all(test, not(shuttle)))]

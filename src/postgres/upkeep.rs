@@ -10,6 +10,7 @@
 //! * In the transaction in which a row goes or loses events, `erased_through` becomes at least its
 //!   ID. A group in doubt that is asked for later may have been erased if its ID is not above that.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +24,11 @@ use crate::disk::Halt;
 use crate::maintain::{Keep, Kept, Own, look_every, remove_due};
 use crate::model::{Error, EventId, Result, SessionId};
 use crate::postgres::connect::{LOADED, Link, Site};
+use crate::postgres::databases::Databases;
 use crate::postgres::handle::Core;
+use crate::postgres::moving;
 use crate::postgres::pool::Ask;
+use crate::postgres::reads::record;
 use crate::postgres::schema::check_format;
 use crate::postgres::sql::{self, Id};
 use crate::sync::Deadline;
@@ -47,6 +51,7 @@ pub(super) fn run(core: &Core) {
     let options = &core.turns.store().options;
     let erase_every = (options.erase_within / 32).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX);
     let mut retained = Deadline::after(Duration::ZERO);
+    let mut swept = HashSet::new();
     loop {
         let signal = &core.signal;
         if signal.pause(erase_every, |orders| orders.look).is_err() {
@@ -69,13 +74,32 @@ pub(super) fn run(core: &Core) {
             let goes_on = &mut || signal.pause(ERASE_PAUSE, |_orders| false).is_ok();
             erase(core, now.saturating_sub(half), goes_on)
         }));
+        drop(sweep(core, &mut swept));
     }
+}
+
+/// Deletes what shards left behind that have moved. `swept` has those of which nothing is left.
+fn sweep(core: &Core, swept: &mut HashSet<(usize, i32, u128)>) -> Result<()> {
+    let databases = &core.tables.0.databases;
+    if !databases.are_several() {
+        return Ok(());
+    }
+    for nth in 0..databases.all().len() {
+        for (shard, by) in databases.left(nth)? {
+            let left = (nth, shard, by.0.to_u128());
+            if !swept.contains(&left) {
+                databases.block_on(moving::sweep(databases, nth, shard))?;
+                swept.insert(left);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes what retention says. Returns how often to do so.
 fn retain(core: &Core) -> Result<Option<Duration>, Halt> {
     let store = core.turns.store();
-    let own = Own::from(core.shard()?.is_some_and(|shard| shard.retains));
+    let own = Own::from(core.shard()?.retains);
     let Some(every) = look_every(store.options.retention, own) else {
         return Ok(None);
     };
@@ -89,49 +113,87 @@ fn retain(core: &Core) -> Result<Option<Duration>, Halt> {
 }
 
 /// Erases what was removed by a time, session by session, for as long as `goes_on` says.
+///
+/// What is removed is noted where it was removed. The session may be in another database.
 pub(super) fn erase(
     core: &Core,
     removed_by_ms: u64,
     goes_on: &mut dyn FnMut() -> bool,
 ) -> Result<()> {
     let removed_by = i64::try_from(removed_by_ms).unwrap_or(i64::MAX);
-    let mut link = None;
+    let databases = &core.tables.0.databases;
+    let mut links = Links(databases.all().iter().map(|_| None).collect());
+    for nth in 0..databases.all().len() {
+        erase_noted_in(core, nth, &mut links, removed_by, goes_on)?;
+    }
+    Ok(())
+}
+
+/// Erases what one database notes as removed.
+fn erase_noted_in(
+    core: &Core,
+    nth: usize,
+    links: &mut Links,
+    removed_by: i64,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> Result<()> {
+    let databases = &core.tables.0.databases;
+    let Some(database) = databases.all().get(nth) else {
+        return Ok(());
+    };
     while goes_on() {
-        let due = core.tables.0.pool.rows(Ask::Due, &[&removed_by])?;
+        let due = database.pool.rows(Ask::Due, &[&removed_by])?;
         let Some(due) = due.first() else {
             return Ok(());
         };
         let session = SessionId::new(due.get::<_, &str>(0))?;
         let removals: Vec<Id> = due.get(1);
-        let link = match &mut link {
-            Some(link) => link,
-            none => none.insert(
-                core.tables
-                    .0
-                    .pool
-                    .block_on(connected(&core.tables.0.site))?,
-            ),
-        };
         let eraser = Eraser {
             core,
-            link,
+            site: &databases.of(&session).site,
+            link: links.to(databases, databases.place_of(&session))?,
             session: &session,
         };
         if !eraser.erase(goes_on)? {
             return Ok(());
         }
-        eraser.execute(sql::ERASED, &[&session.as_str(), &removals])?;
+        let noted = Eraser {
+            core,
+            site: &database.site,
+            link: links.to(databases, nth)?,
+            session: &session,
+        };
+        noted.execute(sql::ERASED, &[&session.as_str(), &removals])?;
     }
     Ok(())
 }
 
+/// The connections that erase, one to a database.
+struct Links(Vec<Option<Link>>);
+
+impl Links {
+    fn to(&mut self, databases: &Databases, nth: usize) -> Result<&Link> {
+        let (Some(link), Some(database)) = (self.0.get_mut(nth), databases.all().get(nth)) else {
+            return Err(Error::Closed);
+        };
+        match link {
+            Some(link) => Ok(link),
+            none => Ok(none.insert(databases.block_on(connected(&database.site))?)),
+        }
+    }
+}
+
 /// Makes room of what was erased.
 pub(super) fn vacuum(core: &Core) -> Result<()> {
-    let tables = &core.tables.0;
-    tables.pool.block_on(async {
-        let link = tables.site.connect(|| None).await?;
-        let vacuumed = link.client.batch_execute(sql::VACUUM).await;
-        vacuumed.map_err(|error| tables.site.error("vacuum", &error))
+    let databases = &core.tables.0.databases;
+    databases.block_on(async {
+        for database in databases.all() {
+            let site = &database.site;
+            let link = site.connect(|| None).await?;
+            let vacuumed = link.client.batch_execute(sql::VACUUM).await;
+            vacuumed.map_err(|error| site.error("vacuum", &error))?;
+        }
+        Ok(())
     })
 }
 
@@ -172,6 +234,7 @@ impl Found {
 /// Erases what was removed from one session.
 struct Eraser<'a> {
     core: &'a Core,
+    site: &'a Site,
     link: &'a Link,
     session: &'a SessionId,
 }
@@ -206,15 +269,19 @@ impl Eraser<'_> {
         self.batch("COMMIT")?;
         let loaded = self.query(LOADED, &[])?;
         let loaded = loaded.first().ok_or(Error::Closed)?;
-        self.link.check_kept(&self.core.tables.0.site, loaded)?;
+        self.link.check_kept(self.site, loaded)?;
         Ok(next)
     }
 
     fn erase_locked(&self, part: Part) -> Result<Option<Part>> {
-        let shard = self.core.tables.0.site.shard_of(self.session);
+        let shard = self.site.shard_of(self.session);
         let locked = self.query(sql::LOCK, &[&shard])?;
-        let locked = locked.first().ok_or(Error::Closed)?;
-        check_format(&self.core.tables.0.site, locked)?;
+        let locked = locked.first().filter(|row| row.get("here"));
+        let locked = locked.ok_or_else(|| self.site.moved("erase from"))?;
+        check_format(self.site, locked)?;
+        if locked.get::<_, Option<Id>>("move").is_some() {
+            self.end_move(shard)?;
+        }
         let found = self.look(part)?;
         let parts = found.parts.iter().map(|(id, _)| id.0);
         let erased = found.gone.iter().map(|id| id.0).chain(parts).max();
@@ -230,6 +297,16 @@ impl Eraser<'_> {
         Ok(found.next)
     }
 
+    /// Ends the move that copies the shard, if nobody is at it any more. What is erased while it is
+    /// copied would come back with the copy.
+    fn end_move(&self, shard: i32) -> Result<()> {
+        let free = self.query(moving::TRY_LOCK, &[&self.site.schema, &shard])?;
+        if !free.first().is_some_and(|row| row.get(0)) {
+            return Err(self.site.io("erase from", "the shard is being moved"));
+        }
+        self.execute(moving::END_COPY, &[&shard])
+    }
+
     /// Looks what has to go of some records.
     fn look(&self, part: Part) -> Result<Found> {
         let store = self.core.turns.store();
@@ -239,7 +316,7 @@ impl Eraser<'_> {
         let mut found = Found::default();
         for row in &rows {
             let id: Id = row.get(0);
-            let record = self.core.tables.0.record(row.get(1))?;
+            let record = record(self.site, row.get(1))?;
             if record.session != *self.session {
                 // The event was erased, and this is what came after it.
                 continue;
@@ -251,7 +328,7 @@ impl Eraser<'_> {
                 _ => Part::Changes(id),
             });
             let kept = keep.record(store, &record)?;
-            match kept.map_err(|fault| self.core.tables.0.fault(fault))? {
+            match kept.map_err(|fault| fault.at(&self.site.place, 0))? {
                 Kept::Whole => {}
                 Kept::Nothing => found.gone.push(id),
                 Kept::Part(part) => found.parts.push((id, part)),
@@ -321,11 +398,10 @@ impl Eraser<'_> {
         &self,
         asked: impl Future<Output = std::result::Result<T, tokio_postgres::Error>>,
     ) -> Result<T> {
-        let tables = &self.core.tables.0;
         let answer = async { timeout(WITHIN, asked).await };
-        match tables.pool.block_on(answer) {
-            Ok(answer) => answer.map_err(|error| tables.site.error("erase from", &error)),
-            Err(_elapsed) => Err(tables.site.io("erase from", "the server takes too long")),
+        match self.core.tables.0.databases.block_on(answer) {
+            Ok(answer) => answer.map_err(|error| self.site.error("erase from", &error)),
+            Err(_elapsed) => Err(self.site.io("erase from", "the server takes too long")),
         }
     }
 
