@@ -218,16 +218,21 @@ impl Databases {
         params: &[&(dyn ToSql + Sync)],
         is_here: impl Fn(&[Row]) -> Result<bool>,
     ) -> Result<Vec<Row>> {
-        let (deadline, mut has_looked) = (self.deadline(), false);
+        let (deadline, is_fixed) = (self.deadline(), AtRest::has_begun());
+        let mut has_looked = false;
         loop {
             let database = self.of(session);
             let rows = database.pool.rows(ask, params)?;
             if !self.are_several() || is_here(&rows)? {
                 return Ok(rows);
             }
-            // A read at rest may see a moment of its home at which it was not there yet.
-            if has_looked && AtRest::has_begun() || deadline.has_passed() {
+            // What has seen a moment already may not see another, and at that one of its new home
+            // the shard may not have been there yet.
+            if has_looked && is_fixed || deadline.has_passed() {
                 return Err(database.site.moved("read from"));
+            }
+            if !is_fixed {
+                self.begin_again();
             }
             has_looked = true;
             self.block_on(async {
@@ -300,8 +305,7 @@ impl Databases {
                     .site
                     .io("read from", "a shard has moved meanwhile"));
             }
-            self.end_snapshots();
-            AtRest::begin();
+            self.begin_again();
             self.block_on(async {
                 self.look().await?;
                 sleep(PAUSE).await;
@@ -327,6 +331,14 @@ impl Databases {
     pub(super) fn at_rest(&self) -> Resting<'_> {
         AtRest::begin();
         Resting(self)
+    }
+
+    /// Has the read at rest on this thread, if there is one, see a later moment.
+    fn begin_again(&self) {
+        if AtRest::is_set() {
+            self.end_snapshots();
+            AtRest::begin();
+        }
     }
 
     fn end_snapshots(&self) {

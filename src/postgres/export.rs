@@ -50,7 +50,7 @@ pub(crate) fn export(
     let store = Store::new(Arc::new(tables.clone()), Arc::default(), options);
     let locks = databases.block_on(Locks::take(databases))?;
     store.at_rest(|| {
-        let events = databases.over_all(|| tables.0.shard())?.events;
+        let events = tables.0.shard()?.events;
         databases.block_on(locks.end())?;
         let exporter = Exporter::begin((&store, id), events, what, out, progress)?;
         let mut writing = Writing {

@@ -192,6 +192,10 @@ async fn open(databases: &Databases, options: &Options) -> Result<(StoreId, Comm
             ));
         }
         seen.push(site.database());
+        if seen.len() > shards as usize {
+            let why = format!("a log of {shards} shards has no use for more databases");
+            return Err(Error::invalid("database", why));
+        }
     }
     let first = &databases.first().site;
     let committer = first.retried(wait, || Committer::open(first)).await?;

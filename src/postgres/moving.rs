@@ -148,31 +148,42 @@ async fn moved(databases: &Databases, shard: i32, to: usize) -> Result<Moved> {
     databases.look().await?;
     let from = databases.home(shard);
     let mut done = Moved::default();
-    if from != to {
-        let mover = Mover::new(databases, shard, from, to).await?;
-        if !mover.take().await? {
-            let why = "it is being moved already";
-            return Err(Error::invalid("shard", why));
-        }
-        mover.begin().await?;
-        let mut at = mover.copy(&mut done).await?;
-        let mut attempts = 0;
-        while !mover.leave(&mut at, &mut done).await? {
-            attempts += 1;
-            if attempts == ATTEMPTS_MAX {
-                let why = "appends to it come faster than they are copied";
-                return Err(mover.from.site.io("move a shard of", why));
-            }
-        }
-        databases.look().await?;
-        if databases.home(shard) != to {
-            return Err(mover.given_up());
+    if from == to {
+        settle(databases, shard, to).await?;
+        return Ok(done);
+    }
+    let mover = Mover::new(databases, shard, from, to).await?;
+    mover.begin().await?;
+    let mut at = mover.copy(&mut done).await?;
+    let mut attempts = 0;
+    while !mover.leave(&mut at, &mut done).await? {
+        attempts += 1;
+        if attempts == ATTEMPTS_MAX {
+            let why = "appends to it come faster than they are copied";
+            return Err(mover.from.site.io("move a shard of", why));
         }
     }
-    for nth in (0..databases.all().len()).filter(|nth| *nth != to) {
-        sweep(databases, nth, shard).await?;
+    databases.look().await?;
+    if databases.home(shard) != to {
+        return Err(mover.given_up());
     }
+    mover.from.clear(shard, None).await?;
     Ok(done)
+}
+
+/// Ends what is left of moves of a shard that is in its place: nobody copies it any more, and
+/// nothing of it is elsewhere.
+async fn settle(databases: &Databases, shard: i32, home: usize) -> Result<()> {
+    let at_home = End::new(databases, home).await?;
+    at_home.take(shard).await?;
+    at_home.execute(END_COPY, &[&shard]).await?;
+    for nth in (0..databases.all().len()).filter(|nth| *nth != home) {
+        let end = End::new(databases, nth).await?;
+        let rows = end.query(sql::LOCK, &[&shard]).await?;
+        let id = rows.first().and_then(|row| row.get("move"));
+        end.clear(shard, id).await?;
+    }
+    Ok(())
 }
 
 /// Deletes what a shard left behind in a database. It does nothing to one that is there.
@@ -230,6 +241,16 @@ impl<'a> End<'a> {
             .check_kept(self.site, loaded.first().ok_or(Error::Closed)?)
     }
 
+    /// Takes the lock that shows that a mover is there. It is held until the connection ends.
+    async fn take(&self, shard: i32) -> Result<()> {
+        let taken = self.query(LOCK, &[&self.site.schema, &shard]).await?;
+        if taken.first().is_some_and(|row| row.get(0)) {
+            Ok(())
+        } else {
+            Err(Error::invalid("shard", "it is being moved already"))
+        }
+    }
+
     /// Deletes the rows of a shard that has left, or that arrives by a move.
     async fn clear(&self, shard: i32, id: Option<Id>) -> Result<()> {
         let shard = i64::from(shard);
@@ -282,16 +303,10 @@ impl<'a> Mover<'a> {
         })
     }
 
-    /// Takes the lock that shows that a mover is there. It is held until the connection ends.
-    async fn take(&self) -> Result<bool> {
-        let params: [&(dyn ToSql + Sync); 2] = [&self.from.site.schema, &self.shard];
-        let taken = self.from.query(LOCK, &params).await?;
-        Ok(taken.first().is_some_and(|row| row.get(0)))
-    }
-
     /// Gives both rows the ID of the move, and makes room for the copy.
     async fn begin(&self) -> Result<()> {
         let from = &self.from;
+        from.take(self.shard).await?;
         from.begin().await?;
         self.lock().await?;
         from.execute(BEGIN_COPY, &[&self.shard, &self.id]).await?;

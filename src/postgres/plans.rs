@@ -72,9 +72,10 @@ fn wrong_plans(url: &str, shards: u32) -> Vec<String> {
             .batch_execute(&format!("{id} {FILL}"))
             .await
             .unwrap();
-        let of_several = sql::OF_SEVERAL.iter().filter(|_| shards > 1);
+        let of_several = sql::OF_SEVERAL.iter().chain(moving::TEXTS);
+        let of_several = of_several.filter(|_| shards > 1);
         let texts = commit::TEXTS.iter().chain(pool::TEXTS).chain(sql::OTHERS);
-        let texts = texts.chain(of_several).chain(moving::TEXTS);
+        let texts = texts.chain(of_several);
         let mut wrong = Vec::new();
         for text in texts.filter(|text| !WHOLE.contains(text)) {
             let params = link.client.prepare(text).await.unwrap().params().len();
@@ -118,6 +119,10 @@ fn faults(plan: &Value) -> Vec<String> {
                 faults.push(format!("all of {table} is read"));
             }
             for filter in ["Filter", "Join Filter"].map(text) {
+                // What has left or arrives is passed over: there is none, or not for long.
+                if filter == "((session >> 40) = ANY ($0))" {
+                    continue;
+                }
                 let words = filter.split(|letter: char| !letter.is_alphanumeric() && letter != '_');
                 if !is_small && words.into_iter().any(|word| SOUGHT.contains(&word)) {
                     faults.push(format!("each row is compared: {filter}"));

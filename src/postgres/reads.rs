@@ -113,18 +113,20 @@ impl Tables {
 
     /// Returns what the rows of all shards come to.
     pub(super) fn shard(&self) -> Result<ShardRow> {
-        let mut all = ShardRow::default();
-        for database in self.databases.all() {
-            let rows = database.pool.rows(Ask::Shard, &[])?;
-            // There is none where there is no shard.
-            let Some(row) = rows.first() else { continue };
-            all.last_id = all.last_id.max(row.get::<_, Id>(0).0);
-            all.events += row.get::<_, i64>(1).unsigned_abs();
-            all.erased_through = all.erased_through.max(row.get::<_, Id>(3).0);
-            all.retains |= row.get::<_, bool>(4);
-            all.now_ms = all.now_ms.max(row.get::<_, i64>(5).unsigned_abs());
-        }
-        Ok(all)
+        self.databases.over_all(|| {
+            let mut all = ShardRow::default();
+            for database in self.databases.all() {
+                let rows = database.pool.rows(Ask::Shard, &[])?;
+                // There is none where there is no shard.
+                let Some(row) = rows.first() else { continue };
+                all.last_id = all.last_id.max(row.get::<_, Id>(0).0);
+                all.events += row.get::<_, i64>(1).unsigned_abs();
+                all.erased_through = all.erased_through.max(row.get::<_, Id>(3).0);
+                all.retains |= row.get::<_, bool>(4);
+                all.now_ms = all.now_ms.max(row.get::<_, i64>(5).unsigned_abs());
+            }
+            Ok(all)
+        })
     }
 
     /// Returns the record with the lowest last ID that is at least this one, of each database.

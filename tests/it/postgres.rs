@@ -18,6 +18,7 @@ use crate::support::{
 };
 
 mod commits;
+mod moves;
 mod proxy;
 mod rates;
 mod readers;
@@ -58,12 +59,17 @@ impl Schema {
 
     /// Runs a statement past the log, on a connection of its own. Returns the first column.
     fn ask(&self, statement: &str) -> Vec<String> {
+        self.ask_at(&self.url, statement)
+    }
+
+    /// Does so in another database.
+    fn ask_at(&self, url: &str, statement: &str) -> Vec<String> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(&self.url, tokio_postgres::NoTls)
+            let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls)
                 .await
                 .unwrap();
             let driver = tokio::spawn(connection);

@@ -1,0 +1,488 @@
+//! Logs over several databases, and shards that move from one to another.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sessionlog::transfer::Export;
+use sessionlog::{
+    Delete, Error, Event, EventStream, Options, SessionId, SessionLog, SessionQuery, StartAt,
+};
+
+use super::{Schema, schema};
+use crate::support::{
+    append_notes, assert_dense, assert_error, assert_rising, eventually, feed_all, notes,
+    of_session, read_all, session,
+};
+
+const SHARDS: u32 = 4;
+
+/// How long a test moves shards to and fro.
+const FOR: Duration = Duration::from_secs(3);
+
+/// A schema of a test in two databases of a server.
+struct Spread {
+    schema: Schema,
+    further: String,
+}
+
+/// Returns one that nothing else has, or `None` without a server.
+fn spread() -> Option<Spread> {
+    let schema = schema()?;
+    let name = "sessionlog_further";
+    let known = format!("SELECT count(*) FROM pg_database WHERE datname = '{name}'");
+    if schema.ask(&known) == ["0"] {
+        // Another test may make it at the same time.
+        let made = thread::scope(|scope| {
+            let making = scope.spawn(|| schema.ask(&format!("CREATE DATABASE {name}")));
+            making.join()
+        });
+        assert!(made.is_ok() || schema.ask(&known) == ["1"]);
+    }
+    let (server, parameters) = match schema.url.split_once('?') {
+        Some((server, parameters)) => (server, format!("?{parameters}")),
+        None => (schema.url.as_str(), String::new()),
+    };
+    let (host, _) = server.rsplit_once('/').unwrap();
+    let further = format!("{host}/{name}{parameters}");
+    Some(Spread { schema, further })
+}
+
+impl Spread {
+    fn options(&self) -> Options {
+        let options = self.schema.options().shards(SHARDS);
+        options.stall_wait(Duration::from_mins(1))
+    }
+
+    fn open(&self) -> SessionLog {
+        let options = self.options().and_database(&self.further);
+        options.connect(&self.schema.url).unwrap()
+    }
+
+    /// Opens it with the databases in the other order.
+    fn open_reversed(&self) -> SessionLog {
+        let options = self.options().and_database(&self.schema.url);
+        options.connect(&self.further).unwrap()
+    }
+
+    fn ask(&self, further: bool, statement: &str) -> Vec<String> {
+        let url = if further {
+            &self.further
+        } else {
+            &self.schema.url
+        };
+        self.schema.ask_at(url, statement)
+    }
+
+    /// Counts rows in both databases.
+    fn count(&self, table: &str) -> usize {
+        let statement = format!("SELECT count(*) FROM {table}");
+        let counts = [false, true].map(|further| self.ask(further, &statement).remove(0));
+        counts
+            .iter()
+            .map(|count| count.parse::<usize>().unwrap())
+            .sum()
+    }
+
+    /// Cuts all connections of the log.
+    fn cut(&self) {
+        let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE application_name = left('sessionlog ' || current_schema, 63)";
+        self.ask(false, all);
+    }
+}
+
+impl Drop for Spread {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            let drop = format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.schema.name);
+            self.ask(true, &drop);
+        }
+    }
+}
+
+/// Returns the shard of each of some sessions.
+fn shards_of(log: &SessionLog, spread: &Spread) -> BTreeMap<u32, Vec<SessionId>> {
+    let mut of: BTreeMap<u32, Vec<SessionId>> = BTreeMap::new();
+    for nth in 0..24 {
+        let id = session(&format!("of {nth}"));
+        append_notes(log, &id, "n", 1);
+        let shard = format!("SELECT session >> 40 FROM session WHERE name = '{id}'");
+        let found = [false, true].map(|further| spread.ask(further, &shard));
+        let shard = found.concat().remove(0).parse().unwrap();
+        of.entry(shard).or_default().push(id);
+    }
+    assert_eq!(of.len(), SHARDS as usize);
+    of
+}
+
+/// Returns the database of each shard.
+fn homes(log: &SessionLog) -> Vec<usize> {
+    let shards = log.shards().unwrap();
+    assert!(shards.iter().map(|shard| shard.number).eq(0..SHARDS));
+    shards.iter().map(|shard| shard.database).collect()
+}
+
+/// Returns all sessions by pages of a few, in an order.
+fn listed(log: &SessionLog, query: SessionQuery) -> Vec<SessionId> {
+    let mut ids = Vec::new();
+    let mut next = Some(query.limit(5));
+    while let Some(query) = next {
+        let page = log.sessions(query).unwrap();
+        ids.extend(page.items.iter().map(|info| info.id.clone()));
+        next = page.next_page();
+    }
+    ids
+}
+
+#[test]
+fn a_log_is_spread_over_its_databases() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    assert_eq!(homes(&log), [0, 1, 0, 1]);
+    let of = shards_of(&log, &spread);
+    for further in [false, true] {
+        let found = spread.ask(
+            further,
+            "SELECT DISTINCT session >> 40 FROM record ORDER BY 1",
+        );
+        assert_eq!(found, if further { ["1", "3"] } else { ["0", "2"] });
+    }
+    let other = spread.open_reversed();
+    assert_eq!(homes(&other), [1, 0, 1, 0]);
+    let feed = feed_all(&log);
+    assert_eq!(feed.len(), 24);
+    assert_rising(&feed);
+    assert_eq!(feed_all(&other), feed);
+    let mut by_id: Vec<_> = of.values().flatten().cloned().collect();
+    by_id.sort_unstable();
+    let mut by_creation: Vec<_> = feed.iter().map(|event| event.session_id.clone()).collect();
+    assert_eq!(listed(&other, SessionQuery::by_id()), by_id);
+    let by_id_down: Vec<_> = by_id.iter().rev().cloned().collect();
+    assert_eq!(listed(&other, SessionQuery::by_id().reversed()), by_id_down);
+    by_creation.reverse();
+    assert_eq!(listed(&other, SessionQuery::by_activity()), by_creation);
+    let with_prefix: Vec<_> = by_id
+        .iter()
+        .filter(|id| id.as_str().starts_with("of 1"))
+        .cloned()
+        .collect();
+    assert_eq!(
+        listed(&log, SessionQuery::by_id().prefix("of 1")),
+        with_prefix
+    );
+    for event in &feed {
+        assert_eq!(other.event(event.id).unwrap(), *event);
+    }
+    let stats = other.stats();
+    assert_eq!(
+        (stats.events, stats.last_id),
+        (24, feed.last().map(|event| event.id))
+    );
+    let exported = spread.options().and_database(&spread.further).export_from(
+        &spread.schema.url,
+        std::io::sink(),
+        &Export::new(),
+        |_| {},
+    );
+    assert_eq!(exported.unwrap().events, 24);
+}
+
+#[test]
+fn databases_that_are_not_all_of_one_log_are_refused() {
+    let Some(spread) = spread() else { return };
+    let alone = spread.options().shards(1).and_database(&spread.further);
+    assert_error!(
+        alone.connect(&spread.schema.url),
+        Error::Invalid {
+            what: "database",
+            ..
+        }
+    );
+    spread.ask(
+        false,
+        &format!("DROP SCHEMA \"{}\" CASCADE", spread.schema.name),
+    );
+    spread.ask(
+        true,
+        &format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", spread.schema.name),
+    );
+    spread.open().close().unwrap();
+    let twice = spread.options().and_database(&spread.schema.url);
+    assert_error!(
+        twice.connect(&spread.schema.url),
+        Error::Invalid {
+            what: "database",
+            ..
+        }
+    );
+    let short = || spread.options().stall_wait(Duration::from_millis(100));
+    for url in [&spread.schema.url, &spread.further] {
+        let missing = short().connect(url);
+        assert_error!(missing, Error::Io { source, .. } if source.to_string().contains("in none of"));
+    }
+    // A log of its own, in the same schema of the other database.
+    spread.ask(
+        true,
+        &format!("DROP SCHEMA \"{}\" CASCADE", spread.schema.name),
+    );
+    short().connect(&spread.further).unwrap();
+    let another = short()
+        .and_database(&spread.further)
+        .connect(&spread.schema.url);
+    assert_error!(another, Error::Invalid { what: "database", why } if why.contains("another log"));
+}
+
+/// Appends to all sessions while shards move, and what was acknowledged.
+fn append_while(
+    servers: &[SessionLog],
+    done: &AtomicBool,
+    each: impl Fn(&SessionLog, &SessionId, String) -> Vec<Event> + Sync,
+) -> Vec<Event> {
+    thread::scope(|scope| {
+        let each = &each;
+        let writers: Vec<_> = (0..6_usize)
+            .map(|of| {
+                let server = &servers[of % servers.len()];
+                scope.spawn(move || {
+                    let mut acked = Vec::new();
+                    let mut nth = 0;
+                    while !done.load(Ordering::SeqCst) {
+                        nth += 1;
+                        let id = session(&format!("s{}", (of * 5 + nth * 3) % 24));
+                        acked.extend(each(server, &id, format!("{of}.{nth}")));
+                    }
+                    acked
+                })
+            })
+            .collect();
+        let acked = writers.into_iter().map(|writer| writer.join().unwrap());
+        acked.flatten().collect()
+    })
+}
+
+/// Checks that all servers show what was acknowledged, once and in order, and nothing else.
+fn check(servers: &[SessionLog], mut acked: Vec<Event>) {
+    acked.sort_by_key(|event| event.id);
+    for server in servers {
+        let feed = feed_all(server);
+        assert_rising(&feed);
+        assert!(
+            feed == acked,
+            "the feed has {} of {}",
+            feed.len(),
+            acked.len()
+        );
+        for nth in 0..24 {
+            let id = session(&format!("s{nth}"));
+            let events = read_all(server, &id);
+            assert_dense(&events, 1..=events.len() as u64);
+            assert_eq!(events, of_session(&acked, &id));
+        }
+        let ids: BTreeSet<_> = acked.iter().map(|event| event.session_id.clone()).collect();
+        let shown = listed(server, SessionQuery::by_activity());
+        assert_eq!(shown.len(), ids.len());
+        assert_eq!(shown.into_iter().collect::<BTreeSet<_>>(), ids);
+        assert_eq!(server.stats().events, acked.len() as u64);
+    }
+}
+
+/// Two servers append, one follows, and a third moves shards.
+#[test]
+fn shards_move_while_servers_append_and_follow() {
+    let Some(spread) = spread() else { return };
+    let servers = [spread.open(), spread.open_reversed()];
+    let (mover, follower) = (spread.open(), spread.open());
+    let (done, read) = (AtomicBool::new(false), AtomicBool::new(false));
+    let streamed = session("s1");
+    append_notes(&servers[0], &streamed, "first", 1);
+    let (acked, fed, stream, count) = thread::scope(|scope| {
+        let feed = scope.spawn(|| follow(follower.feed().unwrap(), &read));
+        let stream = follower.stream(&streamed, StartAt::Beginning).unwrap();
+        let stream = scope.spawn(|| follow(stream, &read));
+        let appended = scope.spawn(|| {
+            append_while(&servers, &done, |server, id, tag| {
+                let batch = || notes(&tag, 2).idempotency_key(tag.as_str());
+                let ack = server.append(id, batch()).unwrap();
+                assert!(server.append(id, batch()).unwrap().replayed);
+                ack.events
+            })
+        });
+        let began = Instant::now();
+        let mut count = 0_usize;
+        while began.elapsed() < FOR {
+            let (shard, to) = (
+                u32::try_from(count).unwrap() % SHARDS,
+                count / SHARDS as usize % 2,
+            );
+            mover.move_shard(shard, to).unwrap();
+            count += 1;
+        }
+        done.store(true, Ordering::SeqCst);
+        let mut acked = appended.join().unwrap();
+        acked.extend(read_all(&servers[0], &streamed).into_iter().take(1));
+        read.store(true, Ordering::SeqCst);
+        (acked, feed.join().unwrap(), stream.join().unwrap(), count)
+    });
+    assert!(count > 8, "{count} moves");
+    assert_eq!(stream, read_all(&servers[1], &streamed));
+    assert_rising(&fed);
+    assert_eq!(fed.len(), acked.len());
+    check(&servers, acked);
+    check_at_rest(&spread, &mover);
+}
+
+/// Follows until there is nothing more once `read` is set.
+fn follow(mut stream: EventStream, read: &AtomicBool) -> Vec<Event> {
+    let mut events = Vec::new();
+    loop {
+        let is_over = read.load(Ordering::SeqCst);
+        match stream.next_timeout(Duration::from_secs(2)) {
+            Ok(item) => events.extend(item.into_event()),
+            Err(_) if is_over => return events,
+            Err(_) => {}
+        }
+    }
+}
+
+/// Checks that each row is in the database of its shard alone.
+fn check_at_rest(spread: &Spread, log: &SessionLog) {
+    for shard in log.shards().unwrap() {
+        assert!(!shard.is_moving, "{shard:?}");
+        log.move_shard(shard.number, shard.database).unwrap();
+    }
+    for table in ["session", "record"] {
+        let astray = "WHERE session >> 40 NOT IN (SELECT shard FROM shard WHERE here)";
+        assert_eq!(spread.count(&format!("{table} {astray}")), 0, "{table}");
+    }
+}
+
+/// Connections are lost at any moment of a move, and the mover with them. The same call goes on.
+#[test]
+fn a_move_that_is_cut_short_is_done_again() {
+    let Some(spread) = spread() else { return };
+    let servers = [spread.open(), spread.open_reversed()];
+    let mover = spread.open();
+    let done = AtomicBool::new(false);
+    let (acked, cut_short) = thread::scope(|scope| {
+        let appended = scope.spawn(|| {
+            append_while(&servers, &done, |server, id, tag| {
+                server.append(id, notes(&tag, 1)).unwrap().events
+            })
+        });
+        scope.spawn(|| {
+            for nth in 0_u64.. {
+                thread::park_timeout(Duration::from_millis(20 + nth * 37 % 90));
+                if done.load(Ordering::SeqCst) {
+                    return;
+                }
+                spread.cut();
+            }
+        });
+        let began = Instant::now();
+        let (mut nth, mut cut_short) = (0_usize, 0);
+        while began.elapsed() < FOR || cut_short < 5 {
+            let (shard, to) = (
+                u32::try_from(nth).unwrap() % SHARDS,
+                nth / SHARDS as usize % 2,
+            );
+            match mover.move_shard(shard, to) {
+                Ok(_) => nth += 1,
+                Err(Error::Io { .. } | Error::Invalid { .. }) => cut_short += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+        (appended.join().unwrap(), cut_short)
+    });
+    assert!(cut_short > 0);
+    check(&servers, acked);
+    eventually("what movers have held is free", || {
+        (0..SHARDS).all(|shard| mover.move_shard(shard, 1).is_ok())
+    });
+    check_at_rest(&spread, &mover);
+    check(&servers, feed_all(&mover));
+}
+
+/// A shard that has left has arrived whole, whether its mover says so or is gone.
+#[test]
+fn a_shard_on_its_way_is_found_by_whom_needs_it() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    let of = shards_of(&log, &spread);
+    let id = &of[&0][0];
+    log.move_shard(0, 1).unwrap();
+    let lose = || {
+        let by = spread
+            .ask(false, "SELECT move FROM shard WHERE shard = 0")
+            .remove(0);
+        let lost = format!("UPDATE shard SET here = false, move = '{by}' WHERE shard = 0");
+        spread.ask(true, &lost);
+    };
+    lose();
+    assert_dense(&read_all(&log, id), 1..=1);
+    assert_eq!(homes(&log), [1, 1, 0, 1]);
+    lose();
+    append_notes(&log, id, "after", 1);
+    lose();
+    assert_eq!(feed_all(&log).len(), 25);
+    lose();
+    assert_eq!(listed(&log, SessionQuery::by_id()).len(), 24);
+    lose();
+    let other = spread.open();
+    assert_dense(&read_all(&other, id), 1..=2);
+    // One that arrives, and of which nothing says that it has left, is not there.
+    spread.ask(
+        true,
+        "UPDATE shard SET here = false, move = gen_random_uuid() WHERE shard = 0",
+    );
+    let short = spread.options().stall_wait(Duration::from_millis(300));
+    let short = short
+        .and_database(&spread.further)
+        .connect(&spread.schema.url);
+    assert_error!(short, Error::Io { .. });
+}
+
+#[test]
+fn what_is_removed_while_its_shard_moves_is_erased() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    let of = shards_of(&log, &spread);
+    let [deleted, trimmed] = [&of[&0][0], &of[&0][1]];
+    append_notes(&log, trimmed, "secret", 4);
+    append_notes(&log, deleted, "secret", 4);
+    let stored = || spread.count("record WHERE position('secret'::bytea in record) > 0");
+    let compact = || log.compact(|_| ControlFlow::Continue(()));
+    assert_eq!(stored(), 8);
+    // What holds the table over there holds up the copy, after its first part was read.
+    let lock = "BEGIN; LOCK TABLE record IN SHARE MODE; \
+                SELECT pg_sleep(2); COMMIT";
+    thread::scope(|scope| {
+        let held = scope.spawn(|| spread.ask(true, lock));
+        let waits = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
+                     WHERE c.relname = 'record' AND NOT l.granted";
+        let moving = scope.spawn(|| log.move_shard(0, 1).unwrap());
+        eventually("the copy waits", || spread.ask(true, waits) != ["0"]);
+        log.delete(deleted, Delete::new()).unwrap();
+        log.trim(trimmed, 4).unwrap();
+        assert_error!(compact(), Error::Io { source, .. } if source.to_string().contains("moved"));
+        held.join().unwrap();
+        let moved = moving.join().unwrap();
+        assert!(moved.records > 0 && moved.sessions > 0, "{moved:?}");
+    });
+    compact().unwrap();
+    assert_eq!(stored(), 2);
+    assert_eq!(spread.count("removal"), 0);
+    assert_dense(&read_all(&log, trimmed), 4..=5);
+    // A mover that is gone holds up nothing.
+    spread.ask(
+        true,
+        "UPDATE shard SET move = gen_random_uuid() WHERE shard = 0",
+    );
+    log.delete(trimmed, Delete::new()).unwrap();
+    compact().unwrap();
+    assert_eq!(stored(), 0);
+    assert!(log.shards().unwrap().iter().all(|shard| !shard.is_moving));
+}
