@@ -27,6 +27,7 @@ use crate::model::{Error, EventId, Result, SessionId, in_one_line};
 use crate::postgres::asks::Asks;
 use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::group::{Decided, Read, Session, decide_all};
+use crate::postgres::pins::Pins;
 use crate::postgres::rows::{Rows, Shard};
 use crate::postgres::schema::check_format;
 use crate::postgres::shards::barrier_of;
@@ -102,6 +103,8 @@ pub(super) struct Member<'a> {
     pub proposal: &'a Proposal,
     /// The time of its batch, unless the database's clock gives it.
     pub created_ms: Option<u64>,
+    /// What holds the events of other databases that it shares. Its group is it alone.
+    pub pins: Option<&'a Pins>,
 }
 
 impl Committer {
@@ -173,7 +176,7 @@ impl Committer {
     }
 
     /// Commits what was done under the lock, and checks that it is kept.
-    async fn end(&self) -> Result<()> {
+    pub(super) async fn end(&self) -> Result<()> {
         let client = &self.link.client;
         let commit = async { client.batch_execute("COMMIT").await };
         let loaded = async { client.query_one(&self.loaded, &[]).await };
@@ -191,6 +194,11 @@ impl Committer {
         sent: &mut Option<Sent>,
     ) -> Result<()> {
         let (shard, mut read) = self.lock_and_read(members).await?;
+        let pins = members.iter().find_map(|member| member.pins);
+        if let Some(pins) = pins {
+            read.apart = self.hold(pins).await?;
+        }
+        let ticket = pins.map(|pins| pins.ticket);
         let mut clock = self.site.ids_after(shard.last_id);
         let timed = members
             .iter()
@@ -211,7 +219,7 @@ impl Committer {
             news,
         });
         match rows {
-            Some(rows) => self.write(&rows, sent).await,
+            Some(rows) => self.write(&rows, ticket, sent).await,
             None => Ok(()),
         }
     }
@@ -284,7 +292,7 @@ impl Committer {
     }
 
     /// Checks that so many shards are here. `rows` are theirs, under their locks.
-    fn check_here(&self, rows: &[Row], count: usize) -> Result<()> {
+    pub(super) fn check_here(&self, rows: &[Row], count: usize) -> Result<()> {
         if rows.len() == count && rows.iter().all(|row| row.get("here")) {
             Ok(())
         } else {
@@ -294,16 +302,17 @@ impl Committer {
 
     /// Returns the shards that a group locks.
     fn locks(&self, members: &[Member<'_>]) -> Vec<i32> {
-        let locks = members
-            .iter()
-            .map(|member| self.site.locks(member.proposal));
+        let locks = members.iter().map(|member| match member.pins {
+            Some(pins) => pins.locks.clone(),
+            None => self.site.locks(member.proposal),
+        });
         let mut locks: Vec<i32> = locks.flatten().collect();
         locks.sort_unstable();
         locks.dedup();
         locks
     }
 
-    fn sessions(&self, rows: &[Row]) -> Result<HashMap<SessionId, Session>> {
+    pub(super) fn sessions(&self, rows: &[Row]) -> Result<HashMap<SessionId, Session>> {
         rows.iter()
             .map(|row| {
                 let name = SessionId::new(row.get::<_, &str>(0))?;
@@ -332,8 +341,9 @@ impl Committer {
     }
 
     /// Writes the rows of a group and commits them.
-    async fn write(&self, rows: &Rows, sent: &mut Option<Sent>) -> Result<()> {
+    async fn write(&self, rows: &Rows, ticket: Option<Id>, sent: &mut Option<Sent>) -> Result<()> {
         let client = &self.link.client;
+        let ticket: Option<[&(dyn ToSql + Sync); 1]> = ticket.as_ref().map(|ticket| [ticket as _]);
         let (new, moved) = (rows.new_sessions(), rows.moved_sessions());
         let (records, forks) = (rows.records(), rows.forks());
         let (removals, shard) = (rows.removals(), rows.shard());
@@ -350,6 +360,9 @@ impl Committer {
         }
         if let Some(removals) = &removals {
             steps.push(Box::pin(client.execute(&self.new_removals, removals)));
+        }
+        if let Some(ticket) = &ticket {
+            steps.push(Box::pin(client.execute(sql::REVOKE, ticket)));
         }
         steps.push(Box::pin(client.execute(&self.move_shard, &shard)));
         self.send(steps, sent).await
@@ -403,7 +416,7 @@ impl Committer {
         }
     }
 
-    fn error(&self, error: &tokio_postgres::Error) -> Error {
+    pub(super) fn error(&self, error: &tokio_postgres::Error) -> Error {
         self.site.error("commit a group to", error)
     }
 
@@ -475,6 +488,7 @@ mod tests {
             let member = Member {
                 proposal: &proposal,
                 created_ms: None,
+                pins: None,
             };
             let mut sent = None;
             let error = committer.commit(&[member], &mut sent).await.unwrap_err();

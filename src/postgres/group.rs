@@ -15,6 +15,21 @@ pub(super) struct Read {
     pub keys: HashMap<usize, Vec<Arc<Record>>>,
     /// The records that came after the scan of each member that made one.
     pub since: HashMap<usize, Vec<Arc<Record>>>,
+    /// What is known of the parents of forks that are in another database.
+    pub apart: Apart,
+}
+
+/// What is known of the parent of a fork that is not under the locks of the group.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Apart {
+    /// There is none.
+    #[default]
+    None,
+    /// It was as it has to be under its own lock, and what the fork shares is
+    /// [pinned](crate::postgres::pins).
+    Pinned,
+    /// That is so no more.
+    Lost,
 }
 
 /// A session while a group is decided.
@@ -88,11 +103,16 @@ fn decide_one(
     let parent = proposal.parent.as_ref();
     let parent = parent.map(|parent| read.sessions.get(&parent.session));
     let parent = parent.map(|session| session.map_or(&nothing, |session| &session.state));
-    let parent_has_changed = parent.is_some_and(|state| proposal.parent_has_changed(state));
+    let parent_has_changed = match read.apart {
+        Apart::None => parent.is_some_and(|state| proposal.parent_has_changed(state)),
+        Apart::Pinned => false,
+        Apart::Lost => true,
+    };
     let Read {
         sessions,
         keys,
         since,
+        apart: _,
     } = read;
     let session = sessions.entry(proposal.session().clone()).or_default();
     let known = UnderLock {

@@ -23,14 +23,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::codec::SessionState;
 use crate::model::{Counters, Error, Options, Result, now_ms};
 use crate::postgres::commit::{Committer, Member, News, Outcome, Sent};
 use crate::postgres::connect::Site;
 use crate::postgres::databases::Databases;
 use crate::postgres::news::Bell;
+use crate::postgres::pins::{Pins, are_needed, new_ticket, pin, release};
 use crate::postgres::reads::Tables;
+use crate::postgres::sql::Id;
 use crate::sync::{Gate, Mailbox, Mutex};
-use crate::write::{Answer, Landed, Proposal};
+use crate::write::{self, Answer, Landed, Proposal};
 
 /// How long one attempt may take. A primary that takes longer has lost its quorum, and another may
 /// have its place by now.
@@ -189,10 +192,20 @@ enum Attempt {
     InDoubt(Sent, Error),
     /// It will never be known.
     Unknown(Sent),
+    /// Nothing was committed: what it rests on is not so any more.
+    Outdated,
     /// Nothing was committed, and there is no connection that could.
     Unreachable(Error),
     /// Nothing was committed, and one of the members is why.
     Refused(Error),
+}
+
+/// What holds the events of other databases for a group.
+enum Pinned {
+    NotNeeded,
+    By(Pins),
+    /// The session that is forked has changed.
+    Outdated,
 }
 
 impl Lane {
@@ -255,7 +268,17 @@ impl Lane {
     }
 
     /// Commits a group, however often it takes, and answers its members.
-    async fn see_through(&mut self, mut group: Vec<Request>) {
+    async fn see_through(&mut self, group: Vec<Request>) {
+        let mut tickets = Vec::new();
+        if self.see_to_end(group, &mut tickets).await {
+            let databases = Arc::clone(&self.lanes.databases);
+            tokio::spawn(async move { release(&databases, tickets).await });
+        }
+    }
+
+    /// Does so, and notes the tickets that it made. Returns whether it is known what became of the
+    /// group.
+    async fn see_to_end(&mut self, mut group: Vec<Request>, tickets: &mut Vec<Id>) -> bool {
         let mut in_doubt: Option<Sent> = None;
         let mut last: Option<Error> = None;
         loop {
@@ -266,7 +289,7 @@ impl Lane {
             let owed = || group.iter().filter(|request| request.is_owed());
             let deadlines = owed().map(|request| request.deadline);
             let Some((first, last_of_all)) = deadlines.clone().min().zip(deadlines.max()) else {
-                return;
+                return in_doubt.is_none();
             };
             let opened = self.open(&group, first).await;
             let until = last_of_all.min(Instant::now() + ATTEMPT_MAX);
@@ -279,14 +302,23 @@ impl Lane {
                     continue;
                 }
                 (Ok(Some(committer)), doubt) => {
-                    self.attempt(*committer, &group, doubt, until).await
+                    self.attempt(*committer, &group, doubt, until, tickets)
+                        .await
                 }
                 (Err(error), Some(sent)) => Attempt::InDoubt(sent, error),
                 (Err(error), None) if Site::may_pass(&error) => Attempt::Again(error),
                 (Err(error), None) => Attempt::Unreachable(error),
             };
             match attempt {
-                Attempt::Done(sent) => return self.answer(group, sent, began.elapsed()),
+                Attempt::Done(sent) => {
+                    self.answer(group, sent, began.elapsed());
+                    return true;
+                }
+                Attempt::Outdated => {
+                    let nothing = SessionState::default();
+                    let outdated = Landed::without_record(write::Outcome::Outdated, &nothing);
+                    return give_all(&mut group, &Ok(outdated));
+                }
                 Attempt::Again(error) => {
                     self.follow(&error).await;
                     last = Some(error);
@@ -305,14 +337,14 @@ impl Lane {
                     for (nth, request) in group.iter_mut().enumerate() {
                         request.give(Err(self.in_doubt(&sent, nth, last.as_ref())));
                     }
-                    return;
+                    return false;
                 }
-                Attempt::Refused(_) if group.len() > 1 => return self.apart.extend(group),
+                Attempt::Refused(_) if group.len() > 1 => {
+                    self.apart.extend(group);
+                    return true;
+                }
                 Attempt::Unreachable(error) | Attempt::Refused(error) => {
-                    for request in &mut group {
-                        request.give(Err(refusal(&error)));
-                    }
-                    return;
+                    return give_all(&mut group, &Err(refusal(&error)));
                 }
             }
             sleep(PAUSE).await;
@@ -326,38 +358,16 @@ impl Lane {
         }
     }
 
-    /// Returns the site of the database that a group is committed to. What it rests on has to be
-    /// there too.
-    async fn site(&self, group: &[Request]) -> Result<Arc<Site>> {
-        let databases = &self.lanes.databases;
-        let first = databases.first();
-        let Some(request) = group.first() else {
-            return Ok(Arc::clone(&first.site));
-        };
-        let locks = first.site.locks(&request.proposal);
-        let are_apart = || {
-            let mut homes = locks.iter().map(|shard| databases.home(*shard));
-            let home = homes.next();
-            homes.any(|other| Some(other) != home)
-        };
-        if are_apart() {
-            // They may have come together since.
-            databases.look().await?;
-            if are_apart() {
-                let why = "it has its parent's events in another database than its own";
-                return Err(Error::invalid("fork", why));
-            }
-        }
-        Ok(Arc::clone(&databases.of(request.proposal.session()).site))
-    }
-
     /// Returns a connection, or nothing if there is none by a deadline.
     async fn open(
         &mut self,
         group: &[Request],
         deadline: Instant,
     ) -> Result<Option<Box<Committer>>> {
-        let site = self.site(group).await?;
+        let databases = &self.lanes.databases;
+        let first = group.first().map(|request| request.proposal.session());
+        let home = first.map_or_else(|| databases.first(), |session| databases.of(session));
+        let site = Arc::clone(&home.site);
         let mut opening = match std::mem::replace(&mut self.connection, Connection::Lost) {
             Connection::Open(committer) if committer.leads_to(&site) => {
                 return Ok(Some(committer));
@@ -394,6 +404,7 @@ impl Lane {
         group: &[Request],
         in_doubt: Option<Sent>,
         until: Instant,
+        tickets: &mut Vec<Id>,
     ) -> Attempt {
         if let Some(sent) = in_doubt {
             let Some(first) = &sent.first else {
@@ -414,11 +425,19 @@ impl Lane {
                 Err(_elapsed) => return Attempt::InDoubt(sent, self.too_slow()),
             }
         }
+        let pins = match self.pin(&committer, group, until, tickets).await {
+            Ok(Pinned::NotNeeded) => None,
+            Ok(Pinned::By(pins)) => Some(pins),
+            Ok(Pinned::Outdated) => return Attempt::Outdated,
+            Err(error) if Site::may_pass(&error) => return Attempt::Again(error),
+            Err(error) => return Attempt::Refused(error),
+        };
         let members: Vec<_> = group
             .iter()
             .map(|request| Member {
                 proposal: &request.proposal,
                 created_ms: request.created_ms,
+                pins: pins.as_ref(),
             })
             .collect();
         let mut sent = None;
@@ -438,6 +457,28 @@ impl Lane {
             Attempt::Again(error)
         } else {
             Attempt::Refused(error)
+        }
+    }
+
+    /// Pins what a fork shares with sessions of other databases. It is a group by itself.
+    async fn pin(
+        &self,
+        committer: &Committer,
+        group: &[Request],
+        until: Instant,
+        tickets: &mut Vec<Id>,
+    ) -> Result<Pinned> {
+        let databases = &self.lanes.databases;
+        let fork = group.first().map(|request| &request.proposal);
+        let Some(fork) = fork.filter(|fork| are_needed(databases, fork)) else {
+            return Ok(Pinned::NotNeeded);
+        };
+        let ticket = new_ticket();
+        tickets.push(ticket);
+        let pinning = pin(databases, fork, committer, ticket);
+        match timeout_at(until, pinning).await {
+            Ok(pins) => Ok(pins?.map_or(Pinned::Outdated, Pinned::By)),
+            Err(_elapsed) => Err(committer.site.io("commit to", TOO_SLOW)),
         }
     }
 
@@ -502,6 +543,14 @@ impl Lane {
     fn too_slow(&self) -> Error {
         self.lanes.databases.first().site.io("commit to", TOO_SLOW)
     }
+}
+
+/// Gives an answer to all members of a group, of which it is known.
+fn give_all(group: &mut [Request], answer: &Result<Landed>) -> bool {
+    for request in group {
+        request.give(answer.clone());
+    }
+    true
 }
 
 /// Returns what callers hear of an error that does not pass.

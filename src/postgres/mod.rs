@@ -11,7 +11,8 @@
 //!   two flights, under the lock on the shard's row. [`asks`] holds what is read, [`group`] decides
 //!   in between, without I/O, and [`rows`] holds what is written.
 //! * [`shards`] says which sequencer a session is under, and what holds over all of them.
-//!   [`databases`] finds the one that has a shard, and [`moving`] moves a shard to another.
+//!   [`databases`] finds the one that has a shard, [`moving`] moves a shard to another, and
+//!   [`pins`] hold what a fork shares with sessions of another.
 //! * [`pool`] and [`reads`] answer reads, with [`feed`] and [`lists`] over all sessions. [`news`]
 //!   wakes waiters.
 //! * [`export`](mod@export) and [`import`](mod@import) move a log out and in.
@@ -35,6 +36,7 @@ mod lane;
 mod lists;
 mod moving;
 mod news;
+mod pins;
 #[cfg(all(test, not(shuttle)))]
 mod plans;
 mod pool;

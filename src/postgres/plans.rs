@@ -22,7 +22,9 @@ const FILL: &str = "
         1, 2, 1, NULL, 'x' FROM generate_series(1, 5000) n;
     INSERT INTO removal SELECT 's' || n, pg_temp.id(n), n, 1 FROM generate_series(1, 20000) n;
     INSERT INTO fork SELECT 's' || n, 1, 's' || (n + 1) FROM generate_series(1, 20000) n;
-    ANALYZE meta, shard, session, record, removal, fork;";
+    INSERT INTO pin SELECT pg_temp.id(n), 's' || n FROM generate_series(1, 20000) n;
+    INSERT INTO ticket SELECT pg_temp.id(n) FROM generate_series(1, 20000) n;
+    ANALYZE pin, ticket, meta, shard, session, record, removal, fork;";
 
 /// What has to be found by an index, also within a session.
 const SOUGHT: [&str; 8] = [

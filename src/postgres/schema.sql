@@ -63,6 +63,20 @@ CREATE TABLE fork (
     PRIMARY KEY (ancestor, generation, child)
 );
 
+-- Forks under way whose events are in this database, and whose session is in another. None of a
+-- generation is erased before their tickets are taken away.
+CREATE TABLE pin (
+    ticket     uuid NOT NULL,
+    ancestor   text COLLATE "C" NOT NULL,
+    PRIMARY KEY (ticket, ancestor)
+);
+CREATE INDEX pin_ancestor ON pin (ancestor);
+
+-- What a fork needs to be committed to this database, if events that it shares are in others.
+CREATE TABLE ticket (
+    ticket uuid PRIMARY KEY
+);
+
 -- Sessions with removed events that are not erased yet.
 CREATE TABLE removal (
     name   text   COLLATE "C" NOT NULL,

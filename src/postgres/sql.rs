@@ -119,6 +119,15 @@ pub(super) const NOTE_MOVE: &str = "UPDATE meta SET moves = moves + 1";
 pub(super) const ARRIVE: &str = "WITH here AS (UPDATE shard SET here = true, move = NULL \
     WHERE shard = $1 AND move = $2 AND NOT here AND moved_to IS NULL RETURNING shard) \
     UPDATE meta SET moves = moves + 1 WHERE EXISTS (SELECT FROM here)";
+/// The forks under way that share events of a session from another database.
+pub(super) const PINS: &str = "SELECT ticket FROM pin WHERE ancestor = $1";
+pub(super) const PIN: &str =
+    "INSERT INTO pin (ticket, ancestor) SELECT $1, * FROM unnest($2::text[])";
+pub(super) const UNPIN: &str = "DELETE FROM pin WHERE ticket = $1";
+/// Takes a ticket away. It waits for a commit that uses it.
+pub(super) const REVOKE: &str = "DELETE FROM ticket WHERE ticket = $1";
+/// Holds a ticket until the end of the transaction.
+pub(super) const HOLD: &str = "SELECT ticket FROM ticket WHERE ticket = $1 FOR UPDATE";
 pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
 /// The session whose removals are the oldest, with its removals, if the oldest is due. It may be of
 /// another shard than the sessions that were removed from, so their IDs are in no order of commits.
@@ -202,6 +211,7 @@ pub(super) const LAST_IDS: &str = "SELECT shard, last_id FROM shard WHERE here O
 #[cfg(all(test, not(shuttle)))]
 pub(super) const OTHERS: &[&str] = &[
     LOCK_ALL,
+    HOLD,
     HOLDS,
     ERASABLE,
     ERASABLE_CHANGES,

@@ -27,6 +27,7 @@ use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::databases::Databases;
 use crate::postgres::handle::Core;
 use crate::postgres::moving;
+use crate::postgres::pins;
 use crate::postgres::pool::Ask;
 use crate::postgres::reads::record;
 use crate::postgres::schema::check_format;
@@ -282,6 +283,8 @@ impl Eraser<'_> {
         if locked.get::<_, Option<Id>>("move").is_some() {
             self.end_move(shard)?;
         }
+        let databases = &self.core.tables.0.databases;
+        databases.block_on(pins::settle(databases, self.session))?;
         let found = self.look(part)?;
         let parts = found.parts.iter().map(|(id, _)| id.0);
         let erased = found.gone.iter().map(|id| id.0).chain(parts).max();

@@ -13,8 +13,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_dense, assert_error, drain, eventually, feed_all, folder, note, notes,
-    read_all, schema_of, seqs, session, shards, take_events,
+    append_notes, assert_dense, assert_error, databases, drain, eventually, feed_all, folder,
+    further, note, notes, read_all, schema_of, seqs, session, shards, spread, take_events,
 };
 
 mod commits;
@@ -47,7 +47,7 @@ fn schema() -> Option<Schema> {
 
 impl Schema {
     fn options(&self) -> Options {
-        Options::new()
+        spread(Options::new(), &self.url)
             .schema(self.name.as_str())
             .shards(shards())
             .durability(Durability::OneNode)
@@ -95,16 +95,26 @@ impl Schema {
         self.ask(all);
     }
 
+    /// Runs a statement in each database of the log. Returns the first columns of all.
+    fn ask_all(&self, statement: &str) -> Vec<String> {
+        let further = (databases() == 2).then(|| further(&self.url));
+        let urls = std::iter::once(&self.url).chain(&further);
+        urls.flat_map(|url| self.ask_at(url, statement)).collect()
+    }
+
     fn count(&self, table: &str) -> usize {
-        let count = self.ask(&format!("SELECT count(*) FROM {table}"));
-        count[0].parse().unwrap()
+        let counts = self.ask_all(&format!("SELECT count(*) FROM {table}"));
+        counts
+            .iter()
+            .map(|count| count.parse::<usize>().unwrap())
+            .sum()
     }
 }
 
 impl Drop for Schema {
     fn drop(&mut self) {
         if !thread::panicking() {
-            self.ask(&format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.name));
+            self.ask_all(&format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.name));
         }
     }
 }

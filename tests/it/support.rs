@@ -19,9 +19,9 @@ use sessionlog::{
 };
 use tempfile::TempDir;
 
-pub(crate) use crate::engine::{on_postgres, open_at};
 #[cfg(feature = "postgres")]
-pub(crate) use crate::engine::{schema_of, shards};
+pub(crate) use crate::engine::{databases, further, schema_of, shards, spread};
+pub(crate) use crate::engine::{on_postgres, open_at};
 
 /// How long a test waits for a state that must come. Only a failing test waits this long.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

@@ -182,6 +182,8 @@ create() {
   # start would be repeated at each restart.
   configure 1 ''
   start 1
+  # For logs over several databases.
+  sql 1 "CREATE DATABASE further"
   for node in $(seq 2 "$count"); do
     as_postgres "$bin/pg_basebackup" -h "$root" -p "$(port_of 1)" -U postgres \
       -D "$(folder "$node")" -X stream -c fast

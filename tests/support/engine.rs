@@ -1,6 +1,6 @@
 //! Which engine the tests of the public API run over: files, or with `SESSION_LOG_ENGINE=postgres`
 //! the server at `SESSION_LOG_POSTGRES_URL`, in as many shards as `SESSION_LOG_POSTGRES_SHARDS`
-//! says.
+//! says. With `SESSION_LOG_POSTGRES_DATABASES=2` these are spread over two databases of the server.
 
 #[cfg(feature = "postgres")]
 use std::fs;
@@ -34,6 +34,34 @@ pub(crate) fn shards() -> u32 {
     shards.map_or(1, |shards| shards.parse().unwrap())
 }
 
+/// Returns the URL of the second database of a server. `cluster.sh` makes it.
+#[cfg(feature = "postgres")]
+pub(crate) fn further(url: &str) -> String {
+    let (server, parameters) = match url.split_once('?') {
+        Some((server, parameters)) => (server, format!("?{parameters}")),
+        None => (url, String::new()),
+    };
+    let (hosts, _database) = server.rsplit_once('/').unwrap();
+    format!("{hosts}/further{parameters}")
+}
+
+/// Spreads the logs of the tests over several databases, if that is asked for.
+#[cfg(feature = "postgres")]
+pub(crate) fn spread(options: Options, url: &str) -> Options {
+    if databases() == 2 {
+        options.and_database(further(url))
+    } else {
+        options
+    }
+}
+
+/// The databases of the logs of the tests.
+#[cfg(feature = "postgres")]
+pub(crate) fn databases() -> usize {
+    let databases = std::env::var("SESSION_LOG_POSTGRES_DATABASES");
+    databases.map_or(1, |databases| databases.parse().unwrap())
+}
+
 /// Opens the log that a folder stands for, whatever the engine.
 #[cfg(feature = "postgres")]
 pub(crate) fn open_at(options: Options, folder: &Path) -> Result<SessionLog> {
@@ -42,7 +70,7 @@ pub(crate) fn open_at(options: Options, folder: &Path) -> Result<SessionLog> {
     }
     let url = std::env::var("SESSION_LOG_POSTGRES_URL");
     let url = url.unwrap_or("postgres://postgres@127.0.0.1:5541/postgres".to_owned());
-    options
+    spread(options, &url)
         .schema(schema_of(folder))
         .shards(shards())
         .durability(sessionlog::Durability::OneNode)

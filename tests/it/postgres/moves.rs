@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use sessionlog::transfer::Export;
 use sessionlog::{
-    Delete, Error, Event, EventStream, Options, SessionId, SessionLog, SessionQuery, StartAt,
+    Delete, Durability, Error, Event, EventStream, Options, SessionId, SessionLog, SessionQuery,
+    StartAt,
 };
 
 use super::{Schema, schema};
 use crate::support::{
-    append_notes, assert_dense, assert_error, assert_rising, eventually, feed_all, notes,
+    append_notes, assert_dense, assert_error, assert_rising, eventually, feed_all, further, notes,
     of_session, read_all, session,
 };
 
@@ -31,28 +32,14 @@ struct Spread {
 /// Returns one that nothing else has, or `None` without a server.
 fn spread() -> Option<Spread> {
     let schema = schema()?;
-    let name = "sessionlog_further";
-    let known = format!("SELECT count(*) FROM pg_database WHERE datname = '{name}'");
-    if schema.ask(&known) == ["0"] {
-        // Another test may make it at the same time.
-        let made = thread::scope(|scope| {
-            let making = scope.spawn(|| schema.ask(&format!("CREATE DATABASE {name}")));
-            making.join()
-        });
-        assert!(made.is_ok() || schema.ask(&known) == ["1"]);
-    }
-    let (server, parameters) = match schema.url.split_once('?') {
-        Some((server, parameters)) => (server, format!("?{parameters}")),
-        None => (schema.url.as_str(), String::new()),
-    };
-    let (host, _) = server.rsplit_once('/').unwrap();
-    let further = format!("{host}/{name}{parameters}");
+    let further = further(&schema.url);
     Some(Spread { schema, further })
 }
 
 impl Spread {
     fn options(&self) -> Options {
-        let options = self.schema.options().shards(SHARDS);
+        let options = Options::new().schema(self.schema.name.as_str());
+        let options = options.shards(SHARDS).durability(Durability::OneNode);
         options.stall_wait(Duration::from_mins(1))
     }
 

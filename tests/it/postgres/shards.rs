@@ -43,7 +43,7 @@ impl Schema {
             let id = session(&format!("one of {nth}"));
             append_notes(log, &id, "n", 1);
             let shard = format!("SELECT session >> 40 FROM session WHERE name = '{id}'");
-            of.entry(self.ask(&shard).remove(0)).or_insert(id);
+            of.entry(self.ask_all(&shard).remove(0)).or_insert(id);
             if of.len() == SHARDS as usize {
                 break;
             }
