@@ -36,6 +36,10 @@ pub(crate) fn import(
     progress: impl FnMut(Progress),
 ) -> Result<Imported> {
     options.check()?;
+    if !options.databases.is_empty() {
+        let why = "a log is imported into one, and its shards are moved to others then";
+        return Err(Error::invalid("database", why));
+    }
     let tables = Tables::new(url, options, Snapshots::Short)?;
     let Database { site, pool } = tables.databases.first();
     let mut link = pool.block_on(site.retried(options.stall_wait, || site.connect(|| None)))?;

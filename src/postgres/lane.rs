@@ -310,10 +310,7 @@ impl Lane {
                 (Err(error), None) => Attempt::Unreachable(error),
             };
             match attempt {
-                Attempt::Done(sent) => {
-                    self.answer(group, sent, began.elapsed());
-                    return true;
-                }
+                Attempt::Done(sent) => return self.answer(group, sent, began.elapsed()),
                 Attempt::Outdated => {
                     let nothing = SessionState::default();
                     let outdated = Landed::without_record(write::Outcome::Outdated, &nothing);
@@ -482,8 +479,8 @@ impl Lane {
         }
     }
 
-    /// Answers the members of a group that is durable.
-    fn answer(&self, group: Vec<Request>, sent: Sent, took: Duration) {
+    /// Answers the members of a group that is durable, of which it is known.
+    fn answer(&self, group: Vec<Request>, sent: Sent, took: Duration) -> bool {
         let Sent { answers, news, .. } = sent;
         if news.records > 0 {
             let records = u32::try_from(news.records).unwrap_or(u32::MAX);
@@ -494,6 +491,7 @@ impl Lane {
         for (mut request, answer) in group.into_iter().zip(answers) {
             request.give(answer);
         }
+        true
     }
 
     /// Tells the waiters, before any caller has its answer.

@@ -14,6 +14,8 @@ mod copies;
 mod damage;
 #[cfg(target_os = "linux")]
 mod full_disk;
+#[path = "../support/further.rs"]
+mod further;
 mod output;
 mod place;
 mod postgres;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::Value;
 use sessionlog::{Durability, Options};
 
+use crate::further::further;
 use crate::support::{CLIENT_KEY, Served, command, finished, fixture, run, run_with};
 use crate::transfer::{compared, export_of, text};
 
@@ -260,4 +261,74 @@ fn what_is_wrong_with_a_url_is_said_with_what_to_do() {
     assert!(check(&schema).contains("gets an empty log"));
     drop(schema.serve());
     assert!(check(&schema).contains("holds a log"));
+}
+
+#[test]
+fn shards_are_listed_and_moved_while_the_log_is_served() {
+    let Some(schema) = Schema::new() else { return };
+    let none = run(schema.with(&["shards", &schema.url])).failed(1);
+    assert!(none.contains("holds no log"), "{none}");
+    let further = further(&schema.url);
+    let of = |words: &[&str]| {
+        let spread = ["--postgres-database", &further, "--postgres-shards", "2"];
+        let words: Vec<_> = words.iter().chain(&spread).copied().collect();
+        command(schema.with(&words))
+    };
+    let serve = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--postgres",
+        &schema.url,
+    ];
+    let served = Served::begin(&mut of(&serve));
+    for nth in 0..8 {
+        served.append(&format!("s{}", nth % 4), nth);
+    }
+    let shards = |words: &[&str]| {
+        let words: Vec<_> = ["--json", "shards", &schema.url]
+            .iter()
+            .chain(words)
+            .copied()
+            .collect();
+        let lines = finished(&mut of(&words), "").ok();
+        let lines = lines
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.collect::<Vec<_>>()
+    };
+    let before = shards(&[]);
+    let homes = |shards: &[Value]| -> Vec<u64> {
+        shards
+            .iter()
+            .map(|shard| shard["database"].as_u64().unwrap())
+            .collect()
+    };
+    assert_eq!(homes(&before), [0, 1]);
+    let events: u64 = before
+        .iter()
+        .map(|shard| shard["events"].as_u64().unwrap())
+        .sum();
+    assert_eq!(events, 8);
+    let moved = shards(&["--move", "1", "--to", "0"]);
+    assert_eq!(moved[0]["sessions"], before[1]["sessions"]);
+    assert_eq!(homes(&shards(&[])), [0, 0]);
+    for nth in 8..12 {
+        served.append(&format!("s{}", nth % 4), nth);
+    }
+    for session in ["s0", "s1", "s2", "s3"] {
+        assert_eq!(served.follow(session, None, 3).len(), 3);
+    }
+    let listed = finished(&mut of(&["shards", &schema.url]), "").ok();
+    assert!(
+        listed.starts_with("SHARD") && listed.lines().count() == 3,
+        "{listed}"
+    );
+    let wrong = finished(
+        &mut of(&["shards", &schema.url, "--move", "2", "--to", "0"]),
+        "",
+    );
+    assert!(wrong.failed(1).contains("invalid shard"));
+    let half = finished(&mut of(&["shards", &schema.url, "--move", "1"]), "");
+    assert_eq!(half.code, Some(2), "{half:?}");
 }

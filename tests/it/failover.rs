@@ -3,7 +3,8 @@
 //!
 //! The campaign needs the nodes that `tests/postgres/cluster.sh create 3 --netns` makes, and the
 //! path of that script in `SESSION_LOG_POSTGRES_CLUSTER`. Without it, it is skipped and says so.
-//! Without network namespaces the rounds that need them are.
+//! Without network namespaces the rounds that need them are. With `SESSION_LOG_POSTGRES_DATABASES=2`
+//! and several shards, these move between two databases of the nodes in every round.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,16 +16,20 @@ use sessionlog::{Error, Event, EventId, Options, SessionId, SessionLog};
 
 use self::faults::{FAULTS, Fault, Scene};
 use self::ledger::{Attempt, Past, Stored, Told, data_of};
+use self::mover::move_shards;
 use self::nodes::Cluster;
 use self::reader::{Ends, Followed, check_shown, look};
 use self::writer::{Writer, shared_sessions};
 use crate::report::{Dice, Report, Runs, seed};
-use crate::support::{Place, eventually, folder, note, schema_of, session, shards};
+use crate::support::{
+    Place, databases, eventually, folder, note, schema_of, session, shards, spread,
+};
 
 mod child;
 mod faults;
 mod ledger;
 mod moments;
+mod mover;
 mod nodes;
 mod reader;
 mod writer;
@@ -56,7 +61,10 @@ fn a_failover_loses_nothing_and_doubles_nothing() {
     let mut campaign = Campaign {
         cluster: &cluster,
         schema: schema_of(place.path()),
-        servers: [REST, SHORT_WAIT].map(|wait| options(&place, wait).connect(&url).unwrap()),
+        servers: [REST, SHORT_WAIT].map(|wait| {
+            let options = spread(options(&place, wait), &url);
+            options.connect(&url).unwrap()
+        }),
         past: Past::default(),
         last_id: None,
     };
@@ -91,7 +99,12 @@ fn a_failover_loses_nothing_and_doubles_nothing() {
     if report.violations() == 0 {
         report.run(
             || "after the last round".to_owned(),
-            || campaign.past.check(&campaign.servers),
+            || {
+                if databases() > 1 {
+                    mover::settle(&campaign.servers[0]);
+                }
+                campaign.past.check(&campaign.servers);
+            },
         );
     }
     report.end();
@@ -211,8 +224,12 @@ impl Campaign<'_> {
             Followed::Session(shared[1].clone()),
             Followed::All(self.last_id),
         ];
-        let (attempts, shown, came) = thread::scope(|scope| {
-            let (done, ends, shared) = (&done, &ends, &shared);
+        let mover_dice = Dice(scene.dice.roll());
+        let (schema, url) = (self.schema.as_str(), self.cluster.run(&["url"]));
+        let (attempts, shown, came, moves) = thread::scope(|scope| {
+            let (done, ends, shared, url) = (&done, &ends, &shared, &url);
+            let moving = (databases() > 1)
+                .then(|| scope.spawn(move || move_shards(url, schema, mover_dice, done)));
             let writers = (0..WRITERS)
                 .map(|of| scope.spawn(move || write(servers, (round, of), seed, done, acked)));
             let writers: Vec<_> = writers.collect();
@@ -251,8 +268,10 @@ impl Campaign<'_> {
                 resume_unwind(panic);
             }
             let came: Vec<_> = came.into_iter().map(joined).collect();
-            (attempts, shown.map(joined), came)
+            let moves = moving.map(|moving| joined(moving.join()));
+            (attempts, shown.map(joined), came, moves)
         });
+        scene.figures.extend(moves.into_iter().flatten());
         Observed {
             attempts,
             shown,

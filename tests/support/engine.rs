@@ -3,10 +3,17 @@
 //! says. With `SESSION_LOG_POSTGRES_DATABASES=2` these are spread over two databases of the server.
 
 #[cfg(feature = "postgres")]
+#[path = "further.rs"]
+mod further;
+
+#[cfg(feature = "postgres")]
 use std::fs;
 use std::path::Path;
 
 use sessionlog::{Options, Result, SessionLog};
+
+#[cfg(feature = "postgres")]
+pub(crate) use further::further;
 
 /// Whether the tests run over PostgreSQL.
 pub(crate) fn on_postgres() -> bool {
@@ -32,17 +39,6 @@ pub(crate) fn schema_of(folder: &Path) -> String {
 pub(crate) fn shards() -> u32 {
     let shards = std::env::var("SESSION_LOG_POSTGRES_SHARDS");
     shards.map_or(1, |shards| shards.parse().unwrap())
-}
-
-/// Returns the URL of the second database of a server. `cluster.sh` makes it.
-#[cfg(feature = "postgres")]
-pub(crate) fn further(url: &str) -> String {
-    let (server, parameters) = match url.split_once('?') {
-        Some((server, parameters)) => (server, format!("?{parameters}")),
-        None => (url, String::new()),
-    };
-    let (hosts, _database) = server.rsplit_once('/').unwrap();
-    format!("{hosts}/further{parameters}")
 }
 
 /// Spreads the logs of the tests over several databases, if that is asked for.

@@ -38,6 +38,7 @@ mod restore;
 mod salvage;
 mod serve;
 mod sessions;
+mod shards;
 mod show;
 mod source;
 mod tail;
@@ -96,6 +97,7 @@ enum Command {
     Salvage(salvage::Args),
     Export(Box<export::Args>),
     Import(Box<import::Args>),
+    Shards(shards::Args),
     Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
@@ -128,6 +130,7 @@ fn run(command: Command, output: &Output) -> Result<(), Failure> {
         Command::Salvage(args) => salvage::run(args, output),
         Command::Export(args) => export::run(&args, output),
         Command::Import(args) => import::run(&args, output),
+        Command::Shards(args) => shards::run(&args, output),
         Command::Bench(args) => bench::run(args, output),
         Command::Completions(args) => completions::run(args, output),
         Command::Man(args) => man::run(args, output),

@@ -44,6 +44,18 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     shards: u32,
+
+    /// URL of a further database over which the shards are spread; may be repeated
+    #[arg(
+        id = "postgres_database",
+        long = "postgres-database",
+        env = "SESSIONLOG_POSTGRES_DATABASE",
+        hide_env_values = true,
+        value_name = "URL",
+        value_delimiter = ' ',
+        value_parser = parse_url
+    )]
+    databases: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,6 +71,14 @@ enum Kind {
 impl Args {
     /// Adds what is said here to the options of a log.
     pub(crate) fn to(&self, options: Options) -> Options {
+        let databases = self.databases.iter();
+        databases.fold(self.of_first(options), |options, url| {
+            options.and_database(url)
+        })
+    }
+
+    /// Adds what is said of the first of its databases.
+    pub(crate) fn of_first(&self, options: Options) -> Options {
         let durability = match self.durability {
             Kind::Replicated => Durability::Replicated,
             Kind::OneNode => Durability::OneNode,

@@ -13,7 +13,7 @@ use sessionlog::{Options, SessionLog};
 use super::REST;
 use super::ledger::{Attempt, Told};
 use super::writer::Writer;
-use crate::support::session;
+use crate::support::{session, spread};
 
 /// Set for the process: the URL, the schema, and its name, a line each.
 const SERVES: &str = "SESSION_LOG_FAILOVER_SERVER";
@@ -133,7 +133,7 @@ fn serves_until_it_is_killed() {
     let mut role = role.lines();
     let mut next = || role.next().unwrap();
     let (url, schema, name) = (next(), next(), next());
-    let options = Options::new().schema(schema).stall_wait(REST);
+    let options = spread(Options::new(), url).schema(schema).stall_wait(REST);
     let log: SessionLog = options.connect(url).unwrap();
     let round = name.split('.').next().unwrap().parse().unwrap();
     thread::scope(|scope| {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use sessionlog::transfer::Export;
 use sessionlog::{
-    Delete, Durability, Error, Event, EventStream, Options, SessionId, SessionLog, SessionQuery,
-    StartAt,
+    Delete, Durability, Error, Event, EventStream, Fork, Options, SessionId, SessionLog,
+    SessionQuery, StartAt,
 };
 
 use super::{Schema, schema};
@@ -472,4 +472,129 @@ fn what_is_removed_while_its_shard_moves_is_erased() {
     compact().unwrap();
     assert_eq!(stored(), 0);
     assert!(log.shards().unwrap().iter().all(|shard| !shard.is_moving));
+}
+
+/// A session of each database, and one more of the first.
+fn apart(of: &BTreeMap<u32, Vec<SessionId>>) -> [&SessionId; 3] {
+    [&of[&0][0], &of[&1][0], &of[&2][0]]
+}
+
+/// What a fork under way needs is not erased before it is known that the fork will never be there.
+#[test]
+fn a_fork_that_never_comes_holds_up_no_erasing() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    let of = shards_of(&log, &spread);
+    let [parent, other, _] = apart(&of);
+    append_notes(&log, parent, "secret", 4);
+    // A server that dies after it has pinned what it shares.
+    spread.ask(
+        true,
+        "INSERT INTO ticket VALUES ('00000000-0000-0000-0000-000000000001')",
+    );
+    let pin =
+        format!("INSERT INTO pin VALUES ('00000000-0000-0000-0000-000000000001', '{parent}')");
+    spread.ask(false, &pin);
+    let child = session(&format!("{other} child"));
+    log.fork(Fork::new(parent).at(3), &child).unwrap();
+    log.delete(parent, Delete::new()).unwrap();
+    log.compact(|_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((spread.count("ticket"), spread.count("pin")), (0, 0));
+    assert_dense(&read_all(&log, &child), 1..=3);
+    assert_eq!(
+        spread.count("record WHERE position('secret'::bytea in record) > 0"),
+        2
+    );
+}
+
+/// Parents are deleted and erased while they are forked into another database. A fork that is
+/// there has all of its events.
+#[test]
+fn forks_into_another_database_race_with_what_erases_their_events() {
+    let Some(spread) = spread() else { return };
+    let servers = [spread.open(), spread.open_reversed()];
+    let (mut forked, mut refused) = (0, 0);
+    for nth in 0..40_u64 {
+        let parent = session(&format!("parent {nth}"));
+        append_notes(&servers[0], &parent, "shared", 4);
+        let children: Vec<_> = (0..4)
+            .map(|of| session(&format!("child {nth} {of}")))
+            .collect();
+        let made: Vec<bool> = thread::scope(|scope| {
+            let forks: Vec<_> = children
+                .iter()
+                .map(|child| {
+                    let (server, parent) = (&servers[0], &parent);
+                    scope.spawn(move || match server.fork(Fork::new(parent).at(4), child) {
+                        Ok(_) => true,
+                        Err(Error::UnknownSession { .. }) => false,
+                        Err(error) => panic!("{error:?}"),
+                    })
+                })
+                .collect();
+            thread::park_timeout(Duration::from_millis(nth % 25));
+            servers[1].delete(&parent, Delete::new()).unwrap();
+            servers[1].compact(|_| ControlFlow::Continue(())).unwrap();
+            forks.into_iter().map(|fork| fork.join().unwrap()).collect()
+        });
+        for (child, is_made) in children.iter().zip(made) {
+            if is_made {
+                assert_dense(&read_all(&servers[1], child), 1..=4);
+                servers[0].delete(child, Delete::new()).unwrap();
+                forked += 1;
+            } else {
+                refused += 1;
+            }
+        }
+    }
+    assert!(
+        forked > 10 && refused > 10,
+        "{forked} forked, {refused} refused"
+    );
+    servers[0].compact(|_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(
+        spread.count("record WHERE position('shared'::bytea in record) > 0"),
+        0
+    );
+    eventually("what was pinned is released", || {
+        (spread.count("ticket"), spread.count("pin")) == (0, 0)
+    });
+}
+
+/// A fork and what it shares are in one database, and then in two.
+#[test]
+fn what_a_fork_shares_may_move_away_from_it() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    let of = shards_of(&log, &spread);
+    let [parent, _, near] = apart(&of);
+    append_notes(&log, parent, "shared", 4);
+    let child = session(&format!("{near} child"));
+    let all = read_all(&log, parent);
+    log.fork(Fork::new(parent).at(4), &child).unwrap();
+    let is_whole = || {
+        let events = read_all(&log, &child);
+        assert_dense(&events, 1..=4);
+        assert!(
+            events
+                .iter()
+                .map(|event| event.id)
+                .eq(all.iter().take(4).map(|event| event.id))
+        );
+    };
+    is_whole();
+    for (shard, to) in [(0, 1), (1, 0), (2, 1), (0, 0), (3, 0), (2, 0)] {
+        log.move_shard(shard, to).unwrap();
+        is_whole();
+    }
+    log.move_shard(0, 1).unwrap();
+    log.delete(parent, Delete::new()).unwrap();
+    let compact = || log.compact(|_| ControlFlow::Continue(())).unwrap();
+    let stored = || spread.count("record WHERE position('shared'::bytea in record) > 0");
+    compact();
+    assert_eq!(stored(), 3);
+    is_whole();
+    log.delete(&child, Delete::new()).unwrap();
+    compact();
+    assert_eq!(stored(), 0);
 }
