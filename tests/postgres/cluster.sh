@@ -245,6 +245,9 @@ promote() {
   done
   for node in $others; do
     await 0 sql "$node" "SELECT count(*) FROM pg_stat_wal_receiver"
+    # One that has just started says how far it has come with what it has, and not how far that goes.
+    await 1 sql "$node" "SELECT count(*) FROM pg_stat_activity
+      WHERE backend_type = 'startup' AND wait_event = 'RecoveryRetrieveRetryInterval'"
     lsn=$(sql "$node" "SELECT greatest(
       pg_wal_lsn_diff(coalesce(pg_last_wal_receive_lsn(), '0/0'), '0/0'),
       pg_wal_lsn_diff(coalesce(pg_last_wal_replay_lsn(), '0/0'), '0/0'))::bigint")
