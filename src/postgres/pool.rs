@@ -37,9 +37,6 @@ const WAIT_MIN: Duration = Duration::from_secs(2);
 /// How long a commit may take that shows whether appends can land.
 const COMMIT_WITHIN: Duration = Duration::from_secs(2);
 
-/// The pause after a read of what is not closed yet.
-const LAG: Duration = Duration::from_millis(2);
-
 /// The pause after a connection failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -271,11 +268,6 @@ impl Pool {
             drop(reader);
             Ok(())
         })
-    }
-
-    /// Waits a moment on this thread.
-    pub(super) fn pause(&self) {
-        self.block_on(async { sleep(LAG).await });
     }
 
     async fn rows_of(

@@ -317,10 +317,6 @@ impl Records for Shared {
                         if is_late {
                             self.0.bell.note_late();
                         }
-                        if is_late && closed < from {
-                            // A reader that waits for it may ask again at once.
-                            self.0.pool.pause();
-                        }
                     }
                     return Ok(Some(closed));
                 };
