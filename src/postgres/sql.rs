@@ -90,6 +90,10 @@ pub(super) const CLOSE: &str = "UPDATE shard SET last_id = greatest(shard.last_i
     WHERE shard.last_id < newest.last_id AND shard.shard IN (SELECT shard FROM shard s \
     WHERE s.last_id < (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) \
     FOR UPDATE SKIP LOCKED)";
+/// Closes what the locks are held of, once it is said which shards these are.
+pub(super) const CLOSE_LOCKED: &str = "UPDATE shard SET last_id = newest.last_id \
+    FROM (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) newest \
+    WHERE shard.last_id < newest.last_id";
 /// Closes all of them, and waits for what holds a lock. The locks are kept.
 pub(super) const CLOSE_ALL: &str = "UPDATE shard SET last_id = \
     (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1)";
@@ -192,7 +196,14 @@ pub(super) const OTHERS: &[&str] = &[
 
 /// The statements of a log of several shards, which has an index more.
 #[cfg(all(test, not(shuttle)))]
-pub(super) const OF_SEVERAL: &[&str] = &[FEED_OF_ALL, CLOSE, CLOSE_ALL, SHARDS, NEWS_OF_ALL];
+pub(super) const OF_SEVERAL: &[&str] = &[
+    FEED_OF_ALL,
+    CLOSE,
+    CLOSE_LOCKED,
+    CLOSE_ALL,
+    SHARDS,
+    NEWS_OF_ALL,
+];
 
 /// An ID, which is a UUID in a column. Both compare as their bytes do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
