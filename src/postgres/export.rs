@@ -11,7 +11,7 @@ use crate::maintain::{Keep, put_kept};
 use crate::model::{EventId, Options, Result, SessionId};
 use crate::postgres::connect::{Link, Site};
 use crate::postgres::pool::{Ask, Snapshots};
-use crate::postgres::reads::{Shared, Tables};
+use crate::postgres::reads::{SLICE_BYTES, Shared, Tables, is_full};
 use crate::postgres::schema::found;
 use crate::postgres::sql::{self, Id};
 use crate::read::Store;
@@ -187,14 +187,14 @@ impl Run<'_> {
         let (name, pool) = (self.session.as_str(), &self.tables.pool);
         let none = Id(EventId::from_u128(0));
         let (generation, seq, id) = self.last.unwrap_or((0, 0, none));
-        let (end, at_once) = (i32::MAX, RECORDS_AT_ONCE);
+        let (end, at_once, bytes) = (i32::MAX, RECORDS_AT_ONCE, SLICE_BYTES);
         let rows = if self.with_events {
             pool.rows(
                 Ask::Erasable,
-                &[&name, &generation, &seq, &end, &0_i64, &at_once],
+                &[&name, &generation, &seq, &end, &0_i64, &at_once, &bytes],
             )?
         } else {
-            pool.rows(Ask::ErasableChanges, &[&name, &id, &end, &at_once])?
+            pool.rows(Ask::ErasableChanges, &[&name, &id, &end, &at_once, &bytes])?
         };
         for row in &rows {
             let record = self.tables.record(row.get(1))?;
@@ -205,7 +205,7 @@ impl Run<'_> {
             ));
             self.read.push_back(record);
         }
-        self.is_over = (rows.len() as u64) < RECORDS_AT_ONCE.unsigned_abs();
+        self.is_over = !is_full(&rows, RECORDS_AT_ONCE);
         Ok(())
     }
 }

@@ -252,8 +252,12 @@ impl Backend for Postgres {
             let is_open = core.signal.check_stop().is_ok();
             is_open && progress(CompactProgress::default()).is_continue()
         };
-        upkeep::erase(core, u64::MAX, &mut goes_on)?;
+        let after = &mut upkeep::Place::default();
+        let mut failed = upkeep::erase(core, u64::MAX, after, &mut goes_on)?;
         upkeep::vacuum(core)?;
+        if let Some((_session, error)) = failed.pop_first() {
+            return Err(error);
+        }
         Ok(Compacted {
             bytes_before,
             bytes_after: core.size()?,

@@ -27,13 +27,21 @@ const RUNTIME_THREADS: usize = 2;
 const BLOCKING_THREADS: usize = 16;
 
 /// The bytes of records that one statement reads, about.
-const SLICE_BYTES: i64 = 1024 * 1024;
+pub(super) const SLICE_BYTES: i64 = 1024 * 1024;
 
 /// How often a server closes shards for its readers of the feed.
 const CLOSE_EVERY: Duration = Duration::from_millis(10);
 
 /// The sessions that one statement lists.
 const LISTED_AT_ONCE: i64 = 256;
+
+/// Whether there may be more after these rows, of records that end at a number or at
+/// [`SLICE_BYTES`].
+pub(super) fn is_full(rows: &[Row], at_once: i64) -> bool {
+    let bytes = rows.iter().map(|row| row.get::<_, &[u8]>("record").len());
+    let bytes: usize = bytes.sum();
+    rows.len() as u64 >= at_once.unsigned_abs() || bytes as u64 >= SLICE_BYTES.unsigned_abs()
+}
 
 /// What is stored, as readers see it.
 pub(super) struct Tables {

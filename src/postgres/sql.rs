@@ -106,27 +106,34 @@ pub(super) const SHARDS: &str = "SELECT (SELECT last_id FROM shard ORDER BY last
     ORDER BY erased_through DESC LIMIT 1), bool_or(retains), \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM shard";
 pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
-/// The session whose removals are the oldest, with its removals, if the oldest is due. It may be of
-/// another shard than the sessions that were removed from, so their IDs are in no order of commits.
+/// The session of the oldest removal after a place, with its removals, if the oldest is due. It may
+/// be of another shard than the sessions that were removed from, so their IDs are in no order of
+/// commits.
 pub(super) const DUE: &str = "SELECT name, ARRAY(SELECT id FROM removal WHERE name = due.name \
-    ORDER BY id LIMIT 1000) FROM (SELECT name FROM removal WHERE at_ms <= $1 \
-    ORDER BY at_ms LIMIT 1) due";
+    ORDER BY id LIMIT 1000), at_ms FROM (SELECT name, at_ms FROM removal WHERE at_ms <= $1 \
+    AND (at_ms, name) > ($2::bigint, $3::text) ORDER BY at_ms, name LIMIT 1) due";
 /// The number of sessions and keys.
 pub(super) const ITEMS: &str = "SELECT (SELECT count(*) FROM session) \
     + (SELECT count(*) FROM record WHERE key IS NOT NULL)";
 pub(super) const SIZE: &str =
     "SELECT pg_total_relation_size('record') + pg_total_relation_size('session')";
 
-/// The records with events of a session after a place, before another.
-pub(super) const ERASABLE: &str = "SELECT last_id, record FROM record WHERE session = \
-    (SELECT session FROM session WHERE name = $1) AND last_seq >= first_seq \
-    AND (generation, first_seq) > ($2::int, $3::bigint) \
+/// The records with events of a session after a place, before another, until they reach some bytes.
+pub(super) const ERASABLE: &str = "SELECT last_id, record FROM (SELECT last_id, record, \
+    generation, first_seq, sum(octet_length(record)) OVER (ORDER BY generation, first_seq) \
+    - octet_length(record) AS before FROM (SELECT last_id, record, generation, first_seq \
+    FROM record WHERE session = (SELECT session FROM session WHERE name = $1) \
+    AND last_seq >= first_seq AND (generation, first_seq) > ($2::int, $3::bigint) \
     AND (generation, first_seq) < ($4::int, $5::bigint) \
-    ORDER BY generation, first_seq LIMIT $6";
+    ORDER BY generation, first_seq LIMIT $6) s) p WHERE before < $7 \
+    ORDER BY generation, first_seq";
 /// The same of records without events, of a generation before one.
-pub(super) const ERASABLE_CHANGES: &str = "SELECT last_id, record FROM record WHERE session = \
-    (SELECT session FROM session WHERE name = $1) AND last_seq < first_seq \
-    AND last_id > $2 AND generation < $3::int ORDER BY generation, last_id LIMIT $4";
+pub(super) const ERASABLE_CHANGES: &str = "SELECT last_id, record FROM (SELECT last_id, record, \
+    generation, sum(octet_length(record)) OVER (ORDER BY generation, last_id) \
+    - octet_length(record) AS before FROM (SELECT last_id, record, generation FROM record \
+    WHERE session = (SELECT session FROM session WHERE name = $1) AND last_seq < first_seq \
+    AND last_id > $2 AND generation < $3::int ORDER BY generation, last_id LIMIT $4) s) p \
+    WHERE before < $5 ORDER BY generation, last_id";
 pub(super) const AT_OR_AFTER_WITH_ID: &str =
     "SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
 pub(super) const ERASE: &str = "DELETE FROM record WHERE last_id = ANY($1::uuid[])";

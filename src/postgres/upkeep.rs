@@ -10,6 +10,7 @@
 //! * In the transaction in which a row goes or loses events, `erased_through` becomes at least its
 //!   ID. A group in doubt that is asked for later may have been erased if its ID is not above that.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +26,16 @@ use crate::model::{Error, EventId, Result, SessionId};
 use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::handle::Core;
 use crate::postgres::pool::Ask;
+use crate::postgres::reads::{SLICE_BYTES, is_full};
 use crate::postgres::schema::check_format;
 use crate::postgres::sql::{self, Id};
 use crate::sync::Deadline;
 
-/// The records that one transaction looks at. The shard is locked meanwhile.
-const RECORDS_AT_ONCE: u32 = 64;
+/// The records that one transaction looks at, of few bytes. The shard is locked meanwhile.
+const RECORDS_AT_ONCE: i64 = 64;
+
+/// The sessions that one look fails to erase from, at most.
+const FAILED_MAX: usize = 64;
 
 /// How long one statement may take.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -47,6 +52,8 @@ pub(super) fn run(core: &Core) {
     let options = &core.turns.store().options;
     let erase_every = (options.erase_within / 32).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX);
     let mut retained = Deadline::after(Duration::ZERO);
+    // Each session is told of once.
+    let (mut after, mut told) = (Place::default(), BTreeSet::new());
     loop {
         let signal = &core.signal;
         if signal.pause(erase_every, |orders| orders.look).is_err() {
@@ -65,10 +72,20 @@ pub(super) fn run(core: &Core) {
         }
         let half = u64::try_from(options.erase_within.as_millis() / 2).unwrap_or(u64::MAX);
         let now = core.turns.store().now_ms();
-        drop(now.and_then(|now| {
+        let failed = now.and_then(|now| {
             let goes_on = &mut || signal.pause(ERASE_PAUSE, |_orders| false).is_ok();
-            erase(core, now.saturating_sub(half), goes_on)
-        }));
+            erase(core, now.saturating_sub(half), &mut after, goes_on)
+        });
+        for (session, error) in failed.into_iter().flatten() {
+            if !Site::may_pass(&error) && told.insert(session.clone()) {
+                tracing::warn!(
+                    target: "sessionlog",
+                    %session,
+                    error = error.with_sources(),
+                    "what was removed from a session cannot be erased"
+                );
+            }
+        }
     }
 }
 
@@ -88,41 +105,59 @@ fn retain(core: &Core) -> Result<Option<Duration>, Halt> {
     Ok(Some(every))
 }
 
+/// The time and the session of a removal that was passed over.
+pub(super) type Place = (i64, String);
+
 /// Erases what was removed by a time, session by session, for as long as `goes_on` says.
+///
+/// Returns the sessions that could not be erased from, and why. They are passed over. After many of
+/// them it ends, and goes on after the last one when it is called again.
 pub(super) fn erase(
     core: &Core,
     removed_by_ms: u64,
+    after: &mut Place,
     goes_on: &mut dyn FnMut() -> bool,
-) -> Result<()> {
+) -> Result<BTreeMap<SessionId, Error>> {
     let removed_by = i64::try_from(removed_by_ms).unwrap_or(i64::MAX);
-    let mut link = None;
-    while goes_on() {
-        let due = core.tables.0.pool.rows(Ask::Due, &[&removed_by])?;
+    let (tables, mut failed, mut link) = (&core.tables.0, BTreeMap::new(), None);
+    while failed.len() < FAILED_MAX && goes_on() {
+        let params: [&(dyn ToSql + Sync); 3] = [&removed_by, &after.0, &after.1];
+        let due = tables.pool.rows(Ask::Due, &params)?;
         let Some(due) = due.first() else {
-            return Ok(());
+            *after = Place::default();
+            break;
         };
         let session = SessionId::new(due.get::<_, &str>(0))?;
-        let removals: Vec<Id> = due.get(1);
-        let link = match &mut link {
-            Some(link) => link,
-            none => none.insert(
-                core.tables
-                    .0
-                    .pool
-                    .block_on(connected(&core.tables.0.site))?,
-            ),
+        let (removals, at_ms): (Vec<Id>, i64) = (due.get(1), due.get(2));
+        // Of one session there may be several removals.
+        let erased = if failed.contains_key(&session) {
+            None
+        } else {
+            let link = match &mut link {
+                Some(link) => link,
+                none => none.insert(tables.pool.block_on(connected(&tables.site))?),
+            };
+            let eraser = Eraser {
+                core,
+                link,
+                session: &session,
+            };
+            Some(eraser.erase_all(&removals, goes_on))
         };
-        let eraser = Eraser {
-            core,
-            link,
-            session: &session,
-        };
-        if !eraser.erase(goes_on)? {
-            return Ok(());
+        match erased {
+            Some(Ok(true)) => {}
+            Some(Ok(false)) => break,
+            erased => {
+                *after = (at_ms, session.to_string());
+                if let Some(Err(error)) = erased {
+                    // After an error the connection is not used again.
+                    link = None;
+                    failed.insert(session, error);
+                }
+            }
         }
-        eraser.execute(sql::ERASED, &[&session.as_str(), &removals])?;
     }
-    Ok(())
+    Ok(failed)
 }
 
 /// Makes room of what was erased.
@@ -177,6 +212,16 @@ struct Eraser<'a> {
 }
 
 impl Eraser<'_> {
+    /// Erases all that is removed by now, and forgets these removals. Returns whether it came to
+    /// the end.
+    fn erase_all(&self, removals: &[Id], goes_on: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let is_over = self.erase(goes_on)?;
+        if is_over {
+            self.execute(sql::ERASED, &[&self.session.as_str(), &removals])?;
+        }
+        Ok(is_over)
+    }
+
     /// Erases all that is removed by now. Returns whether it came to the end.
     fn erase(&self, goes_on: &mut dyn FnMut() -> bool) -> Result<bool> {
         let state = self.core.turns.store().state(self.session)?;
@@ -201,7 +246,6 @@ impl Eraser<'_> {
             return Ok(found.next);
         }
         self.batch("BEGIN")?;
-        // After an error the connection is not used again.
         let next = self.erase_locked(part)?;
         self.batch("COMMIT")?;
         let loaded = self.query(LOADED, &[])?;
@@ -257,7 +301,7 @@ impl Eraser<'_> {
                 Kept::Part(part) => found.parts.push((id, part)),
             }
         }
-        if matches!(part, Part::Event(_)) || rows.len() < RECORDS_AT_ONCE as usize {
+        if matches!(part, Part::Event(_)) || !is_full(&rows, RECORDS_AT_ONCE) {
             found.next = None;
         }
         Ok(found)
@@ -281,12 +325,13 @@ impl Eraser<'_> {
                     &after,
                     &generation,
                     &first,
-                    &i64::from(RECORDS_AT_ONCE),
+                    &RECORDS_AT_ONCE,
+                    &SLICE_BYTES,
                 ],
             ),
             Part::Changes(after) => self.query(
                 sql::ERASABLE_CHANGES,
-                &[&name, &after, &generation, &i64::from(RECORDS_AT_ONCE)],
+                &[&name, &after, &generation, &RECORDS_AT_ONCE, &SLICE_BYTES],
             ),
             Part::Event(id) => self.query(sql::AT_OR_AFTER_WITH_ID, &[&id]),
         }
