@@ -74,24 +74,22 @@ impl Keep {
         let redacted = self.state.redacted();
         let ids = record.base..=record.last_id();
         let is_redacted = |view: &EventView<'_>| redacted.binary_search(&view.id).is_ok();
-        let is_whole = (first..=last) == (record.first..=record.last());
-        let has_gap = (first..=last).any(|seq| !is_kept(&seq));
-        if is_whole && !has_gap {
+        let loses_data = |view: &EventView<'_>| is_redacted(view) || !is_kept(&view.seq);
+        if (first..=last) == (record.first..=record.last()) {
+            let has_gap = (first..=last).any(|seq| !is_kept(&seq));
             // What was erased before is as it has to be.
-            let mut has_data_of_redacted = false;
-            if redacted.iter().any(|id| ids.contains(id)) {
+            let mut has_data_to_lose = false;
+            if has_gap || redacted.iter().any(|id| ids.contains(id)) {
                 for frame in record.events() {
                     let view = frame?.view;
-                    has_data_of_redacted |= is_redacted(&view) && !view.redacted;
+                    has_data_to_lose |= loses_data(&view) && !view.redacted;
                 }
             }
-            if !has_data_of_redacted {
+            if !has_data_to_lose {
                 return Ok(Kept::Whole);
             }
         }
-        let reduced = record.reduced(&(first..=last), |view| {
-            is_redacted(view) || !is_kept(&view.seq)
-        });
+        let reduced = record.reduced(&(first..=last), loses_data);
         reduced.map(|record| Kept::Part(Box::new(record)))
     }
 

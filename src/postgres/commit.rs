@@ -30,7 +30,7 @@ use crate::postgres::group::{Decided, Read, Session, decide_all};
 use crate::postgres::pins::Pins;
 use crate::postgres::rows::{Rows, Shard};
 use crate::postgres::schema::check_format;
-use crate::postgres::shards::barrier_of;
+use crate::postgres::shards::{barrier_of, close_of};
 use crate::postgres::sql::{self, Id};
 use crate::sync::{AtomicBool, Ordering};
 use crate::write::{Landed, Proposal};
@@ -171,14 +171,14 @@ impl Committer {
         };
         let barrier = client.batch_execute(&barrier_of(shard)).await;
         barrier.map_err(failed)?;
-        self.end().await?;
+        self.end("COMMIT").await?;
         Ok(outcome)
     }
 
     /// Commits what was done under the lock, and checks that it is kept.
-    pub(super) async fn end(&self) -> Result<()> {
+    pub(super) async fn end(&self, commit: &str) -> Result<()> {
         let client = &self.link.client;
-        let commit = async { client.batch_execute("COMMIT").await };
+        let commit = async { client.batch_execute(commit).await };
         let loaded = async { client.query_one(&self.loaded, &[]).await };
         let (committed, loaded) = join(commit, loaded).await;
         committed.map_err(|error| self.error(&error))?;
@@ -208,7 +208,9 @@ impl Committer {
         let first = decided.records.first().map(Arc::clone);
         if first.is_none() {
             // Committed all the same: what the answers rest on is then on a quorum.
-            self.end().await?;
+            let close = (self.site.shards() > 1).then(|| close_of(&self.locks(members)));
+            let close = close.map(|close| format!("{close}; COMMIT"));
+            self.end(close.as_deref().unwrap_or("COMMIT")).await?;
         }
         let rows = first
             .as_ref()
@@ -362,7 +364,7 @@ impl Committer {
             steps.push(Box::pin(client.execute(&self.new_removals, removals)));
         }
         if let Some(ticket) = &ticket {
-            steps.push(Box::pin(client.execute(sql::REVOKE, ticket)));
+            steps.push(Box::pin(client.execute(sql::USE, ticket)));
         }
         steps.push(Box::pin(client.execute(&self.move_shard, &shard)));
         self.send(steps, sent).await
@@ -383,7 +385,7 @@ impl Committer {
         // The steps are polled first, and a step that cannot be sent fails at its first poll.
         let end = async {
             if is_whole.load(Ordering::SeqCst) {
-                Some(self.end().await)
+                Some(self.end("COMMIT").await)
             } else {
                 None
             }

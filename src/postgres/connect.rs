@@ -46,9 +46,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// The function of the server that waits for standbys.
 const WAITS: &str = "SyncRepWaitForLSN";
 
-/// The kind of the errors that say that a shard is elsewhere.
-const MOVED: io::ErrorKind = io::ErrorKind::ResourceBusy;
-
 /// The oldest version with everything that is used here.
 const SERVER_VERSION_MIN: i32 = 150_000;
 
@@ -449,12 +446,7 @@ impl Site {
 
     /// Says that a shard is not in this database, or not any more.
     pub(super) fn moved(&self, doing: &'static str) -> Error {
-        self.io_of(doing, MOVED, "the shard is in another database")
-    }
-
-    /// Whether an error says so.
-    pub(super) fn has_moved(error: &Error) -> bool {
-        matches!(error, Error::Io { source, .. } if source.kind() == MOVED)
+        self.io(doing, "the shard is in another database")
     }
 
     /// Whether another attempt may end otherwise.

@@ -16,16 +16,19 @@
 //!   over all sessions passes over rows of other shards, and it takes a snapshot of each database
 //!   in which every shard is here once.
 //!
+//! * *A row that says so is on a quorum.* Before a shard is made to be here, the database that it
+//!   has left commits once more, and says again that it has left.
+//!
 //! A read of one session sees one moment. If it shares events with sessions of another database,
-//! their moment is a little later. What is erased in between was removed longer before than any
-//! read takes.
+//! their moment is another one. What is erased in between is missed by it, which is an error that
+//! passes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
@@ -33,10 +36,17 @@ use crate::model::{Error, EventId, Options, Result, SessionId, Shard};
 use crate::postgres::connect::Site;
 use crate::postgres::pool::{Ask, AtRest, Pool, Snapshots};
 use crate::postgres::sql::Id;
-use crate::sync::{Deadline, Mutex};
+use crate::sync::{Deadline, Instant, Mutex};
 
-/// The pause before shards are looked for again.
+/// The pause before shards are looked for.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a database may take to say which shards it has.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long it may take to fix the moments of all databases. The first one waits meanwhile, in a
+/// transaction that the server ends after two seconds.
+const SNAPSHOTS_WITHIN: Duration = Duration::from_secs(1);
 
 /// One database of a log.
 pub(super) struct Database {
@@ -50,6 +60,14 @@ pub(super) struct Databases {
     /// The database in which each shard was found last.
     homes: Mutex<Vec<usize>>,
     wait: Duration,
+}
+
+/// Rows of a shard that has left a database, or that came by a move that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Left {
+    pub database: usize,
+    pub shard: i32,
+    pub by: Id,
 }
 
 /// Where a shard is, as one database has it.
@@ -74,6 +92,16 @@ impl Place {
     fn leads_to(&self, other: &Self, of: Option<Id>) -> bool {
         let is_open = !self.here && !other.here && other.moved_to.is_none();
         is_open && self.moved_to.is_some() && self.moved_to == of && self.by == other.by
+    }
+}
+
+impl Database {
+    /// Whether the shard of a session is here.
+    fn has(&self, session: &SessionId) -> Result<bool> {
+        let shard = self.site.shard_of(session);
+        let rows = self.pool.rows(Ask::Places, &[])?;
+        let mut places = rows.iter().map(Place::of);
+        Ok(places.any(|place| place.shard == shard && place.here))
     }
 }
 
@@ -143,149 +171,155 @@ impl Databases {
         home.unwrap_or_else(|| self.first())
     }
 
-    /// Looks where the shards are. One that is on its way is then here.
+    /// Looks where all shards are. One that is on its way is then here.
     ///
     /// It fails if one is not found. What was found is known then all the same.
     pub(super) async fn look(&self) -> Result<()> {
+        let shards = 0..self.shards().cast_signed();
+        self.look_for(|shard| shards.contains(&shard)).await
+    }
+
+    /// Looks where all shards are, and fails if the one of a session is not found.
+    pub(super) async fn look_for_session(&self, session: &SessionId) -> Result<()> {
+        let wanted = self.first().site.shard_of(session);
+        self.look_for(|shard| shard == wanted).await
+    }
+
+    /// A database that does not answer keeps nobody waiting for what is in the others.
+    async fn look_for(&self, is_wanted: impl Fn(i32) -> bool) -> Result<()> {
+        let (places, mut failed) = self.places().await;
+        let mut missing = None;
+        for shard in 0..self.shards().cast_signed() {
+            let of = places.iter().filter(|(_, place)| place.shard == shard);
+            let of: Vec<_> = of.collect();
+            let found = match of.iter().find(|(_, place)| place.here) {
+                Some((nth, _)) => Ok(Some(*nth)),
+                None => self.arrive(&of).await,
+            };
+            match found {
+                Ok(Some(nth)) => self.note_home(shard, nth),
+                Ok(None) if is_wanted(shard) => missing = Some(shard),
+                Err(error) if is_wanted(shard) => {
+                    (missing, failed) = (Some(shard), Some(error));
+                }
+                Ok(None) | Err(_) => {}
+            }
+        }
+        let Some(shard) = missing else {
+            return Ok(());
+        };
+        Err(failed.unwrap_or_else(|| {
+            let count = self.all.len();
+            let why = format!("shard {shard} is in none of the {count} databases");
+            self.first().site.io("find a shard of", why)
+        }))
+    }
+
+    /// Returns what the databases say of where the shards are, and why one of them says nothing.
+    async fn places(&self) -> (Vec<(usize, Place)>, Option<Error>) {
         let asked = self.all.iter().map(|database| async {
-            let rows = database.pool.now(Ask::Places, &[]).await?;
-            Ok::<Vec<_>, Error>(rows.iter().map(Place::of).collect())
+            let rows = timeout(LOOK_WITHIN, database.pool.now(Ask::Places, &[])).await;
+            rows.unwrap_or_else(|_elapsed| Err(database.site.io("read from", "it is silent")))
         });
         let (mut places, mut failed) = (Vec::new(), None);
         for (nth, found) in join_all(asked).await.into_iter().enumerate() {
             match found {
-                Ok(found) => places.extend(found.into_iter().map(|place| (nth, place))),
+                Ok(rows) => places.extend(rows.iter().map(|row| (nth, Place::of(row)))),
                 Err(error) => failed = Some(error),
             }
         }
-        let mut missing = None;
-        let mut homes = self.homes.lock().clone();
-        homes.resize(self.shards() as usize, 0);
-        for (shard, home) in (0..self.shards().cast_signed()).zip(&mut homes) {
-            let of: Vec<_> = places
-                .iter()
-                .filter(|(_, place)| place.shard == shard)
-                .collect();
-            let found = match of.iter().find(|(_, place)| place.here) {
-                Some((nth, _)) => Some(*nth),
-                None => self.arrive(&of).await?,
-            };
-            match found {
-                Some(nth) => *home = nth,
-                None => missing = Some(shard),
-            }
+        (places, failed)
+    }
+
+    fn note_home(&self, shard: i32, nth: usize) {
+        let (mut homes, shard) = (self.homes.lock(), shard.unsigned_abs() as usize);
+        if homes.len() <= shard {
+            homes.resize(shard + 1, 0);
         }
-        *self.homes.lock() = homes;
-        match (missing, failed) {
-            (None, _) => Ok(()),
-            (Some(_), Some(error)) => Err(error),
-            (Some(shard), None) => {
-                let why = format!(
-                    "shard {shard} is in none of the {} databases",
-                    self.all.len()
-                );
-                Err(self.first().site.io("find a shard of", why))
-            }
+        if let Some(home) = homes.get_mut(shard) {
+            *home = nth;
         }
     }
 
     /// Has a shard that is on its way be here. Returns the place of the database that it is in.
     async fn arrive(&self, places: &[&(usize, Place)]) -> Result<Option<usize>> {
-        let arriving = places.iter().find(|(nth, place)| {
+        let on_its_way = places.iter().find_map(|(to, place)| {
             let of = self
                 .all
-                .get(*nth)
+                .get(*to)
                 .and_then(|database| database.site.database());
-            places.iter().any(|(_, left)| left.leads_to(place, of))
+            let mut left = places.iter().filter(|(_, left)| left.leads_to(place, of));
+            left.next().map(|(from, _)| (*from, *to, place))
         });
-        let Some((nth, place)) = arriving else {
+        let Some((from, to, place)) = on_its_way else {
             return Ok(None);
         };
-        if let Some(database) = self.all.get(*nth) {
-            let params: [&(dyn ToSql + Sync); 2] = [&place.shard, &place.by];
-            database.pool.kept(Ask::Arrive, &params).await?;
+        let (Some(from), Some(there)) = (self.all.get(from), self.all.get(to)) else {
+            return Ok(None);
+        };
+        // A row that nobody else has may be taken back.
+        from.pool.kept(Ask::Barrier, &[]).await?;
+        let rows = from.pool.now(Ask::Places, &[]).await?;
+        let mut left = rows
+            .iter()
+            .map(Place::of)
+            .filter(|left| left.shard == place.shard);
+        if !left.any(|left| left.leads_to(place, there.site.database())) {
+            return Ok(None);
         }
-        Ok(Some(*nth))
+        let params: [&(dyn ToSql + Sync); 2] = [&place.shard, &place.by];
+        there.pool.kept(Ask::Arrive, &params).await?;
+        Ok(Some(to))
     }
 
-    /// Returns rows of the database that has a session, which `is_here` says of them.
+    /// Returns what `read` makes of the rows of the database that has a session. It returns nothing
+    /// for those of another.
     ///
-    /// If the session's shard has moved, it is looked for.
-    pub(super) fn rows_of(
+    /// If the session's shard has moved, it is looked for. Nothing is returned if the database that
+    /// has it has nothing.
+    pub(super) fn read_of<T>(
         &self,
         session: &SessionId,
         ask: Ask,
         params: &[&(dyn ToSql + Sync)],
-        is_here: impl Fn(&[Row]) -> Result<bool>,
-    ) -> Result<Vec<Row>> {
-        let (deadline, is_fixed) = (self.deadline(), AtRest::has_begun());
-        let mut has_looked = false;
-        loop {
-            let database = self.of(session);
+        read: impl Fn(&Site, &[Row]) -> Result<Option<T>>,
+    ) -> Result<Option<T>> {
+        let read_at = |database: &Database| {
             let rows = database.pool.rows(ask, params)?;
-            if !self.are_several() || is_here(&rows)? {
-                return Ok(rows);
-            }
-            // What has seen a moment already may not see another, and at that one of its new home
-            // the shard may not have been there yet.
-            if has_looked && is_fixed || deadline.has_passed() {
-                return Err(database.site.moved("read from"));
-            }
-            if !is_fixed {
-                self.begin_again();
-            }
-            has_looked = true;
-            self.block_on(async {
-                self.look().await?;
-                sleep(PAUSE).await;
-                Ok::<_, Error>(())
-            })?;
-        }
-    }
-
-    /// Returns the shards that have left a database, with the moves that took them.
-    pub(super) fn left(&self, nth: usize) -> Result<Vec<(i32, Id)>> {
-        let Some(database) = self.all.get(nth) else {
-            return Ok(Vec::new());
+            read(&database.site, &rows)
         };
-        let rows = database.pool.rows(Ask::Places, &[])?;
-        let left = rows.iter().map(Place::of).filter_map(|place| {
-            place.moved_to.filter(|_| !place.here)?;
-            Some((place.shard, place.by?))
-        });
-        Ok(left.collect())
-    }
-
-    /// Returns the shards, with what the rows of each count.
-    pub(super) fn list(&self) -> Result<Vec<Shard>> {
-        self.block_on(self.look())?;
-        let mut shards = Vec::new();
-        for (nth, database) in self.all.iter().enumerate() {
-            for row in &database.pool.rows(Ask::Counts, &[])? {
-                shards.push(Shard {
-                    number: row.get::<_, i32>(0).cast_unsigned(),
-                    database: nth,
-                    place: database.site.place.display().to_string(),
-                    sessions: row.get::<_, i64>(1).unsigned_abs(),
-                    events: row.get::<_, i64>(2).unsigned_abs(),
-                    is_moving: row.get(3),
-                });
+        if !self.are_several() {
+            return read_at(self.first());
+        }
+        let (deadline, is_fixed) = (self.deadline(), AtRest::has_begun());
+        loop {
+            let nth = self.place_of(session);
+            let asked = self.all.get(nth).unwrap_or_else(|| self.first());
+            let found = read_at(asked);
+            match found {
+                Ok(Some(found)) => return Ok(Some(found)),
+                // At the moment that is seen it may have been in another than it is now.
+                _ if is_fixed => {
+                    for database in &self.all {
+                        if database.has(session)? {
+                            return read_at(database);
+                        }
+                    }
+                    return Err(asked.site.moved("read from"));
+                }
+                Ok(None) if asked.has(session)? => return Ok(None),
+                _ => {}
+            }
+            self.begin_again();
+            let looked = self.block_on(async {
+                sleep(PAUSE).await;
+                self.look_for_session(session).await
+            });
+            if deadline.has_passed() {
+                let failed = found.err().or(looked.err());
+                return Err(failed.unwrap_or_else(|| asked.site.moved("read from")));
             }
         }
-        shards.sort_unstable_by_key(|shard| shard.number);
-        Ok(shards)
-    }
-
-    /// Whether the shard of a session is in the database that is known to have it.
-    pub(super) fn has(&self, session: &SessionId) -> Result<bool> {
-        let database = self.of(session);
-        let shard = database.site.shard_of(session);
-        let rows = database.pool.rows(Ask::Places, &[])?;
-        let place = rows
-            .iter()
-            .map(Place::of)
-            .find(|place| place.shard == shard);
-        Ok(place.is_some_and(|place| place.here))
     }
 
     /// Runs a read over all sessions. Each database is seen as of one moment, and each shard is in
@@ -294,25 +328,29 @@ impl Databases {
         if !self.are_several() {
             return read();
         }
-        let outer = AtRest::is_set();
-        let _own = (!outer).then(|| self.at_rest());
+        let _own = (!AtRest::is_set()).then(|| self.at_rest());
         let is_fixed = AtRest::has_begun();
         let deadline = self.deadline();
-        while !self.has_each_once()? {
-            if is_fixed || deadline.has_passed() {
-                return Err(self
-                    .first()
-                    .site
-                    .io("read from", "a shard has moved meanwhile"));
+        loop {
+            let began = Instant::now();
+            let found = self.has_each_once();
+            // A moment that was fixed long ago is soon lost.
+            let is_fresh = began.elapsed() < SNAPSHOTS_WITHIN;
+            match found {
+                Ok(true) if is_fixed || is_fresh => return read(),
+                Ok(_) if is_fixed || deadline.has_passed() => {
+                    return Err(self.first().site.moved("read from"));
+                }
+                Err(error) if is_fixed || deadline.has_passed() => return Err(error),
+                _ => {}
             }
             self.begin_again();
-            self.block_on(async {
-                self.look().await?;
+            // What is not found is looked for again.
+            drop(self.block_on(async {
                 sleep(PAUSE).await;
-                Ok::<_, Error>(())
-            })?;
+                self.look().await
+            }));
         }
-        read()
     }
 
     /// Whether each shard is here in one of the databases, as of the read at rest.
@@ -325,6 +363,50 @@ impl Databases {
         }
         here.sort_unstable();
         Ok(here.into_iter().eq(0..self.shards().cast_signed()))
+    }
+
+    /// Returns what shards have left behind, or what was copied by a move that was given up.
+    pub(super) async fn left(&self) -> Result<Vec<Left>> {
+        let (places, failed) = self.places().await;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let is_going_on = |place: &Place| {
+            let mut all = places.iter().map(|(_, other)| other);
+            all.any(|other| other.shard == place.shard && other.here && other.by == place.by)
+        };
+        let left = places.iter().filter_map(|(nth, place)| {
+            let by = place.by?;
+            let is_left = !place.here && (place.moved_to.is_some() || !is_going_on(place));
+            is_left.then_some(Left {
+                database: *nth,
+                shard: place.shard,
+                by,
+            })
+        });
+        Ok(left.collect())
+    }
+
+    /// Returns the shards, with what the rows of each count.
+    pub(super) fn list(&self) -> Result<Vec<Shard>> {
+        let mut shards = self.over_all(|| {
+            let mut shards = Vec::new();
+            for (nth, database) in self.all.iter().enumerate() {
+                for row in &database.pool.rows(Ask::Counts, &[])? {
+                    shards.push(Shard {
+                        number: row.get::<_, i32>(0).cast_unsigned(),
+                        database: nth,
+                        place: database.site.place.display().to_string(),
+                        sessions: row.get::<_, i64>(1).unsigned_abs(),
+                        events: row.get::<_, i64>(2).unsigned_abs(),
+                        is_moving: row.get(3),
+                    });
+                }
+            }
+            Ok(shards)
+        })?;
+        shards.sort_unstable_by_key(|shard| shard.number);
+        Ok(shards)
     }
 
     /// Has the statements of each database see one moment on this thread, until it is dropped.

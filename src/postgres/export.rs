@@ -11,9 +11,9 @@ use crate::maintain::{Keep, put_kept};
 use crate::model::{Error, EventId, Options, Result, SessionId};
 use crate::postgres::connect::{Link, Site};
 use crate::postgres::databases::{Database, Databases};
-use crate::postgres::lists::List;
+use crate::postgres::lists::Merged;
 use crate::postgres::pool::{Ask, Snapshots};
-use crate::postgres::reads::{Shared, Tables, record};
+use crate::postgres::reads::{SLICE_BYTES, Shared, Tables, is_full, record};
 use crate::postgres::schema::found;
 use crate::postgres::sql::{self, Id};
 use crate::read::Store;
@@ -127,9 +127,7 @@ impl<W: Write, P: FnMut(Progress)> Writing<'_, W, P> {
                 items_max: self.items()?,
                 resumed: false,
             })?;
-            for database in self.tables.databases.all() {
-                self.sessions(database)?;
-            }
+            self.sessions()?;
             self.exporter.end_part(last_id)?;
         }
         Ok(Some(last_id))
@@ -146,9 +144,9 @@ impl<W: Write, P: FnMut(Progress)> Writing<'_, W, P> {
         Ok(items)
     }
 
-    fn sessions(&mut self, database: &Database) -> Result<()> {
-        let mut list = List::of_all(database);
-        while let Some((session, state)) = list.next()? {
+    fn sessions(&mut self) -> Result<()> {
+        let mut sessions = Merged::of_all(self.tables.databases.all());
+        while let Some((database, session, state)) = sessions.next()? {
             if self.exporter.is_wanted(&session) && state.through > self.after {
                 self.session(database, &session, &state)?;
             }
@@ -217,14 +215,14 @@ impl Run<'_> {
         let (name, pool) = (self.session.as_str(), &self.database.pool);
         let none = Id(EventId::from_u128(0));
         let (generation, seq, id) = self.last.unwrap_or((0, 0, none));
-        let (end, at_once) = (i32::MAX, RECORDS_AT_ONCE);
+        let (end, at_once, bytes) = (i32::MAX, RECORDS_AT_ONCE, SLICE_BYTES);
         let rows = if self.with_events {
             pool.rows(
                 Ask::Erasable,
-                &[&name, &generation, &seq, &end, &0_i64, &at_once],
+                &[&name, &generation, &seq, &end, &0_i64, &at_once, &bytes],
             )?
         } else {
-            pool.rows(Ask::ErasableChanges, &[&name, &id, &end, &at_once])?
+            pool.rows(Ask::ErasableChanges, &[&name, &id, &end, &at_once, &bytes])?
         };
         for row in &rows {
             let record = record(&self.database.site, row.get(1))?;
@@ -235,7 +233,7 @@ impl Run<'_> {
             ));
             self.read.push_back(record);
         }
-        self.is_over = (rows.len() as u64) < RECORDS_AT_ONCE.unsigned_abs();
+        self.is_over = !is_full(&rows, RECORDS_AT_ONCE);
         Ok(())
     }
 }

@@ -51,7 +51,7 @@ impl Tables {
         if follows {
             self.close_shards(from)?;
         }
-        let (mut from, began_at) = (from, from);
+        let mut from = from;
         let end = self.databases.over_all(|| {
             let databases = self.databases.all().iter();
             let mut sources: Vec<_> = databases.map(Source::new).collect();
@@ -83,10 +83,6 @@ impl Tables {
             self.bell.note_closed(mark, closed);
             if closed < highest {
                 self.bell.note_late();
-                if closed < began_at {
-                    // A reader that waits for it may ask again at once.
-                    self.databases.first().pool.pause();
-                }
             }
         }
         Ok(Some(closed))

@@ -87,6 +87,11 @@ impl<'a> Load<'a> {
             store(site, work.client()).await?;
             let all: Vec<i32> = (0..site.shards().cast_signed()).collect();
             let rows = work.query(sql::LOCK_ALL, &[&all]).await.map_err(failed)?;
+            let here = rows.iter().filter(|row| row.get("here"));
+            if here.count() != all.len() {
+                let why = format!("{} is one of several of a log", site.place.display());
+                return Err(Error::invalid("target schema", why));
+            }
             let shards = rows.iter().map(|row| Shard::of(row.get("shard"), row));
             let shards: Vec<Shard> = shards.collect();
             Ok::<_, Error>((work, shards))

@@ -41,7 +41,7 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(5);
 
 const TOO_SLOW: &str = "the server takes too long";
 
-/// The connections of one server that commit, at most.
+/// The connections of one server that commit to a database, at most.
 const CONNECTIONS_MAX: usize = 8;
 
 /// The pause after an attempt that failed.
@@ -106,8 +106,9 @@ pub(super) struct Lanes {
     pub signal: Arc<Signal>,
     pub group_bytes_max: usize,
     pub stall_wait: Duration,
-    /// A permit for each group that is being committed.
-    free: Semaphore,
+    /// A permit for each group that is being committed, of each database. So one that does not
+    /// answer holds up none of another.
+    free: Vec<Semaphore>,
     /// Connections that no group uses.
     idle: Mutex<Vec<Committer>>,
 }
@@ -120,6 +121,7 @@ impl Lanes {
         options: &Options,
         committer: Committer,
     ) -> Arc<Self> {
+        let databases = tables.databases.all().iter();
         Arc::new(Self {
             databases: Arc::clone(&tables.databases),
             bell: Arc::clone(&tables.bell),
@@ -127,7 +129,7 @@ impl Lanes {
             signal: Arc::clone(signal),
             group_bytes_max: options.group_bytes_max,
             stall_wait: options.stall_wait,
-            free: Semaphore::new(CONNECTIONS_MAX),
+            free: databases.map(|_| Semaphore::new(CONNECTIONS_MAX)).collect(),
             idle: Mutex::new(vec![committer]),
         })
     }
@@ -212,7 +214,11 @@ impl Lane {
     async fn run(mut self) {
         let lanes = Arc::clone(&self.lanes);
         while let Some((mut first, is_apart)) = self.next().await {
-            let _permit = match timeout_at(first.deadline, lanes.free.acquire()).await {
+            let nth = lanes.databases.place_of(first.proposal.session());
+            let Some(free) = lanes.free.get(nth) else {
+                return;
+            };
+            let _permit = match timeout_at(first.deadline, free.acquire()).await {
                 Ok(Ok(permit)) => permit,
                 Ok(Err(_closed)) => return,
                 Err(_elapsed) => {
@@ -229,7 +235,8 @@ impl Lane {
             match std::mem::replace(&mut self.connection, Connection::Lost) {
                 Connection::Open(committer) => {
                     let mut idle = lanes.idle.lock();
-                    if idle.len() < CONNECTIONS_MAX {
+                    let to_it = |other: &&Committer| Arc::ptr_eq(&other.site, &committer.site);
+                    if idle.iter().filter(to_it).count() < CONNECTIONS_MAX {
                         idle.push(*committer);
                     }
                 }
@@ -270,7 +277,7 @@ impl Lane {
     /// Commits a group, however often it takes, and answers its members.
     async fn see_through(&mut self, group: Vec<Request>) {
         let mut tickets = Vec::new();
-        if self.see_to_end(group, &mut tickets).await {
+        if self.see_to_end(group, &mut tickets).await && !tickets.is_empty() {
             let databases = Arc::clone(&self.lanes.databases);
             tokio::spawn(async move { release(&databases, tickets).await });
         }
@@ -317,11 +324,11 @@ impl Lane {
                     return give_all(&mut group, &Ok(outdated));
                 }
                 Attempt::Again(error) => {
-                    self.follow(&error).await;
+                    self.follow(&group).await;
                     last = Some(error);
                 }
                 Attempt::InDoubt(sent, error) => {
-                    self.follow(&error).await;
+                    self.follow(&group).await;
                     tracing::warn!(
                         target: "sessionlog",
                         error = error.with_sources(),
@@ -348,10 +355,13 @@ impl Lane {
         }
     }
 
-    /// Looks for the shard, if an error says that it has moved.
-    async fn follow(&self, error: &Error) {
-        if Site::has_moved(error) {
-            drop(timeout(ATTEMPT_MAX, self.lanes.databases.look()).await);
+    /// Looks for the shard of a group that was not committed. It may have moved, and its old
+    /// database may be gone.
+    async fn follow(&self, group: &[Request]) {
+        let databases = &self.lanes.databases;
+        if let Some(request) = group.first().filter(|_| databases.are_several()) {
+            let looking = databases.look_for_session(request.proposal.session());
+            drop(timeout(ATTEMPT_MAX, looking).await);
         }
     }
 
@@ -466,7 +476,10 @@ impl Lane {
         tickets: &mut Vec<Id>,
     ) -> Result<Pinned> {
         let databases = &self.lanes.databases;
-        let fork = group.first().map(|request| &request.proposal);
+        let fork = group
+            .first()
+            .filter(|_| self.is_alone)
+            .map(|request| &request.proposal);
         let Some(fork) = fork.filter(|fork| are_needed(databases, fork)) else {
             return Ok(Pinned::NotNeeded);
         };

@@ -19,23 +19,8 @@ impl Tables {
         self.databases.over_all(|| {
             let query = page.query().clone();
             let (start, prefix) = (Start::of(page), query.prefix_text());
-            let databases = self.databases.all().iter();
-            let lists = databases.map(|database| List::new(database, query.order(), start.clone()));
-            let mut lists: Vec<_> = lists.collect();
-            let is_up = query.direction() == Direction::Ascending;
-            loop {
-                let mut next: Option<(usize, Key)> = None;
-                for (nth, list) in lists.iter_mut().enumerate() {
-                    let Some(key) = list.peek()? else { continue };
-                    let is_first = next.as_ref().is_none_or(|(_, best)| (key < *best) == is_up);
-                    if is_first {
-                        next = Some((nth, key));
-                    }
-                }
-                let list = next.and_then(|(nth, _)| lists.get_mut(nth));
-                let Some((session, state)) = list.and_then(List::pop) else {
-                    return Ok(());
-                };
+            let mut sessions = Merged::new(self.databases.all(), &start);
+            while let Some((_, session, state)) = sessions.next()? {
                 if query.order() == SessionOrder::Id && !session.as_str().starts_with(prefix) {
                     return Ok(());
                 }
@@ -48,7 +33,59 @@ impl Tables {
                     return Ok(());
                 }
             }
+            Ok(())
         })
+    }
+}
+
+/// The sessions of all databases, in one order.
+pub(super) struct Merged<'a> {
+    lists: Vec<List<'a>>,
+    is_up: bool,
+}
+
+impl<'a> Merged<'a> {
+    fn new(databases: &'a [Database], start: &Start) -> Self {
+        let is_up = start.is_up;
+        let lists = databases.iter().map(|database| List {
+            database,
+            start: start.clone(),
+            read: VecDeque::new(),
+            is_over: false,
+        });
+        Self {
+            lists: lists.collect(),
+            is_up,
+        }
+    }
+
+    /// All of them, by their IDs.
+    pub(super) fn of_all(databases: &'a [Database]) -> Self {
+        let start = Start {
+            order: SessionOrder::Id,
+            is_up: true,
+            first: Ask::ByIdFrom,
+            then: Ask::ByIdUp,
+            at: Key::Name(String::new()),
+        };
+        Self::new(databases, &start)
+    }
+
+    /// Returns the next session, with the database that has it.
+    pub(super) fn next(&mut self) -> Result<Option<(&'a Database, SessionId, SessionState)>> {
+        let mut next: Option<(usize, Key)> = None;
+        for (nth, list) in self.lists.iter_mut().enumerate() {
+            let Some(key) = list.peek()? else { continue };
+            let mut best = next.iter().map(|(_, best)| best);
+            if best.all(|best| (key < *best) == self.is_up) {
+                next = Some((nth, key));
+            }
+        }
+        let list = next.and_then(|(nth, _)| self.lists.get_mut(nth));
+        Ok(list.and_then(|list| {
+            let (session, state) = list.read.pop_front()?;
+            Some((list.database, session, state))
+        }))
     }
 }
 
@@ -62,6 +99,8 @@ enum Key {
 /// Where a list begins: the first statement, and what comes after it, with the place.
 #[derive(Clone)]
 struct Start {
+    order: SessionOrder,
+    is_up: bool,
     first: Ask,
     then: Ask,
     at: Key,
@@ -85,6 +124,8 @@ impl Start {
             (_, Direction::Descending) => EventId::from_u128(u128::MAX),
         };
         Self {
+            order: query.order(),
+            is_up: query.direction() == Direction::Ascending,
             first: ask,
             then: ask,
             at: Key::At(at),
@@ -114,6 +155,8 @@ impl Start {
             }
         };
         Self {
+            order: SessionOrder::Id,
+            is_up: query.direction() == Direction::Ascending,
             first,
             then,
             at: Key::Name(at),
@@ -122,35 +165,14 @@ impl Start {
 }
 
 /// The list of one database.
-pub(super) struct List<'a> {
+struct List<'a> {
     database: &'a Database,
-    order: SessionOrder,
     start: Start,
     read: VecDeque<(SessionId, SessionState)>,
     is_over: bool,
 }
 
-impl<'a> List<'a> {
-    fn new(database: &'a Database, order: SessionOrder, start: Start) -> Self {
-        Self {
-            database,
-            order,
-            start,
-            read: VecDeque::new(),
-            is_over: false,
-        }
-    }
-
-    /// All sessions of a database, by their IDs.
-    pub(super) fn of_all(database: &'a Database) -> Self {
-        let start = Start {
-            first: Ask::ByIdFrom,
-            then: Ask::ByIdUp,
-            at: Key::Name(String::new()),
-        };
-        Self::new(database, SessionOrder::Id, start)
-    }
-
+impl List<'_> {
     /// Returns what the next session is sorted by.
     fn peek(&mut self) -> Result<Option<Key>> {
         self.read_on()?;
@@ -159,21 +181,11 @@ impl<'a> List<'a> {
     }
 
     fn key(&self, session: &SessionId, state: &SessionState) -> Key {
-        match self.order {
+        match self.start.order {
             SessionOrder::Id => Key::Name(session.to_string()),
             SessionOrder::Activity => Key::At(state.active_id),
             SessionOrder::Creation => Key::At(state.created_id),
         }
-    }
-
-    fn pop(&mut self) -> Option<(SessionId, SessionState)> {
-        self.read.pop_front()
-    }
-
-    /// Returns the next session.
-    pub(super) fn next(&mut self) -> Result<Option<(SessionId, SessionState)>> {
-        self.read_on()?;
-        Ok(self.pop())
     }
 
     fn read_on(&mut self) -> Result<()> {

@@ -16,7 +16,7 @@
 //! * [`pool`] and [`reads`] answer reads, with [`feed`] and [`lists`] over all sessions. [`news`]
 //!   wakes waiters.
 //! * [`export`](mod@export) and [`import`](mod@import) move a log out and in.
-//! * [`upkeep`] removes what retention says, and erases what was removed.
+//! * [`upkeep`] removes what retention says, and [`erase`](mod@erase) erases what was removed.
 //!
 //! A batch is one row, as the journal stores it, and a session is one row with its state, as
 //! segments store it. So everything above the seam finds what it finds in the embedded engine.
@@ -27,6 +27,7 @@ mod asks;
 mod commit;
 mod connect;
 mod databases;
+mod erase;
 mod export;
 mod feed;
 mod group;
@@ -65,6 +66,7 @@ use crate::model::{
 use crate::postgres::commit::Committer;
 use crate::postgres::connect::Site;
 use crate::postgres::databases::Databases;
+use crate::postgres::erase::{Passed, erase};
 use crate::postgres::handle::{Core, Room};
 use crate::postgres::lane::Lanes;
 use crate::postgres::pool::{Ask, Snapshots};
@@ -127,7 +129,7 @@ impl Postgres {
             bells,
         };
         if is_new && tables.databases.are_several() {
-            moving::spread(&tables.databases)?;
+            moving::spread(&tables.databases);
         }
         let place = log.core.tables.0.databases.first().site.place.clone();
         let upkeep = spawn("log-upkeep", move || upkeep::run(&core))
@@ -163,18 +165,24 @@ impl Postgres {
 /// store's ID, and whether the log is new.
 async fn open(databases: &Databases, options: &Options) -> Result<(StoreId, Committer, bool)> {
     let wait = options.stall_wait;
-    let sites = || databases.all().iter().map(|database| &database.site);
+    let mut sites: Vec<_> = databases
+        .all()
+        .iter()
+        .map(|database| &database.site)
+        .collect();
+    // Servers that make a log at the same time begin at the same database.
+    sites.sort_by_key(|site| &site.place);
     let mut log = None;
     if databases.are_several() {
         // What is there already, so that a wrong URL is not made a log of its own.
-        for site in sites() {
+        for site in &sites {
             let found = site.retried(wait, || schema::find(site)).await?;
             log = log.or(found.map(|store| (store, site.shards())));
         }
     }
     let is_new = log.is_none();
     let mut seen = Vec::new();
-    for site in sites() {
+    for site in sites {
         let made = match log {
             Some((store, shards)) => Made::Further(store, shards),
             None => Made::Alone(options.shards),
@@ -201,7 +209,7 @@ async fn open(databases: &Databases, options: &Options) -> Result<(StoreId, Comm
     }
     let first = &databases.first().site;
     let committer = first.retried(wait, || Committer::open(first)).await?;
-    databases.look().await?;
+    first.retried(wait, || databases.look()).await?;
     let (store, _) = log.ok_or(Error::Closed)?;
     Ok((store, committer, is_new))
 }
@@ -304,8 +312,12 @@ impl Backend for Postgres {
             let is_open = core.signal.check_stop().is_ok();
             is_open && progress(CompactProgress::default()).is_continue()
         };
-        upkeep::erase(core, u64::MAX, &mut goes_on)?;
+        let after = &mut Passed::default();
+        let mut failed = erase(core, u64::MAX, after, &mut goes_on)?;
         upkeep::vacuum(core)?;
+        if let Some((_session, error)) = failed.pop_first() {
+            return Err(error);
+        }
         Ok(Compacted {
             bytes_before,
             bytes_after: core.size()?,

@@ -17,7 +17,8 @@
 //! * *A copy is of one move.* Each transaction that writes to it checks the ID of the move on the
 //!   row over there, and the last one also on the row that it leaves. So one that was given up
 //!   writes nothing to a later one.
-//! * *What is copied is on a quorum.* A commit follows what is read before it is written.
+//! * *What is copied is on a quorum.* All is read on one connection, and the commit that says that
+//!   the shard has left comes after it there.
 //! * *Nothing comes back.* While a row has the ID of a move and is here, nobody erases, unless the
 //!   mover is gone, which a lock shows that lasts as long as its connection. Then the ID is taken
 //!   off the row, and the copy is worth nothing.
@@ -31,7 +32,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::model::{Error, EventId, Moved, Result, fresh_store_number};
 use crate::postgres::connect::{LOADED, Link, Site};
-use crate::postgres::databases::Databases;
+use crate::postgres::databases::{Databases, Left};
 use crate::postgres::reads::state;
 use crate::postgres::rows::Forks;
 use crate::postgres::schema::{FORMAT, check_format};
@@ -100,16 +101,13 @@ const PUT_SESSIONS: &str = "INSERT INTO session (session, name, active_id, creat
     ON CONFLICT (session) DO UPDATE SET active_id = excluded.active_id, \
     created_id = excluded.created_id, state = excluded.state";
 
-/// Deletes rows of a shard that has left, or that a move brings. The lowest IDs go first, so what
-/// is there of a session is without gaps.
+/// Deletes rows of a shard. The lowest IDs go first, so what is there of a session is without gaps.
 const CLEAR_RECORDS: &str = "DELETE FROM record WHERE last_id IN (SELECT last_id FROM record \
-    WHERE session >> 40 = $1::bigint ORDER BY session >> 40, last_id LIMIT $3) \
-    AND EXISTS (SELECT FROM shard WHERE shard = $1::bigint AND NOT here \
-    AND (moved_to IS NOT NULL OR move = $2::uuid))";
+    WHERE session >> 40 = $1::bigint ORDER BY session >> 40, last_id LIMIT $2)";
 const CLEAR_SESSIONS: &str = "DELETE FROM session WHERE session IN (SELECT session FROM session \
-    WHERE session > $1::bigint << 40 AND session < ($1::bigint + 1) << 40 LIMIT $3) \
-    AND EXISTS (SELECT FROM shard WHERE shard = $1::bigint AND NOT here \
-    AND (moved_to IS NOT NULL OR move = $2::uuid))";
+    WHERE session > $1::bigint << 40 AND session < ($1::bigint + 1) << 40 LIMIT $2)";
+/// Locks a row whose shard has left by a move, or arrives by it.
+const IS_AWAY: &str = "SELECT FROM shard WHERE shard = $1 AND move = $2 AND NOT here FOR UPDATE";
 
 /// Those that have to find their rows by an index.
 #[cfg(all(test, not(shuttle)))]
@@ -121,12 +119,19 @@ pub(super) const TEXTS: &[&str] = &[
     CLEAR_SESSIONS,
 ];
 
-/// Spreads the shards of a new log evenly.
-pub(super) fn spread(databases: &Databases) -> Result<()> {
+/// Spreads the shards of a new log evenly. Another server may do so at the same time. What fails is
+/// left where it is: the log is whole without it.
+pub(super) fn spread(databases: &Databases) {
     for shard in 0..databases.shards() {
-        move_shard(databases, shard, shard as usize % databases.all().len())?;
+        let to = shard as usize % databases.all().len();
+        if let Err(error) = move_shard(databases, shard, to) {
+            tracing::warn!(
+                target: "sessionlog",
+                error = error.with_sources(),
+                "shard {shard} is not in the database that it is meant for"
+            );
+        }
     }
-    Ok(())
 }
 
 /// Moves a shard, and blocks until that is done.
@@ -163,11 +168,9 @@ async fn moved(databases: &Databases, shard: i32, to: usize) -> Result<Moved> {
             return Err(mover.from.site.io("move a shard of", why));
         }
     }
-    databases.look().await?;
-    if databases.home(shard) != to {
-        return Err(mover.given_up());
-    }
-    mover.from.clear(shard, None).await?;
+    // It has left. Should this fail, whoever needs it looks for it.
+    drop(databases.look().await);
+    mover.from.clear(shard, mover.id).await?;
     Ok(done)
 }
 
@@ -177,19 +180,24 @@ async fn settle(databases: &Databases, shard: i32, home: usize) -> Result<()> {
     let at_home = End::new(databases, home).await?;
     at_home.take(shard).await?;
     at_home.execute(END_COPY, &[&shard]).await?;
-    for nth in (0..databases.all().len()).filter(|nth| *nth != home) {
-        let end = End::new(databases, nth).await?;
-        let rows = end.query(sql::LOCK, &[&shard]).await?;
-        let id = rows.first().and_then(|row| row.get("move"));
-        end.clear(shard, id).await?;
+    for left in databases
+        .left()
+        .await?
+        .iter()
+        .filter(|left| left.shard == shard)
+    {
+        sweep(databases, left).await?;
     }
     Ok(())
 }
 
-/// Deletes what a shard left behind in a database. It does nothing to one that is there.
-pub(super) async fn sweep(databases: &Databases, nth: usize, shard: i32) -> Result<()> {
-    let end = End::new(databases, nth).await?;
-    end.clear(shard, None).await
+/// Deletes what a shard left behind in a database, or what a move that was given up brought there.
+/// It does nothing to one that is there, or that another move brings.
+pub(super) async fn sweep(databases: &Databases, left: &Left) -> Result<()> {
+    End::new(databases, left.database)
+        .await?
+        .clear(left.shard, left.by)
+        .await
 }
 
 /// The connection to one of the two databases.
@@ -251,11 +259,24 @@ impl<'a> End<'a> {
         }
     }
 
-    /// Deletes the rows of a shard that has left, or that arrives by a move.
-    async fn clear(&self, shard: i32, id: Option<Id>) -> Result<()> {
-        let shard = i64::from(shard);
+    /// Deletes the rows of a shard that has left, or that arrives by a move, some at a time. Each
+    /// time the row of the shard is locked, so nobody else deletes them, and no other move begins.
+    async fn clear(&self, shard: i32, id: Id) -> Result<()> {
         for text in [CLEAR_RECORDS, CLEAR_SESSIONS] {
-            while self.execute(text, &[&shard, &id, &ROWS_AT_ONCE]).await? > 0 {}
+            loop {
+                self.begin().await?;
+                let rows = self.query(IS_AWAY, &[&shard, &id]).await?;
+                let deleted = if rows.is_empty() {
+                    0
+                } else {
+                    self.execute(text, &[&i64::from(shard), &ROWS_AT_ONCE])
+                        .await?
+                };
+                self.commit().await?;
+                if deleted == 0 {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -321,7 +342,7 @@ impl<'a> Mover<'a> {
                 .lasting("move a shard to", "the shard is there already"));
         }
         to.commit().await?;
-        to.clear(self.shard, Some(self.id)).await
+        to.clear(self.shard, self.id).await
     }
 
     /// Locks the row of the shard, which is here. Returns the move that it has.
@@ -448,27 +469,47 @@ impl<'a> Mover<'a> {
     async fn leave(&self, at: &mut Id, moved: &mut Moved) -> Result<bool> {
         while self.copy_records(at, moved).await? {}
         let (from, to) = (&self.from, &self.to);
-        from.begin().await?;
         let began = Instant::now();
-        if self.lock().await? != Some(self.id) {
-            return Err(self.given_up());
-        }
-        self.begin_put().await?;
-        let mut rest = *at;
-        loop {
-            let (records, sessions) = self.read(rest).await?;
-            let Some(last) = records.last_ids.last() else {
-                break;
-            };
-            if began.elapsed() > LOCKED_MAX {
-                // What was written of it goes too, and is copied again.
+        // Nothing has happened until the shard leaves, so it may be given up until then.
+        match timeout(2 * LOCKED_MAX, self.copy_rest(*at)).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => {
                 to.within(to.link.client.batch_execute("ROLLBACK")).await?;
                 from.within(from.link.client.batch_execute("ROLLBACK"))
                     .await?;
                 return Ok(false);
             }
+            Ok(Err(error)) => return Err(error),
+            Err(_elapsed) => return Err(to.site.io("move a shard to", "it takes too long")),
+        }
+        from.execute(LEAVE, &[&self.shard, &to.site.database()])
+            .await?;
+        from.execute(sql::NOTE_MOVE, &[]).await?;
+        from.commit().await?;
+        moved.locked = began.elapsed();
+        Ok(true)
+    }
+
+    /// Locks the shard, and copies what is left. Returns whether it was little.
+    async fn copy_rest(&self, at: Id) -> Result<bool> {
+        let (from, to) = (&self.from, &self.to);
+        from.begin().await?;
+        if self.lock().await? != Some(self.id) {
+            return Err(self.given_up());
+        }
+        let began = Instant::now();
+        self.begin_put().await?;
+        let mut at = at;
+        loop {
+            let (records, sessions) = self.read(at).await?;
+            let Some(last) = records.last_ids.last() else {
+                break;
+            };
+            if began.elapsed() > LOCKED_MAX {
+                return Ok(false);
+            }
             self.write(&sessions, &records).await?;
-            rest = *last;
+            at = *last;
         }
         let row = from.query(FILLED, &[&self.shard]).await?;
         let row = row.first().ok_or(Error::Closed)?;
@@ -483,11 +524,6 @@ impl<'a> Mover<'a> {
         ];
         to.execute(FILL, &fill).await?;
         to.commit().await?;
-        from.execute(LEAVE, &[&self.shard, &to.site.database()])
-            .await?;
-        from.execute(sql::NOTE_MOVE, &[]).await?;
-        from.commit().await?;
-        moved.locked = began.elapsed();
         Ok(true)
     }
 }

@@ -12,12 +12,15 @@
 //! * *The parent was as the fork needs it, while all was pinned.* Its state is compared under its
 //!   lock in the last of these transactions, or in that of the fork. It shares what the fork
 //!   shares, so until then nothing of that was erased, and from then on the pins hold it.
+//! * *What is looked for is what is there.* Who erases commits in each database first. So no primary
+//!   that was replaced says that there is no pin, or no fork.
 //! * *A pin stays until the outcome is known.* One that is left by a server that died costs the
 //!   next who erases from the session a moment, and nothing else.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio_postgres::types::ToSql;
 
 use crate::model::{EventId, Op, Result, SessionId, fresh_store_number};
@@ -141,18 +144,18 @@ async fn revoke(databases: &Databases, ticket: Id) -> Result<()> {
     Ok(())
 }
 
-/// Has each fork under way that shares events of a session be there, or never come.
+/// Has each fork under way that shares events of a session be there, or never come. What is read of
+/// any database after that is what its newest primary has.
 pub(super) async fn settle(databases: &Databases, session: &SessionId) -> Result<()> {
-    if !databases.are_several() {
-        return Ok(());
-    }
-    for database in databases.all() {
+    let settled = databases.all().iter().map(|database| async {
+        database.pool.kept(Ask::Barrier, &[]).await?;
         let pins = database.pool.now(Ask::Pins, &[&session.as_str()]).await?;
         for pin in &pins {
             revoke(databases, pin.get(0)).await?;
         }
-    }
-    Ok(())
+        Ok(())
+    });
+    join_all(settled).await.into_iter().collect()
 }
 
 impl Committer {
@@ -176,7 +179,7 @@ impl Committer {
         }
         let pinned: [&(dyn ToSql + Sync); 2] = [&pins.ticket, &part.ancestors];
         client.execute(sql::PIN, &pinned).await.map_err(failed)?;
-        self.end().await?;
+        self.end("COMMIT").await?;
         Ok(true)
     }
 

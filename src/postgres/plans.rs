@@ -74,7 +74,8 @@ fn wrong_plans(url: &str, shards: u32) -> Vec<String> {
             .batch_execute(&format!("{id} {FILL}"))
             .await
             .unwrap();
-        let of_several = sql::OF_SEVERAL.iter().chain(moving::TEXTS);
+        let otherwise = pool::ASKED_OTHERWISE.iter().map(|(_, text)| text);
+        let of_several = sql::OF_SEVERAL.iter().chain(moving::TEXTS).chain(otherwise);
         let of_several = of_several.filter(|_| shards > 1);
         let texts = commit::TEXTS.iter().chain(pool::TEXTS).chain(sql::OTHERS);
         let texts = texts.chain(of_several);

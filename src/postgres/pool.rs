@@ -38,17 +38,23 @@ const WAIT_MIN: Duration = Duration::from_secs(2);
 /// How long a commit may take that shows whether appends can land.
 const COMMIT_WITHIN: Duration = Duration::from_secs(2);
 
-/// The pause after a read of what is not closed yet.
-const LAG: Duration = Duration::from_millis(2);
-
 /// The pause after a connection failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a log of several shards asks by another statement.
-const ASKED_OTHERWISE: [(Ask, &str); 3] = [
+pub(super) const ASKED_OTHERWISE: [(Ask, &str); 12] = [
+    (Ask::State, sql::STATE_IN),
+    (Ask::AtOrAfter, sql::AT_OR_AFTER_IN),
     (Ask::Feed, sql::FEED_OF_ALL),
     (Ask::Shard, sql::SHARDS),
     (Ask::Close, sql::CLOSE),
+    (Ask::ByIdUp, sql::BY_ID_UP_IN),
+    (Ask::ByIdFrom, sql::BY_ID_FROM_IN),
+    (Ask::ByIdDown, sql::BY_ID_DOWN_IN),
+    (Ask::ByActivityUp, sql::BY_ACTIVITY_UP_IN),
+    (Ask::ByActivityDown, sql::BY_ACTIVITY_DOWN_IN),
+    (Ask::ByCreationUp, sql::BY_CREATION_UP_IN),
+    (Ask::ByCreationDown, sql::BY_CREATION_DOWN_IN),
 ];
 
 /// How long reads at rest take.
@@ -99,6 +105,7 @@ statements! {
     Counts COUNTS,
     Arrive ARRIVE,
     Pins PINS,
+    Barrier BARRIER,
     Unpin UNPIN,
     Revoke REVOKE,
     Removed REMOVED,
@@ -302,11 +309,6 @@ impl Pool {
         let (reader, _none) = self.first(ask, params, Sight::Kept).await?;
         drop(reader);
         Ok(())
-    }
-
-    /// Waits a moment on this thread.
-    pub(super) fn pause(&self) {
-        self.block_on(async { sleep(LAG).await });
     }
 
     async fn rows_of(

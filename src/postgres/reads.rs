@@ -13,7 +13,7 @@ use crate::postgres::connect::Site;
 use crate::postgres::databases::Databases;
 use crate::postgres::feed::Closed;
 use crate::postgres::news::Bell;
-use crate::postgres::pool::{Ask, AtRest, Snapshots};
+use crate::postgres::pool::{Ask, Snapshots};
 use crate::postgres::sql::{self, Id};
 use crate::read::{Follower, PageBuilder, Piece, RecordSlice, RecordVisitor, Records};
 use crate::sync::{Instant, Mutex, Waiter};
@@ -25,7 +25,15 @@ const RUNTIME_THREADS: usize = 2;
 const BLOCKING_THREADS: usize = 16;
 
 /// The bytes of records that one statement reads, about.
-const SLICE_BYTES: i64 = 1024 * 1024;
+pub(super) const SLICE_BYTES: i64 = 1024 * 1024;
+
+/// Whether there may be more after these rows, of records that end at a number or at
+/// [`SLICE_BYTES`].
+pub(super) fn is_full(rows: &[Row], at_once: i64) -> bool {
+    let bytes = rows.iter().map(|row| row.get::<_, &[u8]>("record").len());
+    let bytes: usize = bytes.sum();
+    rows.len() as u64 >= at_once.unsigned_abs() || bytes as u64 >= SLICE_BYTES.unsigned_abs()
+}
 
 /// What is stored, as readers see it.
 pub(super) struct Tables {
@@ -186,12 +194,16 @@ impl Records for Shared {
     ) -> Result<SessionState> {
         let databases = &self.0.databases;
         let shard = databases.first().site.shard_of(session);
-        let is_here = |rows: &[Row]| Ok(rows.first().is_some_and(|row| row.get(1)));
         let params: [&(dyn ToSql + Sync); 2] = [&session.as_str(), &shard];
-        let rows = databases.rows_of(session, Ask::State, &params, is_here)?;
-        let bytes = rows.first().and_then(|row| row.get::<_, Option<&[u8]>>(0));
-        let site = &databases.of(session).site;
-        bytes.map_or_else(|| Ok(SessionState::default()), |bytes| state(site, bytes))
+        let found = databases.read_of(session, Ask::State, &params, |site, rows| {
+            let row = rows.first().filter(|row| row.get(1));
+            row.map(|row| {
+                let bytes = row.get::<_, Option<&[u8]>>(0);
+                bytes.map_or_else(|| Ok(SessionState::default()), |bytes| state(site, bytes))
+            })
+            .transpose()
+        })?;
+        found.ok_or_else(|| databases.of(session).site.moved("read from"))
     }
 
     fn piece<'a>(&'a self, session: &SessionId, generation: u32) -> Box<dyn Piece + 'a> {
@@ -203,15 +215,10 @@ impl Records for Shared {
     }
 
     fn record_of(&self, id: EventId) -> Result<Option<RecordSlice>> {
-        let find = || {
+        let found = self.0.databases.over_all(|| {
             let mut records = self.0.at_or_after(id)?.into_iter();
             Ok(records.find(|record| record.seq_of(id).is_some()))
-        };
-        let mut found = find()?;
-        if found.is_none() && self.0.databases.are_several() {
-            // It may have been on its way from one to another.
-            found = self.0.databases.over_all(find)?;
-        }
+        })?;
         Ok(found.map(|record| RecordSlice::Recent(vec![record])))
     }
 
@@ -315,30 +322,28 @@ impl Piece for TablePiece<'_> {
             &SLICE_BYTES,
         ];
         let databases = self.databases;
-        let deadline = databases.deadline();
-        loop {
-            let database = databases.of(&self.session);
+        let found = databases.read_of(&self.session, ask, &params, |site, rows| {
             let mut records = Vec::new();
-            for row in &database.pool.rows(ask, &params)? {
-                records.push(record(&database.site, row.get(0))?);
+            for row in rows {
+                records.push(record(site, row.get(0))?);
             }
             if matches!(ask, Ask::Down) {
                 records.reverse();
             }
             let mut places = records.iter().map(|record| record.first..=record.last());
-            if places.any(|place| place.contains(&seq)) {
-                return Ok(RecordSlice::Recent(records));
+            let has_it = places.any(|place| place.contains(&seq));
+            Ok(has_it.then_some(records))
+        })?;
+        found.map(RecordSlice::Recent).ok_or_else(|| {
+            let what = format!("session {} has no event at seq {seq}", self.session);
+            let site = &databases.of(&self.session).site;
+            if databases.are_several() {
+                // It may have been erased since the state was read in another database.
+                site.io("read from", what)
+            } else {
+                Error::corrupt(site.place.clone(), 0, what)
             }
-            let site = &database.site;
-            if !databases.are_several() || databases.has(&self.session)? {
-                let what = format!("session {} has no event at seq {seq}", self.session);
-                return Err(Error::corrupt(site.place.clone(), 0, what));
-            }
-            if AtRest::has_begun() || deadline.has_passed() {
-                return Err(site.moved("read from"));
-            }
-            databases.block_on(databases.look())?;
-        }
+        })
     }
 }
 

@@ -85,4 +85,4 @@ CREATE TABLE removal (
     events bigint NOT NULL,
     PRIMARY KEY (name, id)
 );
-CREATE INDEX removal_due ON removal (at_ms);
+CREATE INDEX removal_due ON removal (at_ms, name);

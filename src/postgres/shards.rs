@@ -18,7 +18,8 @@
 //!   nothing comes any more, in any of them. The feed shows the records up to it, of the same
 //!   snapshot. A shard at rest would hold it back, so it is first closed: its `last_id` becomes the
 //!   highest of all. It is not closed while somebody commits to it: what is on its way may get a
-//!   lower ID.
+//!   lower ID. A group that writes nothing closes the shards that it has locked, so they are
+//!   closed although repeated appends hold their locks all the time.
 //! * *No two records share an ID, nor lie within each other.* Two shards may go on from the same
 //!   `last_id`, after they were closed or imported. So each group passes over a random number of up
 //!   to 2^76 IDs, or begins at one of 2^79 of a new millisecond. Two groups of a million events
@@ -108,6 +109,13 @@ impl Site {
 /// Returns the same under the lock of a shard.
 pub(super) fn barrier_of(shard: i32) -> String {
     format!("UPDATE shard SET epoch = epoch + 1 WHERE shard = {shard}")
+}
+
+/// Returns what closes shards, under their locks.
+pub(super) fn close_of(shards: &[i32]) -> String {
+    let shards: Vec<_> = shards.iter().map(i32::to_string).collect();
+    let shards = shards.join(", ");
+    format!("{} AND shard.shard IN ({shards})", sql::CLOSE_LOCKED)
 }
 
 #[cfg(all(test, not(shuttle)))]

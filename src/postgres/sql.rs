@@ -47,8 +47,11 @@ pub(super) const MOVE_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $
 pub(super) const HOLDS: &str = "SELECT EXISTS (SELECT FROM record WHERE last_id = $1 \
     AND record = $2), erased_through FROM shard WHERE shard = $3";
 
-/// The state of a session, and whether its shard is here. There is none of a shard that never was.
-pub(super) const STATE: &str = "SELECT state, here FROM shard LEFT JOIN session ON name = $1 \
+/// The state of a session, and whether its shard is here.
+pub(super) const STATE: &str = "SELECT state, $2::int IS NOT NULL FROM (SELECT) one \
+    LEFT JOIN session ON name = $1";
+/// The same of several shards. There is none of a shard that never was there.
+pub(super) const STATE_IN: &str = "SELECT state, here FROM shard LEFT JOIN session ON name = $1 \
     WHERE shard = $2";
 /// The records from the one that holds a seq upwards, until they reach some bytes.
 pub(super) const UP: &str = "SELECT record FROM (SELECT record, \
@@ -67,9 +70,14 @@ pub(super) const DOWN: &str = "SELECT record FROM (SELECT record, \
     WHERE session = (SELECT session FROM session WHERE name = $1) AND generation = $2 \
     AND last_seq >= first_seq AND first_seq <= $3) ORDER BY first_seq DESC) s) p \
     WHERE before < $5";
-pub(super) const AT_OR_AFTER: &str = "SELECT base_id, record FROM record WHERE last_id >= $1 \
-    AND session >> 40 = ANY (ARRAY(SELECT shard::bigint FROM shard WHERE here)) \
-    ORDER BY last_id LIMIT 1";
+pub(super) const AT_OR_AFTER: &str =
+    "SELECT base_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
+/// The same of several shards. It looks in each that is here: what is copied may be all that is new.
+pub(super) const AT_OR_AFTER_IN: &str = "SELECT base_id, record FROM shard CROSS JOIN LATERAL \
+    (SELECT last_id, base_id, record FROM record WHERE (session >> 40, last_id) \
+    >= (shard.shard::bigint, $1) AND (session >> 40, last_id) \
+    < (shard.shard::bigint + 1, '00000000-0000-0000-0000-000000000000'::uuid) \
+    ORDER BY session >> 40, last_id LIMIT 1) r WHERE shard.here ORDER BY r.last_id LIMIT 1";
 /// The records from an ID on, and with each the last ID of the shard. Without any it comes alone.
 pub(super) const FEED: &str = "SELECT shard.last_id, p.last_id, p.record, shard.last_id \
     FROM shard LEFT JOIN \
@@ -97,6 +105,10 @@ pub(super) const CLOSE: &str = "UPDATE shard SET last_id = greatest(shard.last_i
     WHERE shard.last_id < newest.last_id AND shard.shard IN (SELECT shard FROM shard s \
     WHERE s.here AND s.last_id < greatest($1::uuid, (SELECT last_id FROM shard WHERE here \
     ORDER BY last_id DESC LIMIT 1)) FOR UPDATE SKIP LOCKED)";
+/// Closes what the locks are held of, once it is said which shards these are.
+pub(super) const CLOSE_LOCKED: &str = "UPDATE shard SET last_id = newest.last_id \
+    FROM (SELECT last_id FROM shard WHERE here ORDER BY last_id DESC LIMIT 1) newest \
+    WHERE shard.last_id < newest.last_id";
 /// Closes all of them, and waits for what holds a lock. The locks are kept.
 pub(super) const CLOSE_ALL: &str = "UPDATE shard SET last_id = greatest(last_id, $1) WHERE here";
 pub(super) const FORKS: &str = "SELECT child FROM fork WHERE ancestor = $1 AND generation = $2";
@@ -110,6 +122,8 @@ pub(super) const SHARDS: &str = "SELECT (SELECT last_id FROM shard WHERE here \
     FROM shard WHERE here HAVING count(*) > 0";
 /// Which shards are here, came or left.
 pub(super) const PLACES: &str = "SELECT shard, here, move, moved_to FROM shard";
+/// Whether a shard is here, and how many came or left.
+pub(super) const HERE: &str = "SELECT here, (SELECT moves FROM meta) FROM shard WHERE shard = $1";
 /// What is counted of each shard that is here.
 pub(super) const COUNTS: &str =
     "SELECT shard, sessions, events, move IS NOT NULL FROM shard WHERE here ORDER BY shard";
@@ -124,32 +138,42 @@ pub(super) const PINS: &str = "SELECT ticket FROM pin WHERE ancestor = $1";
 pub(super) const PIN: &str =
     "INSERT INTO pin (ticket, ancestor) SELECT $1, * FROM unnest($2::text[])";
 pub(super) const UNPIN: &str = "DELETE FROM pin WHERE ticket = $1";
-/// Takes a ticket away. It waits for a commit that uses it.
-pub(super) const REVOKE: &str = "DELETE FROM ticket WHERE ticket = $1";
+/// Takes a ticket away. It waits for a commit that uses it, and commits something in any case.
+pub(super) const REVOKE: &str = "WITH gone AS (DELETE FROM ticket WHERE ticket = $1) \
+    UPDATE meta SET barriers = barriers + 1";
+/// Uses a ticket.
+pub(super) const USE: &str = "DELETE FROM ticket WHERE ticket = $1";
 /// Holds a ticket until the end of the transaction.
 pub(super) const HOLD: &str = "SELECT ticket FROM ticket WHERE ticket = $1 FOR UPDATE";
 pub(super) const REMOVED: &str = "SELECT min(at_ms), coalesce(sum(events), 0)::bigint FROM removal";
-/// The session whose removals are the oldest, with its removals, if the oldest is due. It may be of
-/// another shard than the sessions that were removed from, so their IDs are in no order of commits.
+/// The session of the oldest removal after a place, with its removals, if the oldest is due. It may
+/// be of another shard than the sessions that were removed from, so their IDs are in no order of
+/// commits.
 pub(super) const DUE: &str = "SELECT name, ARRAY(SELECT id FROM removal WHERE name = due.name \
-    ORDER BY id LIMIT 1000) FROM (SELECT name FROM removal WHERE at_ms <= $1 \
-    ORDER BY at_ms LIMIT 1) due";
+    ORDER BY id LIMIT 1000), at_ms FROM (SELECT name, at_ms FROM removal WHERE at_ms <= $1 \
+    AND (at_ms, name) > ($2::bigint, $3::text) ORDER BY at_ms, name LIMIT 1) due";
 /// The number of sessions and keys.
 pub(super) const ITEMS: &str = "SELECT (SELECT count(*) FROM session) \
     + (SELECT count(*) FROM record WHERE key IS NOT NULL)";
 pub(super) const SIZE: &str =
     "SELECT pg_total_relation_size('record') + pg_total_relation_size('session')";
 
-/// The records with events of a session after a place, before another.
-pub(super) const ERASABLE: &str = "SELECT last_id, record FROM record WHERE session = \
-    (SELECT session FROM session WHERE name = $1) AND last_seq >= first_seq \
-    AND (generation, first_seq) > ($2::int, $3::bigint) \
+/// The records with events of a session after a place, before another, until they reach some bytes.
+pub(super) const ERASABLE: &str = "SELECT last_id, record FROM (SELECT last_id, record, \
+    generation, first_seq, sum(octet_length(record)) OVER (ORDER BY generation, first_seq) \
+    - octet_length(record) AS before FROM (SELECT last_id, record, generation, first_seq \
+    FROM record WHERE session = (SELECT session FROM session WHERE name = $1) \
+    AND last_seq >= first_seq AND (generation, first_seq) > ($2::int, $3::bigint) \
     AND (generation, first_seq) < ($4::int, $5::bigint) \
-    ORDER BY generation, first_seq LIMIT $6";
+    ORDER BY generation, first_seq LIMIT $6) s) p WHERE before < $7 \
+    ORDER BY generation, first_seq";
 /// The same of records without events, of a generation before one.
-pub(super) const ERASABLE_CHANGES: &str = "SELECT last_id, record FROM record WHERE session = \
-    (SELECT session FROM session WHERE name = $1) AND last_seq < first_seq \
-    AND last_id > $2 AND generation < $3::int ORDER BY generation, last_id LIMIT $4";
+pub(super) const ERASABLE_CHANGES: &str = "SELECT last_id, record FROM (SELECT last_id, record, \
+    generation, sum(octet_length(record)) OVER (ORDER BY generation, last_id) \
+    - octet_length(record) AS before FROM (SELECT last_id, record, generation FROM record \
+    WHERE session = (SELECT session FROM session WHERE name = $1) AND last_seq < first_seq \
+    AND last_id > $2 AND generation < $3::int ORDER BY generation, last_id LIMIT $4) s) p \
+    WHERE before < $5 ORDER BY generation, last_id";
 pub(super) const AT_OR_AFTER_WITH_ID: &str =
     "SELECT last_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
 pub(super) const ERASE: &str = "DELETE FROM record WHERE last_id = ANY($1::uuid[])";
@@ -160,27 +184,31 @@ pub(super) const NOTE_ERASED: &str =
 pub(super) const VACUUM: &str = "VACUUM record";
 pub(super) const ERASED: &str = "DELETE FROM removal WHERE name = $1 AND id = ANY($2::uuid[])";
 
-/// The lists of sessions, in each order and direction, after a position. What another database has
-/// is left out: it is on its way here, or it has left.
+/// The lists of sessions, in each order and direction, after a position. Of several shards, what
+/// another database has is left out: it is on its way here, or it has left.
 macro_rules! sessions_where {
-    ($place:literal, $order:literal) => {
-        concat!(
-            "SELECT name, state FROM session WHERE ",
-            $place,
-            " AND session >> 40 = ANY (ARRAY(SELECT shard::bigint FROM shard WHERE here)) ORDER BY ",
-            $order,
-            " LIMIT $2"
-        )
+    ($($name:ident $in_name:ident $place:literal $order:literal,)*) => {
+        $(
+            pub(super) const $name: &str = concat!(
+                "SELECT name, state FROM session WHERE ", $place, " ORDER BY ", $order, " LIMIT $2"
+            );
+            pub(super) const $in_name: &str = concat!(
+                "SELECT name, state FROM session WHERE ", $place, " AND session >> 40 = ANY \
+                (ARRAY(SELECT shard::bigint FROM shard WHERE here)) ORDER BY ", $order, " LIMIT $2"
+            );
+        )*
     };
 }
 
-pub(super) const BY_ID_UP: &str = sessions_where!("name > $1", "name");
-pub(super) const BY_ID_FROM: &str = sessions_where!("name >= $1", "name");
-pub(super) const BY_ID_DOWN: &str = sessions_where!("name < $1", "name DESC");
-pub(super) const BY_ACTIVITY_UP: &str = sessions_where!("active_id > $1", "active_id");
-pub(super) const BY_ACTIVITY_DOWN: &str = sessions_where!("active_id < $1", "active_id DESC");
-pub(super) const BY_CREATION_UP: &str = sessions_where!("created_id > $1", "created_id");
-pub(super) const BY_CREATION_DOWN: &str = sessions_where!("created_id < $1", "created_id DESC");
+sessions_where! {
+    BY_ID_UP BY_ID_UP_IN "name > $1" "name",
+    BY_ID_FROM BY_ID_FROM_IN "name >= $1" "name",
+    BY_ID_DOWN BY_ID_DOWN_IN "name < $1" "name DESC",
+    BY_ACTIVITY_UP BY_ACTIVITY_UP_IN "active_id > $1" "active_id",
+    BY_ACTIVITY_DOWN BY_ACTIVITY_DOWN_IN "active_id < $1" "active_id DESC",
+    BY_CREATION_UP BY_CREATION_UP_IN "created_id > $1" "created_id",
+    BY_CREATION_DOWN BY_CREATION_DOWN_IN "created_id < $1" "created_id DESC",
+}
 
 /// Makes the shard's row that of a log that was imported.
 pub(super) const SET_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $3, events = $4, \
@@ -211,7 +239,9 @@ pub(super) const LAST_IDS: &str = "SELECT shard, last_id FROM shard WHERE here O
 #[cfg(all(test, not(shuttle)))]
 pub(super) const OTHERS: &[&str] = &[
     LOCK_ALL,
+    HERE,
     HOLD,
+    USE,
     HOLDS,
     ERASABLE,
     ERASABLE_CHANGES,
@@ -227,7 +257,7 @@ pub(super) const OTHERS: &[&str] = &[
 
 /// The statements of a log of several shards, which has an index more.
 #[cfg(all(test, not(shuttle)))]
-pub(super) const OF_SEVERAL: &[&str] = &[FEED_OF_ALL, CLOSE, CLOSE_ALL, SHARDS, NEWS_OF_ALL];
+pub(super) const OF_SEVERAL: &[&str] = &[CLOSE_LOCKED, CLOSE_ALL, NEWS_OF_ALL];
 
 /// An ID, which is a UUID in a column. Both compare as their bytes do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

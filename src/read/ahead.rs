@@ -67,6 +67,8 @@ pub(super) enum Ahead {
     Over(StreamItem),
     /// Nothing of what was read is shown, because it was removed. There is more.
     Passed,
+    /// Nothing yet, and not all that was there when the stream was opened was read.
+    Short,
     /// Nothing yet.
     Nothing,
 }
@@ -179,10 +181,11 @@ impl Reader {
                 let is_short = self.bounded && fed.through < *until;
                 let has_moved = fed.through > *last && !(self.bounded && *last >= *until);
                 *last = fed.through;
-                if fed.items.is_empty() && (has_moved || is_short) {
-                    return Ok(Ahead::Passed);
-                }
-                Ok(Ahead::of(fed.items))
+                Ok(match Ahead::of(fed.items) {
+                    Ahead::Nothing if has_moved => Ahead::Passed,
+                    Ahead::Nothing if is_short => Ahead::Short,
+                    ahead => ahead,
+                })
             }
         }
     }

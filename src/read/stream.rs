@@ -232,8 +232,14 @@ impl EventStream {
         loop {
             match self.advance() {
                 Next::Item(item) => return Some(item),
-                Next::Taken | Next::Again | Next::Read => {}
+                Next::Taken | Next::Read => {}
                 Next::End => return None,
+                Next::Again => {
+                    // Much may have been removed. Without a wait it still passes over a page.
+                    if std::mem::replace(&mut is_late, deadline.has_passed()) {
+                        return None;
+                    }
+                }
                 Next::Wait => {
                     // It may be woken again and again without a reason.
                     if is_late || !self.waiter.wait(deadline) {
@@ -305,7 +311,7 @@ impl EventStream {
                 Next::Item(Ok(StreamItem::CaughtUp))
             }
             Ok(Ahead::Nothing) if self.reader_mut().bounded => self.end(),
-            Ok(Ahead::Nothing) => self.register(),
+            Ok(Ahead::Short | Ahead::Nothing) => self.register(),
         }
     }
 

@@ -286,6 +286,18 @@ fn joined<T>(result: thread::Result<T>) -> T {
     result.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
+/// Calls a server until it has an answer. One that waits for a short time may have none although
+/// all nodes are there, because the machine is busy.
+fn patiently<T>(call: impl Fn() -> sessionlog::Result<T>) -> sessionlog::Result<T> {
+    let until = Instant::now() + REST;
+    loop {
+        match call() {
+            Err(Error::Io { .. } | Error::Stalled { .. }) if Instant::now() < until => {}
+            told => return told,
+        }
+    }
+}
+
 /// All sessions of a round.
 fn sessions_of(shared: &[SessionId], attempts: &[Attempt]) -> Vec<SessionId> {
     let of_attempts = attempts.iter().map(|attempt| &attempt.session);
@@ -312,7 +324,7 @@ fn fence(servers: &[SessionLog; 2], round: u64) -> Vec<Attempt> {
     let of_server = |(nth, server): (usize, &SessionLog)| {
         let tag = format!("{round}.fence.{nth}");
         let batch = || note(data_of(&tag, 0, 1));
-        let ack = server.append(&id, batch()).unwrap();
+        let ack = patiently(|| server.append(&id, batch())).unwrap();
         Attempt {
             told: Told::Acked(vec![(ack.first, ack.events[0].id)]),
             session: id.clone(),

@@ -18,6 +18,7 @@ use crate::support::{
 };
 
 mod commits;
+mod erasing;
 mod moves;
 mod proxy;
 mod rates;

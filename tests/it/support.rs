@@ -272,15 +272,20 @@ pub(crate) fn in_time<T: Send + 'static>(
 
 /// Every event of the session, page by page.
 pub(crate) fn read_all(log: &SessionLog, session: &SessionId) -> Vec<Event> {
-    let mut page = log.list(session, PageRequest::new().limit(1_000)).unwrap();
+    try_read_all(log, session).unwrap()
+}
+
+pub(crate) fn try_read_all(
+    log: &SessionLog,
+    session: &SessionId,
+) -> sessionlog::Result<Vec<Event>> {
+    let mut page = log.list(session, PageRequest::new().limit(1_000))?;
     let mut events = std::mem::take(&mut page.items);
     while page.has_more {
-        page = log
-            .list(session, PageRequest::new().after(page.last).limit(1_000))
-            .unwrap();
+        page = log.list(session, PageRequest::new().after(page.last).limit(1_000))?;
         events.append(&mut page.items);
     }
-    events
+    Ok(events)
 }
 
 /// The next `count` events, without the markers.

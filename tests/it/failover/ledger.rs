@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use sessionlog::{Batch, Error, Event, EventId, Seq, SessionId, SessionLog};
 
-use crate::support::{assert_dense, folder, note, read_all, session};
+use super::patiently;
+use crate::support::{assert_dense, folder, note, read_all, session, try_read_all};
 
 /// An append.
 #[derive(Debug)]
@@ -36,9 +37,9 @@ pub(super) fn data_of(tag: &str, nth: usize, count: usize) -> String {
 
 /// The events of a session. None has been appended to one that is not there.
 fn read_any(server: &SessionLog, id: &SessionId) -> Vec<Event> {
-    match server.head(id) {
+    match patiently(|| try_read_all(server, id)) {
         Err(Error::UnknownSession { .. }) => Vec::new(),
-        _ => read_all(server, id),
+        events => events.unwrap(),
     }
 }
 
@@ -152,7 +153,7 @@ impl Past {
     /// Compares all of it with the feed of a server, and with the sessions as another lists them.
     pub(super) fn check(&self, servers: &[SessionLog; 2]) {
         let mut summaries = BTreeMap::<SessionId, Summary>::new();
-        let mut feed = servers[0].feed().unwrap().until_tail();
+        let mut feed = patiently(|| servers[0].feed()).unwrap().until_tail();
         let mut last = None;
         while !feed.is_ended() {
             let Ok(item) = feed.next_timeout(super::REST) else {
@@ -180,7 +181,7 @@ impl Past {
         );
         for (id, wanted) in self.0.iter().filter(is_stored) {
             let mut summary = Summary::default();
-            summary.add_all(&read_all(&servers[1], id));
+            summary.add_all(&read_any(&servers[1], id));
             assert_eq!(summary.end(), *wanted, "{id} has changed since its round");
         }
     }

@@ -10,8 +10,8 @@ use sessionlog::{
     Event, EventId, EventStream, PageRequest, RecvTimeout, SessionId, SessionLog, StartAt,
 };
 
-use super::REST;
 use super::ledger::Stored;
+use super::{REST, patiently};
 use crate::report::Dice;
 use crate::support::seqs;
 
@@ -28,12 +28,12 @@ pub(super) type Ends = OnceLock<Option<Stored>>;
 
 impl Followed {
     fn open(&self, server: &SessionLog) -> EventStream {
-        let opened = match self {
+        let open = || match self {
             Followed::Session(id) => server.stream(id, StartAt::Creation),
             Followed::All(Some(last)) => server.feed_after(*last),
             Followed::All(None) => server.feed(),
         };
-        opened.unwrap()
+        patiently(open).unwrap()
     }
 
     /// What is to be shown of what is stored.

@@ -1,7 +1,6 @@
 //! Groups in doubt, groups with a batch that cannot be stored, and outages.
 
 use std::future::Future;
-use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +8,7 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use sessionlog::Error;
+use sessionlog::{Delete, Error};
 
 use super::proxy::{Fault, Proxy};
 use super::{Schema, schema};
@@ -103,7 +102,7 @@ fn the_key_of_a_trimmed_batch_can_be_used_again() {
         Error::IdempotencyConflict { first_seq: 5, .. }
     );
     // The same of a key of a generation before.
-    log.delete(&id, sessionlog::Delete::new()).unwrap();
+    log.delete(&id, Delete::new()).unwrap();
     assert!(!keyed("fresh").unwrap().replayed);
     assert!(keyed("fresh").unwrap().replayed);
 }
@@ -147,34 +146,6 @@ fn health_tells_that_no_commit_can_land() {
     assert_error!(told, Error::Stalled { .. });
     proxy.set(Fault::None);
     eventually("health comes back", || log.health().is_ok());
-}
-
-#[test]
-fn what_was_erased_is_not_written_again() {
-    let Some(schema) = schema() else { return };
-    let log = schema.open();
-    let id = session("s");
-    let events = ["amber", "birch", "cedar"].map(|tag| append_notes(&log, &id, tag, 1).remove(0));
-    let written =
-        || schema.ask("SELECT xmin FROM record WHERE last_seq >= first_seq ORDER BY last_id");
-    let erase = |nth: usize| {
-        log.redact(events[nth].id, "asked for").unwrap();
-        log.compact(|_progress| ControlFlow::Continue(())).unwrap();
-        written()
-    };
-    let before = written();
-    let first = erase(0);
-    assert!(
-        first[0] != before[0] && first[1..] == before[1..],
-        "{first:?}"
-    );
-    let second = erase(1);
-    assert!(second[0] == first[0] && second[1] != first[1], "{second:?}");
-    for (word, times) in [("amber", "0"), ("birch", "0"), ("cedar", "1")] {
-        let holding = format!("position('{word}'::bytea IN record) > 0");
-        let count = format!("SELECT count(*) FROM record WHERE {holding}");
-        assert_eq!(schema.ask(&count), [times], "{word}");
-    }
 }
 
 /// Those who share a group with it are not told of its error.

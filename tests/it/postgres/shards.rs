@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use sessionlog::transfer::Export;
 use sessionlog::{
-    Delete, Error, Event, EventStream, Fork, NewEvent, Options, SessionId, SessionLog,
+    Delete, Error, Event, EventStream, Fork, NewEvent, Options, RecvTimeout, SessionId, SessionLog,
     SessionQuery, StartAt, StreamItem,
 };
 
@@ -337,6 +337,48 @@ fn check_with_one_held_up(shard: u32) {
         assert_eq!(all, feed_all(&other));
         assert!(all.contains(&event));
     });
+}
+
+/// It was opened for what it cannot show yet.
+#[test]
+fn a_feed_up_to_the_tail_waits_for_a_shard_no_longer_than_said() {
+    let Some(schema) = schema() else { return };
+    let log = schema.open_sharded();
+    let ids = schema.one_of_each(&log);
+    let lock = Held::new(&schema, 1);
+    let last = append_notes(&log, &ids[0], "last", 1).remove(0);
+    let mut feed = log.feed().unwrap().until_tail();
+    let (shown, told, feed) = in_time("a wait for the next event", move || {
+        let mut shown = Vec::new();
+        loop {
+            match feed.next_timeout(QUIET) {
+                Ok(item) => shown.extend(item.into_event()),
+                Err(why) => return (shown, why, feed),
+            }
+        }
+    });
+    assert!(matches!(told, RecvTimeout::Elapsed), "{told:?}");
+    assert!(!shown.contains(&last));
+    lock.end();
+    let rest: Vec<_> = feed.events().map(Result::unwrap).collect();
+    assert_eq!(rest.last(), Some(&last));
+    assert_eq!([shown, rest].concat(), feed_all(&log));
+}
+
+/// It holds the lock, so nobody else can close its shard meanwhile.
+#[test]
+fn a_group_that_writes_nothing_closes_its_shard() {
+    let Some(schema) = schema() else { return };
+    let log = schema.open_sharded();
+    let ids = schema.one_of_each(&log);
+    let keyed = || notes("n", 1).idempotency_key("k");
+    log.append(&ids[1], keyed()).unwrap();
+    append_notes(&log, &ids[0], "newest", 1);
+    let behind = "SELECT shard FROM shard WHERE last_id < (SELECT last_id FROM shard \
+                  ORDER BY last_id DESC LIMIT 1) ORDER BY shard";
+    assert_eq!(schema.ask(behind), ["1", "2", "3"]);
+    assert!(log.append(&ids[1], keyed()).unwrap().replayed);
+    assert_eq!(schema.ask(behind), ["2", "3"]);
 }
 
 /// What shares events is decided under the locks of all whose events it shares.
