@@ -391,11 +391,13 @@ impl Options {
     /// A log that is made is spread evenly: it needs as many [`shards`](Self::shards) as
     /// databases, or more. To one that is there, a database comes without shards, until
     /// [`move_shard`](crate::SessionLog::move_shard) moves some. Every server of the log has to
-    /// name all databases that have a shard, in any order. The schema is the same in each.
+    /// name all of its databases, in any order. The schema is the same in each.
     ///
     /// Each database has its own primary and its own failover, so one that is held up holds up the
-    /// appends of its own shards. The feed and the lists of sessions need all of them. A fork has
-    /// to be in the database of the events that it shares.
+    /// appends of its own shards. The feed and the lists of sessions need all of them.
+    ///
+    /// [`connect`](Self::connect) fails with [`Error::Invalid`] for a database of another log, for
+    /// one that is named twice, and for more databases than shards.
     #[cfg(feature = "postgres")]
     pub fn and_database(mut self, url: impl Into<String>) -> Self {
         self.databases.push(url.into());

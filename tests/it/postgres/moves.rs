@@ -81,6 +81,18 @@ impl Spread {
     }
 }
 
+/// What holds the table over there holds up a copy, after its first part was read.
+const HOLDS_COPIES: &str = "BEGIN; LOCK TABLE record IN SHARE MODE; SELECT pg_sleep(2); COMMIT";
+
+impl Spread {
+    fn a_copy_waits(&self) {
+        let waits = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
+                     JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = 'record' \
+                     AND n.nspname = current_schema AND NOT l.granted";
+        eventually("the copy waits", || self.ask(true, waits) != ["0"]);
+    }
+}
+
 impl Drop for Spread {
     fn drop(&mut self) {
         if !thread::panicking() {
@@ -467,15 +479,10 @@ fn what_is_removed_while_its_shard_moves_is_erased() {
     let stored = || spread.count("record WHERE position('secret'::bytea in record) > 0");
     let compact = || log.compact(|_| ControlFlow::Continue(()));
     assert_eq!(stored(), 8);
-    // What holds the table over there holds up the copy, after its first part was read.
-    let lock = "BEGIN; LOCK TABLE record IN SHARE MODE; \
-                SELECT pg_sleep(2); COMMIT";
     thread::scope(|scope| {
-        let held = scope.spawn(|| spread.ask(true, lock));
-        let waits = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
-                     WHERE c.relname = 'record' AND NOT l.granted";
+        let held = scope.spawn(|| spread.ask(true, HOLDS_COPIES));
         let moving = scope.spawn(|| log.move_shard(0, 1).unwrap());
-        eventually("the copy waits", || spread.ask(true, waits) != ["0"]);
+        spread.a_copy_waits();
         log.delete(deleted, Delete::new()).unwrap();
         log.trim(trimmed, 4).unwrap();
         assert_error!(compact(), Error::Io { source, .. } if source.to_string().contains("moved"));
@@ -529,6 +536,68 @@ fn a_fork_that_never_comes_holds_up_no_erasing() {
         spread.count("record WHERE position('secret'::bytea in record) > 0"),
         2
     );
+}
+
+/// What is erased before the fork is committed is not shared by it.
+#[test]
+fn a_fork_whose_ticket_was_taken_is_not_committed() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    let of = shards_of(&log, &spread);
+    let parent = &of[&0][0];
+    append_notes(&log, parent, "secret", 4);
+    // A session of the other database, whose shards are held.
+    let child = of[&1].iter().chain(&of[&3]).next().unwrap();
+    log.delete(child, Delete::new()).unwrap();
+    let lock = "BEGIN; SELECT FROM shard FOR UPDATE; SELECT pg_sleep(3); ROLLBACK";
+    thread::scope(|scope| {
+        let held = scope.spawn(|| spread.ask(true, lock));
+        eventually("the shards are held", || {
+            let free = "SELECT count(*) FROM (SELECT FROM shard FOR UPDATE SKIP LOCKED) s";
+            spread.ask(true, free) == ["0"]
+        });
+        let fork = scope.spawn(|| log.fork(Fork::new(parent).at(4), child));
+        eventually("its events are pinned", || spread.count("pin") == 1);
+        log.delete(parent, Delete::new()).unwrap();
+        log.compact(|_| ControlFlow::Continue(())).unwrap();
+        assert_eq!((spread.count("pin"), spread.count("ticket")), (0, 0));
+        held.join().unwrap();
+        assert_error!(fork.join().unwrap(), Error::UnknownSession { .. });
+    });
+    assert_eq!(
+        spread.count("record WHERE position('secret'::bytea in record) > 0"),
+        0
+    );
+}
+
+/// A copy of which somebody has said that it is worth nothing does not become the shard.
+#[test]
+fn a_move_that_was_given_up_does_not_end() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    let of = shards_of(&log, &spread);
+    let at_home = "UPDATE shard SET move = NULL WHERE shard = 0";
+    let there = "UPDATE shard SET move = gen_random_uuid() WHERE shard = 0";
+    for (further, give_up) in [(false, at_home), (true, there)] {
+        let spread = &spread;
+        thread::scope(|scope| {
+            let held = scope.spawn(|| spread.ask(true, HOLDS_COPIES));
+            let moving = scope.spawn(|| log.move_shard(0, 1));
+            spread.a_copy_waits();
+            let given_up = scope.spawn(move || spread.ask(further, give_up));
+            held.join().unwrap();
+            let told = moving.join().unwrap();
+            assert!(
+                matches!(&told, Err(Error::Io { .. })),
+                "{give_up}: {told:?}"
+            );
+            given_up.join().unwrap();
+        });
+        assert_eq!(homes(&log), [0, 1, 0, 1], "{give_up}");
+        assert_dense(&read_all(&log, &of[&0][0]), 1..=1);
+    }
+    log.move_shard(0, 1).unwrap();
+    check_at_rest(&spread, &log);
 }
 
 /// Parents are deleted and erased while they are forked into another database. A fork that is
@@ -611,6 +680,9 @@ fn what_a_fork_shares_may_move_away_from_it() {
         log.move_shard(shard, to).unwrap();
         is_whole();
     }
+    // Each takes along that it is a fork: nothing else of the database that it left is needed.
+    log.move_shard(2, 1).unwrap();
+    spread.ask(false, "DELETE FROM fork");
     log.move_shard(0, 1).unwrap();
     log.delete(parent, Delete::new()).unwrap();
     let compact = || log.compact(|_| ControlFlow::Continue(())).unwrap();
