@@ -54,19 +54,15 @@ impl Spread {
         options.connect(&self.further).unwrap()
     }
 
-    fn ask(&self, further: bool, statement: &str) -> Vec<String> {
-        let url = if further {
-            &self.further
-        } else {
-            &self.schema.url
-        };
+    fn ask(&self, database: usize, statement: &str) -> Vec<String> {
+        let url = [&self.schema.url, &self.further][database];
         self.schema.ask_at(url, statement)
     }
 
     /// Counts rows in both databases.
     fn count(&self, table: &str) -> usize {
         let statement = format!("SELECT count(*) FROM {table}");
-        let counts = [false, true].map(|further| self.ask(further, &statement).remove(0));
+        let counts = [0, 1].map(|database| self.ask(database, &statement).remove(0));
         counts
             .iter()
             .map(|count| count.parse::<usize>().unwrap())
@@ -77,7 +73,7 @@ impl Spread {
     fn cut(&self) {
         let all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                    WHERE application_name = left('sessionlog ' || current_schema, 63)";
-        self.ask(false, all);
+        self.ask(0, all);
     }
 }
 
@@ -89,7 +85,7 @@ impl Spread {
         let waits = "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation \
                      JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = 'record' \
                      AND n.nspname = current_schema AND NOT l.granted";
-        eventually("the copy waits", || self.ask(true, waits) != ["0"]);
+        eventually("the copy waits", || self.ask(1, waits) != ["0"]);
     }
 }
 
@@ -97,7 +93,7 @@ impl Drop for Spread {
     fn drop(&mut self) {
         if !thread::panicking() {
             let drop = format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.schema.name);
-            self.ask(true, &drop);
+            self.ask(1, &drop);
         }
     }
 }
@@ -109,7 +105,7 @@ fn shards_of(log: &SessionLog, spread: &Spread) -> BTreeMap<u32, Vec<SessionId>>
         let id = session(&format!("of {nth}"));
         append_notes(log, &id, "n", 1);
         let shard = format!("SELECT session >> 40 FROM session WHERE name = '{id}'");
-        let found = [false, true].map(|further| spread.ask(further, &shard));
+        let found = [0, 1].map(|database| spread.ask(database, &shard));
         let shard = found.concat().remove(0).parse().unwrap();
         of.entry(shard).or_default().push(id);
     }
@@ -142,12 +138,12 @@ fn a_log_is_spread_over_its_databases() {
     let log = spread.open();
     assert_eq!(homes(&log), [0, 1, 0, 1]);
     let of = shards_of(&log, &spread);
-    for further in [false, true] {
+    for database in [0, 1] {
         let found = spread.ask(
-            further,
+            database,
             "SELECT DISTINCT session >> 40 FROM record ORDER BY 1",
         );
-        assert_eq!(found, if further { ["1", "3"] } else { ["0", "2"] });
+        assert_eq!(found, [["0", "2"], ["1", "3"]][database]);
     }
     let other = spread.open_reversed();
     assert_eq!(homes(&other), [1, 0, 1, 0]);
@@ -180,6 +176,14 @@ fn a_log_is_spread_over_its_databases() {
         (stats.events, stats.last_id),
         (24, feed.last().map(|event| event.id))
     );
+}
+
+#[test]
+fn a_log_in_several_databases_is_exported_as_one() {
+    let Some(spread) = spread() else { return };
+    let log = spread.open();
+    shards_of(&log, &spread);
+    let feed = feed_all(&log);
     let mut lines = Vec::new();
     let exported = spread.options().and_database(&spread.further).export_from(
         &spread.schema.url,
@@ -197,7 +201,7 @@ fn a_log_is_spread_over_its_databases() {
     assert_eq!(imported.unwrap().events, 24);
     assert_eq!(feed_all(&into.connect(&spread.schema.url).unwrap()), feed);
     spread.ask(
-        false,
+        0,
         &format!("DROP SCHEMA \"{}.copy\" CASCADE", spread.schema.name),
     );
     // Into one of several nothing is imported: the lines have sessions of the others too.
@@ -225,11 +229,11 @@ fn databases_that_are_not_all_of_one_log_are_refused() {
         }
     );
     spread.ask(
-        false,
+        0,
         &format!("DROP SCHEMA \"{}\" CASCADE", spread.schema.name),
     );
     spread.ask(
-        true,
+        1,
         &format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", spread.schema.name),
     );
     spread.open().close().unwrap();
@@ -248,7 +252,7 @@ fn databases_that_are_not_all_of_one_log_are_refused() {
     }
     // A log of its own, in the same schema of the other database.
     spread.ask(
-        true,
+        1,
         &format!("DROP SCHEMA \"{}\" CASCADE", spread.schema.name),
     );
     short().connect(&spread.further).unwrap();
@@ -439,10 +443,10 @@ fn a_shard_on_its_way_is_found_by_whom_needs_it() {
     log.move_shard(0, 1).unwrap();
     let lose = || {
         let by = spread
-            .ask(false, "SELECT move FROM shard WHERE shard = 0")
+            .ask(0, "SELECT move FROM shard WHERE shard = 0")
             .remove(0);
         let lost = format!("UPDATE shard SET here = false, move = '{by}' WHERE shard = 0");
-        spread.ask(true, &lost);
+        spread.ask(1, &lost);
     };
     lose();
     assert_dense(&read_all(&log, id), 1..=1);
@@ -458,7 +462,7 @@ fn a_shard_on_its_way_is_found_by_whom_needs_it() {
     assert_dense(&read_all(&other, id), 1..=2);
     // One that arrives, and of which nothing says that it has left, is not there.
     spread.ask(
-        true,
+        1,
         "UPDATE shard SET here = false, move = gen_random_uuid() WHERE shard = 0",
     );
     let short = spread.options().stall_wait(Duration::from_millis(300));
@@ -480,7 +484,7 @@ fn what_is_removed_while_its_shard_moves_is_erased() {
     let compact = || log.compact(|_| ControlFlow::Continue(()));
     assert_eq!(stored(), 8);
     thread::scope(|scope| {
-        let held = scope.spawn(|| spread.ask(true, HOLDS_COPIES));
+        let held = scope.spawn(|| spread.ask(1, HOLDS_COPIES));
         let moving = scope.spawn(|| log.move_shard(0, 1).unwrap());
         spread.a_copy_waits();
         log.delete(deleted, Delete::new()).unwrap();
@@ -496,7 +500,7 @@ fn what_is_removed_while_its_shard_moves_is_erased() {
     assert_dense(&read_all(&log, trimmed), 4..=5);
     // A mover that is gone holds up nothing.
     spread.ask(
-        true,
+        1,
         "UPDATE shard SET move = gen_random_uuid() WHERE shard = 0",
     );
     log.delete(trimmed, Delete::new()).unwrap();
@@ -520,12 +524,12 @@ fn a_fork_that_never_comes_holds_up_no_erasing() {
     append_notes(&log, parent, "secret", 4);
     // A server that dies after it has pinned what it shares.
     spread.ask(
-        true,
+        1,
         "INSERT INTO ticket VALUES ('00000000-0000-0000-0000-000000000001')",
     );
     let pin =
         format!("INSERT INTO pin VALUES ('00000000-0000-0000-0000-000000000001', '{parent}')");
-    spread.ask(false, &pin);
+    spread.ask(0, &pin);
     let child = session(&format!("{other} child"));
     log.fork(Fork::new(parent).at(3), &child).unwrap();
     log.delete(parent, Delete::new()).unwrap();
@@ -549,12 +553,12 @@ fn a_fork_whose_ticket_was_taken_is_not_committed() {
     // A session of the other database, whose shards are held.
     let child = of[&1].iter().chain(&of[&3]).next().unwrap();
     log.delete(child, Delete::new()).unwrap();
-    let lock = "BEGIN; SELECT FROM shard FOR UPDATE; SELECT pg_sleep(3); ROLLBACK";
+    let lock = "BEGIN; SELECT 1 FROM shard FOR UPDATE; SELECT pg_sleep(3); ROLLBACK";
     thread::scope(|scope| {
-        let held = scope.spawn(|| spread.ask(true, lock));
+        let held = scope.spawn(|| spread.ask(1, lock));
         eventually("the shards are held", || {
             let free = "SELECT count(*) FROM (SELECT FROM shard FOR UPDATE SKIP LOCKED) s";
-            spread.ask(true, free) == ["0"]
+            spread.ask(1, free) == ["0"]
         });
         let fork = scope.spawn(|| log.fork(Fork::new(parent).at(4), child));
         eventually("its events are pinned", || spread.count("pin") == 1);
@@ -578,13 +582,13 @@ fn a_move_that_was_given_up_does_not_end() {
     let of = shards_of(&log, &spread);
     let at_home = "UPDATE shard SET move = NULL WHERE shard = 0";
     let there = "UPDATE shard SET move = gen_random_uuid() WHERE shard = 0";
-    for (further, give_up) in [(false, at_home), (true, there)] {
+    for (database, give_up) in [at_home, there].into_iter().enumerate() {
         let spread = &spread;
         thread::scope(|scope| {
-            let held = scope.spawn(|| spread.ask(true, HOLDS_COPIES));
+            let held = scope.spawn(|| spread.ask(1, HOLDS_COPIES));
             let moving = scope.spawn(|| log.move_shard(0, 1));
             spread.a_copy_waits();
-            let given_up = scope.spawn(move || spread.ask(further, give_up));
+            let given_up = scope.spawn(move || spread.ask(database, give_up));
             held.join().unwrap();
             let told = moving.join().unwrap();
             assert!(
@@ -682,7 +686,7 @@ fn what_a_fork_shares_may_move_away_from_it() {
     }
     // Each takes along that it is a fork: nothing else of the database that it left is needed.
     log.move_shard(2, 1).unwrap();
-    spread.ask(false, "DELETE FROM fork");
+    spread.ask(0, "DELETE FROM fork");
     log.move_shard(0, 1).unwrap();
     log.delete(parent, Delete::new()).unwrap();
     let compact = || log.compact(|_| ControlFlow::Continue(())).unwrap();
