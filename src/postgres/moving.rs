@@ -102,12 +102,12 @@ const PUT_SESSIONS: &str = "INSERT INTO session (session, name, active_id, creat
     created_id = excluded.created_id, state = excluded.state";
 
 /// Deletes rows of a shard. The lowest IDs go first, so what is there of a session is without gaps.
-const CLEAR_RECORDS: &str = "DELETE FROM record WHERE last_id IN (SELECT last_id FROM record \
+const CLEAR_RECORDS: &str = "DELETE FROM record WHERE last_id = ANY (ARRAY(SELECT last_id FROM record \
     WHERE (session >> 40, last_id) >= ($1::bigint, '00000000-0000-0000-0000-000000000000'::uuid) \
     AND (session >> 40, last_id) < ($1::bigint + 1, '00000000-0000-0000-0000-000000000000'::uuid) \
-    ORDER BY session >> 40, last_id LIMIT $2)";
-const CLEAR_SESSIONS: &str = "DELETE FROM session WHERE session IN (SELECT session FROM session \
-    WHERE session > $1::bigint << 40 AND session < ($1::bigint + 1) << 40 LIMIT $2)";
+    ORDER BY session >> 40, last_id LIMIT $2))";
+const CLEAR_SESSIONS: &str = "DELETE FROM session WHERE session = ANY (ARRAY(SELECT session \
+    FROM session WHERE session > $1::bigint << 40 AND session < ($1::bigint + 1) << 40 LIMIT $2))";
 /// Locks a row whose shard has left by a move, or arrives by it.
 const IS_AWAY: &str = "SELECT FROM shard WHERE shard = $1 AND move = $2 AND NOT here FOR UPDATE";
 
