@@ -27,6 +27,7 @@ use crate::model::{Counters, Error, Options, Result, now_ms};
 use crate::postgres::commit::{Committer, Member, News, Outcome, Sent};
 use crate::postgres::connect::Site;
 use crate::postgres::news::Bell;
+use crate::postgres::quick::Memory;
 use crate::postgres::reads::Tables;
 use crate::sync::{Gate, Mailbox, Mutex};
 use crate::write::{Answer, Landed, Proposal};
@@ -138,6 +139,7 @@ impl Lanes {
                 is_alone,
                 requests,
                 connection: Connection::Lost,
+                memory: Memory::of_lanes(self.site.lanes()),
                 held: None,
                 apart: VecDeque::new(),
             };
@@ -154,6 +156,7 @@ pub(super) struct Lane {
     is_alone: bool,
     requests: mpsc::UnboundedReceiver<Request>,
     connection: Connection,
+    memory: Memory,
     /// The request that had no room in the last group.
     held: Option<Request>,
     /// The members of a group that was refused as a whole. Each is a group of its own now.
@@ -372,7 +375,8 @@ impl Lane {
             })
             .collect();
         let mut sent = None;
-        let done = timeout_at(until, committer.commit(&members, &mut sent)).await;
+        let done = committer.commit(&members, &mut self.memory, &mut sent);
+        let done = timeout_at(until, done).await;
         let error = match (done, sent) {
             (Ok(Ok(())), Some(sent)) => {
                 self.connection = Connection::Open(Box::new(committer));

@@ -8,7 +8,7 @@
 //! * [`connect`] finds the primary, checks what it promises, and looks at its notices. [`tls`]
 //!   makes its connections secure.
 //! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
-//!   two flights, under the lock on the shard's row. [`asks`] holds what is read, [`group`] decides
+//!   two flights, under the lock on the shard's row, or in the one of [`quick`]. [`asks`] holds what is read, [`group`] decides
 //!   in between, without I/O, and [`rows`] holds what is written.
 //! * [`shards`] says which sequencer a session is under, and what holds over all of them.
 //! * [`pool`] and [`reads`] answer reads, and [`news`] wakes waiters.
@@ -32,6 +32,7 @@ mod news;
 #[cfg(all(test, not(shuttle)))]
 mod plans;
 mod pool;
+mod quick;
 mod reads;
 mod rows;
 mod schema;
