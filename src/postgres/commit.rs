@@ -1,8 +1,9 @@
-//! One commit group: a transaction of two flights on a connection of its own, or [one](crate::postgres::quick).
+//! One commit group: a transaction of two flights on a connection of its own.
 //!
 //! The first flight takes the lock on the shard's row, or those of [all](crate::postgres::shards)
 //! that a fork rests on, and reads what the group is decided by. The second writes and commits.
-//! Both are pipelined: a flight costs one round trip.
+//! Both are pipelined: a flight costs one round trip. A [quick](crate::postgres::quick) group takes
+//! one.
 //!
 //! Invariants:
 //! * What is read is read after the lock, each statement on its own snapshot. So it is what the
@@ -11,9 +12,10 @@
 //! * Nothing is told before the commit returned, and nothing if a wait for the quorum was cancelled
 //!   on the connection, or if its settings are not those that were checked.
 //! * The commit is not sent if a statement before it could not be.
-//! * Once the second flight is sent, or the only one, its outcome is known from the answer to the commit alone. If
+//! * Once the second flight is sent, its outcome is known from the answer to the commit alone. If
 //!   that came, an error of a statement before it says that the server has rolled back. If it did
-//!   not, that error may be of the connection, and says nothing.
+//!   not, that error may be of the connection, and says nothing. A quick group is a commit by
+//!   itself: an error says so if what was asked behind it was answered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -141,7 +143,8 @@ impl Committer {
     }
 
     /// Whether a group whose commit was sent on an earlier connection was committed. The answer is
-    /// durable, and holds for good: the lock shows that the transaction is over.
+    /// durable, and holds for good: the lock shows that the transaction is over, or that it finds
+    /// another epoch of the shard if it has not begun.
     ///
     /// The record is compared as a whole: should another have its ID, it is not taken for it.
     pub(super) async fn was_committed(&self, first: &Record) -> Result<Outcome> {

@@ -8,8 +8,8 @@
 //! * [`connect`] finds the primary, checks what it promises, and looks at its notices. [`tls`]
 //!   makes its connections secure.
 //! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
-//!   two flights, under the lock on the shard's row, or in the one of [`quick`]. [`asks`] holds what is read, [`group`] decides
-//!   in between, without I/O, and [`rows`] holds what is written.
+//!   two flights, under the lock on the shard's row, or [`quick`] in one. [`asks`] holds what is
+//!   read, [`group`] decides in between, without I/O, and [`rows`] holds what is written.
 //! * [`shards`] says which sequencer a session is under, and what holds over all of them.
 //! * [`pool`] and [`reads`] answer reads, and [`news`] wakes waiters.
 //! * [`export`](mod@export) and [`import`](mod@import) move a log out and in.
