@@ -2,7 +2,8 @@
 //!
 //! The first flight takes the lock on the shard's row, or those of [all](crate::postgres::shards)
 //! that a fork rests on, and reads what the group is decided by. The second writes and commits.
-//! Both are pipelined: a flight costs one round trip.
+//! Both are pipelined: a flight costs one round trip. A [quick](crate::postgres::quick) group takes
+//! one.
 //!
 //! Invariants:
 //! * What is read is read after the lock, each statement on its own snapshot. So it is what the
@@ -13,12 +14,14 @@
 //! * The commit is not sent if a statement before it could not be.
 //! * Once the second flight is sent, its outcome is known from the answer to the commit alone. If
 //!   that came, an error of a statement before it says that the server has rolled back. If it did
-//!   not, that error may be of the connection, and says nothing.
+//!   not, that error may be of the connection, and says nothing. A quick group is a commit by
+//!   itself: an error says so if what was asked behind it was answered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, join, join_all};
+use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
@@ -28,7 +31,8 @@ use crate::postgres::asks::Asks;
 use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::group::{Decided, Read, Session, decide_all};
 use crate::postgres::pins::Pins;
-use crate::postgres::rows::{Rows, Shard};
+use crate::postgres::quick::{Memory, Quick};
+use crate::postgres::rows::{KeyRows, Rows, Shard};
 use crate::postgres::schema::check_format;
 use crate::postgres::shards::{barrier_of, close_of};
 use crate::postgres::sql::{self, Id};
@@ -36,7 +40,7 @@ use crate::sync::{AtomicBool, Ordering};
 use crate::write::{Landed, Proposal};
 
 /// Its statements, in the order of the fields of [`Committer`].
-pub(super) const TEXTS: [&str; 11] = [
+pub(super) const TEXTS: [&str; 12] = [
     sql::LOCK,
     sql::HEADS,
     sql::KEYS,
@@ -47,6 +51,7 @@ pub(super) const TEXTS: [&str; 11] = [
     sql::NEW_FORKS,
     sql::NEW_REMOVALS,
     sql::MOVE_SHARD,
+    sql::QUICK,
     LOADED,
 ];
 
@@ -54,7 +59,7 @@ pub(super) const TEXTS: [&str; 11] = [
 pub(super) struct Committer {
     pub site: Arc<Site>,
     pub link: Link,
-    lock: Statement,
+    pub lock: Statement,
     heads: Statement,
     keys: Statement,
     since: Statement,
@@ -64,6 +69,7 @@ pub(super) struct Committer {
     new_forks: Statement,
     new_removals: Statement,
     move_shard: Statement,
+    quick: Statement,
     loaded: Statement,
 }
 
@@ -133,6 +139,7 @@ impl Committer {
             new_forks: next(),
             new_removals: next(),
             move_shard: next(),
+            quick: next(),
             loaded: next(),
             link,
         })
@@ -144,7 +151,8 @@ impl Committer {
     }
 
     /// Whether a group whose commit was sent on an earlier connection was committed. The answer is
-    /// durable, and holds for good: the lock shows that the transaction is over.
+    /// durable, and holds for good: the lock shows that the transaction is over, or that it finds
+    /// another epoch of the shard if it has not begun.
     ///
     /// The record is compared as a whole: should another have its ID, it is not taken for it.
     pub(super) async fn was_committed(&self, first: &Record) -> Result<Outcome> {
@@ -191,38 +199,115 @@ impl Committer {
     pub(super) async fn commit(
         &self,
         members: &[Member<'_>],
+        memory: &mut Memory,
         sent: &mut Option<Sent>,
     ) -> Result<()> {
+        let seen = memory.take();
+        let proposals = members.iter().map(|member| member.proposal);
+        let shard = self.shard_of(members);
+        let quick = seen
+            .as_ref()
+            .and_then(|seen| memory.quick(seen, shard, proposals));
+        if let (
+            Some(seen),
+            Some(Quick {
+                shard,
+                mut read,
+                keys,
+            }),
+        ) = (&seen, quick)
+        {
+            let (rows, group) = self.decide(members, &mut read, shard);
+            if let Some(rows) = rows {
+                *sent = Some(group);
+                if let Some(now_ms) = self.write_quickly(&rows, &keys, sent).await? {
+                    memory.note_quick(seen, rows.written(), now_ms, read.sessions);
+                    return Ok(());
+                }
+                memory.note_missed();
+            }
+        }
         let (shard, mut read) = self.lock_and_read(members).await?;
+        let read_at = Instant::now();
+        memory.note_locked(seen.as_ref(), &shard);
         let pins = members.iter().find_map(|member| member.pins);
         if let Some(pins) = pins {
             read.apart = self.hold(pins).await?;
         }
         let ticket = pins.map(|pins| pins.ticket);
-        let mut clock = self.site.ids_after(shard.last_id);
-        let timed = members
-            .iter()
-            .map(|member| (member.proposal, member.created_ms.unwrap_or(shard.now_ms)));
-        let decided = decide_all(timed, &mut read, &mut clock);
-        let news = News::of(&decided);
-        let first = decided.records.first().map(Arc::clone);
-        if first.is_none() {
+        let (rows, group) = self.decide(members, &mut read, shard);
+        let shard = if let Some(rows) = rows {
+            *sent = Some(group);
+            self.write(&rows, ticket, sent).await?;
+            rows.written()
+        } else {
             // Committed all the same: what the answers rest on is then on a quorum.
             let close = (self.site.shards() > 1).then(|| close_of(&self.locks(members)));
             let close = close.map(|close| format!("{close}; COMMIT"));
             self.end(close.as_deref().unwrap_or("COMMIT")).await?;
-        }
+            *sent = Some(group);
+            shard
+        };
+        memory.note_committed(shard, read_at, read.sessions);
+        Ok(())
+    }
+
+    /// Decides the members of a group. Returns what has to be written, if anything.
+    pub(super) fn decide(
+        &self,
+        members: &[Member<'_>],
+        read: &mut Read,
+        shard: Shard,
+    ) -> (Option<Rows>, Sent) {
+        let mut clock = self.site.ids_after(shard.last_id);
+        let timed = members
+            .iter()
+            .map(|member| (member.proposal, member.created_ms.unwrap_or(shard.now_ms)));
+        let decided = decide_all(timed, read, &mut clock);
+        let news = News::of(&decided);
+        let first = decided.records.first().map(Arc::clone);
         let rows = first
             .as_ref()
             .map(|_| Rows::of(&decided, &mut read.sessions, shard));
-        *sent = Some(Sent {
+        let sent = Sent {
             first,
             answers: decided.answers,
             news,
-        });
-        match rows {
-            Some(rows) => self.write(&rows, ticket, sent).await,
-            None => Ok(()),
+        };
+        (rows, sent)
+    }
+
+    /// Writes and commits a quick group. Returns the database's time, or nothing if nothing was
+    /// written.
+    pub(super) async fn write_quickly(
+        &self,
+        rows: &Rows,
+        keys: &KeyRows,
+        sent: &mut Option<Sent>,
+    ) -> Result<Option<u64>> {
+        let client = &self.link.client;
+        let values = rows.quick(keys);
+        let written = async { client.query_opt(&self.quick, &values).await };
+        let loaded = async { client.query_one(&self.loaded, &[]).await };
+        let (written, loaded) = join(written, loaded).await;
+        match written {
+            Ok(Some(row)) => {
+                let loaded = loaded.map_err(|error| self.error(&error))?;
+                self.link.check_kept(&self.site, &loaded)?;
+                Ok(Some(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0)))
+            }
+            Ok(None) => {
+                *sent = None;
+                loaded.map_err(|error| self.error(&error))?;
+                Ok(None)
+            }
+            Err(error) => {
+                // What came next was answered. So if this was refused, it was rolled back.
+                if error.as_db_error().is_some() && loaded.is_ok() {
+                    *sent = None;
+                }
+                Err(self.error(&error))
+            }
         }
     }
 
@@ -283,8 +368,7 @@ impl Committer {
 
     /// Returns the row of the shard of a group, of all that it has locked.
     fn locked(&self, members: &[Member<'_>], locks: &[i32], rows: &[Row]) -> Result<Shard> {
-        let first = members.first().map(|member| member.proposal.session());
-        let shard = first.map_or(0, |session| self.site.shard_of(session));
+        let shard = self.shard_of(members);
         let place = locks.iter().position(|lock| *lock == shard);
         let row = place.and_then(|place| rows.get(place));
         self.check_here(rows, locks.len())?;
@@ -300,6 +384,12 @@ impl Committer {
         } else {
             Err(self.site.moved("commit a group to"))
         }
+    }
+
+    /// Returns the shard of a group.
+    fn shard_of(&self, members: &[Member<'_>]) -> i32 {
+        let first = members.first().map(|member| member.proposal.session());
+        first.map_or(0, |session| self.site.shard_of(session))
     }
 
     /// Returns the shards that a group locks.
@@ -493,7 +583,10 @@ mod tests {
                 pins: None,
             };
             let mut sent = None;
-            let error = committer.commit(&[member], &mut sent).await.unwrap_err();
+            let error = committer
+                .commit(&[member], &mut Memory::of_lanes(1), &mut sent)
+                .await
+                .unwrap_err();
             assert!(!Site::may_pass(&error), "{error:?}");
             assert!(sent.is_none());
         });

@@ -317,9 +317,12 @@ impl Site {
 
     /// Makes the settings of a connection, and checks that the server keeps what it acknowledges.
     async fn prepare(&self, link: &mut Link) -> Result<()> {
+        // Plans are made once, maybe while a table is empty, and each statement can find its rows
+        // by an index.
         let set = format!(
             "SET search_path TO {}; SET plan_cache_mode = force_generic_plan; \
-             SET statement_timeout = 0; SET lock_timeout = '4s'; \
+             SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+             SET jit = off; SET statement_timeout = 0; SET lock_timeout = '4s'; \
              SET idle_in_transaction_session_timeout = '2s'; \
              SET default_transaction_isolation = 'read committed'; \
              SET default_transaction_read_only = off; SET client_min_messages = warning; \

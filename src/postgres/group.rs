@@ -44,6 +44,17 @@ pub(super) struct Session {
     pub has_changed: bool,
 }
 
+impl Session {
+    /// Returns it as a later group finds it.
+    pub(super) fn unchanged(&self) -> Self {
+        Self {
+            number: self.number,
+            state: self.state.clone(),
+            ..Self::default()
+        }
+    }
+}
+
 /// A decided group.
 pub(super) struct Decided {
     /// The answer to each member, once the group is durable.

@@ -30,6 +30,7 @@ use crate::postgres::connect::Site;
 use crate::postgres::databases::Databases;
 use crate::postgres::news::Bell;
 use crate::postgres::pins::{Pins, are_needed, new_ticket, pin, release};
+use crate::postgres::quick::Memory;
 use crate::postgres::reads::Tables;
 use crate::postgres::sql::Id;
 use crate::sync::{Gate, Mailbox, Mutex};
@@ -154,6 +155,7 @@ impl Lanes {
                 is_alone,
                 requests,
                 connection: Connection::Lost,
+                memory: Memory::of_lanes(self.databases.first().site.lanes()),
                 held: None,
                 apart: VecDeque::new(),
             };
@@ -170,6 +172,7 @@ pub(super) struct Lane {
     is_alone: bool,
     requests: mpsc::UnboundedReceiver<Request>,
     connection: Connection,
+    memory: Memory,
     /// The request that had no room in the last group.
     held: Option<Request>,
     /// The members of a group that was refused as a whole. Each is a group of its own now.
@@ -448,7 +451,8 @@ impl Lane {
             })
             .collect();
         let mut sent = None;
-        let done = timeout_at(until, committer.commit(&members, &mut sent)).await;
+        let done = committer.commit(&members, &mut self.memory, &mut sent);
+        let done = timeout_at(until, done).await;
         let error = match (done, sent) {
             (Ok(Ok(())), Some(sent)) => {
                 self.connection = Connection::Open(Box::new(committer));

@@ -8,8 +8,8 @@
 //! * [`connect`] finds the primary, checks what it promises, and looks at its notices. [`tls`]
 //!   makes its connections secure.
 //! * [`lane`] gathers proposals into groups, and [`commit`] commits a group in one transaction of
-//!   two flights, under the lock on the shard's row. [`asks`] holds what is read, [`group`] decides
-//!   in between, without I/O, and [`rows`] holds what is written.
+//!   two flights, under the lock on the shard's row, or [`quick`] in one. [`asks`] holds what is
+//!   read, [`group`] decides in between, without I/O, and [`rows`] holds what is written.
 //! * [`shards`] says which sequencer a session is under, and what holds over all of them.
 //!   [`databases`] finds the one that has a shard, [`moving`] moves a shard to another, and
 //!   [`pins`] hold what a fork shares with sessions of another.
@@ -41,6 +41,7 @@ mod pins;
 #[cfg(all(test, not(shuttle)))]
 mod plans;
 mod pool;
+mod quick;
 mod reads;
 mod rows;
 mod schema;

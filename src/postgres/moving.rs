@@ -80,9 +80,9 @@ const ARRIVING: &str = "INSERT INTO shard VALUES ($1, $2, 0, 0, 0, 0, $2, false,
 const IS_ARRIVING: &str =
     "SELECT FROM shard WHERE shard = $1 AND move = $2 AND NOT here AND moved_to IS NULL FOR UPDATE";
 const FILL: &str = "UPDATE shard SET last_id = $2, sessions = $3, events = $4, removals = $5, \
-    erased_through = $6, retains = $7 WHERE shard = $1";
+    erased_through = $6, retains = $7, epoch = $8 WHERE shard = $1";
 /// What it is filled with.
-const FILLED: &str = "SELECT last_id, sessions, events, removals, erased_through, retains \
+const FILLED: &str = "SELECT last_id, sessions, events, removals, erased_through, retains, epoch \
     FROM shard WHERE shard = $1";
 const LEAVE: &str = "UPDATE shard SET here = false, moved_to = $2 WHERE shard = $1";
 
@@ -515,7 +515,7 @@ impl<'a> Mover<'a> {
         }
         let row = from.query(FILLED, &[&self.shard]).await?;
         let row = row.first().ok_or(Error::Closed)?;
-        let fill: [&(dyn ToSql + Sync); 7] = [
+        let fill: [&(dyn ToSql + Sync); 8] = [
             &self.shard,
             &row.get::<_, Id>(0),
             &row.get::<_, i64>(1),
@@ -523,6 +523,7 @@ impl<'a> Mover<'a> {
             &row.get::<_, i64>(3),
             &row.get::<_, Id>(4),
             &row.get::<_, bool>(5),
+            &row.get::<_, i64>(6),
         ];
         to.execute(FILL, &fill).await?;
         to.commit().await?;

@@ -8,8 +8,12 @@ use tokio_postgres::types::ToSql;
 use crate::codec::Record;
 use crate::model::{EventId, Op, Piece, SessionId};
 use crate::postgres::group::{Decided, Session};
+use crate::postgres::schema;
 use crate::postgres::shards::session_number;
 use crate::postgres::sql::{self, Id};
+
+/// The format of the tables, as the shard's row has it.
+const FORMAT: i32 = schema::FORMAT.cast_signed();
 
 /// A value of a statement.
 type Value<'a> = &'a (dyn ToSql + Sync);
@@ -21,6 +25,8 @@ pub(super) struct Shard {
     pub last_id: EventId,
     pub sessions: i64,
     pub events: i64,
+    /// The barriers under its lock.
+    pub epoch: i64,
     pub now_ms: u64,
 }
 
@@ -33,6 +39,7 @@ impl Shard {
             last_id: row.get::<_, Id>(0).0,
             sessions: row.get(1),
             events: row.get(2),
+            epoch: row.get("epoch"),
             now_ms: u64::try_from(now_ms).unwrap_or(0),
         }
     }
@@ -54,10 +61,26 @@ impl SessionRows {
     }
 }
 
+/// Keys in sessions, column by column.
+#[derive(Default)]
+pub(super) struct KeyRows {
+    sessions: Vec<i64>,
+    hashes: Vec<Vec<u8>>,
+}
+
+impl KeyRows {
+    pub(super) fn put(&mut self, session: i64, hash: Vec<u8>) {
+        self.sessions.push(session);
+        self.hashes.push(hash);
+    }
+}
+
 /// What a group writes, column by column.
 pub(super) struct Rows {
     shard: Shard,
+    last_id_before: Id,
     last_id: Id,
+    now_ms: i64,
     pub new: SessionRows,
     pub moved: SessionRows,
     last_ids: Vec<Id>,
@@ -123,6 +146,45 @@ impl Rows {
         (!self.removal_names.is_empty()).then_some(values)
     }
 
+    /// The values for all of a quick group: the shard's row as it has to be and as it becomes, keys
+    /// that must not be there, sessions and records.
+    pub(super) fn quick<'a>(&'a self, keys: &'a KeyRows) -> [Value<'a>; 21] {
+        let [numbers, active, created, states] = self.moved_sessions();
+        let [
+            last_ids,
+            base_ids,
+            sessions,
+            generations,
+            firsts,
+            lasts,
+            of_keys,
+            records,
+        ] = self.records();
+        [
+            &self.shard.number,
+            &self.last_id_before,
+            &self.shard.epoch,
+            &FORMAT,
+            &self.now_ms,
+            &self.last_id,
+            &self.shard.events,
+            &keys.sessions,
+            &keys.hashes,
+            numbers,
+            active,
+            created,
+            states,
+            last_ids,
+            base_ids,
+            sessions,
+            generations,
+            firsts,
+            lasts,
+            of_keys,
+            records,
+        ]
+    }
+
     pub(super) fn shard(&self) -> [Value<'_>; 6] {
         [
             &self.shard.number,
@@ -162,7 +224,9 @@ impl Rows {
     pub(super) fn new(shard: Shard) -> Self {
         Self {
             shard,
+            last_id_before: Id(shard.last_id),
             last_id: Id(shard.last_id),
+            now_ms: shard.now_ms.cast_signed(),
             new: SessionRows::default(),
             moved: SessionRows::default(),
             last_ids: Vec::new(),
@@ -185,7 +249,10 @@ impl Rows {
 
     /// The shard's row with these rows.
     pub(super) fn written(&self) -> Shard {
-        self.shard
+        Shard {
+            last_id: self.last_id.0,
+            ..self.shard
+        }
     }
 
     /// Adds the sessions that have changed. A new one gets its number.

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use self::postgres::{Nodes, OF_POSTGRES, ON_POSTGRES};
+use self::postgres::{Nodes, OF_POSTGRES, ON_POSTGRES, UNIT_ON_POSTGRES};
 use super::support::report::{Report, tell};
 use super::{nested, root};
 
@@ -415,7 +415,8 @@ impl Mutant {
         } else {
             RUNS
         };
-        let nodes = (self.target == ON_POSTGRES).then(|| Nodes::create(folder));
+        let needs_nodes = [ON_POSTGRES, UNIT_ON_POSTGRES].contains(&self.target);
+        let nodes = needs_nodes.then(|| Nodes::create(folder));
         if let Some(nodes) = &nodes {
             nodes.tell(&mut tests);
         }

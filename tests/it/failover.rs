@@ -373,7 +373,7 @@ fn append_without_standbys(
         let append = scope.spawn(|| log.append(&id, note("waits")));
         let ask = |text: &str| cluster.run(&["sql", &primary, text]);
         let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
-                       AND query = 'COMMIT'";
+                       AND query ~ '^(COMMIT|WITH held)'";
         let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             eventually("it waits", || ask(waiting) == "1");
             meanwhile(&ask);
@@ -418,7 +418,7 @@ fn an_append_whose_wait_for_the_standbys_is_cancelled_is_not_acknowledged() {
         .unwrap();
     let told = append_without_standbys(&cluster, &log, |ask| {
         let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity \
-                      WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+                      WHERE wait_event = 'SyncRep' AND query ~ '^(COMMIT|WITH held)'";
         assert_eq!(ask(cancel), "t");
     });
     assert!(matches!(told, Err(Error::Unconfirmed { .. })), "{told:?}");
@@ -443,7 +443,7 @@ fn an_append_is_not_acknowledged_when_no_standby_is_asked_for_any_more() {
     let told = append_without_standbys(&cluster, &log, |_ask| {
         set("ALTER SYSTEM SET synchronous_standby_names = ''");
         let released = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
-                        AND query = 'COMMIT'";
+                        AND query ~ '^(COMMIT|WITH held)'";
         eventually("it is released", || {
             cluster.run(&["sql", &primary, released]) == "0"
         });

@@ -25,6 +25,7 @@ mod rates;
 mod readers;
 mod settings;
 mod shards;
+mod turns;
 
 /// The certificate of the nodes of `cluster.sh`, and one that they do not have.
 const ITS_CERTIFICATE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/tls/first.pem");

@@ -8,6 +8,8 @@ use super::Mutant;
 /// The tests that need three nodes.
 pub(super) const ON_POSTGRES: &[&str] = &["--features", "postgres", "--test", "it"];
 
+pub(super) const UNIT_ON_POSTGRES: &[&str] = &["--features", "postgres", "--lib"];
+
 pub(super) const OF_POSTGRES: &[Mutant] = &[
     Mutant {
         name: "a new connection commits nothing before it is read from",
@@ -37,6 +39,36 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
             "FROM shard WHERE shard = $1\"",
         )],
         test: "postgres::of_servers_that_expect_the_same_seq",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "a quick group does not look who has committed last",
+        edits: &[(
+            "src/postgres/sql.rs",
+            "WHERE shard = $1 AND last_id = $2 AND epoch = $3",
+            "WHERE shard = $1 AND $2::uuid IS NOT NULL AND epoch = $3",
+        )],
+        test: "postgres::turns::servers_that_take_turns",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "a quick group that was asked for in vain is written later",
+        edits: &[(
+            "src/postgres/sql.rs",
+            "AND last_id = $2 AND epoch = $3",
+            "AND last_id = $2 AND $3::bigint IS NOT NULL",
+        )],
+        test: "postgres::quick::tests::a_group_that_was_asked_for",
+        target: UNIT_ON_POSTGRES,
+    },
+    Mutant {
+        name: "a quick group does not look for its keys",
+        edits: &[(
+            "src/postgres/sql.rs",
+            "ON r.session = k.session AND r.key = k.key",
+            "ON r.session = k.session AND r.key = k.key AND false",
+        )],
+        test: "postgres::turns::servers_that_take_turns",
         target: ON_POSTGRES,
     },
     Mutant {

@@ -234,7 +234,7 @@ impl Scene<'_> {
     fn start_alone(&mut self, primary: &str) {
         let cluster = self.cluster;
         let standbys = self.freeze_standbys();
-        let waiting = format!("SELECT count(*) > 0 {WAITS} AND query = 'COMMIT'");
+        let waiting = format!("SELECT count(*) > 0 {WAITS} AND query ~ '^(COMMIT|WITH held)'");
         eventually("a commit waits", || {
             cluster.run(&["sql", primary, &waiting]) == "t"
         });
