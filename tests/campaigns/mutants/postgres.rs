@@ -35,8 +35,8 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
         name: "the shard's row is read without its lock",
         edits: &[(
             "src/postgres/sql.rs",
-            "FROM shard WHERE shard = $1 \\\n    FOR UPDATE\"",
-            "FROM shard WHERE shard = $1\"",
+            "    WHERE shard = $1 FOR UPDATE\"",
+            "    WHERE shard = $1\"",
         )],
         test: "postgres::of_servers_that_expect_the_same_seq",
         target: ON_POSTGRES,
@@ -74,9 +74,9 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
     Mutant {
         name: "the feed reads on from the present, and not from the shard's last ID",
         edits: &[(
-            "src/postgres/reads.rs",
-            "return Ok(Some(closed));",
-            "return Ok(Some(EventId::from_u128(closed.to_u128() + (1 << 90))));",
+            "src/postgres/feed.rs",
+            "        Ok(Some(closed))\n",
+            "        Ok(Some(EventId::from_u128(closed.to_u128() + (1 << 90))))\n",
         )],
         test: "postgres::what_one_server_appends_the_streams_of_another",
         target: ON_POSTGRES,
@@ -85,8 +85,8 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
         name: "the feed over shards is not closed",
         edits: &[(
             "src/postgres/sql.rs",
-            "FROM (SELECT last_id FROM shard ORDER BY last_id LIMIT 1) closed",
-            "FROM (SELECT last_id FROM shard ORDER BY last_id DESC LIMIT 1) closed",
+            "FROM (SELECT last_id FROM shard WHERE here ORDER BY last_id LIMIT 1) closed",
+            "FROM (SELECT last_id FROM shard WHERE here ORDER BY last_id DESC LIMIT 1) closed",
         )],
         test: "postgres::shards::the_feed_over_shards",
         target: ON_POSTGRES,
@@ -95,8 +95,8 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
         name: "waiters hear of news by notification alone",
         edits: &[(
             "src/postgres/news.rs",
-            "let _by_time = timeout(LOOK_EVERY, self.rung.notified()).await;",
-            "self.rung.notified().await;",
+            "let _by_time = timeout(LOOK_EVERY, signals.rung.notified()).await;",
+            "signals.rung.notified().await;",
         )],
         test: "postgres::readers::news_come_also_if_the_bell",
         target: ON_POSTGRES,
@@ -109,6 +109,46 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
             "timeout_at(until, async { let _ = first; Ok(Outcome::Nothing) }).await {",
         )],
         test: "postgres::appends_go_on_when_connections_are_cut",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "a shard leaves without what came while it was copied",
+        edits: &[(
+            "src/postgres/moving.rs",
+            "            self.write(&sessions, &records).await?;\n            at = *last;",
+            "            at = *last;",
+        )],
+        test: "postgres::moves::shards_move_while_servers",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "a group is committed where its shard has left",
+        edits: &[(
+            "src/postgres/commit.rs",
+            "if rows.len() == count && rows.iter().all(|row| row.get(\"here\")) {",
+            "if rows.len() == count {",
+        )],
+        test: "postgres::moves::a_stream_goes_on_where",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "what is removed while its shard is copied is erased at once",
+        edits: &[(
+            "src/postgres/erase.rs",
+            "if locked.get::<_, Option<Id>>(\"move\").is_some() {",
+            "if false {",
+        )],
+        test: "postgres::moves::what_is_removed_while",
+        target: ON_POSTGRES,
+    },
+    Mutant {
+        name: "a fork is committed although its ticket was taken away",
+        edits: &[(
+            "src/postgres/pins.rs",
+            "match (held.is_empty(), pins.has_parent) {",
+            "match (false && held.is_empty(), pins.has_parent) {",
+        )],
+        test: "postgres::moves::a_fork_whose_ticket_was_taken",
         target: ON_POSTGRES,
     },
     Mutant {

@@ -36,7 +36,7 @@ fn servers_that_take_turns_append_as_one() {
         let stale = notes("n", 1).expected(Expected::Seq(last - 1));
         assert_error!(
             log.append(&id, stale),
-            Error::ExpectedMismatch { actual, .. } if actual == last
+            Error::ExpectedMismatch { actual, .. } if *actual == last
         );
     }
     let all = read_all(&servers[0], &id);
