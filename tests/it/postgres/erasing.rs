@@ -134,3 +134,24 @@ fn a_transaction_that_erases_reads_few_bytes() {
     assert_eq!(count(), 0);
     assert_eq!(steps.iter().max(), Some(&4), "{steps:?}");
 }
+
+#[test]
+fn what_comes_behind_many_that_cannot_be_erased_is_erased() {
+    let Some(schema) = schema() else { return };
+    let log = schema.open();
+    let remove = |id: &str, word: &str| {
+        append_notes(&log, &session(id), word, 1);
+        log.delete(&session(id), Delete::new()).unwrap();
+    };
+    let many = 70;
+    for nth in 0..many {
+        remove(&format!("damaged {nth}"), "n");
+    }
+    schema.ask("UPDATE record SET record = set_byte(record, octet_length(record) - 1, 0)");
+    remove("sound", "amber");
+    let within = Duration::from_millis(40);
+    let by_itself = schema.options().erase_within(within).connect(&schema.url);
+    eventually("it is erased", || schema.holding("amber/") == 0);
+    assert_eq!(schema.count("removal"), many);
+    drop(by_itself);
+}
