@@ -26,11 +26,10 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 
 use crate::codec::{Fault, Record, SessionState};
-use crate::model::{Error, EventId, Result, SessionId, in_one_line};
+use crate::model::{Error, Result, SessionId, in_one_line};
 use crate::postgres::asks::Asks;
 use crate::postgres::connect::{LOADED, Link, Site};
-use crate::postgres::group::{Decided, Read, Session, decide_all};
-use crate::postgres::pins::Pins;
+use crate::postgres::group::{News, Pins, Read, Session, decide_all};
 use crate::postgres::quick::{Memory, Quick};
 use crate::postgres::rows::{KeyRows, Rows, Shard};
 use crate::postgres::schema::check_format;
@@ -89,19 +88,6 @@ pub(super) enum Outcome {
     Nothing,
     /// It may have been committed, and erased since.
     MayBeErased,
-}
-
-/// What a group has changed, for its waiters.
-#[derive(Default)]
-pub(super) struct News {
-    pub sessions: Vec<SessionId>,
-    /// The last ID of each record.
-    pub ids: Vec<EventId>,
-    pub removals: u64,
-    pub records: u64,
-    pub bytes: u64,
-    /// Whether a session was given a retention of its own.
-    pub retains: bool,
 }
 
 /// A member of a group, as its decision needs it.
@@ -518,35 +504,6 @@ impl Committer {
 
     fn fault(&self, fault: Fault) -> Error {
         fault.at(&self.site.place, 0)
-    }
-}
-
-impl News {
-    fn of(decided: &Decided) -> Self {
-        let mut sessions: Vec<_> = decided
-            .records
-            .iter()
-            .map(|record| record.session.detached())
-            .collect();
-        sessions.sort_unstable();
-        sessions.dedup();
-        let removals = decided.records.iter().filter(|record| record.removes());
-        let bytes = decided
-            .records
-            .iter()
-            .map(|record| record.body().len() as u64);
-        Self {
-            sessions,
-            ids: decided
-                .records
-                .iter()
-                .map(|record| record.last_id())
-                .collect(),
-            removals: removals.count() as u64,
-            records: decided.records.len() as u64,
-            bytes: bytes.sum(),
-            retains: decided.records.iter().any(|record| record.retains()),
-        }
     }
 }
 

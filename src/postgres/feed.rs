@@ -20,23 +20,6 @@ const SLICE_BYTES: i64 = 1024 * 1024;
 /// How often a server closes shards for its readers of the feed.
 const CLOSE_EVERY: Duration = Duration::from_millis(10);
 
-/// What this server knows of where the shards are closed.
-pub(super) struct Closed {
-    /// All of them are closed up to this ID.
-    through: EventId,
-    /// When it closed those at rest.
-    asked: Option<Instant>,
-}
-
-impl Closed {
-    pub(super) fn nowhere() -> Self {
-        Self {
-            through: EventId::from_u128(0),
-            asked: None,
-        }
-    }
-}
-
 impl Tables {
     /// Visits the records of all sessions from an ID on, up to where all shards are closed. Returns
     /// that place, unless the visit ended before.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::codec::{Record, SessionState};
 use crate::model::{EventId, IdClock, Op, Result, Seq, SessionId};
+use crate::postgres::sql::Id;
 use crate::write::{Decision, Known, Landed, Outcome, Proposal, decide};
 
 /// What was read under the lock.
@@ -71,6 +72,57 @@ pub(super) struct Removal {
     pub id: EventId,
     pub at_ms: u64,
     pub events: u64,
+}
+
+/// What is [pinned](crate::postgres::pins) for a fork.
+pub(super) struct Pins {
+    pub ticket: Id,
+    /// The shards that its commit locks, which are in its own database.
+    pub locks: Vec<i32>,
+    /// Whether its parent is in another one, and was as it has to be.
+    pub has_parent: bool,
+}
+
+/// What a group has changed, for its waiters.
+#[derive(Default)]
+pub(super) struct News {
+    pub sessions: Vec<SessionId>,
+    /// The last ID of each record.
+    pub ids: Vec<EventId>,
+    pub removals: u64,
+    pub records: u64,
+    pub bytes: u64,
+    /// Whether a session was given a retention of its own.
+    pub retains: bool,
+}
+
+impl News {
+    pub(super) fn of(decided: &Decided) -> Self {
+        let mut sessions: Vec<_> = decided
+            .records
+            .iter()
+            .map(|record| record.session.detached())
+            .collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        let removals = decided.records.iter().filter(|record| record.removes());
+        let bytes = decided
+            .records
+            .iter()
+            .map(|record| record.body().len() as u64);
+        Self {
+            sessions,
+            ids: decided
+                .records
+                .iter()
+                .map(|record| record.last_id())
+                .collect(),
+            removals: removals.count() as u64,
+            records: decided.records.len() as u64,
+            bytes: bytes.sum(),
+            retains: decided.records.iter().any(|record| record.retains()),
+        }
+    }
 }
 
 /// Decides the members in their order. Each counts for those behind it.

@@ -25,11 +25,12 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::codec::SessionState;
 use crate::model::{Counters, Error, Options, Result, now_ms};
-use crate::postgres::commit::{Committer, Member, News, Outcome, Sent};
+use crate::postgres::commit::{Committer, Member, Outcome, Sent};
 use crate::postgres::connect::Site;
 use crate::postgres::databases::Databases;
+use crate::postgres::group::{News, Pins};
 use crate::postgres::news::Bell;
-use crate::postgres::pins::{Pins, are_needed, new_ticket, pin, release};
+use crate::postgres::pins::{are_needed, new_ticket, pin, release};
 use crate::postgres::quick::Memory;
 use crate::postgres::reads::Tables;
 use crate::postgres::sql::Id;

@@ -30,6 +30,8 @@ mod databases;
 mod erase;
 mod export;
 mod feed;
+#[cfg(all(test, not(shuttle)))]
+mod flights;
 mod group;
 mod handle;
 mod import;

@@ -6,8 +6,8 @@
 //!    their IDs. Appends go on, and what they add is copied too.
 //! 3. Under the lock on the row the rest is copied, which is little, and committed over there. Then
 //!    the row says that the shard has left, and for where.
-//! 4. The row over there says that it is here. Whoever [looks for](crate::postgres::databases) the
-//!    shard does that too.
+//! 4. The row over there says that it is here. Each server that
+//!    [looks for](crate::postgres::databases) the shard does that too.
 //! 5. What it left behind is deleted. Nobody sees it any more.
 //!
 //! Invariants:
@@ -170,7 +170,7 @@ async fn moved(databases: &Databases, shard: i32, to: usize) -> Result<Moved> {
             return Err(mover.from.site.io("move a shard of", why));
         }
     }
-    // It has left. Should this fail, whoever needs it looks for it.
+    // It has left. Should this fail, the next server that needs it looks for it.
     drop(databases.look().await);
     mover.from.clear(shard, mover.id).await?;
     Ok(done)

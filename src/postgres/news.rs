@@ -1,7 +1,7 @@
 //! Wakes streams and feeds when there is something new, whichever server appended it.
 //!
-//! Each database of a log has a bell of its own, and a task that listens to it. A server that has committed a group rings the bell: a notification in a transaction of its own,
-//! after the commit. Sent within, it would hold a lock of the whole database for as long as the
+//! Each database of a log has a bell of its own, and a task that listens to it. A server that has
+//! committed a group rings the bell: a notification in a transaction of its own, after the commit. Sent within, it would hold a lock of the whole database for as long as the
 //! commit takes. A bell may be lost, so each server also looks by itself, every second while
 //! anybody streams.
 //!
@@ -27,9 +27,9 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::types::ToSql;
 
 use crate::model::{EventId, Result, SessionId};
-use crate::postgres::commit::News;
 use crate::postgres::connect::{Link, Site, quoted};
 use crate::postgres::databases::Databases;
+use crate::postgres::group::News;
 use crate::postgres::sql::{self, Id};
 use crate::sync::{AtomicU64, Instant, Mutex, Ordering, WaitList, Waiter};
 

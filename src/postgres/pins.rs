@@ -5,17 +5,17 @@
 //! under way has a *ticket* there, without which it is not committed.
 //!
 //! Invariants:
-//! * *Who takes the ticket decides.* The commit of the fork deletes it. So does whoever erases from
-//!   a session that has a pin, under its lock and before it looks at the forks of the session. So
+//! * *Taking the ticket decides.* The commit of the fork deletes it. So does a server that erases
+//!   from a session with a pin, under its lock and before it looks at the forks of the session. So
 //!   the fork is found with them, or will never be there. A ticket is taken from all databases:
 //!   the one of the fork may have moved.
 //! * *The parent was as the fork needs it, while all was pinned.* Its state is compared under its
 //!   lock in the last of these transactions, or in that of the fork. It shares what the fork
 //!   shares, so until then nothing of that was erased, and from then on the pins hold it.
-//! * *What is looked for is what is there.* Who erases commits in each database first. So no primary
-//!   that was replaced says that there is no pin, or no fork.
-//! * *A pin stays until the outcome is known.* One that is left by a server that died costs the
-//!   next who erases from the session a moment, and nothing else.
+//! * *What is looked for is what is there.* Before it is erased, there is a commit in each
+//!   database. So no primary that was replaced says that there is no pin, or no fork.
+//! * *A pin stays until the outcome is known.* One that is left by a server that died costs
+//!   the next that erases from the session a moment, and nothing else.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,19 +26,10 @@ use tokio_postgres::types::ToSql;
 use crate::model::{EventId, Op, Result, SessionId, fresh_store_number};
 use crate::postgres::commit::Committer;
 use crate::postgres::databases::Databases;
-use crate::postgres::group::Apart;
+use crate::postgres::group::{Apart, Pins};
 use crate::postgres::pool::Ask;
 use crate::postgres::sql::{self, Id};
 use crate::write::Proposal;
-
-/// What is pinned for a fork.
-pub(super) struct Pins {
-    pub ticket: Id,
-    /// The shards that its commit locks, which are in its own database.
-    pub locks: Vec<i32>,
-    /// Whether its parent is in another one, and was as it has to be.
-    has_parent: bool,
-}
 
 /// The sessions whose events a fork shares, in one database.
 #[derive(Default)]
@@ -129,7 +120,7 @@ pub(super) async fn pin(
 /// Takes back what was pinned for forks whose outcome is known.
 pub(super) async fn release(databases: &Arc<Databases>, tickets: Vec<Id>) {
     for ticket in tickets {
-        // What fails is left to who erases.
+        // What fails is left to the next that erases.
         drop(revoke(databases, ticket).await);
     }
 }

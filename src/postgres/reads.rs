@@ -11,7 +11,6 @@ use crate::codec::{Record, SessionState};
 use crate::model::{Error, EventId, Options, Result, Seq, SessionId};
 use crate::postgres::connect::Site;
 use crate::postgres::databases::Databases;
-use crate::postgres::feed::Closed;
 use crate::postgres::news::Bell;
 use crate::postgres::pool::{Ask, Snapshots};
 use crate::postgres::sql::{self, Id};
@@ -70,6 +69,23 @@ impl Drop for OwnRuntime {
     }
 }
 
+/// What this server knows of where the shards are closed.
+pub(super) struct Closed {
+    /// All of them are closed up to this ID.
+    pub through: EventId,
+    /// When it closed those at rest.
+    pub asked: Option<Instant>,
+}
+
+impl Closed {
+    fn nowhere() -> Self {
+        Self {
+            through: EventId::from_u128(0),
+            asked: None,
+        }
+    }
+}
+
 /// What the rows of all shards come to, as readers see them.
 pub(super) struct ShardRow {
     pub last_id: EventId,
@@ -94,7 +110,8 @@ impl Default for ShardRow {
 }
 
 impl Tables {
-    /// Makes what reads the tables at a URL, and in the further databases of the options. It connects when it is asked something.
+    /// Makes what reads the tables at a URL, and in the further databases of the options. It
+    /// connects when it is asked something.
     pub(super) fn new(url: &str, options: &Options, snapshots: Snapshots) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(RUNTIME_THREADS)

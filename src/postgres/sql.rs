@@ -87,7 +87,8 @@ pub(super) const DOWN: &str = "SELECT record FROM (SELECT record, \
     WHERE before < $5";
 pub(super) const AT_OR_AFTER: &str =
     "SELECT base_id, record FROM record WHERE last_id >= $1 ORDER BY last_id LIMIT 1";
-/// The same of several shards. It looks in each that is here: what is copied may be all that is new.
+/// The same of several shards. It looks in each that is here, so it passes over none of the rows
+/// that arrive.
 pub(super) const AT_OR_AFTER_IN: &str = "SELECT base_id, record FROM shard CROSS JOIN LATERAL \
     (SELECT last_id, base_id, record FROM record WHERE (session >> 40, last_id) \
     >= (shard.shard::bigint, $1) AND (session >> 40, last_id) \

@@ -58,7 +58,7 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
             "AND last_id = $2 AND epoch = $3",
             "AND last_id = $2 AND $3::bigint IS NOT NULL",
         )],
-        test: "postgres::quick::tests::a_group_that_was_asked_for",
+        test: "postgres::flights::a_group_that_was_asked_for",
         target: UNIT_ON_POSTGRES,
     },
     Mutant {

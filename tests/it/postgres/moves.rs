@@ -385,8 +385,8 @@ fn check_at_rest(spread: &Spread, log: &SessionLog) {
     }
 }
 
-/// Nothing else of the server that follows has to do with the shard, and the one that appends does not
-/// know that it has moved.
+/// Nothing else of the server that follows has to do with the shard, and the one that appends does
+/// not know that it has moved.
 #[test]
 fn a_stream_goes_on_where_its_session_has_moved() {
     let Some(spread) = spread() else { return };
