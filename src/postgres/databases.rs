@@ -9,8 +9,8 @@
 //! Invariants:
 //! * *A shard is here in one database at most.* It is made to be here in a second one only after
 //!   the row of the first says, on a quorum, that it has left for that one by that move.
-//! * *A shard that has left has arrived whole.* So anybody who finds it on its way may say that it
-//!   is here, and no server has to be waited for.
+//! * *A shard that has left has arrived whole.* So a server that finds it on its way may say that
+//!   it is here, and no other has to be waited for.
 //! * *What is not here is not shown.* A database keeps rows of what left and has rows of what
 //!   arrives. A read of a session is answered by a statement that also finds its shard here. A read
 //!   over all sessions passes over rows of other shards, and it takes a snapshot of each database

@@ -14,10 +14,10 @@
 //!   the row anew, whatever the snapshot of its statement, and compares that. A row that does not
 //!   match leaves `held` empty.
 //! * *A row that matches shows that the sessions are as remembered.* A transaction that writes
-//!   a session or adds a record gives the shard's row a higher `last_id` in the same transaction, under the same
-//!   lock. IDs only rise, so a row that has moved never has the old one again. After a failover it
-//!   can have a lower one than was seen, but none that was seen here: a commit that was answered is
-//!   on a quorum.
+//!   a session or adds a record gives the shard's row a higher `last_id`, under the same lock. IDs
+//!   only rise, so a row that has moved never has the old one again. After a failover it can have a
+//!   lower one than was seen, but none that was seen here: a commit that was answered is on a
+//!   quorum.
 //! * *Keys are looked up in the snapshot of the statement*, which may be older than the lock. It is
 //!   not older than the last commit of this server, which had returned. Since then nobody has added
 //!   a record. Somebody may have erased some under the lock: then a key may be found that is gone,
@@ -27,8 +27,8 @@
 //!   lie in a buffer when the question is asked, and be carried out later. The question is asked
 //!   under the lock, and its transaction raises `epoch`. So the statement comes before it, and its
 //!   record is found, or it finds another epoch, and writes nothing.
-//! * *A shard that moves takes all of that along.* Its row gets the `last_id` and the `epoch` of the
-//!   one that it leaves, and that one is not here any more.
+//! * *A shard that moves takes all of that along.* Its row gets the `last_id` and the `epoch` of
+//!   the one that it leaves, and that one is not here any more.
 //! * *Its time is that of the database.* It is taken from when the server showed it last, and the
 //!   time that has passed since. The statement compares it with the clock: IDs are no more than
 //!   some milliseconds ahead of that. A step of the clock leaves `held` empty.

@@ -5,7 +5,8 @@
 //! path of that script in `SESSION_LOG_POSTGRES_CLUSTER`. Without it, it is skipped and says so.
 //! Without network namespaces the rounds that need them are.
 //!
-//! With `SESSION_LOG_POSTGRES_DATABASES=2` and several shards, these move between two databases of the nodes in every round.
+//! With `SESSION_LOG_POSTGRES_DATABASES=2` and several shards, these move between two databases of
+//! the nodes in every round.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

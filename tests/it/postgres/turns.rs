@@ -21,7 +21,7 @@ fn servers_that_take_turns_append_as_one() {
     // So many groups in a row that the next ones take one flight, also after one that failed.
     for turn in 0..12 {
         let log = &servers[turn % 2];
-        for _group in 0..turn % 4 + 1 {
+        for _group in 0..=(turn % 4) {
             append_notes(log, &other, "n", 1);
             let expected = notes("n", 1).expected(Expected::Seq(last));
             last = log.append(&id, expected).unwrap().last;
