@@ -378,7 +378,7 @@ impl Options {
     /// It counts when the tables are made, and stays for the life of the log: a log that is there
     /// keeps its number. Each shard commits by itself, so several are for a log that has more
     /// appends than one commit after the other takes. With more than one, IDs rise in commit order
-    /// in each session, and no longer over the whole log.
+    /// in each session and in what one server appends, and no longer over the whole log.
     #[cfg(feature = "postgres")]
     pub fn shards(mut self, shards: u32) -> Self {
         self.shards = shards;

@@ -23,7 +23,7 @@ use tokio_postgres::tls::TlsStream;
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, Row, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::model::{Durability, Error, Result, in_one_line, may_pass};
+use crate::model::{Durability, Error, EventId, Result, in_one_line, may_pass};
 use crate::postgres::sql::Id;
 use crate::postgres::tls;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
@@ -70,6 +70,8 @@ pub(super) struct Site {
     shards: AtomicU64,
     /// The ID of the database, once its tables were read.
     database: Mutex<Option<Id>>,
+    /// The highest ID that this server has told a caller, of all databases of the log.
+    pub told: Arc<Mutex<EventId>>,
 }
 
 /// A connection to the primary.
@@ -148,6 +150,7 @@ impl Site {
             timeline: AtomicU64::new(0),
             shards: AtomicU64::new(1),
             database: Mutex::new(None),
+            told: Arc::new(Mutex::new(EventId::from_u128(0))),
         })
     }
 

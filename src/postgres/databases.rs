@@ -112,8 +112,10 @@ impl Databases {
         runtime: &Handle,
         snapshots: Snapshots,
     ) -> Result<Self> {
+        let told = Arc::new(Mutex::new(EventId::from_u128(0)));
         let all = urls.iter().enumerate().map(|(nth, url)| {
-            let site = Site::new(url, options.schema.clone(), options.durability)?;
+            let mut site = Site::new(url, options.schema.clone(), options.durability)?;
+            site.told = Arc::clone(&told);
             let site = Arc::new(site);
             let (runtime, wait) = (runtime.clone(), options.stall_wait);
             let pool = Pool::new(nth, &site, runtime, wait, snapshots)?;

@@ -518,6 +518,7 @@ impl Lane {
             self.lanes.signal.update(|orders| orders.look = true);
         }
         if !news.ids.is_empty() {
+            self.lanes.databases.first().site.note_told(&news.ids);
             self.lanes.bell.note(news);
         }
     }

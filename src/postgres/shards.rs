@@ -20,6 +20,9 @@
 //!   highest of all. It is not closed while somebody commits to it: what is on its way may get a
 //!   lower ID. A group that writes nothing closes the shards that it has locked, so they are
 //!   closed although repeated appends hold their locks all the time.
+//! * *What follows has a higher ID.* An append to one shard that is called after a server has
+//!   answered one to another gets a higher ID from that server. Over another server it may get a
+//!   lower one, within the milliseconds of their commits.
 //! * *No two records share an ID, nor lie within each other.* Two shards may go on from the same
 //!   `last_id`, after they were closed or imported. So each group passes over a random number of up
 //!   to 2^76 IDs, or begins at one of 2^79 of a new millisecond. Two groups of a million events
@@ -84,14 +87,19 @@ impl Site {
         locks
     }
 
-    /// Returns what gives the IDs of a group in a shard, after the last one of it.
+    /// Returns what gives the IDs of a group in a shard, after the last one of it and after all that
+    /// this server has told of.
     pub(super) fn ids_after(&self, last_id: EventId) -> IdClock {
-        let bits = if self.shards() > 1 {
-            APART_BITS_OF_SEVERAL
-        } else {
-            APART_BITS
-        };
-        IdClock::apart(last_id, bits)
+        if self.shards() == 1 {
+            return IdClock::apart(last_id, APART_BITS);
+        }
+        IdClock::apart(last_id.max(*self.told.lock()), APART_BITS_OF_SEVERAL)
+    }
+
+    /// Notes IDs that callers are told of now.
+    pub(super) fn note_told(&self, ids: &[EventId]) {
+        let mut told = self.told.lock();
+        *told = ids.iter().copied().fold(*told, EventId::max);
     }
 
     /// Returns the statement that shows, once it is committed, that what is seen is on a quorum.

@@ -142,6 +142,15 @@ fn the_feed_over_shards_is_whole_and_in_order() {
     );
 }
 
+#[test]
+fn what_one_server_appends_to_the_shards_in_turn_has_rising_ids() {
+    let Some(schema) = schema() else { return };
+    let log = schema.open_sharded();
+    let ids = schema.one_of_each(&log);
+    let of = |nth: usize| append_notes(&log, &ids[nth % ids.len()], "n", 1);
+    assert_rising(&(0..200).flat_map(of).collect::<Vec<_>>());
+}
+
 /// What a clock that runs ahead has made the highest ID is no end of the feed for the others.
 #[test]
 fn streams_and_the_feed_wake_for_ids_below_those_of_another_shard() {
