@@ -87,8 +87,8 @@ impl Site {
         locks
     }
 
-    /// Returns what gives the IDs of a group in a shard, after the last one of it and after all that
-    /// this server has told of.
+    /// Returns what gives the IDs of a group in a shard, after the last one of it and after all
+    /// that this server has told of.
     pub(super) fn ids_after(&self, last_id: EventId) -> IdClock {
         if self.shards() == 1 {
             return IdClock::apart(last_id, APART_BITS);
