@@ -189,7 +189,10 @@ fn streams_and_the_feed_wake_for_ids_below_those_of_another_shard() {
 }
 
 /// Appends while streams wait, and checks that they have it. Returns the event.
-fn wakes(streams: &mut [&mut EventStream], append: impl FnOnce() -> Vec<Event>) -> Event {
+pub(super) fn wakes(
+    streams: &mut [&mut EventStream],
+    append: impl FnOnce() -> Vec<Event>,
+) -> Event {
     thread::scope(|scope| {
         let waiting: Vec<_> = streams
             .iter_mut()
