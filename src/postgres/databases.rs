@@ -15,7 +15,6 @@
 //!   arrives. A read of a session is answered by a statement that also finds its shard here. A read
 //!   over all sessions passes over rows of other shards, and it takes a snapshot of each database
 //!   in which every shard is here once.
-//!
 //! * *A row that says so is on a quorum.* Before a shard is made to be here, the database that it
 //!   has left commits once more, and says again that it has left.
 //!
@@ -129,7 +128,7 @@ impl Databases {
         })
     }
 
-    /// The one that the log was made in.
+    /// The one that is named first.
     pub(super) fn first(&self) -> &Database {
         self.all.first().expect("there is one")
     }
@@ -196,15 +195,14 @@ impl Databases {
             let of: Vec<_> = of.collect();
             let found = match of.iter().find(|(_, place)| place.here) {
                 Some((nth, _)) => Ok(Some(*nth)),
-                None => self.arrive(&of).await,
+                None if is_wanted(shard) => self.arrive(&of).await,
+                None => Ok(None),
             };
             match found {
                 Ok(Some(nth)) => self.note_home(shard, nth),
                 Ok(None) if is_wanted(shard) => missing = Some(shard),
-                Err(error) if is_wanted(shard) => {
-                    (missing, failed) = (Some(shard), Some(error));
-                }
-                Ok(None) | Err(_) => {}
+                Ok(None) => {}
+                Err(error) => (missing, failed) = (Some(shard), Some(error)),
             }
         }
         let Some(shard) = missing else {
@@ -300,6 +298,7 @@ impl Databases {
             let found = read_at(asked);
             match found {
                 Ok(Some(found)) => return Ok(Some(found)),
+                Err(error) if !Site::may_pass(&error) => return Err(error),
                 // At the moment that is seen it may have been in another than it is now.
                 _ if is_fixed => {
                     for database in &self.all {

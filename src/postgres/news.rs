@@ -3,8 +3,7 @@
 //! Each database of a log has a bell of its own, and a task that listens to it. A server that has
 //! committed a group rings the bell: a notification in a transaction of its own, after the commit.
 //! Sent within, it would hold a lock of the whole database for as long as the commit takes. A bell
-//! may be lost, so each server also looks by itself, every second while
-//! anybody streams.
+//! may be lost, so each server also looks by itself, every second while anybody streams.
 //!
 //! Invariants:
 //! * A follower has its mark before it reads. News after what it read changes the mark, or wakes

@@ -241,8 +241,14 @@ impl Reader<'_> {
                     cut: Cut::No,
                 }
             }
-            "open" | "openat" | "creat" | "close" | "dup" | "dup2" | "dup3" | "fcntl" | "lseek"
-            | "mmap" => return None,
+            "close" => {
+                // Before it has returned, another thread may be given the same descriptor.
+                self.descriptors.remove(&arguments[0].number()?);
+                return None;
+            }
+            "open" | "openat" | "creat" | "dup" | "dup2" | "dup3" | "fcntl" | "lseek" | "mmap" => {
+                return None;
+            }
             "rename" => self.rename(&arguments[0].path(), &arguments[1].path())?,
             "renameat" | "renameat2" => self.rename(
                 &self.at(&arguments[0], &arguments[1]),
@@ -279,7 +285,6 @@ impl Reader<'_> {
         match name.as_str() {
             "open" => self.opened(result, arguments[0].path(), &arguments[1]),
             "openat" => self.opened(result, self.at(&arguments[0], &arguments[1]), &arguments[2]),
-            "close" => drop(first.and_then(|descriptor| self.descriptors.remove(&descriptor))),
             "dup" | "dup2" | "dup3" => self.duplicated(first, result),
             "fcntl"
                 if matches!(
