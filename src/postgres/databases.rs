@@ -367,25 +367,48 @@ impl Databases {
     }
 
     /// Returns what shards have left behind, or what was copied by a move that was given up.
+    ///
+    /// The row that a move begins at has its ID before the one that it leads to. So a move is given
+    /// up if the first, read after the second, has another ID. It never gets this one again.
     pub(super) async fn left(&self) -> Result<Vec<Left>> {
-        let (places, failed) = self.places().await;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let is_going_on = |place: &Place| {
-            let mut all = places.iter().map(|(_, other)| other);
-            all.any(|other| other.shard == place.shard && other.here && other.by == place.by)
+        let places = self.all_places().await?;
+        let home_of = |places: &[(usize, Place)], shard| {
+            let mut homes = places.iter().map(|(_, place)| place);
+            let home = homes.find(|place| place.shard == shard && place.here);
+            home.map(|home| home.by)
         };
-        let left = places.iter().filter_map(|(nth, place)| {
-            let by = place.by?;
-            let is_left = !place.here && (place.moved_to.is_some() || !is_going_on(place));
-            is_left.then_some(Left {
+        let mut left = Vec::new();
+        let mut arriving = Vec::new();
+        for (nth, place) in places.iter().filter(|(_, place)| !place.here) {
+            let Some(by) = place.by else { continue };
+            let rows = Left {
                 database: *nth,
                 shard: place.shard,
                 by,
-            })
-        });
-        Ok(left.collect())
+            };
+            if place.moved_to.is_some() {
+                left.push(rows);
+            } else if home_of(&places, place.shard) != Some(Some(by)) {
+                arriving.push(rows);
+            }
+        }
+        if !arriving.is_empty() {
+            // A primary that was replaced does not know of moves that began since.
+            for database in &self.all {
+                database.pool.kept(Ask::Barrier, &[]).await?;
+            }
+            let places = self.all_places().await?;
+            let is_given_up =
+                |rows: &Left| home_of(&places, rows.shard).is_some_and(|by| by != Some(rows.by));
+            left.extend(arriving.into_iter().filter(is_given_up));
+        }
+        Ok(left)
+    }
+
+    /// Returns what the databases say of where the shards are, if all of them do.
+    async fn all_places(&self) -> Result<Vec<(usize, Place)>> {
+        let (places, failed) = self.places().await;
+        failed.map_or(Ok(places), Err)
     }
 
     /// Returns the shards, with what the rows of each count.

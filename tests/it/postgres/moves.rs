@@ -48,6 +48,13 @@ impl Spread {
         options.connect(&self.schema.url).unwrap()
     }
 
+    /// Opens it so that its background work looks often for what moves have left.
+    fn open_sweeping(&self) -> SessionLog {
+        let options = self.options().and_database(&self.further);
+        let options = options.erase_within(Duration::from_secs(1));
+        options.connect(&self.schema.url).unwrap()
+    }
+
     /// Opens it with the databases in the other order.
     fn open_reversed(&self) -> SessionLog {
         let options = self.options().and_database(&self.schema.url);
@@ -319,7 +326,7 @@ fn check(servers: &[SessionLog], mut acked: Vec<Event>) {
 #[test]
 fn shards_move_while_servers_append_and_follow() {
     let Some(spread) = spread() else { return };
-    let servers = [spread.open(), spread.open_reversed()];
+    let servers = [spread.open_sweeping(), spread.open_reversed()];
     let (mover, follower) = (spread.open(), spread.open());
     let (done, read) = (AtomicBool::new(false), AtomicBool::new(false));
     let streamed = session("s1");
@@ -411,7 +418,7 @@ fn a_stream_goes_on_where_its_session_has_moved() {
 #[test]
 fn a_move_that_is_cut_short_is_done_again() {
     let Some(spread) = spread() else { return };
-    let servers = [spread.open(), spread.open_reversed()];
+    let servers = [spread.open_sweeping(), spread.open_reversed()];
     let mover = spread.open();
     let done = AtomicBool::new(false);
     let (acked, cut_short) = thread::scope(|scope| {
