@@ -21,6 +21,8 @@ const KILLS: Runs = Runs {
 /// The kills after which a new log is created, so that young ones are killed too.
 const KILLS_PER_LOG: u32 = 50;
 const LIVES: u32 = 6;
+/// What the kills have to meet, all of them together.
+const EXPECTED: [&str; 5] = ["delete", "trim", "redact", "fork", "merged"];
 /// The changes of sessions in each life.
 const CHANGES: u64 = 12;
 /// The extension of the folder that the log is backed up into.
@@ -32,14 +34,14 @@ pub(crate) fn campaign() {
     let seed = seed();
     let mut report = Report::new("kill -9", seed, KILLS.planned());
     let mut dice = Dice(seed);
-    while !report.is_done() {
+    while !report.has_met(&EXPECTED) {
         grow_and_kill(dice.roll(), &mut report);
     }
     assert!(
         report.figure("segments") > 0,
         "nothing was sealed, so no kill met it"
     );
-    report.expect_some(KILLS.quick, &["delete", "trim", "redact", "fork", "merged"]);
+    report.expect_some(KILLS.quick, &EXPECTED);
     report.expect_some(KILLS.full, &["erased", "backups"]);
     report.end();
 }
@@ -70,7 +72,7 @@ fn grow_and_kill(seed: u64, report: &mut Report) {
             None => return,
             Some(found) => segments = found.unwrap_or(segments),
         }
-        if report.is_done() {
+        if report.has_met(&EXPECTED) {
             break;
         }
     }
