@@ -155,18 +155,18 @@ impl Databases {
         Deadline::after(self.wait)
     }
 
-    /// Returns the place among them of the one that has a shard, as far as is known.
+    /// Returns the place of the database in which a shard was found last.
     pub(super) fn home(&self, shard: i32) -> usize {
         let shard = usize::try_from(shard).unwrap_or(usize::MAX);
         self.homes.lock().get(shard).copied().unwrap_or(0)
     }
 
-    /// Returns the place of the one that has a session, as far as is known.
+    /// Returns the place of the database in which a session was found last.
     pub(super) fn place_of(&self, session: &SessionId) -> usize {
         self.home(self.first().site.shard_of(session))
     }
 
-    /// Returns the one that has a session, as far as is known.
+    /// Returns the database in which a session was found last.
     pub(super) fn of(&self, session: &SessionId) -> &Database {
         let home = self.all.get(self.place_of(session));
         home.unwrap_or_else(|| self.first())

@@ -34,7 +34,7 @@ use crate::model::{Error, EventId, Moved, Result, fresh_store_number};
 use crate::postgres::connect::{LOADED, Link, Site};
 use crate::postgres::databases::{Databases, Left};
 use crate::postgres::reads::state;
-use crate::postgres::rows::Forks;
+use crate::postgres::rows::{Forks, RecordRows, SessionRows};
 use crate::postgres::schema::{FORMAT, check_format};
 use crate::postgres::sql::{self, Id};
 
@@ -292,28 +292,11 @@ struct Mover<'a> {
     to: End<'a>,
 }
 
-/// Sessions, column by column.
+/// Sessions, with what says of which they are forks.
 #[derive(Default)]
 struct Sessions {
-    numbers: Vec<i64>,
-    names: Vec<String>,
-    active: Vec<Option<Id>>,
-    created: Vec<Option<Id>>,
-    states: Vec<Vec<u8>>,
+    rows: SessionRows,
     forks: Forks,
-}
-
-/// Records, column by column.
-#[derive(Default)]
-struct Records {
-    last_ids: Vec<Id>,
-    base_ids: Vec<Id>,
-    sessions: Vec<i64>,
-    generations: Vec<i32>,
-    firsts: Vec<i64>,
-    lasts: Vec<i64>,
-    keys: Vec<Option<Vec<u8>>>,
-    stored: Vec<Vec<u8>>,
 }
 
 impl<'a> Mover<'a> {
@@ -368,7 +351,7 @@ impl<'a> Mover<'a> {
             after = last.get(0);
             let sessions = self.sessions(&rows)?;
             moved.sessions += rows.len() as u64;
-            self.put(&sessions, &Records::default()).await?;
+            self.put(&sessions, &RecordRows::default()).await?;
         }
         let mut at = Id(EventId::from_u128(0));
         while self.copy_records(&mut at, moved).await? {}
@@ -390,7 +373,8 @@ impl<'a> Mover<'a> {
             .await?;
         self.put(&sessions, &records).await?;
         *at = *last;
-        let (rows, bytes) = (records.last_ids.len() as u64, records.bytes());
+        let bytes: u64 = records.stored.iter().map(|bytes| bytes.len() as u64).sum();
+        let rows = records.last_ids.len() as u64;
         moved.records += rows;
         moved.bytes += bytes;
         let (of_rows, of_bytes) = (ROWS_AT_ONCE.unsigned_abs(), BYTES_AT_ONCE.unsigned_abs());
@@ -398,11 +382,11 @@ impl<'a> Mover<'a> {
     }
 
     /// Reads the next records after an ID, with their sessions.
-    async fn read(&self, at: Id) -> Result<(Records, Sessions)> {
+    async fn read(&self, at: Id) -> Result<(RecordRows, Sessions)> {
         let shard = i64::from(self.shard);
         let params: [&(dyn ToSql + Sync); 4] = [&shard, &at, &ROWS_AT_ONCE, &BYTES_AT_ONCE];
         let rows = self.from.query(RECORDS, &params).await?;
-        let records = Records::of(&rows);
+        let records = records_of(&rows);
         let mut of = records.sessions.clone();
         of.sort_unstable();
         of.dedup();
@@ -414,11 +398,12 @@ impl<'a> Mover<'a> {
         let mut sessions = Sessions::default();
         for row in rows {
             let (name, bytes): (&str, &[u8]) = (row.get(1), row.get(4));
-            sessions.numbers.push(row.get(0));
-            sessions.names.push(name.to_owned());
-            sessions.active.push(row.get(2));
-            sessions.created.push(row.get(3));
-            sessions.states.push(bytes.to_vec());
+            let into = &mut sessions.rows;
+            into.numbers.push(row.get(0));
+            into.names.push(name.to_owned());
+            into.active.push(row.get(2));
+            into.created.push(row.get(3));
+            into.states.push(bytes.to_vec());
             let state = state(self.from.site, bytes)?;
             sessions.forks.put(name, state.pieces());
         }
@@ -426,7 +411,7 @@ impl<'a> Mover<'a> {
     }
 
     /// Writes a part of the copy, in a transaction of its own.
-    async fn put(&self, sessions: &Sessions, records: &Records) -> Result<()> {
+    async fn put(&self, sessions: &Sessions, records: &RecordRows) -> Result<()> {
         self.begin_put().await?;
         self.write(sessions, records).await?;
         self.to.commit().await
@@ -447,16 +432,9 @@ impl<'a> Mover<'a> {
         self.from.site.io("move a shard of", why)
     }
 
-    async fn write(&self, sessions: &Sessions, records: &Records) -> Result<()> {
+    async fn write(&self, sessions: &Sessions, records: &RecordRows) -> Result<()> {
         let to = &self.to;
-        let columns: [&(dyn ToSql + Sync); 5] = [
-            &sessions.numbers,
-            &sessions.names,
-            &sessions.active,
-            &sessions.created,
-            &sessions.states,
-        ];
-        to.execute(PUT_SESSIONS, &columns).await?;
+        to.execute(PUT_SESSIONS, &sessions.rows.columns()).await?;
         if let Some(forks) = sessions.forks.columns() {
             to.execute(sql::NEW_FORKS, &forks).await?;
         }
@@ -531,36 +509,18 @@ impl<'a> Mover<'a> {
     }
 }
 
-impl Records {
-    fn of(rows: &[Row]) -> Self {
-        let mut records = Self::default();
-        for row in rows {
-            records.last_ids.push(row.get(0));
-            records.base_ids.push(row.get(1));
-            records.sessions.push(row.get(2));
-            records.generations.push(row.get(3));
-            records.firsts.push(row.get(4));
-            records.lasts.push(row.get(5));
-            records.keys.push(row.get(6));
-            records.stored.push(row.get(7));
-        }
-        records
+/// Returns the columns of records that were read.
+fn records_of(rows: &[Row]) -> RecordRows {
+    let mut records = RecordRows::default();
+    for row in rows {
+        records.last_ids.push(row.get(0));
+        records.base_ids.push(row.get(1));
+        records.sessions.push(row.get(2));
+        records.generations.push(row.get(3));
+        records.firsts.push(row.get(4));
+        records.lasts.push(row.get(5));
+        records.keys.push(row.get(6));
+        records.stored.push(row.get(7));
     }
-
-    fn bytes(&self) -> u64 {
-        self.stored.iter().map(|bytes| bytes.len() as u64).sum()
-    }
-
-    fn columns(&self) -> [&(dyn ToSql + Sync); 8] {
-        [
-            &self.last_ids,
-            &self.base_ids,
-            &self.sessions,
-            &self.generations,
-            &self.firsts,
-            &self.lasts,
-            &self.keys,
-            &self.stored,
-        ]
-    }
+    records
 }

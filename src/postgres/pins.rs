@@ -75,7 +75,7 @@ pub(super) fn new_ticket() -> Id {
     Id(EventId::from_u128(fresh_store_number()))
 }
 
-/// Whether a proposal rests on several databases, as far as is known.
+/// Whether a proposal rests on several databases, by where their shards were found last.
 pub(super) fn are_needed(databases: &Databases, proposal: &Proposal) -> bool {
     databases.are_several() && proposal.parent.is_some() && parts(databases, proposal).len() > 1
 }

@@ -48,16 +48,54 @@ impl Shard {
 /// Rows of `session`, column by column.
 #[derive(Default)]
 pub(super) struct SessionRows {
-    numbers: Vec<i64>,
-    names: Vec<String>,
-    active: Vec<Option<Id>>,
-    created: Vec<Option<Id>>,
-    states: Vec<Vec<u8>>,
+    pub numbers: Vec<i64>,
+    pub names: Vec<String>,
+    pub active: Vec<Option<Id>>,
+    pub created: Vec<Option<Id>>,
+    pub states: Vec<Vec<u8>>,
 }
 
 impl SessionRows {
     pub(super) fn is_empty(&self) -> bool {
         self.numbers.is_empty()
+    }
+
+    pub(super) fn columns(&self) -> [Value<'_>; 5] {
+        [
+            &self.numbers,
+            &self.names,
+            &self.active,
+            &self.created,
+            &self.states,
+        ]
+    }
+}
+
+/// Rows of `record`, column by column.
+#[derive(Default)]
+pub(super) struct RecordRows {
+    pub last_ids: Vec<Id>,
+    pub base_ids: Vec<Id>,
+    pub sessions: Vec<i64>,
+    pub generations: Vec<i32>,
+    pub firsts: Vec<i64>,
+    pub lasts: Vec<i64>,
+    pub keys: Vec<Option<Vec<u8>>>,
+    pub stored: Vec<Vec<u8>>,
+}
+
+impl RecordRows {
+    pub(super) fn columns(&self) -> [Value<'_>; 8] {
+        [
+            &self.last_ids,
+            &self.base_ids,
+            &self.sessions,
+            &self.generations,
+            &self.firsts,
+            &self.lasts,
+            &self.keys,
+            &self.stored,
+        ]
     }
 }
 
@@ -83,14 +121,7 @@ pub(super) struct Rows {
     now_ms: i64,
     pub new: SessionRows,
     pub moved: SessionRows,
-    last_ids: Vec<Id>,
-    base_ids: Vec<Id>,
-    sessions: Vec<i64>,
-    generations: Vec<i32>,
-    firsts: Vec<i64>,
-    lasts: Vec<i64>,
-    keys: Vec<Option<Vec<u8>>>,
-    records: Vec<Vec<u8>>,
+    records: RecordRows,
     forks: Forks,
     removal_names: Vec<String>,
     removal_ids: Vec<Id>,
@@ -103,14 +134,7 @@ pub(super) struct Rows {
 impl Rows {
     /// The values for new sessions.
     pub(super) fn new_sessions(&self) -> [Value<'_>; 5] {
-        let rows = &self.new;
-        [
-            &rows.numbers,
-            &rows.names,
-            &rows.active,
-            &rows.created,
-            &rows.states,
-        ]
+        self.new.columns()
     }
 
     /// The values for sessions that were there before.
@@ -120,16 +144,7 @@ impl Rows {
     }
 
     pub(super) fn records(&self) -> [Value<'_>; 8] {
-        [
-            &self.last_ids,
-            &self.base_ids,
-            &self.sessions,
-            &self.generations,
-            &self.firsts,
-            &self.lasts,
-            &self.keys,
-            &self.records,
-        ]
+        self.records.columns()
     }
 
     pub(super) fn forks(&self) -> Option<[Value<'_>; 3]> {
@@ -229,14 +244,7 @@ impl Rows {
             now_ms: shard.now_ms.cast_signed(),
             new: SessionRows::default(),
             moved: SessionRows::default(),
-            last_ids: Vec::new(),
-            base_ids: Vec::new(),
-            sessions: Vec::new(),
-            generations: Vec::new(),
-            firsts: Vec::new(),
-            lasts: Vec::new(),
-            keys: Vec::new(),
-            records: Vec::new(),
+            records: RecordRows::default(),
             forks: Forks::default(),
             removal_names: Vec::new(),
             removal_ids: Vec::new(),
@@ -284,15 +292,16 @@ impl Rows {
         let session = of.get(&record.session).and_then(|session| session.number);
         self.last_id = Id(record.last_id());
         self.shard.events += i64::from(record.count);
-        self.last_ids.push(Id(record.last_id()));
-        self.base_ids.push(Id(record.base));
-        self.sessions.push(session.unwrap_or_default());
-        self.generations.push(record.generation.cast_signed());
-        self.firsts.push(record.first.cast_signed());
-        self.lasts.push(record.last().cast_signed());
+        let rows = &mut self.records;
+        rows.last_ids.push(Id(record.last_id()));
+        rows.base_ids.push(Id(record.base));
+        rows.sessions.push(session.unwrap_or_default());
+        rows.generations.push(record.generation.cast_signed());
+        rows.firsts.push(record.first.cast_signed());
+        rows.lasts.push(record.last().cast_signed());
         let key = record.key.as_ref();
-        self.keys.push(key.map(|key| sql::key_hash(&key.text)));
-        self.records.push(sql::stored(record));
+        rows.keys.push(key.map(|key| sql::key_hash(&key.text)));
+        rows.stored.push(sql::stored(record));
         for op in record.ops() {
             if let Op::Fork(lineage) = op {
                 self.put_forks(&record.session, &lineage.pieces);

@@ -48,7 +48,8 @@ pub(super) const MOVE_SHARD: &str = "UPDATE shard SET last_id = $2, sessions = $
 pub(super) const QUICK: &str = "WITH held AS (UPDATE shard SET last_id = $6, events = $7 \
     WHERE shard = $1 AND last_id = $2 AND epoch = $3 AND format = $4 AND here \
     AND (extract(epoch FROM clock_timestamp()) * 1000)::bigint BETWEEN $5::bigint - 10 \
-    AND $5::bigint + 10000 AND NOT EXISTS (SELECT FROM unnest($8::bigint[], $9::bytea[]) k(session, key) \
+    AND $5::bigint + 10000 AND NOT EXISTS (SELECT FROM unnest($8::bigint[], $9::bytea[]) \
+    k(session, key) \
     JOIN record r ON r.session = k.session AND r.key = k.key) RETURNING shard), \
     moved AS (UPDATE session s SET active_id = u.active_id, created_id = u.created_id, \
     state = u.state FROM unnest($10::bigint[], $11::uuid[], $12::uuid[], $13::bytea[]) \
