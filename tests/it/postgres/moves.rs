@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -645,19 +645,27 @@ fn forks_into_another_database_race_with_what_erases_their_events() {
         let children: Vec<_> = (0..4)
             .map(|of| session(&format!("child {nth} {of}")))
             .collect();
+        let ended = AtomicU64::new(0);
         let made: Vec<bool> = thread::scope(|scope| {
             let forks: Vec<_> = children
                 .iter()
                 .map(|child| {
-                    let (server, parent) = (&servers[0], &parent);
-                    scope.spawn(move || match server.fork(Fork::new(parent).at(4), child) {
-                        Ok(_) => true,
-                        Err(Error::UnknownSession { .. }) => false,
-                        Err(error) => panic!("{error:?}"),
+                    let (server, parent, ended) = (&servers[0], &parent, &ended);
+                    scope.spawn(move || {
+                        let told = server.fork(Fork::new(parent).at(4), child);
+                        ended.fetch_add(1, Ordering::Relaxed);
+                        match told {
+                            Ok(_) => true,
+                            Err(Error::UnknownSession { .. }) => false,
+                            Err(error) => panic!("{error:?}"),
+                        }
                     })
                 })
                 .collect();
-            thread::park_timeout(Duration::from_millis(nth % 25));
+            // Some of the forks come before it, and the others race with it.
+            eventually("a part of the forks ended", || {
+                ended.load(Ordering::Relaxed) >= nth % 4
+            });
             servers[1].delete(&parent, Delete::new()).unwrap();
             servers[1].compact(|_| ControlFlow::Continue(())).unwrap();
             forks.into_iter().map(|fork| fork.join().unwrap()).collect()
@@ -672,10 +680,7 @@ fn forks_into_another_database_race_with_what_erases_their_events() {
             }
         }
     }
-    assert!(
-        forked > 10 && refused > 10,
-        "{forked} forked, {refused} refused"
-    );
+    assert_ne!(refused, 0, "of {forked} that were made");
     servers[0].compact(|_| ControlFlow::Continue(())).unwrap();
     assert_eq!(
         spread.count("record WHERE position('shared'::bytea in record) > 0"),
