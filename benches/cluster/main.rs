@@ -1,5 +1,6 @@
 //! Appends to a log on PostgreSQL with two standbys, of which one has to have a commit. Beside
 //! them, in slices that alternate, the same appends by hand, and bare commits of one connection.
+//! Then appends to logs of several shards, and shards that move.
 //!
 //! ```text
 //! cargo bench -p sessionlog-cluster-bench [-- SECONDS ROUNDS [APPENDERS]]
@@ -20,6 +21,7 @@
 mod by_hand;
 mod failover;
 mod nodes;
+mod shards;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -98,6 +100,9 @@ fn main() {
     };
     let runtime = Runtime::new().unwrap();
     measure(&nodes, &runtime, seconds, rounds, only);
+    if only.is_none() {
+        shards::measure(&nodes, &runtime, seconds, rounds);
+    }
     if nodes.may_fail() {
         failover::measure(&nodes, &runtime, (2.0 * seconds).min(2.0));
     } else {
@@ -222,6 +227,17 @@ impl Way {
             Self::Bare(connection) => connection.append(case, nth).await,
         }
     }
+
+    /// The batches and groups of all servers of the log.
+    fn counts(&self) -> (u64, u64) {
+        let Self::Log(servers) = self else {
+            unreachable!("it is the log");
+        };
+        let stats = servers.iter().map(SessionLog::stats);
+        stats.fold((0, 0), |(batches, groups), stats| {
+            (batches + stats.batches, groups + stats.groups)
+        })
+    }
 }
 
 /// Appends per second, and their latencies in milliseconds.
@@ -312,13 +328,13 @@ impl Contest {
             ..case
         };
         let (mut log, mut by_hand, mut bare) = (Vec::new(), Vec::new(), Vec::new());
-        let before = self.counts();
+        let before = self.log.counts();
         for _round in 0..rounds {
             log.push(runtime.block_on(slice(&self.log, case, seconds)));
             by_hand.push(runtime.block_on(slice(&self.by_hand, case, seconds)));
             bare.push(runtime.block_on(slice(&self.bare, one, seconds)));
         }
-        let after = self.counts();
+        let after = self.log.counts();
         let of = |slices: &[Slice], figure: fn(&Slice) -> f64| {
             median(slices.iter().map(figure).collect())
         };
@@ -346,17 +362,6 @@ impl Contest {
             beside(&bare, |slice| slice.rate),
             beside(&bare, |slice| slice.p50),
         ]
-    }
-
-    /// The batches and groups of all servers.
-    fn counts(&self) -> (u64, u64) {
-        let Way::Log(servers) = &*self.log else {
-            unreachable!("it is the log");
-        };
-        let stats = servers.iter().map(SessionLog::stats);
-        stats.fold((0, 0), |(batches, groups), stats| {
-            (batches + stats.batches, groups + stats.groups)
-        })
     }
 
     fn close(self, nodes: &Nodes, runtime: &Runtime) {

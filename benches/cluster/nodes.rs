@@ -1,7 +1,12 @@
 //! The nodes that are measured.
 
+#[path = "../../tests/support/further.rs"]
+mod further;
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
+
+use further::further;
 
 /// Makes the nodes, and lets them fail.
 const SCRIPT: &str = concat!(
@@ -37,6 +42,11 @@ impl Nodes {
         said(&["create", "3"], created);
         nodes.url = nodes.run(&["url"]);
         Some(nodes)
+    }
+
+    /// Returns the URL of a second database, which the script makes.
+    pub(crate) fn further(&self) -> Option<String> {
+        self.are_own.then(|| further(&self.url))
     }
 
     /// Whether its nodes may be killed.

@@ -11,8 +11,8 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, OpenIn, append_notes, assert_ack_fits, assert_dense, assert_error, assert_rising,
-    block_on, folder, given, note, notes, open, poll_once, read_all, session,
+    ListIds, OpenIn, Over, append_notes, assert_ack_fits, assert_dense, assert_error,
+    assert_rising, block_on, folder, given, note, notes, open, poll_once, read_all, session,
 };
 
 #[test]
@@ -394,6 +394,7 @@ fn batches_stay_whole_and_next_to_each_other_under_concurrent_writers() {
     let id = session("s");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let over = Over(&done);
         let reader = scope.spawn(|| {
             let mut seen = 0;
             while !done.load(Ordering::Relaxed) {
@@ -424,7 +425,7 @@ fn batches_stay_whole_and_next_to_each_other_under_concurrent_writers() {
             .map(thread::ScopedJoinHandle::join)
             .filter(Result::is_err)
             .count();
-        done.store(true, Ordering::Relaxed);
+        drop(over);
         reader.join().unwrap();
         assert_eq!(failed, 0);
     });

@@ -8,7 +8,7 @@ use std::thread;
 use sessionlog::{Compression, Delete, Error, SessionLog};
 
 use crate::support::{
-    append_notes, assert_error, embedded_alone, feed_all, folder, open, read_all, seal_once,
+    Over, append_notes, assert_error, embedded_alone, feed_all, folder, open, read_all, seal_once,
     session, small_files,
 };
 
@@ -19,6 +19,7 @@ fn a_backup_holds_what_was_durable_and_opens() {
     seal_once(&log, &session("filler"));
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
+        let over = Over(&ended);
         for writer in 0..3 {
             let (log, ended) = (&log, &ended);
             scope.spawn(move || {
@@ -38,7 +39,7 @@ fn a_backup_holds_what_was_durable_and_opens() {
             assert!(opened.stats().recovery.clean);
             append_notes(&opened, &session("s0"), "the copy's own", 1);
         }
-        ended.store(true, Ordering::SeqCst);
+        drop(over);
     });
     log.close().unwrap();
 }

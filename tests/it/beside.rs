@@ -13,7 +13,7 @@ use sessionlog::{
 };
 
 use crate::support::{
-    DEADLINE, Place, SILENCE, Seen, append_notes, append_some, assert_dense, assert_error,
+    DEADLINE, Over, Place, SILENCE, Seen, append_notes, append_some, assert_dense, assert_error,
     assert_rising, block_on, copy_folder, embedded_alone, eventually, feed_all, folder, listing,
     next_item, notes, of_session, open, read_all, seal_once, seen, segments, session, small_files,
     take_events, take_events_async,
@@ -538,6 +538,7 @@ fn reads_of_one_reader_agree_with_each_other_while_it_refreshes() {
     }
     let (reader, done) = (beside(&dir), AtomicBool::new(false));
     let write = || {
+        let _over = Over(&done);
         for round in 0..60 {
             for id in &ids {
                 append_notes(&writer, id, &format!("{round}"), 1);
@@ -546,9 +547,9 @@ fn reads_of_one_reader_agree_with_each_other_while_it_refreshes() {
                 seal_once(&writer, &session("filler"));
             }
         }
-        done.store(true, Ordering::SeqCst);
     };
     thread::scope(|scope| {
+        let _over = Over(&done);
         let writing = scope.spawn(write);
         for _ in 0..2 {
             scope.spawn(|| {
@@ -566,7 +567,6 @@ fn reads_of_one_reader_agree_with_each_other_while_it_refreshes() {
             }
             assert_rising(&feed_all(&reader));
         }
-        done.store(true, Ordering::SeqCst);
     });
     check_follows(&dir, &writer, &reader);
 }

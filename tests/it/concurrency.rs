@@ -13,9 +13,9 @@ use sessionlog::{
 };
 
 use crate::support::{
-    ListIds, OpenIn, assert_ack_fits, assert_dense, assert_rising, block_on, drain, eventually,
-    eventually_in_files, feed_all, folder, in_time, notes, of_session, on_tokio, open, poll_once,
-    read_all, segments, session, small_files, take_events, threads,
+    ListIds, OpenIn, Over, assert_ack_fits, assert_dense, assert_rising, block_on, drain,
+    eventually, eventually_in_files, feed_all, folder, in_time, notes, of_session, on_tokio, open,
+    poll_once, read_all, segments, session, small_files, take_events, threads,
 };
 
 const WRITERS: usize = 16;
@@ -301,6 +301,7 @@ fn readers_see_one_story_while_segments_are_made() {
     let acked = Mutex::new(acked);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let over = Over(&done);
         for reader in 0..3 {
             let (log, acked, done) = (&log, &acked, &done);
             scope.spawn(move || {
@@ -322,7 +323,7 @@ fn readers_see_one_story_while_segments_are_made() {
                 .unwrap();
             acked.lock().unwrap().push(ack);
         }
-        done.store(true, Ordering::Relaxed);
+        drop(over);
     });
     eventually_in_files("a segment", || segments(dir.path()) > 0);
     check_one_story(&log, &sessions, &acked.into_inner().unwrap());
@@ -338,6 +339,7 @@ fn check_dropped_futures(options: Options) {
         let (log, id, stop) = (&log, &id, &stop);
         for dropper in 0..4 {
             scope.spawn(move || {
+                let _over = Over(stop);
                 for n in 0..100 {
                     let mut append =
                         Box::pin(log.append_async(id, notes(&format!("{dropper}.{n}"), 3)));
@@ -348,7 +350,6 @@ fn check_dropped_futures(options: Options) {
                         thread::yield_now();
                     }
                 }
-                stop.store(true, Ordering::Relaxed);
             });
         }
         while !stop.load(Ordering::Relaxed) {
@@ -476,6 +477,7 @@ fn readers_of_a_growing_log_never_see_anything_go_back() {
     let done = AtomicBool::new(false);
     log.append(&id, notes("first", 1)).unwrap();
     thread::scope(|scope| {
+        let over = Over(&done);
         let (log, id, done) = (&log, &id, &done);
         let readers: Vec<_> = (0..3)
             .map(|_| {
@@ -499,7 +501,7 @@ fn readers_of_a_growing_log_never_see_anything_go_back() {
         for n in 0..100 {
             log.append(id, notes(&n.to_string(), 2)).unwrap();
         }
-        done.store(true, Ordering::Relaxed);
+        drop(over);
         for reader in readers {
             reader.join().unwrap();
         }

@@ -13,7 +13,7 @@ use sessionlog::{
 };
 
 use crate::support::{
-    append_notes, assert_dense, assert_error, databases, drain, eventually, feed_all, folder,
+    Over, append_notes, assert_dense, assert_error, databases, drain, eventually, feed_all, folder,
     further, note, notes, read_all, schema_of, seqs, session, shards, spread, take_events,
 };
 
@@ -21,7 +21,6 @@ mod commits;
 mod erasing;
 mod moves;
 mod proxy;
-mod rates;
 mod readers;
 mod settings;
 mod shards;
@@ -220,6 +219,7 @@ fn appends_go_on_when_connections_are_cut() {
     let servers = [0, 1].map(|_| options().connect(&url).unwrap());
     let done = AtomicBool::new(false);
     let acked: Vec<(SessionId, Event)> = thread::scope(|scope| {
+        let over = Over(&done);
         let writers: Vec<_> = (0..6)
             .map(|of: usize| {
                 let (server, done) = (&servers[of % 2], &done);
@@ -241,7 +241,7 @@ fn appends_go_on_when_connections_are_cut() {
             schema.cut();
             thread::sleep(Duration::from_millis(100));
         }
-        done.store(true, Ordering::SeqCst);
+        drop(over);
         let acked = writers.into_iter().map(|writer| writer.join().unwrap());
         acked.flatten().collect()
     });

@@ -11,9 +11,9 @@ use std::{env, fs, thread};
 use sessionlog::{Batch, Error, EventId, Options, PageRequest, SessionLog, SessionQuery, StartAt};
 
 use crate::support::{
-    ListIds, OpenIn, Place, Seen, append_notes, append_some, assert_error, assert_rising, block_on,
-    copy_folder, embedded_alone, feed_all, folder, in_one_order, listing, notes, of_session, open,
-    paths_below, read_all, seal_once, seen, session, small_files,
+    ListIds, OpenIn, Over, Place, Seen, append_notes, append_some, assert_error, assert_rising,
+    block_on, copy_folder, embedded_alone, feed_all, folder, in_one_order, listing, notes,
+    of_session, open, paths_below, read_all, seal_once, seen, session, small_files,
 };
 
 /// Fails unless the log accepts and shows further appends, and knows the keys of earlier ones.
@@ -215,6 +215,7 @@ fn processes_that_are_started_meanwhile_do_not_keep_the_folder_locked() {
     let dir = folder();
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let over = Over(&done);
         // A process that is being started has every open file of this one, the lock's among them,
         // until it runs its program.
         scope.spawn(|| {
@@ -226,7 +227,7 @@ fn processes_that_are_started_meanwhile_do_not_keep_the_folder_locked() {
             Ok(log) if n % 2 == 0 => log.close().err(),
             opened => opened.err(),
         });
-        done.store(true, Ordering::Relaxed);
+        drop(over);
         assert!(refused.is_none(), "{refused:?}");
     });
 }

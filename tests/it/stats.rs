@@ -11,8 +11,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use sessionlog::{Delete, Options, PageRequest, SessionLog, StartAt};
 
 use crate::support::{
-    Access, append_notes, copy_folder, embedded_alone, eventually, folder, notes, open, open_for,
-    paths_below, seal_once, segments, session, small_files, take_events,
+    Access, Over, append_notes, copy_folder, embedded_alone, eventually, folder, notes, open,
+    open_for, paths_below, seal_once, segments, session, small_files, take_events,
 };
 
 #[test]
@@ -101,6 +101,7 @@ fn the_count_of_events_lies_between_acknowledged_and_appended_and_never_goes_dow
     let (appended, acknowledged, ended) =
         (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
+        let over = Over(&ended);
         for writer in 0..4_u64 {
             let (log, appended, acknowledged, ended) = (&log, &appended, &acknowledged, &ended);
             scope.spawn(move || {
@@ -138,7 +139,7 @@ fn the_count_of_events_lies_between_acknowledged_and_appended_and_never_goes_dow
                 }
             }
         }));
-        ended.store(true, Ordering::SeqCst);
+        drop(over);
         seen.unwrap_or_else(|failed| resume_unwind(failed));
     });
     let events = acknowledged.load(Ordering::SeqCst);

@@ -6,6 +6,7 @@ use std::future::{Future, poll_fn};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
@@ -247,6 +248,16 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     while !condition() {
         assert!(Instant::now() < deadline, "still waiting for: {what}");
         thread::park_timeout(Duration::from_millis(1));
+    }
+}
+
+/// Sets a flag when it is dropped. A test that fails drops it too, so threads that go on until the
+/// flag is set do not keep it from ending.
+pub(crate) struct Over<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -13,7 +13,8 @@ use sessionlog::{Delete, Error};
 use super::proxy::{Fault, Proxy};
 use super::{Schema, schema};
 use crate::support::{
-    append_notes, assert_dense, assert_error, eventually, in_time, note, notes, read_all, session,
+    Over, append_notes, assert_dense, assert_error, eventually, in_time, note, notes, read_all,
+    session,
 };
 
 /// A backend that dies once when it commits a record with the word `doubt`.
@@ -53,13 +54,14 @@ fn a_group_in_doubt_is_not_taken_for_one_of_another_server() {
     schema.ask(DIES_AT_COMMIT);
     let done = AtomicBool::new(false);
     let ack = thread::scope(|scope| {
+        let over = Over(&done);
         scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
                 append_notes(&two, &session("two"), "n", 1);
             }
         });
         let ack = one.append(&session("one"), note("doubt"));
-        done.store(true, Ordering::SeqCst);
+        drop(over);
         ack.unwrap()
     });
     assert_eq!(schema.ask("SELECT last_value FROM deaths"), ["2"]);

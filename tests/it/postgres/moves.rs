@@ -14,8 +14,8 @@ use sessionlog::{
 
 use super::{Schema, schema};
 use crate::support::{
-    append_notes, assert_dense, assert_error, assert_rising, eventually, feed_all, further, notes,
-    of_session, read_all, session, take_events,
+    Over, append_notes, assert_dense, assert_error, assert_rising, eventually, feed_all, further,
+    notes, of_session, read_all, session, take_events,
 };
 
 const SHARDS: u32 = 4;
@@ -332,6 +332,7 @@ fn shards_move_while_servers_append_and_follow() {
     let streamed = session("s1");
     append_notes(&servers[0], &streamed, "first", 1);
     let (acked, fed, stream) = thread::scope(|scope| {
+        let (over, is_read) = (Over(&done), Over(&read));
         let feed = scope.spawn(|| follow(follower.feed().unwrap(), &read));
         let stream = follower.stream(&streamed, StartAt::Beginning).unwrap();
         let stream = scope.spawn(|| follow(stream, &read));
@@ -353,10 +354,10 @@ fn shards_move_while_servers_append_and_follow() {
             mover.move_shard(shard, to).unwrap();
             count += 1;
         }
-        done.store(true, Ordering::SeqCst);
+        drop(over);
         let mut acked = appended.join().unwrap();
         acked.extend(read_all(&servers[0], &streamed).into_iter().take(1));
-        read.store(true, Ordering::SeqCst);
+        drop(is_read);
         (acked, feed.join().unwrap(), stream.join().unwrap())
     });
     assert_eq!(stream, read_all(&servers[1], &streamed));
@@ -422,6 +423,7 @@ fn a_move_that_is_cut_short_is_done_again() {
     let mover = spread.open();
     let done = AtomicBool::new(false);
     let (acked, cut_short) = thread::scope(|scope| {
+        let over = Over(&done);
         let appended = scope.spawn(|| {
             append_while(&servers, &done, |server, id, tag| {
                 server.append(id, notes(&tag, 1)).unwrap().events
@@ -449,7 +451,7 @@ fn a_move_that_is_cut_short_is_done_again() {
                 Err(error) => panic!("{error:?}"),
             }
         }
-        done.store(true, Ordering::SeqCst);
+        drop(over);
         (appended.join().unwrap(), cut_short)
     });
     assert!(cut_short > 0);

@@ -14,7 +14,7 @@ use sessionlog::{
 
 use super::{Schema, schema};
 use crate::support::{
-    append_notes, assert_dense, assert_error, assert_rising, feed_all, in_time, note, notes,
+    Over, append_notes, assert_dense, assert_error, assert_rising, feed_all, in_time, note, notes,
     of_session, read_all, session, take_events,
 };
 
@@ -82,6 +82,7 @@ fn the_feed_over_shards_is_whole_and_in_order() {
     let follower = schema.open_sharded();
     let done = AtomicBool::new(false);
     let (mut acked, shown) = thread::scope(|scope| {
+        let over = Over(&done);
         let follow = scope.spawn(|| {
             let mut feed = follower.feed().unwrap();
             let mut events: Vec<Event> = Vec::new();
@@ -112,7 +113,7 @@ fn the_feed_over_shards_is_whole_and_in_order() {
             .into_iter()
             .flat_map(|writer| writer.join().unwrap())
             .collect();
-        done.store(true, Ordering::SeqCst);
+        drop(over);
         (acked, follow.join().unwrap())
     });
     acked.sort_by_key(|event| event.id);
