@@ -8,7 +8,7 @@ use sessionlog::SessionLog;
 use support::{percentile, session};
 
 use crate::nodes::Nodes;
-use crate::{Case, SESSIONS, batch_of, options, support};
+use crate::{Case, PLAIN, SESSIONS, batch_of, options, support};
 
 const APPENDERS: usize = 64;
 
@@ -19,8 +19,7 @@ const STALL_WAIT: Duration = Duration::from_mins(1);
 const CASE: Case = Case {
     appenders: APPENDERS,
     servers: 2,
-    keyed: false,
-    events: 1,
+    ..PLAIN
 };
 
 /// What the appenders have in common.
@@ -92,7 +91,6 @@ pub(crate) fn measure(nodes: &Nodes, runtime: &tokio::runtime::Runtime, seconds:
     for server in &shared.servers {
         server.close().unwrap();
     }
-    nodes.run(&["rejoin", "1", &primary]);
 }
 
 /// Appends until it is over. Returns how long each append took.

@@ -53,6 +53,8 @@ struct Case {
     servers: usize,
     keyed: bool,
     events: usize,
+    /// Whether the appends to a shard all go to one server.
+    by_shard: bool,
 }
 
 const PLAIN: Case = Case {
@@ -60,6 +62,7 @@ const PLAIN: Case = Case {
     servers: 1,
     keyed: false,
     events: 1,
+    by_shard: false,
 };
 
 impl Case {
@@ -219,9 +222,14 @@ impl Way {
         let to = mixed(nth) % SESSIONS;
         match self {
             Self::Log(servers) => {
-                let log = &servers[appender % case.servers];
-                let batch = batch_of(case, nth);
-                log.append_async(&session(to), batch).await.unwrap();
+                let (to, batch) = (session(to), batch_of(case, nth));
+                let server = if case.by_shard {
+                    servers[0].shard_of(&to).unwrap() as usize
+                } else {
+                    appender
+                };
+                let log = &servers[server % case.servers];
+                log.append_async(&to, batch).await.unwrap();
             }
             Self::ByHand(connections) => connections.append(case, appender, to, nth).await,
             Self::Bare(connection) => connection.append(case, nth).await,

@@ -15,7 +15,9 @@ use crate::{
 };
 
 const APPENDERS: usize = 64;
-const SERVERS: &[usize] = &[1, 4];
+
+/// Servers, and whether each shard has one of them to itself.
+const SERVERS: &[(usize, bool)] = &[(1, false), (4, false), (4, true)];
 
 /// Shards, and the databases that they are spread over. Ratios are to the first.
 const LAYOUTS: &[(u32, usize)] = &[(1, 1), (4, 1), (16, 1), (16, 2)];
@@ -104,10 +106,11 @@ fn rates(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize) {
     let is_there = |databases| databases == 1 || nodes.further().is_some();
     let layouts = LAYOUTS.iter().filter(|(_, databases)| is_there(*databases));
     let layouts: Vec<_> = layouts.copied().collect();
-    for &servers in SERVERS {
+    for &(servers, by_shard) in SERVERS {
         let case = Case {
             appenders: APPENDERS,
             servers,
+            by_shard,
             ..PLAIN
         };
         let names = layouts
@@ -115,15 +118,8 @@ fn rates(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize) {
             .map(|(shards, databases)| format!("{shards}_{databases}"));
         let own: Vec<_> = names.map(|name| Own::new(nodes, runtime, &name)).collect();
         let logs = own.iter().zip(&layouts).map(|(own, &(shards, databases))| {
-            let first = own.open(shards, databases);
-            if databases > 1 {
-                // A log begins with all of its shards in the first database.
-                for shard in 0..shards / 2 {
-                    first.move_shard(shard, 1).unwrap();
-                }
-            }
-            let others = (1..servers).map(|_| own.open(shards, databases));
-            Arc::new(Way::Log(std::iter::once(first).chain(others).collect()))
+            let servers = (0..servers).map(|_| own.open(shards, databases));
+            Arc::new(Way::Log(servers.collect()))
         });
         let logs: Vec<_> = logs.collect();
         let mut slices: Vec<Vec<Slice>> = vec![Vec::new(); logs.len()];
@@ -140,7 +136,7 @@ fn rates(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize) {
             let pairs = slices[nth].iter().zip(&slices[0]).skip(1);
             let (batches, groups) = logs[nth].counts();
             table.row(&[
-                servers.to_string(),
+                format!("{servers}{}", if by_shard { ", by shard" } else { "" }),
                 shards.to_string(),
                 databases.to_string(),
                 format!("{:.0}", of(|slice| slice.rate)),
@@ -246,7 +242,9 @@ fn moves(nodes: &Nodes, runtime: &Runtime, seconds: f64) {
         "appends/s meanwhile",
         "x without a move",
     ]);
-    for shard in 0..SHARDS {
+    // Those of the second database are there already.
+    let shards = log.shards().unwrap();
+    for shard in shards.into_iter().filter(|shard| shard.database == 0) {
         let (is_over, appended) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicUsize::new(0)),
@@ -264,7 +262,7 @@ fn moves(nodes: &Nodes, runtime: &Runtime, seconds: f64) {
             })
             .collect();
         let began = Instant::now();
-        let moved = log.move_shard(shard, 1).unwrap();
+        let moved = log.move_shard(shard.number, 1).unwrap();
         let took = began.elapsed().as_secs_f64();
         let rate = appended.load(Ordering::Relaxed) as f64 / took;
         is_over.store(true, Ordering::Relaxed);
@@ -273,7 +271,7 @@ fn moves(nodes: &Nodes, runtime: &Runtime, seconds: f64) {
         }
         let mb = moved.bytes as f64 / 1e6;
         table.row(&[
-            shard.to_string(),
+            shard.number.to_string(),
             format!("{mb:.0}"),
             format!("{took:.2}"),
             format!("{:.1}", mb / took),

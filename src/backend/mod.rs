@@ -27,7 +27,7 @@ use std::sync::Arc;
 use crate::disk::Disk;
 use crate::model::{BackupReport, CompactProgress, Compacted, Erasure, EventId, Result, Stats};
 #[cfg(feature = "postgres")]
-use crate::model::{Error, Moved, Shard};
+use crate::model::{Error, Moved, SessionId, Shard};
 use crate::turn::TurnReader;
 use crate::write::{Landed, Proposal};
 
@@ -87,6 +87,12 @@ pub(crate) trait Backend: Send + Sync {
     /// Returns the shards, with where they are.
     #[cfg(feature = "postgres")]
     fn shards(&self) -> Result<Vec<Shard>> {
+        Err(Error::invalid("shards", "a log in a folder has none"))
+    }
+
+    /// Returns the shard that a session is in.
+    #[cfg(feature = "postgres")]
+    fn shard_of(&self, _session: &SessionId) -> Result<u32> {
         Err(Error::invalid("shards", "a log in a folder has none"))
     }
 

@@ -1,7 +1,7 @@
 //! The shards of a log on PostgreSQL.
 
 use crate::log::SessionLog;
-use crate::model::{Moved, Result, Shard};
+use crate::model::{Moved, Result, SessionId, Shard};
 
 impl SessionLog {
     /// Returns the shards of a log on PostgreSQL in the order of their numbers, with the database
@@ -14,6 +14,19 @@ impl SessionLog {
     /// them.
     pub fn shards(&self) -> Result<Vec<Shard>> {
         self.engine.shards()
+    }
+
+    /// Returns the number of the shard that a session is in, or would be in if it began. It stays
+    /// the same for the life of the log, and no database is asked for it.
+    ///
+    /// A shard takes the most appends if they all come through one server, which then makes larger
+    /// groups.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`](crate::Error::Invalid) for a log in a folder.
+    pub fn shard_of(&self, session: &SessionId) -> Result<u32> {
+        self.engine.shard_of(session)
     }
 
     /// Moves a shard to another database, of those that the log was opened with: 0 for that of

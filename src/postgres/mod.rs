@@ -64,7 +64,7 @@ use crate::codec::StoreId;
 use crate::disk::{Disk, io_error};
 use crate::model::{
     BackupReport, CompactProgress, Compacted, Counters, Erasure, Error, EventId, Moved, Options,
-    Result, Shard, Space, Stats, clock_skew, timestamp,
+    Result, SessionId, Shard, Space, Stats, clock_skew, timestamp,
 };
 use crate::postgres::commit::Committer;
 use crate::postgres::connect::Site;
@@ -356,6 +356,11 @@ impl Backend for Postgres {
     fn shards(&self) -> Result<Vec<Shard>> {
         self.core.turns.store().check_open()?;
         self.core.tables.0.databases.list()
+    }
+
+    fn shard_of(&self, session: &SessionId) -> Result<u32> {
+        let site = &self.core.tables.0.databases.first().site;
+        Ok(site.shard_of(session).cast_unsigned())
     }
 
     fn move_shard(&self, shard: u32, database: usize) -> Result<Moved> {

@@ -96,7 +96,7 @@ certify() { # node; a standby gets a copy
 }
 
 start() {
-  at_node "$1" "${become[@]}" "$bin/pg_ctl" -D "$(folder "$1")" -l "$root/n$1.log" -w -t 60 start >/dev/null
+  at_node "$1" "${become[@]}" "$bin/pg_ctl" -D "$(folder "$1")" -l "$root/n$1.log" -w -t 300 start >/dev/null
 }
 
 stop() {

@@ -14,8 +14,8 @@ use sessionlog::{
 
 use super::{Schema, schema};
 use crate::support::{
-    Over, append_notes, assert_dense, assert_error, assert_rising, eventually, feed_all, further,
-    notes, of_session, read_all, session, take_events,
+    Over, append_notes, assert_dense, assert_error, assert_rising, eventually, feed_all, folder,
+    further, notes, of_session, read_all, session, take_events,
 };
 
 const SHARDS: u32 = 4;
@@ -114,10 +114,20 @@ fn shards_of(log: &SessionLog, spread: &Spread) -> BTreeMap<u32, Vec<SessionId>>
         let shard = format!("SELECT session >> 40 FROM session WHERE name = '{id}'");
         let found = [0, 1].map(|database| spread.ask(database, &shard));
         let shard = found.concat().remove(0).parse().unwrap();
+        assert_eq!(log.shard_of(&id).unwrap(), shard);
         of.entry(shard).or_default().push(id);
     }
     assert_eq!(of.len(), SHARDS as usize);
     of
+}
+
+#[test]
+fn a_log_in_a_folder_has_no_shards() {
+    let dir = folder();
+    let log = Options::new().open(dir.path()).unwrap();
+    assert_error!(log.shards(), Error::Invalid { .. });
+    assert_error!(log.shard_of(&session("s")), Error::Invalid { .. });
+    assert_error!(log.move_shard(0, 0), Error::Invalid { .. });
 }
 
 /// Returns the database of each shard.
