@@ -2,7 +2,7 @@
 //! and how fast a shard moves to another database.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sessionlog::{Options, SessionId, SessionLog};
@@ -93,16 +93,16 @@ impl Drop for Own<'_> {
 
 /// Appends to logs of several shards, in slices that alternate with those to a log of one.
 fn rates(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize) {
-    let columns = [
+    let mut table = Table::new(&[
         "servers",
         "shards",
         "databases",
         "appends/s",
         "p50 ms",
         "p99 ms",
-    ];
-    let columns = columns.iter().chain(&["batches a group", "x one shard"]);
-    let mut table = Table::new(&columns.copied().collect::<Vec<_>>());
+        "batches a group",
+        "x one shard",
+    ]);
     let is_there = |databases| databases == 1 || nodes.further().is_some();
     let layouts = LAYOUTS.iter().filter(|(_, databases)| is_there(*databases));
     let layouts: Vec<_> = layouts.copied().collect();
@@ -149,7 +149,6 @@ fn rates(nodes: &Nodes, runtime: &Runtime, seconds: f64, rounds: usize) {
                 ),
             ]);
         }
-        drop(logs);
     }
     table.print();
 }
@@ -169,7 +168,7 @@ fn sizes(nodes: &Nodes, runtime: &Runtime) {
     ]);
     for round in ["one event", "two events"] {
         let name = |nth| SessionId::new(format!("user-{nth:09}/conversation")).unwrap();
-        runtime.block_on(append_all(&log, sessions, move |nth| (name(nth), PLAIN)));
+        runtime.block_on(append_all(&log, sessions, name));
         let after = wal();
         let of = |table: &str| {
             let all = format!(
@@ -187,24 +186,17 @@ fn sizes(nodes: &Nodes, runtime: &Runtime) {
         before = after;
     }
     table.print();
-    drop(log);
 }
 
 /// Makes so many appends, many at a time.
-async fn append_all(
-    log: &SessionLog,
-    count: usize,
-    of: impl Fn(usize) -> (SessionId, Case) + Clone + Send + 'static,
-) {
+async fn append_all(log: &SessionLog, count: usize, of: fn(usize) -> SessionId) {
     let appenders: Vec<_> = (0..APPENDERS)
         .map(|appender| {
-            let (log, of) = (log.clone(), of.clone());
+            let log = log.clone();
             tokio::spawn(async move {
                 for nth in (appender..count).step_by(APPENDERS) {
-                    let (session, case) = of(nth);
-                    log.append_async(&session, batch_of(case, nth as u64))
-                        .await
-                        .unwrap();
+                    let batch = batch_of(PLAIN, nth as u64);
+                    log.append_async(&of(nth), batch).await.unwrap();
                 }
             })
         })
@@ -214,27 +206,22 @@ async fn append_all(
     }
 }
 
-/// Moves shards to a second database while appends go on.
+/// Moves a shard to a second database and back, alone and while appends go on.
 fn moves(nodes: &Nodes, runtime: &Runtime, seconds: f64) {
-    const SHARDS: u32 = 4;
-    let batches = if is_test() { 256 } else { 40_000 };
     let own = Own::new(nodes, runtime, "moves");
-    let log = own.open(SHARDS, 2);
-    let filled = Case {
-        events: 16,
-        ..PLAIN
-    };
-    runtime.block_on(append_all(&log, batches, move |nth| {
-        (session(nth % SESSIONS), filled)
-    }));
+    let log = own.open(4, 2);
+    let batches = if is_test() { 256 } else { 160_000 };
+    let filled = append_all(&log, batches, |nth| session(nth % SESSIONS));
+    runtime.block_on(filled);
+    let way = Arc::new(Way::Log(vec![log.clone()]));
     let case = Case {
         appenders: APPENDERS,
         ..PLAIN
     };
-    let way = Arc::new(Way::Log(vec![log.clone()]));
     let alone = runtime.block_on(slice(&way, case, seconds)).rate;
     let mut table = Table::new(&[
-        "shard",
+        "appenders",
+        "records",
         "MB",
         "s",
         "MB/s",
@@ -242,36 +229,30 @@ fn moves(nodes: &Nodes, runtime: &Runtime, seconds: f64) {
         "appends/s meanwhile",
         "x without a move",
     ]);
-    // Those of the second database are there already.
-    let shards = log.shards().unwrap();
-    for shard in shards.into_iter().filter(|shard| shard.database == 0) {
-        let (is_over, appended) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicUsize::new(0)),
-        );
-        let appenders: Vec<_> = (0..APPENDERS)
+    for appenders in [0, APPENDERS] {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let appending: Vec<_> = (0..appenders)
             .map(|appender| {
-                let (way, is_over) = (Arc::clone(&way), Arc::clone(&is_over));
-                let appended = Arc::clone(&appended);
-                runtime.spawn(async move {
-                    while !is_over.load(Ordering::Relaxed) {
-                        let nth = appended.fetch_add(1, Ordering::Relaxed);
-                        way.append(case, appender, nth as u64).await;
-                    }
-                })
+                runtime.spawn(append_until(
+                    Arc::clone(&way),
+                    appender,
+                    Arc::clone(&is_over),
+                ))
             })
             .collect();
+        let home = log.shards().unwrap()[0].database;
         let began = Instant::now();
-        let moved = log.move_shard(shard.number, 1).unwrap();
+        let moved = log.move_shard(0, 1 - home).unwrap();
         let took = began.elapsed().as_secs_f64();
-        let rate = appended.load(Ordering::Relaxed) as f64 / took;
         is_over.store(true, Ordering::Relaxed);
-        for appender in appenders {
-            runtime.block_on(appender).unwrap();
-        }
+        let appended = appending
+            .into_iter()
+            .map(|task| runtime.block_on(task).unwrap());
+        let rate = appended.sum::<u64>() as f64 / took;
         let mb = moved.bytes as f64 / 1e6;
         table.row(&[
-            shard.number.to_string(),
+            appenders.to_string(),
+            moved.records.to_string(),
             format!("{mb:.0}"),
             format!("{took:.2}"),
             format!("{:.1}", mb / took),
@@ -281,4 +262,15 @@ fn moves(nodes: &Nodes, runtime: &Runtime, seconds: f64) {
         ]);
     }
     table.print();
+}
+
+/// Appends until it is over. Returns how many appends it made.
+async fn append_until(way: Arc<Way>, appender: usize, is_over: Arc<AtomicBool>) -> u64 {
+    let mut made = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let nth = made << 16 | appender as u64;
+        way.append(PLAIN, appender, nth).await;
+        made += 1;
+    }
+    made
 }

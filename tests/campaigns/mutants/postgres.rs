@@ -48,7 +48,7 @@ pub(super) const OF_POSTGRES: &[Mutant] = &[
             "WHERE shard = $1 AND last_id = $2 AND epoch = $3",
             "WHERE shard = $1 AND $2::uuid IS NOT NULL AND epoch = $3",
         )],
-        test: "postgres::turns::servers_that_take_turns",
+        test: "postgres::turns::ids_rise_over_servers",
         target: ON_POSTGRES,
     },
     Mutant {

@@ -2,11 +2,15 @@
 //! what the other did since.
 
 use std::ops::ControlFlow;
+use std::time::{Duration, SystemTime};
 
 use sessionlog::{Delete, Error, Expected, Fork, SessionLog};
 
 use super::schema;
-use crate::support::{append_notes, assert_dense, assert_error, notes, read_all, seqs, session};
+use crate::support::{
+    append_notes, assert_dense, assert_error, assert_rising, feed_all, notes, read_all, seqs,
+    session,
+};
 
 #[test]
 fn servers_that_take_turns_append_as_one() {
@@ -76,4 +80,22 @@ fn what_another_server_changes_counts_for_the_next_append() {
     for id in [&id, &fork] {
         assert_eq!(seqs(&read_all(&two, id)), [first, first + 1]);
     }
+}
+
+/// The next ID is above all that were given, also by a server whose clock is ahead.
+#[test]
+fn ids_rise_over_servers_whose_clocks_differ() {
+    let Some(schema) = schema() else { return };
+    let ahead = || SystemTime::now() + Duration::from_hours(1);
+    let (one, two) = (schema.open(), schema.options().clock(ahead));
+    let two = two.connect(&schema.url).unwrap();
+    let mut events = Vec::new();
+    for turn in 0..4 {
+        for _group in 0..=turn {
+            events.extend(append_notes(&one, &session("a"), "n", 1));
+        }
+        events.extend(append_notes(&two, &session("b"), "n", 1));
+    }
+    assert_rising(&events);
+    assert_eq!(feed_all(&two), events);
 }
