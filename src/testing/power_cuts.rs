@@ -6,6 +6,7 @@
 //! acknowledged or showed before. Its recovery is cut as well.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::lives::{BACKUP, BATCHES, Scene, options};
 use super::simulated::{Fault, Faulty, SimulatedDisk};
@@ -453,8 +454,10 @@ impl State<'_> {
 }
 
 fn open(disk: &SimulatedDisk, path: &Path, dice: &mut Dice) -> SessionLog {
-    let log =
-        options(u32::try_from(dice.below(8)).expect("few"), dice).open_on(disk.handle(), path);
+    let options = options(u32::try_from(dice.below(8)).expect("few"), dice);
+    // This disk answers, however late.
+    let options = options.stall_wait(Duration::from_mins(1));
+    let log = options.open_on(disk.handle(), path);
     log.unwrap_or_else(|error| panic!("the log does not open: {error:?}"))
 }
 
