@@ -158,8 +158,14 @@ fn a_manifest_that_a_killed_process_wrote_is_made_durable_before_it_is_relied_on
 /// Ends a log's second life badly, at one of the barriers of a manifest, and cuts the power in its
 /// third.
 fn check_second_lives(of: Faulty) {
-    for after in 0..9 {
-        check_second_life(after, Fault { of, after });
+    for seed in 0..18 {
+        check_second_life(
+            seed,
+            Fault {
+                of,
+                after: seed % 9,
+            },
+        );
     }
 }
 
