@@ -133,7 +133,7 @@ impl Locator {
         }
     }
 
-    /// Returns the record appended under an idempotency key.
+    /// Returns the newest record appended under an idempotency key.
     ///
     /// It is found through the filters alone. The common case is a key that is absent. The filters
     /// prove that at a lower cost than an index entry for every key ever used.

@@ -188,8 +188,14 @@ impl Spares {
     }
 
     /// Removes the spare files that an idle log does not need, the smallest first.
+    ///
+    /// It removes none while a thread waits for one: the one that was made for it may be the
+    /// smallest.
     pub(crate) fn trim(&self) -> Result<()> {
         let surplus = self.mailbox.with(|stock| {
+            if stock.waiting > 0 {
+                return Vec::new();
+            }
             stock
                 .ready
                 .sort_unstable_by_key(|spare| Reverse(spare.bytes));

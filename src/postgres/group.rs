@@ -250,7 +250,9 @@ impl Known for UnderLock<'_> {
     fn record_of_key(&self) -> Option<&Arc<Record>> {
         let text = &self.proposal.batch.key()?.text;
         let generation = self.session.state.generation;
-        self.keyed.iter().chain(&self.session.added).find(|record| {
+        // The newest of them: an older one may have been trimmed.
+        let mut all = self.keyed.iter().chain(&self.session.added).rev();
+        all.find(|record| {
             let stored = record.key.as_ref();
             record.generation == generation && stored.is_some_and(|key| key.text == *text)
         })

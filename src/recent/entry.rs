@@ -46,7 +46,8 @@ pub(crate) struct EntryState {
     pub records: VecDeque<Arc<Record>>,
     /// The records that have a place and are not durable.
     in_flight: VecDeque<Arc<Record>>,
-    /// The recent keyed batches. `None` while there is none, which is most of the time.
+    /// The newest recent batch under each key. `None` while there is none, which is most of the
+    /// time.
     #[expect(
         clippy::box_collection,
         reason = "most of a million entries have none, and a pointer is smaller than a map"
@@ -171,7 +172,7 @@ impl EntryState {
         self.sealed.as_deref().cloned().unwrap_or_default()
     }
 
-    /// Returns the recent record that was appended under a key.
+    /// Returns the newest recent record that was appended under a key.
     pub(crate) fn record_of_key(&self, key: &str) -> Option<&Arc<Record>> {
         self.keys.as_ref()?.get(key)
     }
@@ -187,6 +188,8 @@ impl EntryState {
 
     /// Reverts the last [assigned](Self::assign) record, which was not written.
     pub(crate) fn take_back(&mut self, record: &Record) {
+        let begins_at = |state: &SessionState| (state.generation, state.first);
+        let may_reuse_key = begins_at(self.assigned()) != begins_at(&self.durable);
         self.in_flight.pop_back();
         self.assigned = None;
         if !self.in_flight.is_empty() {
@@ -197,6 +200,16 @@ impl EntryState {
             self.assigned = Some(assigned);
         }
         self.forget_key(record);
+        // What made the key free, a trim or a deletion, may be taken back too.
+        if may_reuse_key && let Some(key) = &record.key {
+            let has_key = |used: &&Arc<Record>| {
+                let before = used.key.as_ref();
+                before.is_some_and(|before| before.text == key.text)
+            };
+            let all = self.records.iter().chain(&self.in_flight);
+            let before = all.rev().find(has_key).map(Arc::clone);
+            before.iter().for_each(|before| self.note_key(before));
+        }
     }
 
     /// Returns the records of a generation that overlap the seqs from `from` to `to`, oldest first.
@@ -291,7 +304,7 @@ impl EntryState {
         let (Some(key), Some(keys)) = (&record.key, &mut self.keys) else {
             return;
         };
-        // A later generation may have used the key again.
+        // A later batch may have used the key again.
         let is_it = keys
             .get(&key.text)
             .is_some_and(|kept| kept.base == record.base);

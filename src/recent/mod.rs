@@ -458,17 +458,21 @@ pub(crate) mod tests {
     use crate::codec::SessionState;
     use crate::model::{NewEvent, Options, SessionId, Stamp};
 
-    /// Returns a record as it would be in the journal.
+    /// Returns a record of a session's first generation as it would be in the journal.
     pub(crate) fn record(session: &str, seq: u64) -> Record {
+        record_of(session, 1, seq)
+    }
+
+    fn record_of(session: &str, generation: u32, seq: u64) -> Record {
         let batch = Batch::new()
             .event(NewEvent::new("note", vec![7; 100]))
             .idempotency_key(seq.to_string());
         let encoded = EncodedBatch::new(&SessionId::new(session).unwrap(), batch);
         let stamp = Stamp {
-            base: EventId::from_u128(1_000 + u128::from(seq)),
+            base: EventId::from_u128(1_000 * u128::from(generation) + u128::from(seq)),
             created_ms: 0,
         };
-        Arc::unwrap_or_clone(encoded.stamped(1, seq, stamp))
+        Arc::unwrap_or_clone(encoded.stamped(generation, seq, stamp))
     }
 
     pub(crate) fn recent() -> Arc<Recent> {
@@ -508,6 +512,28 @@ pub(crate) mod tests {
             state.keys_released, 1,
             "who looked the key up before has to do so again"
         );
+    }
+
+    #[test]
+    fn who_used_a_key_before_has_it_again_if_its_next_use_is_not_written() {
+        let recent = recent();
+        let absent = || Ok(SessionState::default());
+        let pin = recent
+            .sessions
+            .pin(&SessionId::new("s").unwrap(), absent)
+            .unwrap();
+        recent.restore_file(file(1), 4096, 0);
+        recent
+            .restore(vec![record("s", 1), record("s", 2)])
+            .unwrap();
+        // The session was deleted meanwhile, and begins again with the same keys.
+        let again = Arc::new(record_of("s", 2, 1));
+        let mut state = pin.lock();
+        state.assign(&again);
+        assert_eq!(state.record_of_key("1").unwrap().generation, 2);
+        state.take_back(&again);
+        assert_eq!(state.record_of_key("1").unwrap().generation, 1);
+        assert_eq!(state.record_of_key("2").unwrap().first, 2);
     }
 
     #[test]

@@ -137,7 +137,8 @@ impl Segment {
         Ok(record.seq_of(id).is_some().then_some(record))
     }
 
-    /// Returns the record appended under an idempotency key in this generation of the session.
+    /// Returns the newest record appended under an idempotency key in this generation of the
+    /// session. An older one may be here too, whose events were trimmed and which forks keep.
     ///
     /// The caller passes the key's hash too.
     pub(crate) fn record_of_key(
@@ -149,12 +150,17 @@ impl Segment {
         let Some(keys) = &self.info.keys else {
             return Ok(None);
         };
+        // Entries of one key are in the order of their records.
+        let mut addresses = Vec::new();
         for entry in keys.iter_from(self, &hash)? {
             let (found, address) = entry?;
             if !found.starts_with(&hash) {
                 break;
             }
-            let record = self.record_at(self.address(&address)?)?;
+            addresses.push(address);
+        }
+        for address in addresses.iter().rev() {
+            let record = self.record_at(self.address(address)?)?;
             let same_key = record.key.as_ref().is_some_and(|stored| stored.text == key);
             if same_key && record.session == *session && record.generation == generation {
                 record

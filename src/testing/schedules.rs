@@ -15,9 +15,10 @@ use super::support::crash_image::{Durability, Image, Left, NamesLeft, Step};
 use super::support::ledger::{Ledger, Tag, Works, acknowledged, tried};
 use super::support::report::{Dice, Report, Runs, seed};
 use crate::codec::SessionState;
+use crate::journal::{Spare, Spares};
 use crate::model::Error;
 use crate::recent::tests::{file, recent, record};
-use crate::sync::{Mutex, Tally, scope, spawn};
+use crate::sync::{Deadline, Mutex, Tally, scope, spawn};
 use crate::write::SealSignal;
 use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
@@ -50,7 +51,7 @@ enum Kind {
 fn campaign_schedules() {
     let seed = seed();
     let mut report = Report::new("schedules", seed, SCHEDULES.planned());
-    let scenarios: [(&str, Scenario); 6] = [
+    let scenarios: [(&str, Scenario); 7] = [
         ("appends and a stream", appends_and_a_stream),
         ("a barrier that fails", a_write_that_fails),
         ("async appends", async_appends),
@@ -59,6 +60,10 @@ fn campaign_schedules() {
         (
             "an order to seal as a file begins",
             an_order_to_seal_as_a_file_begins,
+        ),
+        (
+            "a clean file as spare ones are trimmed",
+            a_clean_file_as_spare_ones_are_trimmed,
         ),
     ];
     let mut dice = Dice(seed);
@@ -344,6 +349,27 @@ fn an_order_to_seal_as_a_file_begins(_seed: u64) {
             let timing = signal.wait_for_work().expect("an order");
             let sealable = recent.sealable(timing).expect("the order was lost");
             assert!(sealable.end_lsn >= 4096, "a part of it was lost");
+        });
+    });
+}
+
+/// The file that is made for a thread is smaller than the spare ones that an idle log keeps.
+fn a_clean_file_as_spare_ones_are_trimmed(_seed: u64) {
+    let bytes = (64 * KIB) as u64;
+    let disk = SimulatedDisk::of(Path::new(NO_INDEX), &Image::default());
+    let folder = Path::new(NO_INDEX).to_path_buf();
+    let spares = Spares::new(disk.handle(), folder, 2 * bytes, 1, Arc::default());
+    let used = [2 * bytes; 2].map(|bytes| spares.make_now(bytes).expect("a file"));
+    for Spare { number, bytes, .. } in used {
+        spares.give(number, bytes).expect("it is recycled");
+    }
+    scope(|threads| {
+        threads.spawn(|| spares.run());
+        threads.spawn(|| (0..4).for_each(|_| spares.trim().expect("it trims")));
+        threads.spawn(|| {
+            let taken = spares.take_clean(bytes, Deadline::NEVER);
+            assert!(taken.is_ok_and(|file| file.is_some()), "no clean file");
+            spares.stop();
         });
     });
 }

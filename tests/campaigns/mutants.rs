@@ -93,6 +93,16 @@ const MUTANTS: &[Mutant] = &[
         target: UNIT,
     },
     Mutant {
+        name: "spare files are trimmed while a thread waits for one",
+        edits: &[(
+            "src/journal/spares.rs",
+            "            if stock.waiting > 0 {\n",
+            "            if false {\n",
+        )],
+        test: SCHEDULES,
+        target: UNIT,
+    },
+    Mutant {
         name: "a waiter forgets that it was woken before it waited",
         edits: &[(
             "src/sync/waiter.rs",

@@ -353,6 +353,49 @@ fn a_trimmed_session_begins_later() {
     );
 }
 
+/// The batch that had the key before is not gone: a fork keeps it.
+#[test]
+fn a_key_that_was_trimmed_and_used_again_is_known_again() {
+    let (id, fork) = (session("s"), session("fork"));
+    let keyed = || notes("k", 1).idempotency_key("k");
+    at_every_place(
+        |log| {
+            assert_eq!(log.append(&id, keyed()).unwrap().first, 1);
+            log.append(&id, notes("other", 1)).unwrap();
+            log.fork(Fork::new(&id).at(2), &fork).unwrap();
+            log.trim(&id, 2).unwrap();
+            let again = log.append(&id, keyed()).unwrap();
+            assert!(!again.replayed && again.first == 3);
+        },
+        |log| {
+            let retry = log.append(&id, keyed()).unwrap();
+            assert!(retry.replayed && retry.first == 3, "{retry:?}");
+            assert_eq!(seqs(&read_all(log, &fork)), [1, 2]);
+        },
+    );
+}
+
+/// Many use it at once, so that some of them share a group.
+#[test]
+fn a_key_that_was_trimmed_is_used_again_by_one_alone() {
+    let dir = folder();
+    let log = open(&dir);
+    for round in 0..20 {
+        let id = session(&format!("s{round}"));
+        let keyed = || notes("k", 1).idempotency_key("k");
+        log.append(&id, keyed()).unwrap();
+        log.append(&id, notes("other", 1)).unwrap();
+        log.trim(&id, 2).unwrap();
+        let stored = std::thread::scope(|threads| {
+            let append = || log.append(&id, keyed()).unwrap();
+            let acks: Vec<_> = (0..8).map(|_| threads.spawn(append)).collect();
+            let acks = acks.into_iter().map(|ack| ack.join().unwrap());
+            acks.filter(|ack| !ack.replayed).count()
+        });
+        assert_eq!((stored, log.head(&id).unwrap().last), (1, 3));
+    }
+}
+
 #[test]
 fn all_events_of_a_session_can_be_trimmed() {
     let dir = folder();
