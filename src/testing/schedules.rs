@@ -355,7 +355,7 @@ fn an_order_to_seal_as_a_file_begins(_seed: u64) {
 
 /// The file that is made for a thread is smaller than the spare ones that an idle log keeps.
 fn a_clean_file_as_spare_ones_are_trimmed(_seed: u64) {
-    let bytes = (64 * KIB) as u64;
+    let bytes = (4 * KIB) as u64;
     let disk = SimulatedDisk::of(Path::new(NO_INDEX), &Image::default());
     let folder = Path::new(NO_INDEX).to_path_buf();
     let spares = Spares::new(disk.handle(), folder, 2 * bytes, 1, Arc::default());
@@ -365,7 +365,7 @@ fn a_clean_file_as_spare_ones_are_trimmed(_seed: u64) {
     }
     scope(|threads| {
         threads.spawn(|| spares.run());
-        threads.spawn(|| (0..4).for_each(|_| spares.trim().expect("it trims")));
+        threads.spawn(|| (0..20).for_each(|_| spares.trim().expect("it trims")));
         threads.spawn(|| {
             let taken = spares.take_clean(bytes, Deadline::NEVER);
             assert!(taken.is_ok_and(|file| file.is_some()), "no clean file");
