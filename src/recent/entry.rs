@@ -201,14 +201,8 @@ impl EntryState {
         }
         self.forget_key(record);
         // What made the key free, a trim or a deletion, may be taken back too.
-        if may_reuse_key && let Some(key) = &record.key {
-            let has_key = |used: &&Arc<Record>| {
-                let before = used.key.as_ref();
-                before.is_some_and(|before| before.text == key.text)
-            };
-            let all = self.records.iter().chain(&self.in_flight);
-            let before = all.rev().find(has_key).map(Arc::clone);
-            before.iter().for_each(|before| self.note_key(before));
+        if may_reuse_key && let Some(before) = self.newest_with_key_of(record) {
+            self.note_key(&before);
         }
     }
 
@@ -290,6 +284,16 @@ impl EntryState {
     /// Returns whether nothing needs the entry.
     pub(crate) fn is_unused(&self) -> bool {
         self.pins == 0 && self.records.is_empty()
+    }
+
+    fn newest_with_key_of(&self, record: &Record) -> Option<Arc<Record>> {
+        let key = record.key.as_ref()?;
+        let all = self.records.iter().chain(&self.in_flight);
+        let has_key = |used: &&Arc<Record>| {
+            let used = used.key.as_ref();
+            used.is_some_and(|used| used.text == key.text)
+        };
+        all.rev().find(has_key).map(Arc::clone)
     }
 
     fn note_key(&mut self, record: &Arc<Record>) {
