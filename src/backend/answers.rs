@@ -1,5 +1,6 @@
 //! What callers are told of what was committed.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -37,7 +38,7 @@ pub(crate) fn ack(store: &Store, session: &SessionId, landed: &Landed) -> Result
         Outcome::Stored(record) => (record, false),
         Outcome::Replay(record) => (record, true),
         Outcome::ReplayOf((first, last)) => {
-            let events = stored_events(store, session, *first, *last)?;
+            let events = stored_events(store, session, state.generation, *first..=*last)?;
             return Ok(Ack {
                 events,
                 first: *first,
@@ -86,12 +87,20 @@ pub(crate) async fn ack_async(
     ack(store, &session, &landed)
 }
 
-/// Returns the events of an earlier batch that are still kept.
-fn stored_events(store: &Store, session: &SessionId, first: Seq, last: Seq) -> Result<Vec<Event>> {
-    let state = store.known_state(session)?;
-    let range = first.max(state.first)..=last;
-    if range.is_empty() {
-        return Ok(Vec::new());
-    }
-    store.all_events(session, &state, range)
+/// Returns the events of an earlier batch that are still kept. Since that was decided, the session
+/// may have been trimmed, or been deleted and have begun again.
+fn stored_events(
+    store: &Store,
+    session: &SessionId,
+    generation: u32,
+    seqs: RangeInclusive<Seq>,
+) -> Result<Vec<Event>> {
+    store.at_rest(|| {
+        let state = store.state(session)?;
+        let kept = state.first.max(*seqs.start())..=*seqs.end();
+        if !state.is_there() || state.generation != generation || kept.is_empty() {
+            return Ok(Vec::new());
+        }
+        store.all_events(session, &state, kept)
+    })
 }

@@ -256,11 +256,12 @@ impl Index {
                 Err(IndexFailure::Broken(why)) => self.set_aside(&why),
                 Err(IndexFailure::Unread(error)) => {
                     self.refusals.note(Work::Indexing, Some(&error));
-                    self.pause(RETRY_AFTER, |_orders| false);
+                    self.retry_after(RETRY_AFTER, |_orders| false);
                 }
                 Err(IndexFailure::Damaged(error)) => {
                     self.refusals.note(Work::Indexing, Some(&error));
-                    self.pause(RETRY_AFTER * 2_u32.pow(damaged), |orders| orders.distrusted);
+                    let time = RETRY_AFTER * 2_u32.pow(damaged);
+                    self.retry_after(time, |orders| orders.distrusted);
                     damaged = DOUBLINGS_MAX.min(damaged + 1);
                 }
             }
@@ -418,11 +419,10 @@ impl Index {
             Ok(()) => self.mailbox.with(|orders| {
                 self.rebuilds.fetch_add(1, Ordering::Release);
                 orders.distrusted = false;
-                orders.changed = true;
             }),
         }
         // The cause, such as a full disk, may break it again. The segments answer in the meantime.
-        self.pause(RETRY_AFTER, |_orders| false);
+        self.retry_after(RETRY_AFTER, |_orders| false);
     }
 
     /// Removes the last index that was set aside.
@@ -466,9 +466,11 @@ impl Index {
         let _dropped = guarded(move || drop(db));
     }
 
-    /// Pauses. The next wait for work reports a stop.
-    fn pause(&self, time: Duration, ends: impl Fn(&Orders) -> bool) {
+    /// Pauses after a failure. All of the work is then to be done again. The next wait for it
+    /// reports a stop.
+    fn retry_after(&self, time: Duration, ends: impl Fn(&Orders) -> bool) {
         let _stopped = self.mailbox.pause(time, ends);
+        self.mailbox.with(|orders| orders.changed = true);
     }
 }
 

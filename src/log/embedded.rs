@@ -169,12 +169,12 @@ impl Drop for Embedded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{ack, append_of, call, proposal};
+    use crate::backend::{ack, append_of, call, delete_of, proposal};
     use crate::codec::SessionState;
     use crate::disk::RealDisk;
-    use crate::model::{Batch, NewEvent, SessionId};
+    use crate::model::{Batch, Delete, NewEvent, SessionId};
     use crate::sync::yield_now;
-    use crate::write::Outcome;
+    use crate::write::{Landed, Outcome};
 
     /// The race of a retry with the sealing of what it retries.
     #[test]
@@ -208,7 +208,8 @@ mod tests {
             append(Batch::new().event(NewEvent::new("note", "more")));
             yield_now();
         }
-        assert!(late.is_stale(), "the key has to be looked up again");
+        let is_stale = late.is_stale(&late.session.lock());
+        assert!(is_stale, "the key has to be looked up again");
         let joined = engine.writer().unwrap().commit.append(late).unwrap();
         let found = ticket.wait(&joined).unwrap();
         let Outcome::Replay(found) = found.outcome else {
@@ -216,5 +217,34 @@ mod tests {
         };
         assert_eq!((found.first, found.last()), (first.first, first.last));
         assert!(append(keyed()).replayed);
+    }
+
+    /// They may share a group: then all of it is done before the first of it is answered.
+    #[test]
+    fn a_batch_is_not_answered_with_the_events_of_the_next_generation() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Arc::new(RealDisk::default());
+        let log = Embedded::open(disk, folder.path(), Options::new()).unwrap();
+        let session = SessionId::new("s").unwrap();
+        let land = |events: u32| {
+            let batch = (0..events).fold(Batch::new(), |batch, nth| {
+                batch.event(NewEvent::new("note", nth.to_string()))
+            });
+            call(&log, append_of(&session, batch)).unwrap()
+        };
+        let state = land(5).state;
+        let replay = Landed::without_record(Outcome::ReplayOf((1, 5)), &state);
+        let answer = || ack(log.turns().store(), &session, &replay).unwrap();
+        assert_eq!(answer().events.len(), 5);
+        call(&log, delete_of(&session, Delete::new())).unwrap();
+        let is_without_events = || {
+            let answer = answer();
+            answer.replayed && (answer.first, answer.last) == (1, 5) && answer.events.is_empty()
+        };
+        assert!(is_without_events());
+        for events in [1, 9] {
+            land(events);
+            assert!(is_without_events());
+        }
     }
 }

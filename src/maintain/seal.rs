@@ -51,7 +51,10 @@ pub(crate) fn run(engine: &Engine) {
                     return;
                 }
             }
-            Err(_for_good) => return,
+            Err(_for_good) => {
+                signal.note_progress();
+                return;
+            }
         }
     }
 }

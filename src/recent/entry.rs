@@ -53,8 +53,9 @@ pub(crate) struct EntryState {
         reason = "most of a million entries have none, and a pointer is smaller than a map"
     )]
     keys: Option<Box<HashMap<ByteString, Arc<Record>>>>,
-    /// The number of keys that left `keys` because their records were sealed. If it changed, an
-    /// earlier lookup in the segments may be out of date.
+    /// The number of keys that left `keys`, since their records were sealed or not written. If it
+    /// changed, an earlier lookup in the segments may be out of date, or was left out for a record
+    /// that is gone.
     pub keys_released: u64,
     pub waiters: WaitList,
     /// The number of pins that hold the entry in memory.
@@ -199,6 +200,7 @@ impl EntryState {
             }
             self.assigned = Some(assigned);
         }
+        self.keys_released += u64::from(record.key.is_some());
         self.forget_key(record);
         // What made the key free, a trim or a deletion, may be taken back too.
         if may_reuse_key && let Some(before) = self.newest_with_key_of(record) {

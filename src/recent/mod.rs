@@ -463,11 +463,15 @@ pub(crate) mod tests {
         record_of(session, 1, seq)
     }
 
-    fn record_of(session: &str, generation: u32, seq: u64) -> Record {
-        let batch = Batch::new()
+    /// Returns the batch of the record with a seq.
+    pub(crate) fn batch(seq: u64) -> Batch {
+        Batch::new()
             .event(NewEvent::new("note", vec![7; 100]))
-            .idempotency_key(seq.to_string());
-        let encoded = EncodedBatch::new(&SessionId::new(session).unwrap(), batch);
+            .idempotency_key(seq.to_string())
+    }
+
+    fn record_of(session: &str, generation: u32, seq: u64) -> Record {
+        let encoded = EncodedBatch::new(&SessionId::new(session).unwrap(), batch(seq));
         let stamp = Stamp {
             base: EventId::from_u128(1_000 * u128::from(generation) + u128::from(seq)),
             created_ms: 0,
@@ -534,6 +538,10 @@ pub(crate) mod tests {
         state.take_back(&again);
         assert_eq!(state.record_of_key("1").unwrap().generation, 1);
         assert_eq!(state.record_of_key("2").unwrap().first, 2);
+        assert_eq!(
+            state.keys_released, 1,
+            "who saw the key in memory has to look it up"
+        );
     }
 
     #[test]

@@ -17,9 +17,10 @@ use super::support::report::{Dice, Report, Runs, seed};
 use crate::codec::SessionState;
 use crate::journal::{Spare, Spares};
 use crate::model::Error;
-use crate::recent::tests::{file, recent, record};
+use crate::recent::Timing;
+use crate::recent::tests::{batch, file, recent, record};
 use crate::sync::{Deadline, Mutex, Tally, scope, spawn};
-use crate::write::SealSignal;
+use crate::write::{SealSignal, lands_again};
 use crate::{Batch, EventId, NewEvent, Options, SessionLog};
 
 /// The total over the scenarios and the kinds of schedules.
@@ -51,12 +52,20 @@ enum Kind {
 fn campaign_schedules() {
     let seed = seed();
     let mut report = Report::new("schedules", seed, SCHEDULES.planned());
-    let scenarios: [(&str, Scenario); 7] = [
+    let scenarios: [(&str, Scenario); 9] = [
         ("appends and a stream", appends_and_a_stream),
         ("a barrier that fails", a_write_that_fails),
+        (
+            "a manifest that cannot be written",
+            a_manifest_that_cannot_be_written,
+        ),
         ("async appends", async_appends),
         ("a close among appends", a_close_among_appends),
         ("a session found as it begins", a_session_found_as_it_begins),
+        (
+            "a retry as its first batch is sealed",
+            a_retry_as_its_first_batch_is_sealed,
+        ),
         (
             "an order to seal as a file begins",
             an_order_to_seal_as_a_file_begins,
@@ -119,10 +128,11 @@ struct Scene {
 
 impl Scene {
     fn new(seed: u64) -> Arc<Self> {
-        let works = Works {
-            seed,
-            bytes: BATCHES,
-        };
+        Self::of(seed, BATCHES)
+    }
+
+    fn of(seed: u64, bytes: &'static [u64]) -> Arc<Self> {
+        let works = Works { seed, bytes };
         let disk = SimulatedDisk::of(Path::new(NO_INDEX), &Image::default());
         Arc::new(Self {
             disk,
@@ -195,10 +205,14 @@ impl Scene {
 }
 
 fn open(disk: &SimulatedDisk) -> SessionLog {
+    open_with(disk, 4096 * KIB)
+}
+
+fn open_with(disk: &SimulatedDisk, recent_bytes_max: usize) -> SessionLog {
     let mut options = Options::new()
         .journal_file_bytes_max(384 * KIB)
         .group_bytes_max(384 * KIB)
-        .recent_bytes_max(4096 * KIB)
+        .recent_bytes_max(recent_bytes_max)
         .clock(|| UNIX_EPOCH + Duration::from_secs(1_750_000_000));
     options.journal_file_bytes_min = 384 * KIB;
     options
@@ -277,6 +291,29 @@ fn a_write_that_fails(seed: u64) {
     scene.check(seed);
 }
 
+/// The log fails in the background, while appends wait for room that sealing would make.
+fn a_manifest_that_cannot_be_written(seed: u64) {
+    let scene = Scene::of(seed, &[270_000]);
+    let log = open_with(&scene.disk, 512 * KIB);
+    scene.disk.fail(Fault {
+        of: Faulty::ManifestBarrier,
+        after: 0,
+    });
+    scope(|threads| {
+        for writer in 0..3 {
+            let (scene, log) = (&*scene, &log);
+            threads.spawn(move || {
+                scene.append(log, writer, 3, |error| {
+                    matches!(error, Error::Poisoned { .. })
+                })
+            });
+        }
+    });
+    scene.ledger.lock().check(&log);
+    let _closed = log.close();
+    scene.check(seed);
+}
+
 fn async_appends(seed: u64) {
     let scene = Scene::new(seed);
     let log = scene.open();
@@ -329,6 +366,24 @@ fn a_session_found_as_it_begins(_seed: u64) {
                 entry.is_some() || !head.is_there(),
                 "what is recent is taken for sealed"
             );
+        });
+    });
+}
+
+/// Sealing releases the batch between any two steps of the retry.
+fn a_retry_as_its_first_batch_is_sealed(_seed: u64) {
+    let recent = recent();
+    let absent = || Ok(SessionState::default());
+    let pin = recent.sessions.pin(&"s".parse().expect("a name"), absent);
+    recent.restore_file(file(1), 4096, 0);
+    recent.restore(vec![record("s", 1)]).expect("a record");
+    recent.restore_file(file(2), 4096, 4096);
+    let sealable = recent.sealable(Timing::Now).expect("a full file");
+    scope(|threads| {
+        threads.spawn(|| recent.release_sealed(sealable.files.len(), sealable.records));
+        threads.spawn(|| {
+            let again = lands_again(pin.expect("nothing is read"), batch(1));
+            assert!(!again, "the batch is stored twice");
         });
     });
 }

@@ -270,6 +270,7 @@ impl Commit {
         // Under the lock, so that no leader checks for a failure before this and waits after it.
         drop(self.section.lock());
         self.turn.notify_all();
+        self.shared.seal.note_progress();
         error
     }
 
@@ -367,14 +368,18 @@ impl Commit {
     /// active one has no room for the group.
     fn make_room(&self, journal: &mut JournalWriter, group: &Group) -> Result<()> {
         let Shared {
+            state,
             seal,
             recent,
             spares,
             ..
         } = &*self.shared;
-        if !seal.wait_for_room(group.deadline, || recent.has_room()) {
+        // A log that has failed seals no more.
+        let may_go_on = || recent.has_room() || state.failure().is_some();
+        if !seal.wait_for_room(group.deadline, may_go_on) {
             return Err(self.no_room());
         }
+        state.check_poison()?;
         let (deadline, group) = (group.deadline, &group.buffer);
         let is_large = recent.active_is_large() && !journal.active_is_empty();
         if journal.fits(group.record_bytes()) && !is_large {

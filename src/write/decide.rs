@@ -83,13 +83,15 @@ fn decide_or_tell(proposal: &Proposal, known: &impl Known) -> Result<(), Told> {
     check_ops(proposal, state)
 }
 
-/// Returns the answer for a key that was used before in this generation and whose batch is kept.
+/// Returns the answer for a key that was used before in this generation and whose batch is kept. A
+/// trim leaves a batch without events.
 fn replay(proposal: &Proposal, known: &impl Known) -> Option<Result<Landed>> {
     let key = proposal.batch.key()?;
     let state = known.state();
     let record = known
         .record_of_key()
-        .filter(|record| state.is_there() && record.first >= state.first)?;
+        .filter(|record| record.count == 0 || record.first >= state.first)
+        .filter(|_| state.is_there())?;
     let stored = record.key.as_ref().map(|stored| stored.fingerprint);
     if stored == Some(key.fingerprint) {
         let outcome = Outcome::Replay(Arc::clone(record));
@@ -245,13 +247,14 @@ fn first_of(
         .map(|frame| (frame.view.id, frame.view.seq))
 }
 
-/// Checks what the changes need. A change that is in force already is told as such.
+/// Checks what the changes need. A change that is in force already is told as such, unless a key or
+/// a producer's number is used up with it.
 fn check_ops(proposal: &Proposal, state: &SessionState) -> Result<(), Told> {
-    let session = proposal.session();
-    let mut changes = proposal.batch.has_events();
+    let (session, batch) = (proposal.session(), &proposal.batch);
+    let mut changes = batch.has_events() || batch.key().is_some() || batch.producer().is_some();
     // Several patches of one batch come one after the other.
     let mut described = state.clone();
-    for op in proposal.batch.ops() {
+    for op in batch.ops() {
         changes |= match op {
             Op::Close => state.standing != Standing::Closed,
             Op::Reopen => state.standing == Standing::Closed,

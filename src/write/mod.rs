@@ -20,6 +20,8 @@ pub(crate) use decide::{Decision, Known, decide};
 pub(crate) use proposal::{Parent, Proposal, Scanned};
 pub(crate) use request::Request;
 pub(crate) use section::IN_FLIGHT_MAX;
+#[cfg(all(test, shuttle))]
+pub(crate) use section::lands_again;
 pub(crate) use shared::Shared;
 pub(crate) use signal::{RetainOrders, SealSignal};
 pub(crate) use state::LogState;

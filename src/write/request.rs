@@ -1,9 +1,9 @@
 //! A batch on its way to the commit section, and the protocol of idempotency keys.
 //!
 //! A key that is not in memory is looked up in the segments before the section decides, since the
-//! section does no I/O. Meanwhile records with keys may leave memory for a segment. The entry
-//! counts these, and a request keeps the count from before its lookup. If the count has changed,
-//! the request is stale and the key is looked up again.
+//! section does no I/O. Meanwhile records with keys may leave memory: for a segment, or because
+//! they could not be written. The entry counts these, and a request keeps the count from before its
+//! lookup. If the count has changed, the request is stale and the key is looked up again.
 //!
 //! Invariant: the section decides on a keyed request only if the segments as looked up and the
 //! entry together cover every batch of the session.
@@ -74,6 +74,21 @@ impl Request {
         request.with_key_looked_up(&shared.locator)
     }
 
+    /// Returns a request that found its key in memory, and so was not looked up.
+    #[cfg(all(test, shuttle))]
+    pub(super) fn found_in_memory(session: SessionPin, batch: crate::model::Batch) -> Self {
+        let proposal = Proposal::new(&Options::new().limits, session.id(), batch);
+        Self {
+            proposal: proposal.expect("a batch within the limits"),
+            created_ms: 0,
+            session,
+            deadline: Deadline::NEVER,
+            answer: Answer::owed_to(&Arc::default()),
+            parent: None,
+            sealed: SealedKey::default(),
+        }
+    }
+
     /// Looks up the request's key in the segments, if it has one that is not in memory.
     pub(crate) fn with_key_looked_up(mut self, locator: &Locator) -> Result<Self> {
         let Some(key) = self.proposal.batch.key() else {
@@ -102,14 +117,13 @@ impl Request {
         Ok(self)
     }
 
-    /// Whether the key's record may have left memory for a segment since the lookup.
-    pub(crate) fn is_stale(&self) -> bool {
-        if self.proposal.batch.key().is_none() {
-            return false;
-        }
-        let state = self.session.lock();
-        let generation = state.assigned().generation;
-        self.recent_record(&state, generation).is_none() && state.keys_released != self.sealed.as_of
+    /// Whether the key's record may have left memory for a segment since the lookup, given the
+    /// entry that is decided by. Sealing may change that as soon as it is unlocked.
+    pub(crate) fn is_stale(&self, entry: &EntryState) -> bool {
+        let generation = entry.assigned().generation;
+        self.proposal.batch.key().is_some()
+            && self.recent_record(entry, generation).is_none()
+            && entry.keys_released != self.sealed.as_of
     }
 
     /// Whether the session to be forked is no longer as it was.

@@ -85,10 +85,11 @@ impl Section {
     /// Assigns a request its place, or decides why it gets none. The decision holds for the
     /// requests after it. Returns a request whose key must be looked up again.
     pub(crate) fn join(&mut self, request: Request) -> Option<Request> {
-        if request.is_stale() {
+        let mut state = request.session.lock();
+        if request.is_stale(&state) {
+            drop(state);
             return Some(request);
         }
-        let mut state = request.session.lock();
         let known = InMemory {
             request: &request,
             entry: &state,
@@ -230,6 +231,16 @@ impl Decided {
 fn finish(session: SessionPin, owed: Answer, answer: Result<Landed>) {
     drop(session);
     owed.give(answer);
+}
+
+/// Returns whether a retry lands again that found its first batch in memory.
+#[cfg(all(test, shuttle))]
+pub(crate) fn lands_again(session: SessionPin, batch: crate::model::Batch) -> bool {
+    let mut section = Section::new(IdClock::new(crate::model::EventId::from_u128(1)));
+    let is_stale = section.join(Request::found_in_memory(session, batch));
+    let joined = section.open.members.back();
+    is_stale.is_none()
+        && joined.is_some_and(|joined| matches!(joined.outcome, Outcome::Append { .. }))
 }
 
 #[cfg(test)]

@@ -29,16 +29,16 @@ impl SealSignal {
         self.0.update(|work| *work = (*work).max(Some(timing)));
     }
 
-    /// Waits until `has_room` holds, and checks it whenever sealing progresses. Returns `false` if
-    /// it does not hold at the deadline.
-    pub(crate) fn wait_for_room(&self, deadline: Deadline, has_room: impl Fn() -> bool) -> bool {
-        if has_room() {
+    /// Waits until `may_go_on` holds, and checks it whenever sealing progresses or ends. Returns
+    /// `false` if it does not hold at the deadline.
+    pub(crate) fn wait_for_room(&self, deadline: Deadline, may_go_on: impl Fn() -> bool) -> bool {
+        if may_go_on() {
             return true;
         }
         self.notify();
         let waited = self
             .0
-            .wait_until(deadline, |_work| has_room().then_some(()));
+            .wait_until(deadline, |_work| may_go_on().then_some(()));
         waited.unwrap_or_default().is_some()
     }
 
@@ -55,7 +55,7 @@ impl SealSignal {
         Ok(())
     }
 
-    /// Wakes waiting writers to check for room again.
+    /// Wakes waiting writers to check for room again, or for a failure of the log.
     pub(crate) fn note_progress(&self) {
         self.0.update(|_work| ());
     }

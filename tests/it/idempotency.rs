@@ -7,7 +7,8 @@ use std::task::Poll;
 use std::thread;
 
 use sessionlog::{
-    Ack, Batch, Error, Event, EventId, Expected, MessageId, NewEvent, Result, SessionId, SessionLog,
+    Ack, Batch, Error, Event, EventId, Expected, MessageId, NewEvent, Producer, Result, SessionId,
+    SessionLog,
 };
 
 use crate::support::{
@@ -35,7 +36,6 @@ fn check_replay(log: &SessionLog, session: &SessionId, retry: Batch, original: &
 
 /// Appends another batch under the key of the one at `first_seq`, which must be refused and add
 /// nothing.
-/// add nothing.
 fn check_conflict(log: &SessionLog, session: &SessionId, other: &Batch, first: u64) {
     let before = log.head(session).unwrap();
     match log.append(session, other.clone()) {
@@ -180,6 +180,54 @@ fn a_refused_append_does_not_use_its_key_up() {
     );
     let ack = log.append(&id, keyed()).unwrap();
     assert_eq!((ack.first, ack.replayed), (1, false));
+}
+
+#[test]
+fn a_trim_leaves_the_key_of_a_change_without_events() {
+    let dir = folder();
+    let log = open(&dir);
+    let s = session("s");
+    append_notes(&log, &s, "a", 3);
+    let closing = || Batch::new().closing().idempotency_key("k");
+    let closed = log.append(&s, closing()).unwrap();
+    log.reopen(&s).unwrap();
+    append_notes(&log, &s, "b", 2);
+    log.trim(&s, 5).unwrap();
+    check_replay(&log, &s, closing(), &closed.events);
+    assert!(!log.session(&s).unwrap().closed);
+}
+
+/// Else a retry might undo what came after it.
+#[test]
+fn a_change_that_is_in_force_already_uses_its_key_up() {
+    let dir = folder();
+    let log = open(&dir);
+    let s = session("s");
+    let title = |title: &str| Batch::new().title(title);
+    log.append(&s, notes("first", 1).title("old")).unwrap();
+    let landed = log.append(&s, title("old").idempotency_key("k")).unwrap();
+    assert!(!landed.replayed && landed.events.is_empty());
+    log.append(&s, title("new")).unwrap();
+    check_replay(&log, &s, title("old").idempotency_key("k"), &[]);
+    let title = log.session(&s).unwrap().title;
+    assert_eq!(title.as_deref(), Some("new"));
+    let other = notes("other", 1).idempotency_key("k");
+    assert_error!(log.append(&s, other), Error::IdempotencyConflict { .. });
+}
+
+#[test]
+fn a_change_that_is_in_force_already_uses_its_number_up() {
+    let dir = folder();
+    let log = open(&dir);
+    let s = session("s");
+    let of = |number| Producer::new("p").epoch(1).seq(number);
+    for number in 0..3 {
+        let batch = notes("n", 1).title("the same").producer(of(number));
+        let change = Batch::new().title("the same").producer(of(number));
+        let batch = if number == 1 { change } else { batch };
+        assert!(!log.append(&s, batch).unwrap().replayed);
+    }
+    assert_eq!(log.head(&s).unwrap().last, 2);
 }
 
 #[test]

@@ -1820,7 +1820,10 @@ impl World {
         let gone = std::mem::replace(&mut found.events, kept);
         assert_removed(found, &gone, &removed);
         found.first = to;
-        found.keys.retain(|_, landed| landed.first >= to);
+        let is_empty = |landed: &Landed| landed.last < landed.first;
+        found
+            .keys
+            .retain(|_, landed| landed.first >= to || is_empty(landed));
         let ids = gone.values().map(|event| {
             let seq = event.seq;
             (
@@ -2133,14 +2136,15 @@ impl Try {
         }
     }
 
-    /// Whether the batch leaves the session other than it is.
+    /// Whether the batch leaves the session other than it is: its keys and numbers too.
     fn changes(&self, found: &Session) -> bool {
         let mut described = found.described.clone();
         if let Some(patch) = &self.patch {
             described.apply(patch);
         }
         let closes = self.closing && !found.closed;
-        !self.given.is_empty() || closes || described != found.described
+        let uses_up = self.key.is_some() || self.producer.is_some();
+        uses_up || !self.given.is_empty() || closes || described != found.described
     }
 }
 
