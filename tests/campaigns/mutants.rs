@@ -32,7 +32,7 @@ const SECONDS_MAX: &str = "900";
 const RUNS: &str = "3000";
 
 /// Of the schedules, which are shorter and find some orders of events seldom.
-const SCHEDULES_RUNS: &str = "20000";
+const SCHEDULES_RUNS: &str = "30000";
 
 /// Mutants that need a build of their own.
 const SCHEDULES: &str = "campaign_schedules";
@@ -99,6 +99,23 @@ const MUTANTS: &[Mutant] = &[
             "            if stock.waiting > 0 {\n",
             "            if false {\n",
         )],
+        test: SCHEDULES,
+        target: UNIT,
+    },
+    Mutant {
+        name: "sealing may come between the two looks at a retry",
+        edits: &[(
+            "src/write/section.rs",
+            "            drop(state);\n            return Some(request);\n        }\n",
+            "            drop(state);\n            return Some(request);\n        }\n\
+             drop(state);\nlet mut state = request.session.lock();\n",
+        )],
+        test: SCHEDULES,
+        target: UNIT,
+    },
+    Mutant {
+        name: "an append waits for room in a log that has failed",
+        edits: &[("src/write/commit.rs", " || state.failure().is_some();", ";")],
         test: SCHEDULES,
         target: UNIT,
     },
