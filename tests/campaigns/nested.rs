@@ -27,6 +27,8 @@ pub(crate) fn unit_tests_for_schedules(folder: &Path) -> PathBuf {
         .args(["test", "--quiet", "--package", "sessionlog", "--lib"])
         .args(["--no-run", "--message-format", "json"])
         .env("RUSTFLAGS", "--cfg shuttle")
+        // The scheduler takes most of the time, and building takes longer than running.
+        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
         .stderr(Stdio::inherit())
         .output()
         .expect("cargo");
