@@ -47,8 +47,8 @@ const CACHED_ENTRY_BYTES: u64 = 128;
 /// The delay before the next attempt, after sled failed to open or a segment could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The number of times that the delay doubles after attempts at a damaged segment. It doubles
-/// because each attempt inserts the runs before the damage again.
+/// The number of times that the delay doubles while a segment cannot be read or the index cannot be
+/// set aside. It doubles because each attempt inserts the runs before the damage again.
 const DOUBLINGS_MAX: u32 = 6;
 
 /// The smallest cache for sled, in bytes. sled panics below 256 bytes and thrashes well above that.
@@ -104,8 +104,6 @@ enum IndexFailure {
     Broken(String),
     /// A segment or the folder could not be read. The index has everything before it.
     Unread(Error),
-    /// A segment is damaged. The index has everything before it.
-    Damaged(Error),
 }
 
 impl From<Stopped> for IndexFailure {
@@ -116,11 +114,7 @@ impl From<Stopped> for IndexFailure {
 
 impl From<Error> for IndexFailure {
     fn from(error: Error) -> Self {
-        if matches!(error, Error::Corrupt { .. }) {
-            IndexFailure::Damaged(error)
-        } else {
-            IndexFailure::Unread(error)
-        }
+        IndexFailure::Unread(error)
     }
 }
 
@@ -129,7 +123,7 @@ impl IndexFailure {
         match self {
             IndexFailure::Stopped => "it is closed".to_owned(),
             IndexFailure::Broken(why) => why,
-            IndexFailure::Unread(error) | IndexFailure::Damaged(error) => error.with_sources(),
+            IndexFailure::Unread(error) => error.with_sources(),
         }
     }
 
@@ -243,28 +237,31 @@ impl Index {
     /// Runs the background thread: keeps the index up to date with `segments` until
     /// [`stop`](Index::stop).
     pub(crate) fn run(&self, segments: impl Fn() -> Arc<SegmentSet>) {
-        let mut damaged = 0;
+        let mut failures = 0;
         while self.wait_for_work().is_ok() {
             // The segments are let go before a pause, because erasing waits for their last holder.
             let caught_up = self.catch_up(&segments());
-            match caught_up {
+            let refused = match caught_up {
                 Ok(()) => {
-                    damaged = 0;
+                    failures = 0;
                     self.refusals.note(Work::Indexing, None);
+                    continue;
                 }
                 Err(IndexFailure::Stopped) => break,
-                Err(IndexFailure::Broken(why)) => self.set_aside(&why),
-                Err(IndexFailure::Unread(error)) => {
-                    self.refusals.note(Work::Indexing, Some(&error));
-                    self.retry_after(RETRY_AFTER, |_orders| false);
-                }
-                Err(IndexFailure::Damaged(error)) => {
-                    self.refusals.note(Work::Indexing, Some(&error));
-                    let time = RETRY_AFTER * 2_u32.pow(damaged);
-                    self.retry_after(time, |orders| orders.distrusted);
-                    damaged = DOUBLINGS_MAX.min(damaged + 1);
-                }
-            }
+                Err(IndexFailure::Broken(why)) => self.set_aside(&why).err(),
+                Err(IndexFailure::Unread(error)) => Some(error),
+            };
+            // The cause, such as a full disk, may break it again. The segments answer in the
+            // meantime.
+            let Some(refused) = refused else {
+                self.retry_after(RETRY_AFTER, |_orders| false);
+                continue;
+            };
+            self.refusals.note(Work::Indexing, Some(&refused));
+            let was_distrusted = self.mailbox.with(|orders| orders.distrusted);
+            let time = RETRY_AFTER * 2_u32.pow(failures);
+            self.retry_after(time, |orders| orders.distrusted && !was_distrusted);
+            failures = DOUBLINGS_MAX.min(failures + 1);
         }
         self.close();
     }
@@ -409,20 +406,17 @@ impl Index {
     }
 
     /// Moves the folder aside for inspection, replaces an earlier one there, and begins anew.
-    fn set_aside(&self, why: &str) {
-        tracing::warn!(target: "sessionlog", why, "the index is set aside and built again");
+    fn set_aside(&self, why: &str) -> Result<()> {
         *self.covered.write() = Arc::from([]);
         self.close();
         let aside = self.folder.with_extension("set-aside");
-        match self.move_to(&aside) {
-            Err(refused) => self.refusals.note(Work::Indexing, Some(&refused)),
-            Ok(()) => self.mailbox.with(|orders| {
-                self.rebuilds.fetch_add(1, Ordering::Release);
-                orders.distrusted = false;
-            }),
-        }
-        // The cause, such as a full disk, may break it again. The segments answer in the meantime.
-        self.retry_after(RETRY_AFTER, |_orders| false);
+        self.move_to(&aside)?;
+        tracing::warn!(target: "sessionlog", why, "the index is set aside and built again");
+        self.mailbox.with(|orders| {
+            self.rebuilds.fetch_add(1, Ordering::Release);
+            orders.distrusted = false;
+        });
+        Ok(())
     }
 
     /// Removes the last index that was set aside.
@@ -653,6 +647,38 @@ mod tests {
         });
     }
 
+    #[test]
+    fn an_index_that_could_not_be_opened_is_tried_again_without_an_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let parent = folder.path().join("parent");
+        std::fs::write(&parent, "no folder").unwrap();
+        let disk = Arc::new(RealDisk::default());
+        let index = Index::new(
+            disk,
+            parent.join("index"),
+            StoreId::default(),
+            0,
+            Arc::default(),
+        );
+        index.note_segments();
+        scope(|scope| {
+            scope.spawn(|| index.run(|| Arc::new(SegmentSet::new(Vec::new()))));
+            let is_refused = || !index.refusals.standing().is_empty();
+            while !is_refused() {
+                yield_now();
+            }
+            std::fs::remove_file(&parent).unwrap();
+            std::fs::create_dir(&parent).unwrap();
+            let began = Instant::now();
+            while is_refused() && began.elapsed() < RETRY_AFTER * 60 {
+                yield_now();
+            }
+            let is_over = !is_refused();
+            index.stop();
+            assert!(is_over, "nobody tries again");
+        });
+    }
+
     /// A slow reader may report an untrue answer after the index that gave it is gone.
     #[test]
     fn what_an_index_said_is_not_held_against_the_next_one() {
@@ -664,13 +690,11 @@ mod tests {
             0,
             Arc::default(),
         );
-        // A stopped index does not pause before it retries.
-        index.stop();
         assert!(index.opened(&SegmentSet::new(Vec::new())).is_ok());
         let asked = index.ask();
         index.distrust(&asked);
         assert!(index.mailbox.with(|orders| orders.distrusted));
-        index.set_aside("a test");
+        index.set_aside("a test").unwrap();
         index.distrust(&asked);
         assert!(
             !index.mailbox.with(|orders| orders.distrusted),
@@ -678,7 +702,7 @@ mod tests {
         );
         // It does not stay distrusted if there is nothing to set aside, either.
         index.distrust(&index.ask());
-        index.set_aside("a test");
+        index.set_aside("a test").unwrap();
         assert!(
             !index.mailbox.with(|orders| orders.distrusted),
             "an index that is not there stays distrusted"

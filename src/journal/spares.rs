@@ -189,19 +189,14 @@ impl Spares {
 
     /// Removes the spare files that an idle log does not need, the smallest first.
     ///
-    /// It removes none while a thread waits for one: the one that was made for it may be the
-    /// smallest.
+    /// Those that fit are kept before others: one may have been made for a thread that waits.
     pub(crate) fn trim(&self) -> Result<()> {
         let surplus = self.mailbox.with(|stock| {
-            if stock.waiting > 0 {
-                return Vec::new();
-            }
-            stock
-                .ready
-                .sort_unstable_by_key(|spare| Reverse(spare.bytes));
-            stock
-                .ready
-                .split_off(stock.ready.len().min(IDLE_SPARES_MAX))
+            let mut ready = std::mem::take(&mut stock.ready);
+            ready.sort_unstable_by_key(|spare| Reverse((stock.fits(spare), spare.bytes)));
+            let surplus = ready.split_off(ready.len().min(IDLE_SPARES_MAX));
+            stock.ready = ready;
+            surplus
         });
         surplus
             .iter()
@@ -228,10 +223,7 @@ impl Spares {
     /// Waits until no ready file has the wanted size, and returns that size.
     fn next_wanted(&self) -> Result<u64, Stopped> {
         self.mailbox.wait_for(|stock| {
-            let has_to_be_clean = stock.waiting_for_clean > 0;
-            let fits =
-                |spare: &Spare| spare.bytes >= stock.wanted && (spare.is_clean || !has_to_be_clean);
-            let is_ready = stock.ready.iter().any(fits);
+            let is_ready = stock.ready.iter().any(|spare| stock.fits(spare));
             if is_ready {
                 self.refusals.note(Work::JournalFiles, None);
             }
@@ -311,6 +303,12 @@ impl Spares {
 }
 
 impl Stock {
+    /// Whether no other file need be made beside this one.
+    fn fits(&self, spare: &Spare) -> bool {
+        let has_to_be_clean = self.waiting_for_clean > 0;
+        spare.bytes >= self.wanted && (spare.is_clean || !has_to_be_clean)
+    }
+
     /// Takes the first ready file, in the order of `key`, for which `fits` holds.
     fn take<K: Ord>(
         &mut self,

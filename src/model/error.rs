@@ -166,7 +166,8 @@ pub enum Error {
         session: SessionId,
         /// The key.
         key: String,
-        /// The first seq of the batch that the key stands for.
+        /// The first seq of the batch that the key stands for. It is that of the next event if the
+        /// batch has none.
         first_seq: Seq,
     },
 

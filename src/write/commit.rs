@@ -148,8 +148,10 @@ impl Commit {
         !section.is_led() && section.open.members.is_empty() && section.unwitnessed.is_none()
     }
 
+    /// Returns the error for a caller that waited for room in vain.
     fn no_room(&self) -> Error {
-        self.shared.refusals.of_waiting(self.stall_wait)
+        let failed = self.shared.state.check_poison().err();
+        failed.unwrap_or_else(|| self.shared.refusals.of_waiting(self.stall_wait))
     }
 
     /// Runs a commit thread until [`stop`](Commit::stop).

@@ -248,10 +248,15 @@ fn first_of(
 }
 
 /// Checks what the changes need. A change that is in force already is told as such, unless a key or
-/// a producer's number is used up with it.
+/// a producer's number is used up with it, or fences off earlier epochs.
 fn check_ops(proposal: &Proposal, state: &SessionState) -> Result<(), Told> {
     let (session, batch) = (proposal.session(), &proposal.batch);
-    let mut changes = batch.has_events() || batch.key().is_some() || batch.producer().is_some();
+    let notes = |producer: &Producer| {
+        let known = state.producer(&producer.id);
+        producer.seq.is_some() || known.is_none_or(|known| known.epoch < producer.epoch)
+    };
+    let mut changes =
+        batch.has_events() || batch.key().is_some() || batch.producer().is_some_and(notes);
     // Several patches of one batch come one after the other.
     let mut described = state.clone();
     for op in batch.ops() {

@@ -93,11 +93,11 @@ const MUTANTS: &[Mutant] = &[
         target: UNIT,
     },
     Mutant {
-        name: "spare files are trimmed while a thread waits for one",
+        name: "a spare file that a thread waits for is trimmed",
         edits: &[(
             "src/journal/spares.rs",
-            "            if stock.waiting > 0 {\n",
-            "            if false {\n",
+            "Reverse((stock.fits(spare), spare.bytes))",
+            "Reverse(spare.bytes)",
         )],
         test: SCHEDULES,
         target: UNIT,

@@ -2143,7 +2143,11 @@ impl Try {
             described.apply(patch);
         }
         let closes = self.closing && !found.closed;
-        let uses_up = self.key.is_some() || self.producer.is_some();
+        let is_noted = |(id, epoch, seq): &(String, u64, Option<u64>)| {
+            let known = found.producers.get(id);
+            seq.is_some() || known.is_none_or(|known| known.epoch < *epoch)
+        };
+        let uses_up = self.key.is_some() || self.producer.as_ref().is_some_and(is_noted);
         uses_up || !self.given.is_empty() || closes || described != found.described
     }
 }
