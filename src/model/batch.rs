@@ -150,8 +150,8 @@ impl Batch {
     ///
     /// An append with the same key and content returns the events that were stored the first time.
     /// With other content it is [`Error::IdempotencyConflict`]. Changes of the session and the
-    /// producer are content too. A key lives as long as its batch: keys of trimmed or deleted
-    /// batches are forgotten.
+    /// producer are content too, and a change that is in force already is stored under its key. A
+    /// key lives as long as its batch: keys of trimmed or deleted batches are forgotten.
     pub fn idempotency_key(mut self, key: impl AsRef<str>) -> Self {
         self.key = Some(ByteString::from(key.as_ref()));
         self
